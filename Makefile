@@ -1,0 +1,78 @@
+# Needs Python 3.11 or newer, make, and a network that reaches the package index; the rest is
+# installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+INSTALLED := $(VENV)/.installed
+INSTALLED_LINT := $(VENV)/.installed-lint
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench dist clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  PYTHON=python3.12 chooses the interpreter that .venv is made with,"
+	@echo "  DEMO_PORT=8000 the port of the demo, ARGS='-k demo' what pytest is told."
+
+demo: $(INSTALLED) ## Run the demo: application, queue processor and relay; Ctrl-C stops them
+	@exec $(BIN)/python -m demo.run
+
+test: $(INSTALLED) ## Run the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) $(INSTALLED_LINT) ## Check style (ruff) and types (mypy, strict)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy pyramid_sendmail
+
+bench: $(INSTALLED) ## Run the benchmarks of tests/benchmarks and print their figures
+	$(BIN)/python -m tests.benchmarks.latency $(ARGS)
+
+# -W error with two exceptions, both about what Pyramid itself imports: WebOb 1.8 needs cgi, up to
+# Python 3.12, and Pyramid 2 needs pkg_resources.
+dist: $(INSTALLED_LINT) ## Build sdist and wheel, try the wheel in an empty environment
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist .
+	@set -eu; empty=$$(mktemp -d); trap 'rm -rf "$$empty"' EXIT; \
+	if $(BIN)/python -m zipfile -l dist/*.whl | grep -E '^(tests|demo)/'; then \
+	    echo 'make dist: the wheel must hold the package alone' >&2; exit 1; fi; \
+	$(BIN)/python -m zipfile -l dist/*.whl | grep -q '^pyramid_sendmail/py\.typed'; \
+	$(PYTHON) -m venv "$$empty/venv"; \
+	"$$empty/venv/bin/python" -m pip install --quiet dist/*.whl; \
+	"$$empty/venv/bin/python" -m pip check; \
+	cd "$$empty"; \
+	venv/bin/python -W error \
+	    -W "ignore:'cgi' is deprecated:DeprecationWarning:webob.compat" \
+	    -W 'ignore:pkg_resources is deprecated as an API:UserWarning' \
+	    -c 'import pyramid_sendmail; print("imported", pyramid_sendmail.__name__)'; \
+	venv/bin/psendmail-qp --version; \
+	venv/bin/psendmail-qp --help
+
+clean: ## Remove .venv and everything that was made
+	rm -rf $(VENV) build dist demo/var htmlcov .coverage .coverage.* *.egg-info
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find demo tests pyramid_sendmail -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): setup.cfg pyproject.toml $(BIN)/python
+	@echo 'Installing pyramid_sendmail and what demo and tests need into $(VENV) ...'
+	@$(BIN)/python -m pip install --quiet --editable '.[demo,testing]'
+	@touch $@
+
+$(INSTALLED_LINT): setup.cfg pyproject.toml $(BIN)/python
+	@echo 'Installing what the checks need into $(VENV) ...'
+	@$(BIN)/python -m pip install --quiet --editable '.[lint]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo 'make: Python 3.11 or newer is needed, and "$(PYTHON)" is' \
+	        "$$($(PYTHON) --version 2>&1 || echo 'not there')." \
+	        'Choose another: make PYTHON=python3.12' >&2; exit 1; }
+	@echo 'Making $(VENV) ...'
+	@$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
+	    echo 'make: "$(PYTHON) -m venv" failed (on Debian: apt-get install python3-venv)' >&2; \
+	    exit 1; }
