@@ -1,0 +1,256 @@
+"""A queue in memory: for direct delivery without a Maildir, and for tests.
+
+It keeps the whole contract of IMailQueue but its durability: what it holds is gone with the
+process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from zope.interface import implementer
+
+from ..envelope import Envelope, Fate
+from ..interfaces import IMailQueue
+from .names import Ticket, schedule_of
+
+__all__ = ['MemoryQueue']
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Mail:
+    """A mail and where it stands."""
+
+    envelope: Envelope
+    folder: str
+    due: float
+    since: float
+    attempt: int = 0
+    retry_at: float = 0.0
+    claimed: bool = False
+    letters: dict[str, str] = field(default_factory=dict)
+    fates: list[Fate] = field(default_factory=list)
+
+
+@implementer(IMailQueue)
+class MemoryQueue:
+    """See IMailQueue. ``failed`` holds the envelopes of dead letters, in order."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._pid = os.getpid()
+        self._mails: dict[str, Mail] = {}
+        self._lock = threading.RLock()
+        self._woken = threading.Event()
+
+    def __len__(self) -> int:
+        """How many mails wait for delivery."""
+        with self._lock:
+            return sum(mail.folder in ('new', 'cur') for mail in self._mails.values())
+
+    @property
+    def failed(self) -> list[Envelope]:
+        with self._lock:
+            return [mail.envelope for mail in self._mails.values() if mail.folder == 'failed']
+
+    def put(self, envelopes: Sequence[Envelope]) -> MemoryPut:
+        return MemoryPut(self, tuple(envelopes))
+
+    def look(
+        self, now: float, *, limit: int = 20_000, fresh: bool = False
+    ) -> tuple[list[Ticket], float | None]:
+        folders = ('new',) if fresh else ('done', 'new', 'cur')
+        with self._lock:
+            waiting = [mail for mail in self._mails.values() if mail.folder in folders]
+        due = [mail for mail in waiting if mail.due <= now]
+        due.sort(key=lambda mail: (mail.folder != 'done', _name(mail)))
+        tickets = [Ticket(mail.folder, _name(mail)) for mail in due[:limit]]
+        return tickets, min((mail.due for mail in waiting if mail.due > now), default=None)
+
+    def claim(self, ticket: Ticket, *, settled: bool = False) -> MemoryClaim | None:
+        with self._lock:
+            mail = self._mails.get(ticket.name.rpartition('-')[2])
+            if mail is None or mail.claimed or mail.folder != ticket.folder:
+                return None
+            claim = MemoryClaim(self, mail, self._clock())
+            if settled and claim.todo:
+                return None
+            mail.claimed = True
+            return claim
+
+    def check(self) -> None:
+        """Memory can always be written."""
+
+    def prepare(self) -> None:
+        """Nothing to make."""
+
+    def sync(self) -> None:
+        """Nothing survives anyway."""
+
+    def wait(self, timeout: float) -> bool:
+        woken = self._woken.wait(max(timeout, 0.0))
+        self._woken.clear()
+        return woken
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def close(self) -> None:
+        """Nothing to give up."""
+
+    def add(self, mails: Iterable[Mail]) -> None:
+        if self._pid != os.getpid():
+            # A forked child: what its parent holds is the parent's to send.
+            self._pid = os.getpid()
+            self._mails, self._lock, self._woken = {}, threading.RLock(), threading.Event()
+        with self._lock:
+            self._mails.update({mail.envelope.id: mail for mail in mails})
+        self._woken.set()
+
+    def remove(self, mail: Mail) -> None:
+        with self._lock:
+            self._mails.pop(mail.envelope.id, None)
+
+
+class MemoryPut:
+    """See IMailQueuePut."""
+
+    def __init__(self, queue: MemoryQueue, envelopes: tuple[Envelope, ...]) -> None:
+        self._queue = queue
+        self._envelopes = envelopes
+        self._outcome = ''
+        self.tickets = tuple(
+            Ticket('new', schedule_of(envelope, due=envelope.due, attempt=0).name)
+            for envelope in envelopes
+        )
+
+    def publish(self) -> None:
+        self._end('published', 'new')
+
+    def discard(self) -> None:
+        self._outcome = self._outcome or 'discarded'
+
+    def doubt(self) -> None:
+        if not self._outcome:
+            log.critical(
+                'in doubt: another resource failed to finish its commit, and nobody can tell '
+                'whether the transaction of %s took place; nothing was sent',
+                ', '.join(f'{mail.message_id} ({mail.id})' for mail in self._envelopes),
+            )
+        self._end('doubted', 'done')
+
+    def _end(self, outcome: str, folder: str) -> None:
+        if self._outcome:
+            return
+        self._outcome = outcome
+        mails = []
+        for envelope in self._envelopes:
+            due = envelope.due if folder == 'new' else envelope.queued_at
+            mail = Mail(envelope, folder, due, envelope.queued_at)
+            mail.letters = dict.fromkeys(envelope.recipients, 'T' if folder == 'new' else 'f')
+            if folder == 'done':
+                mail.fates = [
+                    Fate(
+                        id=f'{envelope.id}-0-error-0',
+                        kind='error',
+                        recipients=envelope.recipients,
+                        attempt=0,
+                        mailer='',
+                        reason='in doubt: nobody can tell whether its transaction committed',
+                        permanent=False,
+                    )
+                ]
+            mails.append(mail)
+        self._queue.add(mails)
+
+
+class MemoryClaim:
+    """See IMailClaim."""
+
+    interrupted = ''
+
+    def __init__(self, queue: MemoryQueue, mail: Mail, now: float) -> None:
+        self._queue = queue
+        self._mail = mail
+        self._settled = False
+        self.todo: tuple[str, ...] = ()
+        if mail.folder != 'done' and mail.retry_at <= now:
+            self.todo = tuple(to for to, letter in mail.letters.items() if letter == 'T')
+
+    @property
+    def envelope(self) -> Envelope:
+        return self._mail.envelope
+
+    @property
+    def attempt(self) -> int:
+        return self._mail.attempt
+
+    @property
+    def since(self) -> float:
+        return self._mail.since
+
+    @property
+    def fates(self) -> list[Fate]:
+        return list(self._mail.fates)
+
+    def sealing(self, recipients: Sequence[str]) -> None:
+        """A process that stops takes the mail with it: no mark would be found."""
+
+    def settle(
+        self, fates: Sequence[Fate], *, retry_at: float | None = None, report: bool = True
+    ) -> None:
+        mail = self._mail
+        if not self._settled:
+            self._settled = True
+            for fate in fates:
+                letter = {'sent': 'd', 'error': 'f', 'deferred': 'T'}[fate.kind]
+                mail.letters.update(dict.fromkeys(fate.recipients, letter))
+            mail.fates += [fate for fate in fates if fate.kind != 'deferred']
+            mail.retry_at = retry_at or 0.0
+            mail.attempt += retry_at is not None
+            if not report:
+                mail.fates = []
+        self._rest()
+
+    def reported(self, fates: Iterable[Fate]) -> None:
+        told = {fate.id for fate in fates}
+        self._mail.fates = [fate for fate in self._mail.fates if fate.id not in told]
+        self._rest()
+
+    def postpone(self, fates: Iterable[Fate], due: float) -> None:
+        late = {fate.id for fate in fates}
+        mail = self._mail
+        mail.fates = [
+            replace(fate, tries=fate.tries + 1) if fate.id in late else fate
+            for fate in mail.fates
+        ]
+        mail.due = min(due, mail.retry_at) if mail.retry_at else due
+        self.release()
+
+    def release(self) -> None:
+        self._mail.claimed = False
+
+    def _rest(self) -> None:
+        mail = self._mail
+        letters = mail.letters.values()
+        if 'T' in letters:
+            mail.folder, mail.due = 'cur', mail.retry_at
+        elif mail.fates:
+            mail.folder, mail.due = 'done', mail.envelope.queued_at
+        elif 'f' in letters:
+            mail.folder = 'failed'
+        else:
+            self._queue.remove(mail)
+        if not mail.fates:
+            self.release()
+
+
+def _name(mail: Mail) -> str:
+    return schedule_of(mail.envelope, due=mail.due, attempt=mail.attempt).name

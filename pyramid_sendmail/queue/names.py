@@ -1,0 +1,69 @@
+"""What a file in the queue is called: its name is its schedule.
+
+``<priority>-<due>-<attempt>-<id>``, each of fixed width, so that sorting a listing gives the order
+of delivery without looking at a single file. In ``tmp/`` the first file of a transaction, its
+record, has that name; the others append a dot and the name of the record.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..envelope import Envelope, Priority
+
+__all__ = ['Schedule', 'Ticket', 'parse', 'record_of', 'schedule_of']
+
+_PRIORITY: dict[Priority, str] = {'high': '1', 'normal': '5', 'low': '9'}
+_NAME = re.compile(r'([159])-(\d{15})-(\d{4})-([0-9a-f]{32})')
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A mail to claim, as a listing saw it."""
+
+    folder: str
+    name: str
+
+    @property
+    def due(self) -> float:
+        """Epoch seconds; 0 where the name does not tell."""
+        schedule = parse(self.name)
+        return schedule.due if schedule else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What a name says: ``due`` in epoch seconds, ``attempt`` the attempts counted so far."""
+
+    priority: str
+    due: float
+    attempt: int
+    id: str
+
+    @property
+    def name(self) -> str:
+        milliseconds = min(max(round(self.due * 1000), 0), 10**15 - 1)
+        return f'{self.priority}-{milliseconds:015d}-{min(self.attempt, 9999):04d}-{self.id}'
+
+
+def schedule_of(envelope: Envelope, *, due: float, attempt: int) -> Schedule:
+    """The schedule of an envelope at a given time and attempt."""
+    return Schedule(_PRIORITY[envelope.priority], due, attempt, envelope.id)
+
+
+def parse(name: str) -> Schedule | None:
+    """Read a name; None if it is not one of ours."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    priority, due, attempt, id = match.groups()
+    return Schedule(priority, int(due) / 1000, int(attempt), id)
+
+
+def record_of(name: str) -> str | None:
+    """The record that a name in ``tmp/`` belongs to, itself perhaps; None if it is foreign."""
+    own, _, record = name.partition('.')
+    if parse(own) is None or (record and parse(record) is None):
+        return None
+    return record or own

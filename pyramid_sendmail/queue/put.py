@@ -1,0 +1,158 @@
+"""The two-phase put: all mail of one transaction into ``tmp/``, and then into ``new/``.
+
+The transaction's first file is its record. It alone is locked from its creation to the end of the
+second phase, its letter alone counts, and it is the last to move:
+
+====== ============ ===================================== ============================
+letter written      means, while the record is locked     found unlocked by recovery
+====== ============ ===================================== ============================
+``W``  at creation  files are being written               all are removed
+``V``  before the   the transaction may commit            in doubt, all are kept
+       last fsync
+``C``  in publish   the transaction has committed         all are published
+====== ============ ===================================== ============================
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+from ..envelope import Envelope
+from .format import STATE_AT, encode
+from .names import Ticket, schedule_of
+from .store import Store
+from .trigger import Trigger
+
+__all__ = ['MaildirPut']
+
+log = logging.getLogger(__name__)
+
+
+class MaildirPut:
+    """See IMailQueuePut. ``write`` is the first phase."""
+
+    def __init__(self, store: Store, trigger: Trigger, envelopes: Sequence[Envelope]) -> None:
+        self._store = store
+        self._trigger = trigger
+        self._envelopes = envelopes
+        self._record: int | None = None
+        self._outcome = ''
+        names = [
+            schedule_of(envelope, due=envelope.due, attempt=0).name for envelope in envelopes
+        ]
+        self.tickets = tuple(Ticket('new', name) for name in names)
+        # The record comes last here: it is the first file to be made and the last to move.
+        self._moves = [(f'{name}.{names[0]}', name) for name in names[1:]] + [(names[0], names[0])]
+
+    def write(self) -> None:
+        """Write and sync every file. Raises QueueError, and leaves nothing then."""
+        try:
+            try:
+                self._write()
+            except FileNotFoundError:
+                self._store.prepare()
+                self._write()
+        except BaseException as error:
+            self.discard()
+            if isinstance(error, OSError) and type(error).__module__ == 'builtins':
+                raise self._store.error(
+                    'cannot take the mail of this transaction', error
+                ) from error
+            raise
+
+    def _write(self) -> None:
+        first, *others = self._envelopes
+        record = self._create(self._moves[-1][0])
+        self._record = record
+        _, data = encode(first, 'W')
+        self._store.write(record, data)
+        for (temporary, _), envelope in zip(self._moves, others, strict=False):
+            descriptor = self._create(temporary)
+            try:
+                self._store.write(descriptor, encode(envelope, 'C')[1])
+                self._store.sync_file(descriptor)
+            finally:
+                self._store.close(descriptor)
+        self._store.write(record, b'V', STATE_AT)
+        self._store.sync_file(record)
+
+    def _create(self, name: str) -> int:
+        """A recovering processor may take the new file for an old one before it is locked, and
+        removes it then: the name is free again a moment later."""
+        path = self._store.path('tmp', name)
+        for _ in range(1000):
+            try:
+                descriptor = self._store.create(path)
+            except FileExistsError:
+                time.sleep(0.001)
+            else:
+                if descriptor is not None:
+                    return descriptor
+        raise FileExistsError(errno.EEXIST, 'somebody else keeps this file', path)
+
+    def publish(self) -> None:
+        if self._outcome not in ('', 'published') or self._record is None:
+            return
+        self._outcome = 'published'
+        try:
+            self._store.write(self._record, b'C', STATE_AT)
+            while self._moves:
+                self._move(*self._moves[0])
+                del self._moves[0]
+            self._store.sync_folder('new')
+        except Exception:
+            log.critical(
+                'mail that was committed could not be moved from tmp/ to new/ in %s; '
+                'a queue processor will try again: %s',
+                self._store.root,
+                ', '.join(envelope.message_id for envelope in self._envelopes),
+                exc_info=True,
+            )
+        self._unlock()
+        self._trigger.pull()
+
+    def _move(self, temporary: str, name: str) -> None:
+        source = self._store.path('tmp', temporary)
+        try:
+            os.rename(source, self._store.path('new', name))
+        except FileNotFoundError:
+            # Moved before an interrupt (and delivered, perhaps); or new/ is gone.
+            if os.path.lexists(source):
+                raise
+
+    def discard(self) -> None:
+        if self._outcome not in ('', 'discarded'):
+            return
+        self._outcome = 'discarded'
+        try:
+            for temporary, _ in self._moves:
+                with suppress(FileNotFoundError):
+                    os.unlink(self._store.path('tmp', temporary))
+        except Exception:
+            log.exception('mail of an aborted transaction was left in tmp/ of %s', self._store.root)
+            if self._record is not None:
+                # Not voted for any more: recovery removes it.
+                with suppress(OSError):
+                    self._store.write(self._record, b'W', STATE_AT)
+        self._unlock()
+
+    def doubt(self) -> None:
+        if self._outcome:
+            return
+        self._outcome = 'doubted'
+        log.critical(
+            'in doubt: another resource failed to finish its commit, and nobody can tell whether '
+            'the transaction of %s took place; see mail.in_doubt',
+            ', '.join(f'{envelope.message_id} ({envelope.id})' for envelope in self._envelopes),
+        )
+        self._unlock()
+
+    def _unlock(self) -> None:
+        record, self._record = self._record, None
+        if record is not None:
+            self._store.close(record)

@@ -1,0 +1,230 @@
+"""Files, folders and locks: the few operations on the file system that the queue is made of."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import threading
+import weakref
+from contextlib import suppress
+
+from ..exceptions import QueueError
+
+__all__ = ['FOLDERS', 'Store']
+
+FOLDERS = ('tmp', 'new', 'cur', 'done', 'failed')
+
+_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class Store:
+    """The five folders below ``root``, with everything opened there kept track of.
+
+    A lock (flock) belongs to an open file, which a forked child shares: the child closes what it
+    inherited, and the parent unlocks before it closes.
+    """
+
+    def __init__(self, root: str, *, sync: bool = True) -> None:
+        self.root = root
+        self.sync = sync
+        self._open: set[int] = set()
+        reference = weakref.ref(self)
+
+        def forget() -> None:
+            store = reference()
+            if store is not None:
+                store._forget()
+
+        os.register_at_fork(after_in_child=forget)
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.root!r})'
+
+    def path(self, folder: str, name: str) -> str:
+        return f'{self.root}/{folder}/{name}'
+
+    def prepare(self) -> None:
+        """Make the folders that are missing, 0700 whatever the umask; check the owner."""
+        try:
+            for folder in (self.root, *(f'{self.root}/{name}' for name in FOLDERS)):
+                try:
+                    os.makedirs(folder, 0o700)
+                except FileExistsError:
+                    if not os.path.isdir(folder):
+                        raise
+                else:
+                    os.chmod(folder, 0o700)
+            owner = os.stat(self.root).st_uid
+        except OSError as error:
+            raise self.error('cannot be made', error) from error
+        if owner != os.geteuid():
+            raise QueueError(
+                errno.EPERM,
+                f'the queue belongs to user {owner}, this process runs as user {os.geteuid()}: '
+                f'run both the application and psendmail-qp as the same user',
+                self.root,
+            )
+
+    def prove_locks(self) -> None:
+        """Prove that a second open of a locked file is refused its lock."""
+        path = f'{self.root}/lock-probe-{os.getpid()}-{threading.get_ident()}'
+        descriptors = []
+        try:
+            for _ in range(2):
+                descriptors.append(os.open(path, _FLAGS | os.O_CREAT, 0o600))
+            fcntl.flock(descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(descriptors[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            raise QueueError(
+                errno.ENOLCK,
+                'locks (flock) do not exclude anybody on this file system, so that mail could be '
+                'sent twice: set mail.queue_path to a local disk',
+                self.root,
+            )
+        except QueueError:
+            raise
+        except OSError as error:
+            raise self.error('cannot lock its files', error) from error
+        finally:
+            with suppress(OSError):
+                os.unlink(path)
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def prove_writable(self) -> None:
+        """Prove, on a probe beside the folders, that a file can be made, written and removed."""
+        path = f'{self.root}/probe-{os.getpid()}-{threading.get_ident()}'
+        try:
+            descriptor = os.open(path, _FLAGS | os.O_CREAT, 0o600)
+            try:
+                _write(descriptor, b' ' * 4096)
+            finally:
+                os.close(descriptor)
+                os.unlink(path)
+            for folder in FOLDERS:
+                if not os.access(f'{self.root}/{folder}', os.R_OK | os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, f'{folder}/ is not writable')
+        except OSError as error:
+            raise self.error('cannot record what becomes of its mail', error) from error
+
+    def create(self, path: str) -> int | None:
+        """Make a new file, 0600 and locked; None if somebody else has it already."""
+        descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        self._open.add(descriptor)
+        return self._locked(descriptor, path)
+
+    def open(self, path: str) -> int | None:
+        """Open an existing file for us alone; None if it is gone or somebody else has it.
+
+        Raises IsADirectoryError or ValueError for what is not a plain file.
+        """
+        try:
+            descriptor = os.open(path, _FLAGS)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                raise ValueError('it is not a plain file') from error
+            raise
+        self._open.add(descriptor)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            self.close(descriptor)
+            raise ValueError('it is not a plain file')
+        return self._locked(descriptor, path)
+
+    def _locked(self, descriptor: int, path: str) -> int | None:
+        """Lock, then see that the path still names this file: it may have been removed, or moved
+        and settled, between the open and the lock."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            there = os.stat(path, follow_symlinks=False)
+            here = os.fstat(descriptor)
+        except (BlockingIOError, FileNotFoundError):
+            self.close(descriptor)
+            return None
+        except BaseException:
+            self.close(descriptor)
+            raise
+        if (here.st_ino, here.st_dev) != (there.st_ino, there.st_dev):
+            self.close(descriptor)
+            return None
+        return descriptor
+
+    def locked_by_others(self, path: str) -> bool:
+        """Whether somebody holds the file's lock."""
+        try:
+            descriptor = self.open(path)
+        except ValueError:
+            return False
+        if descriptor is None:
+            return os.path.lexists(path)
+        self.close(descriptor)
+        return False
+
+    def close(self, descriptor: int) -> None:
+        """Unlock and close. Never raises."""
+        self._open.discard(descriptor)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        with suppress(OSError):
+            os.close(descriptor)
+
+    def read(self, descriptor: int) -> bytes:
+        """The whole file."""
+        size = os.fstat(descriptor).st_size
+        parts: list[bytes] = []
+        at = 0
+        while True:
+            part = os.pread(descriptor, max(size - at, 0) + 1, at)
+            if not part:
+                return b''.join(parts) if len(parts) != 1 else parts[0]
+            parts.append(part)
+            at += len(part)
+
+    def write(self, descriptor: int, data: bytes, at: int = 0) -> None:
+        """Write all of it, in place."""
+        while data:
+            written = os.pwrite(descriptor, data, at)
+            data, at = data[written:], at + written
+
+    def sync_file(self, descriptor: int) -> None:
+        if self.sync:
+            os.fsync(descriptor)
+
+    def sync_folder(self, folder: str) -> None:
+        """Make the folder's entries survive a power cut."""
+        if not self.sync:
+            return
+        descriptor = os.open(f'{self.root}/{folder}', os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def error(self, what: str, error: OSError) -> QueueError:
+        """The same error with the queue's name and a remedy."""
+        remedy = {
+            errno.ENOSPC: 'make room on the disk',
+            errno.EDQUOT: 'raise the quota of this user',
+            errno.EROFS: 'the file system is read-only',
+            errno.EACCES: 'give this user the right to write there',
+            errno.EMFILE: 'raise the limit of open files (ulimit -n)',
+        }.get(error.errno or 0, 'see mail.queue_path')
+        return QueueError(
+            error.errno, f'the queue {what}: {error.strerror or error}; {remedy}', self.root
+        )
+
+    def _forget(self) -> None:
+        for descriptor in self._open:
+            with suppress(OSError):
+                os.close(descriptor)
+        self._open.clear()
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]

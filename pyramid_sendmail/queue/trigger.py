@@ -1,0 +1,83 @@
+"""The FIFO that wakes a sleeping processor (as qmail's and nullmailer's do)."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+from contextlib import suppress
+
+__all__ = ['Trigger']
+
+
+class Trigger:
+    """A named pipe beside the folders. Whatever is wrong with it costs time, never mail."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._pid = 0
+        self._fifo: int | None = None
+        self._own: tuple[int, int] | None = None
+
+    def pull(self) -> None:
+        """Wake a processor, if one listens. Never raises, never waits."""
+        try:
+            descriptor = os.open(
+                self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+            )
+        except OSError:
+            return
+        try:
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                os.write(descriptor, b'\0')
+        except OSError:
+            pass
+        finally:
+            os.close(descriptor)
+
+    def wait(self, timeout: float) -> bool:
+        """Sleep until pulled or woken; True then, False after ``timeout`` seconds."""
+        self.listen()
+        assert self._own is not None
+        poll = select.poll()
+        descriptors = [self._own[0]]
+        if self._fifo is not None:
+            descriptors.append(self._fifo)
+        for descriptor in descriptors:
+            poll.register(descriptor, select.POLLIN)
+        ready = poll.poll(max(timeout, 0.0) * 1000)
+        for descriptor, _ in ready:
+            with suppress(BlockingIOError):
+                os.read(descriptor, 65536)
+        return bool(ready)
+
+    def wake(self) -> None:
+        """End the wait of this process, now or next. Safe in a signal handler."""
+        if self._own is not None and self._pid == os.getpid():
+            with suppress(OSError):
+                os.write(self._own[1], b'\0')
+
+    def listen(self) -> None:
+        """Open what is needed to be woken; from then on no pull is missed."""
+        if self._own is not None and self._pid == os.getpid():
+            return
+        self.close()
+        own = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        with suppress(FileExistsError, OSError):
+            os.mkfifo(self._path, 0o600)
+        with suppress(OSError):
+            # Reading and writing: the pipe never reports an end when writers come and go.
+            fifo = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+            if stat.S_ISFIFO(os.fstat(fifo).st_mode):
+                self._fifo = fifo
+            else:
+                os.close(fifo)
+        self._own, self._pid = own, os.getpid()
+
+    def close(self) -> None:
+        descriptors = [*(self._own or ()), self._fifo]
+        self._own = self._fifo = None
+        for descriptor in descriptors:
+            if descriptor is not None:
+                with suppress(OSError):
+                    os.close(descriptor)
