@@ -1,0 +1,60 @@
+"""E-mail from Pyramid applications, sent if and only if the transaction commits.
+
+.. code-block:: python
+
+    def includeme(config):
+        config.include('pyramid_sendmail')
+
+    def signup(request):
+        message_id = request.mailer.send(Message(subject='Welcome', to=[...], text='...'))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .exceptions import (
+    MailAmbiguous,
+    MailerUnavailable,
+    MailRefused,
+    MessageError,
+    NoActiveTransaction,
+    QueueError,
+    SendmailError,
+)
+from .interfaces import IMailDelivery
+from .message import Attachment, Message
+
+if TYPE_CHECKING:
+    from pyramid.config import Configurator
+    from pyramid.request import Request
+
+__all__ = [
+    'Attachment',
+    'MailAmbiguous',
+    'MailRefused',
+    'MailerUnavailable',
+    'Message',
+    'MessageError',
+    'NoActiveTransaction',
+    'QueueError',
+    'SendmailError',
+    'includeme',
+]
+
+
+def mailer(request: Request) -> Any:
+    """``request.mailer``: the registered delivery, joined to ``request.tm``."""
+    return request.registry.getUtility(IMailDelivery).bind(request.tm, request.environ)
+
+
+def includeme(config: Configurator) -> None:
+    """Register the delivery, mailer and queue that the ``mail.*`` settings describe.
+
+    Adds ``request.mailer``, the directives ``config.set_mail_delivery``, ``config.set_mailer`` and
+    ``config.set_mail_queue``, and the subscriber predicate ``mail_tag``. Includes ``pyramid_tm``.
+    Starts no thread, opens no connection and makes no file.
+    """
+    config.include('pyramid_tm')
+    config.include('.config')
+    config.add_request_method(mailer, reify=True)
