@@ -1,0 +1,309 @@
+"""What every mailer promises, whatever it does with the mail (IMailer, IMailSession)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from zope.interface.verify import verifyObject
+
+from pyramid_sendmail.envelope import Envelope, Verdict
+from pyramid_sendmail.exceptions import MailerUnavailable, SendmailError
+from pyramid_sendmail.interfaces import IMailer, IMailSession
+from pyramid_sendmail.mailers.file import FileMailer
+from pyramid_sendmail.mailers.null import NullMailer
+from pyramid_sendmail.mailers.smtp import SMTPMailer
+from tests.doubles import RecordingMailer
+from tests.smtp_server import ScriptedSMTPServer, TLSAuthority
+
+PASSWORD = 'Zwölf Boxkämpfer%20'
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mailer, what has arrived through it, how to close its road, and what asserts (or waits
+    until) no session is open."""
+
+    mailer: Any
+    arrived: Callable[[], list[bytes]]
+    block: Callable[[], object]
+    idle: Callable[[], object] = lambda: None
+    secret: str = PASSWORD
+
+
+def _smtp(stack: ExitStack, authority: TLSAuthority, tls: str) -> Case:
+    secure = tls != 'none'
+    server = stack.enter_context(
+        ScriptedSMTPServer(
+            tls=tls,  # type: ignore[arg-type]
+            context=authority.context() if secure else None,
+            auth={'ann': PASSWORD} if secure else None,
+        )
+    )
+    options: dict[str, Any] = {}
+    if secure:
+        options = {'username': 'ann', 'password': PASSWORD, 'ca_file': str(authority.path)}
+    mailer = SMTPMailer(
+        server.host,
+        server.port,
+        hostname='web.example.org',
+        tls='implicit' if tls == 'implicit' else 'auto',
+        **options,
+    )
+
+    def arrived() -> list[bytes]:
+        assert not server.violations
+        assert all(message.tls == secure for message in server.messages)
+        return [message.data for message in server.messages]
+
+    def idle() -> None:
+        deadline = time.monotonic() + 10
+        while server.open_connections and time.monotonic() < deadline:
+            time.sleep(0.002)
+        assert not server.open_connections
+
+    return Case(mailer, arrived, server.stop, idle)
+
+
+def _file(folder: Path) -> Case:
+    def arrived() -> list[bytes]:
+        files = (folder / 'new').iterdir()
+        # The lines that the mailer itself puts in front end before the message's first header.
+        return [path.read_bytes().partition(b'<to@example.org>\r\n')[2] for path in files]
+
+    def block() -> None:
+        folder.write_bytes(b'not a folder')
+
+    return Case(FileMailer(folder), arrived, block)
+
+
+def _recording() -> Case:
+    mailer = RecordingMailer()
+
+    def block() -> None:
+        mailer.unavailable = 'out of order'
+
+    def idle() -> None:
+        assert not mailer.open_sessions
+
+    return Case(mailer, lambda: [envelope.raw for envelope in mailer.sent], block, idle)
+
+
+@pytest.fixture(params=['smtp', 'smtp-starttls', 'smtps', 'file', 'null', 'recording'])
+def case(
+    request: pytest.FixtureRequest, tls_authority: TLSAuthority, tmp_path: Path
+) -> Iterator[Case]:
+    with ExitStack() as stack:
+        if request.param == 'smtp':
+            yield _smtp(stack, tls_authority, 'none')
+        elif request.param == 'smtp-starttls':
+            yield _smtp(stack, tls_authority, 'starttls')
+        elif request.param == 'smtps':
+            yield _smtp(stack, tls_authority, 'implicit')
+        elif request.param == 'file':
+            yield _file(tmp_path / 'mail')
+        elif request.param == 'null':
+            yield Case(NullMailer(), list, lambda: pytest.skip('null: is always there'))
+        else:
+            yield _recording()
+
+
+def envelope(number: int = 0, **changes: Any) -> Envelope:
+    raw = f'Subject: mail {number}\r\nTo: to@example.org\r\n\r\n.dot\r\n..\r\nend\r\n'.encode()
+    values: dict[str, Any] = {
+        'id': f'{number:032x}',
+        'message_id': f'<{number}@example.org>',
+        'sender': 'from@example.org',
+        'recipients': ('to@example.org',),
+        'raw': raw,
+        'queued_at': 0.0,
+    }
+    return Envelope(**(values | changes))
+
+
+def arrives(case: Case) -> bool:
+    return not isinstance(case.mailer, NullMailer)
+
+
+def test_implements_the_interfaces(case: Case) -> None:
+    """A mailer and its session have every method, with its arguments."""
+    assert verifyObject(IMailer, case.mailer)
+    session = case.mailer.connect()
+    assert verifyObject(IMailSession, session)
+    session.close()
+
+
+def test_name_is_for_people(case: Case) -> None:
+    """The name and the repr say where mail goes, and no secret."""
+    assert case.mailer.name
+    assert case.mailer.name in repr(case.mailer)
+    assert case.secret not in repr(case.mailer) + case.mailer.name
+
+
+def test_outcomes_come_in_order(case: Case) -> None:
+    """Each mail has an outcome, in order, with a verdict for each of its recipients."""
+    recipients = [('to@example.org',), ('b@example.org', 'to@example.org'), ('to@example.org',)]
+    session = case.mailer.connect()
+    mails = [envelope(number, recipients=each) for number, each in enumerate(recipients)]
+    outcomes = list(session.send(mails))
+    session.close()
+    assert [tuple(outcome) for outcome in outcomes] == recipients
+    for outcome in outcomes:
+        for verdict in outcome.values():
+            assert isinstance(verdict, Verdict)
+            assert verdict.status == 'delivered'
+            assert verdict.reply is not None
+            assert verdict.reply.code == 250
+
+
+def test_bytes_arrive_as_they_are(case: Case) -> None:
+    """What arrives is what was frozen, to the octet, one by one over several calls of send."""
+    session = case.mailer.connect()
+    mails = [envelope(number) for number in range(3)]
+    for mail in mails:
+        [outcome] = session.send([mail])
+        assert outcome['to@example.org'].status == 'delivered'
+    session.close()
+    if arrives(case):
+        assert sorted(case.arrived()) == [mail.raw for mail in mails]
+
+
+def test_pulls_as_it_goes(case: Case) -> None:
+    """The iterable may be endless: mails are pulled as they are sent, and no more than needed."""
+    pulled = []
+
+    def endless() -> Iterator[Envelope]:
+        for number in count():
+            pulled.append(number)
+            yield envelope(number)
+
+    session = case.mailer.connect()
+    assert len(list(islice(session.send(endless()), 5))) == 5
+    assert 5 <= len(pulled) < 50
+    session.close()
+
+
+def test_nothing_to_send(case: Case) -> None:
+    """No mail, no outcome; a mail without recipients has an empty one and is not sealed."""
+    session = case.mailer.connect()
+    assert list(session.send([])) == []
+
+    def sealing(*_arguments: object) -> None:
+        raise AssertionError('nobody is to receive this')
+
+    assert list(session.send([envelope(recipients=())], sealing=sealing)) == [{}]
+    session.close()
+
+
+def test_null_sender(case: Case) -> None:
+    """A mail of nobody, to which nothing bounces, is sent like any other."""
+    session = case.mailer.connect()
+    [outcome] = session.send([envelope(sender='')])
+    assert outcome['to@example.org'].status == 'delivered'
+    session.close()
+
+
+def test_sealing_comes_before_the_outcome(case: Case) -> None:
+    """Sealing is called once a mail, with its accepted recipients, before the mail has left."""
+    seen: list[object] = []
+
+    def sealing(mail: Envelope, recipients: tuple[str, ...]) -> None:
+        seen.append((mail.id, recipients, len(case.arrived())))
+
+    session = case.mailer.connect()
+    mails = [envelope(number) for number in range(2)]
+    seen.extend('answered' for _ in session.send(mails, sealing=sealing))
+    session.close()
+    step = int(arrives(case))
+    assert seen == [
+        (mails[0].id, ('to@example.org',), 0),
+        'answered',
+        (mails[1].id, ('to@example.org',), step),
+        'answered',
+    ]
+
+
+@pytest.mark.parametrize('error', [ValueError, OSError, KeyboardInterrupt])
+def test_sealing_that_raises_ends_the_session(case: Case, error: type[BaseException]) -> None:
+    """What sealing raises comes out as it is, the mail is not sent, and the session is over."""
+
+    def sealing(mail: Envelope, recipients: tuple[str, ...]) -> None:
+        raise error('no room for a letter')
+
+    session = case.mailer.connect()
+    with pytest.raises(error, match='no room') as caught:
+        list(session.send([envelope()], sealing=sealing))
+    assert not isinstance(caught.value, SendmailError)
+    session.close()
+    assert case.arrived() == []
+
+
+def test_a_second_round_on_one_session(case: Case) -> None:
+    """A caller may stop listening between two mails and go on later."""
+    session = case.mailer.connect()
+    for number in range(2):
+        for _ in session.send([envelope(number), envelope(9)]):
+            break
+    assert len(list(session.send([envelope(2)]))) == 1
+    session.close()
+    if arrives(case):
+        assert sorted(case.arrived()) == [envelope(number).raw for number in range(3)]
+
+
+@pytest.mark.parametrize('end', ['close', 'abandon'])
+def test_closing_never_raises(case: Case, end: str) -> None:
+    """A session may be closed and abandoned in any order, any number of times."""
+    session = case.mailer.connect()
+    getattr(session, end)()
+    session.close()
+    session.abandon()
+    with pytest.raises(MailerUnavailable) as caught:
+        list(session.send([envelope()]))
+    assert caught.value.stale
+    assert case.mailer.name in str(caught.value)
+
+
+def test_closed_road(case: Case) -> None:
+    """Where there is no session, connect raises MailerUnavailable, which is nobody's fault."""
+    case.block()
+    with pytest.raises(MailerUnavailable) as caught:
+        case.mailer.connect()
+    assert not caught.value.stale
+    assert case.mailer.name in str(caught.value)
+    assert case.secret not in str(caught.value)
+
+
+def test_threads_share_a_mailer(case: Case) -> None:
+    """Threads connect through one mailer at the same time, each with a session of its own."""
+    outcomes: list[Any] = []
+
+    def run(start: int) -> None:
+        session = case.mailer.connect()
+        outcomes.extend(session.send(envelope(start + number) for number in range(5)))
+        session.close()
+
+    threads = [threading.Thread(target=run, args=(10 * number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(outcomes) == 20
+    assert {verdict.status for each in outcomes for verdict in each.values()} == {'delivered'}
+    if arrives(case):
+        assert len(set(case.arrived())) == 20
+
+
+def test_nothing_stays_open(case: Case) -> None:
+    """Closed and abandoned sessions leave no connection behind."""
+    for end in ('close', 'abandon'):
+        session = case.mailer.connect()
+        list(session.send([envelope()]))
+        getattr(session, end)()
+    case.idle()

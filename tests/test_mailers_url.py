@@ -1,0 +1,266 @@
+"""The text of mail.url: what it may say, and what is said about mistakes."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyramid.exceptions import ConfigurationError
+
+from pyramid_sendmail.envelope import Envelope
+from pyramid_sendmail.mailers.file import FileMailer
+from pyramid_sendmail.mailers.null import NullMailer
+from pyramid_sendmail.mailers.smtp import SMTPMailer
+from pyramid_sendmail.mailers.url import mailer_from_url, mask_url
+from tests.smtp_server import ScriptedSMTPServer, TLSAuthority
+
+SECRET = 's3kr1t'
+
+
+def make(url: str, **options: Any) -> Any:
+    return mailer_from_url(url, hostname='web.example.org', **options)
+
+
+@pytest.mark.parametrize(
+    ('url', 'kind', 'name'),
+    [
+        ('smtp://relay.example.org', SMTPMailer, 'smtp://relay.example.org:25'),
+        ('SMTP://relay.example.org/', SMTPMailer, 'smtp://relay.example.org:25'),
+        ('  smtp://localhost:2525\n', SMTPMailer, 'smtp://localhost:2525'),
+        ('smtps://relay', SMTPMailer, 'smtps://relay:465'),
+        ('smtps://relay:4650?tls=required', SMTPMailer, 'smtps://relay:4650'),
+        ('smtp://relay?tls=required&timeout=10s', SMTPMailer, 'smtp://relay:25'),
+        ('smtp+insecure://relay', SMTPMailer, 'smtp+insecure://relay:25'),
+        (f'smtp://ann:{SECRET}@relay:587', SMTPMailer, 'smtp://relay:587'),
+        (f'smtp://ann@example.org:{SECRET}@relay', SMTPMailer, 'smtp://relay:25'),
+        ('smtp://[2001:DB8::25]', SMTPMailer, 'smtp://[2001:db8::25]:25'),
+        ('smtp://[::1]:2525', SMTPMailer, 'smtp://[::1]:2525'),
+        ('smtp://127.0.0.1', SMTPMailer, 'smtp://127.0.0.1:25'),
+        ('smtp://bücher.example', SMTPMailer, 'smtp://xn--bcher-kva.example:25'),
+        ('smtp://mail_relay', SMTPMailer, 'smtp://mail_relay:25'),
+        ('file:///var/spool/mail%20box', FileMailer, 'file:/var/spool/mail box'),
+        ('file:/var/mail', FileMailer, 'file:/var/mail'),
+        ('file://localhost/var/mail', FileMailer, 'file:/var/mail'),
+        ('null:', NullMailer, 'null:'),
+        ('null://', NullMailer, 'null:'),
+    ],
+)
+def test_mailers(url: str, kind: Any, name: str) -> None:
+    """Each scheme gives its mailer, whose name is free of secrets."""
+    mailer = make(url)
+    assert type(mailer) is kind
+    assert mailer.name == name
+    assert SECRET not in repr(mailer)
+
+
+MISTAKES = [
+    ('', 'is empty', 'smtp://relay.example.org:25'),
+    ('   ', 'is empty', 'smtp://relay.example.org:25'),
+    ('relay.example.org', 'does not say how', 'smtp: before the host'),
+    ('relay.example.org:25', 'does not say how', 'smtp: before the host'),
+    ('localhost', 'does not say how', 'smtp: before the host'),
+    ('//relay', 'does not say how', 'smtp: before the host'),
+    ('stmp://relay', 'begins with stmp:', 'smtp: perhaps'),
+    ('http://relay', 'begins with http:', 'smtp://relay.example.org:25'),
+    ('qqq:x', 'begins with qqq:', 'smtp://relay.example.org:25'),
+    ('lmtp://relay', 'is lmtp:', 'smtp://'),
+    ('lmtp+unix:///run/lmtp', 'is lmtp+unix:', 'smtp://'),
+    ('sendmail:', 'is sendmail:', 'smtp://'),
+    ('smtp://a smtp://b', 'several URLs', 'write one'),
+    ('smtp://a\nsmtps://b', 'several URLs', 'write one'),
+    ('smtp://a, null:', 'several URLs', 'write one'),
+    ('smtp://a b', 'blanks', '%20'),
+    ('smtp://re\x00lay', 'blanks', '%20'),
+    ('smtp:', 'names no host', 'smtp://relay'),
+    ('smtp:relay', 'names no host', 'smtp://relay'),
+    ('smtp://', 'names no host', 'smtp://relay'),
+    ('smtp://:25', 'names no host', 'smtp://relay'),
+    ('smtp://relay:', 'bad port', 'from 1 to 65535'),
+    ('smtp://relay:0', 'bad port', 'from 1 to 65535'),
+    ('smtp://relay:65536', 'bad port', 'from 1 to 65535'),
+    ('smtp://relay:smtp', 'bad port', 'from 1 to 65535'),
+    ('smtp://relay:+25', 'bad port', 'from 1 to 65535'),
+    ('smtp://relay:\uff12\uff15', 'bad port', 'from 1 to 65535'),
+    ('smtp://-relay', 'bad host', 'letters, digits'),
+    ('smtp://re..lay', 'bad host', 'letters, digits'),
+    ('smtp://relay;x', 'bad host', 'letters, digits'),
+    ('smtp://::1', 'bad port', 'from 1 to 65535'),
+    ('smtp://a[b', 'bad host', 'in brackets'),
+    ('smtp://[relay]', 'no IPv6 address', '[2001:db8::25]'),
+    ('smtp://relay/path', 'path behind the host', '%2F'),
+    (f'smtp://ann:{SECRET}#x@relay', 'a #', '%23'),
+    (f'smtp://ann:{SECRET}/x@relay', 'bad port', 'from 1 to 65535'),
+    (f'smtp://ann:p@{SECRET}/x@relay', 'path behind the host', '%2F'),
+    (f'smtp://ann:12?{SECRET}=x@relay', '@ behind the ?', '%3F'),
+    (f'smtp://ann:%{SECRET}@relay', 'stray % in the password', '%25'),
+    (f'smtp://%zz:{SECRET}@relay', 'stray % in the user name', '%25'),
+    (f'smtp://ann:%FF{SECRET}@relay', 'other than UTF-8', 'percent-encoded'),
+    (f'smtp://ann%00:{SECRET}@relay', 'NUL', ''),
+    ('smtp://ann@relay', 'user name without a password', 'USER:PASSWORD@relay'),
+    ('smtp://ann:@relay', 'user name without a password', 'USER:PASSWORD@relay'),
+    (f'smtp://:{SECRET}@relay', 'password without a user name', 'USER:PASSWORD@relay'),
+    ('smtp://relay?cafile=/x', 'unknown option cafile=', 'ca_file= perhaps'),
+    ('smtp://relay?TLS=required', 'unknown option TLS=', 'tls='),
+    ('smtp://relay?qqq=1', 'unknown option qqq=', 'timeout='),
+    ('smtp://relay?tls', 'without a value', 'tls=VALUE'),
+    ('smtp://relay?tls=required&tls=required', 'twice', 'once'),
+    ('smtp://relay?tls=optional', 'other than tls=required', 'smtp+insecure:'),
+    ('smtp://relay?timeout=10', 'bad option timeout=', '90s, 5m'),
+    ('smtp://relay?timeout=0s', 'timeout=0', 'more than 0s'),
+    ('smtp://relay?ca_file=/nowhere.pem', 'ca_file=/nowhere.pem', 'No such file'),
+    (f'smtp://relay?ca_file={__file__}', f'ca_file={__file__}', 'no PEM file'),
+    ('smtp://relay?ca_file=%zz', 'stray % in the option ca_file=', '%25'),
+    ('smtp://relay?client_key=/k', 'client_key=', 'client_cert='),
+    ('smtp+insecure://relay?tls=required', 'never speaks TLS', 'smtps:'),
+    ('smtp+insecure://relay?ca_file=/x', 'has ca_file=', 'smtps:'),
+    ('file:mail', 'not absolute', 'file:///absolute/folder'),
+    ('file:', 'not absolute', 'file:///absolute/folder'),
+    ('file://mail', 'not absolute', 'file:///absolute/folder'),
+    ('file:///x%00y', 'NUL', 'file:///absolute/folder'),
+    ('file:///x?sync=off', 'takes none', 'without ?'),
+    (f'file://ann:{SECRET}@localhost/x', 'takes no credentials', 'mail.username'),
+    ('null:x', 'more than null:', 'null: alone'),
+    ('null://x', 'more than null:', 'null: alone'),
+    ('null:?x=y', 'takes none', 'without ?'),
+]
+
+
+@pytest.mark.parametrize(('url', 'problem', 'advice'), MISTAKES)
+def test_mistakes(url: str, problem: str, advice: str) -> None:
+    """A mistake names mail.url, what is wrong and what to write, never the password: not in the
+    traceback either."""
+    with pytest.raises(ConfigurationError) as caught:
+        make(url)
+    text = str(caught.value)
+    assert text.startswith('mail.url')
+    assert problem in text
+    assert advice in text
+    assert SECRET not in ''.join(traceback.format_exception_only(caught.value))
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert SECRET not in str(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+@pytest.mark.parametrize(
+    ('url', 'options', 'problem'),
+    [
+        (f'smtp://ann:{SECRET}@relay', {'username': 'bob', 'password': 'x'}, 'in one place'),
+        (f'smtp://ann:{SECRET}@relay', {'password': SECRET}, 'in one place'),
+        ('smtp://relay', {'username': 'ann'}, 'user name without a password'),
+        ('smtp://relay', {'password': SECRET}, 'password without a user name'),
+        ('null:', {'username': 'ann', 'password': SECRET}, 'takes no credentials'),
+        ('file:///x', {'username': 'ann', 'password': SECRET}, 'takes no credentials'),
+        ('smtp://relay', {'hostname': 'a b'}, 'mail.hostname'),
+    ],
+)
+def test_contradictions(url: str, options: dict[str, Any], problem: str) -> None:
+    """Settings beside the URL that contradict it are named too."""
+    with pytest.raises(ConfigurationError, match=problem) as caught:
+        mailer_from_url(url, **({'hostname': 'x'} | options))
+    assert SECRET not in str(caught.value)
+
+
+def test_empty_credentials_are_none() -> None:
+    """An empty setting is one that is not there."""
+    assert make('null:', username='', password='').name == 'null:'
+    assert make(f'smtp://ann:{SECRET}@relay', username='', password=None).port == 25
+
+
+@pytest.mark.parametrize('beside', [False, True])
+@pytest.mark.parametrize(
+    'password', ['%', '50%25', '#x', 'a;b', '@', ' a b ', ':', '/?&=+', 'Zwölf☃', '"\'\\$!']
+)
+def test_any_password(
+    start_smtp_server: Any, tls_authority: TLSAuthority, password: str, beside: bool
+) -> None:
+    """RELIABILITY 40: whatever a password holds arrives, percent-encoded in the URL or beside."""
+    server: ScriptedSMTPServer = start_smtp_server(
+        tls='implicit', context=tls_authority.context(), auth={'ann@x': password}
+    )
+    place = f'{server.host}:{server.port}?ca_file={quote(str(tls_authority.path))}'
+    if beside:
+        mailer = make(f'smtps://{place}', username='ann@x', password=password)
+    else:
+        mailer = make(f'smtps://ann%40x:{quote(password, safe="")}@{place}')
+    session = mailer.connect()
+    mail = Envelope(
+        id='0' * 32,
+        message_id='<0@example.org>',
+        sender='',
+        recipients=('to@example.org',),
+        raw=b'Subject: x\r\n\r\n',
+        queued_at=0.0,
+    )
+    list(session.send([mail]))
+    session.close()
+    assert server.messages[0].authenticated_as == 'ann@x'
+
+
+def test_timeout_caps_every_phase(smtp_server: ScriptedSMTPServer) -> None:
+    """?timeout= is the longest that any phase may take."""
+    with pytest.MonkeyPatch.context() as patch:
+        seen: list[Any] = []
+        patch.setattr(
+            'pyramid_sendmail.mailers.smtp.SMTPMailer.__init__',
+            lambda _self, *_place, **options: seen.append(options['timeouts']),
+        )
+        make('smtp://relay?timeout=20s')
+        make('smtp://relay?timeout=1h')
+    assert (seen[0].connect, seen[0].final, seen[0].quit) == (20, 20, 5)
+    assert (seen[1].connect, seen[1].final) == (30, 600)
+
+
+def test_insecure_warns_once(caplog: pytest.LogCaptureFixture) -> None:
+    """smtp+insecure: is told when the mailer is made, without the password."""
+    make(f'smtp+insecure://ann:{SECRET}@relay')
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.name == 'pyramid_sendmail.mailers.smtp'
+    assert 'smtp+insecure://relay:25' in record.getMessage()
+    assert SECRET not in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ('url', 'masked'),
+    [
+        ('smtp://relay:25', 'smtp://relay:25'),
+        ('smtp://ann@relay:25', 'smtp://ann@relay:25'),
+        ('null:', 'null:'),
+        ('file:///var/mail', 'file:///var/mail'),
+        ('smtp://ann:s3kr1t@relay:25?tls=required', 'smtp://ann:***@relay:25?tls=required'),
+        ('smtp://ann@example.org:s3kr1t@relay', 'smtp://ann@example.org:***@relay'),
+        ('smtp://ann:s3k@r1t/s3kr1t?s3kr1t#s3kr1t@relay', 'smtp://ann:***@relay'),
+        ('smtp://ann:s3k\nr1t@relay', 'smtp://ann:***@relay'),
+        (' smtp://ann:s3kr1t@relay', ' smtp://ann:***@relay'),
+        ('smtp://ann:s3kr1t@a smtp://bob:s3kr1t@b', 'smtp://ann:***@b'),
+        ('smtp:ann:s3kr1t@relay', 'smtp:***@relay'),
+        ('ann:s3kr1t@relay:25', 'ann:***@relay:25'),
+        ('smtp://:s3kr1t@relay', 'smtp://:***@relay'),
+        ('', ''),
+    ],
+)
+def test_masked(url: str, masked: str) -> None:
+    """What is shown of a URL has no password, however wrong the URL is."""
+    assert mask_url(url) == masked
+
+
+@given(password=st.text(min_size=1).map(lambda text: f'<{text}>'))
+def test_no_password_survives_the_mask(password: str) -> None:
+    """Neither encoded nor as it is."""
+    for written in (password, quote(password, safe='')):
+        assert mask_url(f'smtp://ann:{written}@relay:25') == 'smtp://ann:***@relay:25'
+
+
+@given(text=st.text())
+def test_any_text_is_understood_or_refused(text: str) -> None:
+    """Nothing but ConfigurationError comes of whatever stands there."""
+    for url in (text, f'smtp://{text}', f'null:{text}', f'smtp://relay?{text}'):
+        with suppress(ConfigurationError):
+            assert make(url).name
