@@ -1,0 +1,11 @@
+"""What an application writes, and how an envelope is made of it.
+
+``composer`` takes a message apart and freezes it; ``address`` and ``headers`` write the header
+lines; ``content``, ``attachment``, ``mime`` and ``copies`` the parts; ``options`` are those of
+``send``.
+"""
+
+from .attachment import Attachment
+from .composer import Composer, Message
+
+__all__ = ['Attachment', 'Composer', 'Message']

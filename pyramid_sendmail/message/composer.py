@@ -1,0 +1,376 @@
+"""Messages: what an application writes, and how a Composer makes an envelope of it.
+
+Everything that can be wrong with a message is found here, before anything is queued.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from email.headerregistry import Address
+from email.message import EmailMessage
+from email.message import Message as AnyMessage
+from types import MappingProxyType
+from typing import Any, get_args
+
+from ..envelope import Envelope, Priority
+from ..exceptions import MessageError
+from .address import (
+    Addresses,
+    Group,
+    Mailbox,
+    address_line,
+    mailboxes,
+    parse_address,
+    parse_addresses,
+    same,
+)
+from .attachment import Attachment
+from .content import content_tree
+from .copies import copied
+from .headers import (
+    check_date,
+    check_message_id,
+    check_name,
+    check_text,
+    date_of,
+    is_identifier,
+    shown,
+    structured,
+    unstructured,
+)
+from .mime import ADDRESSES, entries_of, line_of, serialised, text_of, verify
+from .options import checked_metadata, checked_tag, moment
+
+__all__ = ['Composer', 'Message']
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What an application wants to say, and to whom.
+
+    Addresses are a string (one, or several between commas), an
+    ``email.headerregistry.Address``, or a list of these. ``text``, ``html`` or both must be given.
+    ``headers`` are any others, by name; ``tag`` names the kind of mail for the events.
+
+    Nothing is checked before ``send``; whatever lists and dicts were given are copied here.
+    """
+
+    subject: str = ''
+    to: Addresses = ()
+    cc: Addresses = ()
+    bcc: Addresses = ()
+    reply_to: Addresses = ()
+    text: str | None = field(default=None, repr=False)
+    html: str | None = field(default=None, repr=False)
+    sender: Addresses | None = None
+    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    attachments: Iterable[Attachment] = ()
+    tag: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments'):
+            value = getattr(self, name)
+            if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+                object.__setattr__(self, name, tuple(value))
+        if isinstance(self.headers, Mapping):
+            object.__setattr__(self, 'headers', MappingProxyType(dict(self.headers)))
+
+
+@dataclass(frozen=True, slots=True)
+class Composer:
+    """Makes envelopes of messages. Raises MessageError for settings that cannot be used."""
+
+    default_sender: str | None = None
+    """``From:`` when the message has none."""
+    envelope_sender: str | None = None
+    """``MAIL FROM``; without it, the address of ``From:``."""
+    hostname: str = 'localhost'
+    """Right side of message ids; never resolved."""
+    max_size: int = 25 * 1024 * 1024
+    """Octets of a message, headers included."""
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        if self.default_sender:
+            parse_address(self.default_sender, 'mail.default_sender')
+        if self.envelope_sender:
+            parse_address(self.envelope_sender, 'mail.envelope_sender')
+        check_message_id(f'<1@{self.hostname}>', 'mail.hostname')
+
+    def envelope(
+        self,
+        message: object,
+        *,
+        sender: str | Address | None = None,
+        recipients: Addresses | None = None,
+        due: datetime | timedelta | None = None,
+        expires: datetime | timedelta | None = None,
+        priority: Priority | None = None,
+        metadata: Mapping[str, str] | None = None,
+        depth: int = 0,
+    ) -> Envelope:
+        """Verify a message and the options of IMailDelivery.send, and freeze them.
+
+        The message itself is never changed. Raises MessageError, whose text names the argument,
+        the header or the recipient, and the remedy.
+        """
+        now = self.clock()
+        draft = self._draft(message, now)
+        path = draft.sender
+        if sender is not None:
+            path = parse_address(sender, 'option sender') if sender != '' else ''
+        to = draft.recipients
+        if recipients is not None:
+            to = _each_once(mailboxes(parse_addresses(recipients, 'option recipients')))
+        if not to:
+            raise MessageError(
+                'to: the message has no recipient; give to, cc, bcc or the option recipients (which'
+                ' a message with Resent-To or Resent-Cc needs)'
+            )
+        due_at = now if due is None else max(now, moment(due, 'due', now))
+        expires_at = None if expires is None else moment(expires, 'expires', now)
+        if expires_at is not None and expires_at <= due_at:
+            raise MessageError(
+                f'expires: {shown(expires)} is not after the mail is due; give a later moment'
+            )
+        if priority not in (None, *get_args(Priority)):
+            raise MessageError(f"priority: {shown(priority)}; write 'high', 'normal' or 'low'")
+        return Envelope(
+            id=secrets.token_hex(16),
+            message_id=draft.message_id,
+            sender=path,
+            recipients=to,
+            raw=self._raw(draft),
+            queued_at=now,
+            due=due_at,
+            expires=expires_at,
+            priority=priority or 'normal',
+            subject=draft.subject,
+            tag=draft.tag,
+            metadata=checked_metadata(metadata),
+            depth=depth,
+        )
+
+    def _draft(self, message: object, now: float) -> _Draft:
+        if isinstance(message, Message):
+            return self._composed(message, now)
+        if isinstance(message, AnyMessage):
+            return self._adopted(message, now, None)
+        to_message = getattr(message, 'to_message', None)
+        if not isinstance(message, type) and callable(to_message):
+            given = to_message()
+            if isinstance(given, AnyMessage):
+                return self._adopted(given, now, getattr(message, 'send_to', None))
+            raise MessageError(
+                f'message: to_message() of {type(message).__name__} gave a '
+                f'{type(given).__name__}; it has to give an email.message.EmailMessage'
+            )
+        raise MessageError(
+            f'message: {type(message).__name__} is no message; pass a pyramid_sendmail.Message, an '
+            'email.message.EmailMessage, or an object with to_message()'
+        )
+
+    def _composed(self, message: Message, now: float) -> _Draft:
+        to, cc, bcc = (parse_addresses(getattr(message, n), n) for n in ('to', 'cc', 'bcc'))
+        reply_to = parse_addresses(message.reply_to, 'reply_to')
+        given = _given_headers(message.headers)
+        senders = self._senders(message.sender, 'sender')
+        lines = [('From', address_line('From', senders))]
+        if reply_to:
+            lines.append(('Reply-To', address_line('Reply-To', reply_to)))
+        visible = to or (() if cc else (Group('undisclosed-recipients'),))
+        lines += [
+            (name, address_line(name, entries))
+            for name, entries in (('To', visible), ('Cc', cc))
+            if entries
+        ]
+        subject = check_text(message.subject, 'subject')
+        lines.append(('Subject', unstructured('Subject', subject)))
+        for name, default in (
+            ('Date', date_of(now)),
+            ('Message-ID', self._new_id(now)),
+            ('Auto-Submitted', 'auto-generated'),
+        ):
+            if name.lower() not in given:
+                given[name.lower()] = (name, default)
+        lines += [(name, _given_line(name, value)) for name, value in given.values()]
+        return _Draft(
+            sender=self._reverse_path(senders, given.get('sender', (None, None))[1]),
+            recipients=_each_once(mailboxes([*to, *cc, *bcc])),
+            subject=subject,
+            message_id=check_message_id(given['message-id'][1], 'Message-ID'),
+            lines=lines,
+            tree=content_tree(message.text, message.html, message.attachments, self.max_size),
+            tag=None if message.tag is None else checked_tag(message.tag),
+        )
+
+    def _adopted(self, message: AnyMessage, now: float, send_to: Any) -> _Draft:
+        """The draft of a message that is not ours; ``send_to``: its recipients, if it told them."""
+        lines: list[tuple[str, bytes]] = []
+        texts: dict[str, str] = {}
+        addresses: dict[str, list[Mailbox]] = {}
+        for name, value in message.raw_items():
+            key = check_name(name, 'message').lower()
+            if key in _SINGLE and key in texts:
+                raise MessageError(f'{name}: the message has more than one (RFC 5322, 3.6)')
+            texts[key] = text_of(name, value)
+            if key in ADDRESSES:
+                if not texts[key].strip():
+                    continue
+                found = list(mailboxes(entries_of(name, value)))
+                addresses.setdefault(key, []).extend(found)
+            if key not in _DROPPED and not key.startswith('content-'):
+                lines.append((name, line_of(name, value)))
+        if not addresses.get('from'):
+            addresses['from'] = list(self._senders(None, 'From'))
+            lines.insert(0, ('From', address_line('From', addresses['from'])))
+        if 'date' not in texts:
+            lines.append(('Date', structured('Date', date_of(now))))
+        check_date(texts.get('date', date_of(now)), 'Date')
+        message_id = texts.get('message-id')
+        if message_id is None:
+            message_id = self._new_id(now)
+            lines.append(('Message-ID', structured('Message-ID', message_id)))
+        # Whom a mail goes to that is sent on, only its sender knows: it may have been before.
+        resent = 'resent-to' in addresses or 'resent-cc' in addresses
+        keys = () if resent else ('to', 'cc', 'bcc', 'resent-bcc')
+        listed = [mailbox for key in keys for mailbox in addresses.get(key, ())]
+        sender = addresses.get('sender', ())
+        if len(sender) > 1:
+            raise MessageError('Sender: it holds several addresses; give one (RFC 5322, 3.6.2)')
+        return _Draft(
+            sender=self._reverse_path(addresses['from'], sender[0].address if sender else None),
+            recipients=_each_once(listed) if send_to is None else _chosen(listed, send_to),
+            subject=check_text(texts.get('subject', ''), 'Subject'),
+            message_id=check_message_id(message_id, 'Message-ID'),
+            lines=lines,
+            tree=copied(message, root=True),
+            tag=None,
+        )
+
+    def _senders(self, given: Addresses | None, where: str) -> tuple[Mailbox, ...]:
+        if given is None:
+            if not self.default_sender:
+                raise MessageError(
+                    f'{where}: the message has none; give it one, or set mail.default_sender'
+                )
+            given, where = self.default_sender, 'mail.default_sender'
+        found = parse_addresses(given, where)
+        senders = tuple(entry for entry in found if isinstance(entry, Mailbox))
+        if not found or senders != found:
+            raise MessageError(f'{where}: {shown(given)} is not an address, nor a list of them')
+        return senders
+
+    def _reverse_path(self, senders: Iterable[Mailbox], sender: str | None) -> str:
+        first, *others = senders
+        if others and sender is None:
+            raise MessageError(
+                "sender: several addresses in From need a Sender as well; give headers={'Sender': "
+                'one of them} (RFC 5322, 3.6.2)'
+            )
+        if self.envelope_sender:
+            return parse_address(self.envelope_sender, 'mail.envelope_sender')
+        return parse_address(sender, 'Sender') if others else first.address
+
+    def _new_id(self, now: float) -> str:
+        return f'<{secrets.token_hex(12)}.{int(now * 1000):x}@{self.hostname}>'
+
+    def _raw(self, draft: _Draft) -> bytes:
+        lines = [*draft.lines, ('MIME-Version', b'MIME-Version: 1.0\r\n')]
+        raw = b''.join(line for _, line in lines) + serialised(draft.tree)
+        if not raw.endswith(b'\r\n'):
+            raw += b'\r\n'
+        if len(raw) > self.max_size:
+            raise MessageError(
+                f'message: its {len(raw)} octets are more than mail.max_size = {self.max_size}; '
+                'send less, or raise the setting'
+            )
+        verify(raw, [name for name, _ in lines] + draft.tree.keys())
+        return raw
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A message on its way to an envelope; ``lines``: every header but those of MIME."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    subject: str
+    message_id: str
+    lines: list[tuple[str, bytes]]
+    tree: EmailMessage
+    tag: str | None
+
+
+def _each_once(found: Iterable[Mailbox]) -> tuple[str, ...]:
+    addresses: dict[str, str] = {}
+    for mailbox in found:
+        addresses.setdefault(same(mailbox.address), mailbox.address)
+    return tuple(addresses.values())
+
+
+def _chosen(listed: Iterable[Mailbox], send_to: Any) -> tuple[str, ...]:
+    """The recipients that a message told itself, in the order of its headers where they stand."""
+    chosen = _each_once(mailboxes(parse_addresses(send_to, 'send_to')))
+    order = {same(address): number for number, address in enumerate(_each_once(listed))}
+    known = [address for address in chosen if same(address) in order]
+    known.sort(key=lambda address: order[same(address)])
+    # What it holds may be a set, whose order is accident.
+    return (*known, *sorted(address for address in chosen if same(address) not in order))
+
+
+def _given_headers(headers: object) -> dict[str, tuple[str, str]]:
+    if not isinstance(headers, Mapping):
+        raise MessageError(f'headers: {shown(headers)} is not a dict; give a dict of strings')
+    given: dict[str, tuple[str, str]] = {}
+    for name, value in headers.items():
+        key = check_name(name).lower()
+        instead = 'attachments, text and html' if key.startswith('content-') else _OURS.get(key)
+        if instead:
+            raise MessageError(f'headers: {name} is not given here; use {instead}')
+        if key in given:
+            raise MessageError(f'headers: {name} is given twice; leave one out')
+        given[key] = (name, check_text(value, f'headers, {name}'))
+    return given
+
+
+def _given_line(name: str, value: str) -> bytes:
+    key = name.lower()
+    if key in ADDRESSES:
+        if key == 'sender':
+            parse_address(value, name)
+        return address_line(name, parse_addresses(value, name))
+    if key == 'date':
+        check_date(value, name)
+    return structured(name, value) if is_identifier(name) else unstructured(name, value)
+
+
+_SINGLE = frozenset(
+    {
+        *('from', 'sender', 'reply-to', 'to', 'cc', 'subject', 'date', 'message-id'),
+        *('in-reply-to', 'references', 'mime-version', 'content-type', 'content-disposition'),
+        *('content-transfer-encoding', 'content-id'),
+    }
+)
+
+
+_DROPPED = frozenset({'bcc', 'resent-bcc', 'return-path', 'mime-version'})
+"""Headers of other people's messages that do not leave: blind copies; what the last relay writes
+(RFC 5321, 4.4); what is written again."""
+
+
+_OURS = {
+    'from': 'sender',
+    'to': 'to',
+    'cc': 'cc',
+    'bcc': 'bcc',
+    'resent-bcc': 'bcc',
+    'reply-to': 'reply_to',
+    'subject': 'subject',
+    'return-path': 'the option sender of send',
+    'mime-version': 'text, html and attachments',
+}

@@ -1,0 +1,315 @@
+"""Addresses: what people write, what SMTP carries, and what readers see."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+from email.headerregistry import Address
+from email.utils import formataddr
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pyramid_sendmail.exceptions import MessageError
+from pyramid_sendmail.message.address import (
+    Group,
+    Mailbox,
+    address_line,
+    check_address,
+    mailboxes,
+    parse_address,
+    parse_addresses,
+    parse_list,
+    same,
+)
+
+NAME = st.text(
+    st.one_of(
+        st.characters(exclude_categories=('Cs', 'Cc', 'Zl', 'Zp', 'Zs', 'Co', 'Cn')),
+        st.sampled_from(' "\\=?_,;:<>@().é👩\u200d🔬e\u0301ß'),
+    ),
+    max_size=120,
+)
+
+LOCAL = st.text(
+    st.one_of(
+        st.characters(min_codepoint=32, max_codepoint=126),
+        st.sampled_from('.@," <>\\äß日'),
+    ),
+    min_size=1,
+    max_size=20,
+)
+
+
+def unfolded(line: bytes) -> str:
+    return line.decode().replace('\r\n', '').partition(': ')[2]
+
+
+@pytest.mark.parametrize(
+    ('text', 'found'),
+    [
+        ('a@x', [('', 'a@x')]),
+        ('root@localhost', [('', 'root@localhost')]),
+        ('Ann <ann@example.org>', [('Ann', 'ann@example.org')]),
+        ('<ann@example.org>', [('', 'ann@example.org')]),
+        ('"Doe, John" <j@x>', [('Doe, John', 'j@x')]),
+        ('"Doe, John" <j@x>, b@y', [('Doe, John', 'j@x'), ('', 'b@y')]),
+        ('John Q. Public <j@x>', [('John Q. Public', 'j@x')]),
+        ('Jürgen Müller <j@x>', [('Jürgen Müller', 'j@x')]),
+        ('"a \\"b\\" \\\\c"  <j@x>', [('a "b" \\c', 'j@x')]),
+        ('"a"b "c" <j@x>', [('ab c', 'j@x')]),
+        (' "" <j@x> ', [('', 'j@x')]),
+        ('=?utf-8?q?J=C3=BCrgen?= =?utf-8?q?_M?= <j@x>', [('Jürgen M', 'j@x')]),
+        ('"=?utf-8?q?J=C3=BCrgen?=" <j@x>', [('=?utf-8?q?J=C3=BCrgen?=', 'j@x')]),
+        ('Ann (the \\) (first)) Lee <ann@x> (work)', [('Ann Lee', 'ann@x')]),
+        ('ann@x (Ann)', [('', 'ann@x')]),
+        ('"a b"@x', [('', '"a b"@x')]),
+        ('"a@b,c"@x', [('', '"a@b,c"@x')]),
+        ('"ann"@x', [('', 'ann@x')]),
+        ('"a\\"b"@x', [('', '"a\\"b"@x')]),
+        ('"\\a b"@x', [('', '"a b"@x')]),
+        ('""@x', [('', '""@x')]),
+        ('jörg@x', [('', 'jörg@x')]),
+        ('a@Bücher.Example', [('', 'a@xn--bcher-kva.example')]),
+        ('a@i❤.ws', [('', 'a@xn--i-7iq.ws')]),
+        ('a@[127.0.0.1]', [('', 'a@[127.0.0.1]')]),
+        ('Ann <a@[IPv6:2001:DB8:0::1]>', [('Ann', 'a@[IPv6:2001:db8::1]')]),
+        ('Friends: a@x, "B, C" <b@y>;', [('', 'a@x'), ('B, C', 'b@y')]),
+        ('undisclosed-recipients:;', []),
+        ('g: a@x;, b@y', [('', 'a@x'), ('', 'b@y')]),
+        ('b@y, g: ;', [('', 'b@y')]),
+    ],
+)
+def test_parsed(text: str, found: list[tuple[str, str]]) -> None:
+    """What RFC 5322 lets people write, and a little more that they do write."""
+    entries = list(parse_list(text, 'to'))
+
+    assert [(mailbox.name, mailbox.address) for mailbox in mailboxes(entries)] == found
+
+
+BAD = [
+    ('', 'empty address'),
+    ('   ', 'empty address'),
+    ('ann', 'has no @'),
+    ('Doe, John <j@x>', 'Doe.*double quotes'),
+    ('a b c@x', 'not a local part'),
+    ('a@x b@y', 'not a mail address'),
+    ('a@x;b@y', 'separated by commas'),
+    ('a@x,', 'empty address'),
+    ('a@x,,b@y', 'empty address'),
+    ('a@@x', 'not a local part'),
+    ('@x', 'not a local part'),
+    ('a@', 'not a domain'),
+    ('<>', 'has no @'),
+    ('Ann <ann@x', 'nothing may follow'),
+    ('Ann <ann@x> Lee', 'nothing may follow'),
+    ('<a@x> <b@y>', 'not a local part'),
+    ('ann@x <ann@x>', "'@' needs double quotes"),
+    ('a > b <c@x>', "'>' needs double quotes"),
+    ('<@relay:a@x>', 'not a mail address'),
+    ('.a@x', 'not a local part'),
+    ('a..b@x', 'not a local part'),
+    ('a.@x', 'not a local part'),
+    ('"a"b"@x', 'out of place'),
+    ('"a\tb"@x', 'bare quote or a tab'),
+    ('a(@x', 'not closed'),
+    ('Ann) <a@x>', 'out of place'),
+    ('-oQ/tmp@x', 'hyphen'),
+    ('-o@bücher.example', 'hyphen'),
+    ('=?utf-8?q?j=C3=B6?=@x', 'encoded word'),
+    ('=?utf-8?q?j=C3=B6?=@é.example', 'encoded word'),
+    ('a@-x', 'not a domain'),
+    ('a@x-.org', 'not a domain'),
+    ('a@x..org', 'not a domain'),
+    ('a@x.org.', 'not a domain'),
+    ('a@x_y.org', 'not a domain'),
+    ('a@' + 'x' * 64, 'not a domain'),
+    ('a@' + 'x.' * 130 + 'org', 'not a domain'),
+    ('x' * 65 + '@x', '64 octets'),
+    ('é' * 33 + '@x', '64 octets'),
+    ('x' * 60 + '@' + 'y.' * 100 + 'org', '254 octets'),
+    ('a@straße.de', 'xn--'),
+    ('a@\u3002x.org', 'xn--'),
+    ('a@x\u200dy.org', 'xn--'),
+    ('a@bücher..de', 'xn--'),
+    ('a@ü' + 'x' * 64, 'xn--'),
+    ('a@[127.0.0.256]', 'literal'),
+    ('a@[IPv6:zz]', 'literal'),
+    ('a@[x', 'out of place'),
+    ('a@x\r\nRCPT TO:<b@y>', 'line break'),
+    ('a@x\0', 'control character U.0000'),
+    ('a\x7f@x', 'control character'),
+    ('"Ann\nBcc: b@y" <a@x>', 'line break'),
+    ('=?utf-8?q?A=0ABcc=3A_b?= <a@x>', 'line break'),
+    ('a\ud800@x', 'lone surrogate'),
+    ('a\u202e@x', 'not a local part'),
+    ('g: a@x', 'semicolon'),
+    ('g: a@x,;', 'nothing after'),
+    ('g: h: a@x;', 'not a mail address'),
+    ('g:; h:;', 'separated by commas'),
+    ('g:;;', 'separated by commas'),
+    ('g:; b@y', 'separated by commas'),
+    (';', 'separated by commas'),
+]
+
+
+@pytest.mark.parametrize(('text', 'why'), BAD)
+def test_refused(text: str, why: str) -> None:
+    """What is not an address is refused by name, with the argument, the reason and the remedy."""
+    with pytest.raises(MessageError, match=why) as caught:
+        list(parse_list(text, 'cc'))
+
+    words = str(caught.value)
+    assert words.startswith('cc: ')
+    assert words.isprintable()
+    assert len(words) < 300
+
+
+@pytest.mark.parametrize('character', [chr(c) for c in (*range(32), *range(127, 160), 0x2028)])
+def test_no_control_character(character: str) -> None:
+    """No control character gets into an envelope, wherever it stands (RFC 5321, 4.1.2)."""
+    for text in (f'a{character}b@x', f'"a{character}b"@x', f'a@x{character}y', f'<a@x{character}>'):
+        if character == '\t' and text.startswith('<'):
+            continue
+        with pytest.raises(MessageError):
+            list(parse_list(text, 'to'))
+
+
+def test_lists_and_objects() -> None:
+    """A string, an Address, and lists of both."""
+    ann = Address('Ann Lee', 'ann', 'example.org')
+
+    assert parse_addresses(ann, 'to') == (Mailbox('Ann Lee', 'ann@example.org'),)
+    assert parse_addresses([ann, 'b@x, c@x'], 'to') == (
+        Mailbox('Ann Lee', 'ann@example.org'),
+        Mailbox('', 'b@x'),
+        Mailbox('', 'c@x'),
+    )
+    assert parse_addresses((Address('=?utf-8?q?x?=', 'a b', 'x'),), 'to') == (
+        Mailbox('=?utf-8?q?x?=', '"a b"@x'),
+    )
+    assert parse_addresses((), 'to') == ()
+
+
+@pytest.mark.parametrize(
+    ('value', 'why'),
+    [
+        (5, '5 holds no addresses'),
+        (None, 'None holds no addresses'),
+        (b'a@x', "b'a@x' holds no addresses"),
+        ({'a@x': 'Ann'}, 'holds no addresses'),
+        ([b'a@x'], "b'a@x' is not an address; give a str"),
+        ([None], 'None is not an address'),
+        (Address('Ann', 'postmaster'), 'has no @'),
+        (Address('A\tnn\x07', 'a', 'x'), 'U.0007'),
+    ],
+)
+def test_wrong_types(value: Any, why: str) -> None:
+    """What holds no addresses is refused with what to give."""
+    with pytest.raises(MessageError, match=f'^to: .*{why}'):
+        parse_addresses(value, 'to')
+
+
+def test_exactly_one() -> None:
+    """Where one address is wanted, several, none and groups are refused."""
+    assert parse_address('Ann <a@x>', 'sender') == 'a@x'
+    values: list[Any] = ['a@x, b@x', [], 'g: a@x;']
+    for value in values:
+        with pytest.raises(MessageError, match=r'sender: .*exactly one'):
+            parse_address(value, 'sender')
+
+
+def test_same() -> None:
+    """Only the domain's case does not matter (RFC 5321, 2.4)."""
+    assert same('Ann@EXAMPLE.org') == 'Ann@example.org'
+
+
+@given(NAME)
+@example('Doe, ' * 20)
+@example('"' * 90)
+@example('a' * 200)
+@example('Jürgen ' * 30)
+@example('=?utf-8?Q?=0A?=Bcc: x')
+@example('a  b')
+@example(' a')
+def test_display_name_round_trip(name: str) -> None:
+    """Any name is read back exactly, by us and by the standard library; the address stays ASCII."""
+    line = address_line('To', [Mailbox(name, 'a@example.org'), Mailbox('', 'b@example.org')])
+
+    assert line.isascii()
+    assert max(map(len, line[:-2].split(b'\r\n'))) <= 998
+    assert list(parse_list(unfolded(line), 'to')) == [
+        Mailbox(name, 'a@example.org'),
+        Mailbox('', 'b@example.org'),
+    ]
+    header = email.message_from_bytes(line + b'\r\n', policy=email.policy.default)['To']
+    assert [address.addr_spec for address in header.addresses] == ['a@example.org', 'b@example.org']
+    # That reader loses blanks, and finds one between two encoded words of a name.
+    assert ''.join(header.addresses[0].display_name.split()) == ''.join(name.split())
+    if line.count(b'=?utf-8') < 2 and name == ' '.join(name.split()):
+        assert header.addresses[0].display_name == name
+
+
+@given(NAME.map(lambda name: ' '.join(name.split())))
+def test_parsed_as_others_write_it(name: str) -> None:
+    """What the standard library writes, encoded or not, is what we read."""
+    address = Address(name, 'a', 'example.org')
+
+    assert list(parse_list(formataddr((name, 'a@x')), 'to')) == [Mailbox(name, 'a@x')]
+    assert list(parse_list(str(address), 'to', encoded=False)) == [Mailbox(name, 'a@example.org')]
+
+
+@given(LOCAL)
+def test_local_part_round_trip(local: str) -> None:
+    """Any local part survives quoting: what is parsed from the header is the same address."""
+    quoted = '"' + local.replace('\\', '\\\\').replace('"', '\\"') + '"'
+    try:
+        address = check_address(f'{quoted}@example.org', 'to')
+    except MessageError as error:
+        assert 'hyphen' in str(error) or 'encoded word' in str(error)  # noqa: PT017
+        return
+
+    line = address_line('To', [Mailbox('Ann', address)])
+    assert list(parse_list(unfolded(line), 'to')) == [Mailbox('Ann', address)]
+    if local.isascii():
+        assert Address(addr_spec=address).username == local
+
+
+def test_utf8_local_part_is_never_encoded() -> None:
+    """An address that is not ASCII makes a line of UTF-8 (RFC 6532); its name stays encoded."""
+    line = address_line('To', [Mailbox('Jörg', 'jörg@example.org')])
+
+    assert line.decode() == 'To: =?utf-8?b?SsO2cmc=?= <jörg@example.org>\r\n'
+
+
+def test_lines_break_between_mailboxes() -> None:
+    """A long list is folded after commas, at 76 characters."""
+    people = [Mailbox(f'Person {n}', f'person{n}@example.org') for n in range(20)]
+
+    lines = address_line('Cc', people).decode().removesuffix('\r\n').split('\r\n')
+
+    assert max(map(len, lines)) <= 76
+    assert all(line.endswith('>,') for line in lines[:-1])
+
+
+def test_long_quoted_name_keeps_its_quotes() -> None:
+    """A name that needs quotes has them on several lines, too (python/cpython#80222)."""
+    line = address_line('To', [Mailbox('Doe, ' * 30 + 'John', 'j@example.org')])
+
+    assert unfolded(line) == '"' + 'Doe, ' * 30 + 'John" <j@example.org>'
+    assert max(map(len, line.split(b'\r\n'))) <= 76
+
+
+def test_groups_are_written() -> None:
+    """Groups, empty or not, read back as they were."""
+    groups = [
+        Group('undisclosed-recipients'),
+        Group('A, B', (Mailbox('', 'a@x'), Mailbox('B', 'b@x'))),
+    ]
+
+    line = address_line('To', groups)
+
+    assert line == b'To: undisclosed-recipients:;, "A, B": a@x, B <b@x>;\r\n'
+    assert list(parse_list(unfolded(line), 'to')) == groups

@@ -1,0 +1,306 @@
+"""Header lines: whatever the text, a reader gets it back, and nothing else."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import re
+from email.header import decode_header, make_header
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pyramid_sendmail.exceptions import MessageError
+from pyramid_sendmail.message.headers import (
+    check_date,
+    check_message_id,
+    check_name,
+    check_text,
+    date_of,
+    decoded,
+    encoded_words,
+    fold,
+    is_identifier,
+    parameters,
+    shown,
+    source,
+    structured,
+    unfolded,
+    unstructured,
+)
+
+TEXT = st.text(
+    st.one_of(
+        st.characters(exclude_categories=('Cs', 'Cc', 'Zl', 'Zp')),
+        st.sampled_from('  "\\=?_,;:<>@()é👩\u200d🔬e\u0301ßж'),
+    ),
+    max_size=200,
+)
+
+
+def read(line: bytes, name: str) -> str:
+    """What another reader makes of a line."""
+    return str(email.message_from_bytes(line + b'\r\n', policy=email.policy.default)[name])
+
+
+def value_of(line: bytes) -> str:
+    text = line.decode('ascii').removesuffix('\r\n').replace('\r\n', '')
+    return text.partition(': ')[2]
+
+
+@given(TEXT)
+@example('=?utf-8?Q?=0A?=Bcc: x')
+@example('a =?utf-8?q?b c?= d')
+@example('x' * 2000)
+@example('é ' * 300)
+@example(' ')
+@example('a  b ')
+@example('\ta')
+@example('Hello Jürgen and  Jörg, welcome')
+def test_unstructured_round_trip(text: str) -> None:
+    """Any text without control characters is read back exactly, from short lines of ASCII."""
+    line = unstructured('Subject', text)
+
+    assert line.isascii()
+    assert line.endswith(b'\r\n')
+    lines = line[:-2].split(b'\r\n')
+    assert all(part[:1] == b' ' and part.strip() for part in lines[1:])
+    assert max(map(len, lines)) <= 998
+    for word in re.findall(rb'=\?utf-8\?[bq]\?[^?]*\?=', line):
+        assert len(word) <= 75
+    assert decoded(value_of(line)) == text
+    assert read(line, 'Subject') == text
+
+
+@given(TEXT)
+def test_legacy_reader(text: str) -> None:
+    """The standard library's older decoder reads the same words."""
+    words = encoded_words(text)
+
+    assert str(make_header(decode_header('\r\n '.join(words)))) == text
+
+
+def test_short_line() -> None:
+    """What needs nothing stays as it is."""
+    assert unstructured('Subject', 'Welcome') == b'Subject: Welcome\r\n'
+    assert unstructured('Subject', '') == b'Subject: \r\n'
+
+
+def test_only_what_must_be_is_encoded() -> None:
+    """ASCII words before and after stay readable."""
+    line = unstructured('Subject', 'Hello Jürgen and welcome')
+
+    assert line == b'Subject: Hello =?utf-8?q?J=C3=BCrgen?= and welcome\r\n'
+
+
+def test_fold_at_blanks() -> None:
+    """A long plain text is folded at its own blanks, at 76 characters, and keeps them all."""
+    text = 'one two  three ' * 20 + 'end'
+
+    lines = unstructured('Subject', text).decode().split('\r\n')
+
+    assert max(map(len, lines)) <= 76
+    assert ''.join(lines) == f'Subject: {text}'
+
+
+def test_encoded_lines_are_short() -> None:
+    """Lines with encoded words have at most 76 characters (RFC 2047, 2)."""
+    for text in ('é' * 500, 'a' * 50 + ' é' + ' b' * 300, 'é b c' * 99):
+        for name in ('Subject', 'X-Something-Rather-Long'):
+            line = unstructured(name, text)
+            assert max(map(len, line.split(b'\r\n'))) <= 76
+            assert read(line, name) == text
+
+
+def test_list_unsubscribe_survives() -> None:
+    """A URL of 300 characters is never encoded nor broken, and follows its colon (RFC 8058)."""
+    url = '<https://example.org/u?' + 'x=?' * 92 + '>'
+
+    assert structured('List-Unsubscribe', url) == f'List-Unsubscribe: {url}\r\n'.encode()
+
+
+def test_references_fold_between_ids() -> None:
+    """Message ids are folded only between each other."""
+    ids = [f'<{"a" * 30}{number}@example.org>' for number in range(10)]
+
+    line = structured('References', ' '.join(ids)).decode()
+
+    assert line.replace('\r\n', '') == 'References: ' + ' '.join(ids)
+    assert all(len(part) <= 76 for part in line.split('\r\n'))
+
+
+@pytest.mark.parametrize(
+    ('write', 'name', 'text', 'named'),
+    [
+        (structured, 'References', '<é@x>', 'References.*not ASCII.*percent'),
+        (structured, 'References', '<' + 'a' * 1000 + '@x>', 'References.*998'),
+        (structured, 'References', '<a@x>\r\nBcc: x', 'References.*line break'),
+        (unstructured, 'Subject', 'a\nb', 'Subject.*line break'),
+        (unstructured, 'Subject', 'a\0b', r'Subject.*U\+0000'),
+        (unstructured, 'Subject', 'a\x85b', 'Subject.*line break'),
+        (unstructured, 'Subject', 'a\u2028b', 'Subject.*line break'),
+        (unstructured, 'Subject', 'a\ud800b', 'Subject.*lone surrogate'),
+        (source, 'X-A', 'a\nBcc: x', 'X-A.*line break'),
+        (source, 'X-A', 'a\udcffb', 'X-A.*UTF-8'),
+        (source, 'References', '<é@x>', 'References.*not ASCII'),
+        (source, 'Content-Type', 'text/é', 'Content-Type.*not ASCII'),
+        (source, 'X-A', '=?utf-8?q?=0ABcc:?= é', 'X-A.*line break'),
+    ],
+)
+def test_refused(write: object, name: str, text: str, named: str) -> None:
+    """What cannot stand in a header is refused by name, and shown escaped."""
+    with pytest.raises(MessageError, match=named) as caught:
+        write(name, text)  # type: ignore[operator]
+    assert '\n' not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_source_stays() -> None:
+    """A header that was folded and encoded elsewhere is not encoded a second time."""
+    assert source('Subject', '=?utf-8?q?=C3=A9?=\n =?utf-8?q?=C3=A8?=\n') == (
+        b'Subject: =?utf-8?q?=C3=A9?=\r\n =?utf-8?q?=C3=A8?=\r\n'
+    )
+
+
+def test_source_is_folded() -> None:
+    """Lines that are too long are folded, lines of blanks are taken out."""
+    long = source('X-A', 'word ' * 40 + 'end')
+
+    assert max(map(len, long.split(b'\r\n'))) <= 76
+    assert source('X-A', 'a\r\n \r\n b') == b'X-A: a  b\r\n'
+
+
+def test_source_of_raw_octets() -> None:
+    """Octets that a parser could not read are taken for UTF-8, and encoded."""
+    raw = 'Grüße =?utf-8?q?=C3=A9?='.encode().decode('ascii', 'surrogateescape')
+
+    assert read(source('Subject', raw), 'Subject') == 'Grüße é'
+
+
+@pytest.mark.parametrize(
+    ('text', 'read'),
+    [
+        ('plain', 'plain'),
+        ('=?utf-8?q?a_b?=', 'a b'),
+        ('x =?UTF-8?B?w6k=?= y', 'x é y'),
+        ('x =?UTF-8?B?w6k?= y', 'x é y'),
+        ('=?utf-8?q?=C3?= =?utf-8?q?=A9?=', 'é'),
+        ('=?utf-8?q?a?= =?iso-8859-1?q?=E9?=', 'aé'),
+        ('=?utf-8*de?q?a?=', 'a'),
+        ('=?nonsense?q?a?=', '=?nonsense?q?a?='),
+        ('=?utf-8?b?a?=', '=?utf-8?b?a?='),
+        ('=?utf-8?b?!!?= x', '=?utf-8?b?!!?= x'),
+        ('what =? is', 'what =? is'),
+    ],
+)
+def test_decoded(text: str, read: str) -> None:
+    """Encoded words are read; what makes no sense stays."""
+    assert decoded(text) == read
+
+
+def test_unfolded() -> None:
+    """Folding goes, other line breaks stay for the check."""
+    assert unfolded('a\r\n b\n\tc\r d\r\n') == 'a b\tc d'
+    assert unfolded('a\nb') == 'a\nb'
+    assert unfolded('\udcc3\udca9') == 'é'
+    assert unfolded('\udcff') == '\udcff'
+
+
+@given(TEXT.filter(lambda text: text.strip() == text and text != ''))
+@example('x' * 300 + '.pdf')
+@example('ü' * 300 + '.pdf')
+@example('a"b\\c.pdf')
+@example("it's 100%.pdf")
+@example('=?utf-8?q?x?=.pdf')
+def test_file_name_round_trip(name: str) -> None:
+    """Any file name is read back exactly, by the new reader and the old one (RFC 2231)."""
+    value = parameters('Content-Disposition', 'attachment', [('filename', name)])
+    line = source('Content-Disposition', value)
+
+    assert max(map(len, line.split(b'\r\n'))) <= 78
+    for policy in (email.policy.default, email.policy.compat32):
+        message = email.message_from_bytes(line + b'\r\n', policy=policy)
+        assert message.get_filename() == name
+        assert message.get_content_disposition() == 'attachment'
+
+
+def test_parameters_are_checked() -> None:
+    """Neither names nor values of parameters can carry a header."""
+    with pytest.raises(MessageError, match=r'Content-Type, name.*line break'):
+        parameters('Content-Type', 'text/plain', [('name', 'a\r\nBcc: x')])
+    with pytest.raises(MessageError, match=r'Content-Type.*parameter'):
+        parameters('Content-Type', 'text/plain', [('a b', 'x')])
+
+
+@pytest.mark.parametrize('name', ['', 'a b', 'a:', 'a\r\nBcc', 'é', 'a\0', None, 5])
+def test_bad_names(name: object) -> None:
+    """Only ftext names a header (RFC 5322, 3.6.8)."""
+    with pytest.raises(MessageError, match=r'headers: .*is not the name of a header'):
+        check_name(name)
+
+
+def test_check_text_wants_a_string() -> None:
+    """Bytes and numbers are refused with what to give."""
+    with pytest.raises(MessageError, match=r"subject: b'x' is not a string; give a str"):
+        check_text(b'x', 'subject')
+    assert check_text('a\tb', 'subject') == 'a\tb'
+
+
+@pytest.mark.parametrize('value', ['<a@b>', '<a.b$c@[127.0.0.1]>', '<x=?@example.org>'])
+def test_good_message_ids(value: str) -> None:
+    """A left side, an @, and a right side in angle brackets."""
+    assert check_message_id(value, 'Message-ID') == value
+
+
+@pytest.mark.parametrize(
+    'value', ['', 'a@b', '<a>', '<a@b> <c@d>', '<a b@c>', '<é@b>', '<a@b>\n', '<a@@b>', '<a@b']
+)
+def test_bad_message_ids(value: str) -> None:
+    """Anything else is not a message id."""
+    with pytest.raises(MessageError, match=r'Message-ID: .*<unique@example.org>'):
+        check_message_id(value, 'Message-ID')
+
+
+@pytest.mark.parametrize(
+    'value',
+    ['Mon, 23 Nov 2026 01:54:03 +0000', '1 Jan 2024 00:00 GMT', '01 Jan 2024 00:00:00 -0000 (UTC)'],
+)
+def test_good_dates(value: str) -> None:
+    """Dates of RFC 5322, 3.3."""
+    assert check_date(value, 'Date') == value
+
+
+@pytest.mark.parametrize(
+    'value', ['', 'yesterday', '2026-11-23', '31 Feb 2024 00:00 GMT', 'Mon, 23 Nov 26 01:54 +0000']
+)
+def test_bad_dates(value: str) -> None:
+    """Anything else is not a date."""
+    with pytest.raises(MessageError, match=r'Date: .*format_datetime'):
+        check_date(value, 'Date')
+
+
+def test_date_of() -> None:
+    """Epoch seconds in UTC, with a zone that says so."""
+    assert date_of(0.9) == 'Thu, 01 Jan 1970 00:00:00 +0000'
+
+
+def test_fold_never_after_the_colon() -> None:
+    """A value that is too long for the first line stands there all the same."""
+    assert fold('X', [' ' + 'a' * 100, ' b']) == b'X: ' + b'a' * 100 + b'\r\n b\r\n'
+
+
+def test_identifiers() -> None:
+    """List-Id has a phrase; the other List- headers have URLs."""
+    assert is_identifier('LIST-Unsubscribe')
+    assert is_identifier('References')
+    assert not is_identifier('List-Id')
+    assert not is_identifier('Subject')
+
+
+def test_shown() -> None:
+    """Errors show the beginning of a value, escaped."""
+    assert shown('a\nb') == r"'a\nb'"
+    assert shown('x' * 100) == "'" + 'x' * 59 + '...'
+    assert len(shown(list(range(100)))) < 70
+    assert shown(5) == '5'
