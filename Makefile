@@ -27,7 +27,7 @@ test: $(INSTALLED) ## Run the whole test suite
 lint: $(INSTALLED) $(INSTALLED_LINT) ## Check style (ruff) and types (mypy, strict)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy pyramid_sendmail
+	$(BIN)/python -m mypy pyramid_sendmail demo
 
 bench: $(INSTALLED) ## Run the benchmarks of tests/benchmarks and print their figures
 	$(BIN)/python -m tests.benchmarks.latency $(ARGS)
@@ -42,12 +42,12 @@ dist: $(INSTALLED_LINT) ## Build sdist and wheel, try the wheel in an empty envi
 	    echo 'make dist: the wheel must hold the package alone' >&2; exit 1; fi; \
 	$(BIN)/python -m zipfile -l dist/*.whl | grep -q '^pyramid_sendmail/py\.typed'; \
 	$(PYTHON) -m venv "$$empty/venv"; \
-	"$$empty/venv/bin/python" -m pip install --quiet dist/*.whl; \
+	"$$empty/venv/bin/python" -m pip install --quiet --quiet dist/*.whl; \
 	"$$empty/venv/bin/python" -m pip check; \
 	cd "$$empty"; \
 	venv/bin/python -W error \
 	    -W "ignore:'cgi' is deprecated:DeprecationWarning:webob.compat" \
-	    -W 'ignore:pkg_resources is deprecated as an API:UserWarning' \
+	    -W 'ignore:pkg_resources is deprecated as an API' \
 	    -c 'import pyramid_sendmail; print("imported", pyramid_sendmail.__name__)'; \
 	venv/bin/psendmail-qp --version; \
 	venv/bin/psendmail-qp --help
@@ -59,12 +59,12 @@ clean: ## Remove .venv and everything that was made
 
 $(INSTALLED): setup.cfg pyproject.toml $(BIN)/python
 	@echo 'Installing pyramid_sendmail and what demo and tests need into $(VENV) ...'
-	@$(BIN)/python -m pip install --quiet --editable '.[demo,testing]'
+	@$(BIN)/python -m pip install --quiet --quiet --editable '.[demo,testing]'
 	@touch $@
 
 $(INSTALLED_LINT): setup.cfg pyproject.toml $(BIN)/python
 	@echo 'Installing what the checks need into $(VENV) ...'
-	@$(BIN)/python -m pip install --quiet --editable '.[lint]'
+	@$(BIN)/python -m pip install --quiet --quiet --editable '.[lint]'
 	@touch $@
 
 $(BIN)/python:

@@ -1,0 +1,67 @@
+"""The mails that the demo sends."""
+
+from __future__ import annotations
+
+import secrets
+from email.headerregistry import Address
+from pathlib import Path
+
+from pyramid.renderers import render
+from pyramid.request import Request
+
+from pyramid_sendmail import Attachment, Message
+
+from .relay import LATER, REFUSED
+
+__all__ = ['to_later', 'to_nobody', 'welcome']
+
+LOGO = Path(__file__).with_name('static') / 'logo.png'
+
+TERMS = """\
+The terms of the demo
+=====================
+
+1. Nothing you send here leaves this machine.
+2. The relay on loopback keeps the last 200 mails, as files.
+3. Delete demo/var, and all is forgotten.
+"""
+
+
+def welcome(request: Request, name: str, email: str) -> Message:
+    """A mail with text, html, a picture inside the html, and an attachment.
+
+    The address goes in parts, so that nothing in a name is read as another address.
+    """
+    local, _, domain = email.rpartition('@')
+    values = {'name': name, 'email': email}
+    return Message(
+        subject=f'Welcome, {name}',
+        to=[Address(name, local, domain) if local and domain else email],
+        text=render('demo:templates/welcome.txt.jinja2', values, request),
+        html=render('demo:templates/welcome.html.jinja2', values, request),
+        attachments=[
+            Attachment('logo.png', path=LOGO, content_id='logo'),
+            Attachment('terms.txt', TERMS.encode(), content_type='text/plain; charset=utf-8'),
+        ],
+        tag='welcome',
+    )
+
+
+def to_nobody() -> Message:
+    """A mail that the relay refuses for good: its answer to this address is 550."""
+    return Message(
+        subject='A letter to nobody',
+        to=[f'nobody@{REFUSED}'],
+        text='The relay does not know this address: an error event tells so.',
+        tag='refused',
+    )
+
+
+def to_later() -> Message:
+    """A mail that the relay takes at the second try: to an address new to it, it says 451."""
+    return Message(
+        subject='Patience',
+        to=[f'ann-{secrets.token_hex(3)}@{LATER}'],
+        text='At first the relay said 451: not now. The mail waited in the queue, and here it is.',
+        tag='deferred',
+    )

@@ -1,0 +1,189 @@
+"""What the page shows: the queue's files, the relay's files, and the subscribers' rows."""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Iterator
+from email.message import EmailMessage
+from email.parser import BytesParser
+from email.policy import default
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pyramid.request import Request
+from sqlalchemy import func, select
+
+from .models import LogEntry, SignUp
+
+__all__ = ['Delivered', 'octets', 'read_delivered', 'status']
+
+SHOWN = 20
+
+# <priority>-<due in milliseconds>-<attempt>-<id>, and for a transaction's further mails, while
+# they are in tmp/, a dot and the first one's name.
+_NAME = re.compile(r'\d-(\d+)-(\d+)-[0-9a-f]+(?:\..+)?')
+
+
+def status(request: Request) -> dict[str, Any]:
+    """All that there is to see, newest first, as JSON can carry it. Times are epoch seconds."""
+    settings = request.registry.settings
+    queue = Path(settings['mail.queue_path'])
+    session = request.dbsession
+    log = session.scalars(select(LogEntry).order_by(LogEntry.id.desc()).limit(2 * SHOWN))
+    people = session.scalars(select(SignUp).order_by(SignUp.id.desc()).limit(SHOWN))
+    return {
+        'queued': [mail for name in ('tmp', 'new', 'cur', 'done') for mail in _in(queue, name)],
+        'failed': list(_in(queue, 'failed'))[::-1][:SHOWN],
+        'delivered': [
+            mail.facts(request) for mail in _newest(Path(settings['demo.delivered']), SHOWN)
+        ],
+        'log': [_row(entry) for entry in log],
+        'signups': {
+            'count': session.scalar(select(func.count(SignUp.id))),
+            'newest': [{'at': one.at, 'name': one.name, 'email': one.email} for one in people],
+        },
+    }
+
+
+def _row(entry: LogEntry) -> dict[str, Any]:
+    return {
+        'id': entry.id,
+        'at': entry.at,
+        'kind': entry.kind,
+        'message_id': entry.message_id,
+        'queued_at': entry.queued_at,
+        'recipients': entry.recipients.split(', '),
+        'subject': entry.subject,
+        'tag': entry.tag,
+        'attempt': entry.attempt,
+        'reply': entry.reply,
+        'reason': entry.reason,
+        'retry_at': entry.retry_at,
+    }
+
+
+def _in(queue: Path, folder: str) -> Iterator[dict[str, Any]]:
+    """The mails of one folder, in the order of delivery: the file's name is its schedule."""
+    try:
+        names = sorted(path.name for path in (queue / folder).iterdir())
+    except FileNotFoundError:
+        return
+    for name in names:
+        match = _NAME.fullmatch(name)
+        if match is None:
+            continue
+        try:
+            with (queue / folder / name).open('rb') as file:
+                head = file.read(65536)
+        except FileNotFoundError:
+            continue  # The queue processor was faster than we.
+        # The queue's files are plain .eml, with lines of its own before the message's.
+        mail = BytesParser(policy=default).parsebytes(head, headersonly=True)
+        yield {
+            'folder': folder,
+            'name': name,
+            'due': int(match[1]) / 1000,
+            'attempt': int(match[2]),
+            'message_id': str(mail.get('Message-ID', '')),
+            'sender': str(mail.get('X-Envelope-From', '')),
+            # Before the address, and a blank, stands what became of it.
+            'recipients': [
+                str(line).partition(' ')[2] for line in mail.get_all('X-Envelope-To', [])
+            ],
+            'subject': str(mail.get('Subject', '')),
+        }
+
+
+def octets(part: EmailMessage) -> bytes:
+    """The content of an attachment, decoded."""
+    content = part.get_payload(decode=True)
+    return content if isinstance(content, bytes) else b''
+
+
+class Delivered:
+    """A mail as the relay got it."""
+
+    def __init__(self, id: str, data: bytes) -> None:
+        first, _, self.raw = data.partition(b'\n')
+        self.id = id
+        self._envelope = json.loads(first)
+        mail = BytesParser(policy=default).parsebytes(self.raw)
+        assert isinstance(mail, EmailMessage)
+        self.mail = mail
+
+    @property
+    def parts(self) -> list[EmailMessage]:
+        """The parts with a file name, pictures inside the html among them."""
+        return [part for part in self.mail.walk() if part.get_filename()]
+
+    def body(self, kind: str) -> str | None:
+        """The text ('plain') or the html, as it was sent."""
+        part = self.mail.get_body(preferencelist=(kind,))
+        return None if part is None else part.get_content()
+
+    def page(self) -> str:
+        """The html for a frame: ``cid:`` made ``data:``, so that it needs nothing from outside."""
+        html = self.body('html')
+        if html is None:
+            return f'<!doctype html><pre>{escape(self.body("plain") or "")}</pre>'
+        for part in self.parts:
+            content_id = str(part.get('Content-ID', '')).strip().strip('<>')
+            if content_id:
+                data = b64encode(octets(part)).decode()
+                uri = f'data:{part.get_content_type()};base64,{data}'
+                html = html.replace(f'cid:{content_id}', uri)
+        return html
+
+    def facts(self, request: Request) -> dict[str, Any]:
+        """What status.json says of it."""
+        return {
+            'id': self.id,
+            'message_id': str(self.mail.get('Message-ID', '')),
+            'sender': self._envelope['sender'],
+            'recipients': self._envelope['recipients'],
+            'received_at': self._envelope['received_at'],
+            'from': str(self.mail.get('From', '')),
+            'to': str(self.mail.get('To', '')),
+            'subject': str(self.mail.get('Subject', '')),
+            'text': self.body('plain'),
+            'html': self.body('html'),
+            'page': request.route_path('delivered', id=self.id),
+            'source': request.route_path('source', id=self.id),
+            'attachments': [
+                {
+                    'filename': part.get_filename(),
+                    'content_type': part.get_content_type(),
+                    'size': len(octets(part)),
+                    'inline': 'Content-ID' in part,
+                    'href': request.route_path('part', id=self.id, number=number),
+                }
+                for number, part in enumerate(self.parts)
+            ],
+        }
+
+
+def read_delivered(folder: Path, id: str) -> Delivered | None:
+    """One mail of the relay; None if it is not, or no longer, there."""
+    if re.fullmatch(r'[0-9-]+', id) is None:
+        return None
+    try:
+        return _read(folder / id)
+    except FileNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=2 * SHOWN)
+def _read(path: Path) -> Delivered:
+    """The page asks twice a second, and what the relay has stored never changes."""
+    return Delivered(path.name, path.read_bytes())
+
+
+def _newest(folder: Path, count: int) -> Iterator[Delivered]:
+    for path in sorted(folder.glob('[0-9]*'), reverse=True)[:count]:
+        mail = read_delivered(folder, path.name)
+        if mail is not None:
+            yield mail

@@ -1,0 +1,69 @@
+"""What the demo does when it hears what became of a mail: ordinary Pyramid subscribers.
+
+They run in the queue processor, each event in a request and a transaction of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pyramid.config import Configurator
+from sqlalchemy import select
+
+from pyramid_sendmail.interfaces import (
+    IMailDeferredEvent,
+    IMailErrorEvent,
+    IMailEvent,
+    IMailSentEvent,
+)
+
+from .models import LogEntry
+
+__all__ = ['on_deferred', 'on_error', 'on_sent']
+
+
+def on_sent(event: Any) -> None:
+    """The relay has taken it."""
+    _write(event, 'sent', reply=str(event.reply))
+
+
+def on_deferred(event: Any) -> None:
+    """Not now; the queue processor tries again."""
+    _write(event, 'deferred', reason=event.reason, retry_at=event.retry_at)
+
+
+def on_error(event: Any) -> None:
+    """It will never arrive: the moment to mark an address as bad."""
+    _write(event, 'error', reply=str(event.reply or ''), reason=event.reason)
+
+
+def _write(
+    event: IMailEvent, kind: str, reply: str = '', reason: str = '', retry_at: float | None = None
+) -> None:
+    session = event.request.dbsession
+    if session.scalar(select(LogEntry.id).where(LogEntry.event_id == event.id)) is not None:
+        return
+    session.add(
+        LogEntry(
+            at=time.time(),
+            kind=kind,
+            event_id=event.id,
+            message_id=event.message_id,
+            queued_at=event.queued_at,
+            recipients=', '.join(event.recipients),
+            subject=event.subject,
+            tag=event.tag,
+            attempt=event.attempt,
+            reply=reply,
+            reason=reason,
+            retry_at=retry_at,
+        )
+    )
+
+
+def includeme(config: Configurator) -> None:
+    """Subscribe, as to any other event."""
+    config.add_subscriber(on_sent, IMailSentEvent)
+    config.add_subscriber(on_deferred, IMailDeferredEvent)
+    config.add_subscriber(on_error, IMailErrorEvent)

@@ -1,0 +1,5 @@
+"""What every test may use: the scripted SMTP server, its certificates, the cutting proxy."""
+
+from __future__ import annotations
+
+pytest_plugins = ['tests.smtp_fixtures']
