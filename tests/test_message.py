@@ -360,7 +360,7 @@ def test_recipients() -> None:
     """To, cc, bcc in this order, each address once; bcc nowhere in the bytes."""
     envelope = send(
         plain(
-            to=['B <b@x.org>', '"Doe, J" <j@x.org>, b@X.ORG'],
+            to=['B <b@x.org>', '"Doe, J" <j@x.org>', 'b@X.ORG'],
             cc=[Address('C', 'c', 'x.org'), 'j@x.org'],
             bcc='secret@x.org, b@x.org, B@x.org',
         )

@@ -182,7 +182,7 @@ def test_lists_and_objects() -> None:
     ann = Address('Ann Lee', 'ann', 'example.org')
 
     assert parse_addresses(ann, 'to') == (Mailbox('Ann Lee', 'ann@example.org'),)
-    assert parse_addresses([ann, 'b@x, c@x'], 'to') == (
+    assert parse_addresses([ann, 'b@x', 'c@x'], 'to') == (
         Mailbox('Ann Lee', 'ann@example.org'),
         Mailbox('', 'b@x'),
         Mailbox('', 'c@x'),
@@ -191,6 +191,12 @@ def test_lists_and_objects() -> None:
         Mailbox('=?utf-8?q?x?=', '"a b"@x'),
     )
     assert parse_addresses((), 'to') == ()
+
+
+def test_an_item_of_a_list_is_one_address() -> None:
+    """What a form's field holds does not become several recipients."""
+    with pytest.raises(MessageError, match=r"to: 'b@x, c@x' is not one address"):
+        parse_addresses(['a@x', 'b@x, c@x'], 'to')
 
 
 @pytest.mark.parametrize(
