@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
+from zope.interface import implementer
+
 from ..envelope import Envelope, Fate
-from .format import STATE_AT, Block
+from ..interfaces import IMailClaim
+from .format import LETTERS, STATE_AT, Block
 from .names import schedule_of
 from .store import Store
 
 __all__ = ['MaildirClaim']
 
-_LETTERS = {'sent': 'd', 'error': 'f', 'deferred': 'T'}
+log = logging.getLogger(__name__)
 
 
+@implementer(IMailClaim)
 class MaildirClaim:
     """See IMailClaim. Made by ``MaildirQueue.claim`` for a file that is open and locked.
 
-    An attempt writes ``S`` and no time of return; its outcome writes the letters and that time in
-    one write, before the file is renamed. ``S`` without that time, found at a claim, means that
-    somebody died over this mail.
+    An attempt writes ``S``; what it came to is one write, which takes the ``S`` back, before the
+    file is renamed. Whoever finds a file between the two finds all that he needs in it.
     """
 
     def __init__(
@@ -34,7 +39,7 @@ class MaildirClaim:
         *,
         attempt: int,
         now: float,
-        hold: bool,
+        hold: bool = False,
     ) -> None:
         self._store = store
         self._descriptor: int | None = descriptor
@@ -42,15 +47,21 @@ class MaildirClaim:
         self._folder = folder
         self._name = name
         self._hold = hold
-        self._before: bytes | None = None
+        self._before = ''
         self._settled = False
         self.attempt = attempt
-        self.interrupted = ''
-        if block.state == 'S' and not block.retry_at:
-            self.interrupted = 'ambiguous' if '?' in block.letters else 'sending'
         self.todo: tuple[str, ...] = ()
         if folder in ('new', 'cur') and block.retry_at <= now:
-            self.todo = self._with('T?')
+            self.todo = tuple(
+                to
+                for to, letter in zip(block.envelope.recipients, block.letters, strict=True)
+                if letter in 'T?'
+            )
+        self.interrupted = ''
+        if '?' in block.letters:
+            self.interrupted = 'ambiguous'
+        elif block.state == 'S':
+            self.interrupted = 'sending'
 
     @property
     def envelope(self) -> Envelope:
@@ -66,29 +77,29 @@ class MaildirClaim:
 
     def begin(self) -> None:
         """Write ``S``: from now on a crash counts as an attempt. Raises OSError."""
-        before = self._block.state_line()
-        self._block.state, self._block.retry_at = 'S', 0.0
-        self._write(self._block.state_line(), STATE_AT)
-        self._before = before
+        self._write(b'S', STATE_AT)
+        self._before, self._block.state = self._block.state, 'S'
 
     def sealing(self, recipients: Sequence[str]) -> None:
-        self._letter(recipients, '?')
-        self._write(self._block.recipient_lines(), self._block.letters_at)
-        if self._hold:
-            self._sync()
+        letters = self._block.letters.copy()
+        try:
+            self._block.mark(recipients, '?')
+            self._write(self._block.recipient_lines(), self._block.letters_at)
+            if self._hold:
+                self._sync()
+        except OSError as error:
+            self._block.letters = letters
+            raise self._store.error('cannot record that a mail is leaving', error) from error
 
     def settle(
         self, fates: Sequence[Fate], *, retry_at: float | None = None, report: bool = True
     ) -> None:
         block = self._block
         if not self._settled:
-            self._settled, self._before = True, None
-            block.forget()
-            for fate in fates:
-                block.mark(fate, _LETTERS[fate.kind])
-            block.retry_at = retry_at or 0.0
-            if retry_at is not None:
-                self.attempt += 1
+            self._settled, self._before = True, ''
+            self.attempt += 1
+            block.settle(fates)
+            block.state, block.retry_at = 'C', retry_at or 0.0
             if not report:
                 block.letters = [
                     letter.upper() if letter in 'df' else letter for letter in block.letters
@@ -98,102 +109,90 @@ class MaildirClaim:
     def reported(self, fates: Iterable[Fate]) -> None:
         for fate in fates:
             if fate.kind != 'deferred':
-                self._letter(fate.recipients, _LETTERS[fate.kind].upper())
+                self._block.mark(fate.recipients, LETTERS[fate.kind].upper())
         self._rest()
 
-    def _rest(self) -> None:
-        """Write down what is known and move the file to where it waits next."""
-        block = self._block
-        waiting = any(letter in 'T?' for letter in block.letters)
-        try:
-            if not waiting and not self.fates and 'F' not in block.letters:
-                self._remove()
-                return
-            if not waiting:
-                block.retry_at, block.state = 0.0, 'C'
-            self._write(block.changing(), STATE_AT)
-            if waiting:
-                if 'd' in block.letters or 'D' in block.letters:
-                    self._sync()
-                self._move('cur', block.retry_at)
-                block.state = 'C'
-                self._write(b'C', STATE_AT)
-            elif self.fates:
-                self._move('done', block.envelope.queued_at)
-            else:
-                self._move('failed', block.since)
-        except OSError as error:
-            raise self._store.error('cannot record what became of a mail', error) from error
-        if not self.fates:
-            self.release()
-
     def postpone(self, fates: Iterable[Fate], due: float) -> None:
-        tries = {
-            (fate.attempt, int(fate.id.rpartition('-')[2])): fate.tries + 1 for fate in fates
-        }
-        for entry in self._block.entries:
-            entry.tries = tries.get((entry.attempt, entry.group), entry.tries)
+        self._block.postpone(fates)
         try:
-            self._write(self._block.changing(), STATE_AT)
-            retry_at = self._block.retry_at
-            self._move(self._folder, min(due, retry_at) if retry_at else due)
+            folder, _ = self._place()
+            self._record(folder, min(due, self._block.retry_at) if folder == 'cur' else due)
         except OSError as error:
             raise self._store.error('cannot record what became of an event', error) from error
         finally:
             self.release()
 
+    def _rest(self) -> None:
+        """Write down what is known and move the file to where it waits next."""
+        try:
+            self._record(*self._place())
+        except OSError as error:
+            raise self._store.error('cannot record what became of a mail', error) from error
+        if not self.fates:
+            self.release()
+
+    def _place(self) -> tuple[str, float]:
+        """The folder for a mail with these letters, and the time in its name; no folder for a
+        mail with which everything is done."""
+        block = self._block
+        telling = any(letter in 'df' for letter in block.letters)
+        if any(letter in 'T?' for letter in block.letters):
+            # Should nobody come to tell the events, they are found before the retry.
+            return 'cur', block.envelope.queued_at if telling else block.retry_at
+        if telling:
+            return 'done', block.envelope.queued_at
+        if 'F' in block.letters:
+            return 'failed', block.since
+        return '', 0.0
+
+    def _record(self, folder: str, due: float) -> None:
+        if not folder:
+            self._remove()
+            return
+        self._write(self._block.changing(), STATE_AT)
+        if folder == 'cur' and not set(self._block.letters).isdisjoint('dD'):
+            self._sync()
+        self.rename(folder, schedule_of(self.envelope, due=due, attempt=self.attempt).name)
+
+    def _remove(self) -> None:
+        self._held()
+        try:
+            os.unlink(self._store.path(self._folder, self._name))
+        except OSError as error:
+            # Here, or where a person has put it, it will be found; it shall not be sent again.
+            self._write(self._block.changing(), STATE_AT)
+            if not isinstance(error, FileNotFoundError):
+                raise
+
+    def rename(self, folder: str, name: str) -> None:
+        """Move the file, which stays claimed; a person may have been quicker."""
+        if (folder, name) == (self._folder, self._name):
+            return
+        if not self._store.rename(self._folder, self._name, folder, name):
+            log.warning(
+                '%s: somebody has taken its file out of %s/ while it was claimed',
+                self.envelope.message_id,
+                self._folder,
+            )
+        self._folder, self._name = folder, name
+
     def release(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
-        before, self._before = self._before, None
-        if before is not None and '?' not in self._block.letters:
+        if self._before and '?' not in self._block.letters:
             # Where this fails ``S`` stays, and counts as an attempt; what was sealed stays so.
             with suppress(OSError):
-                self._store.write(descriptor, before, STATE_AT)
+                self._store.write(descriptor, self._before.encode(), STATE_AT)
         self._store.close(descriptor)
 
-    def rename(self, folder: str, name: str) -> None:
-        """Move the file, which stays claimed."""
-        if (folder, name) != (self._folder, self._name):
-            os.rename(
-                self._store.path(self._folder, self._name), self._store.path(folder, name)
-            )
-            self._folder, self._name = folder, name
-
-    def _move(self, folder: str, due: float) -> None:
-        schedule = schedule_of(self.envelope, due=due, attempt=self.attempt)
-        self.rename(folder, schedule.name)
-
-    def _remove(self) -> None:
-        try:
-            os.unlink(self._store.path(self._folder, self._name))
-        except FileNotFoundError:
-            pass  # a person was quicker
-        except OSError:
-            # At least whoever finds it shall not send it again.
-            self._write(self._block.changing(), STATE_AT)
-            raise
-        self.release()
-
-    def _with(self, letters: str) -> tuple[str, ...]:
-        return tuple(
-            to
-            for to, letter in zip(self.envelope.recipients, self._block.letters, strict=True)
-            if letter in letters
-        )
-
-    def _letter(self, recipients: Iterable[str], letter: str) -> None:
-        chosen = set(recipients)
-        for n, to in enumerate(self.envelope.recipients):
-            if to in chosen:
-                self._block.letters[n] = letter
-
     def _write(self, data: bytes, at: int) -> None:
-        if self._descriptor is None:
-            raise OSError('the claim has been released')
-        self._store.write(self._descriptor, data, at)
+        self._store.write(self._held(), data, at)
 
     def _sync(self) -> None:
-        if self._descriptor is not None:
-            self._store.sync_file(self._descriptor)
+        self._store.sync_file(self._held())
+
+    def _held(self) -> int:
+        if self._descriptor is None:
+            raise OSError(errno.EBADF, 'the claim has been released')
+        return self._descriptor

@@ -5,65 +5,53 @@ message in octets, and a SHA-256 over all but what changes in place:
 
 =====================  ==========================================================================
 state line             the mail's letter; when its retry policy began to count; when it is due
-                       again if an attempt was recorded (both in milliseconds since the epoch)
-slot                   replies, mailer and reasons of the last attempt, as JSON, 976 octets
-two of each recipient  its letter, and which reply in the slot is its own
+                       again (both in milliseconds since the epoch)
+slot                   replies, mailers and reasons not yet reported, as JSON: 976 octets for each
+                       eight recipients
+mark of a recipient    its letter, which reply in the slot is its own, and its letter once more
 =====================  ==========================================================================
 
 Letters of a mail: ``W`` being written, ``V`` voted, ``C`` finish has begun (and waiting, after
 that), ``S`` an attempt has started. Letters of a recipient: ``T`` to do, ``?`` sent and awaiting
 the last word, ``d`` and ``f`` delivered and failed with an event to report, ``D`` and ``F`` the
-same, settled.
+same, settled. They stand twice, because one flipped bit makes ``D`` of ``T``, and a mail lost.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Literal
 
-from ..envelope import Envelope, Fate, Reply
+from ..envelope import Envelope, Fate
+from .slot import Entry, lost, read_slot, slot_length, write_slot
 
-__all__ = ['HEAD', 'STATE_AT', 'Block', 'Unreadable', 'decode', 'encode']
+__all__ = ['LETTERS', 'STATE_AT', 'Block', 'Unreadable', 'decode', 'encode']
 
 VERSION = b'1'
-SLOT = 976
-ENTRIES = 24
-_DIGITS = '0123456789abcdefghijklmnopqrstuvwxyz'
+LETTERS = {'sent': 'd', 'error': 'f', 'deferred': 'T'}
 
 _FIRST = b'X-Envelope: '
 _STATE = b'X-Envelope-State: '
-_SLOT = b'X-Envelope-Outcome: '
 _TO = b'X-Envelope-To: '
+_END = b'\r\n'
 
 _LENGTHS_AT = len(_FIRST)
 _SUM_AT = _LENGTHS_AT + len(b'1 00000000 000000000000 ')
-_FIRST_END = _SUM_AT + 64 + 2
-STATE_AT = _FIRST_END + len(_STATE)
-_STATE_LENGTH = 1 + 1 + 15 + 1 + 15
-_STATE_END = STATE_AT + _STATE_LENGTH + 2
-_SLOT_AT = _STATE_END + len(_SLOT)
-_SLOT_END = _SLOT_AT + SLOT + 2
-HEAD = _SLOT_END
+_SUM_END = _SUM_AT + 64
+STATE_AT = _SUM_END + len(_END + _STATE)
+_STATE_END = STATE_AT + 1 + 1 + 15 + 1 + 15
+_SLOT_AT = _STATE_END + len(_END)
+_MARK = re.compile(r'([T?dfDF])([0-9]{5})\1 (.+)')
+_LONGEST = 10**15 - 1
 
 
 class Unreadable(ValueError):
     """The bytes are not a whole and undamaged mail of ours; the text says why."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """One reply in the slot; recipients point to it."""
-
-    attempt: int
-    group: int
-    reply: Reply | None
-    reason: str
-    permanent: bool
-    tries: int = 0
 
 
 @dataclass(slots=True)
@@ -73,37 +61,22 @@ class Block:
     envelope: Envelope
     fixed: bytes
     """The lines after the slot and before the recipients."""
-    checksum: bytes
     state: str = 'W'
     since: float = 0.0
     retry_at: float = 0.0
-    """0 as long as no outcome of the current attempt has been recorded."""
-    mailer: str = ''
     letters: list[str] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     pointers: list[int] = field(default_factory=list)
 
     @property
-    def length(self) -> int:
-        return self.letters_at + sum(
-            len(_TO) + 3 + len(to.encode()) + 2 for to in self.envelope.recipients
-        )
-
-    @property
     def letters_at(self) -> int:
         """Where the recipients' lines begin."""
-        return HEAD + len(self.fixed)
-
-    def state_line(self) -> bytes:
-        """The bytes at STATE_AT."""
-        return (
-            f'{self.state} {round(self.since * 1000):015d} {round(self.retry_at * 1000):015d}'
-        ).encode()
+        return _SLOT_AT + slot_length(len(self.letters)) + len(self.fixed)
 
     def recipient_lines(self) -> bytes:
         """The bytes at ``letters_at``."""
         return b''.join(
-            b'%s%s%s %s\r\n' % (_TO, letter.encode(), _DIGITS[pointer].encode(), to.encode())
+            _TO + f'{letter}{pointer:05d}{letter} {to}\r\n'.encode()
             for letter, pointer, to in zip(
                 self.letters, self.pointers, self.envelope.recipients, strict=True
             )
@@ -111,74 +84,81 @@ class Block:
 
     def changing(self) -> bytes:
         """All from STATE_AT to the end of the block: one write records an outcome."""
-        return b''.join(
-            (
-                self.state_line(),
-                b'\r\n',
-                _SLOT,
-                self._slot(),
-                b'\r\n',
-                self.fixed,
-                self.recipient_lines(),
-            )
+        since, retry_at = (
+            min(max(round(seconds * 1000), 0), _LONGEST) for seconds in (self.since, self.retry_at)
         )
+        state = f'{self.state} {since:015d} {retry_at:015d}'.encode()
+        slot = write_slot(self.entries, len(self.letters))
+        return b''.join((state, _END, slot, self.fixed, self.recipient_lines()))
 
-    def _slot(self) -> bytes:
-        for width in (SLOT, 512, 256, 128, 64, 32, 16, 8, 0):
-            entries = [
-                [
-                    entry.attempt,
-                    entry.group,
-                    entry.reply.code if entry.reply else 0,
-                    entry.reply.text[:width] if entry.reply else '',
-                    entry.reason[:width],
-                    int(entry.permanent),
-                    entry.tries,
-                ]
-                for entry in self.entries
-            ]
-            text = json.dumps([self.mailer[:width], *entries], separators=(',', ':'))
-            if len(text) <= SLOT:
-                return text.encode().ljust(SLOT)
-        raise AssertionError('the entries are bounded')
+    def settle(self, fates: Sequence[Fate]) -> None:
+        """Put down what an attempt came to, in place of what these recipients had before."""
+        for fate in fates:
+            self.mark(fate.recipients, 'T')
+        self._forget()
+        for fate in fates:
+            self._add(fate)
 
-    def mark(self, fate: Fate, letter: str) -> None:
-        """Give the fate's recipients a letter and an entry for its reply."""
-        reason = fate.reason if fate.reason != str(fate.reply) else ''
-        entry = Entry(
-            fate.attempt, int(fate.id.rpartition('-')[2]), fate.reply, reason, fate.permanent
-        )
-        if len(self.entries) < ENTRIES:
-            self.entries.append(entry)
-        else:
-            self.entries[-1] = entry
-        slot = len(self.entries) - 1
-        self.mailer = fate.mailer
+    def mark(self, recipients: Iterable[str], letter: str) -> None:
+        """Give the recipients a letter."""
+        chosen = set(recipients)
         for n, to in enumerate(self.envelope.recipients):
-            if to in fate.recipients:
+            if to in chosen:
                 self.letters[n] = letter
-                self.pointers[n] = slot
 
-    def forget(self) -> None:
-        """Drop the replies that no unreported recipient needs, before a new attempt's come."""
-        kept = sorted(
-            {p for p, old in zip(self.pointers, self.letters, strict=True) if old in 'dfF'}
-        )
+    def _add(self, fate: Fate) -> None:
+        """Give the fate's recipients their letter and an entry for its reply."""
+        about = set(fate.recipients)
+        chosen = [n for n, to in enumerate(self.envelope.recipients) if to in about]
+        for n in chosen:
+            self.letters[n] = LETTERS[fate.kind]
+            self.pointers[n] = len(self.entries)
+        if chosen:
+            words = fate.reason if fate.reply is None or fate.reason != str(fate.reply) else None
+            self.entries.append(
+                Entry(
+                    fate.attempt,
+                    int(fate.id.rpartition('-')[2]),
+                    fate.mailer,
+                    fate.reply,
+                    words,
+                    fate.permanent,
+                    fate.tries,
+                )
+            )
+
+    def _forget(self) -> None:
+        """Drop the replies that no settled recipient needs, before a new attempt's come."""
+        marks = zip(self.pointers, self.letters, strict=True)
+        kept = sorted({pointer for pointer, letter in marks if letter in 'dfF'})
         places = {old: new for new, old in enumerate(kept)}
-        self.entries = [self.entries[p] for p in kept if p < len(self.entries)]
-        self.pointers = [places.get(p, 0) for p in self.pointers]
+        self.entries = [self.entries[pointer] for pointer in kept]
+        self.pointers = [places.get(pointer, 0) for pointer in self.pointers]
+
+    def start_over(self, now: float) -> None:
+        """A person wants the recipients that failed tried again, with a retry policy's patience."""
+        self.letters = ['T' if letter in 'fF?' else letter for letter in self.letters]
+        self._forget()
+        self.state, self.since, self.retry_at = 'C', now, 0.0
+
+    def postpone(self, fates: Iterable[Fate]) -> None:
+        """Subscribers have failed to take these once more."""
+        late = {(fate.attempt, int(fate.id.rpartition('-')[2])): fate.tries for fate in fates}
+        for entry in self.entries:
+            if (entry.attempt, entry.group) in late:
+                entry.tries = late[entry.attempt, entry.group] + 1
 
     def fates(self) -> list[Fate]:
-        """What subscribers have not taken yet."""
-        groups: dict[tuple[str, int], list[str]] = {}
+        """What subscribers have not taken yet, in the order in which it was marked."""
+        groups: dict[tuple[int, str], list[str]] = {}
         for to, letter, pointer in zip(
             self.envelope.recipients, self.letters, self.pointers, strict=True
         ):
             if letter in 'df':
-                groups.setdefault((letter, pointer), []).append(to)
+                groups.setdefault((pointer, letter), []).append(to)
         fates = []
-        for (letter, pointer), recipients in groups.items():
-            entry = self.entries[pointer] if pointer < len(self.entries) else _LOST
+        for (pointer, letter), recipients in sorted(groups.items()):
+            entry = self.entries[pointer]
             kind: Literal['sent', 'error'] = 'sent' if letter == 'd' else 'error'
             fates.append(
                 Fate(
@@ -186,17 +166,14 @@ class Block:
                     kind=kind,
                     recipients=tuple(recipients),
                     attempt=entry.attempt,
-                    mailer=self.mailer,
+                    mailer=entry.mailer,
                     reply=entry.reply,
-                    reason=entry.reason or (str(entry.reply) if kind == 'error' else ''),
+                    reason=str(entry.reply) if entry.reason is None else entry.reason,
                     permanent=entry.permanent,
                     tries=entry.tries,
                 )
             )
         return fates
-
-
-_LOST = Entry(0, 0, None, 'the reply was lost', False)
 
 
 def encode(envelope: Envelope, state: str) -> tuple[Block, bytes]:
@@ -221,16 +198,15 @@ def encode(envelope: Envelope, state: str) -> tuple[Block, bytes]:
     block = Block(
         envelope,
         fixed,
-        b'',
         state=state,
         since=envelope.queued_at,
         letters=['T'] * count,
         pointers=[0] * count,
     )
     lines = block.recipient_lines()
-    lengths = b'1 %08d %012d ' % (HEAD + len(fixed) + len(lines), len(envelope.raw))
-    block.checksum = _checksum(lengths, fixed, envelope.recipients, envelope.raw)
-    head = b''.join((_FIRST, lengths, block.checksum, b'\r\n', _STATE))
+    lengths = b'1 %08d %012d ' % (block.letters_at + len(lines), len(envelope.raw))
+    checksum = _checksum(lengths, fixed, envelope.recipients, envelope.raw)
+    head = b''.join((_FIRST, lengths, checksum, _END, _STATE))
     return block, b''.join((head, block.changing(), envelope.raw))
 
 
@@ -257,29 +233,57 @@ def decode(data: bytes) -> Block:
 
 
 def _decode(data: bytes, size: int, lengths: bytes) -> Block:
-    to_at = data.find(b'\r\n' + _TO, HEAD - 2, size)
-    if to_at < 0:
+    entries, at = read_slot(data, _SLOT_AT)
+    to_at = data.find(_END + _TO, at, size) + len(_END)
+    if to_at < at:
         raise Unreadable('its envelope names no recipient')
-    fixed = data[HEAD : to_at + 2]
-    letters, pointers, recipients = [], [], []
-    for line in data[to_at + 2 : size].decode().removesuffix('\r\n').split('\r\n'):
-        if not line.startswith(_TO.decode()):
-            raise Unreadable('a recipient is damaged')
-        content = line[len(_TO) :]
-        letters.append(content[0])
-        pointers.append(max(_DIGITS.find(content[1]), 0))
-        recipients.append(content[3:])
+    fixed = data[at:to_at]
+    letters, pointers, recipients = _read_recipients(data[to_at:size])
     raw = data[size:]
-    checksum = data[_SUM_AT : _SUM_AT + 64]
-    if checksum != _checksum(lengths, fixed, recipients, raw):
+    if data[_SUM_AT:_SUM_END] != _checksum(lengths, fixed, recipients, raw):
         raise Unreadable('its checksum does not match: it was damaged or changed')
+    # No checksum holds these lines together.
+    if data[_SUM_END:STATE_AT] != _END + _STATE or data[_STATE_END:_SLOT_AT] != _END:
+        raise Unreadable('its state line is damaged')
+    state, since, retry_at = data[STATE_AT:_STATE_END].decode().split(' ')
+    if state not in ('W', 'V', 'C', 'S'):
+        raise Unreadable('its state line is damaged')
+    settled = [n for n, letter in zip(pointers, letters, strict=True) if letter in 'dfF']
+    entries += [lost(group) for group in range(len(entries), max(settled, default=-1) + 1)]
+    return Block(
+        _envelope(fixed, recipients, raw),
+        fixed,
+        state=state,
+        since=int(since) / 1000,
+        retry_at=int(retry_at) / 1000,
+        letters=letters,
+        entries=entries,
+        pointers=pointers,
+    )
+
+
+def _read_recipients(lines: bytes) -> tuple[list[str], list[int], list[str]]:
+    letters, pointers, recipients = [], [], []
+    for line in lines.decode().removesuffix('\r\n').split('\r\n'):
+        mark = _MARK.fullmatch(line, len(_TO))
+        if mark is None or not line.startswith(_TO.decode()):
+            raise Unreadable('the line of a recipient is damaged')
+        letters.append(mark[1])
+        pointers.append(int(mark[2]))
+        recipients.append(mark[3])
+    if max(pointers) >= len(recipients):
+        raise Unreadable('the line of a recipient is damaged')
+    return letters, pointers, recipients
+
+
+def _envelope(fixed: bytes, recipients: Iterable[str], raw: bytes) -> Envelope:
     fields: dict[str, str] = {}
     for line in fixed.decode().replace('\r\n ', ' ').split('\r\n')[:-1]:
         name, _, value = line.partition(': ')
         fields[name] = value
     options = json.loads(fields['X-Envelope-Options'])
     options['metadata'] = MappingProxyType(options['metadata'])
-    envelope = Envelope(
+    return Envelope(
         id=fields['X-Envelope-Id'],
         message_id=fields['X-Envelope-Message-Id'],
         sender=fields['X-Envelope-From'],
@@ -287,37 +291,6 @@ def _decode(data: bytes, size: int, lengths: bytes) -> Block:
         raw=raw,
         **options,
     )
-    state, since, retry_at = data[STATE_AT : STATE_AT + _STATE_LENGTH].decode('latin-1').split(' ')
-    mailer, entries = _read_slot(data[_SLOT_AT : _SLOT_AT + SLOT])
-    return Block(
-        envelope,
-        fixed,
-        checksum,
-        state=state,
-        since=int(since) / 1000,
-        retry_at=int(retry_at) / 1000,
-        mailer=mailer,
-        # What is no letter was torn: not done, then, as far as anybody can tell.
-        letters=[letter if letter in 'T?dfDF' else 'T' for letter in letters],
-        entries=entries,
-        pointers=pointers,
-    )
-
-
-def _read_slot(slot: bytes) -> tuple[str, list[Entry]]:
-    """The slot is outside the checksum: a torn one costs the words of an event, not the mail."""
-    try:
-        mailer, *rows = json.loads(slot.strip() or b'[""]')
-        return str(mailer), [_entry(*row) for row in rows]
-    except (ValueError, TypeError):
-        return '', []
-
-
-def _entry(
-    attempt: int, group: int, code: int, text: str, reason: str, permanent: int, tries: int
-) -> Entry:
-    reply = Reply(code, text) if code else None
-    return Entry(attempt, group, reply, reason, bool(permanent), tries)
 
 
 def _checksum(lengths: bytes, fixed: bytes, recipients: Iterable[str], raw: bytes) -> bytes:
@@ -330,11 +303,4 @@ def _checksum(lengths: bytes, fixed: bytes, recipients: Iterable[str], raw: byte
 
 def _folded(text: str) -> str:
     """Fold at blanks, so that any mail program takes the line (RFC 5322, 2.1.1)."""
-    lines, line = [], ''
-    for word in text.split(' '):
-        if line and len(line) + len(word) > 900:
-            lines.append(line)
-            line = word
-        else:
-            line = f'{line} {word}' if line else word
-    return '\r\n '.join([*lines, line])
+    return re.sub(r'(.{800,}?) (?=[^ ])', '\\1\r\n ', text)

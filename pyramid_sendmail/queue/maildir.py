@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from heapq import nsmallest
 from itertools import zip_longest
 
@@ -18,7 +19,7 @@ from ..envelope import Envelope
 from ..exceptions import DamagedMail
 from ..interfaces import IMailQueue
 from .claim import MaildirClaim
-from .format import Block, Unreadable, decode
+from .format import STATE_AT, Block, Unreadable, decode
 from .legacy import adopt
 from .names import Schedule, Ticket, parse, schedule_of
 from .put import MaildirPut
@@ -71,15 +72,14 @@ class MaildirQueue:
         try:
             if fresh:
                 return self._scan('new', now, limit)
-            recover(
-                self._store, publish_doubtful=self._in_doubt == 'send', clock=self._clock
-            )
+            recover(self._store, publish_doubtful=self._in_doubt == 'send', clock=self._clock)
             done, done_next = self._scan('done', now, limit)
             new, new_next = self._scan('new', now, limit)
             cur, cur_next = self._scan('cur', now, limit)
         except FileNotFoundError:
+            # What is there is found by the next look, which is now.
             self._store.prepare()
-            return [], None
+            return [], now
         except OSError as error:
             raise self._store.error('cannot be read', error) from error
         both = zip_longest(new, cur)
@@ -99,7 +99,7 @@ class MaildirQueue:
                     if schedule is None:
                         if not name.startswith('.'):
                             yield name
-                    elif schedule.due <= now or self._clock_was_wrong(folder, schedule, now):
+                    elif schedule.due <= now or self._clock_was_wrong(schedule, now):
                         yield name
                     else:
                         soonest = min(soonest, schedule.due)
@@ -109,8 +109,9 @@ class MaildirQueue:
         names = nsmallest(limit, due())
         return [Ticket(folder, name) for name in names], later[0] if later else None
 
-    def _clock_was_wrong(self, folder: str, schedule: Schedule, now: float) -> bool:
-        return folder != 'new' and schedule.due > now + self._longest + 1
+    def _clock_was_wrong(self, schedule: Schedule, now: float) -> bool:
+        """Whether a time that we have set, not the user, is further away than we ever set one."""
+        return schedule.attempt > 0 and schedule.due > now + self._longest + 1
 
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MaildirClaim | None:
         path = self._store.path(ticket.folder, ticket.name)
@@ -118,14 +119,17 @@ class MaildirQueue:
             try:
                 descriptor = self._store.open(path)
             except ValueError as error:
-                raise self._aside(ticket, str(error), b'') from error
+                self._aside(ticket, str(error), b'')
+                return None
             if descriptor is None:
                 return None
+            claim: MaildirClaim | None = None
             try:
-                return self._claim(ticket, descriptor, settled)
-            except BaseException:
-                self._store.close(descriptor)
-                raise
+                claim = self._claim(ticket, descriptor, settled)
+            finally:
+                if claim is None:
+                    self._store.close(descriptor)
+            return claim
         except OSError as error:
             raise self._store.error('cannot be claimed from', error) from error
 
@@ -135,41 +139,49 @@ class MaildirQueue:
         try:
             block = decode(data)
         except Unreadable as error:
-            if adopt(self._store, ticket, data, now):
-                self._store.close(descriptor)
+            adopted = adopt(self._store, ticket, data, now)
+            if adopted is not None:
+                return self.claim(adopted, settled=settled)
+            self._aside(ticket, str(error), data)
+            return None
+        folder, name = ticket.folder, ticket.name
+        schedule = parse(name) or _schedule(block)
+        attempt = max([schedule.attempt, *(entry.attempt for entry in block.entries)])
+        if folder == 'new' and schedule.attempt:
+            # Nothing of ours puts such a name there: a person has moved it from failed/.
+            if settled:
                 return None
-            raise self._aside(ticket, str(error), data) from error
-        schedule = parse(ticket.name)
-        attempt = max([schedule.attempt if schedule else 0, *_attempts(block)])
-        if ticket.folder == 'new' and block.state == 'C' and (attempt or 'F' in block.letters):
-            _start_over(block, now)
-            attempt = 0
+            block.start_over(now)
+            self._store.write(descriptor, block.changing(), STATE_AT)
+            schedule, attempt = replace(schedule, attempt=0), 0
+        # Where a clock was wrong: neither a time that never comes nor an age that never counts.
+        block.since = min(block.since, now)
         if block.retry_at > now + self._longest + 1:
             block.retry_at = now
         claim = MaildirClaim(
             self._store,
             descriptor,
             block,
-            ticket.folder,
-            ticket.name,
+            folder,
+            name,
             attempt=attempt,
             now=now,
             hold=self._hold_ambiguous,
         )
-        if schedule is None:
-            # Ours, under a name that a mail program or a person gave it.
-            proper = schedule_of(block.envelope, due=block.envelope.due, attempt=attempt)
-            claim.rename(ticket.folder, proper.name)
         if settled and claim.todo:
-            claim.release()
+            return None
+        claim.rename(folder, schedule.name)
+        if not attempt and schedule.due > now:
+            # It came under a foreign name, which did not tell that its time has not come.
             return None
         if claim.todo:
             claim.begin()
         return claim
 
-    def _aside(self, ticket: Ticket, reason: str, raw: bytes) -> DamagedMail:
+    def _aside(self, ticket: Ticket, reason: str, raw: bytes) -> None:
         name = set_aside(self._store, ticket.folder, ticket.name, reason)
-        return DamagedMail(name, reason, raw)
+        if name is not None:
+            raise DamagedMail(name, reason, raw)
 
     def check(self) -> None:
         self._store.prove_writable()
@@ -195,12 +207,8 @@ class MaildirQueue:
         self._trigger.close()
 
 
-def _attempts(block: Block) -> list[int]:
-    return [entry.attempt for entry in block.entries]
-
-
-def _start_over(block: Block, now: float) -> None:
-    """A person moved it from ``failed/`` into ``new/``: its failed recipients are tried again."""
-    block.letters = ['T' if letter in 'fF?' else letter for letter in block.letters]
-    block.entries, block.pointers = [], [0] * len(block.pointers)
-    block.since, block.retry_at = now, 0.0
+def _schedule(block: Block) -> Schedule:
+    """For a mail of ours under a foreign name: ``attempt`` as if it came from ``failed/``."""
+    attempt = max((entry.attempt for entry in block.entries), default=0)
+    due = block.retry_at if attempt else block.envelope.due
+    return schedule_of(block.envelope, due=due, attempt=attempt)

@@ -10,13 +10,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from zope.interface import implementer
 
 from ..envelope import Envelope, Fate
-from ..interfaces import IMailQueue
+from ..interfaces import IMailClaim, IMailQueue, IMailQueuePut
 from .names import Ticket, schedule_of
 
 __all__ = ['MemoryQueue']
@@ -38,6 +40,11 @@ class Mail:
     letters: dict[str, str] = field(default_factory=dict)
     fates: list[Fate] = field(default_factory=list)
 
+    @property
+    def ticket(self) -> Ticket:
+        schedule = schedule_of(self.envelope, due=self.due, attempt=self.attempt)
+        return Ticket(self.folder, schedule.name)
+
 
 @implementer(IMailQueue)
 class MemoryQueue:
@@ -52,13 +59,13 @@ class MemoryQueue:
 
     def __len__(self) -> int:
         """How many mails wait for delivery."""
-        with self._lock:
-            return sum(mail.folder in ('new', 'cur') for mail in self._mails.values())
+        with self._held() as mails:
+            return sum(mail.folder in ('new', 'cur') for mail in mails.values())
 
     @property
     def failed(self) -> list[Envelope]:
-        with self._lock:
-            return [mail.envelope for mail in self._mails.values() if mail.folder == 'failed']
+        with self._held() as mails:
+            return [mail.envelope for mail in mails.values() if mail.folder == 'failed']
 
     def put(self, envelopes: Sequence[Envelope]) -> MemoryPut:
         return MemoryPut(self, tuple(envelopes))
@@ -67,20 +74,25 @@ class MemoryQueue:
         self, now: float, *, limit: int = 20_000, fresh: bool = False
     ) -> tuple[list[Ticket], float | None]:
         folders = ('new',) if fresh else ('done', 'new', 'cur')
-        with self._lock:
-            waiting = [mail for mail in self._mails.values() if mail.folder in folders]
-        due = [mail for mail in waiting if mail.due <= now]
-        due.sort(key=lambda mail: (mail.folder != 'done', _name(mail)))
-        tickets = [Ticket(mail.folder, _name(mail)) for mail in due[:limit]]
-        return tickets, min((mail.due for mail in waiting if mail.due > now), default=None)
+        with self._held() as mails:
+            waiting = [(mail.ticket, mail.due) for mail in mails.values() if mail.folder in folders]
+        due = sorted((ticket for ticket, due in waiting if due <= now), key=lambda it: it.name)
+        done, new, cur = (
+            [ticket for ticket in due if ticket.folder == folder]
+            for folder in ('done', 'new', 'cur')
+        )
+        both = zip_longest(new, cur)
+        tickets = [*done, *(ticket for pair in both for ticket in pair if ticket)][:limit]
+        return tickets, min((due for _, due in waiting if due > now), default=None)
 
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MemoryClaim | None:
-        with self._lock:
-            mail = self._mails.get(ticket.name.rpartition('-')[2])
-            if mail is None or mail.claimed or mail.folder != ticket.folder:
+        now = self._clock()
+        with self._held() as mails:
+            mail = mails.get(ticket.name.rpartition('-')[2])
+            if mail is None or mail.claimed or mail.ticket != ticket:
                 return None
-            claim = MemoryClaim(self, mail, self._clock())
-            if settled and claim.todo:
+            claim = MemoryClaim(self, mail, now)
+            if (settled and claim.todo) or (mail.folder == 'new' and mail.due > now):
                 return None
             mail.claimed = True
             return claim
@@ -96,7 +108,8 @@ class MemoryQueue:
 
     def wait(self, timeout: float) -> bool:
         woken = self._woken.wait(max(timeout, 0.0))
-        self._woken.clear()
+        if woken:
+            self._woken.clear()
         return woken
 
     def wake(self) -> None:
@@ -105,20 +118,27 @@ class MemoryQueue:
     def close(self) -> None:
         """Nothing to give up."""
 
-    def add(self, mails: Iterable[Mail]) -> None:
-        if self._pid != os.getpid():
-            # A forked child: what its parent holds is the parent's to send.
-            self._pid = os.getpid()
-            self._mails, self._lock, self._woken = {}, threading.RLock(), threading.Event()
-        with self._lock:
-            self._mails.update({mail.envelope.id: mail for mail in mails})
+    def add(self, added: Iterable[Mail]) -> None:
+        with self._held() as mails:
+            mails.update({mail.envelope.id: mail for mail in added})
         self._woken.set()
 
     def remove(self, mail: Mail) -> None:
+        with self._held() as mails:
+            mails.pop(mail.envelope.id, None)
+
+    @contextmanager
+    def _held(self) -> Iterator[dict[str, Mail]]:
+        """The mails, locked. In a forked child there are none: what its parent holds is the
+        parent's to send, and the lock may be held for ever."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._mails, self._lock, self._woken = {}, threading.RLock(), threading.Event()
         with self._lock:
-            self._mails.pop(mail.envelope.id, None)
+            yield self._mails
 
 
+@implementer(IMailQueuePut)
 class MemoryPut:
     """See IMailQueuePut."""
 
@@ -171,6 +191,7 @@ class MemoryPut:
         self._queue.add(mails)
 
 
+@implementer(IMailClaim)
 class MemoryClaim:
     """See IMailClaim."""
 
@@ -214,7 +235,7 @@ class MemoryClaim:
                 mail.letters.update(dict.fromkeys(fate.recipients, letter))
             mail.fates += [fate for fate in fates if fate.kind != 'deferred']
             mail.retry_at = retry_at or 0.0
-            mail.attempt += retry_at is not None
+            mail.attempt += 1
             if not report:
                 mail.fates = []
         self._rest()
@@ -228,8 +249,7 @@ class MemoryClaim:
         late = {fate.id for fate in fates}
         mail = self._mail
         mail.fates = [
-            replace(fate, tries=fate.tries + 1) if fate.id in late else fate
-            for fate in mail.fates
+            replace(fate, tries=fate.tries + 1) if fate.id in late else fate for fate in mail.fates
         ]
         mail.due = min(due, mail.retry_at) if mail.retry_at else due
         self.release()
@@ -241,7 +261,8 @@ class MemoryClaim:
         mail = self._mail
         letters = mail.letters.values()
         if 'T' in letters:
-            mail.folder, mail.due = 'cur', mail.retry_at
+            mail.folder = 'cur'
+            mail.due = mail.envelope.queued_at if mail.fates else mail.retry_at
         elif mail.fates:
             mail.folder, mail.due = 'done', mail.envelope.queued_at
         elif 'f' in letters:
@@ -250,7 +271,3 @@ class MemoryClaim:
             self._queue.remove(mail)
         if not mail.fates:
             self.release()
-
-
-def _name(mail: Mail) -> str:
-    return schedule_of(mail.envelope, due=mail.due, attempt=mail.attempt).name

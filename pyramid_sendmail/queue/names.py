@@ -2,7 +2,8 @@
 
 ``<priority>-<due>-<attempt>-<id>``, each of fixed width, so that sorting a listing gives the order
 of delivery without looking at a single file. In ``tmp/`` the first file of a transaction, its
-record, has that name; the others append a dot and the name of the record.
+record, has that name; the others append a dot and the name of the record. Mail programs append the
+flags of a Maildir (``:2,S``).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ..envelope import Envelope, Priority
 __all__ = ['Schedule', 'Ticket', 'parse', 'record_of', 'schedule_of']
 
 _PRIORITY: dict[Priority, str] = {'high': '1', 'normal': '5', 'low': '9'}
-_NAME = re.compile(r'([159])-(\d{15})-(\d{4})-([0-9a-f]{32})')
+_NAME = re.compile(r'([159])-([0-9]{15})-([0-9]{4})-([0-9a-f]{32})(?::2,[A-Za-z]*)?')
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def schedule_of(envelope: Envelope, *, due: float, attempt: int) -> Schedule:
 
 
 def parse(name: str) -> Schedule | None:
-    """Read a name; None if it is not one of ours."""
+    """Read a name, as ours or as a mail program has changed it; None if it is foreign."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None

@@ -22,7 +22,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from zope.interface import implementer
+
 from ..envelope import Envelope
+from ..exceptions import QueueError
+from ..interfaces import IMailQueuePut
 from .format import STATE_AT, encode
 from .names import Ticket, schedule_of
 from .store import Store
@@ -33,6 +37,7 @@ __all__ = ['MaildirPut']
 log = logging.getLogger(__name__)
 
 
+@implementer(IMailQueuePut)
 class MaildirPut:
     """See IMailQueuePut. ``write`` is the first phase."""
 
@@ -42,9 +47,7 @@ class MaildirPut:
         self._envelopes = envelopes
         self._record: int | None = None
         self._outcome = ''
-        names = [
-            schedule_of(envelope, due=envelope.due, attempt=0).name for envelope in envelopes
-        ]
+        names = [schedule_of(envelope, due=envelope.due, attempt=0).name for envelope in envelopes]
         self.tickets = tuple(Ticket('new', name) for name in names)
         # The record comes last here: it is the first file to be made and the last to move.
         self._moves = [(f'{name}.{names[0]}', name) for name in names[1:]] + [(names[0], names[0])]
@@ -52,14 +55,11 @@ class MaildirPut:
     def write(self) -> None:
         """Write and sync every file. Raises QueueError, and leaves nothing then."""
         try:
-            try:
-                self._write()
-            except FileNotFoundError:
-                self._store.prepare()
-                self._write()
+            self._store.ready()
+            self._write()
         except BaseException as error:
             self.discard()
-            if isinstance(error, OSError) and type(error).__module__ == 'builtins':
+            if isinstance(error, OSError) and not isinstance(error, QueueError):
                 raise self._store.error(
                     'cannot take the mail of this transaction', error
                 ) from error
@@ -67,10 +67,13 @@ class MaildirPut:
 
     def _write(self) -> None:
         first, *others = self._envelopes
-        record = self._create(self._moves[-1][0])
+        try:
+            record = self._create(self._moves[-1][0])
+        except FileNotFoundError:
+            self._store.prepare()
+            record = self._create(self._moves[-1][0])
         self._record = record
-        _, data = encode(first, 'W')
-        self._store.write(record, data)
+        self._store.write(record, encode(first, 'W')[1])
         for (temporary, _), envelope in zip(self._moves, others, strict=False):
             descriptor = self._create(temporary)
             try:
@@ -96,13 +99,45 @@ class MaildirPut:
         raise FileExistsError(errno.EEXIST, 'somebody else keeps this file', path)
 
     def publish(self) -> None:
-        if self._outcome not in ('', 'published') or self._record is None:
+        self._end('published')
+
+    def discard(self) -> None:
+        self._end('discarded')
+
+    def doubt(self) -> None:
+        self._end('doubted')
+
+    def _end(self, outcome: str) -> None:
+        """What was called first decides; whatever is called later completes it where an interrupt
+        has cut it short."""
+        self._outcome = self._outcome or outcome
+        record = self._record
+        if record is None:
             return
-        self._outcome = 'published'
+        if self._outcome == 'published':
+            self._publish(record)
+        elif self._outcome == 'discarded':
+            self._discard(record)
+        else:
+            log.critical(
+                'in doubt: another resource failed to finish its commit, and nobody can tell '
+                'whether the transaction of %s took place; see mail.in_doubt',
+                ', '.join(f'{envelope.message_id} ({envelope.id})' for envelope in self._envelopes),
+            )
+        self._record = None
+        self._store.close(record)
+        if self._outcome == 'published':
+            self._trigger.pull()
+
+    def _publish(self, record: int) -> None:
         try:
-            self._store.write(self._record, b'C', STATE_AT)
+            with suppress(OSError):
+                # Where this fails, the moves may do without it.
+                self._store.write(record, b'C', STATE_AT)
             while self._moves:
-                self._move(*self._moves[0])
+                temporary, name = self._moves[0]
+                # Gone: moved before an interrupt, and delivered, perhaps.
+                self._store.rename('tmp', temporary, 'new', name)
                 del self._moves[0]
             self._store.sync_folder('new')
         except Exception:
@@ -113,46 +148,14 @@ class MaildirPut:
                 ', '.join(envelope.message_id for envelope in self._envelopes),
                 exc_info=True,
             )
-        self._unlock()
-        self._trigger.pull()
 
-    def _move(self, temporary: str, name: str) -> None:
-        source = self._store.path('tmp', temporary)
+    def _discard(self, record: int) -> None:
         try:
-            os.rename(source, self._store.path('new', name))
-        except FileNotFoundError:
-            # Moved before an interrupt (and delivered, perhaps); or new/ is gone.
-            if os.path.lexists(source):
-                raise
-
-    def discard(self) -> None:
-        if self._outcome not in ('', 'discarded'):
-            return
-        self._outcome = 'discarded'
-        try:
+            # The record goes last: what is left with it is removed by recovery.
+            with suppress(OSError):
+                self._store.write(record, b'W', STATE_AT)
             for temporary, _ in self._moves:
                 with suppress(FileNotFoundError):
                     os.unlink(self._store.path('tmp', temporary))
         except Exception:
             log.exception('mail of an aborted transaction was left in tmp/ of %s', self._store.root)
-            if self._record is not None:
-                # Not voted for any more: recovery removes it.
-                with suppress(OSError):
-                    self._store.write(self._record, b'W', STATE_AT)
-        self._unlock()
-
-    def doubt(self) -> None:
-        if self._outcome:
-            return
-        self._outcome = 'doubted'
-        log.critical(
-            'in doubt: another resource failed to finish its commit, and nobody can tell whether '
-            'the transaction of %s took place; see mail.in_doubt',
-            ', '.join(f'{envelope.message_id} ({envelope.id})' for envelope in self._envelopes),
-        )
-        self._unlock()
-
-    def _unlock(self) -> None:
-        record, self._record = self._record, None
-        if record is not None:
-            self._store.close(record)

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from ..envelope import Fate
 from .claim import MaildirClaim
-from .format import HEAD, STATE_AT, Unreadable, decode
+from .format import STATE_AT, Unreadable, decode
 from .names import parse, record_of
 from .store import Store
 
@@ -44,7 +44,10 @@ def recover(store: Store, *, publish_doubtful: bool, clock: Callable[[], float])
             groups.setdefault(record, []).append(name)
     done = False
     for record, members in groups.items():
-        done |= _recover(store, record, members, publish_doubtful, clock)
+        try:
+            done |= _recover(store, record, members, publish_doubtful, clock)
+        except OSError as error:
+            log.error('%s: what a stopped process left in tmp/ stays there: %s', record, error)
     return done
 
 
@@ -58,40 +61,34 @@ def _recover(
     path = store.path('tmp', record)
     try:
         descriptor = store.open(path)
-    except ValueError:
+    except ValueError as error:
+        log.error('%s in tmp/ cannot be recovered: %s', record, error)
         return False
-    if descriptor is None:
-        # Busy; or moved a moment ago, and its followers before it; or taken away by hand.
-        if os.path.lexists(path):
-            return False
-        names = [name for name in names if os.path.lexists(store.path('tmp', name))]
-        state = 'V'
-    else:
-        head = os.pread(descriptor, HEAD, 0)
-        state = chr(head[STATE_AT]) if len(head) == HEAD else 'W'
     try:
-        # The listing may be older than the lock: what the record's owner made since counts too.
-        followers = {name for name in names if name != record}
         if descriptor is not None:
-            followers |= {
-                name for name in os.listdir(f'{store.root}/tmp') if name.endswith(f'.{record}')
-            }
-        order = [*sorted(followers), *([record] if descriptor is not None else [])]
-        if state == 'V' and not publish_doubtful:
-            for name in order:
-                _hold(store, name, descriptor if name == record else None, clock)
-        elif state in 'VC':
-            for name in order:
-                own = name.partition('.')[0]
-                with suppress(FileNotFoundError):
-                    os.rename(store.path('tmp', name), store.path('new', own))
-                log.warning('%s: published after its process stopped', own)
-            store.sync_folder('new')
+            state = os.pread(descriptor, 1, STATE_AT) or b'W'
+            # The listing may be older than the lock: what the owner made since then counts too.
+            names = [name for name in os.listdir(f'{store.root}/tmp') if record_of(name) == record]
+        elif os.path.lexists(path):
+            return False  # busy
         else:
-            for name in order:
+            # Moved a moment ago, and its followers before it; or taken away by hand.
+            state = b'?'
+            names = [name for name in names if os.path.lexists(store.path('tmp', name))]
+        # The record last, so that whoever has to finish this finds it.
+        for name in sorted(names, key=lambda name: (name == record, name)):
+            own = name.partition('.')[0]
+            if state == b'W':
                 with suppress(FileNotFoundError):
                     os.unlink(store.path('tmp', name))
-        return bool(order)
+            elif state == b'C' or publish_doubtful:
+                store.rename('tmp', name, 'new', own)
+                log.warning('%s: published after its process stopped', own)
+            else:
+                _hold(store, name, descriptor if name == record else None, clock)
+        if names and state != b'W':
+            store.sync_folder('new')
+        return bool(names)
     finally:
         if descriptor is not None:
             store.close(descriptor)
@@ -99,20 +96,24 @@ def _recover(
 
 def _hold(store: Store, name: str, descriptor: int | None, clock: Callable[[], float]) -> None:
     """Move a mail that is in doubt out of the way, with an error event to be reported."""
-    own = descriptor if descriptor is not None else store.open(store.path('tmp', name))
+    id = name.partition('.')[0].rpartition('-')[2]
+    try:
+        own = descriptor if descriptor is not None else store.open(store.path('tmp', name))
+    except ValueError as error:
+        set_aside(store, 'tmp', name, str(error))
+        return
     if own is None:
         return
     try:
         block = decode(store.read(own))
         envelope = block.envelope
-        claim = MaildirClaim(store, own, block, 'tmp', name, attempt=0, now=clock(), hold=False)
         log.critical(
             'in doubt: %s (%s): the process stopped between vote and finish of its transaction; '
             'held in failed/; if it did commit, move the file from failed/ into new/',
             envelope.message_id,
-            envelope.id,
+            id,
         )
-        claim.settle(
+        MaildirClaim(store, own, block, 'tmp', name, attempt=0, now=clock()).settle(
             [
                 Fate(
                     id=f'{envelope.id}-0-error-0',
@@ -126,26 +127,34 @@ def _hold(store: Store, name: str, descriptor: int | None, clock: Callable[[], f
             ]
         )
     except Unreadable as error:
+        log.critical('in doubt: a damaged mail (%s), held in failed/: %s', id, error)
         set_aside(store, 'tmp', name, str(error))
     finally:
         if descriptor is None:
             store.close(own)
 
 
-def set_aside(store: Store, folder: str, name: str, reason: str) -> str:
-    """Move what is no mail of ours to ``failed/``, its reason into ``reasons/``; its name there."""
-    target = name
-    for number in range(1, 1000):
-        if not os.path.lexists(store.path('failed', target)):
-            break
+def set_aside(store: Store, folder: str, name: str, reason: str) -> str | None:
+    """Move what is no mail of ours to ``failed/``, its reason into ``reasons/``.
+
+    Returns its name there, or None if it is gone or cannot be moved, which stops nobody else.
+    """
+    target, number = name, 0
+    while os.path.lexists(store.path('failed', target)):
+        number += 1
         target = f'{name}.{number}'
-    os.rename(store.path(folder, name), store.path('failed', target))
+    try:
+        if not store.rename(folder, name, 'failed', target):
+            return None
+    except OSError as error:
+        log.error('%r in %s/ (%s) cannot be moved to failed/: %s', name, folder, reason, error)
+        return None
     with suppress(OSError):
         os.makedirs(f'{store.root}/reasons', 0o700, exist_ok=True)
         path = f'{store.root}/reasons/{target}.txt'
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(descriptor, 'w', encoding='utf-8') as file:
             file.write(f'{reason}\n')
-    kind = 'mail' if parse(name) else 'foreign file'
-    log.error('%s/%s: damaged or foreign %s moved to failed/: %s', folder, name, kind, reason)
+    kind = 'damaged mail' if parse(name) else 'foreign file'
+    log.error('%r: a %s, moved from %s/ to failed/: %s', name, kind, folder, reason)
     return target

@@ -30,6 +30,7 @@ class Store:
         self.root = root
         self.sync = sync
         self._open: set[int] = set()
+        self._owner: int | None = None
         reference = weakref.ref(self)
 
         def forget() -> None:
@@ -44,6 +45,11 @@ class Store:
 
     def path(self, folder: str, name: str) -> str:
         return f'{self.root}/{folder}/{name}'
+
+    def ready(self) -> None:
+        """Prepare it once, or again for another user. Raises QueueError."""
+        if self._owner != os.geteuid():
+            self.prepare()
 
     def prepare(self) -> None:
         """Make the folders that are missing, 0700 whatever the umask; check the owner."""
@@ -66,14 +72,14 @@ class Store:
                 f'run both the application and psendmail-qp as the same user',
                 self.root,
             )
+        self._owner = owner
 
     def prove_locks(self) -> None:
         """Prove that a second open of a locked file is refused its lock."""
         path = f'{self.root}/lock-probe-{os.getpid()}-{threading.get_ident()}'
-        descriptors = []
+        descriptors: list[int] = []
         try:
-            for _ in range(2):
-                descriptors.append(os.open(path, _FLAGS | os.O_CREAT, 0o600))
+            descriptors.extend(os.open(path, _FLAGS | os.O_CREAT, 0o600) for _ in range(2))
             fcntl.flock(descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
                 fcntl.flock(descriptors[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,10 +112,27 @@ class Store:
                 os.close(descriptor)
                 os.unlink(path)
             for folder in FOLDERS:
-                if not os.access(f'{self.root}/{folder}', os.R_OK | os.W_OK | os.X_OK):
+                path = f'{self.root}/{folder}'
+                if not os.path.isdir(path):
+                    self.prepare()
+                if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
                     raise PermissionError(errno.EACCES, f'{folder}/ is not writable')
+        except QueueError:
+            raise
         except OSError as error:
             raise self.error('cannot record what becomes of its mail', error) from error
+
+    def rename(self, folder: str, name: str, to: str, new_name: str) -> bool:
+        """Move a file, making the folder if somebody has removed it; False if the file is gone."""
+        source = self.path(folder, name)
+        try:
+            os.rename(source, self.path(to, new_name))
+        except FileNotFoundError:
+            if not os.path.lexists(source):
+                return False
+            self.prepare()
+            os.rename(source, self.path(to, new_name))
+        return True
 
     def create(self, path: str) -> int | None:
         """Make a new file, 0600 and locked; None if somebody else has it already."""
@@ -120,7 +143,7 @@ class Store:
     def open(self, path: str) -> int | None:
         """Open an existing file for us alone; None if it is gone or somebody else has it.
 
-        Raises IsADirectoryError or ValueError for what is not a plain file.
+        Raises ValueError for what is no file that could be used.
         """
         try:
             descriptor = os.open(path, _FLAGS)
@@ -129,6 +152,10 @@ class Store:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
                 raise ValueError('it is not a plain file') from error
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise ValueError(
+                    f'it may not be read and written by user {os.geteuid()}'
+                ) from error
             raise
         self._open.add(descriptor)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -154,19 +181,10 @@ class Store:
             return None
         return descriptor
 
-    def locked_by_others(self, path: str) -> bool:
-        """Whether somebody holds the file's lock."""
-        try:
-            descriptor = self.open(path)
-        except ValueError:
-            return False
-        if descriptor is None:
-            return os.path.lexists(path)
-        self.close(descriptor)
-        return False
-
     def close(self, descriptor: int) -> None:
         """Unlock and close. Never raises."""
+        if descriptor not in self._open:
+            return  # inherited from before a fork, and closed there
         self._open.discard(descriptor)
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -176,17 +194,15 @@ class Store:
     def read(self, descriptor: int) -> bytes:
         """The whole file."""
         size = os.fstat(descriptor).st_size
-        parts: list[bytes] = []
-        at = 0
-        while True:
-            part = os.pread(descriptor, max(size - at, 0) + 1, at)
-            if not part:
-                return b''.join(parts) if len(parts) != 1 else parts[0]
-            parts.append(part)
-            at += len(part)
+        data = os.pread(descriptor, size, 0)
+        while len(data) < size and (part := os.pread(descriptor, size - len(data), len(data))):
+            data += part
+        return data
 
     def write(self, descriptor: int, data: bytes, at: int = 0) -> None:
         """Write all of it, in place."""
+        if descriptor not in self._open:
+            raise OSError(errno.EBADF, 'it was opened before a fork')
         while data:
             written = os.pwrite(descriptor, data, at)
             data, at = data[written:], at + written

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import stat
 from contextlib import suppress
 
 __all__ = ['Trigger']
+
+log = logging.getLogger(__name__)
 
 
 class Trigger:
@@ -18,6 +21,7 @@ class Trigger:
         self._pid = 0
         self._fifo: int | None = None
         self._own: tuple[int, int] | None = None
+        self._woken = False
 
     def pull(self) -> None:
         """Wake a processor, if one listens. Never raises, never waits."""
@@ -45,14 +49,16 @@ class Trigger:
             descriptors.append(self._fifo)
         for descriptor in descriptors:
             poll.register(descriptor, select.POLLIN)
-        ready = poll.poll(max(timeout, 0.0) * 1000)
+        ready = poll.poll(0 if self._woken else max(timeout, 0.0) * 1000)
+        woken, self._woken = self._woken or bool(ready), False
         for descriptor, _ in ready:
             with suppress(BlockingIOError):
                 os.read(descriptor, 65536)
-        return bool(ready)
+        return woken
 
     def wake(self) -> None:
         """End the wait of this process, now or next. Safe in a signal handler."""
+        self._woken = True
         if self._own is not None and self._pid == os.getpid():
             with suppress(OSError):
                 os.write(self._own[1], b'\0')
@@ -63,7 +69,7 @@ class Trigger:
             return
         self.close()
         own = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        with suppress(FileExistsError, OSError):
+        with suppress(OSError):
             os.mkfifo(self._path, 0o600)
         with suppress(OSError):
             # Reading and writing: the pipe never reports an end when writers come and go.
@@ -72,6 +78,10 @@ class Trigger:
                 self._fifo = fifo
             else:
                 os.close(fifo)
+        if self._fifo is None:
+            log.warning(
+                '%s cannot be used as a named pipe: new mail is seen only now and then', self._path
+            )
         self._own, self._pid = own, os.getpid()
 
     def close(self) -> None:

@@ -1,0 +1,659 @@
+"""What every queue promises, on disk or in memory (IMailQueue, IMailQueuePut, IMailClaim)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from random import Random
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from zope.interface.verify import verifyClass, verifyObject
+
+from pyramid_sendmail.envelope import Envelope, Fate, Priority, Reply
+from pyramid_sendmail.interfaces import IMailClaim, IMailQueue, IMailQueuePut
+from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from tests.queue_fixtures import (
+    NOW,
+    Clock,
+    claimed,
+    deferred,
+    failed,
+    files,
+    make_envelope,
+    sent,
+    until,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A queue with its clock; ``reopen`` gives what another process would work with; ``dead``
+    the ids of the dead letters, ``empty`` whether nothing at all is kept."""
+
+    queue: Any
+    clock: Clock
+    reopen: Callable[[], Any]
+    dead: Callable[[], list[str]]
+    empty: Callable[[], bool]
+
+
+def _maildir(path: Path, *, sync: bool) -> Case:
+    clock = Clock()
+
+    def reopen() -> MaildirQueue:
+        return MaildirQueue(str(path), sync=sync, clock=clock)
+
+    queue = reopen()
+    queue.prepare()
+
+    def dead() -> list[str]:
+        return [file.name.rpartition('-')[2] for file in (path / 'failed').iterdir()]
+
+    return Case(queue, clock, reopen, dead, lambda: not files(queue))
+
+
+def _memory() -> Case:
+    clock = Clock()
+    queue = MemoryQueue(clock=clock)
+
+    def dead() -> list[str]:
+        return [envelope.id for envelope in queue.failed]
+
+    return Case(queue, clock, lambda: queue, dead, lambda: not queue._mails)
+
+
+@pytest.fixture(params=['maildir', 'maildir without sync', 'memory'])
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    if request.param == 'memory':
+        case = _memory()
+    else:
+        case = _maildir(tmp_path / 'queue', sync=request.param == 'maildir')
+    yield case
+    case.queue.close()
+
+
+def _queued(case: Case, *recipients: str, **options: Any) -> Envelope:
+    envelope = make_envelope(*recipients, **options)
+    case.queue.put([envelope]).publish()
+    return envelope
+
+
+def _order(case: Case, **options: Any) -> list[str]:
+    tickets, _ = case.queue.look(case.clock(), **options)
+    return [ticket.name.rpartition('-')[2] for ticket in tickets]
+
+
+def _defer(case: Case, envelope: Envelope, until: float) -> None:
+    """Make a mail one that has been tried."""
+    tickets, _ = case.queue.look(case.clock())
+    (ticket,) = (ticket for ticket in tickets if ticket.name.endswith(envelope.id))
+    claim = case.queue.claim(ticket)
+    claim.settle([deferred(envelope, until=until)], retry_at=until, report=False)
+
+
+def _gone(case: Case) -> bool:
+    return _order(case) == [] and case.dead() == [] and case.empty()
+
+
+# Interfaces
+
+
+def test_interfaces_are_kept(case: Case) -> None:
+    """The queue, what put returns and what claim returns have what their interfaces name."""
+    put = case.queue.put([make_envelope()])
+    put.publish()
+    claim = claimed(case.queue)
+    for interface, thing in ((IMailQueue, case.queue), (IMailQueuePut, put), (IMailClaim, claim)):
+        assert verifyObject(interface, thing)
+        assert verifyClass(interface, type(thing))
+    claim.release()
+
+
+# Put
+
+
+def test_nobody_can_claim_before_publish(case: Case) -> None:
+    """What was put and not published is neither seen nor claimed."""
+    put = case.queue.put([make_envelope(), make_envelope()])
+    assert case.queue.look(NOW) == ([], None)
+    assert [case.queue.claim(ticket) for ticket in put.tickets] == [None, None]
+    put.discard()
+
+
+def test_tickets_are_in_the_order_of_the_envelopes(case: Case) -> None:
+    """The tickets of a put claim its envelopes, in their order."""
+    envelopes = [make_envelope(priority=priority) for priority in ('low', 'high', 'normal')]
+    put = case.queue.put(envelopes)
+    put.publish()
+    claims = [case.queue.claim(ticket) for ticket in put.tickets]
+    assert [claim.envelope for claim in claims] == envelopes
+    for claim in claims:
+        claim.release()
+
+
+def test_what_is_claimed_equals_what_was_put(case: Case) -> None:
+    """An envelope comes back with every field as it was, whatever its texts contain."""
+    envelope = replace(
+        make_envelope('ann@example.org', 'jürgen@exämple.org'),
+        sender='',
+        subject='A  subject of two   blanks, "quotes", \\ and ünïcode'
+        + ' word' * 1000
+        + '  ' * 999,
+        tag='welcome',
+        metadata=MappingProxyType({'order': '17', 'note': 'X-Envelope-To: T\r\n' + 'a' * 5000}),
+        raw=bytes(range(256)) * 9,
+        expires=NOW + 60.25,
+        queued_at=NOW - 0.1234567,
+        depth=1,
+        priority='high',
+    )
+    case.queue.put([envelope]).publish()
+    claim = claimed(case.reopen())
+    assert claim.envelope == envelope
+    assert claim.envelope.metadata == envelope.metadata
+    assert claim.todo == envelope.recipients
+    assert claim.attempt == 0
+    assert claim.since == pytest.approx(envelope.queued_at, abs=0.001)
+    assert claim.interrupted == ''
+    assert claim.fates == []
+    claim.release()
+
+
+ENDS = ('publish', 'discard', 'doubt')
+
+
+@pytest.mark.parametrize('calls', list(product(ENDS, repeat=3)), ids='-'.join)
+def test_the_first_call_decides(case: Case, calls: tuple[str, ...]) -> None:
+    """publish, discard and doubt come in any order, any number of times: the first one counts."""
+    envelopes = [make_envelope(), make_envelope()]
+    put = case.queue.put(envelopes)
+    for call in calls:
+        getattr(put, call)()
+    assert len(put.tickets) == 2
+    queue = case.reopen()
+    tickets, next_due = queue.look(NOW)
+    claims = [queue.claim(ticket) for ticket in tickets]
+    assert next_due is None
+    if calls[0] == 'discard':
+        assert tickets == []
+        assert _gone(case)
+        return
+    assert {claim.envelope.id for claim in claims} == {envelope.id for envelope in envelopes}
+    for claim in claims:
+        if calls[0] == 'publish':
+            assert claim.todo == claim.envelope.recipients
+            assert claim.fates == []
+            claim.settle([sent(claim.envelope)], report=False)
+        else:
+            assert claim.todo == ()
+            (fate,) = claim.fates
+            assert (fate.kind, fate.permanent) == ('error', False)
+            assert 'in doubt' in fate.reason
+            claim.reported([fate])
+    if calls[0] == 'publish':
+        assert _gone(case)
+    else:
+        assert sorted(case.dead()) == sorted(envelope.id for envelope in envelopes)
+
+
+def test_doubt_is_logged(case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    """Mail in doubt is one CRITICAL line that says 'in doubt' and names the id."""
+    envelope = make_envelope()
+    case.queue.put([envelope]).doubt()
+    assert any(
+        record.levelname == 'CRITICAL'
+        and 'in doubt' in record.getMessage()
+        and envelope.id in record.getMessage()
+        for record in caplog.records
+    )
+
+
+# Look
+
+
+def test_order_is_by_priority_then_due(case: Case) -> None:
+    """high before normal before low, and what was due first comes first."""
+    priorities: list[Priority] = ['low', 'high', 'normal']
+    envelopes = {
+        (priority, due): _queued(case, priority=priority, due=NOW + due)
+        for due in (-1, -3, -2)
+        for priority in priorities
+    }
+    assert _order(case) == [
+        envelopes[priority, due].id
+        for priority in ('high', 'normal', 'low')
+        for due in (-3, -2, -1)
+    ]
+
+
+def test_fresh_and_retried_mail_take_turns(case: Case) -> None:
+    """Neither a flood of fresh mail nor one of retried mail starves the other."""
+    retried = [_queued(case, due=NOW - 10 + n) for n in range(3)]
+    for n, envelope in enumerate(retried):
+        _defer(case, envelope, NOW + n)
+    case.clock.now = NOW + 10
+    fresh = [_queued(case, due=NOW + n) for n in range(5)]
+    assert _order(case) == [
+        fresh[0].id,
+        retried[0].id,
+        fresh[1].id,
+        retried[1].id,
+        fresh[2].id,
+        retried[2].id,
+        fresh[3].id,
+        fresh[4].id,
+    ]
+    assert _order(case, limit=3) == [fresh[0].id, retried[0].id, fresh[1].id]
+    assert _order(case, fresh=True) == [envelope.id for envelope in fresh]
+
+
+def test_mail_for_later_waits(case: Case) -> None:
+    """What is due later is not there yet, and next_due says when."""
+    later = _queued(case, due=NOW + 60)
+    last = _queued(case, due=NOW + 30 * 24 * 3600.0)
+    assert case.queue.look(NOW) == ([], NOW + 60)
+    case.clock.now = NOW + 60
+    assert _order(case) == [later.id]
+    assert case.queue.look(NOW + 61)[1] == NOW + 30 * 24 * 3600.0
+    case.clock.now = NOW + 31 * 24 * 3600.0
+    assert _order(case) == [later.id, last.id]
+
+
+def test_a_ticket_before_its_time_claims_nothing(case: Case) -> None:
+    """Mail that is due later cannot be claimed early by the ticket that put gave."""
+    put = case.queue.put([make_envelope(due=NOW + 60)])
+    put.publish()
+    assert case.queue.claim(put.tickets[0]) is None
+    case.clock.now += 60
+    claimed(case.queue, NOW + 60).release()
+
+
+def test_an_empty_queue_has_nothing_due(case: Case) -> None:
+    """Nothing waits, so there is no next time."""
+    assert case.queue.look(NOW) == ([], None)
+    assert case.queue.look(NOW, fresh=True) == ([], None)
+
+
+# Claim
+
+
+def test_a_claim_excludes_everybody_else(case: Case) -> None:
+    """As long as a claim is held nobody else gets one, by whatever queue object."""
+    _queued(case)
+    (ticket,), _ = case.queue.look(NOW)
+    claim = case.queue.claim(ticket)
+    assert case.queue.claim(ticket) is None
+    assert case.reopen().claim(ticket) is None
+    claim.release()
+    again = case.reopen().claim(ticket)
+    assert again is not None
+    again.release()
+
+
+def test_threads_claim_each_mail_once(case: Case) -> None:
+    """Eight threads over sixty mails: each mail goes to exactly one of them."""
+    envelopes = [make_envelope() for _ in range(60)]
+    case.queue.put(envelopes).publish()
+    tickets, _ = case.queue.look(NOW)
+    got: list[str] = []
+    start = threading.Barrier(8)
+
+    def work() -> None:
+        queue = case.reopen()
+        start.wait()
+        for ticket in tickets:
+            claim = queue.claim(ticket)
+            if claim is not None:
+                got.append(claim.envelope.id)
+                claim.settle([sent(claim.envelope)], report=False)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == sorted(envelope.id for envelope in envelopes)
+    assert _gone(case)
+
+
+def test_a_stale_ticket_claims_nothing(case: Case) -> None:
+    """A ticket from before the mail moved on, or left, claims nothing."""
+    envelope = _queued(case)
+    (ticket,), _ = case.queue.look(NOW)
+    _defer(case, envelope, NOW + 60)
+    assert case.queue.claim(ticket) is None
+    case.clock.now = NOW + 60
+    (retry,), _ = case.queue.look(NOW + 60)
+    case.queue.claim(retry).settle([sent(envelope, attempt=2)], report=False)
+    assert case.queue.claim(retry) is None
+    assert _gone(case)
+
+
+def test_release_changes_nothing(case: Case) -> None:
+    """A claim without an attempt leaves the mail as it was, however often it is released."""
+    _queued(case, 'ann@example.org', 'bob@example.org')
+    before = case.queue.look(NOW)
+    for _ in range(3):
+        claim = claimed(case.reopen())
+        assert (claim.attempt, claim.interrupted) == (0, '')
+        assert claim.todo == ('ann@example.org', 'bob@example.org')
+        claim.release()
+        claim.release()
+    assert case.reopen().look(NOW) == before
+
+
+def test_settled_claims_leave_alone_what_must_be_sent(case: Case) -> None:
+    """settled=True takes only what needs no relay."""
+    envelope = _queued(case)
+    (ticket,), _ = case.queue.look(NOW)
+    before = case.queue.look(NOW)
+    assert case.queue.claim(ticket, settled=True) is None
+    assert case.reopen().look(NOW) == before
+    claim = case.queue.claim(ticket)
+    claim.settle([sent(envelope)])
+    claim.release()
+    (done,), _ = case.queue.look(NOW)
+    claim = case.queue.claim(done, settled=True)
+    assert claim.fates == [sent(envelope)]
+    claim.reported(claim.fates)
+    assert _gone(case)
+
+
+# Settle
+
+
+@pytest.mark.parametrize('report', [True, False])
+def test_delivered_mail_leaves(case: Case, report: bool) -> None:
+    """Delivered to all: gone, but not before its event was taken, where there is one."""
+    envelope = _queued(case, 'ann@example.org', 'bob@example.org')
+    claim = claimed(case.queue)
+    claim.sealing(envelope.recipients)
+    claim.settle([sent(envelope)], report=report)
+    if report:
+        assert _order(case) == [envelope.id]
+        (ticket,), _ = case.queue.look(NOW)
+        assert case.reopen().claim(ticket) is None, 'it is kept for reported'
+        claim.reported([sent(envelope)])
+    assert _gone(case)
+
+
+@pytest.mark.parametrize('report', [True, False])
+def test_failed_mail_is_a_dead_letter(case: Case, report: bool) -> None:
+    """Refused for good: kept as a dead letter, which no look shows any more."""
+    envelope = _queued(case)
+    claim = claimed(case.queue)
+    claim.settle([failed(envelope)], report=report)
+    if report:
+        assert case.dead() == []
+        claim.reported([failed(envelope)])
+    assert case.dead() == [envelope.id]
+    assert case.reopen().look(NOW) == ([], None)
+
+
+def test_partly_failed_mail_is_a_dead_letter(case: Case) -> None:
+    """One delivered, one refused: a dead letter once both events were taken."""
+    envelope = _queued(case, 'ann@example.org', 'bob@example.org')
+    fates = [
+        sent(envelope, 'ann@example.org'),
+        failed(envelope, 'bob@example.org', group=1),
+    ]
+    claim = claimed(case.queue)
+    claim.settle(fates)
+    claim.reported([deferred(envelope)])
+    assert claim.fates == fates, 'deferred is nothing to be taken'
+    claim.reported(fates[:1])
+    assert case.dead() == []
+    assert claim.fates == fates[1:]
+    claim.reported(fates[1:])
+    assert case.dead() == [envelope.id]
+
+
+def test_deferred_mail_waits_for_its_time(case: Case) -> None:
+    """Deferred: due again when it was said to be, one attempt the richer."""
+    envelope = _queued(case)
+    claim = claimed(case.queue)
+    claim.settle([deferred(envelope, until=NOW + 300)], retry_at=NOW + 300, report=False)
+    queue = case.reopen()
+    assert queue.look(NOW + 299) == ([], NOW + 300)
+    case.clock.now = NOW + 300
+    claim = claimed(queue, NOW + 300)
+    assert (claim.attempt, claim.todo, claim.interrupted) == (1, envelope.recipients, '')
+    assert claim.since == NOW
+    claim.settle([sent(envelope, attempt=2)], report=False)
+    assert _gone(case)
+
+
+def test_only_deferred_recipients_are_tried_again(case: Case) -> None:
+    """Each recipient on its own: the retry is for those that are still to do."""
+    envelope = _queued(case, 'a@example.org', 'b@example.org', 'c@example.org')
+    fates = [
+        sent(envelope, 'a@example.org'),
+        deferred(envelope, 'b@example.org', group=1, until=NOW + 60),
+        failed(envelope, 'c@example.org', group=2),
+    ]
+    claim = claimed(case.queue)
+    claim.settle(fates, retry_at=NOW + 60, report=False)
+    case.clock.now = NOW + 60
+    claim = claimed(case.reopen(), NOW + 60)
+    assert claim.todo == ('b@example.org',)
+    assert claim.envelope == envelope, 'it keeps every recipient it ever had'
+    claim.settle([sent(envelope, 'b@example.org', attempt=2)], report=False)
+    assert case.dead() == [envelope.id], 'for the one that failed'
+
+
+def test_events_are_not_lost_when_nobody_reports_them(case: Case) -> None:
+    """What subscribers have not taken comes back, equal to the last letter, by another process."""
+    envelope = _queued(case, 'a@example.org', 'b@example.org', 'c@example.org')
+    fates = [
+        sent(envelope, 'a@example.org'),
+        failed(envelope, 'b@example.org', group=1),
+        Fate(
+            id=f'{envelope.id}-1-error-2',
+            kind='error',
+            recipients=('c@example.org',),
+            attempt=1,
+            mailer='',
+            reason='given up: no answer',
+            permanent=False,
+        ),
+    ]
+    claim = claimed(case.queue)
+    claim.settle(fates)
+    claim.release()
+    claim = claimed(case.reopen())
+    assert claim.todo == ()
+    assert claim.fates == fates
+    claim.reported(fates)
+    assert case.dead() == [envelope.id]
+
+
+def test_events_of_an_earlier_attempt_stay_what_they_were(case: Case) -> None:
+    """A second attempt through another mailer changes nothing in the events of the first."""
+    envelope = _queued(case, 'a@example.org', 'b@example.org')
+    first = [sent(envelope, 'a@example.org'), deferred(envelope, 'b@example.org', group=1)]
+    claim = claimed(case.queue)
+    claim.settle(first, retry_at=NOW + 60)
+    claim.release()
+    case.clock.now = NOW + 60
+    claim = claimed(case.reopen(), NOW + 60)
+    assert claim.fates == first[:1]
+    second = replace(sent(envelope, 'b@example.org', attempt=2), mailer='smtp://second.example.org')
+    claim.settle([second])
+    claim.release()
+    claim = claimed(case.reopen(), NOW + 60)
+    assert claim.fates == [first[0], second]
+    claim.reported(claim.fates)
+    assert _gone(case)
+
+
+def test_postponed_events_come_back_later(case: Case) -> None:
+    """Subscribers that raise get the same event again, at its time, with the tries counted."""
+    envelope = _queued(case)
+    claim = claimed(case.queue)
+    claim.settle([sent(envelope)])
+    claim.postpone([sent(envelope)], NOW + 5)
+    assert case.reopen().look(NOW) == ([], NOW + 5)
+    case.clock.now = NOW + 5
+    claim = claimed(case.reopen(), NOW + 5)
+    assert claim.todo == ()
+    assert claim.fates == [replace(sent(envelope), tries=1)]
+    claim.postpone(claim.fates, NOW + 10)
+    case.clock.now = NOW + 10
+    claim = claimed(case.reopen(), NOW + 10)
+    assert claim.fates == [replace(sent(envelope), tries=2)]
+    claim.reported(claim.fates)
+    assert _gone(case)
+
+
+def test_events_do_not_wait_for_a_retry(case: Case) -> None:
+    """Events of a partly delivered mail that nobody came to report are found at once."""
+    envelope = _queued(case, 'a@example.org', 'b@example.org')
+    fates = [sent(envelope, 'a@example.org'), deferred(envelope, 'b@example.org', group=1)]
+    claim = claimed(case.queue)
+    claim.settle(fates, retry_at=NOW + 7200)
+    claim.release()
+    claim = claimed(case.reopen())
+    assert (claim.todo, claim.fates) == ((), fates[:1])
+    claim.reported(claim.fates)
+    assert case.reopen().look(NOW) == ([], NOW + 7200)
+
+
+def test_postponed_events_do_not_hurry_the_retry(case: Case) -> None:
+    """A mail that waits for its retry comes earlier for an event, which sends nothing."""
+    envelope = _queued(case, 'a@example.org', 'b@example.org')
+    first = sent(envelope, 'a@example.org')
+    claim = claimed(case.queue)
+    claim.settle([first, deferred(envelope, 'b@example.org', group=1)], retry_at=NOW + 60)
+    claim.postpone([first], NOW + 5)
+    case.clock.now = NOW + 5
+    claim = claimed(case.reopen(), NOW + 5)
+    assert (claim.todo, claim.attempt) == ((), 1)
+    claim.reported(claim.fates)
+    assert case.reopen().look(NOW + 59) == ([], NOW + 60)
+    case.clock.now = NOW + 60
+    assert claimed(case.reopen(), NOW + 60).todo == ('b@example.org',)
+
+
+def test_settling_twice_is_settling_once(case: Case) -> None:
+    """settle called again, as after an error, completes and repeats nothing."""
+    envelope = _queued(case)
+    claim = claimed(case.queue)
+    for _ in range(2):
+        claim.settle([failed(envelope)])
+    assert claim.fates == [failed(envelope)]
+    assert claim.attempt == 1
+    claim.reported(claim.fates)
+    assert case.dead() == [envelope.id]
+
+
+TO = [f'r{n}@example.org' for n in range(40)]
+
+
+@pytest.mark.parametrize('seed', range(25))
+def test_any_run_of_attempts_ends_with_every_event_taken_once(case: Case, seed: int) -> None:
+    """Whatever the relay says to whom, and whoever crashes: each recipient has one end, each event
+    one id, and its words are those that the relay gave."""
+    random = Random(seed)
+    count = random.choice([1, 2, 3, 40])
+    envelope = _queued(case, *TO[:count])
+    taken: dict[str, Fate] = {}
+    expected: dict[str, Fate] = {}
+    attempt = 0
+    while True:
+        tickets, next_due = case.reopen().look(case.clock.now)
+        if not tickets and next_due is None:
+            break
+        case.clock.now = case.clock.now if tickets else next_due
+        claim = claimed(case.reopen(), case.clock.now)
+        assert claim.fates == [fate for fate in expected.values() if fate.id not in taken]
+        assert claim.attempt == attempt
+        if claim.todo:
+            attempt += 1
+            kinds = ['sent', 'deferred', 'error'] if attempt < 6 else ['sent']
+            fates = _fates(envelope, claim.todo, random.choices(kinds, k=len(claim.todo)), attempt)
+            again = any(fate.kind == 'deferred' for fate in fates)
+            expected |= {fate.id: fate for fate in fates if fate.kind != 'deferred'}
+            claim.settle(fates, retry_at=case.clock.now + 60 if again else None)
+        if claim.fates and random.random() < 0.3:
+            claim.release()  # a crash before the events
+        elif claim.fates:
+            some = random.sample(claim.fates, random.randint(1, len(claim.fates)))
+            taken |= {fate.id: fate for fate in some}
+            claim.reported(some)
+            claim.release()
+    assert taken == expected
+    dead = any(fate.kind == 'error' for fate in expected.values())
+    assert case.dead() == [envelope.id] * dead
+
+
+def _fates(envelope: Envelope, todo: Any, words: list[str], attempt: int) -> list[Fate]:
+    """A reply of its own for each recipient that is refused, as relays give; one for the rest."""
+    delivered = tuple(to for to, word in zip(todo, words, strict=True) if word == 'sent')
+    fates = []
+    if delivered:
+        fates.append(sent(envelope, *delivered, attempt=attempt, group=0))
+    for group, (to, word) in enumerate(zip(todo, words, strict=True), 1):
+        if word != 'sent':
+            kind = failed if word == 'error' else deferred
+            fate = kind(envelope, to, attempt=attempt, group=group)
+            text = f'5.1.1 <{to}>: user unknown'
+            fate = replace(fate, reply=Reply(550, text), reason=f'550 {text}')
+            fates.append(replace(fate, retry_at=None))
+    return fates
+
+
+# Wait and wake
+
+
+def test_wake_ends_a_wait(case: Case) -> None:
+    """A thread that waits is woken at once; without being woken it waits its time."""
+    begin = time.monotonic()
+    assert case.queue.wait(0.02) is False
+    assert time.monotonic() - begin >= 0.02
+    threading.Timer(0.05, case.queue.wake).start()
+    begin = time.monotonic()
+    assert case.queue.wait(30) is True
+    assert time.monotonic() - begin < 10
+
+
+def test_wake_before_wait_is_not_lost(case: Case) -> None:
+    """wake ends the wait of this process, now or next, even the very first."""
+    queue = case.reopen()
+    queue.wake()
+    assert queue.wait(30) is True
+    queue.wake()
+    queue.wake()
+    assert queue.wait(30) is True
+    assert queue.wait(0) is False, 'it is not woken for ever'
+    queue.close()
+
+
+def test_publish_wakes(case: Case) -> None:
+    """Published mail ends a wait; discarded mail does not."""
+    assert case.queue.wait(0) is False
+    case.queue.put([make_envelope()]).discard()
+    assert case.queue.wait(0) is False
+    woken: list[bool] = []
+    thread = threading.Thread(target=lambda: woken.append(case.queue.wait(30)))
+    thread.start()
+    _queued(case)
+    until(lambda: woken)
+    thread.join()
+    assert woken == [True]
+
+
+def test_housekeeping_is_harmless(case: Case) -> None:
+    """prepare, check, sync and close work on a queue that is in use, and it goes on."""
+    envelope = _queued(case)
+    for _ in range(2):
+        case.queue.prepare()
+        case.queue.check()
+        case.queue.sync()
+        case.queue.close()
+    assert _order(case) == [envelope.id]
