@@ -10,17 +10,19 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from zope.interface import implementer
 
+from .crew import Aside, Crew, WatchedClaim
 from .envelope import Envelope, Fate
 from .exceptions import DamagedMail, MailerUnavailable, QueueError
 from .interfaces import IMailClaim, IMailer, IMailQueue, IMailQueueProcessor
+from .queue.names import parse
 from .reporting import MailReporter
-from .schedule import Gate, Pending
-from .sending import Attempts, Road, Tally, attempt
-from .threads import OwnThread
+from .schedule import FIRST_PAUSE, Gate
+from .sending import Attempts, Road, Tally, attempt, report_settled
 
 __all__ = ['QueueProcessor']
 
@@ -29,8 +31,8 @@ log = logging.getLogger(__name__)
 POLL = 30.0
 """Seconds after which the queue is looked at although nothing woke the processor."""
 
-SYNC = 1.0
-"""Seconds, at most, between a delivery and the sync of the folder that it has left."""
+SYNC, SYNC_MAILS = 1.0, 100
+"""Seconds and mails, at most, from a delivery to the sync of the folder that it has left."""
 
 GRACE = 60.0
 """Seconds that mail in flight has at the end."""
@@ -38,10 +40,16 @@ GRACE = 60.0
 LIMIT = 20_000
 """Names kept in memory."""
 
+REPORTS = 500
+"""Mails in ``done/`` reported at one look, so that the next look is not kept waiting."""
+
+Progress = Callable[[Tally, int], None]
+
 
 @implementer(IMailQueueProcessor)
 class QueueProcessor:
-    """See IMailQueueProcessor. ``workers``: connections at once; ``batch``: mails on each."""
+    """See IMailQueueProcessor. ``workers``: connections at once; ``batch``: mails on each;
+    ``poll``, ``limit``, ``grace``, ``pause``: see POLL, LIMIT, GRACE and FIRST_PAUSE."""
 
     def __init__(
         self,
@@ -53,6 +61,9 @@ class QueueProcessor:
         workers: int = 4,
         batch: int = 100,
         poll: float = POLL,
+        limit: int = LIMIT,
+        grace: float = GRACE,
+        pause: float = FIRST_PAUSE,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue: Any = queue
@@ -62,106 +73,125 @@ class QueueProcessor:
         self._workers = workers
         self._batch = batch
         self._poll = poll
+        self._limit = limit
+        self._grace = grace
+        self._pause = pause
         self._monotonic = monotonic
-        self._gate = Gate(monotonic)
         self._recording = threading.Lock()
-        self._synced = 0
 
     def wake(self) -> None:
         self._queue.wake()
 
     def run(self, stop: threading.Event) -> None:
         self._queue.prepare()
-        crew = Crew(self, once=False)
+        crew = self._crew(once=False)
         try:
             while not stop.is_set():
-                next_look = self._look(crew)
-                while not stop.is_set() and self._monotonic() < next_look:
-                    pause = next_look - self._monotonic()
-                    if crew.pending.busy or self._synced != crew.tally.total:
-                        pause = min(pause, SYNC)
-                    if self._queue.wait(pause):
-                        if crew.pending.exhausted:
-                            break
-                        next_look = min(next_look, self._look(crew, fresh=True))
-                    self._sync(crew)
+                try:
+                    self._watch(crew, stop)
+                except Exception:
+                    log.exception('the queue processor failed, and goes on')
+                    crew.pending.rest(1.0)
         finally:
             self._end(crew)
 
     def run_once(
-        self,
-        progress: Callable[[Tally, int], None] | None = None,
-        stop: threading.Event | None = None,
+        self, progress: Progress | None = None, stop: threading.Event | None = None
     ) -> Tally:
         self._queue.prepare()
-        start = self._attempts.clock()
-        seen: set[str] = set()
-        crew = Crew(self, once=True)
+        crew = self._crew(once=True)
         try:
-            fresh = False
-            while True:
-                now = self._attempts.clock() if fresh else start
-                tickets, _ = self._queue.look(now, limit=LIMIT + len(seen), fresh=fresh)
-                tickets = [ticket for ticket in tickets if _id(ticket.name) not in seen]
-                if fresh and not tickets:
-                    break
-                fresh = len(tickets) < LIMIT
-                seen.update(_id(ticket.name) for ticket in tickets)
-                crew.pending.fill(self._report_done(tickets))
-                while not crew.pending.await_rest(0.1):
-                    if progress is not None:
-                        progress(crew.tally, len(crew.pending))
-                    if stop is not None and stop.is_set():
-                        crew.pending.close()
-                if crew.pending.closed:
-                    break
-            self._reporter.join(GRACE)
-            done, _ = self._queue.look(self._attempts.clock(), limit=LIMIT)
-            self._report_done(done)
-            if progress is not None:
-                progress(crew.tally, 0)
+            self._drain_once(crew, progress or _no_progress, stop or threading.Event())
+            crew.dismiss(self._grace)
+            self._reporter.join(self._grace)
+            done, _ = self._queue.look(self._attempts.clock(), limit=self._limit)
+            self._report_all_done(crew, done)
         finally:
             self._end(crew)
+            if progress is not None:
+                progress(crew.tally, crew.left)
         if crew.error is not None:
             raise crew.error
         return crew.tally
 
-    def _look(self, crew: Crew, *, fresh: bool = False) -> float:
-        """Look at the queue; return when to look again, by the monotonic clock."""
+    def _crew(self, *, once: bool) -> Crew:
+        roads = [
+            Road(self._mailer, batch=self._batch, monotonic=self._monotonic)
+            for _ in range(self._workers)
+        ]
+        gate = Gate(self._monotonic, pause=self._pause)
+        return Crew(roads, self._drain, gate, self._queue.wake, once=once)
+
+    def _watch(self, crew: Crew, stop: threading.Event) -> None:
+        """Look at the queue, and where mail is published until the next full look is due."""
+        self._look(crew)
+        while not stop.is_set() and (pause := crew.next_look - self._monotonic()) > 0:
+            woken = self._queue.wait(min(pause, SYNC) if crew.busy else pause)
+            crew.sync(self._queue)
+            if crew.pending.exhausted:
+                return
+            # What nobody can send now need not be looked at each time that more comes.
+            if woken and not (crew.gate.closed_for() and len(crew.pending)):
+                self._look(crew, fresh=True)
+
+    def _look(self, crew: Crew, *, fresh: bool = False) -> None:
         now, here = self._attempts.clock(), self._monotonic()
+        limit = self._limit + crew.pending.working * self._batch
+        if not fresh:
+            # Before the look: what is deferred during it may not be seen by it.
+            crew.next_look = here + self._poll
         try:
-            tickets, next_due = self._queue.look(now, limit=LIMIT, fresh=fresh)
+            tickets, next_due = self._queue.look(now, limit=limit, fresh=fresh)
         except QueueError as error:
-            self._gate.failed(error)
-            return here + max(self._gate.closed_for(), 1.0)
-        crew.pending.fill(self._report_done(tickets), more=len(tickets) >= LIMIT)
-        return here + min(self._poll, max(next_due - now, 0.0) if next_due else self._poll)
+            crew.gate.failed(error)
+            crew.next_look = here + max(crew.gate.closed_for(), 1.0)
+            return
+        crew.pending.fill(_unsettled(tickets), more=len(tickets) >= limit, fresh=fresh)
+        if next_due is not None:
+            crew.look_by(here + next_due - now)
+        try:
+            self._report_done(crew, tickets[:REPORTS])
+        except QueueError as error:
+            log.error('what lies in done/ could not be reported: %s', error)
 
-    def _report_done(self, tickets: list[Any]) -> list[Any]:
-        """Report what lies in ``done/``, which needs no relay; return the other tickets."""
-        for ticket in tickets:
-            if ticket.folder != 'done':
-                continue
-            try:
-                claim = self._claim(ticket)
-            except QueueError:
-                log.exception('%s in done/ could not be reported', ticket.name)
+    def _drain_once(self, crew: Crew, progress: Progress, stop: threading.Event) -> None:
+        start = self._attempts.clock()
+        seen: set[str] = set()
+        fresh = False
+        while not crew.pending.closed:
+            now = self._attempts.clock() if fresh else start
+            tickets, _ = self._queue.look(now, limit=self._limit + len(seen), fresh=fresh)
+            tickets = [ticket for ticket in tickets if _id(ticket) not in seen]
+            if fresh and not tickets:
                 break
-            if claim is not None:
-                self._report(claim)
-        return [ticket for ticket in tickets if ticket.folder != 'done']
+            fresh = len(tickets) < self._limit
+            seen.update(map(_id, tickets))
+            self._report_all_done(crew, tickets)
+            crew.pending.fill(_unsettled(tickets))
+            while not crew.pending.await_rest(0.1):
+                progress(crew.tally, crew.left)
+                if stop.is_set():
+                    crew.pending.close()
 
-    def _report(self, claim: Any) -> None:
-        fates = claim.fates
-        if fates:
-            self._reporter.submit(claim, fates)
-        else:
-            claim.reported(())
+    def _report_all_done(self, crew: Crew, tickets: list[Any]) -> None:
+        """Report ``done/``, at the pace of the subscribers."""
+        done = [ticket for ticket in tickets if ticket.folder == 'done']
+        for at in range(0, len(done), REPORTS):
+            self._report_done(crew, done[at : at + REPORTS])
+            self._reporter.join(self._grace)
 
-    def _claim(self, ticket: Any, *, settled: bool = False) -> Any:
+    def _report_done(self, crew: Crew, tickets: list[Any]) -> None:
+        """Report what lies in ``done/``, which needs no relay."""
+        for ticket in tickets:
+            if ticket.folder == 'done':
+                claim = self._claim(crew, ticket)
+                if claim is not None:
+                    report_settled(claim, self._reporter)
+
+    def _claim(self, crew: Crew, ticket: Any, *, settled: bool = False) -> Any:
         """A claim, or None. What is damaged has been put aside, and is an error event."""
         try:
-            return self._queue.claim(ticket, settled=settled)
+            claim = self._queue.claim(ticket, settled=settled)
         except DamagedMail as error:
             envelope = Envelope(
                 id=error.name,
@@ -179,133 +209,83 @@ class QueueProcessor:
                 mailer='',
                 reason=f'damaged: {error.reason}',
             )
-            self._reporter.submit(_Aside(envelope), [fate])
+            aside: Any = Aside(envelope)
+            self._reporter.submit(aside, [fate])
             return None
+        return claim and WatchedClaim(claim, lambda due: self._due_again(crew, due))
 
-    def claims(self, pending: Pending, *, settled: bool = False) -> Iterator[IMailClaim]:
-        """Claim what is due, one by one, until nothing is left."""
-        while (ticket := pending.take()) is not None:
-            claim = self._claim(ticket, settled=settled)
-            if claim is not None:
-                yield claim
+    def _due_again(self, crew: Crew, due: float) -> None:
+        """Something has to be looked for then, perhaps before the next look."""
+        if crew.look_by(self._monotonic() + max(due - self._attempts.clock(), 0.0)):
+            self._queue.wake()
 
-    def drain(self, crew: Crew, road: Road) -> None:
-        """Send what is due over one session. Called by the workers."""
-        before = crew.tally.total
+    def _drain(self, crew: Crew, road: Road, tally: Tally) -> float:
+        """Send what is due over one session; return the seconds that this worker should rest."""
+        before = road.answered
         try:
             self._queue.check()
             with self._recording:
                 self._attempts.record()
-            attempt(self.claims(crew.pending), road, self._attempts, crew.tally)
+            attempt(self._claims(crew, road), road, self._attempts, tally)
+            if road.answered > before:
+                crew.gate.answered()
         except (MailerUnavailable, QueueError) as error:
-            if crew.tally.total > before:
-                self._gate.succeeded()
-            self._gate.failed(error)
-            if crew.once:
-                crew.give_up(error)
-            if isinstance(error, MailerUnavailable):
+            return self._closed(crew, error)
+        return 0.0
+
+    def _claims(self, crew: Crew, road: Road) -> Iterator[IMailClaim]:
+        """Claim what is due, one by one, until nothing is left or the gate has been closed."""
+        crew.gate.enter()
+        crew.pending.nudge()
+        before = road.answered
+        while crew.gate.passable and (ticket := crew.pending.take()) is not None:
+            if crew.pending.exhausted:
+                self._queue.wake()
+            if crew.unsynced >= SYNC_MAILS:
+                crew.sync(self._queue)
+            claim = self._claim(crew, ticket)
+            if claim is not None:
+                yield claim
+            if road.answered > before:
+                before = road.answered
+                crew.gate.answered()
+
+    def _closed(self, crew: Crew, error: MailerUnavailable | QueueError) -> float:
+        if crew.pending.closed:
+            return 0.0
+        rest = crew.gate.failed(error)
+        if isinstance(error, MailerUnavailable) and not rest:
+            with suppress(QueueError):
                 self._settle_without_road(crew)
-        else:
-            self._gate.succeeded()
+        if crew.once and not rest:
+            crew.give_up(error)
+        return rest
 
     def _settle_without_road(self, crew: Crew) -> None:
         """What only waits for its event, or to be moved, needs no relay."""
-        tickets = crew.pending.all()
-        try:
-            for ticket in tickets:
-                claim = self._claim(ticket, settled=True)
-                if claim is not None:
-                    self._report(claim)
-        except QueueError as error:
-            self._gate.failed(error)
-
-    def _sync(self, crew: Crew) -> None:
-        if self._synced != crew.tally.total:
-            self._synced = crew.tally.total
-            try:
-                self._queue.sync()
-            except OSError as error:
-                log.error('the queue could not be synced: %s', error)
+        for ticket in crew.pending.unexamined():
+            claim = self._claim(crew, ticket, settled=True)
+            if claim is not None:
+                report_settled(claim, self._reporter)
 
     def _end(self, crew: Crew) -> None:
-        crew.dismiss()
-        self._reporter.join(GRACE)
-        self._sync(crew)
+        crew.dismiss(self._grace)
+        with suppress(QueueError), self._recording:
+            self._attempts.record()
+        self._reporter.join(self._grace)
+        crew.sync(self._queue)
         self._queue.close()
 
 
-class Crew:
-    """The workers of one run."""
-
-    def __init__(self, processor: QueueProcessor, *, once: bool) -> None:
-        self.pending = Pending()
-        self.tally = Tally()
-        self.once = once
-        self.error: MailerUnavailable | QueueError | None = None
-        self._processor = processor
-        self._roads: list[Road] = []
-        self._threads = []
-        for number in range(processor._workers):
-            road = Road(processor._mailer, batch=processor._batch)
-            thread = OwnThread(
-                target=self._work,
-                args=(road,),
-                name=f'pyramid_sendmail worker {number + 1}',
-                daemon=True,
-            )
-            self._roads.append(road)
-            self._threads.append(thread)
-            thread.start()
-
-    def _work(self, road: Road) -> None:
-        gate = self._processor._gate
-        while self.pending.await_work(gate.admit, idle=road.close):
-            try:
-                self._processor.drain(self, road)
-            except Exception as error:
-                log.exception('a worker failed, and goes on')
-                gate.failed(error)
-                if self.once:
-                    self.give_up(MailerUnavailable(f'a worker failed: {error!r}'))
-            finally:
-                self.pending.worked()
-        road.close()
-
-    def give_up(self, error: MailerUnavailable | QueueError) -> None:
-        """``run_once`` tries a closed road once."""
-        self.error = self.error or error
-        self.pending.close()
-
-    def dismiss(self) -> None:
-        """Take nothing more, and wait for what is in flight; who only tries to reach a relay
-        holds no mail and is not waited for."""
-        self.pending.close()
-        end = time.monotonic() + GRACE
-        for road, thread in zip(self._roads, self._threads, strict=True):
-            while thread.is_alive() and not road.connecting:
-                thread.join(0.05)
-                if time.monotonic() > end:
-                    log.warning('%s is still sending: its mail is left as it is', thread.name)
-                    return
+def _unsettled(tickets: list[Any]) -> list[Any]:
+    return [ticket for ticket in tickets if ticket.folder != 'done']
 
 
-class _Aside:
-    """Stands for a file that has been put aside: there is no mail to settle."""
-
-    fates = ()
-
-    def __init__(self, envelope: Envelope) -> None:
-        self.envelope = envelope
-
-    def reported(self, fates: object) -> None:
-        """Nothing to write down."""
-
-    def postpone(self, fates: object, due: float) -> None:
-        """It is in the log, and in ``failed/``."""
-
-    def release(self) -> None:
-        """Nothing is held."""
+def _id(ticket: Any) -> str:
+    """The same whatever the mail's schedule; a foreign file has its name only."""
+    schedule = parse(ticket.name)
+    return schedule.id if schedule else str(ticket.name)
 
 
-def _id(name: str) -> str:
-    return name.rpartition('-')[2]
+def _no_progress(tally: Tally, left: int) -> None:
+    """Nobody looks."""

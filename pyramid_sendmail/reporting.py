@@ -43,6 +43,7 @@ def trouble_depth() -> int:
 class MailReporter:
     """See IMailReporter. One thread, started by the first event, again after a fork.
 
+    ``put_off(due)`` is called for each event that has to be reported again, whoever wants to know.
     ``backlog``: how many claims may wait for the thread; beyond it they are released, and come
     back with the next look at the queue.
     """
@@ -59,6 +60,7 @@ class MailReporter:
         self._policy = policy
         self._clock = clock
         self._backlog = backlog
+        self.put_off: Callable[[float], None] = lambda due: None
         self._threads = OwnThreads()
         self._reset()
 
@@ -117,7 +119,9 @@ class MailReporter:
             claim.reported(told)
         if failed:
             delays = [self._policy.delay(fate.tries + 1, 0.0) or 0.0 for fate in failed]
-            claim.postpone(failed, self._clock() + min(delays))
+            due = self._clock() + min(delays)
+            claim.postpone(failed, due)
+            self.put_off(due)
 
     def _given_up(self, fate: Fate, envelope: Envelope) -> bool:
         age = sum(self._policy.delay(n, 0.0) or 0.0 for n in range(1, fate.tries + 2))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
 from random import random
+from threading import get_ident
 from typing import Any
+
+from .exceptions import QueueError
 
 __all__ = ['Gate', 'Pending']
 
@@ -16,109 +19,173 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
 """Seconds before a closed road is tried again: at first, doubling, and at most."""
 
+CROWDED_PAUSE = 30.0
+"""Seconds that a worker rests who found no way in while others went on sending."""
+
+IDLE = 60.0
+"""Seconds without work after which a worker gives its session up."""
+
 
 class Gate:
-    """Whether the road is open: a line in the log for each change, and a pause that grows."""
+    """Whether the road is open, as far as the workers know.
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
+    ============ ====================================================================
+    nobody is in one worker is admitted at a time, and the others wait for what it finds
+    somebody is  everybody is admitted: there is a session, so the road is open
+    closed       nobody is, for a pause that grows; who is in passes nothing more
+    ============ ====================================================================
+
+    ``pause``: see FIRST_PAUSE. The log has a line for each change, and for each new reason.
+    """
+
+    def __init__(self, monotonic: Callable[[], float], *, pause: float = FIRST_PAUSE) -> None:
         self._monotonic = monotonic
+        self._pause = pause
         self._lock = threading.Lock()
+        self._trying: int | None = None
+        self._inside: dict[int, int] = {}
+        self._closures = 0
         self._failures = 0
         self._until = 0.0
-        self._trying = False
+        self._reason = ''
 
     def admit(self) -> float:
-        """0 to go ahead, and to say how it went; else the seconds to wait before asking again.
-
-        Of a closed road one asker at a time is admitted.
-        """
+        """0 to go ahead; else the seconds to wait before asking again."""
         with self._lock:
-            if not self._failures:
+            if self._closures in self._inside.values():
                 return 0.0
             wait = self._until - self._monotonic()
             if wait > 0:
                 return wait
-            if self._trying:
-                return FIRST_PAUSE
-            self._trying = True
+            if self._trying is not None:
+                return self._pause
+            self._trying = get_ident()
             return 0.0
+
+    def enter(self) -> None:
+        """The asker has a session."""
+        with self._lock:
+            self._inside[get_ident()] = self._closures
+            self._stop_trying()
+
+    @property
+    def passable(self) -> bool:
+        """Whether nothing has been found closed since the asker entered."""
+        with self._lock:
+            return self._inside.get(get_ident()) == self._closures
+
+    def answered(self) -> None:
+        """Mail of the asker was answered: the road is open indeed."""
+        with self._lock:
+            if self._inside.get(get_ident()) != self._closures:
+                return  # it has been closed since
+            failures, self._failures = self._failures, 0
+            self._reason = ''
+        if failures:
+            log.warning('mail is sent again, after %d failures', failures)
+
+    def leave(self) -> None:
+        """The asker has come to an end, whatever it was."""
+        with self._lock:
+            self._inside.pop(get_ident(), None)
+            self._stop_trying()
+
+    def failed(self, error: Exception) -> float:
+        """The asker could not go on. Return the seconds that he alone should rest: where others
+        have sessions, the relay takes no more of them, and nothing is closed."""
+        with self._lock:
+            self._inside.pop(get_ident(), None)
+            self._stop_trying()
+            crowd = not isinstance(error, QueueError) and self._closures in self._inside.values()
+            if not crowd:
+                now = self._monotonic()
+                if self._failures and self._until > now:
+                    return 0.0  # another worker was told the same a moment ago
+                pause = min(self._pause * 2.0 ** min(self._failures, 20), LONGEST_PAUSE)
+                self._until = now + pause * (0.8 + 0.4 * random())
+                self._failures += 1
+                self._closures += 1
+            news = not crowd and self._reason != str(error)
+            self._reason = self._reason if crowd else str(error)
+        if crowd:
+            log.info('no further connection, others go on: %s', error)
+            return CROWDED_PAUSE
+        level = logging.ERROR if news else logging.DEBUG
+        log.log(level, 'nothing can be sent now, and all mail waits: %s', error)
+        return 0.0
 
     def closed_for(self) -> float:
         """Seconds until a closed road is tried; 0 while it is open."""
         with self._lock:
             return max(self._until - self._monotonic(), 0.0) if self._failures else 0.0
 
-    def failed(self, error: Exception) -> None:
-        with self._lock:
-            self._trying = False
-            now = self._monotonic()
-            if self._failures and self._until > now:
-                return  # another worker was told the same a moment ago
-            pause = min(FIRST_PAUSE * 2.0 ** min(self._failures, 20), LONGEST_PAUSE)
-            self._until = now + pause * (0.8 + 0.4 * random())
-            self._failures += 1
-            first = self._failures == 1
-        level = logging.ERROR if first else logging.DEBUG
-        log.log(level, 'nothing can be sent now, and all mail waits: %s', error)
-
-    def succeeded(self) -> None:
-        with self._lock:
-            failures, self._failures, self._trying = self._failures, 0, False
-        if failures:
-            log.warning('mail is sent again, after %d failures', failures)
+    def _stop_trying(self) -> None:
+        if self._trying == get_ident():
+            self._trying = None
 
 
 class Pending:
-    """The tickets that are due and not yet taken."""
+    """The tickets that are due and not yet taken: fresh ones and others in turn, each kind in the
+    order of their names."""
 
     def __init__(self) -> None:
-        self._tickets: deque[Any] = deque()
-        self._names: set[Any] = set()
-        self._changed = threading.Condition()
-        self._working = 0
+        self._lanes: dict[bool, list[tuple[str, Any]]] = {True: [], False: []}
+        self._fresh_next = True
+        self._known: set[Any] = set()
+        self._examined: set[Any] = set()
+        self._taken: dict[int, list[Any]] = {}
         self._coming: set[int] = set()
+        self._changed = threading.Condition()
         self._closed = False
         self._more = False
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        return len(self._lanes[True]) + len(self._lanes[False])
 
     @property
     def closed(self) -> bool:
         return self._closed
 
     @property
-    def busy(self) -> bool:
-        return bool(self._tickets or self._working)
+    def working(self) -> int:
+        """How many workers work."""
+        return len(self._taken)
 
     @property
     def exhausted(self) -> bool:
-        """Whether a full look found more than could be kept, and what was kept has gone."""
-        return self._more and not self._tickets
+        """Whether a full look would find more than what was kept, all of which has gone."""
+        return self._more and not len(self)
 
-    def fill(self, tickets: Iterable[Any], *, more: bool = False) -> None:
+    def fill(self, tickets: Iterable[Any], *, more: bool = False, fresh: bool = False) -> None:
+        """Add what is neither here nor being worked on. ``more``: the look found more than it
+        could return; a ``fresh`` one does not tell that the others have gone."""
         with self._changed:
             for ticket in tickets:
-                if ticket not in self._names:
-                    self._names.add(ticket)
-                    self._tickets.append(ticket)
-            self._more = more
+                if ticket not in self._known:
+                    self._known.add(ticket)
+                    heappush(self._lanes[ticket.folder == 'new'], (ticket.name, ticket))
+            self._more = more or (fresh and self._more)
             self._changed.notify_all()
 
     def take(self) -> Any:
         """The next ticket, or None; never waits."""
         with self._changed:
-            self._coming.discard(threading.get_ident())
-            if self._closed or not self._tickets:
+            self._coming.discard(get_ident())
+            if self._closed or not len(self):
                 return None
-            ticket = self._tickets.popleft()
-            self._names.discard(ticket)
+            lane = self._lanes[self._fresh_next] or self._lanes[not self._fresh_next]
+            self._fresh_next = not self._fresh_next
+            _, ticket = heappop(lane)
+            self._taken.setdefault(get_ident(), []).append(ticket)
             return ticket
 
-    def all(self) -> list[Any]:
-        """A copy of what is pending."""
+    def unexamined(self) -> list[Any]:
+        """What is pending, and was not yet returned by this method."""
         with self._changed:
-            return list(self._tickets)
+            present = {ticket for lane in self._lanes.values() for _, ticket in lane}
+            found = present - self._examined
+            self._examined = present
+            return sorted(found, key=lambda ticket: str(ticket.name))
 
     def await_work(self, admit: Callable[[], float], *, idle: Callable[[], None]) -> bool:
         """Sleep until there is a ticket and ``admit`` lets us pass; False at the end.
@@ -128,34 +195,46 @@ class Pending:
         """
         while True:
             with self._changed:
-                if not self._changed.wait_for(self._wanted, 60.0):
-                    wait = None
-                elif self._closed:
+                wanted = self._changed.wait_for(self._wanted, IDLE)
+                if self._closed:
                     return False
-                else:
+                if wanted:
                     wait = admit()
                     if not wait:
-                        self._working += 1
-                        self._coming.add(threading.get_ident())
+                        self._taken[get_ident()] = []
+                        self._coming.add(get_ident())
                         return True
-                    self._changed.wait_for(lambda: self._closed, wait)
-            if wait is None:
+                    self._changed.wait(wait)
+            if not wanted:
                 idle()
 
     def _wanted(self) -> bool:
-        return len(self._tickets) > len(self._coming) or self._closed
+        return len(self) > len(self._coming) or self._closed
 
-    def worked(self) -> None:
+    def nudge(self) -> None:
+        """Who waits to be admitted shall ask again."""
         with self._changed:
-            self._working -= 1
-            self._coming.discard(threading.get_ident())
             self._changed.notify_all()
 
+    def worked(self, *, again: bool = False) -> None:
+        """A worker's work is done; ``again``: what it took may still be where it was."""
+        with self._changed:
+            self._known.difference_update(self._taken.pop(get_ident(), ()))
+            self._coming.discard(get_ident())
+            self._more = self._more or again
+            self._changed.notify_all()
+
+    def rest(self, seconds: float) -> None:
+        """Sleep, or until the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed, seconds)
+
     def await_rest(self, timeout: float) -> bool:
-        """Sleep until no ticket is left and no worker works; False if it took too long."""
+        """Sleep until nobody works and nothing is left, or the end has come; False if it took
+        too long."""
         with self._changed:
             return self._changed.wait_for(
-                lambda: not self._working and (not self._tickets or self._closed), timeout
+                lambda: self._closed or not (self._taken or len(self)), timeout
             )
 
     def close(self) -> None:

@@ -13,14 +13,24 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from .envelope import Envelope, Fate, Outcome, Verdict
+from .envelope import Envelope, Fate, Outcome, Status, Verdict
 from .exceptions import MailerUnavailable, QueueError
-from .interfaces import IMailClaim, IMailer, IMailReporter, IMailSession
+from .interfaces import IMailClaim, IMailer, IMailReporter
 from .retry import RetryPolicy
 
-__all__ = ['Attempts', 'Road', 'Tally', 'attempt']
+__all__ = ['Attempts', 'Road', 'Tally', 'attempt', 'report_settled']
 
 log = logging.getLogger(__name__)
+
+Kind = Literal['sent', 'deferred', 'error']
+
+_LEVELS: dict[Kind, int] = {
+    'sent': logging.INFO,
+    'deferred': logging.WARNING,
+    'error': logging.ERROR,
+}
+
+_SILENCE = Verdict('deferred', None, 'the mailer gave no answer for this recipient')
 
 
 class Road:
@@ -39,18 +49,21 @@ class Road:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.mailer = mailer
-        self._batch = batch
         self.idle = idle
+        self.answered = 0
+        """How many mails were answered, over all sessions."""
+        self.carried = 0
+        """How many of them over the present one."""
+        self.connecting = False
+        """Whether its thread waits for a session, and holds no claim meanwhile."""
+        self._batch = batch
         self._monotonic = monotonic
         self._session: Any = None
         self._pid = os.getpid()
-        self._carried = 0
         self._used = 0.0
-        self.connecting = False
-        """Whether its thread waits for a session, and holds no claim meanwhile."""
 
-    def session(self, *, holding: bool = False) -> IMailSession:
-        """The session, opened if need be; ``holding``: while the caller has claims already.
+    def session(self, *, holding: bool = False) -> Any:
+        """The IMailSession, opened if need be; ``holding``: while the caller has claims already.
 
         Raises MailerUnavailable.
         """
@@ -66,19 +79,20 @@ class Road:
             finally:
                 self.connecting = False
             self._pid = os.getpid()
-            self._carried = 0
+            self.carried = 0
         self._used = self._monotonic()
         return self._session
 
-    def carried(self) -> None:
+    def carry(self) -> None:
         """A mail was answered."""
-        self._carried += 1
+        self.answered += 1
+        self.carried += 1
         self._used = self._monotonic()
 
     @property
     def spent(self) -> bool:
         """Whether the session has carried its share."""
-        return self._carried >= self._batch
+        return self.carried >= self._batch
 
     def close(self) -> None:
         session, self._session = self._session, None
@@ -104,6 +118,16 @@ class Tally:
         self.deferred += other.deferred
         self.failed += other.failed
 
+    def count(self, fates: Iterable[Fate]) -> None:
+        """Add one mail."""
+        kinds = {fate.kind for fate in fates}
+        if 'deferred' in kinds:
+            self.deferred += 1
+        elif 'error' in kinds:
+            self.failed += 1
+        else:
+            self.delivered += 1
+
 
 @dataclass(slots=True)
 class Attempts:
@@ -115,25 +139,45 @@ class Attempts:
 
     policy: RetryPolicy
     reporter: IMailReporter
-    ambiguous: Literal['resend', 'hold'] | str = 'resend'
+    ambiguous: str = 'resend'
     clock: Callable[[], float] = time.time
     unrecorded: list[tuple[IMailClaim, list[Fate], float | None]] = field(default_factory=list)
 
     def record(self) -> None:
         """Write down what could not be written before. Raises QueueError, and keeps it."""
         while self.unrecorded:
-            claim, fates, retry_at = self.unrecorded[0]
-            self._record(claim, fates, retry_at)
+            self._record(*self.unrecorded[0])
             del self.unrecorded[0]
 
-    def settle(self, claim: Any, outcome: Outcome, mailer: str) -> Tally:
-        """Classify an outcome, write it down, and report it. Raises QueueError."""
-        envelope = claim.envelope
+    def settle(self, claim: Any, outcome: Outcome, mailer: str, tally: Tally | None = None) -> None:
+        """Classify an outcome, log it, count it, write it down, and report it.
+
+        Raises QueueError where it could not be written down, and keeps the claim then.
+        """
+        fates, retry_at = self._fates(claim, outcome, mailer)
+        if tally is not None:
+            tally.count(fates)
+        try:
+            self._record(claim, fates, retry_at)
+        except QueueError:
+            self.unrecorded.append((claim, fates, retry_at))
+            log.critical(
+                '%s: what became of it could not be recorded; it is kept, and nothing more is '
+                'sent until it can be',
+                claim.envelope.message_id,
+            )
+            raise
+
+    def _fates(self, claim: Any, outcome: Outcome, mailer: str) -> tuple[list[Fate], float | None]:
+        """One fate for all recipients with the same answer, and when the mail is due again."""
+        envelope: Envelope = claim.envelope
         number = claim.attempt + 1
         now = self.clock()
-        delay = self.policy.delay(number, now - claim.since)
-        groups: dict[tuple[str, Verdict], list[str]] = {}
-        for recipient, verdict in outcome.items():
+        # Mail for a later day is not old on that day.
+        delay = self.policy.delay(number, now - max(claim.since, envelope.due))
+        groups: dict[tuple[Kind, Verdict], list[str]] = {}
+        for recipient in claim.todo:
+            verdict = outcome.get(recipient, _SILENCE)
             groups.setdefault((self._kind(verdict, delay), verdict), []).append(recipient)
         retry_at = None
         if delay is not None and any(kind == 'deferred' for kind, _ in groups):
@@ -142,133 +186,170 @@ class Attempts:
         for group, ((kind, verdict), recipients) in enumerate(groups.items()):
             fate = Fate(
                 id=f'{envelope.id}-{number}-{kind}-{group}',
-                kind=kind,  # type: ignore[arg-type]
+                kind=kind,
                 recipients=tuple(recipients),
                 attempt=number,
                 mailer=mailer,
                 reply=verdict.reply,
-                reason=self._reason(verdict, kind),
+                reason=_reason(verdict, kind, given_up=delay is None),
                 permanent=verdict.status == 'failed',
                 retry_at=retry_at if kind == 'deferred' else None,
             )
             _log_fate(fate, verdict, envelope)
             fates.append(fate)
-        try:
-            self._record(claim, fates, retry_at)
-        except QueueError:
-            log.critical(
-                '%s: what became of it could not be recorded; it is kept, and nothing more is '
-                'sent until it can be',
-                envelope.message_id,
-            )
-            self.unrecorded.append((claim, fates, retry_at))
-            raise
-        kinds = {fate.kind for fate in fates}
-        if 'deferred' in kinds:
-            return Tally(deferred=1)
-        return Tally(failed=1) if 'error' in kinds else Tally(delivered=1)
+        return fates, retry_at
 
-    def _record(self, claim: Any, fates: list[Fate], retry_at: float | None) -> None:
-        known = {fate.id for fate in fates}
-        older = [fate for fate in claim.fates if fate.id not in known]
-        told = [fate for fate in [*older, *fates] if self.reporter.wants(fate.kind)]
-        claim.settle(fates, retry_at=retry_at, report=bool(told))
-        if told:
-            self.reporter.submit(claim, [*older, *fates])
-
-    def _kind(self, verdict: Verdict, delay: float | None) -> str:
+    def _kind(self, verdict: Verdict, delay: float | None) -> Kind:
         if verdict.status == 'delivered':
             return 'sent'
         if verdict.status == 'failed' or delay is None:
             return 'error'
         return 'error' if verdict.status == 'ambiguous' and self.ambiguous == 'hold' else 'deferred'
 
-    def _reason(self, verdict: Verdict, kind: str) -> str:
-        if kind == 'sent':
-            return ''
-        reason = str(verdict)
-        if verdict.status == 'ambiguous':
-            reason = f'ambiguous: {reason}'
-        if kind == 'error' and verdict.status == 'deferred':
-            reason = f'given up: {reason}'
-        return reason
+    def _record(self, claim: Any, fates: list[Fate], retry_at: float | None) -> None:
+        known = {fate.id for fate in fates}
+        older = [fate for fate in claim.fates if fate.id not in known]
+        told = any(self.reporter.wants(fate.kind) for fate in (*older, *fates))
+        claim.settle(fates, retry_at=retry_at, report=told)
+        if told:
+            self.reporter.submit(claim, [*older, *fates])
 
 
-def attempt(
-    claims: Iterable[IMailClaim], road: Road, attempts: Attempts, tally: Tally
-) -> None:
+def attempt(claims: Iterable[IMailClaim], road: Road, attempts: Attempts, tally: Tally) -> None:
     """Send each claimed mail once, pulling the claims one by one; settle and count each.
 
-    Returns when the claims or the session's share have come to an end: call it again with the
-    rest. Raises MailerUnavailable where the road is closed: what was not sent is released, unchanged.
-    Raises QueueError where an outcome could not be recorded. Every claim pulled is settled,
-    released, or kept in ``attempts.unrecorded``.
+    Returns when the claims or the session's share have come to an end, or when the session has
+    failed: call it again with the rest. Raises MailerUnavailable where the road is closed: what
+    was not sent is released, unchanged. Raises QueueError where an outcome could not be recorded.
+    Every claim pulled is settled, released, or kept in ``attempts.unrecorded``.
     """
-    pulled: deque[Any] = deque()
-    again: deque[Any] = deque()
-    sealed: set[str] = set()
-    source = iter(claims)
-
-    def envelopes() -> Iterator[Envelope]:
-        while not road.spent or again:
-            claim: Any = again.popleft() if again else next(source, None)
-            if claim is None:
-                return
-            if claim in retried or _ready(claim, attempts, tally):
-                pulled.append(claim)
-                yield _for_todo(claim)
-
-    retried: set[Any] = set()
-
-    def sealing(envelope: Envelope, recipients: Iterable[str]) -> None:
-        claim = next(claim for claim in pulled if claim.envelope.id == envelope.id)
-        claim.sealing(tuple(recipients))
-        sealed.add(envelope.id)
-
-    def answered(outcome: Outcome) -> None:
-        claim = pulled.popleft()
-        retried.discard(claim)
-        sealed.discard(claim.envelope.id)
-        road.carried()
-        tally.add(attempts.settle(claim, outcome, road.mailer.name))
-
+    batch = Batch(claims, road, attempts, tally)
     try:
+        while batch.send(road.session(holding=batch.holding)):
+            pass
+        if road.spent:
+            road.close()
+    except BaseException:
+        road.close()
+        raise
+    finally:
+        batch.release()
+
+
+class Batch:
+    """The claims of one attempt: ``pulled`` by the session and not answered, and those that a
+    session which was lost has left to send ``again``."""
+
+    def __init__(
+        self, claims: Iterable[IMailClaim], road: Road, attempts: Attempts, tally: Tally
+    ) -> None:
+        self._source = iter(claims)
+        self._road = road
+        self._attempts = attempts
+        self._tally = tally
+        self._pulled: deque[Any] = deque()
+        self._again: deque[Any] = deque()
+        self._sealed: set[str] = set()
+
+    @property
+    def holding(self) -> bool:
+        return bool(self._again)
+
+    def send(self, session: Any) -> bool:
+        """Send over this session; whether there is mail to be sent over another one."""
+        outcomes = iter(session.send(self._envelopes(), sealing=self._sealing))
         while True:
-            session: Any = road.session(holding=bool(again))
             try:
-                for outcome in session.send(envelopes(), sealing=sealing):
-                    answered(outcome)
+                outcome = next(outcomes, None)
             except MailerUnavailable as error:
-                road.close()
-                if not error.stale:
+                if not (error.stale and self._road.carried):
                     raise
-                again.extendleft(reversed(pulled))
-                retried.update(pulled)
-                pulled.clear()
-                continue
+                self._road.close()
+                break
             except QueueError:
-                road.close()
                 raise
             except Exception as error:
-                log.exception('%s: the session failed', road.mailer.name)
-                road.close()
-                if not pulled:
-                    raise MailerUnavailable(f'{road.mailer.name}: {error!r}') from error
-                status = 'ambiguous' if pulled[0].envelope.id in sealed else 'deferred'
-                reason = f'{type(error).__name__}: {error}'
-                answered(dict.fromkeys(pulled[0].todo, Verdict(status, None, reason)))
-                again.extendleft(reversed(pulled))
-                retried.update(pulled)
-                pulled.clear()
-                continue
-            if again:
-                continue
-            if road.spent:
-                road.close()
-            return
-    finally:
-        for claim in (*pulled, *again):
+                log.exception('%s: the session failed', self._road.mailer.name)
+                self._lose(' '.join(f'{type(error).__name__}: {error}'.split()))
+                break
+            if outcome is None:
+                if self._pulled:
+                    self._lose('the session ended without an answer')
+                break
+            self._road.carry()
+            self._settle(outcome)
+        self._again.extendleft(reversed(self._pulled))
+        self._pulled.clear()
+        return self.holding
+
+    def _envelopes(self) -> Iterator[Envelope]:
+        while self._again or not self._road.spent:
+            claim: Any = self._again.popleft() if self._again else next(self._source, None)
+            if claim is None:
+                return
+            if self._ready(claim):
+                self._pulled.append(claim)
+                yield _for_todo(claim)
+
+    def _ready(self, claim: Any) -> bool:
+        """Whether there is anything to send; what needs no relay is settled here."""
+        attempts, envelope = self._attempts, claim.envelope
+        if not claim.todo:
+            report_settled(claim, attempts.reporter)
+            return False
+        if claim.interrupted:
+            status: Status = 'deferred' if claim.interrupted == 'sending' else 'ambiguous'
+            verdict = Verdict(status, None, 'a process stopped while it was sending this mail')
+            attempts.settle(claim, _alike(claim, verdict), self._road.mailer.name, self._tally)
+            return False
+        if envelope.expires is not None and attempts.clock() >= envelope.expires:
+            expired = Verdict(
+                'failed', None, 'expired: it could not be sent before its time was over'
+            )
+            attempts.settle(claim, _alike(claim, expired), '', self._tally)
+            return False
+        return True
+
+    def _sealing(self, envelope: Envelope, recipients: Iterable[str]) -> None:
+        claim = next(claim for claim in self._pulled if claim.envelope.id == envelope.id)
+        claim.sealing(tuple(recipients))
+        self._sealed.add(envelope.id)
+
+    def _settle(self, outcome: Outcome) -> None:
+        claim = self._pulled.popleft()
+        self._attempts.settle(claim, outcome, self._road.mailer.name, self._tally)
+
+    def _lose(self, reason: str) -> None:
+        """The session has failed over the first mail; what else is sealed has left as well."""
+        self._road.close()
+        if not self._pulled:
+            raise MailerUnavailable(f'{self._road.mailer.name}: {reason}')
+        first = self._pulled[0]
+        while self._pulled:
+            claim = self._pulled[0]
+            sealed = claim.envelope.id in self._sealed
+            if claim is not first and not sealed:
+                break
+            status: Status = 'ambiguous' if sealed else 'deferred'
+            self._settle(_alike(claim, Verdict(status, None, reason)))
+
+    def release(self) -> None:
+        for claim in (*self._pulled, *self._again):
             claim.release()
+
+
+def report_settled(claim: Any, reporter: Any) -> None:
+    """A claim with nothing to send waits for its event, or only to be moved. Raises QueueError,
+    and releases it then."""
+    fates = claim.fates
+    if fates:
+        reporter.submit(claim, fates)
+        return
+    try:
+        claim.reported(())
+    except QueueError:
+        claim.release()
+        raise
 
 
 def _for_todo(claim: Any) -> Envelope:
@@ -278,42 +359,32 @@ def _for_todo(claim: Any) -> Envelope:
     return replace(envelope, recipients=claim.todo)
 
 
-def _ready(claim: Any, attempts: Attempts, tally: Tally) -> bool:
-    """Whether there is anything to send; what needs no relay is settled here."""
-    if not claim.todo:
-        fates = claim.fates
-        if fates:
-            attempts.reporter.submit(claim, fates)
-        else:
-            claim.reported(())
-        return False
-    envelope = claim.envelope
-    if claim.interrupted:
-        reason = 'a process stopped while it was sending this mail'
-        status = 'deferred' if claim.interrupted == 'sending' else 'ambiguous'
-        outcome = dict.fromkeys(claim.todo, Verdict(status, None, reason))  # type: ignore[arg-type]
-        tally.add(attempts.settle(claim, outcome, ''))
-        return False
-    if envelope.expires is not None and attempts.clock() >= envelope.expires:
-        expired = Verdict('failed', None, 'expired: it could not be sent before its time was over')
-        tally.add(attempts.settle(claim, dict.fromkeys(claim.todo, expired), ''))
-        return False
-    return True
+def _alike(claim: Any, verdict: Verdict) -> Outcome:
+    return dict.fromkeys(claim.todo, verdict)
+
+
+def _reason(verdict: Verdict, kind: Kind, *, given_up: bool) -> str:
+    if kind == 'sent':
+        return ''
+    reason = str(verdict)
+    if verdict.status == 'ambiguous':
+        reason = f'ambiguous: {reason}'
+    if given_up and verdict.status != 'failed':
+        reason = f'given up: {reason}'
+    return reason
 
 
 def _log_fate(fate: Fate, verdict: Verdict, envelope: Envelope) -> None:
-    level = {'sent': logging.INFO, 'deferred': logging.WARNING, 'error': logging.ERROR}[fate.kind]
     word = 'ambiguous' if verdict.status == 'ambiguous' else fate.kind
-    answer = fate.reason or fate.reply or ''
     log.log(
-        level,
+        _LEVELS[fate.kind],
         '%s: %s for %s (attempt %d, %s): %s',
         envelope.message_id,
         word,
         ', '.join(fate.recipients),
         fate.attempt,
         fate.mailer or 'not sent',
-        answer,
+        fate.reason or fate.reply or '',
         extra={
             'message_id': envelope.message_id,
             'mail_id': envelope.id,

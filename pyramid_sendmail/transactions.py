@@ -8,10 +8,9 @@ call                                what happens
 ``tpc_finish``                      they are published
 ``abort``, ``tpc_abort`` before     what was stored is removed
 everybody has voted
-``tpc_abort`` after everybody has   in doubt: kept, for nobody can tell whether the other
-voted and before our finish         resources committed
-``tpc_abort`` after our finish has  the publishing is completed
-begun
+the same after everybody has voted  in doubt: kept, for nobody can tell whether the other
+and before our finish               resources committed
+the same after our finish has begun the publishing is completed
 =================================== ===========================================================
 
 ``tpc_finish``, ``abort`` and ``tpc_abort`` never raise an Exception, and may come in any order,
@@ -22,9 +21,9 @@ added an after-commit hook.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from transaction.interfaces import IDataManagerSavepoint, ISavepointDataManager, NoTransaction
 from zope.interface import implementer
@@ -33,12 +32,17 @@ from .envelope import Envelope
 from .exceptions import NoActiveTransaction
 from .interfaces import IMailQueue
 
-__all__ = ['MailDataManager', 'active_transaction', 'join']
+__all__ = ['Committing', 'MailDataManager', 'active_transaction', 'join']
 
 log = logging.getLogger(__name__)
 
 _counter = count()
-_OPEN = ('ACTIVE', 'DOOMED')
+_OPEN = ('Active', 'Doomed')
+_NONE = (
+    'there is no active transaction that could send this mail with its commit: begin one '
+    '(pyramid_tm does so for each request, "with request.tm:" elsewhere), or send at once with '
+    'send_now()'
+)
 
 
 def active_transaction(tm: Any, environ: Mapping[str, Any] | None = None) -> Any:
@@ -50,19 +54,12 @@ def active_transaction(tm: Any, environ: Mapping[str, Any] | None = None) -> Any
     manager = getattr(tm, 'manager', tm)
     begun = getattr(manager, '_txn', manager) is not None
     if not begun and not (environ and environ.get('tm.active')):
-        raise NoActiveTransaction(
-            'there is no active transaction that could send this mail with its commit: begin one '
-            '(pyramid_tm does so for each request, "with request.tm:" elsewhere), or send at once '
-            'with send_now()'
-        )
+        raise NoActiveTransaction(_NONE)
     try:
         transaction = tm.get()
     except NoTransaction as error:
-        raise NoActiveTransaction(
-            'there is no active transaction that could send this mail with its commit: begin one '
-            'with "with request.tm:", or send at once with send_now()'
-        ) from error
-    status = getattr(transaction.status, 'name', transaction.status)
+        raise NoActiveTransaction(_NONE) from error
+    status = str(getattr(transaction.status, 'value', transaction.status))
     if status not in _OPEN:
         raise NoActiveTransaction(
             f'the transaction takes no mail any more ({status.lower()}), and nothing would ever '
@@ -71,30 +68,36 @@ def active_transaction(tm: Any, environ: Mapping[str, Any] | None = None) -> Any
     return transaction
 
 
-def join(
-    transaction: Any,
-    queue: IMailQueue,
-    envelope: Envelope,
-    *,
-    voting: Callable[[], None],
-    published: Callable[[Any, Any], None],
-) -> None:
-    """Add an envelope to the transaction's mail for this queue.
+class Committing(Protocol):
+    """A delivery, as its transactions see it."""
 
-    ``voting`` is called in the vote and may raise; ``published(transaction, put)`` is called in
-    finish.
-    """
+    @property
+    def queue(self) -> IMailQueue:
+        """Where the mail is put."""
+
+    def voting(self) -> None:
+        """The vote: the last moment at which anything may raise."""
+
+    def published(self, transaction: Any, put: Any) -> None:
+        """The commit: the mail of an IMailQueuePut can be claimed; twice, after an interrupt."""
+
+    def doubted(self) -> None:
+        """The mail is in doubt, and kept."""
+
+
+def join(transaction: Any, delivery: Committing, envelope: Envelope) -> None:
+    """Add an envelope to the transaction's mail for this delivery."""
     try:
-        manager = transaction.data(queue)
+        manager = transaction.data(delivery)
     except KeyError:
-        manager = MailDataManager(queue, voting, published)
-        transaction.set_data(queue, manager)
+        manager = MailDataManager(delivery)
+        transaction.set_data(delivery, manager)
     manager.add(transaction, envelope)
 
 
 @implementer(ISavepointDataManager)
 class MailDataManager:
-    """The mail of one transaction for one queue.
+    """The mail of one transaction for one delivery.
 
     Sorts after ZODB and two-phase databases, whose finish must come before ours, and before
     zope.sqlalchemy's one-phase manager (``~sqlalchemy:``), which commits in its vote.
@@ -102,15 +105,8 @@ class MailDataManager:
 
     transaction_manager = None
 
-    def __init__(
-        self,
-        queue: IMailQueue,
-        voting: Callable[[], None],
-        published: Callable[[Any, Any], None],
-    ) -> None:
-        self._queue: Any = queue
-        self._voting = voting
-        self._published = published
+    def __init__(self, delivery: Committing) -> None:
+        self._delivery = delivery
         self._envelopes: list[Envelope] = []
         self._put: Any = None
         self._joined = False
@@ -119,13 +115,11 @@ class MailDataManager:
         self._last = LastVoter()
 
     def add(self, transaction: Any, envelope: Envelope) -> None:
-        # A rollback to a savepoint from before the first mail has un-joined either manager.
+        # A rollback to a savepoint from before the first mail has un-joined both.
         if not self._joined:
             transaction.join(self)
-            self._joined = True
-        if not self._last.joined:
             transaction.join(self._last)
-            self._last.joined = True
+            self._joined = True
         self._envelopes.append(envelope)
 
     def sortKey(self) -> str:
@@ -142,45 +136,47 @@ class MailDataManager:
 
     def tpc_vote(self, transaction: Any) -> None:
         if self._envelopes:
-            self._voting()
-            self._put = self._queue.put(tuple(self._envelopes))
+            self._delivery.voting()
+            queue: Any = self._delivery.queue
+            self._put = queue.put(tuple(self._envelopes))
 
     def tpc_finish(self, transaction: Any) -> None:
         self._finishing = True
         self._finish(transaction)
 
-    def _finish(self, transaction: Any) -> None:
-        put = self._put
-        if put is None:
-            return
-        put.publish()
-        self._put = None
-        try:
-            self._published(transaction, put)
-        except Exception:
-            log.exception('mail was published, and its sending could not be started')
-
     def abort(self, transaction: Any) -> None:
         if self._finishing:
+            self._finish(transaction)
             return
         self._joined = False
         self._envelopes.clear()
-        self._discard()
+        if self._put is not None:
+            self._drop()
 
-    def tpc_abort(self, transaction: Any) -> None:
-        if self._finishing:
-            self._finish(transaction)
-        elif self._last.voted:
-            put, self._put = self._put, None
-            if put is not None:
-                put.doubt()
+    tpc_abort = abort
+
+    # What was put is forgotten last: an interrupt before that leaves the rest to the next call.
+
+    def _finish(self, transaction: Any) -> None:
+        if self._put is None:
+            return
+        self._put.publish()
+        try:
+            self._delivery.published(transaction, self._put)
+        except Exception:
+            log.exception('mail was published, and its sending could not be started')
+        self._put = None
+
+    def _drop(self) -> None:
+        if self._last.voted:
+            self._put.doubt()
+            try:
+                self._delivery.doubted()
+            except Exception:
+                log.exception('mail is in doubt, and nobody could be told')
         else:
-            self.abort(transaction)
-
-    def _discard(self) -> None:
-        put, self._put = self._put, None
-        if put is not None:
-            put.discard()
+            self._put.discard()
+        self._put = None
 
 
 @implementer(ISavepointDataManager)
@@ -188,10 +184,7 @@ class LastVoter:
     """Sorts last, so that its vote tells that everybody has voted."""
 
     transaction_manager = None
-
-    def __init__(self) -> None:
-        self.joined = False
-        self.voted = False
+    voted = False
 
     def sortKey(self) -> str:
         return f'{"~" * 16}pyramid_sendmail'
@@ -202,13 +195,10 @@ class LastVoter:
     def tpc_vote(self, transaction: Any) -> None:
         self.voted = True
 
-    def abort(self, transaction: Any) -> None:
-        self.joined = False
-
     def tpc_begin(self, transaction: Any) -> None:
         """Nothing to do."""
 
-    commit = tpc_finish = tpc_abort = tpc_begin
+    abort = commit = tpc_finish = tpc_abort = tpc_begin
 
 
 @implementer(IDataManagerSavepoint)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import configparser
 import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NoReturn
 
 from pyramid.config import global_registries
 from pyramid.config.actions import ConfigurationExecutionError
@@ -27,7 +29,9 @@ __all__ = ['main', 'run']
 
 log = logging.getLogger(__name__)
 
-DRAINED, UNREACHABLE, USAGE, UNUSABLE = 0, 1, 2, 3
+DRAINED, UNREACHABLE, USAGE, UNUSABLE, SIGNALLED = 0, 1, 2, 3, 128
+
+Progress = Callable[[Tally, int], None]
 
 
 class UsageError(Exception):
@@ -42,23 +46,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(
     argv: Sequence[str],
     *,
-    load: Callable[[str, dict[str, str]], Registry] | None = None,
+    load: Callable[[str, dict[str, str]], Any] | None = None,
     make: Callable[..., Any] = processor_of,
 ) -> int:
     """Run the queue processor and return the exit status.
 
     0: drained, or stopped by a signal; 1: the relay could not be reached (``--once``); 2: usage
-    or settings; 3: the queue cannot be used.
+    or settings; 3: the queue cannot be used; 128 and the signal's number: a signal ended ``--once``
+    before it was through.
+
+    ``load(config_uri, options)`` returns the WSGI application, ``make(registry, workers=,
+    batch=)`` the queue processor.
     """
     try:
-        arguments = _parser().parse_args(argv)
-    except SystemExit as exit:
-        return int(exit.code or 0)
+        arguments = _parser().parse_intermixed_args(argv)
+    except SystemExit as end:
+        return int(end.code or 0)
+    known = {id(registry) for registry in global_registries}
     try:
-        registry = (load or _load)(arguments.config_uri, _options(arguments.options))
-        processor = make(_checked(registry), workers=arguments.workers, batch=arguments.batch)
+        # Held until the end, though it is never called: its registry is.
+        app = (load or _load)(arguments.config_uri, _options(arguments.options))
+        own = getattr(app, 'registry', None)
+        others = [each for each in global_registries if id(each) not in known]
+        registry = _with_queue([own] if own is not None else others, arguments.config_uri)
+        processor = make(registry, workers=arguments.workers, batch=arguments.batch)
     except UsageError as error:
         return _complain(str(error), USAGE)
+    except KeyboardInterrupt:
+        return SIGNALLED + signal.SIGINT
     try:
         if arguments.once:
             return _once(processor, quiet=arguments.quiet)
@@ -89,18 +104,18 @@ def _parser() -> argparse.ArgumentParser:
         'config_uri', help='the .ini file, as pserve takes it: development.ini, x.ini#name'
     )
     parser.add_argument('options', nargs='*', metavar='key=value', help='variables for the .ini')
-    parser.add_argument(
-        '--once', action='store_true', help='deliver what is due, and end'
-    )
+    parser.add_argument('--once', action='store_true', help='deliver what is due, and end')
     parser.add_argument('--workers', type=_count, metavar='N', help='in place of mail.workers')
     parser.add_argument('--batch', type=_count, metavar='N', help='in place of mail.batch')
     parser.add_argument('--quiet', action='store_true', help='print errors only')
-    parser.add_argument('--version', action='version', version=version('pyramid_sendmail'))
+    parser.add_argument(
+        '--version', action='version', version=f'psendmail-qp {version("pyramid_sendmail")}'
+    )
     return parser
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit() and int(text)):
         raise argparse.ArgumentTypeError(f'{text!r}: write a number, 1 or more')
     return int(text)
 
@@ -115,114 +130,146 @@ def _options(pairs: Sequence[str]) -> dict[str, str]:
     return options
 
 
-def _load(config_uri: str, options: dict[str, str]) -> Registry:
-    """The registry of the application in the file, the one with a mail queue if it has several."""
+def _load(config_uri: str, options: dict[str, str]) -> Any:
+    """The application in the file, with logging set up as the file says."""
     try:
         setup_logging(config_uri, global_conf=options or None)
-        app = get_app(config_uri, options=options or None)
-    except ConfigurationExecutionError as error:
-        raise UsageError(f'{config_uri}: {error.evalue}') from error
-    except (ConfigurationError, OSError, LookupError, ValueError) as error:
+    except OSError as error:
+        raise UsageError(f'{config_uri}: {error.strerror or error}') from error
+    except (ValueError, configparser.Error) as error:
         raise UsageError(f'{config_uri}: {error}') from error
     except Exception as error:
-        log.exception('%s: the application could not be loaded', config_uri)
-        raise UsageError(
-            f'{config_uri}: the application could not be loaded: {error!r}'
-        ) from error
-    own = getattr(app, 'registry', None)
-    registries = [own] if own is not None else list(global_registries)
-    queued = [registry for registry in registries if registry.queryUtility(IMailQueue) is not None]
+        raise UsageError(f'{config_uri}: its logging sections are wrong: {error!r}') from error
+    try:
+        return get_app(config_uri, options=options or None)
+    except ConfigurationExecutionError as error:
+        if not isinstance(error.evalue, ConfigurationError):
+            _unloadable(config_uri, error)
+        raise UsageError(f'{config_uri}: {error.evalue}') from error
+    except (ConfigurationError, configparser.Error) as error:
+        raise UsageError(f'{config_uri}: {error}') from error
+    except Exception as error:
+        # PasteDeploy's own word for a section that is not there; an application raises KeyError.
+        if type(error) is LookupError:
+            raise UsageError(f'{config_uri}: {error}') from error
+        _unloadable(config_uri, error)
+
+
+def _unloadable(config_uri: str, error: Exception) -> NoReturn:
+    log.error('%s: the application could not be loaded', config_uri, exc_info=error)
+    raise UsageError(f'{config_uri}: the application could not be loaded: {error!r}') from error
+
+
+def _with_queue(registries: list[Registry], config_uri: str) -> Registry:
+    """The one whose application has a mail queue."""
+    queued = [each for each in registries if each.queryUtility(IMailQueue) is not None]
     if len(queued) > 1:
         raise UsageError(
             f'{config_uri} has {len(queued)} applications with a mail queue: '
             f'name one, {config_uri.partition("#")[0]}#NAME'
         )
-    candidates = queued or registries
-    if not candidates:
+    if queued:
+        return queued[0]
+    if not registries:
         raise UsageError(f'{config_uri} has no Pyramid application')
-    # The application owns the registry, which is known by a weak reference only.
-    candidates[0].__dict__.setdefault('_psendmail_app', app)
-    return candidates[0]
-
-
-def _checked(registry: Registry) -> Registry:
-    if registry.queryUtility(IMailSettings) is None:
+    if any(each.queryUtility(IMailSettings) is not None for each in registries):
         raise UsageError(
-            "the application does not include pyramid_sendmail: "
-            "call config.include('pyramid_sendmail')"
+            f'{config_uri}: the application has no mail queue: '
+            'write mail.queue_path = %(here)s/mail'
         )
-    if registry.queryUtility(IMailQueue) is None:
-        raise UsageError(
-            'the application has no mail queue: write mail.queue_path = %(here)s/mail'
-        )
-    return registry
+    raise UsageError(
+        f'{config_uri}: the application does not include pyramid_sendmail: '
+        "call config.include('pyramid_sendmail')"
+    )
 
 
 def _watch(processor: Any, registry: Registry, *, quiet: bool) -> int:
-    stop = threading.Event()
-    _on_signals(stop, processor.wake)
+    queue = registry.queryUtility(IMailQueue)
     if not quiet:
-        queue = registry.queryUtility(IMailQueue)
         print(f'psendmail-qp: watching {getattr(queue, "path", queue)}', file=sys.stderr)
-    processor.run(stop)
+    with _signals(processor.wake) as (stop, _):
+        processor.run(stop)
     return DRAINED
 
 
 def _once(processor: Any, *, quiet: bool) -> int:
+    last = Tally()
+
+    def keep(tally: Tally, left: int) -> None:
+        nonlocal last
+        last = tally
+        show(tally, left)
+
+    bar = _progress_bar() if sys.stderr.isatty() and not quiet else nullcontext(_no_progress)
+    try:
+        with _signals(processor.wake) as (stop, seen), bar as show:
+            processor.run_once(keep, stop)
+    finally:
+        if not quiet:
+            print(
+                f'psendmail-qp: {last.delivered} delivered, {last.deferred} deferred, '
+                f'{last.failed} failed',
+                file=sys.stderr,
+            )
+    return SIGNALLED + seen[0] if seen else DRAINED
+
+
+@contextmanager
+def _signals(wake: Callable[[], None]) -> Iterator[tuple[threading.Event, list[int]]]:
+    """Set the event on SIGTERM and SIGINT, and keep their numbers; a second one ends the process
+    as it would without us."""
     stop = threading.Event()
-    number = _on_signals(stop, processor.wake)
-    if quiet or not sys.stderr.isatty():
-        tally = processor.run_once(None, stop)
-    else:
-        with _progress_bar() as show:
-            tally = processor.run_once(show, stop)
-    if not quiet:
-        print(
-            f'psendmail-qp: {tally.delivered} delivered, {tally.deferred} deferred, '
-            f'{tally.failed} failed',
-            file=sys.stderr,
-        )
-    return 128 + number[0] if number else DRAINED
-
-
-def _on_signals(stop: threading.Event, wake: Callable[[], None]) -> list[int]:
-    """Stop on SIGTERM and SIGINT; a second one ends the process as it would without us."""
     seen: list[int] = []
 
     def handler(number: int, frame: object) -> None:
         seen.append(number)
+        signal.signal(number, signal.SIG_DFL)
         stop.set()
         wake()
-        signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handler)
-    return seen
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop, seen
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
-class _progress_bar:
-    """A bar on the terminal: how many mails have gone, of how many."""
+def _no_progress(tally: Tally, left: int) -> None:
+    """A log has lines of its own."""
 
-    def __enter__(self) -> Callable[[Tally, int], None]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        self._bar = Progress(
-            TextColumn('{task.description}'),
-            BarColumn(),
-            MofNCompleteColumn(),
-            console=Console(stderr=True),
-        )
-        self._bar.start()
-        task = self._bar.add_task('delivering', total=None)
+@contextmanager
+def _progress_bar() -> Iterator[Progress]:
+    """A bar on the terminal: how many mails have gone, of how many; log lines go above it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        def show(tally: Tally, left: int) -> None:
-            self._bar.update(task, completed=tally.total, total=tally.total + left)
+    terminal = sys.stderr
+    handlers = [
+        handler
+        for handler in logging.root.handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is terminal
+    ]
+    bar = Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=Console(stderr=True),
+    )
+    task = bar.add_task('delivering', total=None)
 
-        return show
+    def show(tally: Tally, left: int) -> None:
+        bar.update(task, completed=tally.total, total=tally.total + left)
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._bar.stop()
+    with bar:
+        for handler in handlers:
+            handler.setStream(sys.stderr)
+        try:
+            yield show
+        finally:
+            for handler in handlers:
+                handler.setStream(terminal)
 
 
 if __name__ == '__main__':

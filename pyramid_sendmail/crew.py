@@ -1,0 +1,180 @@
+"""The workers of a queue processor, and what its claims tell it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from .envelope import Envelope, Fate
+from .exceptions import MailerUnavailable, QueueError
+from .schedule import Gate, Pending
+from .sending import Road, Tally
+from .threads import OwnThread
+
+__all__ = ['Aside', 'Crew', 'WatchedClaim']
+
+log = logging.getLogger(__name__)
+
+
+class Crew:
+    """The workers of one run: ``drain(crew, road, tally)`` is what each does, over and over."""
+
+    def __init__(
+        self,
+        roads: list[Road],
+        drain: Callable[[Crew, Road, Tally], float],
+        gate: Gate,
+        wake: Callable[[], None],
+        *,
+        once: bool,
+    ) -> None:
+        self.pending = Pending()
+        self.gate = gate
+        self.once = once
+        self.error: MailerUnavailable | QueueError | None = None
+        self.next_look = 0.0
+        """When the whole queue is looked at again, by the monotonic clock."""
+        self._drain = drain
+        self._wake = wake
+        self._looking = threading.Lock()
+        self._synced = 0
+        self._tallies = [Tally() for _ in roads]
+        self._workers = [
+            (
+                road,
+                OwnThread(
+                    target=self._work,
+                    args=(road, tally),
+                    name=f'pyramid_sendmail worker {number}',
+                    daemon=True,
+                ),
+            )
+            for number, (road, tally) in enumerate(zip(roads, self._tallies, strict=True), 1)
+        ]
+        for _, thread in self._workers:
+            thread.start()
+
+    @property
+    def tally(self) -> Tally:
+        """What all of them have come to so far."""
+        total = Tally()
+        for tally in self._tallies:
+            total.add(tally)
+        return total
+
+    @property
+    def unsynced(self) -> int:
+        return self.tally.total - self._synced
+
+    @property
+    def left(self) -> int:
+        """How many mails are due or in flight, as far as anybody knows."""
+        return len(self.pending) + self.pending.working
+
+    @property
+    def busy(self) -> bool:
+        """Whether something has been done, or may be done any moment, that needs a sync."""
+        return bool(
+            self.unsynced
+            or self.pending.working
+            or (len(self.pending) and not self.gate.closed_for())
+        )
+
+    def look_by(self, moment: float) -> bool:
+        """Have the whole queue looked at no later than then; whether that changes anything."""
+        with self._looking:
+            sooner = moment < self.next_look
+            if sooner:
+                self.next_look = moment
+            return sooner
+
+    def sync(self, queue: Any) -> None:
+        total = self.tally.total
+        if total != self._synced:
+            self._synced = total
+            try:
+                queue.sync()
+            except OSError as error:
+                log.error('the queue could not be synced: %s', error)
+
+    def _work(self, road: Road, tally: Tally) -> None:
+        while self.pending.await_work(self.gate.admit, idle=road.close):
+            try:
+                rest = self._drain(self, road, tally)
+            except Exception as error:
+                log.exception('a worker failed, and goes on')
+                rest = self.gate.failed(error)
+                if self.once:
+                    self.give_up(MailerUnavailable(f'a worker failed: {error!r}'))
+            self.gate.leave()
+            self.pending.worked(again=bool(rest or self.gate.closed_for()))
+            if self.pending.exhausted:
+                self._wake()
+            if rest:
+                self.pending.rest(rest)
+        road.close()
+
+    def give_up(self, error: MailerUnavailable | QueueError) -> None:
+        """``run_once`` tries a closed road once."""
+        self.error = self.error or error
+        self.pending.close()
+
+    def dismiss(self, grace: float) -> None:
+        """Take nothing more, and wait for what is in flight; who only tries to reach a relay
+        holds no mail and is not waited for."""
+        self.pending.close()
+        end = time.monotonic() + grace
+        for road, thread in self._workers:
+            while thread.is_alive() and not road.connecting and time.monotonic() < end:
+                thread.join(0.05)
+        late = [thread.name for road, thread in self._workers if _holds_mail(road, thread)]
+        if late:
+            log.warning('still sending, and left to itself: %s', ', '.join(late))
+
+
+class WatchedClaim:
+    """A claim that tells when its mail, or an event of it, is due again: ``again(seconds)``, in
+    epoch seconds."""
+
+    def __init__(self, claim: Any, again: Callable[[float], None]) -> None:
+        self._claim = claim
+        self._again = again
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._claim, name)
+
+    def settle(
+        self, fates: Sequence[Fate], *, retry_at: float | None = None, report: bool = True
+    ) -> None:
+        self._claim.settle(fates, retry_at=retry_at, report=report)
+        if retry_at is not None:
+            self._again(retry_at)
+
+    def postpone(self, fates: Iterable[Fate], due: float) -> None:
+        self._claim.postpone(fates, due)
+        self._again(due)
+
+
+class Aside:
+    """Stands for a file that has been put aside: there is no mail to settle."""
+
+    fates = ()
+
+    def __init__(self, envelope: Envelope) -> None:
+        self.envelope = envelope
+
+    def reported(self, fates: object) -> None:
+        """Nothing to write down."""
+
+    def postpone(self, fates: object, due: float) -> None:
+        """It is in the log, and in ``failed/``."""
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+def _holds_mail(road: Road, thread: threading.Thread) -> bool:
+    return thread.is_alive() and not road.connecting

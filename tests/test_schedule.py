@@ -1,0 +1,333 @@
+"""What the workers share: which mail is next, and whether it is worth while to try."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
+from pyramid_sendmail.queue.names import Ticket
+from pyramid_sendmail.schedule import CROWDED_PAUSE, LONGEST_PAUSE, Gate, Pending
+
+from .queue_fixtures import Clock, until
+
+REFUSED = MailerUnavailable('smtp://relay.example.org:25: connecting: Connection refused')
+
+
+class Worker(threading.Thread):
+    """A thread that does one thing at a time, for a test that plays several workers."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._jobs: list[Callable[[], Any]] = []
+        self._changed = threading.Condition()
+        self._results: list[Any] = []
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs)
+                job = self._jobs.pop()
+            result = job()
+            with self._changed:
+                self._results.append(result)
+                self._changed.notify_all()
+            if job == self.end:
+                return
+
+    def begin(self, job: Callable[[], Any]) -> None:
+        with self._changed:
+            self._jobs.append(job)
+            self._changed.notify_all()
+
+    def result(self) -> Any:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._results, 10)
+            return self._results.pop()
+
+    def do(self, job: Callable[[], Any]) -> Any:
+        self.begin(job)
+        return self.result()
+
+    def end(self) -> None:
+        """The last job."""
+
+
+@pytest.fixture
+def workers() -> Iterator[list[Worker]]:
+    crew = [Worker() for _ in range(3)]
+    yield crew
+    for worker in crew:
+        worker.begin(worker.end)
+        worker.join(10)
+
+
+def fresh(name: str) -> Ticket:
+    return Ticket('new', name)
+
+
+def retried(name: str) -> Ticket:
+    return Ticket('cur', name)
+
+
+def levels(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.levelname for record in caplog.records]
+
+
+# The gate
+
+
+def test_one_worker_tries_while_nobody_knows(workers: list[Worker]) -> None:
+    """At first, too: a closed road costs one connect, however many workers there are."""
+    gate = Gate(Clock(0.0))
+    ann, bob, eve = workers
+    assert ann.do(gate.admit) == 0
+    assert bob.do(gate.admit) > 0
+    ann.do(gate.enter)
+    assert bob.do(gate.admit) == 0
+    assert eve.do(gate.admit) == 0, 'whoever comes, for somebody has a session'
+    for worker in (ann, bob):
+        worker.do(gate.enter)
+        worker.do(gate.leave)
+    assert bob.do(gate.admit) == 0
+    assert ann.do(gate.admit) > 0, 'everybody had left'
+
+
+def test_a_worker_that_leaves_without_a_session_lets_another_try(workers: list[Worker]) -> None:
+    """Nobody waits for ever for somebody who has failed over something else."""
+    gate = Gate(Clock(0.0))
+    ann, bob, _ = workers
+    ann.do(gate.admit)
+    bob.do(gate.leave)
+    assert bob.do(gate.admit) > 0
+    ann.do(gate.leave)
+    assert bob.do(gate.admit) == 0
+
+
+def test_the_pause_grows(caplog: pytest.LogCaptureFixture) -> None:
+    """1, 2, 4 ... seconds, five minutes at most, a fifth by chance; one line in the log."""
+    caplog.set_level(logging.INFO)
+    clock = Clock(0.0)
+    gate = Gate(clock)
+    for step in range(12):
+        assert gate.admit() == 0
+        assert gate.failed(REFUSED) == 0
+        pause = min(2.0**step, LONGEST_PAUSE)
+        assert 0.8 * pause <= gate.closed_for() <= 1.2 * pause
+        assert gate.admit() == gate.closed_for()
+        clock.now += gate.closed_for()
+    assert gate.closed_for() == 0
+    assert levels(caplog) == ['ERROR']
+    assert 'Connection refused' in caplog.text
+    gate.admit()
+    gate.enter()
+    gate.answered()
+    gate.answered()
+    assert levels(caplog) == ['ERROR', 'WARNING']
+    assert 'after 12 failures' in caplog.text
+    gate.failed(REFUSED)
+    assert gate.closed_for() <= 1.2, 'it starts over'
+    assert levels(caplog) == ['ERROR', 'WARNING', 'ERROR']
+
+
+def test_a_new_reason_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The relay is up again, but the password is wrong now: the log says so."""
+    caplog.set_level(logging.INFO)
+    clock = Clock(0.0)
+    gate = Gate(clock)
+    for error in (REFUSED, REFUSED, MailerUnavailable('535; see mail.password'), REFUSED):
+        gate.admit()
+        gate.failed(error)
+        clock.now += 1000
+    assert levels(caplog) == ['ERROR'] * 3
+    assert 'see mail.password' in caplog.text
+
+
+def test_a_session_alone_proves_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Connected, and 530 at MAIL, again and again: the pause grows, and the log has one line."""
+    clock = Clock(0.0)
+    gate = Gate(clock)
+    for step in range(5):
+        assert gate.admit() == 0
+        gate.enter()
+        gate.failed(MailerUnavailable('530'))
+        assert gate.closed_for() >= 0.8 * 2.0**step
+        clock.now += 100
+    assert levels(caplog) == ['ERROR']
+
+
+def test_many_workers_are_told_the_same(workers: list[Worker]) -> None:
+    """Those who fail together count once."""
+    gate = Gate(Clock(0.0))
+    ann, bob, _ = workers
+    ann.do(gate.admit)
+    ann.do(gate.enter)
+    bob.do(gate.admit)
+    ann.do(lambda: gate.failed(REFUSED))
+    bob.do(lambda: gate.failed(REFUSED))
+    assert gate.closed_for() <= 1.2
+
+
+def test_a_crowd_is_no_closed_road(workers: list[Worker], caplog: pytest.LogCaptureFixture) -> None:
+    """A relay that takes two connections, and four workers: who finds no way in rests, the others
+    go on, and nobody says that nothing can be sent."""
+    caplog.set_level(logging.INFO)
+    gate = Gate(Clock(0.0))
+    ann, bob, eve = workers
+    ann.do(gate.admit)
+    ann.do(gate.enter)
+    bob.do(gate.admit)
+    assert bob.do(lambda: gate.failed(MailerUnavailable('421 too many'))) == CROWDED_PAUSE
+    assert gate.closed_for() == 0
+    assert ann.do(lambda: gate.passable)
+    assert eve.do(gate.admit) == 0
+    assert levels(caplog) == ['INFO']
+
+
+def test_a_queue_that_cannot_be_used_stops_everybody(
+    workers: list[Worker], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever is sending takes no further mail; his next answer does not open the gate again."""
+    gate = Gate(Clock(0.0))
+    ann, bob, _ = workers
+    for worker in (ann, bob):
+        worker.do(gate.admit)
+        worker.do(gate.enter)
+    assert ann.do(lambda: gate.failed(QueueError(errno.ENOSPC, 'full'))) == 0
+    assert not bob.do(lambda: gate.passable)
+    bob.do(gate.answered)
+    assert gate.closed_for() > 0
+    assert bob.do(gate.admit) > 0
+    assert levels(caplog) == ['ERROR']
+
+
+# What is pending
+
+
+def taken(pending: Pending) -> list[str]:
+    names = []
+    while (ticket := pending.take()) is not None:
+        names.append(ticket.name)
+    return names
+
+
+def test_fresh_and_retried_mail_in_turn() -> None:
+    """20,000 deferred mails do not keep a fresh one waiting, and the other way round; each kind in
+    the order of its names, whenever it came."""
+    pending = Pending()
+    pending.fill([retried(f'5-r{n}') for n in range(4)])
+    pending.fill([fresh('5-f1'), fresh('5-f2')], fresh=True)
+    pending.fill([fresh('1-f')], fresh=True)
+    assert taken(pending) == ['1-f', '5-r0', '5-f1', '5-r1', '5-f2', '5-r2', '5-r3']
+
+
+def test_nothing_twice() -> None:
+    """What is pending, or being worked on, is not added again; afterwards it may be."""
+    pending = Pending()
+    for _ in range(2):
+        pending.fill([fresh('a'), fresh('b')])
+    assert len(pending) == 2
+    assert pending.take() == fresh('a')
+    pending.fill([fresh('a'), fresh('b')])
+    assert taken(pending) == ['b']
+    pending.worked()
+    pending.fill([fresh('a')])
+    assert taken(pending) == ['a']
+
+
+def test_more_than_can_be_kept() -> None:
+    """A full look that was cut short asks for another when all has gone; a look at fresh mail in
+    between changes nothing about that."""
+    pending = Pending()
+    pending.fill([retried('a')], more=True)
+    assert not pending.exhausted
+    pending.fill([fresh('b')], fresh=True)
+    taken(pending)
+    assert pending.exhausted
+    pending.fill([])
+    assert not pending.exhausted
+
+
+def test_what_was_given_back_is_looked_for() -> None:
+    """Mail that was taken and released by a closed road is found without waiting for the poll."""
+    pending = Pending()
+    pending.fill([fresh('a')])
+    pending.take()
+    pending.worked(again=True)
+    assert pending.exhausted
+
+
+def test_one_mail_admits_one_worker(workers: list[Worker]) -> None:
+    """No more workers pass than there are tickets."""
+    pending = Pending()
+
+    def work() -> Any:
+        return pending.await_work(lambda: 0.0, idle=lambda: None)
+
+    for worker in workers:
+        worker.begin(work)
+    pending.fill([fresh('a')])
+    until(lambda: pending.working == 1)
+    pending.fill([fresh('a')])
+    assert pending.working == 1
+    pending.fill([fresh('b')])
+    until(lambda: pending.working == 2)
+    pending.close()
+    assert sorted(worker.result() for worker in workers) == [False, True, True]
+
+
+def test_who_waits_for_admission_is_nudged(workers: list[Worker]) -> None:
+    """Whoever was told to wait asks again as soon as another one has found the road open."""
+    pending = Pending()
+    pending.fill([fresh('a')])
+    answers = [0.0, 3600.0]
+    worker = workers[0]
+    worker.begin(lambda: pending.await_work(answers.pop, idle=lambda: None))
+    until(lambda: len(answers) == 1)
+    pending.nudge()
+    assert worker.result() is True
+
+
+def test_who_has_nothing_to_do_gives_its_session_up(
+    workers: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a minute without work ``idle`` is called, without any lock held."""
+    monkeypatch.setattr('pyramid_sendmail.schedule.IDLE', 0.01)
+    pending = Pending()
+    idle = threading.Event()
+    workers[0].begin(lambda: pending.await_work(lambda: 0.0, idle=idle.set))
+    assert idle.wait(10)
+    pending.close()
+    assert workers[0].result() is False
+
+
+def test_rest(workers: list[Worker]) -> None:
+    """A pause ends with the end; the wait for the rest, when nothing is left or at the end."""
+    pending = Pending()
+    workers[0].begin(lambda: pending.rest(3600))
+    workers[1].begin(lambda: pending.await_rest(3600))
+    assert workers[1].result() is True, 'there is nothing'
+    pending.fill([fresh('a')])
+    assert pending.await_rest(0.001) is False
+    workers[1].begin(lambda: pending.await_rest(3600))
+    pending.close()
+    assert workers[0].result() is None
+    assert workers[1].result() is True
+    assert pending.take() is None
+    assert pending.closed
+
+
+def test_examined_once() -> None:
+    """While the road is closed each mail is looked into once, not at every step."""
+    pending = Pending()
+    pending.fill([fresh('b'), retried('a')])
+    assert pending.unexamined() == [retried('a'), fresh('b')]
+    assert pending.unexamined() == []
+    pending.fill([fresh('c')])
+    assert pending.unexamined() == [fresh('c')]
