@@ -5,8 +5,10 @@
     def includeme(config):
         config.include('pyramid_sendmail')
 
-    def signup(request):
-        message_id = request.mailer.send(Message(subject='Welcome', to=[...], text='...'))
+    def sign_up(request):
+        message_id = request.mailer.send(
+            Message(subject='Welcome', to='Ann <ann@example.org>', text='Good to see you.')
+        )
 """
 
 from __future__ import annotations

@@ -7,11 +7,23 @@
 ============================== ==================================================
 
 Each takes an object that provides the interface, a callable of the registry that returns one, or
-the dotted name of either. Two calls conflict as Pyramid's own directives do.
+the dotted name of either. Two calls conflict as Pyramid's own directives do; what the settings
+give conflicts with nothing. A queue that was set is as good as ``mail.queue_path``.
+
+The actions run in this order, whatever the order of the calls:
+
+=============  ================================================================================
+``SETTINGS``   the settings are parsed
+``PARTS``      the mailer and the queue that were set
+``DEFAULTS``   those that the settings describe, where none was set
+``DELIVERY``   the delivery that was set, which may look the parts up in the registry
+``LAST``       the delivery that the settings describe, where none was set
+=============  ================================================================================
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyramid.config import Configurator
@@ -42,50 +54,115 @@ from .settings import TABLE, MailSettings, parse_settings
 
 __all__ = ['processor_of', 'set_mail_delivery', 'set_mail_queue', 'set_mailer']
 
-SETTINGS, PARTS, DELIVERY = -1, 0, 1
-"""The order of our actions: a delivery is made of the parts."""
+SETTINGS, PARTS, DEFAULTS, DELIVERY, LAST = range(-2, 3)
+
+_INTERFACES: Mapping[str, type[Interface]] = {
+    'delivery': IMailDelivery,
+    'mailer': IMailer,
+    'queue': IMailQueue,
+}
+
+Maker = Callable[[], Any]
+
+
+class _IComposer(Interface):
+    """The composer of this application's deliveries."""
+
+
+class _IDeliveryMaker(Interface):
+    """What makes the delivery of the parts that are registered."""
+
+
+class _IProcessorThread(Interface):
+    """The thread of ``mail.processor = thread``."""
 
 
 def set_mail_delivery(config: Configurator, delivery: Any) -> None:
     """Make this what ``request.mailer`` is, in place of what the settings say."""
-    _set(config, 'delivery', IMailDelivery, delivery, DELIVERY)
+    _set(config, 'delivery', 'set_mail_delivery', delivery, DELIVERY)
 
 
 def set_mailer(config: Configurator, mailer: Any) -> None:
     """Send with this mailer, in place of the one that ``mail.url`` names."""
-    _set(config, 'mailer', IMailer, mailer, PARTS)
+    _set(config, 'mailer', 'set_mailer', mailer, PARTS)
 
 
 def set_mail_queue(config: Configurator, queue: Any) -> None:
     """Let mail wait in this queue, in place of the Maildir at ``mail.queue_path``."""
-    _set(config, 'queue', IMailQueue, queue, PARTS)
+    _set(config, 'queue', 'set_mail_queue', queue, PARTS)
 
 
-def _set(
-    config: Configurator, title: str, interface: type[Interface], part: Any, order: int
-) -> None:
-    part = config.maybe_dotted(part)
-    introspectable = config.introspectable('mail', title, title, f'mail {title}')
+def _set(config: Configurator, title: str, directive: str, part: Any, order: int) -> None:
+    part = _resolved(config, part, f'config.{directive}')
+    introspectable = _introspectable(config, title)
 
     def register() -> None:
-        made = part
-        if not interface.providedBy(made):
-            if not callable(made):
-                raise ConfigurationError(
-                    f'the mail {title} {made!r} neither provides {interface.__name__} nor is a '
-                    f'callable that returns what does'
-                )
-            made = made(config.registry)
-            if made is None:
-                return
-            if not interface.providedBy(made):
-                raise ConfigurationError(
-                    f'{part!r} returned {made!r}, which does not provide {interface.__name__}'
-                )
-        config.registry.registerUtility(made, interface)
-        introspectable[title] = made
+        _register(config, title, _maker(config.registry, part, title, f'config.{directive}'))
+        introspectable[title] = config.registry.getUtility(_INTERFACES[title])
 
     config.action(('mail', title), register, order=order, introspectables=(introspectable,))
+
+
+def _resolved(config: Configurator, part: Any, where: str) -> Any:
+    try:
+        return config.maybe_dotted(part)
+    except (ImportError, ValueError) as error:
+        raise ConfigurationError(
+            f'{where}: {part} cannot be imported ({error}): write the dotted name of what is there'
+        ) from error
+
+
+def _maker(registry: Registry, part: Any, title: str, where: str) -> Maker:
+    """What returns the part, and raises ConfigurationError if it is none."""
+    interface = _INTERFACES[title]
+
+    def make() -> Any:
+        made = part
+        if not interface.providedBy(made) and callable(made):
+            made = made(registry)
+        if interface.providedBy(made):
+            return made
+        # Its repr may hold a password.
+        got = 'what was given' if made is part else f'what {_name(part)} returned'
+        raise ConfigurationError(
+            f'{where}: {got} is of the type {type(made).__name__}, which does not provide '
+            f'{interface.__name__}: give an object that provides it, or a callable of the registry '
+            f'that returns one'
+        )
+
+    return make
+
+
+def _name(part: Any) -> str:
+    return getattr(part, '__qualname__', type(part).__name__)
+
+
+def _introspectable(config: Configurator, title: str) -> Any:
+    return config.introspectable('mail', title, title, f'mail {title}')
+
+
+def _register(config: Configurator, title: str, make: Maker) -> None:
+    """Register a part, and bring a delivery up to date that was made before it: by autocommit, or
+    by an earlier commit."""
+    registry = config.registry
+    registry.registerUtility(make(), _INTERFACES[title])
+    if title == 'delivery':
+        registry.registerUtility(make, _IDeliveryMaker)
+    elif registry.queryUtility(IMailDelivery) is not None:
+        delivery = registry.getUtility(_IDeliveryMaker)()
+        registry.registerUtility(delivery, IMailDelivery)
+        introspectable = config.introspector.get('mail', 'delivery')
+        if introspectable is not None:
+            introspectable['delivery'] = delivery
+
+
+def _register_default(config: Configurator, title: str, make: Maker) -> None:
+    """Register what the settings give, unless something was set."""
+    if config.registry.queryUtility(_INTERFACES[title]) is None:
+        _register(config, title, make)
+        introspectable = _introspectable(config, title)
+        introspectable[title] = config.registry.getUtility(_INTERFACES[title])
+        introspectable.register(config.introspector, config.action_info)
 
 
 def _settings(registry: Registry) -> MailSettings:
@@ -96,19 +173,24 @@ def _settings(registry: Registry) -> MailSettings:
 def default_mailer(registry: Registry) -> Any:
     """The mailer that ``mail.url`` names."""
     settings = _settings(registry)
-    return mailer_from_url(
-        settings.url,
-        hostname=settings.hostname,
-        username=settings.username,
-        password=settings.password,
-    )
+    try:
+        return mailer_from_url(
+            settings.url,
+            hostname=settings.hostname,
+            username=settings.username,
+            password=settings.password,
+        )
+    except ConfigurationError as error:
+        if settings.url_source == 'mail.url':
+            raise
+        text = str(error).removeprefix('mail.url').lstrip(':')
+        raise ConfigurationError(f'{settings.url_source}{text}') from error
 
 
-def default_queue(registry: Registry) -> MaildirQueue | None:
-    """The Maildir at ``mail.queue_path``; None without one."""
+def default_queue(registry: Registry) -> MaildirQueue:
+    """The Maildir at ``mail.queue_path``, which must be set."""
     settings = _settings(registry)
-    if settings.queue_path is None:
-        return None
+    assert settings.queue_path is not None
     return MaildirQueue(
         settings.queue_path,
         sync=settings.queue_sync,
@@ -119,15 +201,15 @@ def default_queue(registry: Registry) -> MaildirQueue | None:
 
 
 def default_delivery(registry: Registry) -> Any:
-    """What ``mail.delivery`` says: queued, direct, or what the dotted name stands for."""
+    """The queued or the direct delivery, of the parts that are registered."""
     settings = _settings(registry)
-    if settings.delivery not in ('queue', 'direct'):
-        return _named_delivery(registry, settings.delivery)
     queue = registry.queryUtility(IMailQueue)
     mailer = registry.getUtility(IMailer)
-    composer = _composer(settings)
-    sent = _background(registry, settings, queue)
-    if settings.delivery == 'queue':
+    composer = registry.getUtility(_IComposer)
+    thread = registry.queryUtility(_IProcessorThread)
+    sent = _nothing if thread is None else thread.sent
+    if settings.delivery == 'queue' or (settings.delivery is None and queue is not None):
+        _need_queue(queue, 'mail.delivery = queue')
         return QueuedMailDelivery(queue, mailer, composer, sent=sent)
     policy = settings.policy if queue is not None else AT_ONCE_OR_NEVER
     return DirectMailDelivery(
@@ -142,15 +224,13 @@ def default_delivery(registry: Registry) -> Any:
     )
 
 
-def _named_delivery(registry: Registry, name: str) -> Any:
-    try:
-        made = Configurator(registry=registry).maybe_dotted(name)
-    except (ImportError, ValueError) as error:
-        raise ConfigurationError(
-            f'mail.delivery = {name}: write direct, queue or the dotted name of an IMailDelivery '
-            f'({error})'
-        ) from error
-    return made if IMailDelivery.providedBy(made) else made(registry)
+def _need_queue(queue: Any, what: str) -> None:
+    if queue is None:
+        raise ConfigurationError(f'{what} needs a queue: write mail.queue_path = %(here)s/mail')
+
+
+def _nothing() -> None:
+    """Nothing has to be started when a message was taken."""
 
 
 def _composer(settings: MailSettings) -> Composer:
@@ -163,19 +243,6 @@ def _composer(settings: MailSettings) -> Composer:
         )
     except MessageError as error:
         raise ConfigurationError(str(error)) from error
-
-
-def _background(registry: Registry, settings: MailSettings, queue: Any) -> Any:
-    """Where ``mail.processor = thread``, what ``send`` has to call."""
-    if settings.processor != 'thread' or queue is None:
-        return _nothing
-    thread = ProcessorThread(lambda: processor_of(registry))
-    registry.registerHandler(lambda event: thread.serve(), (INewRequest,))
-    return thread.sent
-
-
-def _nothing() -> None:
-    """Nothing has to be started when a message was taken."""
 
 
 def processor_of(
@@ -195,31 +262,61 @@ def processor_of(
 
 
 def _set_settings(config: Configurator) -> None:
-    introspectable = config.introspectable('mail', 'settings', 'settings', 'mail settings')
+    introspectable = _introspectable(config, 'settings')
 
     def register() -> None:
         registry = config.registry
-        registry.registerUtility(parse_settings(registry.settings or {}), IMailSettings)
-        registry.registerUtility(MailReporter(registry), IMailReporter)
-        introspectable['settings'] = _shown(registry.settings or {})
+        given = registry.settings or {}
+        settings = parse_settings(given)
+        registry.registerUtility(settings, IMailSettings)
+        registry.registerUtility(_composer(settings), _IComposer)
+        if registry.queryUtility(IMailReporter) is None:
+            registry.registerUtility(MailReporter(registry), IMailReporter)
+        introspectable['settings'] = _shown(given, settings)
 
-    config.action(
-        ('mail', 'settings'), register, order=SETTINGS, introspectables=(introspectable,)
-    )
+    config.action(('mail', 'settings'), register, order=SETTINGS, introspectables=(introspectable,))
 
 
-def _shown(settings: Any) -> dict[str, str]:
-    """The settings as they were written, without secrets."""
-    shown = {}
-    for row in TABLE:
-        if settings.get(row.name):
-            value = str(settings[row.name])
-            if row.name == 'mail.url':
-                value = mask_url(value)
-            elif row.secret:
-                value = '***'
-            shown[row.name] = value
-    return shown
+def _set_defaults(config: Configurator) -> None:
+    def parts() -> None:
+        registry = config.registry
+        _register_default(config, 'mailer', lambda: default_mailer(registry))
+        if _settings(registry).queue_path is not None:
+            _register_default(config, 'queue', lambda: default_queue(registry))
+        if _settings(registry).processor == 'thread':
+            _set_processor_thread(registry)
+
+    def delivery() -> None:
+        _register_default(config, 'delivery', lambda: _delivery_of_settings(config))
+
+    config.action(('mail', 'default parts'), parts, order=DEFAULTS)
+    config.action(('mail', 'default delivery'), delivery, order=LAST)
+
+
+def _delivery_of_settings(config: Configurator) -> Any:
+    named = _settings(config.registry).delivery
+    if named in (None, 'direct', 'queue'):
+        return default_delivery(config.registry)
+    where = f'mail.delivery = {named}'
+    return _maker(config.registry, _resolved(config, named, where), 'delivery', where)()
+
+
+def _set_processor_thread(registry: Registry) -> None:
+    _need_queue(registry.queryUtility(IMailQueue), 'mail.processor = thread')
+    if registry.queryUtility(_IProcessorThread) is None:
+        thread = ProcessorThread(lambda: processor_of(registry))
+        registry.registerUtility(thread, _IProcessorThread)
+        registry.registerHandler(lambda event: thread.serve(), (INewRequest,))
+
+
+def _shown(given: Mapping[str, Any], settings: MailSettings) -> dict[str, str]:
+    """The settings as they were written, without secrets; the URL that is in force."""
+    shown = {
+        row.name: '***' if row.secret else str(given[row.name])
+        for row in TABLE
+        if given.get(row.name) is not None
+    }
+    return {**shown, 'mail.url': mask_url(settings.url)}
 
 
 def includeme(config: Configurator) -> None:
@@ -228,6 +325,4 @@ def includeme(config: Configurator) -> None:
     config.add_directive('set_mail_queue', set_mail_queue)
     config.add_subscriber_predicate('mail_tag', MailTagPredicate)
     _set_settings(config)
-    config.set_mailer(default_mailer)
-    config.set_mail_queue(default_queue)
-    config.set_mail_delivery(default_delivery)
+    _set_defaults(config)

@@ -9,12 +9,26 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from pyramid.exceptions import ConfigurationError
-from pyramid.settings import falsey, truthy
 from zope.interface import implementer
 
+from .converters import (
+    absolute_path,
+    boolean,
+    choice,
+    count,
+    delivery,
+    duration,
+    durations,
+    host,
+    hostname,
+    pause,
+    port,
+    size,
+    text,
+)
 from .interfaces import IMailSettings
 from .retry import RetryPolicy
 
@@ -35,105 +49,30 @@ class Setting:
     secret: bool = False
 
 
-def _text(value: str) -> str:
-    return value
-
-
-def _boolean(value: str) -> bool:
-    if value.lower() in truthy:
-        return True
-    if value.lower() in falsey or value.lower() == 'off':
-        return False
-    raise ValueError('write true or false')
-
-
-def _port(value: str) -> int:
-    if value.isascii() and value.isdigit() and 0 < int(value) < 65536:
-        return int(value)
-    raise ValueError('write a port number between 1 and 65535')
-
-
-def _count(value: str) -> int:
-    if value.isascii() and value.isdigit() and int(value) > 0:
-        return int(value)
-    raise ValueError('write a number, 1 or more')
-
-
-def _choice(*words: str) -> Callable[[str], str]:
-    def convert(value: str) -> str:
-        if value in words:
-            return value
-        raise ValueError(f'write {" or ".join(words)}')
-
-    return convert
-
-
-def _absolute_path(value: str) -> str:
-    if os.path.isabs(value):
-        return os.path.normpath(value)
-    raise ValueError(
-        f'write an absolute path, such as %(here)s/{value}: '
-        f'the web process and psendmail-qp may stand in different folders'
-    )
-
-
-_UNITS = {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}
-
-
-def duration(value: str) -> float:
-    """Seconds of ``90s``, ``5m``, ``2h`` or ``3d``."""
-    match = re.fullmatch(r'(\d+(?:\.\d+)?) *([smhd])', value.strip(), re.ASCII)
-    if match is None:
-        raise ValueError('write a number and a unit: 90s, 5m, 2h, 3d')
-    return float(match[1]) * _UNITS[match[2]]
-
-
-def _durations(value: str) -> tuple[float, ...]:
-    delays = tuple(duration(word) for word in value.replace(',', ' ').split())
-    if not delays or min(delays) <= 0:
-        raise ValueError('write one or more delays: 1m 5m 15m')
-    return delays
-
-
-def _size(value: str) -> int:
-    match = re.fullmatch(r'(\d+) *([kmg]?)b?', value.strip().lower(), re.ASCII)
-    if match is None or not int(match[1]):
-        raise ValueError('write a number of octets, or 500K, 25M, 1G')
-    return int(match[1]) * 1024 ** ' kmg'.index(match[2] or ' ')
-
-
-def _hostname(value: str) -> str:
-    if len(value) <= 253 and re.fullmatch(
-        r'(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?\.?)+|\[[0-9a-fA-F:.IPv]+\]', value
-    ):
-        return value
-    raise ValueError('write a host name of letters, digits, hyphens and dots')
-
-
 TABLE: tuple[Setting, ...] = (
     Setting(
         'mail.delivery',
-        _text,
+        delivery,
         '',
         '``direct``, ``queue``, or the dotted name of an IMailDelivery',
         '``queue`` when ``mail.queue_path`` is set, else ``direct``',
     ),
     Setting(
         'mail.url',
-        _text,
+        text,
         'smtp://localhost:25',
         'how mail leaves: ``smtp:``, ``smtps:``, ``smtp+insecure:``, ``file:`` or ``null:``; '
         '``MAIL_URL`` in the environment wins',
         secret=True,
     ),
-    Setting('mail.host', _text, '', "the relay, in pyramid_mailer's spelling", '``localhost``'),
-    Setting('mail.port', _port, '', 'its port, beside ``mail.host``', '25'),
-    Setting('mail.tls', _boolean, '', 'demand STARTTLS, beside ``mail.host``', 'off'),
-    Setting('mail.ssl', _boolean, '', 'TLS from the first byte, beside ``mail.host``', 'off'),
-    Setting('mail.username', _text, '', 'credentials, where ``mail.url`` has none', 'none'),
+    Setting('mail.host', host, '', "the relay, in pyramid_mailer's spelling", '``localhost``'),
+    Setting('mail.port', port, '', 'its port, beside ``mail.host``', '25; 465 beside ``mail.ssl``'),
+    Setting('mail.tls', boolean, '', 'demand STARTTLS, beside ``mail.host``', '``false``'),
+    Setting('mail.ssl', boolean, '', 'TLS from the first byte, beside ``mail.host``', '``false``'),
+    Setting('mail.username', text, '', 'who we are, where ``mail.url`` does not say it', 'none'),
     Setting(
         'mail.password',
-        _text,
+        text,
         '',
         'the password; ``MAIL_PASSWORD`` in the environment wins',
         'none',
@@ -141,90 +80,91 @@ TABLE: tuple[Setting, ...] = (
     ),
     Setting(
         'mail.password_file',
-        _absolute_path,
+        absolute_path,
         '',
         'a file whose first line is the password',
         'none',
     ),
     Setting(
         'mail.queue_path',
-        _absolute_path,
+        absolute_path,
         '',
         'the Maildir in which mail waits: an absolute path, ``%(here)s/mail``',
         'no queue',
     ),
-    Setting('mail.default_sender', _text, '', '``From:`` of a message that has none', 'none'),
+    Setting('mail.default_sender', text, '', '``From:`` of a message that has none', 'none'),
     Setting(
         'mail.envelope_sender',
-        _text,
+        text,
         '',
         '``MAIL FROM``: where bounces go',
         'the address of ``From:``',
     ),
     Setting(
         'mail.hostname',
-        _hostname,
+        hostname,
         '',
         'the name said in EHLO, and the right side of message ids; never resolved',
         "the host's name",
     ),
-    Setting('mail.workers', _count, '4', 'connections that the queue processor keeps'),
-    Setting('mail.batch', _count, '100', 'mails per connection before it is opened anew'),
+    Setting('mail.workers', count, '4', 'connections that the queue processor keeps'),
+    Setting('mail.batch', count, '100', 'mails per connection before it is opened anew'),
     Setting(
         'mail.retry',
-        _durations,
+        durations,
         '1m 5m 15m 30m 1h 2h',
         'pauses after a temporary failure; the last one repeats; a fifth more or less by chance',
     ),
-    Setting(
-        'mail.give_up_after', duration, '3d', 'the age at which a temporary failure is final'
-    ),
-    Setting('mail.max_size', _size, '25M', 'larger messages are refused by ``send``'),
+    Setting('mail.give_up_after', duration, '3d', 'the age at which a temporary failure is final'),
+    Setting('mail.max_size', size, '25M', 'larger messages are refused by ``send``'),
     Setting(
         'mail.queue_sync',
-        _choice('always', 'off'),
+        choice('always', 'off'),
         'always',
         '``off`` leaves out every fsync: for tests and development',
     ),
     Setting(
         'mail.in_doubt',
-        _choice('hold', 'send'),
+        choice('hold', 'send'),
         'hold',
         'mail of which nobody knows whether its transaction committed: held in ``failed/``, '
         'or sent',
     ),
     Setting(
         'mail.ambiguous',
-        _choice('resend', 'hold'),
+        choice('resend', 'hold'),
         'resend',
         "mail whose acceptance the relay's last word did not confirm: sent again with the same "
         'Message-ID, or held in ``failed/``',
     ),
     Setting(
         'mail.processor',
-        _choice('thread', 'off'),
+        choice('thread', 'off'),
         'off',
         '``thread`` drains the queue inside the web process',
     ),
     Setting(
         'mail.direct_wait',
-        _boolean,
+        boolean,
         'true',
         'direct delivery: the commit waits until the relay has answered',
     ),
-    Setting(
-        'mail.direct_timeout', duration, '30s', 'direct delivery: how long it waits at most'
-    ),
+    Setting('mail.direct_timeout', pause, '30s', 'direct delivery: how long it waits at most'),
     Setting(
         'mail.ignore',
-        _text,
+        text,
         '',
         'last parts of ``mail.`` keys that the application keeps for itself: ``region backend``',
         'none',
     ),
 )
 
-_GONE = {
+_SWITCHES = (
+    *('mail.tls', 'mail.ssl', 'mail.direct_wait'),
+    *('mail.queue_sync', 'mail.processor'),  # False is 'off'
+)
+
+_NOT_OURS = {
     'mail.keyfile': 'write mail.url = smtps://HOST?client_cert=FILE&client_key=FILE',
     'mail.certfile': 'write mail.url = smtps://HOST?client_cert=FILE&client_key=FILE',
     'mail.debug': 'use logging: the loggers below pyramid_sendmail, at DEBUG',
@@ -232,6 +172,19 @@ _GONE = {
     'mail.sendmail_app': 'the local mail server listens at mail.url = smtp://localhost:25',
     'mail.sendmail_template': 'the local mail server listens at mail.url = smtp://localhost:25',
 }
+"""Settings of pyramid_mailer, and what to do in place of them."""
+
+_SEE_MAIL = (
+    'without it mail goes to its real recipients; write mail.url = file:///FOLDER to look at mail '
+    'that is not sent'
+)
+
+_NOT_YET = {
+    'mail.redirect_to': _SEE_MAIL,
+    'mail.allow': _SEE_MAIL,
+    'mail.rate': 'leave it out, and fewer mail.workers send more slowly',
+}
+"""Settings of versions to come, which must not be taken for working ones."""
 
 
 @implementer(IMailSettings)
@@ -239,8 +192,11 @@ _GONE = {
 class MailSettings:
     """The parsed settings. Durations in seconds, sizes in octets."""
 
-    delivery: str
+    delivery: str | None
+    """'direct', 'queue' or a dotted name; None goes by whether there is a queue."""
     url: str
+    url_source: str
+    """'mail.url', 'mail.host' or 'MAIL_URL': what the reader has written."""
     username: str | None
     password: str | None
     queue_path: str | None
@@ -264,112 +220,168 @@ class MailSettings:
         return RetryPolicy(delays=self.retry, give_up_after=self.give_up_after)
 
     def __repr__(self) -> str:
-        return f'<{type(self).__name__} {self.delivery}>'
+        return f'<{type(self).__name__} from {self.url_source}>'
 
 
 def parse_settings(
     settings: Mapping[str, Any], environ: Mapping[str, str] | None = None
 ) -> MailSettings:
-    """Read the table's settings. Raises ConfigurationError, naming the setting and the remedy."""
+    """Read the table's settings. Raises ConfigurationError, naming the setting and the remedy.
+
+    Values are text, or what Python code gives in its place: numbers, booleans, paths, lists;
+    None and '' are as good as not given. ``environ``: in place of ``os.environ``.
+    """
     environ = os.environ if environ is None else environ
-    given = {
-        key: value if isinstance(value, str) else str(value)
-        for key, value in settings.items()
-        if key.startswith('mail.') and value is not None
-    }
-    given = {key: value.strip() for key, value in given.items()}
-    _refuse_unknown(given)
+    _refuse_unknown(settings)
+    given = {row.name: _text_of(row, settings.get(row.name)) for row in TABLE}
     values: dict[str, Any] = {}
     for row in TABLE:
-        text = given.get(row.name) or row.default
+        written = given[row.name] or row.default
         try:
-            values[row.name.removeprefix('mail.')] = row.convert(text) if text else None
+            values[row.name.removeprefix('mail.')] = row.convert(written) if written else None
         except ValueError as error:
-            shown = '' if row.secret else f' = {text}'
+            # What has a :// may be a URL with a password, in the wrong place.
+            shown = '' if row.secret or '://' in written else f' = {_short(written)}'
             raise ConfigurationError(f'{row.name}{shown}: {error}') from error
-    url, username, password = _road(values, given, environ)
-    values.update(url=url, username=username, password=password)
+    values.update(_road(values, given, environ))
     for spelling in ('host', 'port', 'tls', 'ssl', 'password_file', 'ignore'):
         del values[spelling]
-    values['delivery'] = values['delivery'] or ('queue' if values['queue_path'] else 'direct')
     values['hostname'] = values['hostname'] or _own_hostname()
     values['queue_sync'] = values['queue_sync'] == 'always'
-    for key, word in (('delivery', 'queue'), ('processor', 'thread')):
-        if values[key] == word and not values['queue_path']:
-            raise ConfigurationError(
-                f'mail.{key} = {word} needs a queue: write mail.queue_path = %(here)s/mail'
-            )
     return MailSettings(**values)
 
 
-def _refuse_unknown(given: Mapping[str, str]) -> None:
+def _refuse_unknown(settings: Mapping[str, Any]) -> None:
     known = [row.name for row in TABLE]
-    ignored = {f'mail.{word}' for word in given.get('mail.ignore', '').replace(',', ' ').split()}
-    for key in given:
-        if key in known or key in ignored:
+    words = _text_of(TABLE[-1], settings.get('mail.ignore')).replace(',', ' ').split()
+    ignored = {f'mail.{word.removeprefix("mail.")}' for word in words}
+    for key in sorted(ignored):
+        if key in known or key in _NOT_YET:
+            raise ConfigurationError(
+                f'mail.ignore: {key} is a setting of pyramid_sendmail, and cannot be kept for the '
+                f'application: rename it there'
+            )
+    for key in settings:
+        if not isinstance(key, str) or not key.startswith('mail.') or key in (*known, *ignored):
             continue
-        if key in _GONE:
-            raise ConfigurationError(f'{key} is a setting of pyramid_mailer: {_GONE[key]}')
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f'did you mean {nearest[0]}? ' if nearest else ''
+        if key in _NOT_YET:
+            raise ConfigurationError(f'{key} is not here yet: {_NOT_YET[key]}')
+        if key in _NOT_OURS:
+            raise ConfigurationError(f'{key} is a setting of pyramid_mailer: {_NOT_OURS[key]}')
+        word = key.removeprefix('mail.')
+        nearest = difflib.get_close_matches(
+            word, [name.removeprefix('mail.') for name in known], n=1, cutoff=0.0
+        )[0]
         raise ConfigurationError(
-            f'{key} is no setting of pyramid_sendmail: {hint}'
-            f'(mail.ignore = {key.removeprefix("mail.")} keeps it for the application)'
+            f'{key} is no setting of pyramid_sendmail: write mail.{nearest}, which is the nearest, '
+            f'or mail.ignore = {word} to keep it for the application'
         )
+
+
+def _text_of(row: Setting, value: Any) -> str:
+    """The text of a value, as an ini file would have it; '' for None."""
+    if value is None:
+        return ''
+    if isinstance(value, bool) and row.name in _SWITCHES:
+        return 'true' if value else 'off'
+    if isinstance(value, str):
+        # Whoever gives a password in Python means each of its blanks.
+        return value if row.name == 'mail.password' else value.strip()
+    if isinstance(value, list | tuple):
+        return ' '.join(map(str, value))
+    if isinstance(value, int | float | os.PathLike) and not isinstance(value, bool):
+        return str(value)
+    raise ConfigurationError(f'{row.name} is of the type {type(value).__name__}: give it as a str')
+
+
+def _short(written: str) -> str:
+    return written if len(written) <= 80 else f'{written[:80]}...'
+
+
+_CREDENTIALS = re.compile(
+    r'(?P<user>\s*[A-Za-z][A-Za-z0-9+.-]*://[^/?#:]*)(?P<password>:[^/?#]*)?(?=@)'
+)
+"""As the mailers have it: what stands before the last @ of the authority. The standard library's
+urlsplit quotes passwords in its errors."""
 
 
 def _road(
     values: Mapping[str, Any], given: Mapping[str, str], environ: Mapping[str, str]
-) -> tuple[str, str | None, str | None]:
-    """The URL, and the credentials that stand beside it."""
-    username, password = values['username'], values['password']
-    spelled = [f'mail.{key}' for key in ('host', 'port', 'tls', 'ssl') if values[key] is not None]
-    if given.get('mail.url') and spelled:
-        raise ConfigurationError(
-            f'mail.url and {", ".join(spelled)} say the same twice: keep mail.url'
-        )
-    if password and values['password_file']:
+) -> dict[str, str | None]:
+    """The URL, who has written it, and the credentials that stand beside it."""
+    url, source = _url(values, given)
+    username, password, file = (values[key] for key in ('username', 'password', 'password_file'))
+    if password and file:
         raise ConfigurationError('mail.password and mail.password_file: keep one of them')
-    if environ.get('MAIL_PASSWORD'):
-        password = environ['MAIL_PASSWORD']
-    elif values['password_file']:
-        password = _first_line(values['password_file'])
+    theirs = environ.get('MAIL_PASSWORD')
     if environ.get('MAIL_URL'):
-        url = environ['MAIL_URL']
-        if '@' in urlsplit(url).netloc:
-            username = password = None
-        return url, username, password
-    if not spelled:
-        return values['url'], username, password
-    host = values['host'] or 'localhost'
-    if ':' in host and not host.startswith('['):
-        host = f'[{host}]'
+        url, source = environ['MAIL_URL'], 'MAIL_URL'
+    takes_none = url.lstrip()[:5].lower() in ('null:', 'file:')
+    found = _CREDENTIALS.match(url)
+    if source == 'MAIL_URL' and (found or takes_none):
+        username = password = file = None
+    if takes_none:
+        theirs = None
+    elif theirs and found and not (username or password or file):
+        if found['password'] and source == 'MAIL_URL':
+            raise ConfigurationError(
+                'MAIL_URL and MAIL_PASSWORD in the environment both have a password: keep one '
+                'of them'
+            )
+        url = f'{found["user"]}:{quote(theirs, safe="")}{url[found.end() :]}'
+        theirs = None
+    if theirs:
+        password = theirs
+    elif file:
+        password = _first_line(file)
+    return {'url': url, 'url_source': source, 'username': username, 'password': password}
+
+
+def _url(values: Mapping[str, Any], given: Mapping[str, str]) -> tuple[str, str]:
+    """The URL that the settings give, in whichever spelling, and the name of the spelling."""
+    spelled = [f'mail.{key}' for key in ('host', 'port', 'tls', 'ssl') if values[key] is not None]
+    if given['mail.url'] and spelled:
+        raise ConfigurationError(
+            f'mail.url and {", ".join(spelled)} say the same twice: keep mail.url, with '
+            f'smtps: or ?tls=required where TLS is demanded'
+        )
     if values['tls'] and values['ssl']:
         raise ConfigurationError(
-            'mail.tls and mail.ssl exclude each other: mail.ssl is TLS from the first byte '
-            '(port 465), mail.tls is STARTTLS (port 587)'
+            'mail.tls and mail.ssl exclude each other: keep mail.ssl for TLS from the first byte '
+            '(port 465), or mail.tls for STARTTLS (port 587)'
         )
-    port = values['port'] or (465 if values['ssl'] else 25)
-    scheme, query = ('smtps', '') if values['ssl'] else ('smtp', '')
-    if values['tls']:
-        query = '?tls=required'
-    return f'{scheme}://{quote(host, safe="[]:.")}:{port}{query}', username, password
+    if not spelled:
+        return values['url'], 'mail.url'
+    scheme = 'smtps' if values['ssl'] else 'smtp'
+    number = values['port'] or (465 if values['ssl'] else 25)
+    query = '?tls=required' if values['tls'] else ''
+    return f'{scheme}://{values["host"] or "localhost"}:{number}{query}', 'mail.host'
 
 
 def _first_line(path: str) -> str:
     try:
         with open(path, encoding='utf-8') as file:
             line = file.readline().rstrip('\r\n')
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f'mail.password_file = {path} cannot be read: {error}') from error
+    except OSError as error:
+        raise ConfigurationError(
+            f'mail.password_file = {path} cannot be read ({error.strerror}): give this user the '
+            f'right to read it, or write mail.password'
+        ) from error
+    except UnicodeDecodeError:
+        # Its text would quote what it has read.
+        raise ConfigurationError(
+            f'mail.password_file = {path} is not UTF-8: write the password in its first line'
+        ) from None
     if not line:
-        raise ConfigurationError(f'mail.password_file = {path}: its first line is empty')
+        raise ConfigurationError(
+            f'mail.password_file = {path} has an empty first line: write the password there'
+        )
     return line
 
 
 def _own_hostname() -> str:
     try:
-        return _hostname(socket.gethostname())
+        return hostname(socket.gethostname())
     except ValueError:
         return 'localhost'
 

@@ -1,0 +1,286 @@
+"""The layers: a module imports from rows above its own, or from modules left of it in its row.
+
+The table is DESIGN.md's. Whatever breaks a rule is planted here too, to see that it is found.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import pyramid_sendmail
+
+PACKAGE = Path(pyramid_sendmail.__file__).parent
+
+NAME = 'pyramid_sendmail'
+
+ROWS: tuple[tuple[str, ...], ...] = (
+    ('exceptions', 'envelope', 'retry', 'threads', 'converters'),
+    ('interfaces', 'events', 'settings'),
+    ('message', 'queue', 'mailers'),
+    (
+        *('reporting', 'sending', 'transactions', 'delivery'),
+        *('schedule', 'crew', 'processor', 'background'),
+    ),
+    ('config', ''),
+    ('scripts',),
+)
+"""Left to right, from the ground up. A package is one entry; '' is the package's own __init__."""
+
+WITHIN: Mapping[str, tuple[str, ...]] = {
+    'message': (
+        *('headers', 'address', 'mime', 'copies', 'attachment', 'content', 'options'),
+        *('composer', ''),
+    ),
+    'queue': (
+        *('names', 'format', 'store', 'trigger', 'claim', 'recovery', 'legacy', 'put'),
+        *('maildir', 'memory', ''),
+    ),
+    'mailers': (
+        *('path', 'wire', 'tls', 'authentication', 'session', 'smtp', 'file', 'null', 'url', ''),
+    ),
+    'scripts': ('qp', ''),
+}
+"""The same inside the packages, left to right."""
+
+BASE = {'pyramid', 'pyramid_tm', 'rich', 'transaction', 'zope'}
+"""What may be imported beside the standard library; rich by the scripts alone."""
+
+LONGEST = 400
+"""Lines of a module."""
+
+HEAVY = ('rich', 'sqlalchemy', 'asyncio', 'ssl', 'smtplib', 'pyramid', 'waitress', 'ZODB')
+"""What the ``import pyramid_sendmail`` of a script should not have to wait for."""
+
+
+def modules() -> dict[str, ast.Module]:
+    """Each module's name within the package ('' is the package itself), and its syntax tree."""
+    found = {}
+    for path in sorted(PACKAGE.rglob('*.py')):
+        parts = path.relative_to(PACKAGE).with_suffix('').parts
+        name = '.'.join(part for part in parts if part != '__init__')
+        found[f'{name}.' if parts[-1] == '__init__' and name else name] = parse(path)
+    return found
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding='utf-8'), str(path))
+
+
+def imports(name: str, tree: ast.AST) -> Iterator[str]:
+    """The absolute name of everything that a module imports, wherever in it; what is imported for
+    type hints alone is not."""
+    package = [NAME, *name.split('.')][:-1] if name else [NAME]
+    for node in walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = '.'.join([*base, *([node.module] if node.module else [])])
+            # "from . import tls" imports a module; "from .tls import remedy" imports from one.
+            yield from (f'{module}.{alias.name}' for alias in node.names)
+
+
+def walk(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    if isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING':
+        children: list[ast.AST] = [*node.orelse]
+    else:
+        children = list(ast.iter_child_nodes(node))
+    for child in children:
+        yield from walk(child)
+
+
+def place(name: str) -> tuple[int, int, int]:
+    """Row, and places within row and package, of a module."""
+    top, _, inner = name.partition('.')
+    for number, row in enumerate(ROWS):
+        if top in row:
+            within = WITHIN.get(top, ('',))
+            if inner not in within:
+                break
+            return number, row.index(top), within.index(inner)
+    raise LookupError(f'{name!r} has no place in ROWS and WITHIN: give it one')
+
+
+def known_module(target: str, names: set[str]) -> str:
+    """The module that an import of ours means: ``x.y.z`` may be ``z`` of the module ``x.y``."""
+    inner = target.removeprefix(NAME).removeprefix('.')
+    while inner and inner not in names and f'{inner}.' not in names:
+        inner = inner.rpartition('.')[0]
+    return f'{inner}.' if f'{inner}.' in names else inner
+
+
+def placed() -> set[str]:
+    """The modules that the table knows."""
+    return {
+        f'{top}.{inner}' if top in WITHIN else top
+        for row in ROWS
+        for top in row
+        for inner in WITHIN.get(top, ('',))
+    }
+
+
+def wrong_imports(trees: Mapping[str, ast.AST]) -> list[str]:
+    """Every import that goes down or to the right."""
+    names = {*trees, *placed()}
+    wrong = []
+    for name, tree in trees.items():
+        for target in imports(name, tree):
+            if target.partition('.')[0] != NAME:
+                continue
+            other = known_module(target, names)
+            if other != name and not place(other) < place(name):
+                wrong.append(f'{name or NAME} imports {other or NAME}')
+    return wrong
+
+
+def foreign_imports(trees: Mapping[str, ast.AST]) -> list[str]:
+    """Every import of what is not there after ``pip install pyramid_sendmail``."""
+    wrong = []
+    for name, tree in trees.items():
+        for target in imports(name, tree):
+            top = target.partition('.')[0]
+            if top in sys.stdlib_module_names or top == NAME:
+                continue
+            if top not in BASE or (top == 'rich' and not name.startswith('scripts.')):
+                wrong.append(f'{name} imports {target}')
+    return wrong
+
+
+def test_every_module_has_a_place() -> None:
+    """A new module is given a place in the table, and one that is gone is taken out."""
+    names = set(modules())
+    for name in names:
+        place(name)
+    assert names == placed()
+
+
+def test_layers() -> None:
+    """Imports go up, or to the left."""
+    assert wrong_imports(modules()) == []
+
+
+@pytest.mark.parametrize(
+    ('name', 'source', 'found'),
+    [
+        ('retry', 'from .settings import TABLE', 'retry imports settings'),
+        ('retry', 'from pyramid_sendmail.settings import TABLE', 'retry imports settings'),
+        ('retry', 'import pyramid_sendmail.config', 'retry imports config'),
+        ('envelope', 'from . import retry', 'envelope imports retry'),
+        ('sending', 'from .delivery import send_now', 'sending imports delivery'),
+        ('sending', 'def f():\n    from .config import x', 'sending imports config'),
+        ('queue.store', 'from ..sending import attempt', 'queue.store imports sending'),
+        ('queue.store', 'from .claim import MaildirClaim', 'queue.store imports queue.claim'),
+        ('queue.store', 'from . import maildir', 'queue.store imports queue.maildir'),
+        ('queue.store', 'from . import MaildirQueue', 'queue.store imports queue.'),
+        ('queue.store', 'from .. import Message', f'queue.store imports {NAME}'),
+        ('message.headers', 'from ..mailers import url', 'message.headers imports mailers.url'),
+        ('message.', 'from ..queue import MemoryQueue', 'message. imports queue.'),
+        ('config', 'from . import Message', f'config imports {NAME}'),
+        ('config', 'from .scripts.qp import run', 'config imports scripts.qp'),
+        ('config', 'import pyramid_sendmail', f'config imports {NAME}'),
+    ],
+)
+def test_planted_layers(name: str, source: str, found: str) -> None:
+    """A wrong import is found, wherever it stands and however it is written."""
+    assert wrong_imports({name: ast.parse(source)}) == [found]
+
+
+@pytest.mark.parametrize(
+    ('name', 'source'),
+    [
+        ('retry', 'import random\nfrom .exceptions import QueueError'),
+        ('mailers.smtp', 'from . import tls\nfrom ..queue.names import parse'),
+        ('envelope', 'if TYPE_CHECKING:\n    from .config import x'),
+        ('', 'from .message import Message'),
+    ],
+)
+def test_planted_innocence(name: str, source: str) -> None:
+    """What is allowed is not found: the standard library, the row above, type hints."""
+    trees = {name: ast.parse(source)}
+    assert wrong_imports(trees) == []
+    assert foreign_imports(trees) == []
+
+
+def test_nothing_optional() -> None:
+    """The package needs its base dependencies and nothing else."""
+    assert foreign_imports(modules()) == []
+
+
+@pytest.mark.parametrize('name', ['waitress', 'sqlalchemy.orm', 'docutils', 'jinja2', 'rich'])
+def test_planted_dependencies(name: str) -> None:
+    """An optional one is found, also inside a function; rich, outside the scripts."""
+    trees = {'processor': ast.parse(f'def f():\n    import {name}')}
+    assert foreign_imports(trees) == [f'processor imports {name}']
+
+
+def test_base_dependencies() -> None:
+    """What the modules may import is what setup.cfg installs."""
+    setup = configparser.ConfigParser()
+    setup.read(PACKAGE.parent / 'setup.cfg', encoding='utf-8')
+    required = setup['options']['install_requires'].split('\n')
+    names = {re.split('[. ]', line.strip())[0] for line in required if line.strip()}
+    assert names == BASE
+
+
+@pytest.mark.parametrize(
+    ('module', 'heavy'),
+    [
+        (NAME, HEAVY),
+        (f'{NAME}.config', ('rich', 'sqlalchemy', 'asyncio', 'smtplib', 'waitress', 'ZODB')),
+        (f'{NAME}.scripts.qp', ('rich', 'sqlalchemy', 'asyncio', 'smtplib', 'waitress', 'ZODB')),
+    ],
+)
+def test_light_imports(module: str, heavy: tuple[str, ...]) -> None:
+    """What a script does not need is not imported for it."""
+    code = f'import sys, {module}; print(*(set({heavy!r}) & set(sys.modules)))'
+    run = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == []
+
+
+def test_short_modules() -> None:
+    """A module has one thing to say."""
+    lengths = {
+        str(path.relative_to(PACKAGE)): len(path.read_text(encoding='utf-8').splitlines())
+        for path in PACKAGE.rglob('*.py')
+    }
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
+
+
+def test_one_version() -> None:
+    """The version stands in setup.cfg, and nobody repeats it."""
+    setup = configparser.ConfigParser()
+    setup.read(PACKAGE.parent / 'setup.cfg', encoding='utf-8')
+    number = setup['metadata']['version']
+    assert version(NAME) == number
+    others = [
+        path
+        for path in (
+            *PACKAGE.rglob('*'),
+            PACKAGE.parent / 'pyproject.toml',
+            PACKAGE.parent / 'Makefile',
+        )
+        if path.is_file()
+        and '__pycache__' not in path.parts
+        and number in path.read_text(encoding='utf-8')
+    ]
+    assert others == []
+    assert not hasattr(pyramid_sendmail, '__version__')
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    """In its first line."""
+    for name, tree in modules().items():
+        if name != 'scripts.':
+            assert ast.get_docstring(tree), name
