@@ -41,6 +41,7 @@ class Crew:
         self._wake = wake
         self._looking = threading.Lock()
         self._synced = 0
+        self._complaints: set[Any] = set()
         self._tallies = [Tally() for _ in roads]
         self._workers = [
             (
@@ -116,6 +117,12 @@ class Crew:
             if rest:
                 self.pending.rest(rest)
         road.close()
+
+    def unheard(self, ticket: Any) -> bool:
+        """Whether nobody has complained about this one yet."""
+        heard = ticket in self._complaints
+        self._complaints.add(ticket)
+        return not heard
 
     def give_up(self, error: MailerUnavailable | QueueError) -> None:
         """``run_once`` tries a closed road once."""

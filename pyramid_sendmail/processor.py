@@ -6,6 +6,7 @@ its own. While the road is closed nothing is claimed, and one worker at a time t
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -39,6 +40,9 @@ GRACE = 60.0
 
 LIMIT = 20_000
 """Names kept in memory."""
+
+ITS_OWN = frozenset({errno.EACCES, errno.EPERM, errno.EIO})
+"""Errors over one file that say nothing about the others."""
 
 REPORTS = 500
 """Mails in ``done/`` reported at one look, so that the next look is not kept waiting."""
@@ -189,9 +193,11 @@ class QueueProcessor:
                     report_settled(claim, self._reporter)
 
     def _claim(self, crew: Crew, ticket: Any, *, settled: bool = False) -> Any:
-        """A claim, or None. What is damaged has been put aside, and is an error event."""
+        """A claim, or None. What is damaged has been put aside, and is an error event; what cannot
+        be read stays where it is, and stops nobody."""
         try:
             claim = self._queue.claim(ticket, settled=settled)
+            return claim and WatchedClaim(claim, lambda due: self._due_again(crew, due))
         except DamagedMail as error:
             envelope = Envelope(
                 id=error.name,
@@ -211,8 +217,15 @@ class QueueProcessor:
             )
             aside: Any = Aside(envelope)
             self._reporter.submit(aside, [fate])
-            return None
-        return claim and WatchedClaim(claim, lambda due: self._due_again(crew, due))
+        except QueueError as error:
+            if error.errno not in ITS_OWN:
+                raise
+            if crew.unheard(ticket):
+                log.error('%s cannot be claimed: %s', ticket.name, error)
+        except Exception:
+            if crew.unheard(ticket):
+                log.exception('%s cannot be claimed', ticket.name)
+        return None
 
     def _due_again(self, crew: Crew, due: float) -> None:
         """Something has to be looked for then, perhaps before the next look."""

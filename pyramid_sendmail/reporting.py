@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 from pyramid.interfaces import IRequestFactory
 from pyramid.registry import Registry
@@ -22,7 +22,7 @@ from pyramid.threadlocal import RequestContext
 from zope.interface import implementedBy, implementer
 
 from .envelope import Envelope, Fate
-from .events import KINDS, event_of
+from .events import KINDS, MailEvent, event_of
 from .interfaces import IMailClaim, IMailReporter
 from .retry import EVENT_RETRY, RetryPolicy
 from .threads import OwnThreads
@@ -43,7 +43,6 @@ def trouble_depth() -> int:
 class MailReporter:
     """See IMailReporter. One thread, started by the first event, again after a fork.
 
-    ``put_off(due)`` is called for each event that has to be reported again, whoever wants to know.
     ``backlog``: how many claims may wait for the thread; beyond it they are released, and come
     back with the next look at the queue.
     """
@@ -60,8 +59,7 @@ class MailReporter:
         self._policy = policy
         self._clock = clock
         self._backlog = backlog
-        self.put_off: Callable[[float], None] = lambda due: None
-        self._threads = OwnThreads()
+        self._threads = OwnThreads(self._reset, self.join)
         self._reset()
 
     def _reset(self) -> None:
@@ -71,19 +69,19 @@ class MailReporter:
 
     def wants(self, kind: str) -> bool:
         """Whether a subscriber is registered for that kind of event, with whatever predicate."""
-        provided = implementedBy(KINDS[kind])
+        provided = cast(Any, implementedBy)(KINDS[kind])
         return bool(self._registry.adapters.subscriptions([provided], None))
 
     def submit(self, claim: IMailClaim, fates: Sequence[Fate]) -> None:
-        if self._threads.forked():
-            self._reset()
         with self._changed:
-            if len(self._waiting) >= self._backlog:
-                claim.release()
-                return
-            self._waiting.append((claim, tuple(fates)))
-            self._changed.notify_all()
-        self._threads.start('pyramid_sendmail events', self._run, self.join)
+            taken = len(self._waiting) < self._backlog
+            if taken:
+                self._waiting.append((claim, tuple(fates)))
+                self._changed.notify_all()
+        if taken:
+            self._threads.start('pyramid_sendmail events', self._run)
+        else:
+            claim.release()
 
     def join(self, timeout: float) -> bool:
         """Wait until nothing is left to report; False if ``timeout`` seconds were not enough."""
@@ -108,20 +106,15 @@ class MailReporter:
         told: list[Fate] = []
         failed: list[Fate] = []
         for fate in fates:
-            if self.notify(fate, claim.envelope) or fate.kind == 'deferred':
-                told.append(fate)
-            elif self._given_up(fate, claim.envelope):
-                told.append(fate)
-            else:
-                failed.append(fate)
-        told = [fate for fate in told if fate.kind != 'deferred']
+            taken = self.notify(fate, claim.envelope)
+            if fate.kind != 'deferred':
+                given_up = not taken and self._given_up(fate, claim.envelope)
+                (told if taken or given_up else failed).append(fate)
         if told:
             claim.reported(told)
         if failed:
             delays = [self._policy.delay(fate.tries + 1, 0.0) or 0.0 for fate in failed]
-            due = self._clock() + min(delays)
-            claim.postpone(failed, due)
-            self.put_off(due)
+            claim.postpone(failed, self._clock() + min(delays))
 
     def _given_up(self, fate: Fate, envelope: Envelope) -> bool:
         age = sum(self._policy.delay(n, 0.0) or 0.0 for n in range(1, fate.tries + 2))
@@ -138,42 +131,46 @@ class MailReporter:
         return True
 
     def notify(self, fate: Fate, envelope: Envelope) -> bool:
-        """Report one fate now, in this thread; False if a subscriber raised."""
+        """Report one fate now, in this thread, which must be one of our own; False if a subscriber
+        raised, or its transaction could not commit."""
         if not self.wants(fate.kind):
             return True
+        told = False
         depth = _depth.set(envelope.depth + (fate.kind != 'sent'))
         try:
             with self._request() as request:
-                event = event_of(fate, envelope, request)
-                manager = request.tm
-                request.environ['tm.active'] = True
-                request.environ['tm.manager'] = manager
-                transaction = manager.begin()
-                try:
-                    transaction.note(f'{type(event).__name__} {envelope.message_id}')
-                    self._registry.notify(event)
-                    self._end(request)
-                    manager.commit()
-                except BaseException:
-                    self._end(request)
-                    manager.abort()
-                    raise
-        except Exception:
+                self._tell(event_of(fate, envelope, request))
+                told = True
+        except BaseException:
+            # A subscriber that calls sys.exit() is no reason to tell nobody else.
             log.exception(
-                '%s: a subscriber of the %s event %s raised; its transaction was aborted',
+                '%s: the %s event %s: %s',
                 envelope.message_id,
                 fate.kind,
                 fate.id,
+                'a finished callback raised, after the commit'
+                if told
+                else 'a subscriber raised, its transaction was aborted',
             )
-            return False
         finally:
             _depth.reset(depth)
-        return True
+        return told
 
-    def _end(self, request: Request) -> None:
-        """What pyramid_tm does before it commits: from here on nothing joins any more."""
-        request.environ.pop('tm.active', None)
-        request.environ.pop('tm.manager', None)
+    def _tell(self, event: MailEvent) -> None:
+        request = event.request
+        manager = request.tm
+        request.environ['tm.active'] = True
+        request.environ['tm.manager'] = manager
+        transaction = manager.begin()
+        try:
+            transaction.note(f'pyramid_sendmail {type(event).__name__} {event.message_id}')
+            self._registry.notify(event)
+            _deactivate(request)
+            manager.commit()
+        except BaseException:
+            _deactivate(request)
+            manager.abort()
+            raise
 
     @contextmanager
     def _request(self) -> Iterator[Request]:
@@ -185,5 +182,10 @@ class MailReporter:
             try:
                 yield request
             finally:
-                if request.finished_callbacks:
-                    request._process_finished_callbacks()
+                request._process_finished_callbacks()
+
+
+def _deactivate(request: Request) -> None:
+    """What pyramid_tm does before it commits or aborts: from here on nothing joins any more."""
+    request.environ.pop('tm.active', None)
+    request.environ.pop('tm.manager', None)

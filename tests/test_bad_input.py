@@ -12,14 +12,15 @@ import ast
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.header import Header
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.message import Message as AnyMessage
+from functools import cache
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import pytest
@@ -127,10 +128,14 @@ class Send:
         if isinstance(message, dict):
             good = {'to': 'ann@example.org', 'sender': 'shop@example.org', 'text': SECRET}
             message = Message(**{**good, **message})
-        config = Start({'url': 'null:', **self.settings})()
         manager = transaction.TransactionManager(explicit=True)
         with manager:
-            config.registry.getUtility(IMailDelivery).bind(manager).send(message, **self.options)
+            delivery(**self.settings).bind(manager).send(message, **self.options)
+
+
+@cache
+def delivery(**settings: str) -> Any:
+    return Start({'url': 'null:', **settings})().registry.getUtility(IMailDelivery)
 
 
 def stdlib(**headers: Any) -> EmailMessage:
@@ -797,30 +802,17 @@ def test_the_table_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str
         for first, last, text in raising(ast.parse(path.read_text(encoding='utf-8')))
     }
     lines: set[tuple[str, int]] = set()
-    files = {str(path) for path in MODULES}
-
-    def on_line(frame: Any, event: str, argument: Any) -> Any:
-        code: CodeType = frame.f_code
-        if code.co_filename not in files:
-            return None
-        lines.add((code.co_filename, frame.f_lineno))
-        return on_line
-
-    before = sys.gettrace()
-    sys.settrace(on_line)
-    try:
-        for case, _, _ in TABLE:
-            attempted(case)
-        for moment, _, _ in TRANSACTIONS:
-            attempted(moment, bound())
+    for case, _, _ in TABLE:
+        lines.update(passed(attempted(case)))
+    for moment, _, _ in TRANSACTIONS:
+        lines.update(passed(attempted(moment, bound())))
+    with traced(lines):
         for argv, ini, _, _, _ in PROCESSOR:
             path = tmp_path / 'app.ini'
             path.unlink(missing_ok=True)
             if ini is not None:
                 path.write_text(ini, encoding='utf-8')
             run([each.replace('{ini}', str(path)) for each in argv])
-    finally:
-        sys.settrace(before)
     forgotten = [
         f'{Path(path).relative_to(PACKAGE)}:{first}: {text}'
         for (path, first, last), text in places.items()
@@ -830,6 +822,34 @@ def test_the_table_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not forgotten, '\n'.join(forgotten)
 
 
-def attempted(case: Callable[..., Any], *arguments: Any) -> None:
-    with pytest.raises((ConfigurationError, SendmailError, ValueError)):
+def attempted(case: Callable[..., Any], *arguments: Any) -> BaseException:
+    with pytest.raises((ConfigurationError, SendmailError, ValueError)) as caught:
         case(*arguments)
+    return caught.value
+
+
+def passed(error: BaseException | None) -> Iterator[tuple[str, int]]:
+    """The lines that an error and its causes have come through."""
+    if error is not None:
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            yield frame.f_code.co_filename, line
+        yield from passed(error.__cause__)
+        yield from passed(error.__context__)
+
+
+@contextmanager
+def traced(lines: set[tuple[str, int]]) -> Iterator[None]:
+    """Note the lines of psendmail-qp, which turns errors into exit statuses."""
+
+    def on_line(frame: Any, event: str, argument: Any) -> Any:
+        if 'pyramid_sendmail' not in frame.f_code.co_filename:
+            return None
+        lines.add((frame.f_code.co_filename, frame.f_lineno))
+        return on_line
+
+    before = sys.gettrace()
+    sys.settrace(on_line)
+    try:
+        yield
+    finally:
+        sys.settrace(before)

@@ -456,7 +456,7 @@ def test_what_was_published_while_the_road_was_closed(setup: Setup) -> None:
     """Mail that comes while others wait is not looked at one by one, and leaves with them."""
     setup.mailer.unavailable = 'Connection refused'
     setup.put()
-    with setup.running(pause=0.1):
+    with setup.running(pause=0.5):
         until(lambda: setup.mailer.connections == 1)
         looks = count_looks(setup.queue)
         for _ in range(20):
@@ -483,7 +483,8 @@ class Ailing(MaildirQueue):
     def _ail(self, what: str) -> None:
         self.calls[what] += 1
         if what in self.ails:
-            raise self.ails[what]
+            error = self.ails[what]
+            raise type(error)(*error.args)
 
     def check(self) -> None:
         self._ail('check')
@@ -493,9 +494,11 @@ class Ailing(MaildirQueue):
         self._ail('look')
         return super().look(*args, **options)
 
-    def claim(self, *args: Any, **options: Any) -> Any:
+    def claim(self, ticket: Any, **options: Any) -> Any:
         self._ail('claim')
-        claim = super().claim(*args, **options)
+        self._ail(ticket.folder)
+        self._ail(ticket.name)
+        claim = super().claim(ticket, **options)
         return claim and Faulty(claim)
 
     def sync(self) -> None:
@@ -523,6 +526,7 @@ def test_a_queue_that_fails(
     with ailing.running(poll=0.02):
         ailing.put_many(3)
         until(lambda: ailing.queue.calls[call] >= 3)
+        until(lambda: caplog.records)
         assert ailing.mailer.sent == []
         if call == 'check':
             assert ailing.mailer.connections == 0
@@ -534,6 +538,45 @@ def test_a_queue_that_fails(
         ailing.mailer.wait_for(3)
     assert set(ailing.sent_ids().values()) == {1}
     assert empty(ailing)
+
+
+@pytest.mark.parametrize(
+    'error', [QueueError(errno.EACCES, 'permission denied'), ZeroDivisionError('a bug')]
+)
+def test_a_file_that_cannot_be_claimed_stops_nobody(
+    ailing: Setup, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody else's file, a bad sector, a bug over one mail: the log names it once, the others
+    are sent, and it is, too, when it can be."""
+    bad = ailing.put()
+    [name] = files(ailing.queue)
+    name = name.partition('/')[2]
+    ailing.queue.ails[name] = error
+    with ailing.running(poll=0.02):
+        ailing.put_many(10)
+        ailing.mailer.wait_for(10)
+        until(lambda: ailing.queue.calls[name] >= 3)
+        assert levels(caplog, f'{name} cannot be claimed') == ['ERROR']
+        assert levels(caplog, CLOSED) == []
+        assert len(files(ailing.queue)) == 1
+        ailing.queue.ails.clear()
+        ailing.mailer.wait_for(11)
+    assert ailing.sent_ids()[bad.message_id] == 1
+
+
+def test_a_done_folder_that_cannot_be_used(ailing: Setup, caplog: pytest.LogCaptureFixture) -> None:
+    """The mail goes on."""
+    owed(ailing)
+    ailing.queue.ails['done'] = READ_ONLY
+    with ailing.running(poll=0.02):
+        ailing.put()
+        ailing.mailer.wait_for(2)
+        until(lambda: levels(caplog, 'done/ could not be reported'))
+    assert empty_but_done(ailing)
+
+
+def empty_but_done(setup: Setup) -> bool:
+    return [name.split('/')[0] for name in files(setup.queue)] == ['done']
 
 
 def test_an_outcome_that_cannot_be_recorded(
@@ -743,12 +786,17 @@ def test_a_file_that_vanishes(on_disk: Setup) -> None:
 
 
 def test_old_queues_of_one_host(on_disk: Setup) -> None:
-    """zope.sendmail's names end alike where the host's name has a hyphen: all of them are sent,
-    in one run."""
-    for number in range(3):
+    """zope.sendmail's names end alike where the host's name has a hyphen: one that comes during
+    the run is not taken for one that was there before."""
+    left = [1, 2]
+
+    def write(number: int) -> None:
         Path(on_disk.queue.path, 'new', f'17000000{number}.123.web-1').write_bytes(
             b'X-Zope-From: a@example.org\nX-Zope-To: ann@example.org\nSubject: x\n\nHello\n'
         )
+
+    on_disk.mailer.before = lambda envelope: write(left.pop()) if left else None
+    write(0)
     assert on_disk.processor().run_once() == Tally(delivered=3)
 
 
@@ -766,6 +814,28 @@ def test_a_subscriber_thread_that_cannot_start(setup: Setup) -> None:
         setup.put()
         setup.mailer.wait_for(2)
     assert len(setup.mailer.sent) == 2
+
+
+def test_an_event_that_is_postponed_is_told_in_time(setup: Setup) -> None:
+    """A subscriber that raises gets its event again when the policy says so, not at the next
+    poll, which may be half a minute later."""
+    setup.reporter.kinds = ('sent',)
+    taken = setup.reporter.submit
+    refuse = [True, True]
+
+    def submit(claim: Any, fates: Any) -> None:
+        if refuse:
+            refuse.pop()
+            claim.postpone(fates, time.time() + 0.05)
+        else:
+            taken(claim, fates)
+
+    setup.reporter.submit = submit  # type: ignore[method-assign]
+    setup.put()
+    with setup.running():
+        until(lambda: setup.reporter.fates)
+        until(lambda: empty(setup))
+    assert len(setup.mailer.sent) == 1
 
 
 def test_many_events_wait(on_disk: Setup, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -819,6 +819,16 @@ def test_claiming_fails_in_the_middle(world: World) -> None:
     assert world.claimable() == 1
 
 
+def test_settling_alone(world: World) -> None:
+    """An outcome may be settled without an attempt, and without counting."""
+    world.reporter.kinds = ('error',)
+    world.put(make_envelope())
+    [claim] = world.claims()
+    world.attempts.settle(claim, dict.fromkeys(claim.todo, REFUSED), 'null:')
+    assert world.reporter.told() == [('error', ('ann@example.org',))]
+    assert world.tally == Tally()
+
+
 # The road
 
 

@@ -62,12 +62,12 @@ def run(
         arguments = _parser().parse_intermixed_args(argv)
     except SystemExit as end:
         return int(end.code or 0)
-    known = {id(registry) for registry in global_registries}
+    before = list(global_registries)
     try:
         # Held until the end, though it is never called: its registry is.
         app = (load or _load)(arguments.config_uri, _options(arguments.options))
         own = getattr(app, 'registry', None)
-        others = [each for each in global_registries if id(each) not in known]
+        others = [each for each in global_registries if not any(each is old for old in before)]
         registry = _with_queue([own] if own is not None else others, arguments.config_uri)
         processor = make(registry, workers=arguments.workers, batch=arguments.batch)
     except UsageError as error:

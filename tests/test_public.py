@@ -1,0 +1,130 @@
+"""The public names: what users import, what each error also is, and that interfaces are kept."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from zope.interface import Interface
+from zope.interface.verify import verifyClass
+
+import pyramid_sendmail
+from pyramid_sendmail import exceptions, interfaces
+from pyramid_sendmail.delivery import BoundMailDelivery, DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail.envelope import Report
+from pyramid_sendmail.mailers.file import FileMailer, FileSession
+from pyramid_sendmail.mailers.null import NullMailer, NullSession
+from pyramid_sendmail.mailers.session import SMTPSession
+from pyramid_sendmail.mailers.smtp import SMTPMailer
+from pyramid_sendmail.processor import QueueProcessor
+from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from pyramid_sendmail.queue.claim import MaildirClaim
+from pyramid_sendmail.queue.memory import MemoryClaim, MemoryPut
+from pyramid_sendmail.queue.put import MaildirPut
+from pyramid_sendmail.reporting import MailReporter
+
+PUBLIC = {
+    *('Attachment', 'Message', 'includeme'),
+    *('SendmailError', 'MessageError', 'NoActiveTransaction', 'QueueError'),
+    *('MailerUnavailable', 'MailRefused', 'MailAmbiguous'),
+}
+
+
+def test_public_names() -> None:
+    """What stands in ``__all__`` is there, and nothing has been dropped from it."""
+    assert set(pyramid_sendmail.__all__) == PUBLIC
+    for name in PUBLIC:
+        assert getattr(pyramid_sendmail, name).__doc__
+
+
+@pytest.mark.parametrize(
+    ('error', 'builtin'),
+    [
+        (exceptions.MessageError, ValueError),
+        (exceptions.NoActiveTransaction, RuntimeError),
+        (exceptions.QueueError, OSError),
+        (exceptions.DamagedMail, ValueError),
+        (exceptions.MailerUnavailable, ConnectionError),
+        (exceptions.MailRefused, OSError),
+        (exceptions.MailAmbiguous, exceptions.MailRefused),
+    ],
+)
+def test_errors_on_two_axes(error: type[Exception], builtin: type[Exception]) -> None:
+    """One root, and the builtin that comes nearest."""
+    assert issubclass(error, exceptions.SendmailError)
+    assert issubclass(error, builtin)
+
+
+def test_every_error_is_listed() -> None:
+    """``exceptions`` has no error that its ``__all__`` hides."""
+    own = {
+        name
+        for name, value in vars(exceptions).items()
+        if isinstance(value, type) and issubclass(value, Exception)
+    }
+    assert own == set(exceptions.__all__)
+
+
+def test_errors_carry_what_they_say() -> None:
+    """The report of a refusal, the bytes of a damaged file, the number of an OSError."""
+    report = Report('<1@example.org>', (), {'ann@example.org': None}, None)
+    assert exceptions.MailAmbiguous('no answer', report).report is report
+    assert str(exceptions.MailRefused('550 no', report)) == '550 no'
+    damaged = exceptions.DamagedMail('1-2', 'torn', b'x')
+    assert (str(damaged), damaged.name, damaged.raw) == ('1-2: torn', '1-2', b'x')
+    full = exceptions.QueueError(28, 'the queue is full', '/srv/mail')
+    assert (full.errno, full.filename) == (28, '/srv/mail')
+    assert exceptions.MailerUnavailable('gone').stale is False
+    assert exceptions.MailerUnavailable('gone', stale=True).stale is True
+
+
+@pytest.mark.parametrize(
+    ('made', 'interface'),
+    [
+        (QueuedMailDelivery, interfaces.IQueuedMailDelivery),
+        (DirectMailDelivery, interfaces.IDirectMailDelivery),
+        (BoundMailDelivery, interfaces.IMailDelivery),
+        (MaildirQueue, interfaces.IMailQueue),
+        (MemoryQueue, interfaces.IMailQueue),
+        (MaildirPut, interfaces.IMailQueuePut),
+        (MemoryPut, interfaces.IMailQueuePut),
+        (MaildirClaim, interfaces.IMailClaim),
+        (MemoryClaim, interfaces.IMailClaim),
+        (SMTPMailer, interfaces.ISMTPMailer),
+        (FileMailer, interfaces.IMailer),
+        (NullMailer, interfaces.IMailer),
+        (SMTPSession, interfaces.IMailSession),
+        (FileSession, interfaces.IMailSession),
+        (NullSession, interfaces.IMailSession),
+        (QueueProcessor, interfaces.IMailQueueProcessor),
+        (MailReporter, interfaces.IMailReporter),
+    ],
+)
+def test_interfaces_are_kept(made: type, interface: type[Interface]) -> None:
+    """Every method of the contract, with its arguments."""
+    assert verifyClass(interface, made, tentative=not interface.implementedBy(made))
+
+
+def test_interfaces_are_the_manual() -> None:
+    """Each interface says what it is, and each method what it promises."""
+    for name in interfaces.__all__:
+        interface: Any = getattr(interfaces, name)
+        assert interface.__doc__, name
+        for method, description in interface.namesAndDescriptions():
+            assert description.__doc__, f'{name}.{method}'
+
+
+def test_send_options_are_keywords() -> None:
+    """``send`` takes the message, and its options by name only; ``key`` comes later."""
+    parameters = inspect.signature(BoundMailDelivery.send).parameters
+    kinds = {name: each.kind for name, each in parameters.items() if name != 'self'}
+    assert kinds.pop('message') is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert set(kinds.values()) == {inspect.Parameter.KEYWORD_ONLY}
+    assert set(kinds) == {'sender', 'recipients', 'due', 'expires', 'priority', 'metadata'}
+
+
+def test_typed() -> None:
+    """Type checkers take our annotations."""
+    assert files('pyramid_sendmail').joinpath('py.typed').is_file()
