@@ -382,7 +382,7 @@ class DirectClaim:
 
     def postpone(self, fates: Iterable[Fate], due: float) -> None:
         self._claim.postpone(fates, due)
-        self._look(due)
+        self._look(due + ROUNDED)
 
     def release(self) -> None:
         self._claim.release()

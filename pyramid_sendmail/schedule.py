@@ -135,6 +135,7 @@ class Pending:
         self._examined: set[Any] = set()
         self._taken: dict[int, list[Any]] = {}
         self._coming: set[int] = set()
+        self._waiting: list[int] = []
         self._changed = threading.Condition()
         self._closed = False
         self._more = False
@@ -150,6 +151,11 @@ class Pending:
     def working(self) -> int:
         """How many workers work."""
         return len(self._taken)
+
+    @property
+    def waiting(self) -> int:
+        """How many workers wait for work."""
+        return len(self._waiting)
 
     @property
     def exhausted(self) -> bool:
@@ -190,26 +196,33 @@ class Pending:
     def await_work(self, admit: Callable[[], float], *, idle: Callable[[], None]) -> bool:
         """Sleep until there is a ticket and ``admit`` lets us pass; False at the end.
 
-        No more workers pass than there are tickets, so that one mail opens one connection.
-        ``idle`` is called after a minute without work.
+        No more workers pass than there are tickets, so that one mail opens one connection; the one
+        who worked last comes first, for it has a session. ``idle`` is called after a minute without
+        work.
         """
+        me = get_ident()
         while True:
             with self._changed:
-                wanted = self._changed.wait_for(self._wanted, IDLE)
-                if self._closed:
-                    return False
-                if wanted:
-                    wait = admit()
-                    if not wait:
-                        self._taken[get_ident()] = []
-                        self._coming.add(get_ident())
-                        return True
-                    self._changed.wait(wait)
+                self._waiting.append(me)
+                try:
+                    wanted = self._changed.wait_for(lambda: self._wanted(me), IDLE)
+                    if self._closed:
+                        return False
+                    if wanted:
+                        wait = admit()
+                        if not wait:
+                            self._taken[me] = []
+                            self._coming.add(me)
+                            return True
+                        self._changed.wait(wait)
+                finally:
+                    self._waiting.remove(me)
             if not wanted:
                 idle()
 
-    def _wanted(self) -> bool:
-        return len(self) > len(self._coming) or self._closed
+    def _wanted(self, me: int) -> bool:
+        before_me = len(self._coming) + len(self._waiting) - 1 - self._waiting.index(me)
+        return len(self) > before_me or self._closed
 
     def nudge(self) -> None:
         """Who waits to be admitted shall ask again."""

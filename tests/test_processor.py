@@ -157,13 +157,16 @@ def test_interface(setup: Setup) -> None:
 
 
 def test_one_mail_opens_one_connection(setup: Setup) -> None:
-    """Four workers, one mail at a time: published, woken, sent, over one connection."""
+    """Four workers, one mail at a time: published, woken, sent, all of them over one connection."""
     with setup.running():
-        for count in range(1, 4):
+        until(processor_threads)
+        pending = crew_of(processor_threads()).pending
+        for count in range(1, 6):
+            until(lambda: pending.waiting == 4)
             setup.put()
             setup.mailer.wait_for(count)
             until(lambda: empty(setup))
-    assert setup.mailer.connections <= 3
+    assert setup.mailer.connections == 1
     assert setup.mailer.open_sessions == []
 
 

@@ -282,6 +282,34 @@ def test_one_mail_admits_one_worker(workers: list[Worker]) -> None:
     assert sorted(worker.result() for worker in workers) == [False, True, True]
 
 
+def test_who_worked_last_comes_first(workers: list[Worker]) -> None:
+    """Mail after mail goes to the same worker, who has a session; another one takes over only while
+    that one is busy."""
+    pending = Pending()
+
+    def work() -> Any:
+        return pending.await_work(lambda: 0.0, idle=lambda: None)
+
+    for number, worker in enumerate(workers, 1):
+        worker.begin(work)
+        until(lambda number=number: pending.waiting == number)  # type: ignore[misc]
+    last = workers[-1]
+    for name in 'abc':
+        pending.fill([fresh(name)])
+        assert last.result() is True
+        assert last.do(pending.take) == fresh(name)
+        assert pending.waiting == 2
+        if name == 'c':
+            break
+        last.do(pending.worked)
+        last.begin(work)
+        until(lambda: pending.waiting == 3)
+    pending.fill([fresh('d')])
+    assert workers[1].result() is True
+    pending.close()
+    assert workers[0].result() is False
+
+
 def test_who_waits_for_admission_is_nudged(workers: list[Worker]) -> None:
     """Whoever was told to wait asks again as soon as another one has found the road open."""
     pending = Pending()

@@ -257,13 +257,17 @@ def test_once_ended_by_a_signal(capsys: pytest.CaptureFixture[str]) -> None:
     assert '1 delivered' in capsys.readouterr().err
 
 
-def test_ctrl_c_while_loading() -> None:
-    """No traceback."""
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('options', [[], ['--once']])
+def test_a_signal_while_loading(number: int, options: list[str]) -> None:
+    """It ends at once, without a traceback: there is nothing in flight."""
 
     def load(uri: str, options: dict[str, str]) -> Any:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        threading.Event().wait(10)
+        raise AssertionError('not interrupted')
 
-    assert qp.run(['x.ini'], load=load) == 130
+    assert qp.run(['x.ini', *options], load=load) == (128 + number if options else 0)
 
 
 # The terminal

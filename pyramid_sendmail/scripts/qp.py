@@ -62,26 +62,29 @@ def run(
         arguments = _parser().parse_intermixed_args(argv)
     except SystemExit as end:
         return int(end.code or 0)
-    before = list(global_registries)
-    try:
-        # Held until the end, though it is never called: its registry is.
-        app = (load or _load)(arguments.config_uri, _options(arguments.options))
-        own = getattr(app, 'registry', None)
-        others = [each for each in global_registries if not any(each is old for old in before)]
-        registry = _with_queue([own] if own is not None else others, arguments.config_uri)
-        processor = make(registry, workers=arguments.workers, batch=arguments.batch)
-    except UsageError as error:
-        return _complain(str(error), USAGE)
-    except KeyboardInterrupt:
-        return SIGNALLED + signal.SIGINT
-    try:
-        if arguments.once:
-            return _once(processor, quiet=arguments.quiet)
-        return _watch(processor, registry, quiet=arguments.quiet)
-    except QueueError as error:
-        return _complain(str(error), UNUSABLE)
-    except MailerUnavailable as error:
-        return _complain(f'the relay could not be reached, all mail waits: {error}', UNREACHABLE)
+    with Signals() as signals:
+        try:
+            before = list(global_registries)
+            # Held until the end, though it is never called: its registry is.
+            app = (load or _load)(arguments.config_uri, _options(arguments.options))
+            registry = _registry(app, before, arguments.config_uri)
+            processor = make(registry, workers=arguments.workers, batch=arguments.batch)
+        except UsageError as error:
+            return _complain(str(error), USAGE)
+        except KeyboardInterrupt:
+            return signals.status if arguments.once else DRAINED
+        signals.wake = processor.wake
+        try:
+            if arguments.once:
+                _once(processor, signals.stop, quiet=arguments.quiet)
+                return signals.status
+            _watch(processor, registry, signals.stop, quiet=arguments.quiet)
+        except QueueError as error:
+            return _complain(str(error), UNUSABLE)
+        except MailerUnavailable as error:
+            text = f'the relay could not be reached, all mail waits: {error}'
+            return _complain(text, UNREACHABLE)
+        return DRAINED
 
 
 def _complain(text: str, status: int) -> int:
@@ -160,8 +163,12 @@ def _unloadable(config_uri: str, error: Exception) -> NoReturn:
     raise UsageError(f'{config_uri}: the application could not be loaded: {error!r}') from error
 
 
-def _with_queue(registries: list[Registry], config_uri: str) -> Registry:
-    """The one whose application has a mail queue."""
+def _registry(app: Any, before: list[Registry], config_uri: str) -> Registry:
+    """The registry of the Pyramid application that has a mail queue: this one, or one of those
+    that are somewhere inside."""
+    own = getattr(app, 'registry', None)
+    inside = [each for each in global_registries if not any(each is old for old in before)]
+    registries = [own] if own is not None else inside
     queued = [each for each in registries if each.queryUtility(IMailQueue) is not None]
     if len(queued) > 1:
         raise UsageError(
@@ -183,16 +190,14 @@ def _with_queue(registries: list[Registry], config_uri: str) -> Registry:
     )
 
 
-def _watch(processor: Any, registry: Registry, *, quiet: bool) -> int:
-    queue = registry.queryUtility(IMailQueue)
+def _watch(processor: Any, registry: Registry, stop: threading.Event, *, quiet: bool) -> None:
     if not quiet:
+        queue = registry.queryUtility(IMailQueue)
         print(f'psendmail-qp: watching {getattr(queue, "path", queue)}', file=sys.stderr)
-    with _signals(processor.wake) as (stop, _):
-        processor.run(stop)
-    return DRAINED
+    processor.run(stop)
 
 
-def _once(processor: Any, *, quiet: bool) -> int:
+def _once(processor: Any, stop: threading.Event, *, quiet: bool) -> None:
     last = Tally()
 
     def keep(tally: Tally, left: int) -> None:
@@ -202,7 +207,7 @@ def _once(processor: Any, *, quiet: bool) -> int:
 
     bar = _progress_bar() if sys.stderr.isatty() and not quiet else nullcontext(_no_progress)
     try:
-        with _signals(processor.wake) as (stop, seen), bar as show:
+        with bar as show:
             processor.run_once(keep, stop)
     finally:
         if not quiet:
@@ -211,27 +216,34 @@ def _once(processor: Any, *, quiet: bool) -> int:
                 f'{last.failed} failed',
                 file=sys.stderr,
             )
-    return SIGNALLED + seen[0] if seen else DRAINED
 
 
-@contextmanager
-def _signals(wake: Callable[[], None]) -> Iterator[tuple[threading.Event, list[int]]]:
-    """Set the event on SIGTERM and SIGINT, and keep their numbers; a second one ends the process
-    as it would without us."""
-    stop = threading.Event()
-    seen: list[int] = []
+class Signals:
+    """SIGTERM and SIGINT set ``stop``, and a second one ends the process as it would without us;
+    before there is anything to ``wake``, they raise KeyboardInterrupt."""
 
-    def handler(number: int, frame: object) -> None:
-        seen.append(number)
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.status = DRAINED
+        self.wake: Callable[[], None] | None = None
+
+    def __enter__(self) -> Signals:
+        self._before = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def _handle(self, number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
-        stop.set()
-        wake()
+        self.status = SIGNALLED + number
+        self.stop.set()
+        if self.wake is None:
+            raise KeyboardInterrupt
+        self.wake()
 
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop, seen
-    finally:
-        for number, former in before.items():
+    def __exit__(self, *exc_info: object) -> None:
+        for number, former in self._before.items():
             signal.signal(number, former)
 
 

@@ -50,6 +50,8 @@ def test_kill(tmp_path: Path, smtp_server: ScriptedSMTPServer) -> None:
             children[victim].process.wait()
             children[victim] = place.start(ini)
         until(lambda: not files(place.queue), max(end - time.monotonic(), 10))
+        for child in children:
+            child.says('watching')
         assert [child.stop() for child in children] == [0, 0]
     finally:
         for child in place.children:
