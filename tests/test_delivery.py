@@ -414,7 +414,6 @@ def test_a_mail_of_this_very_moment_is_due(maildir: MaildirQueue, mailer: Record
     all the same, and not left behind."""
     for queue in (MemoryQueue(), maildir):
         direct = Direct(queue, mailer, durable=isinstance(queue, MaildirQueue))
-        # A ticket that is due half a millisecond from now.
         for _ in range(20):
             direct.commit()
         direct.finish()
@@ -579,7 +578,7 @@ def test_an_outcome_that_was_not_recorded_is_recorded_later(
 ) -> None:
     """Where the disk fills between the relay's answer and the record, the claim is kept and the
     outcome recorded as soon as it can be, though nobody sends another mail."""
-    monkeypatch.setattr('pyramid_sendmail.delivery.AGAIN', 0.02)
+    monkeypatch.setattr('pyramid_sendmail.direct.AGAIN', 0.02)
     settle = Attempts._record
     full = True
 
@@ -658,7 +657,7 @@ def test_events_that_cannot_be_looked_for_are_looked_for_again(
     direct: Direct, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A queue that cannot be read is tried again after a while."""
-    monkeypatch.setattr('pyramid_sendmail.delivery.AGAIN', 0.01)
+    monkeypatch.setattr('pyramid_sendmail.direct.AGAIN', 0.01)
     look, failed = direct.queue.look, threading.Event()
 
     def failing(now: float) -> Any:

@@ -69,11 +69,11 @@ def run(
             app = (load or _load)(arguments.config_uri, _options(arguments.options))
             registry = _registry(app, before, arguments.config_uri)
             processor = make(registry, workers=arguments.workers, batch=arguments.batch)
+            signals.wake = processor.wake
         except UsageError as error:
             return _complain(str(error), USAGE)
         except KeyboardInterrupt:
             return signals.status if arguments.once else DRAINED
-        signals.wake = processor.wake
         try:
             if arguments.once:
                 _once(processor, signals.stop, quiet=arguments.quiet)
