@@ -61,7 +61,7 @@ class QueuedMailDelivery:
     def bind(self, tm: Any, environ: Mapping[str, Any] | None = None) -> BoundMailDelivery:
         return BoundMailDelivery(self, tm, environ)
 
-    def compose(self, message: Any, options: Mapping[str, Any]) -> Envelope:
+    def freeze(self, message: Any, options: Mapping[str, Any]) -> Envelope:
         """The envelope of a message. Raises MessageError."""
         return self._composer.envelope(message, depth=trouble_depth(), **options)
 
@@ -111,8 +111,8 @@ class DirectMailDelivery(QueuedMailDelivery):
         self._timeout = timeout
         self._sender = DirectSender(queue, mailer, attempts, durable=durable)
 
-    def compose(self, message: Any, options: Mapping[str, Any]) -> Envelope:
-        envelope = super().compose(message, options)
+    def freeze(self, message: Any, options: Mapping[str, Any]) -> Envelope:
+        envelope = super().freeze(message, options)
         if not self._durable and envelope.due > envelope.queued_at:
             raise MessageError(
                 'due: without a queue a mail cannot wait for its time; set mail.queue_path'
@@ -170,7 +170,7 @@ class BoundMailDelivery:
             'priority': priority,
             'metadata': metadata,
         }
-        envelope = self._delivery.compose(message, options)
+        envelope = self._delivery.freeze(message, options)
         if envelope.depth > DEEPEST:
             log.error(
                 '%s: not sent, for it is mail about a failed mail about a failed mail; for %s, '

@@ -105,13 +105,14 @@ class IMailQueue(Interface):
         """
 
     def look(
-        now: float, *, limit: int = 20_000, fresh: bool = False
+        now: float, *, limit: int = 20_000, fresh: bool = False, all_events: bool = False
     ) -> tuple[list[Any], float | None]:
         """Return ``(tickets, next_due)``: what is due, and when the next one will be.
 
         At most ``limit`` tickets, in the order in which to take them; fresh mail and
         retried mail in turn, so that neither starves the other. ``next_due`` is None when
-        nothing else waits. ``fresh`` looks only where new mail arrives. A full look also
+        nothing else waits. ``fresh`` looks only where new mail arrives; ``all_events``
+        counts events to be reported as due whatever their time. A full look also
         recovers what stopped processes left behind.
         """
 

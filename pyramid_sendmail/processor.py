@@ -89,9 +89,13 @@ class QueueProcessor:
     def run(self, stop: threading.Event) -> None:
         self._queue.prepare()
         crew = self._crew(once=False)
+        starting = True
         try:
             while not stop.is_set():
                 try:
+                    # What subscribers have not taken from the last process they get at once.
+                    self._look(crew, all_events=starting)
+                    starting = False
                     self._watch(crew, stop)
                 except Exception:
                     log.exception('the queue processor failed, and goes on')
@@ -108,7 +112,8 @@ class QueueProcessor:
             self._drain_once(crew, progress or _no_progress, stop or threading.Event())
             crew.dismiss(self._grace)
             self._reporter.join(self._grace)
-            done, _ = self._queue.look(self._attempts.clock(), limit=self._limit)
+            now = self._attempts.clock()
+            done, _ = self._queue.look(now, limit=self._limit, all_events=True)
             self._report_all_done(crew, done)
         finally:
             self._end(crew)
@@ -127,8 +132,7 @@ class QueueProcessor:
         return Crew(roads, self._drain, gate, self._queue.wake, once=once)
 
     def _watch(self, crew: Crew, stop: threading.Event) -> None:
-        """Look at the queue, and where mail is published until the next full look is due."""
-        self._look(crew)
+        """Look where mail is published until the next full look is due."""
         while not stop.is_set() and (pause := crew.next_look - self._monotonic()) > 0:
             woken = self._queue.wait(min(pause, SYNC) if crew.busy else pause)
             crew.sync(self._queue)
@@ -138,14 +142,16 @@ class QueueProcessor:
             if woken and not (crew.gate.closed_for() and len(crew.pending)):
                 self._look(crew, fresh=True)
 
-    def _look(self, crew: Crew, *, fresh: bool = False) -> None:
+    def _look(self, crew: Crew, *, fresh: bool = False, all_events: bool = False) -> None:
         now, here = self._attempts.clock(), self._monotonic()
         limit = self._limit + crew.pending.working * self._batch
         if not fresh:
             # Before the look: what is deferred during it may not be seen by it.
             crew.next_look = here + self._poll
         try:
-            tickets, next_due = self._queue.look(now, limit=limit, fresh=fresh)
+            tickets, next_due = self._queue.look(
+                now, limit=limit, fresh=fresh, all_events=all_events
+            )
         except QueueError as error:
             crew.gate.failed(error)
             crew.next_look = here + max(crew.gate.closed_for(), 1.0)
@@ -161,14 +167,16 @@ class QueueProcessor:
     def _drain_once(self, crew: Crew, progress: Progress, stop: threading.Event) -> None:
         start = self._attempts.clock()
         seen: set[str] = set()
-        fresh = False
+        full = True
         while not crew.pending.closed:
-            now = self._attempts.clock() if fresh else start
-            tickets, _ = self._queue.look(now, limit=self._limit + len(seen), fresh=fresh)
-            tickets = [ticket for ticket in tickets if _id(ticket) not in seen]
-            if fresh and not tickets:
-                break
-            fresh = len(tickets) < self._limit
+            tickets = self._unseen(seen, start if full else None)
+            if not full and not tickets:
+                # What subscribers send meanwhile is fresh mail too.
+                self._reporter.join(self._grace)
+                tickets = self._unseen(seen, None)
+                if not tickets:
+                    break
+            full = full and len(tickets) >= self._limit
             seen.update(map(_id, tickets))
             self._report_all_done(crew, tickets)
             crew.pending.fill(_unsettled(tickets))
@@ -176,6 +184,15 @@ class QueueProcessor:
                 progress(crew.tally, crew.left)
                 if stop.is_set():
                     crew.pending.close()
+
+    def _unseen(self, seen: set[str], start: float | None) -> list[Any]:
+        """What is due and not yet seen: all that was due at ``start``, or fresh mail only."""
+        now = self._attempts.clock() if start is None else start
+        fresh = start is None
+        tickets, _ = self._queue.look(
+            now, limit=self._limit + len(seen), fresh=fresh, all_events=not fresh
+        )
+        return [ticket for ticket in tickets if _id(ticket) not in seen]
 
     def _report_all_done(self, crew: Crew, tickets: list[Any]) -> None:
         """Report ``done/``, at the pace of the subscribers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import random
 
-__all__ = ['EVENT_RETRY', 'AT_ONCE_OR_NEVER', 'RetryPolicy']
+__all__ = ['AT_ONCE_OR_NEVER', 'EVENT_RETRY', 'RetryPolicy']
 
 MINUTE = 60.0
 HOUR = 60 * MINUTE

@@ -90,17 +90,33 @@ def test_the_first_request_starts_it() -> None:
     assert (processor.runs, processor.ended) == (1, 1)
 
 
+class Queueing:
+    """A lock that counts who asks for it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.asked = 0
+
+    def __enter__(self) -> None:
+        self.asked += 1
+        self.lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
+
+
 def test_several_first_requests_at_once() -> None:
     """Requests that come at the same moment start one processor, which the exit can stop."""
     made = Made()
-    thread = ProcessorThread(made)
-    together = threading.Barrier(8)
+    lock: Any = Queueing()
 
-    def request() -> None:
-        together.wait()
-        thread.serve()
+    def make() -> Processor:
+        until(lambda: lock.asked == 4)
+        return made()
 
-    requests = [threading.Thread(target=request) for _ in range(8)]
+    thread = ProcessorThread(make)
+    thread._lock = lock
+    requests = [threading.Thread(target=thread.serve) for _ in range(4)]
     for each in requests:
         each.start()
     for each in requests:

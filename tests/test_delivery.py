@@ -637,6 +637,27 @@ def test_an_event_that_was_postponed_is_reported_again(either: Direct) -> None:
     until(lambda: either.queue.look(1e11) == ([], None))
 
 
+def test_an_event_is_found_beside_mail_that_waits(durable: Direct, mailer: RecordingMailer) -> None:
+    """Looking for events again touches no mail that waits for a queue processor."""
+    mailer.always('bob@example.org', LATER)
+    durable.commit(message('waits', to='bob@example.org'))
+    durable.commit(message('waits too'), due=timedelta(hours=1))
+    before = files(durable.queue)
+    tries: list[int] = []
+
+    def takes(claim: Any, fates: Sequence[Fate]) -> bool:
+        tries.append(fates[0].tries)
+        if len(tries) == 1:
+            claim.postpone(fates, time.time())
+        return len(tries) > 1
+
+    durable.reporter.takes = takes
+    durable.commit(message('told'))
+    until(lambda: ('told', 'sent') in durable.reporter.kinds)
+    until(lambda: files(durable.queue) == before)
+    assert tries == [0, 1]
+
+
 def test_an_event_that_found_no_room_is_reported_later(either: Direct) -> None:
     """Where the reporter's backlog is full it releases the claim, and the event is not lost."""
     refused: list[Any] = []
@@ -737,6 +758,32 @@ def test_an_idle_connection_is_closed(direct: Direct, mailer: RecordingMailer) -
     until(lambda: not mailer.open_sessions)
     direct.commit()
     assert mailer.connections == 2
+
+
+class Pauses(threading.Condition):
+    """Counts the pauses that ended by themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        notified = super().wait(timeout)
+        self.over += not notified
+        return notified
+
+
+def test_an_inherited_connection_is_left_alone(direct: Direct, mailer: RecordingMailer) -> None:
+    """In a forked child whose thread has sent nothing yet, the parent's connection is no idle one
+    to say good-bye on."""
+    sender = direct.sender
+    sender._road.session()
+    sender._road.idle = 0.001
+    sender._changed = pauses = Pauses()
+    sender.start()
+    until(lambda: pauses.over > 2)
+    direct.finish()
+    assert len(mailer.open_sessions) == 1
 
 
 def test_finish_says_good_bye(direct: Direct, mailer: RecordingMailer) -> None:

@@ -841,6 +841,40 @@ def test_an_event_that_is_postponed_is_told_in_time(setup: Setup) -> None:
     assert len(setup.mailer.sent) == 1
 
 
+@pytest.mark.parametrize('once', [True, False])
+def test_a_postponed_event_is_told_at_each_start(setup: Setup, once: bool) -> None:
+    """What subscribers could not take from one processor, the next one tells them at once."""
+    setup.reporter = Reports('sent', takes=False)
+    setup.put('eve@example.org')
+    setup.processor().run_once()
+    [claim] = setup.reporter.claims[:1]
+    claim.postpone(claim.fates, setup.clock() + 300.0)
+    setup.reporter = Reports('sent')
+    if once:
+        setup.processor().run_once()
+    else:
+        with setup.running():
+            until(lambda: setup.reporter.fates)
+    assert setup.reporter.told() == [('sent', ('eve@example.org',))]
+    assert empty(setup)
+    assert setup.mailer.accepted('eve@example.org') == 1
+
+
+def test_once_takes_what_subscribers_send(setup: Setup) -> None:
+    """Mail that a subscriber of the last event sends leaves in the same run."""
+
+    class Answering(Reports):
+        def join(self, timeout: float) -> bool:
+            if len(self.fates) == 1:
+                setup.put('second@example.org')
+            return True
+
+    setup.reporter = Answering('sent')
+    setup.put('first@example.org')
+    assert setup.processor().run_once() == Tally(delivered=2)
+    assert setup.mailer.accepted('second@example.org') == 1
+
+
 def test_many_events_wait(on_disk: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long done/ does not keep fresh mail waiting; --once tells all of it."""
     monkeypatch.setattr('pyramid_sendmail.processor.REPORTS', 5)

@@ -65,8 +65,8 @@ def parse_addresses(value: object, where: str) -> tuple[Mailbox | Group, ...]:
     """The addresses of a string, an ``email.headerregistry.Address``, or a list of these.
 
     A string holds one address or several between commas (RFC 5322, 3.4), names with or without
-    RFC 2047 encoding; a string in a list, one. ``where`` names the argument in a MessageError, which also names the
-    address.
+    RFC 2047 encoding; a string in a list, one. ``where`` names the argument in a MessageError,
+    which also names the address.
     """
     if isinstance(value, str):
         return tuple(parse_list(value, where))
@@ -84,7 +84,7 @@ def parse_addresses(value: object, where: str) -> tuple[Mailbox | Group, ...]:
             entries = list(parse_list(item, where))
             if len(entries) > 1:
                 raise MessageError(
-                    f'{where}: {shown(item)} is not one address; give each its own place in the list'
+                    f'{where}: {shown(item)} is not one address; give each a place in the list'
                 )
             found.extend(entries)
         elif isinstance(item, Address):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from heapq import nsmallest
 from itertools import zip_longest
+from math import inf
 
 from zope.interface import implementer
 
@@ -67,13 +68,13 @@ class MaildirQueue:
         return put
 
     def look(
-        self, now: float, *, limit: int = 20_000, fresh: bool = False
+        self, now: float, *, limit: int = 20_000, fresh: bool = False, all_events: bool = False
     ) -> tuple[list[Ticket], float | None]:
         try:
             if fresh:
                 return self._scan('new', now, limit)
             recover(self._store, publish_doubtful=self._in_doubt == 'send', clock=self._clock)
-            done, done_next = self._scan('done', now, limit)
+            done, done_next = self._scan('done', inf if all_events else now, limit)
             new, new_next = self._scan('new', now, limit)
             cur, cur_next = self._scan('cur', now, limit)
         except FileNotFoundError:

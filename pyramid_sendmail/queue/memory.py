@@ -71,11 +71,15 @@ class MemoryQueue:
         return MemoryPut(self, tuple(envelopes))
 
     def look(
-        self, now: float, *, limit: int = 20_000, fresh: bool = False
+        self, now: float, *, limit: int = 20_000, fresh: bool = False, all_events: bool = False
     ) -> tuple[list[Ticket], float | None]:
         folders = ('new',) if fresh else ('done', 'new', 'cur')
         with self._held() as mails:
-            waiting = [(mail.ticket, mail.due) for mail in mails.values() if mail.folder in folders]
+            waiting = [
+                (mail.ticket, now if all_events and mail.folder == 'done' else mail.due)
+                for mail in mails.values()
+                if mail.folder in folders
+            ]
         due = sorted((ticket for ticket, due in waiting if due <= now), key=lambda it: it.name)
         done, new, cur = (
             [ticket for ticket in due if ticket.folder == folder]
