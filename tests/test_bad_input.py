@@ -361,7 +361,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Send({'sender': 'a@x, b@x'}), 'sender: several addresses', "headers={'Sender'"),
     (Send({'to': 25}), 'to: 25 holds no addresses', 'give a str'),
     (Send({'to': ['ann@example.org', 25]}), 'to: 25 is not an address', 'give a str'),
-    (Send({'to': ['a@x, b@x']}), "to: 'a@x, b@x' is not one address", 'its own place'),
+    (Send({'to': ['a@x, b@x']}), "to: 'a@x, b@x' is not one address", 'a place in the list'),
     (Send({'cc': b'ann@example.org'}), 'cc: ', 'give a str'),
     (Send({'bcc': [None]}), 'bcc: None', 'give a str'),
     (Send({'reply_to': 'Ann'}), "reply_to: 'Ann'", 'write name@example.org'),
