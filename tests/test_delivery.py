@@ -637,6 +637,33 @@ def test_an_event_that_was_postponed_is_reported_again(either: Direct) -> None:
     until(lambda: either.queue.look(1e11) == ([], None))
 
 
+def test_an_event_that_is_being_told_is_left_alone(either: Direct) -> None:
+    """Looking for events takes no claim away from the reporter, who still has it."""
+    held: list[Any] = []
+    looked = threading.Event()
+    look = either.queue.look
+
+    def takes(claim: Any, fates: Sequence[Fate]) -> bool:
+        held.append((claim, fates))
+        return False
+
+    def looking(now: float) -> Any:
+        try:
+            return look(now)
+        finally:
+            looked.set()
+
+    either.reporter.takes = takes
+    either.queue.look = looking
+    either.commit()
+    either.sender.look()
+    assert looked.wait(WAIT)
+    either.finish()
+    ((claim, fates),) = held
+    claim.reported(fates)
+    assert look(1e11) == ([], None)
+
+
 def test_an_event_is_found_beside_mail_that_waits(durable: Direct, mailer: RecordingMailer) -> None:
     """Looking for events again touches no mail that waits for a queue processor."""
     mailer.always('bob@example.org', LATER)
@@ -810,15 +837,25 @@ def test_finish_waits_no_longer_than_it_was_told(direct: Direct, mailer: Recordi
 
 def test_finish_waits_for_what_subscribers_send(direct: Direct, mailer: RecordingMailer) -> None:
     """Mail that an event's subscriber sends at the last moment leaves too."""
-    waits: list[float] = []
+    direct.delivery._wait = False
+    answering = threading.Event()
+    joined: list[float] = []
+    rests = direct.sender._rests
 
     def join(timeout: float) -> bool:
-        waits.append(timeout)
-        if len(waits) == 1:
+        joined.append(timeout)
+        if len(joined) == 1:
+            mailer.before = lambda envelope: answering.wait(WAIT)
             direct.commit(message('of a subscriber'))
         return True
 
+    def resting(end: float) -> bool:
+        if joined:
+            answering.set()
+        return rests(end)
+
     direct.reporter.join = join  # type: ignore[method-assign]
+    direct.sender._rests = resting  # type: ignore[method-assign]
     direct.commit(message('first'))
     direct.finish()
     assert [envelope.subject for envelope in mailer.sent] == ['first', 'of a subscriber']

@@ -750,9 +750,11 @@ def test_cut_at_every_octet(
         status: str
         try:
             session = mailer.connect()
-            [outcome] = send(session, mail)
+            try:
+                [outcome] = send(session, mail)
+            finally:
+                session.close()
             status = outcome[A].status
-            session.close()
         except MailerUnavailable:
             status = 'untouched'
         idle(server)
