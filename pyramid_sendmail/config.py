@@ -213,7 +213,7 @@ def default_delivery(registry: Registry) -> Any:
         return QueuedMailDelivery(queue, mailer, composer, sent=sent)
     policy = settings.policy if queue is not None else AT_ONCE_OR_NEVER
     return DirectMailDelivery(
-        queue if queue is not None else MemoryQueue(),
+        queue if queue is not None else MemoryQueue(keep_failed=False),
         mailer,
         composer,
         Attempts(policy, registry.getUtility(IMailReporter), settings.ambiguous),

@@ -267,6 +267,9 @@ class IMailReporter(Interface):
     def wants(kind: str) -> bool:
         """Whether anybody subscribes to 'sent', 'deferred' or 'error'."""
 
+    def join(timeout: float) -> bool:
+        """Wait until nothing is left to report; False if ``timeout`` seconds were not enough."""
+
     def submit(claim: Any, fates: Sequence[Fate]) -> None:
         """Report the fates of a claim from the events thread, then release the claim."""
 

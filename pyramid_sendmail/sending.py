@@ -96,8 +96,12 @@ class Road:
 
     def close(self) -> None:
         session, self._session = self._session, None
-        if session is not None:
+        if session is None:
+            return
+        if self._pid == os.getpid():
             session.close()
+        else:
+            session.abandon()  # it is our parent's, who goes on with it
 
 
 @dataclass(slots=True)

@@ -39,13 +39,6 @@ NEVER = 3600.0
 POLICY = RetryPolicy(delays=(60.0,), jitter=0.0)
 
 
-class Reports(Reporter):
-    """Takes events at once, and has nothing to wait for."""
-
-    def join(self, timeout: float) -> bool:
-        return True
-
-
 class Setup:
     """A queue, a mailer, and the processors between them."""
 
@@ -53,7 +46,7 @@ class Setup:
         self.queue = queue
         self.clock = clock
         self.mailer = RecordingMailer()
-        self.reporter = Reports()
+        self.reporter = Reporter()
 
     def put(self, *recipients: str, **options: Any) -> Envelope:
         """One mail into the queue."""
@@ -431,23 +424,23 @@ def test_the_done_folder_needs_no_relay(setup: Setup) -> None:
 
 def owed(setup: Setup) -> None:
     """A mail in done/, with an event that nobody has taken."""
-    setup.reporter = Reports('sent', takes=False)
+    setup.reporter = Reporter('sent', takes=False)
     setup.put('eve@example.org')
     setup.processor().run_once()
     for claim in setup.reporter.claims:
         claim.release()
-    setup.reporter = Reports('sent', 'error')
+    setup.reporter = Reporter('sent', 'error')
 
 
 def test_what_only_needs_settling_is_settled_while_the_road_is_closed(setup: Setup) -> None:
     """A deferred mail that owes an event for another recipient: the event is told."""
     setup.mailer.script('bob@example.org', LATER)
-    setup.reporter = Reports('sent', takes=False)
+    setup.reporter = Reporter('sent', takes=False)
     setup.put('ann@example.org', 'bob@example.org')
     setup.processor().run_once()
     [claim] = setup.reporter.claims[:1]
     claim.release()
-    setup.reporter = Reports('sent')
+    setup.reporter = Reporter('sent')
     setup.mailer.unavailable = 'Connection refused'
     setup.put()
     with setup.running():
@@ -844,12 +837,12 @@ def test_an_event_that_is_postponed_is_told_in_time(setup: Setup) -> None:
 @pytest.mark.parametrize('once', [True, False])
 def test_a_postponed_event_is_told_at_each_start(setup: Setup, once: bool) -> None:
     """What subscribers could not take from one processor, the next one tells them at once."""
-    setup.reporter = Reports('sent', takes=False)
+    setup.reporter = Reporter('sent', takes=False)
     setup.put('eve@example.org')
     setup.processor().run_once()
     [claim] = setup.reporter.claims[:1]
     claim.postpone(claim.fates, setup.clock() + 300.0)
-    setup.reporter = Reports('sent')
+    setup.reporter = Reporter('sent')
     if once:
         setup.processor().run_once()
     else:
@@ -863,7 +856,7 @@ def test_a_postponed_event_is_told_at_each_start(setup: Setup, once: bool) -> No
 def test_once_takes_what_subscribers_send(setup: Setup) -> None:
     """Mail that a subscriber of the last event sends leaves in the same run."""
 
-    class Answering(Reports):
+    class Answering(Reporter):
         def join(self, timeout: float) -> bool:
             if len(self.fates) == 1:
                 setup.put('second@example.org')
@@ -878,12 +871,12 @@ def test_once_takes_what_subscribers_send(setup: Setup) -> None:
 def test_many_events_wait(on_disk: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long done/ does not keep fresh mail waiting; --once tells all of it."""
     monkeypatch.setattr('pyramid_sendmail.processor.REPORTS', 5)
-    on_disk.reporter = Reports('sent', takes=False)
+    on_disk.reporter = Reporter('sent', takes=False)
     on_disk.put_many(12)
     on_disk.processor().run_once()
     for claim in on_disk.reporter.claims:
         claim.release()
-    on_disk.reporter = Reports('sent')
+    on_disk.reporter = Reporter('sent')
     on_disk.processor().run_once()
     assert len(on_disk.reporter.fates) == 12
 

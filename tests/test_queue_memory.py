@@ -26,6 +26,26 @@ def test_it_counts_what_waits() -> None:
     assert (len(queue), queue.failed) == (0, envelopes[:2])
 
 
+def test_dead_letters_need_not_be_kept() -> None:
+    """A web process that delivers directly does not grow with each refused mail."""
+    queue = MemoryQueue(keep_failed=False, clock=Clock())
+    envelope = make_envelope()
+    queue.put([envelope]).publish()
+    claimed(queue).settle([failed(envelope)], report=False)
+    assert (len(queue), queue.failed, queue._mails) == (0, [], {})
+
+
+def test_a_claim_is_released_once() -> None:
+    """A second release does not take the mail from who has claimed it since."""
+    queue = MemoryQueue(clock=Clock())
+    queue.put([make_envelope()]).publish()
+    first = claimed(queue)
+    first.release()
+    claimed(queue)
+    first.release()
+    assert queue.claim(queue.look(Clock().now)[0][0]) is None
+
+
 def test_a_child_starts_with_an_empty_queue() -> None:
     """After a fork, told by the process id, what the parent holds is not there."""
     queue = MemoryQueue(clock=Clock())

@@ -144,6 +144,12 @@ def test_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert 'usage: psendmail-qp' in capsys.readouterr().err
 
 
+def test_no_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    """A beginner is told what to write."""
+    assert qp.run([]) == 2
+    assert 'name the .ini file of the application' in capsys.readouterr().err
+
+
 def test_arguments() -> None:
     """They are handed on, wherever they stand among the variables."""
     processor = Processor(run_once=once(Tally()))

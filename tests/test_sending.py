@@ -56,6 +56,9 @@ class Reporter:
         elif lasting:
             self.claims.append(claim)
 
+    def join(self, timeout: float) -> bool:
+        return True
+
     def told(self) -> list[tuple[str, tuple[str, ...]]]:
         return [(fate.kind, fate.recipients) for fate in self.fates]
 
@@ -875,6 +878,9 @@ def test_an_inherited_session_is_abandoned(world: World, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, 'getpid', lambda: -1)
     road.session()
     assert road.mailer.log == ['connect', 'abandon', 'connect']  # type: ignore[attr-defined]
+    monkeypatch.setattr('os.getpid', lambda: -2)
+    road.close()
+    assert road.mailer.log[-1] == 'abandon'  # type: ignore[attr-defined]
     road.close()
 
 

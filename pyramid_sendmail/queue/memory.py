@@ -48,9 +48,11 @@ class Mail:
 
 @implementer(IMailQueue)
 class MemoryQueue:
-    """See IMailQueue. ``failed`` holds the envelopes of dead letters, in order."""
+    """See IMailQueue. ``failed`` holds the envelopes of dead letters, in order; without
+    ``keep_failed`` they are let go once their events are told."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, *, keep_failed: bool = True, clock: Callable[[], float] = time.time) -> None:
+        self.keep_failed = keep_failed
         self._clock = clock
         self._pid = os.getpid()
         self._mails: dict[str, Mail] = {}
@@ -204,6 +206,7 @@ class MemoryClaim:
     def __init__(self, queue: MemoryQueue, mail: Mail, now: float) -> None:
         self._queue = queue
         self._mail = mail
+        self._held = True
         self._settled = False
         self.todo: tuple[str, ...] = ()
         if mail.folder != 'done' and mail.retry_at <= now:
@@ -259,7 +262,9 @@ class MemoryClaim:
         self.release()
 
     def release(self) -> None:
-        self._mail.claimed = False
+        # Once: the mail may be somebody else's by now.
+        if self._held:
+            self._held = self._mail.claimed = False
 
     def _rest(self) -> None:
         mail = self._mail
@@ -269,7 +274,7 @@ class MemoryClaim:
             mail.due = mail.envelope.queued_at if mail.fates else mail.retry_at
         elif mail.fates:
             mail.folder, mail.due = 'done', mail.envelope.queued_at
-        elif 'f' in letters:
+        elif 'f' in letters and self._queue.keep_failed:
             mail.folder = 'failed'
         else:
             self._queue.remove(mail)

@@ -59,7 +59,10 @@ def run(
     batch=)`` the queue processor.
     """
     try:
-        arguments = _parser().parse_intermixed_args(argv)
+        parser = _parser()
+        if not argv:
+            parser.error('name the .ini file of the application: psendmail-qp development.ini')
+        arguments = parser.parse_intermixed_args(argv)
     except SystemExit as end:
         return int(end.code or 0)
     with Signals() as signals:
