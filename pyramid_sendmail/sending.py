@@ -67,10 +67,7 @@ class Road:
 
         Raises MailerUnavailable.
         """
-        if self._session is not None and self._pid != os.getpid():
-            self._session.abandon()
-            self._session = None
-        if self._session is not None and self._monotonic() - self._used > self.idle:
+        if self._pid != os.getpid() or self._monotonic() - self._used > self.idle:
             self.close()
         if self._session is None:
             self.connecting = not holding

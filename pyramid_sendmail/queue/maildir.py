@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from heapq import nsmallest
-from itertools import zip_longest
 from math import inf
 
 from zope.interface import implementer
@@ -22,7 +21,7 @@ from ..interfaces import IMailQueue
 from .claim import MaildirClaim
 from .format import STATE_AT, Block, Unreadable, decode
 from .legacy import adopt
-from .names import Schedule, Ticket, parse, schedule_of
+from .names import Schedule, Ticket, in_turn, parse, schedule_of
 from .put import MaildirPut
 from .recovery import recover, set_aside
 from .store import Store
@@ -83,8 +82,7 @@ class MaildirQueue:
             return [], now
         except OSError as error:
             raise self._store.error('cannot be read', error) from error
-        both = zip_longest(new, cur)
-        tickets = [*done, *(ticket for pair in both for ticket in pair if ticket)][:limit]
+        tickets = [*done, *in_turn(new, cur)][:limit]
         times = [time for time in (done_next, new_next, cur_next) if time is not None]
         return tickets, min(times, default=None)
 

@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 
 from zope.interface import implementer
 
 from ..envelope import Envelope, Fate
 from ..interfaces import IMailClaim, IMailQueue, IMailQueuePut
-from .names import Ticket, schedule_of
+from .names import Ticket, in_turn, schedule_of
 
 __all__ = ['MemoryQueue']
 
@@ -87,8 +86,7 @@ class MemoryQueue:
             [ticket for ticket in due if ticket.folder == folder]
             for folder in ('done', 'new', 'cur')
         )
-        both = zip_longest(new, cur)
-        tickets = [*done, *(ticket for pair in both for ticket in pair if ticket)][:limit]
+        tickets = [*done, *in_turn(new, cur)][:limit]
         return tickets, min((due for _, due in waiting if due > now), default=None)
 
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MemoryClaim | None:

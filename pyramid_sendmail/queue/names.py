@@ -9,11 +9,13 @@ flags of a Maildir (``:2,S``).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from ..envelope import Envelope, Priority
 
-__all__ = ['Schedule', 'Ticket', 'parse', 'record_of', 'schedule_of']
+__all__ = ['Schedule', 'Ticket', 'in_turn', 'parse', 'record_of', 'schedule_of']
 
 _PRIORITY: dict[Priority, str] = {'high': '1', 'normal': '5', 'low': '9'}
 _NAME = re.compile(r'([159])-([0-9]{15})-([0-9]{4})-([0-9a-f]{32})(?::2,[A-Za-z]*)?')
@@ -51,6 +53,12 @@ class Schedule:
 def schedule_of(envelope: Envelope, *, due: float, attempt: int) -> Schedule:
     """The schedule of an envelope at a given time and attempt."""
     return Schedule(_PRIORITY[envelope.priority], due, attempt, envelope.id)
+
+
+def in_turn(fresh: Iterable[Ticket], retried: Iterable[Ticket]) -> Iterator[Ticket]:
+    """One of either at a time, so that neither fresh nor retried mail starves the other."""
+    for pair in zip_longest(fresh, retried):
+        yield from filter(None, pair)
 
 
 def parse(name: str) -> Schedule | None:
