@@ -24,6 +24,7 @@ from pyramid_sendmail.exceptions import DamagedMail
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue import format as module
 from pyramid_sendmail.queue.format import STATE_AT, Unreadable, decode, encode
+from pyramid_sendmail.queue.names import milliseconds
 from tests.queue_fixtures import NOW, Clock, claimed, failed, files, make_envelope, sent, the_file
 
 ID = '0123456789abcdef0123456789abcdef'
@@ -384,3 +385,11 @@ def test_mutt_opens_the_queue(tmp_path: Path) -> None:  # pragma: no cover
     claim = claimed(queue)
     assert claim.todo == envelope.recipients
     claim.release()
+
+
+@pytest.mark.parametrize('now', [1795395396.6615, 1795395396.661999, 1795395396.0, 0.0])
+def test_a_time_in_a_file_is_never_later_than_it_is(now: float) -> None:
+    """Mail that is due now is due for whoever looks now; written again, the time stays."""
+    told = milliseconds(now) / 1000
+    assert now - 0.001 < told <= now
+    assert milliseconds(told) / 1000 == told

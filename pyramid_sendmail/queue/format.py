@@ -28,6 +28,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from ..envelope import Envelope, Fate
+from .names import milliseconds
 from .slot import Entry, lost, read_slot, slot_length, write_slot
 
 __all__ = ['LETTERS', 'STATE_AT', 'Block', 'Unreadable', 'decode', 'encode']
@@ -47,7 +48,6 @@ STATE_AT = _SUM_END + len(_END + _STATE)
 _STATE_END = STATE_AT + 1 + 1 + 15 + 1 + 15
 _SLOT_AT = _STATE_END + len(_END)
 _MARK = re.compile(r'([T?dfDF])([0-9]{5})\1 (.+)')
-_LONGEST = 10**15 - 1
 
 
 class Unreadable(ValueError):
@@ -84,9 +84,7 @@ class Block:
 
     def changing(self) -> bytes:
         """All from STATE_AT to the end of the block: one write records an outcome."""
-        since, retry_at = (
-            min(max(round(seconds * 1000), 0), _LONGEST) for seconds in (self.since, self.retry_at)
-        )
+        since, retry_at = milliseconds(self.since), milliseconds(self.retry_at)
         state = f'{self.state} {since:015d} {retry_at:015d}'.encode()
         slot = write_slot(self.entries, len(self.letters))
         return b''.join((state, _END, slot, self.fixed, self.recipient_lines()))

@@ -15,7 +15,7 @@ from itertools import zip_longest
 
 from ..envelope import Envelope, Priority
 
-__all__ = ['Schedule', 'Ticket', 'in_turn', 'parse', 'record_of', 'schedule_of']
+__all__ = ['Schedule', 'Ticket', 'in_turn', 'milliseconds', 'parse', 'record_of', 'schedule_of']
 
 _PRIORITY: dict[Priority, str] = {'high': '1', 'normal': '5', 'low': '9'}
 _NAME = re.compile(r'([159])-([0-9]{15})-([0-9]{4})-([0-9a-f]{32})(?::2,[A-Za-z]*)?')
@@ -46,13 +46,20 @@ class Schedule:
 
     @property
     def name(self) -> str:
-        milliseconds = min(max(round(self.due * 1000), 0), 10**15 - 1)
-        return f'{self.priority}-{milliseconds:015d}-{min(self.attempt, 9999):04d}-{self.id}'
+        return (
+            f'{self.priority}-{milliseconds(self.due):015d}-{min(self.attempt, 9999):04d}-{self.id}'
+        )
 
 
 def schedule_of(envelope: Envelope, *, due: float, attempt: int) -> Schedule:
     """The schedule of an envelope at a given time and attempt."""
     return Schedule(_PRIORITY[envelope.priority], due, attempt, envelope.id)
+
+
+def milliseconds(seconds: float) -> int:
+    """A time as files tell it, in fifteen digits: never later than it is, so that what is due now
+    is due for whoever looks now. What has been read back stays the same."""
+    return min(max(int(seconds * 1000 + 0.0005), 0), 10**15 - 1)
 
 
 def in_turn(fresh: Iterable[Ticket], retried: Iterable[Ticket]) -> Iterator[Ticket]:
