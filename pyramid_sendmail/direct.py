@@ -14,7 +14,8 @@ from typing import Any
 from .envelope import Fate, Verdict
 from .exceptions import DamagedMail, MailerUnavailable, QueueError
 from .interfaces import IMailer, IMailQueue
-from .sending import Attempts, Road, Tally, attempt, report_settled
+from .road import Road
+from .sending import Attempts, Tally, attempt, report_settled
 from .threads import OwnThreads
 
 __all__ = ['DirectSender']

@@ -217,6 +217,8 @@ class ISMTPMailer(IMailer):
 class IMailSession(Interface):
     """A conversation with the next hop, used by one thread at a time."""
 
+    name = Attribute('Where it sends to, for people: the name of the mailer that connected.')
+
     def send(
         envelopes: Iterable[Envelope],
         *,
@@ -224,8 +226,8 @@ class IMailSession(Interface):
     ) -> Iterator[Outcome]:
         """Send each envelope and yield an Outcome for each, in order.
 
-        ``envelopes``: an iterable, pulled from one by one, the next perhaps before the last is
-        answered. ``sealing(envelope, recipients)`` is called before the final dot of each
+        ``envelopes``: an iterable, pulled from one by one, the next perhaps before the last one's
+        final dot has left: pulling must not wait for anything. ``sealing(envelope, recipients)`` is called before the final dot of each
         leaves, with the recipients that the next hop has accepted so far; what it raises ends
         the session. Raises MailerUnavailable where no mail is to blame: those pulled and not
         answered are untouched. Raises nothing else for what a relay can do.

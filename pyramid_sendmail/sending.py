@@ -6,7 +6,6 @@ Direct delivery, the queue processor and its thread in a web process all call it
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,8 +14,9 @@ from typing import Any, Literal
 
 from .envelope import Envelope, Fate, Outcome, Status, Verdict
 from .exceptions import MailerUnavailable, QueueError
-from .interfaces import IMailClaim, IMailer, IMailReporter
+from .interfaces import IMailClaim, IMailReporter
 from .retry import RetryPolicy
+from .road import Road
 
 __all__ = ['Attempts', 'Road', 'Tally', 'attempt', 'report_settled']
 
@@ -31,74 +31,6 @@ _LEVELS: dict[Kind, int] = {
 }
 
 _SILENCE = Verdict('deferred', None, 'the mailer gave no answer for this recipient')
-
-
-class Road:
-    """A mailer and the one session that is kept with it, for use by one thread.
-
-    ``batch``: mails after which the session is closed. ``idle``: seconds after which a session
-    that nobody used is not trusted any more.
-    """
-
-    def __init__(
-        self,
-        mailer: IMailer,
-        *,
-        batch: int = 100,
-        idle: float = 60.0,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.mailer = mailer
-        self.idle = idle
-        self.answered = 0
-        """How many mails were answered, over all sessions."""
-        self.carried = 0
-        """How many of them over the present one."""
-        self.connecting = False
-        """Whether its thread waits for a session, and holds no claim meanwhile."""
-        self._batch = batch
-        self._monotonic = monotonic
-        self._session: Any = None
-        self._pid = os.getpid()
-        self._used = 0.0
-
-    def session(self, *, holding: bool = False) -> Any:
-        """The IMailSession, opened if need be; ``holding``: while the caller has claims already.
-
-        Raises MailerUnavailable.
-        """
-        if self._pid != os.getpid() or self._monotonic() - self._used > self.idle:
-            self.close()
-        if self._session is None:
-            self.connecting = not holding
-            try:
-                self._session = self.mailer.connect()
-            finally:
-                self.connecting = False
-            self._pid = os.getpid()
-            self.carried = 0
-        self._used = self._monotonic()
-        return self._session
-
-    def carry(self) -> None:
-        """A mail was answered."""
-        self.answered += 1
-        self.carried += 1
-        self._used = self._monotonic()
-
-    @property
-    def spent(self) -> bool:
-        """Whether the session has carried its share."""
-        return self.carried >= self._batch
-
-    def close(self) -> None:
-        session, self._session = self._session, None
-        if session is None:
-            return
-        if self._pid == os.getpid():
-            session.close()
-        else:
-            session.abandon()  # it is our parent's, who goes on with it
 
 
 @dataclass(slots=True)
@@ -228,7 +160,7 @@ def attempt(claims: Iterable[IMailClaim], road: Road, attempts: Attempts, tally:
     try:
         while batch.send(road.session(holding=batch.holding)):
             pass
-        if road.spent:
+        if road.spent():
             road.close()
     except BaseException:
         road.close()
@@ -248,6 +180,7 @@ class Batch:
         self._road = road
         self._attempts = attempts
         self._tally = tally
+        self._name = road.name
         self._pulled: deque[Any] = deque()
         self._again: deque[Any] = deque()
         self._sealed: set[str] = set()
@@ -258,6 +191,7 @@ class Batch:
 
     def send(self, session: Any) -> bool:
         """Send over this session; whether there is mail to be sent over another one."""
+        self._name = self._road.name
         outcomes = iter(session.send(self._envelopes(), sealing=self._sealing))
         while True:
             try:
@@ -270,7 +204,7 @@ class Batch:
             except QueueError:
                 raise
             except Exception as error:
-                log.exception('%s: the session failed', self._road.mailer.name)
+                log.exception('%s: the session failed', self._name)
                 self._lose(' '.join(f'{type(error).__name__}: {error}'.split()))
                 break
             if outcome is None:
@@ -284,7 +218,7 @@ class Batch:
         return self.holding
 
     def _envelopes(self) -> Iterator[Envelope]:
-        while self._again or not self._road.spent:
+        while self._again or not self._road.spent(len(self._pulled)):
             claim: Any = self._again.popleft() if self._again else next(self._source, None)
             if claim is None:
                 return
@@ -301,7 +235,7 @@ class Batch:
         if claim.interrupted:
             status: Status = 'deferred' if claim.interrupted == 'sending' else 'ambiguous'
             verdict = Verdict(status, None, 'a process stopped while it was sending this mail')
-            attempts.settle(claim, _alike(claim, verdict), self._road.mailer.name, self._tally)
+            attempts.settle(claim, _alike(claim, verdict), self._name, self._tally)
             return False
         if envelope.expires is not None and attempts.clock() >= envelope.expires:
             expired = Verdict(
@@ -318,13 +252,13 @@ class Batch:
 
     def _settle(self, outcome: Outcome) -> None:
         claim = self._pulled.popleft()
-        self._attempts.settle(claim, outcome, self._road.mailer.name, self._tally)
+        self._attempts.settle(claim, outcome, self._name, self._tally)
 
     def _lose(self, reason: str) -> None:
         """The session has failed over the first mail; what else is sealed has left as well."""
         self._road.close()
         if not self._pulled:
-            raise MailerUnavailable(f'{self._road.mailer.name}: {reason}')
+            raise MailerUnavailable(f'{self._name}: {reason}')
         first = self._pulled[0]
         while self._pulled:
             claim = self._pulled[0]

@@ -28,7 +28,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ('interfaces', 'events', 'settings'),
     ('message', 'queue', 'mailers'),
     (
-        *('reporting', 'sending', 'transactions', 'direct', 'delivery'),
+        *('road', 'reporting', 'sending', 'transactions', 'direct', 'delivery'),
         *('schedule', 'crew', 'processor', 'background'),
     ),
     ('config', ''),

@@ -20,7 +20,8 @@ from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import IMailer, IMailReporter, IMailSession
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
-from pyramid_sendmail.sending import Attempts, Road, Tally, attempt, report_settled
+from pyramid_sendmail.road import Road
+from pyramid_sendmail.sending import Attempts, Tally, attempt, report_settled
 
 from .queue_fixtures import NOW, Clock, files, make_envelope
 
@@ -88,6 +89,7 @@ class Sessions:
 @implementer(IMailSession)
 class Session:
     def __init__(self, mailer: Sessions, script: Script) -> None:
+        self.name = mailer.name
         self._mailer = mailer
         self._script = script
 
@@ -857,6 +859,47 @@ def test_a_spent_session_is_closed(world: World) -> None:
         assert len(road.mailer.sent) == sent  # type: ignore[attr-defined]
     assert road.mailer.log == ['connect', 'close'] * 2 + ['connect']  # type: ignore[attr-defined]
     road.close()
+
+
+def test_a_session_that_pulls_ahead_gets_its_share(world: World) -> None:
+    """A mail pulled while the one before waits for its answer is one of the share."""
+
+    def ahead(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+        source = iter(envelopes)
+        mail = next(source, None)
+        while mail is not None:
+            follower = next(source, None)
+            yield dict.fromkeys(mail.recipients, DELIVERED)
+            mail = follower
+
+    world.put(*(make_envelope() for _ in range(5)))
+    road = world.road(ahead, ahead, ahead, batch=2)
+    for sent in (2, 4, 5):
+        attempt(world.claims(), road, world.attempts, world.tally)
+        assert len(road.mailer.sent) == sent  # type: ignore[attr-defined]
+    assert world.tally == Tally(delivered=5)
+    road.close()
+
+
+@pytest.mark.parametrize('script', [answers(*[REFUSED] * 9), raises(ValueError('oops'))])
+def test_outcomes_name_the_place_that_the_session_leads_to(world: World, script: Script) -> None:
+    """A mailer may lead to several places: events name the one, and a session without a name of
+    its own stands for its mailer."""
+    world.reporter.kinds = ('error', 'deferred')
+    for name, expected in {
+        'smtp://second': 'smtp://second',
+        None: 'smtp://relay.example.org:25',
+    }.items():
+        road = world.road(script)
+        session = road.session()
+        del session.name
+        if name is not None:
+            session.name = name
+        world.put(make_envelope())
+        attempt(world.claims(), road, world.attempts, world.tally)
+        assert [fate.mailer for fate in world.reporter.fates] == [expected]
+        world.reporter.fates.clear()
+        road.close()
 
 
 def test_an_idle_session_is_not_trusted(world: World) -> None:

@@ -1,4 +1,4 @@
-"""A conversation by SMTP: mail after mail on one connection (RFC 5321, 3.3).
+"""A conversation by SMTP or LMTP: mail after mail on one connection (RFC 5321, 3.3; RFC 2033).
 
 What an answer means, for the mail's recipients and for the connection:
 
@@ -18,11 +18,23 @@ lost after the final dot       ambiguous for the accepted recipients
 =============================  =============================================================
 
 Only the first digit of other codes counts (RFC 5321, 4.2.1). A time-out, and a reply that is
-none or makes no sense where it came, is a lost line.
+none or makes no sense where it came, is a lost line. By LMTP each accepted recipient has an
+answer of its own to the final dot.
+
+Commands leave in groups as large as the window, and their answers are read one by one
+(RFC 2920). A window of one is the lock-step of relays without PIPELINING: what is said, what is
+read and what comes of it are the same, but that a command may have left by the time the answer
+before it makes it needless. With a window, the next mail's commands leave together with the
+final dot: a mail costs one round trip.
+
+A mail to more recipients than the relay takes in one go needs several mail transactions. From
+the second on, a lost line or a closed road defers those who are left, since the mail is not
+untouched any more.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NoReturn
 
@@ -31,16 +43,23 @@ from zope.interface import implementer
 from ..envelope import Envelope, Outcome, Reply, Verdict
 from ..exceptions import MailerUnavailable
 from ..interfaces import IMailSession
-from .path import is_path
+from .extensions import Extensions, SessionOptions, is_crowded
+from .turns import Command, Mail, Source
 from .wire import BLOCK, LineLost, Timeouts, Wire
 
-__all__ = ['SMTPSession', 'Sealing', 'stuffed']
+__all__ = ['WINDOW', 'SMTPSession', 'Sealing', 'stuffed']
 
 Sealing = Callable[[Envelope, tuple[str, ...]], object]
+
+WINDOW = 64
+"""Commands that wait for an answer at most. Their answers, of 512 octets each, must fit into the
+buffers of a connection, or both sides would wait for the other to read (RFC 2920, 3.1)."""
 
 _CLOSED = frozenset({421, 530, 534, 535, 538})
 
 _END = 5  # octets of CRLF.CRLF
+
+_OPTIONS = SessionOptions()
 
 
 def stuffed(raw: bytes) -> bytes:
@@ -59,18 +78,29 @@ def stuffed(raw: bytes) -> bytes:
 class SMTPSession:
     """One connection to a relay that has greeted us and knows us.
 
-    ``extensions``: EHLO's keywords, with their parameters. ``name``: the mailer's.
+    ``extensions``: EHLO's keywords, with their parameters. ``name``: the mailer's. ``lmtp``: the
+    relay answers the final dot for each accepted recipient (RFC 2033, 4.2).
     """
 
     def __init__(
-        self, wire: Wire, *, name: str, extensions: Mapping[str, str], timeouts: Timeouts
+        self,
+        wire: Wire,
+        *,
+        name: str,
+        extensions: Mapping[str, str],
+        timeouts: Timeouts,
+        options: SessionOptions = _OPTIONS,
+        lmtp: bool = False,
     ) -> None:
+        self.name = name
         self._wire = wire
-        self._name = name
-        self._extensions = extensions
+        self._extensions = Extensions(extensions, options)
         self._timeouts = timeouts
-        limit = extensions.get('SIZE', '')
-        self._limit = int(limit) if limit.isascii() and limit.isdigit() else 0
+        self._lmtp = lmtp
+        self._window = WINDOW if self._extensions.pipelining else 1
+        self._max_recipients = options.max_recipients
+        self._unsaid: deque[Command] = deque()
+        self._said: deque[Command] = deque()  # and not answered
         self._begun = False  # the relay holds a mail transaction
         self._carried = False  # the relay has answered for a mail: the road was open
         self._over: tuple[str, bool] | None = None  # why nothing more can be sent, and if stale
@@ -79,169 +109,234 @@ class SMTPSession:
         self, envelopes: Iterable[Envelope], *, sealing: Sealing | None = None
     ) -> Iterator[Outcome]:
         """See IMailSession."""
-        for envelope in envelopes:
+        if self._said:
+            self._break('another conversation was left in the middle')
+        source = Source(envelopes, self._extensions.unfit)
+        while (mail := source.take()) is not None:
             if self._over is not None:
                 reason, stale = self._over
-                raise MailerUnavailable(f'{self._name}: {reason}', stale=stale)
-            verdicts = self._unfit(envelope)
-            recipients = [each for each in envelope.recipients if each not in verdicts]
-            if recipients:
-                try:
-                    self._converse(envelope, recipients, verdicts, sealing)
-                except MailerUnavailable:
-                    raise
-                except BaseException:
-                    # Half a mail is on the line, and nobody knows which half.
-                    self.abandon()
-                    raise
-            yield {each: verdicts[each] for each in envelope.recipients}
+                raise MailerUnavailable(f'{self.name}: {reason}', stale=stale)
+            try:
+                while mail.todo or mail.opened:
+                    self._transact(mail, source, sealing)
+            except MailerUnavailable:
+                raise
+            except BaseException:
+                # Half a mail is on the line, and nobody knows which half.
+                self.abandon()
+                raise
+            yield mail.outcome
 
     def close(self) -> None:
         """See IMailSession."""
-        self._wire.farewell(self._timeouts.quit)
-        self._end('the session is closed', stale=True)
+        if self._said:
+            self.abandon()
+        else:
+            self._wire.farewell(self._timeouts.quit)
+            self._end('the session is closed', stale=True)
 
     def abandon(self) -> None:
         """See IMailSession."""
         self._wire.close()
         self._end('the session is closed', stale=True)
 
-    def _unfit(self, envelope: Envelope) -> dict[str, Verdict]:
-        """Verdicts for the recipients that this relay cannot be asked about."""
-        raw = envelope.raw
-        unicode_path = 'the relay takes no non-ASCII addresses (SMTPUTF8)'
-        reason = ''
-        if envelope.sender and not is_path(envelope.sender):
-            reason = f'the sender {envelope.sender!r} is no address'
-        elif not raw.count(b'\r\n') == raw.count(b'\n') == raw.count(b'\r'):
-            reason = 'the message has line ends other than CRLF'
-        elif self._limit and len(raw) > self._limit:
-            reason = f'the message has {len(raw)} octets, and the relay takes {self._limit} (SIZE)'
-        elif not raw.isascii() and '8BITMIME' not in self._extensions:
-            reason = 'the message is not ASCII, and the relay takes nothing else (8BITMIME)'
-        elif 'SMTPUTF8' not in self._extensions:
-            if not envelope.sender.isascii():
-                reason = unicode_path
-            elif not raw.isascii() and not _head(raw).isascii():
-                reason = 'the message has non-ASCII headers, and the relay takes none (SMTPUTF8)'
-        verdicts = {}
-        for recipient in envelope.recipients:
-            if reason:
-                verdicts[recipient] = Verdict('failed', None, reason)
-            elif not is_path(recipient):
-                verdicts[recipient] = Verdict('failed', None, f'{recipient!r} is no address')
-            elif not recipient.isascii() and 'SMTPUTF8' not in self._extensions:
-                verdicts[recipient] = Verdict('failed', None, unicode_path)
-        return verdicts
-
-    def _converse(
-        self,
-        envelope: Envelope,
-        recipients: list[str],
-        verdicts: dict[str, Verdict],
-        sealing: Sealing | None,
-    ) -> None:
-        """Send one mail and add the verdicts."""
-        answered = False
+    def _transact(self, mail: Mail, source: Source, sealing: Sealing | None) -> None:
+        """Run one mail transaction and add its verdicts."""
         try:
-            self._reset()
-            reply = self._ask(self._mail(envelope, recipients), 2)
-            answered = True
-            accepted = []
-            if reply.code // 100 == 2:
-                self._begun = True
-                for recipient in recipients:
-                    reply = self._ask(f'RCPT TO:<{recipient}>', 2)
-                    if reply.code // 100 == 2:
-                        accepted.append(recipient)
-                    else:
-                        verdicts[recipient] = _refusal(reply, crowded=bool(accepted))
-                if accepted:
-                    verdict = self._data(envelope, tuple(accepted), sealing)
-                    verdicts.update(dict.fromkeys(accepted, verdict))
-            else:
-                verdicts.update(dict.fromkeys(recipients, _refusal(reply)))
-            self._carried = True
+            self._open(mail)
+            self._converse(mail)
+            mail.opened = False
+            if mail.accepted:
+                self._transfer(mail, source, sealing)
+            self._carried = self._carried or not (mail.todo or mail.opened)
         except LineLost as lost:
-            if self._carried or not answered:
-                self._unavailable(f'the connection was lost: {lost}', stale=self._carried)
-            verdict = Verdict('deferred', None, f'{self._name}: the connection was lost: {lost}')
-            for recipient in recipients:
-                verdicts.setdefault(recipient, verdict)
-            self._break(f'the connection was lost: {lost}')
+            reason = f'the connection was lost: {lost}'
+            if not mail.sealed and (self._carried or not mail.answered):
+                self._unavailable(reason, stale=self._carried)
+            self._lose(mail, reason)
 
-    def _mail(self, envelope: Envelope, recipients: list[str]) -> str:
-        command = f'MAIL FROM:<{envelope.sender}>'
-        if 'SIZE' in self._extensions:
-            command += f' SIZE={len(envelope.raw)}'
-        paths = (envelope.sender, *recipients)
-        if not envelope.raw.isascii():
-            command += ' BODY=8BITMIME'
-            paths = (*paths, _head(envelope.raw).decode('utf-8', 'replace'))
-        if not all(path.isascii() for path in paths):
-            command += ' SMTPUTF8'
-        return command
-
-    def _data(
-        self, envelope: Envelope, accepted: tuple[str, ...], sealing: Sealing | None
-    ) -> Verdict:
-        reply = self._ask('DATA', 3, timeout=self._timeouts.data)
-        if reply.code // 100 != 3:
-            return _refusal(reply)
-        text = memoryview(stuffed(envelope.raw))
-        # The end leaves with the last of the text: one packet for a small mail.
-        last = max(len(text) - BLOCK, 0)
-        if last:
-            self._wire.write(text[:last])
-        if sealing is not None:
-            sealing(envelope, accepted)
-        try:
-            self._wire.write(text[last:])
-            reply = self._wire.reply(self._timeouts.final)
-            if reply.code // 100 == 3:
-                raise LineLost(f'the relay answered the final dot with {reply}')
-        except LineLost as lost:
-            if lost.unsent >= _END:
-                raise
-            self._break(f'the connection was lost: {lost}')
-            return Verdict(
-                'ambiguous', None, f'{self._name}: no answer to the whole message: {lost}'
+    def _open(self, mail: Mail) -> None:
+        """Have the commands of the next mail transaction ready to be said."""
+        if not mail.opened:
+            mail.opened = True
+            mail.asked, mail.todo = (
+                mail.todo[: self._max_recipients],
+                mail.todo[self._max_recipients :],
             )
-        self._begun = False
-        if reply.code == 421:
-            self._break(f'the relay has closed the connection: {reply}')
-        return _refusal(reply) if reply.code // 100 != 2 else Verdict('delivered', reply)
+            if self._begun:
+                # The relay still holds a mail that ended before its text.
+                self._unsaid.append(Command('RSET', b'RSET\r\n'))
+            self._unsaid.append(Command('MAIL', self._extensions.mail(mail.envelope, mail.asked)))
+            for recipient in mail.asked:
+                self._unsaid.append(Command('RCPT', self._extensions.rcpt(recipient), recipient))
+            self._unsaid.append(Command('DATA', b'DATA\r\n'))
 
-    def _reset(self) -> None:
-        """Have the relay forget a mail that ended before DATA."""
-        if self._begun:
-            reply = self._ask('RSET', 2)
-            if reply.code // 100 != 2:
-                self._wire.lost = True
+    def _group(self, mail: Mail) -> bytes:
+        """The lines that may leave now."""
+        lines = []
+        while self._unsaid and len(self._said) < self._window:
+            command = self._unsaid.popleft()
+            if command.verb == 'DATA' and not self._said and not mail.accepted:
+                break  # there is nobody to get it (RFC 5321, 4.1.1.4)
+            lines.append(command.line)
+            self._said.append(command)
+        return b''.join(lines)
+
+    def _converse(self, mail: Mail) -> None:
+        """Say what there is to say up to DATA, and hear the answers."""
+        while True:
+            if len(self._said) <= self._window // 2 and (group := self._group(mail)):
+                self._wire.write(group)
+            if not self._said:
+                return
+            command = self._said.popleft()
+            if mail.decided:
+                self._disregard(command)
+            else:
+                self._heed(mail, command, self._answer(mail, command))
+
+    def _answer(self, mail: Mail, command: Command) -> Reply:
+        """The answer to a command: of the first digit that it asks for, or a refusal.
+
+        Raises LineLost, or MailerUnavailable where the answer closes the road.
+        """
+        data = command.verb == 'DATA'
+        reply = self._wire.reply(self._timeouts.data if data else self._timeouts.command)
+        if reply.code in _CLOSED or (reply.code == 454 and reply.text.startswith('4.7.')):
+            reason, stale = f'{command.verb} was answered {reply}', reply.code == 421
+            self._wire.lost = stale or bool(self._said)
+            if not mail.sealed:
+                self._unavailable(reason, stale=stale)
+            self._end(reason, stale=stale)
+            raise LineLost(reason)
+        if reply.code // 100 not in (3 if data else 2, 4, 5):
+            raise LineLost(f'the relay answered {command.verb} with {reply}')
+        return reply
+
+    def _heed(self, mail: Mail, command: Command, reply: Reply) -> None:
+        positive = reply.code < 400
+        if command.verb == 'RSET':
+            if not positive:
                 raise LineLost(f'the relay answered RSET with {reply}')
             self._begun = False
+        elif command.verb == 'MAIL':
+            mail.answered = True
+            self._begun = positive
+            if not positive:
+                self._unsaid.clear()
+                mail.give(mail.asked, _refusal(reply))
+        elif command.verb == 'RCPT':
+            if positive:
+                mail.accepted.append(command.recipient)
+            elif is_crowded(reply) and mail.accepted:
+                mail.asked.remove(command.recipient)
+                mail.todo.append(command.recipient)
+            else:
+                # Behind a crowd, 552 still says that there were too many.
+                crowded = is_crowded(reply) and mail.sealed
+                mail.verdicts[command.recipient] = _refusal(reply, crowded=crowded)
+        elif not positive:
+            mail.give(mail.accepted, _refusal(reply))
+            mail.accepted = []
 
-    def _ask(self, command: str, expected: int, *, timeout: float | None = None) -> Reply:
-        """Say it and return the reply, of the expected first digit or a refusal.
-
-        Raises LineLost, or MailerUnavailable where the reply closes the road.
-        """
-        self._wire.write(command.encode() + b'\r\n')
-        reply = self._wire.reply(timeout or self._timeouts.command)
-        if reply.code in _CLOSED or (reply.code == 454 and reply.text.startswith('4.7.')):
+    def _disregard(self, command: Command) -> None:
+        """Hear an answer that changes nothing for the mail; it may for the connection."""
+        try:
+            reply = self._wire.reply(self._timeouts.command)
             if reply.code == 421:
-                self._wire.lost = True
-            verb = command[:4]
-            self._unavailable(f'{verb} was answered {reply}', stale=reply.code == 421)
-        if reply.code // 100 not in (expected, 4, 5):
-            self._wire.lost = True
-            raise LineLost(f'the relay answered {command[:4]} with {reply}')
-        return reply
+                raise LineLost(f'{command.verb} was answered {reply}')
+            if command.verb == 'DATA' and reply.code // 100 == 3:
+                # It waits for a text that is for nobody (RFC 2920, 3.1).
+                if self._lmtp:
+                    raise LineLost('the relay takes a text for nobody')
+                self._begun = True
+                self._wire.write(b'.\r\n')
+                self._wire.reply(self._timeouts.final)
+        except LineLost as lost:
+            self._break(f'the connection was lost: {lost}')
+
+    def _transfer(self, mail: Mail, source: Source, sealing: Sealing | None) -> None:
+        """Send the text and, in the same write, what may follow the final dot."""
+        recipients, mail.accepted = tuple(mail.accepted), []
+        text = memoryview(stuffed(mail.envelope.raw))
+        # The end leaves with the last of the text: one packet for a small mail.
+        last = max(len(text) - BLOCK, 0)
+        end = 0
+        trouble = None
+        try:
+            if last:
+                self._wire.write(text[:last])
+            follower = None
+            if self._window > 1:
+                follower = mail if mail.todo else source.peek()
+            if sealing is not None:
+                sealing(mail.envelope, recipients)
+            self._begun = False
+            following = b''
+            if follower is not None and follower.todo:
+                self._open(follower)
+                following = self._group(follower)
+            end = _END + len(following)
+            self._wire.write(b''.join((text[last:], following)))
+        except LineLost as lost:
+            trouble = lost
+            if lost.unsent >= end:
+                refusal = self._last_words()
+                if refusal is None:
+                    raise
+                mail.give(recipients, refusal)
+                self._lose(mail, f'the connection was lost: {lost}')
+                return
+        mail.sealed = True
+        self._conclude(mail, recipients, trouble)
+
+    def _last_words(self) -> Verdict | None:
+        """What the relay has said against the text before it stopped taking it."""
+        try:
+            reply = self._wire.reply(self._timeouts.quit)
+        except LineLost:
+            return None
+        return None if reply.code < 400 or reply.code == 421 else _refusal(reply)
+
+    def _conclude(self, mail: Mail, recipients: tuple[str, ...], trouble: LineLost | None) -> None:
+        """Hear the answer to the final dot: one, or by LMTP one for each recipient.
+
+        ``trouble``: the end of the text has left only in part, perhaps.
+        """
+        timeout = self._timeouts.final if trouble is None else self._timeouts.quit
+        open_ended = list(recipients)
+        closing = trouble
+        try:
+            while open_ended:
+                reply = self._wire.reply(timeout)
+                positive = reply.code // 100 == 2
+                if reply.code // 100 == 3 or (positive and trouble is not None):
+                    raise LineLost(f'the relay answered the final dot with {reply}')
+                if reply.code == 421:
+                    closing = closing or LineLost(f'the relay has said {reply}')
+                answered = [open_ended.pop(0)] if self._lmtp else open_ended[:]
+                mail.give(answered, Verdict('delivered', reply) if positive else _refusal(reply))
+                if not self._lmtp:
+                    break
+        except LineLost as lost:
+            reason = f'{self.name}: no answer to the whole message: {trouble or lost}'
+            mail.give(open_ended, Verdict('ambiguous', None, reason))
+            closing = lost
+        if closing is not None:
+            self._lose(mail, f'the connection was lost: {closing}')
+
+    def _lose(self, mail: Mail, reason: str) -> None:
+        """Whoever has no answer yet is to be tried again, on another connection."""
+        verdict = Verdict('deferred', None, f'{self.name}: {reason}')
+        for recipient in mail.envelope.recipients:
+            mail.verdicts.setdefault(recipient, verdict)
+        mail.todo, mail.opened = [], False
+        self._break(reason)
 
     def _unavailable(self, reason: str, *, stale: bool) -> NoReturn:
         stale = stale and self._carried
         self._end(reason, stale=stale)
-        raise MailerUnavailable(f'{self._name}: {reason}', stale=stale)
+        raise MailerUnavailable(f'{self.name}: {reason}', stale=stale)
 
     def _break(self, reason: str) -> None:
         """This mail is answered; the next one needs another connection."""
@@ -250,13 +345,11 @@ class SMTPSession:
 
     def _end(self, reason: str, *, stale: bool) -> None:
         self._over = self._over or (reason, stale)
+        self._said.clear()
+        self._unsaid.clear()
 
 
 def _refusal(reply: Reply, *, crowded: bool = False) -> Verdict:
     """``crowded``: 552 then says that there are too many recipients, for now (4.5.3.1.10)."""
     passing = reply.code // 100 == 4 or (crowded and reply.code == 552)
     return Verdict('deferred' if passing else 'failed', reply)
-
-
-def _head(raw: bytes) -> bytes:
-    return raw.partition(b'\r\n\r\n')[0]

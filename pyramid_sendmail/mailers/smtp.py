@@ -15,6 +15,7 @@ from ..envelope import Reply
 from ..exceptions import MailerUnavailable
 from ..interfaces import ISMTPMailer
 from .authentication import MECHANISMS, Credentials, mechanism
+from .extensions import SessionOptions
 from .session import SMTPSession
 from .wire import TIMEOUTS, Timeouts, Wire, describe, dial
 
@@ -67,6 +68,7 @@ class SMTPMailer:
         client_cert: str | None = None,
         client_key: str | None = None,
         timeouts: Timeouts = TIMEOUTS,
+        options: SessionOptions = SessionOptions(),  # noqa: B008
     ) -> None:
         if not _HOSTNAME.fullmatch(hostname):
             raise ValueError(f'mail.hostname: {hostname!r} is no host name')
@@ -85,6 +87,7 @@ class SMTPMailer:
         self._credentials = Credentials(username, password) if username and password else None
         self._trust = {'ca_file': ca_file, 'client_cert': client_cert, 'client_key': client_key}
         self._timeouts = timeouts
+        self._options = options
         self._context: ssl.SSLContext | None = None
         if any(self._trust.values()):
             self._context = self._new_context()
@@ -112,7 +115,13 @@ class SMTPMailer:
         except BaseException:
             wire.close()
             raise
-        return SMTPSession(wire, name=self.name, extensions=extensions, timeouts=self._timeouts)
+        return SMTPSession(
+            wire,
+            name=self.name,
+            extensions=extensions,
+            timeouts=self._timeouts,
+            options=self._options,
+        )
 
     def _introduce(self, wire: Wire) -> dict[str, str]:
         if self._tls == 'implicit':
