@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pyramid_sendmail.envelope import Envelope, Outcome
+from pyramid_sendmail.envelope import Envelope, Outcome, Reply
 from pyramid_sendmail.mailers.extensions import SessionOptions
 from pyramid_sendmail.mailers.session import SMTPSession
 from pyramid_sendmail.mailers.smtp import SMTPMailer
-from pyramid_sendmail.mailers.wire import Timeouts
+from pyramid_sendmail.mailers.wire import LineLost, Timeouts
 from tests.smtp_server import (
     Action,
     ScriptedSMTPServer,
@@ -70,6 +70,31 @@ def idle(server: ScriptedSMTPServer) -> None:
     while server.open_connections:
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+class BreakingWire:
+    """A line that breaks while the end of a message is written: ``unsent`` octets of the text, and
+    what stands behind it, have not left."""
+
+    lost = False
+
+    def __init__(self, unsent: int) -> None:
+        self._unsent = unsent
+        self._replies = iter([Reply(250, ''), Reply(250, ''), Reply(354, '')])
+
+    def write(self, data: bytes) -> None:
+        _, dot, behind = bytes(data).partition(b'\r\n.\r\n')
+        if dot:
+            raise LineLost('while sending: Broken pipe', unsent=self._unsent + len(behind))
+
+    def reply(self, timeout: float) -> Reply:
+        answer = next(self._replies, None)
+        if answer is None:
+            raise LineLost('the relay closed the connection')
+        return answer
+
+    def close(self) -> None:
+        pass
 
 
 # The matrix: answers at a verb that are nobody's fault.

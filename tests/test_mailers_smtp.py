@@ -14,8 +14,22 @@ from pyramid_sendmail.envelope import Envelope, Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.session import SMTPSession, stuffed
 from pyramid_sendmail.mailers.smtp import SMTPMailer
-from pyramid_sendmail.mailers.wire import LineLost, Timeouts
-from tests.sessions import CLOSED, LOST, RAW, TINY, A, B, C, connect, envelope, idle, send, statuses
+from pyramid_sendmail.mailers.wire import Timeouts
+from tests.sessions import (
+    CLOSED,
+    LOST,
+    RAW,
+    TINY,
+    A,
+    B,
+    BreakingWire,
+    C,
+    connect,
+    envelope,
+    idle,
+    send,
+    statuses,
+)
 from tests.smtp_server import (
     Action,
     ScriptedSMTPServer,
@@ -67,7 +81,12 @@ def test_closed_road(server: ScriptedSMTPServer, verb: str, answer: str, carried
         send(session, envelope())
     assert again.value.stale is stale
     session.close()
+    idle(server)
     assert len(server.messages) == carried
+    # QUIT is said to whoever listens to commands, and not where it might become text.
+    listens = verb == 'DATA' or 'PIPELINING' not in server.extensions
+    assert ('QUIT' in server.verbs()) is (listens and not answer.startswith('421'))
+    assert (b'QUIT' in server.raw(1)) is ('QUIT' in server.verbs())
 
 
 @pytest.mark.parametrize('carried', [False, True], ids=['fresh', 'carried'])
@@ -134,6 +153,8 @@ def test_refusals_are_per_recipient(server: ScriptedSMTPServer, verb: str, code:
     assert statuses(after) == {C: 'delivered'}
     assert server.connections == 1
     assert [message.recipients for message in server.messages][-1] == (C,)
+    if verb == 'MAIL' and 'PIPELINING' not in server.extensions:
+        assert server.verbs()[:3] == ['EHLO', 'MAIL', 'MAIL']
 
 
 def test_each_recipient_keeps_its_own_reply(server: ScriptedSMTPServer) -> None:
@@ -307,39 +328,23 @@ def test_reply_out_of_place(server: ScriptedSMTPServer, verb: str, code: int, st
     session.close()
 
 
-class BreakingWire:
-    """A line that breaks while the end of a message is written."""
-
-    lost = False
-
-    def __init__(self, unsent: int) -> None:
-        self._unsent = unsent
-        self._replies = iter([Reply(250, ''), Reply(250, ''), Reply(354, '')])
-
-    def write(self, data: bytes) -> None:
-        if data[-5:] == b'\r\n.\r\n':
-            raise LineLost('while sending: Broken pipe', unsent=self._unsent)
-
-    def reply(self, timeout: float) -> Reply:
-        answer = next(self._replies, None)
-        if answer is None:
-            raise LineLost('the relay closed the connection')
-        return answer
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.mark.parametrize(
     ('unsent', 'status'),
     [(1000, 'deferred'), (5, 'deferred'), (4, 'ambiguous'), (1, 'ambiguous'), (0, 'ambiguous')],
 )
 def test_ambiguous_from_the_first_octet_of_the_end(unsent: int, status: str) -> None:
     """Where no octet of CRLF.CRLF can have left, the relay cannot have taken the mail."""
-    wire: Any = BreakingWire(unsent)
-    session = SMTPSession(wire, name='smtp://relay:25', extensions={}, timeouts=Timeouts())
-    [outcome] = send(session, envelope())
-    assert statuses(outcome) == {A: status}
+    for extensions, mails in {(): 1, ('PIPELINING',): 1, ('PIPELINING', 'SIZE'): 2}.items():
+        wire: Any = BreakingWire(unsent)
+        session = SMTPSession(
+            wire,
+            name='smtp://relay:25',
+            extensions=dict.fromkeys(extensions, ''),
+            timeouts=Timeouts(),
+        )
+        # What leaves behind the final dot is not the mail's.
+        outcomes = session.send([envelope()] * mails)
+        assert statuses(next(outcomes)) == {A: status}
 
 
 def test_accepted_and_never_told(server: ScriptedSMTPServer) -> None:
