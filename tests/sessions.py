@@ -78,9 +78,9 @@ class BreakingWire:
 
     lost = False
 
-    def __init__(self, unsent: int) -> None:
+    def __init__(self, unsent: int, *last_words: Reply) -> None:
         self._unsent = unsent
-        self._replies = iter([Reply(250, ''), Reply(250, ''), Reply(354, '')])
+        self._replies = iter([Reply(250, ''), Reply(250, ''), Reply(354, ''), *last_words])
 
     def write(self, data: bytes) -> None:
         _, dot, behind = bytes(data).partition(b'\r\n.\r\n')

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Reply, Verdict
+from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.extensions import Extensions, SessionOptions, xtext
 from tests.sessions import A, connect, envelope, send, statuses
 from tests.smtp_server import ScriptedSMTPServer, reply, reply_then_drop
@@ -123,10 +124,18 @@ def test_refused_in_the_middle_of_the_text(
 
 
 def test_421_in_the_middle_of_the_text(smtp_server: ScriptedSMTPServer) -> None:
-    """A relay that goes away in the middle puts the mail off, as a lost line does."""
+    """A relay that goes away in the middle is as good as a lost line."""
     smtp_server.extensions = ()
-    smtp_server.script('DATA', reply(354, 'go on', then=reply_then_drop(421, 'restarting')))
+    closing = reply(354, 'go on', then=reply_then_drop(421, 'restarting'))
+    smtp_server.script('DATA', closing)
     session = connect(smtp_server)
     [outcome] = send(session, envelope(A, raw=large()))
     session.close()
     assert statuses(outcome) == {A: 'deferred'}
+    session = connect(smtp_server)
+    send(session, envelope(A))
+    smtp_server.script('DATA', closing)
+    with pytest.raises(MailerUnavailable) as caught:
+        send(session, envelope(A, raw=large()))
+    assert caught.value.stale
+    session.close()

@@ -223,6 +223,23 @@ def test_421_to_the_final_dot(server: ScriptedSMTPServer) -> None:
     assert server.verbs() == ['EHLO', 'MAIL', 'RCPT', 'DATA', 'dot']
 
 
+def test_nothing_is_said_after_a_421(server: ScriptedSMTPServer) -> None:
+    """A relay that says it closes is taken at its word, even if it does not close."""
+    server.script('dot', reply(421, '4.3.2 closing'))
+    session = connect(server)
+    assert statuses(send(session, envelope(A))[0]) == {A: 'deferred'}
+    session.close()
+    idle(server)
+    assert server.verbs() == ['EHLO', 'MAIL', 'RCPT', 'DATA', 'dot']
+
+
+def test_yes_to_half_a_message() -> None:
+    """A yes that came although the end may not have left is no promise."""
+    wire: Any = BreakingWire(1, Reply(250, 'queued'))
+    session = SMTPSession(wire, name='smtp://relay:25', extensions={}, timeouts=Timeouts())
+    assert statuses(send(session, envelope())[0]) == {A: 'ambiguous'}
+
+
 def test_no_error_behind_the_last_mail(server: ScriptedSMTPServer) -> None:
     """A session that is over says so when there is a mail to send, not before."""
     server.script('dot', drop())
