@@ -178,6 +178,19 @@ def test_lost_the_second_time(server: ScriptedSMTPServer, verb: str, carried: bo
     session.close()
 
 
+def test_lost_the_second_time_and_nobody_has_it(server: ScriptedSMTPServer) -> None:
+    """A mail whose first mail transaction was refused as well is put off, not taken for one that
+    waits for a better connection: it would wait for ever, and all others behind it."""
+    server.script('RCPT', reply(250, 'yes'), reply(452, 'too many'))
+    server.script('DATA', reply(451, 'not now'))
+    server.script('RSET', drop())
+    session = connect(server)
+    [outcome] = send(session, envelope(A, B))
+    session.close()
+    assert outcome[A] == Verdict('deferred', Reply(451, 'not now'))
+    assert outcome[B].status == 'deferred'
+
+
 def test_no_second_time_after_a_lost_dot(server: ScriptedSMTPServer) -> None:
     """Ambiguous for those whose dot has left, put off for the others, whose commands may have
     left with it."""
