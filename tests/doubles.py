@@ -108,6 +108,7 @@ class RecordingSession:
     """A session of RecordingMailer."""
 
     def __init__(self, mailer: RecordingMailer) -> None:
+        self.name = mailer.name
         self._mailer = mailer
         self._over = False
 

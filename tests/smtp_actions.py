@@ -39,7 +39,10 @@ __all__ = [
     'stream_forever',
 ]
 
-_COMMANDS = ('EHLO', 'HELO', 'STARTTLS', 'AUTH', 'MAIL', 'RCPT', 'DATA', 'RSET', 'NOOP', 'QUIT')
+_COMMANDS = (
+    *('EHLO', 'HELO', 'LHLO', 'STARTTLS', 'AUTH'),
+    *('MAIL', 'RCPT', 'DATA', 'RSET', 'NOOP', 'QUIT'),
+)
 
 VERBS = frozenset({'connect', 'TLS', 'dot', *_COMMANDS})
 """What can be scripted: 'connect' is the greeting, 'TLS' the moment before the server's side of a

@@ -1,7 +1,8 @@
-"""How a scripted server authenticates: PLAIN and LOGIN in earnest, all else by script."""
+"""How a scripted server authenticates: PLAIN, LOGIN and XOAUTH2 in earnest, all else by script."""
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
 from typing import TYPE_CHECKING
@@ -43,6 +44,8 @@ def _exchange(session: Session, dialogue: Dialogue) -> tuple[Reply | None, str |
     if refusal := _refusal(session, words):
         return refusal, None
     initial = words[1] if len(words) == 2 else None
+    if words[0].upper() == 'XOAUTH2':
+        return _bearer(session, dialogue, initial)
     try:
         if words[0].upper() == 'PLAIN':
             _identity, user, password = _ask(session, dialogue, '', initial).split('\0')
@@ -57,6 +60,26 @@ def _exchange(session: Session, dialogue: Dialogue) -> tuple[Reply | None, str |
     return None, user
 
 
+def _bearer(
+    session: Session, dialogue: Dialogue, initial: str | None
+) -> tuple[Reply | None, str | None]:
+    """XOAUTH2: a bad token gets a challenge that says why, and an empty response a refusal."""
+    assert session.server.auth is not None
+    match = re.fullmatch(
+        r'user=([^\x01]+)\x01auth=Bearer ([^\x01]+)\x01\x01', _ask(session, dialogue, '', initial)
+    )
+    if match is None:
+        dialogue.violation('a response that is no XOAUTH2')
+        return SYNTAX, None
+    if session.server.auth.get(match[1]) == match[2]:
+        return None, match[1]
+    problem = b64encode(b'{"status":"400","schemes":"Bearer","scope":"https://mail.example.org/"}')
+    dialogue.say(b'334 ' + problem + b'\r\n')
+    if _response(session, dialogue):
+        dialogue.violation('more than an empty line after the challenge of XOAUTH2')
+    return REFUSED, None
+
+
 def _refusal(session: Session, words: list[str]) -> Reply | None:
     server = session.server
     if server.auth is None:
@@ -67,7 +90,7 @@ def _refusal(session: Session, words: list[str]) -> Reply | None:
         return ORDER
     if not 1 <= len(words) <= 2:
         return SYNTAX
-    spoken = {'PLAIN', 'LOGIN'}.intersection(server.auth_mechanisms)
+    spoken = {'PLAIN', 'LOGIN', 'XOAUTH2'}.intersection(server.auth_mechanisms)
     return None if words[0].upper() in spoken else MECHANISM
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import select
 import socket
 import ssl
@@ -36,7 +37,12 @@ class Listener:
     """
 
     def __init__(
-        self, host: str, handle: Callable[[int, socket.socket], None], *, buffer: int | None = None
+        self,
+        host: str,
+        handle: Callable[[int, socket.socket], None],
+        *,
+        buffer: int | None = None,
+        path: str | None = None,
     ) -> None:
         self.host = host
         self.port = 0
@@ -44,6 +50,7 @@ class Listener:
         self.stopping = threading.Event()
         self._handle = handle
         self._buffer = buffer
+        self._path = path
         self._open: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         self._accepting: threading.Thread | None = None
@@ -53,11 +60,18 @@ class Listener:
         if self._accepting is not None:
             raise RuntimeError('the server is running already')
         self.stopping.clear()
-        listening = socket.create_server((self.host, self.port), backlog=256)
+        if self._path is None:
+            listening = socket.create_server((self.host, self.port), backlog=256)
+            self.port = listening.getsockname()[1]
+        else:
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)
+            listening = socket.socket(socket.AF_UNIX)
+            listening.bind(self._path)
+            listening.listen(256)
         if self._buffer is not None:
             for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
                 listening.setsockopt(socket.SOL_SOCKET, option, self._buffer)
-        self.port = listening.getsockname()[1]
         self._wake, waking = socket.socketpair()
         self._accepting = threading.Thread(
             target=self._accept, args=(listening, waking), name=f'listener-{self.port}', daemon=True
@@ -95,7 +109,8 @@ class Listener:
                 listening.shutdown(socket.SHUT_RDWR)
 
     def _begin(self, connected: socket.socket) -> None:
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._path is None:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._lock:
             self.connections += 1
             number = self.connections

@@ -74,12 +74,15 @@ class ScriptedSMTPServer:
     ``extensions``: what EHLO offers, ``tls_extensions`` inside TLS where that differs. STARTTLS
     and AUTH are added where ``tls`` and ``auth`` want them. ``tls``: 'starttls' and 'implicit'
     need a ``context`` (:class:`TLSAuthority` makes them). ``auth``: passwords by user;
-    ``auth_mechanisms``: what is offered, of which PLAIN and LOGIN are spoken;
+    ``auth_mechanisms``: what is offered, of which PLAIN, LOGIN and XOAUTH2 are spoken;
     ``auth_advertised``: 'always', 'tls' (inside TLS only) or 'never'; ``auth_required``: MAIL
     is answered 530 without.
 
     ``read_pause``: seconds to wait before each read of at most ``read_size`` octets of a
     message's data. ``socket_buffer``: octets of the system's buffers, for a narrow window.
+
+    ``lmtp``: speak LMTP, where 'dot' is scripted for each accepted recipient. ``path``: listen on
+    a Unix socket there instead.
 
     ``messages``, ``commands`` (connection, verb, line), ``violations`` and ``tls_errors`` log what
     happened, in order, also over a stop and a new start. In ``commands`` the verb 'dot' is the
@@ -101,6 +104,8 @@ class ScriptedSMTPServer:
         read_pause: float = 0,
         read_size: int = 65_536,
         socket_buffer: int | None = None,
+        lmtp: bool = False,
+        path: str | None = None,
     ) -> None:
         if (tls == 'none') != (context is None):
             raise ValueError('context= and tls= need each other')
@@ -115,6 +120,8 @@ class ScriptedSMTPServer:
         self.hostname = hostname
         self.read_pause = read_pause
         self.read_size = read_size
+        self.lmtp = lmtp
+        self.path = path
         self.messages: list[ReceivedMessage] = []
         self.commands: list[tuple[int, str, str]] = []
         self.violations: list[str] = []
@@ -125,7 +132,7 @@ class ScriptedSMTPServer:
         self._pairs: Counter[tuple[str, str]] = Counter()
         self._changed = threading.Condition()
         self._script = Script()
-        self._listener = Listener('127.0.0.1', self._converse, buffer=socket_buffer)
+        self._listener = Listener('127.0.0.1', self._converse, buffer=socket_buffer, path=path)
 
     def __enter__(self) -> Self:
         self.start()

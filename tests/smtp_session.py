@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .smtp_actions import Action, Reply
@@ -57,13 +58,14 @@ _COMMAND_LIMIT = 512
 _LIMITS = {'MAIL': 1_200, 'RCPT': 1_100}
 
 # Commands that end a group (RFC 2920, 3.1; RFC 3207; RFC 4954)
-_LAST_IN_GROUP = frozenset({'EHLO', 'HELO', 'STARTTLS', 'AUTH', 'DATA', 'QUIT', 'NOOP'})
+_LAST_IN_GROUP = frozenset({'EHLO', 'HELO', 'LHLO', 'STARTTLS', 'AUTH', 'DATA', 'QUIT', 'NOOP'})
 
 
 class Session:
     """What a scripted callable gets: the state of a conversation, to read.
 
-    ``line``: the command being answered. ``data``: the message being answered.
+    ``line``: the command being answered. ``data``: the message being answered; ``recipient``: by
+    LMTP, for whom.
     """
 
     def __init__(self, server: ScriptedSMTPServer, connection: int, channel: Channel) -> None:
@@ -79,6 +81,7 @@ class Session:
         self.recipients: list[str] = []
         self.line = ''
         self.data = b''
+        self.recipient = ''
         self._refused = False
         self._dialogue = Dialogue(server, self, channel)
         self._commands: dict[str, Callable[[], None]] = {
@@ -93,6 +96,9 @@ class Session:
             'NOOP': self._noop,
             'QUIT': self._quit,
         }
+        if server.lmtp:
+            self._commands['LHLO'] = self._ehlo
+            del self._commands['EHLO'], self._commands['HELO']
 
     def run(self) -> None:
         """Converse until the connection ends."""
@@ -151,7 +157,7 @@ class Session:
             default = ORDER
         elif self.line[5:].strip():
             default = Reply(250, (self.server.hostname, *self.server.offers(self)))
-        if self._dialogue.perform('EHLO', self.line, default) // 100 == 2:
+        if self._dialogue.perform(self.line[:4].upper(), self.line, default) // 100 == 2:
             self._clear()
             self.helo = self.line[5:]
             lines = [
@@ -262,10 +268,20 @@ class Session:
             message_id=message_id(self.data),
         )
         try:
-            self._dialogue.perform('dot', self.data, self._verdict())
+            if self.server.lmtp:
+                self._answer_each(self._dialogue.draft)
+            else:
+                self._dialogue.perform('dot', self.data, self._verdict())
         finally:
             self._dialogue.forget_message()
             self._clear()
+
+    def _answer_each(self, message: ReceivedMessage) -> None:
+        """LMTP: an answer for each accepted recipient (RFC 2033, 4.2)."""
+        for self.recipient in message.recipients:
+            self._dialogue.forget_message()
+            self._dialogue.draft = replace(message, recipients=(self.recipient,))
+            self._dialogue.perform('dot', self.data, self._verdict())
 
     def _verdict(self) -> Reply:
         if not self.recipients:

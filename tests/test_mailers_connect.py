@@ -510,9 +510,11 @@ def test_endless_challenges() -> None:
 
 def test_mechanisms() -> None:
     """The preferred one of those we speak, or none."""
-    assert mechanism('LOGIN PLAIN') == 'PLAIN'
-    assert mechanism('xoauth2 login') == 'LOGIN'
-    assert mechanism('') is None
+    spoken = Credentials.mechanisms
+    assert mechanism('LOGIN PLAIN', spoken) == 'PLAIN'
+    assert mechanism('xoauth2 login', spoken) == 'LOGIN'
+    assert mechanism('XOAUTH2', spoken) is None
+    assert mechanism('', spoken) is None
 
 
 def secrets() -> list[str]:

@@ -51,7 +51,7 @@ class FileSession:
 
     def __init__(self, path: str, *, name: str) -> None:
         self._path = path
-        self._name = name
+        self.name = name
         self._closed = False
 
     def send(
@@ -60,7 +60,7 @@ class FileSession:
         """See IMailSession."""
         for envelope in envelopes:
             if self._closed:
-                raise MailerUnavailable(f'{self._name}: the session is closed', stale=True)
+                raise MailerUnavailable(f'{self.name}: the session is closed', stale=True)
             verdicts = {
                 recipient: Verdict('failed', None, f'{recipient!r} is no address')
                 for recipient in envelope.recipients
@@ -86,11 +86,11 @@ class FileSession:
         sender = envelope.sender if is_path(envelope.sender) else ''
         lines = [f'Return-Path: <{sender}>', *(f'X-Envelope-To: <{each}>' for each in accepted)]
         try:
-            with _reachable(self._name):
+            with _reachable(self.name):
                 _write(written, '\r\n'.join(lines).encode() + b'\r\n' + envelope.raw)
             if sealing is not None:
                 sealing(envelope, accepted)
-            with _reachable(self._name):
+            with _reachable(self.name):
                 os.rename(written, filed)
         except BaseException:
             self._closed = True
@@ -100,7 +100,7 @@ class FileSession:
         try:
             _sync(os.path.join(self._path, 'new'))
         except OSError as error:
-            return Verdict('ambiguous', None, f'{self._name}: {describe(error, 0)}')
+            return Verdict('ambiguous', None, f'{self.name}: {describe(error, 0)}')
         return Verdict('delivered', Reply(250, f'filed as {name}'))
 
 

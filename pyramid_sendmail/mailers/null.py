@@ -32,6 +32,7 @@ class NullMailer:
 class NullSession:
     """See NullMailer."""
 
+    name = NullMailer.name
     _closed = False
 
     def send(

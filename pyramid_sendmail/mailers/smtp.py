@@ -14,12 +14,13 @@ from zope.interface import implementer
 from ..envelope import Reply
 from ..exceptions import MailerUnavailable
 from ..interfaces import ISMTPMailer
-from .authentication import MECHANISMS, Credentials, mechanism
+from .authentication import Bearer, Credentials, Identity, Token, mechanism
 from .extensions import SessionOptions
 from .session import SMTPSession
 from .wire import TIMEOUTS, Timeouts, Wire, describe, dial
 
 if TYPE_CHECKING:
+    import socket
     import ssl
 
 __all__ = ['SMTPMailer', 'Security']
@@ -38,6 +39,9 @@ _UNENCRYPTED = (
 )
 
 
+_OPTIONS = SessionOptions()
+
+
 @implementer(ISMTPMailer)
 class SMTPMailer:
     """Sends to a relay host by SMTP.
@@ -48,11 +52,17 @@ class SMTPMailer:
     TLS is verified, chain and host name. A password goes over TLS, or with tls='none' and
     ``insecure``, which logs a warning.
 
+    ``token``: returns an access token, which is asked for at each connection, in place of a
+    password. ``options``: how we speak.
+
     ``ca_file``, ``client_cert``, ``client_key``: PEM files, see
     :func:`~pyramid_sendmail.mailers.tls.client_context`.
 
     Raises ValueError for arguments that cannot be used or contradict each other.
     """
+
+    _lmtp = False
+    _look = 'see the host and port in mail.url'
 
     def __init__(
         self,
@@ -63,28 +73,36 @@ class SMTPMailer:
         tls: Security = 'auto',
         username: str | None = None,
         password: str | None = None,
+        token: Token | None = None,
         insecure: bool = False,
         ca_file: str | None = None,
         client_cert: str | None = None,
         client_key: str | None = None,
         timeouts: Timeouts = TIMEOUTS,
-        options: SessionOptions = SessionOptions(),  # noqa: B008
+        options: SessionOptions = _OPTIONS,
     ) -> None:
         if not _HOSTNAME.fullmatch(hostname):
             raise ValueError(f'mail.hostname: {hostname!r} is no host name')
-        if bool(username) != bool(password):
+        if token is not None and (password or not username):
+            raise ValueError('a token goes with a user name, and without a password')
+        if token is None and bool(username) != bool(password):
             raise ValueError('mail.username and mail.password need each other')
         if insecure and tls != 'none':
             raise ValueError(f"insecure goes with tls='none', not with tls={tls!r}")
         if username and tls == 'none' and not insecure:
-            raise ValueError(f'a password is not sent in clear: {_UNENCRYPTED}')
+            secret = 'a token' if token else 'a password'
+            raise ValueError(f'{secret} is not sent in clear: {_UNENCRYPTED}')
         self.host = host
         self.port = port
-        scheme = 'smtps' if tls == 'implicit' else 'smtp+insecure' if insecure else 'smtp'
-        self.name = f'{scheme}://[{host}]:{port}' if ':' in host else f'{scheme}://{host}:{port}'
+        place = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+        self.name = f'{self._scheme(tls, insecure)}://{place}'
         self._hostname = hostname
         self._tls = tls
-        self._credentials = Credentials(username, password) if username and password else None
+        self._identity: Identity | None = None
+        if username:
+            self._identity = (
+                Bearer(username, token) if token else Credentials(username, password or '')
+            )
         self._trust = {'ca_file': ca_file, 'client_cert': client_cert, 'client_key': client_key}
         self._timeouts = timeouts
         self._options = options
@@ -95,18 +113,22 @@ class SMTPMailer:
             log.warning(
                 '%s speaks plain text: whoever is on the line reads the mail%s',
                 self.name,
-                ' and the password' if self._credentials else '',
+                ' and the password' if self._identity else '',
             )
 
     def __repr__(self) -> str:
-        return f'<SMTPMailer {self.name}>'
+        return f'<{type(self).__name__} {self.name}>'
+
+    def _scheme(self, tls: Security, insecure: bool) -> str:
+        return 'smtps' if tls == 'implicit' else 'smtp+insecure' if insecure else 'smtp'
+
+    def _dial(self) -> socket.socket:
+        return dial(self.host, self.port, self._timeouts.connect)
 
     def connect(self) -> SMTPSession:
         """See IMailer."""
-        with self._phase('connecting', 'see the host and port in mail.url'):
-            wire = Wire(
-                dial(self.host, self.port, self._timeouts.connect), block=self._timeouts.block
-            )
+        with self._phase('connecting', self._look):
+            wire = Wire(self._dial(), block=self._timeouts.block)
         try:
             extensions = self._introduce(wire)
         except MailerUnavailable:
@@ -121,6 +143,7 @@ class SMTPMailer:
             extensions=extensions,
             timeouts=self._timeouts,
             options=self._options,
+            lmtp=self._lmtp,
         )
 
     def _introduce(self, wire: Wire) -> dict[str, str]:
@@ -135,8 +158,8 @@ class SMTPMailer:
             self._start_tls(wire)
             # What was said before came from anybody (RFC 3207, 4.2).
             extensions = self._hello(wire)
-        if self._credentials is not None:
-            self._authenticate(wire, self._credentials, extensions)
+        if self._identity is not None:
+            self._authenticate(wire, self._identity, extensions)
         return extensions
 
     def _mute(self) -> str:
@@ -146,16 +169,17 @@ class SMTPMailer:
 
     def _hello(self, wire: Wire) -> dict[str, str]:
         """Say EHLO, or HELO to a relay of before 1995, and return what it can do."""
-        with self._phase('EHLO'):
-            wire.write(f'EHLO {self._hostname}\r\n'.encode('ascii'))
+        verb = 'LHLO' if self._lmtp else 'EHLO'
+        with self._phase(verb):
+            wire.write(f'{verb} {self._hostname}\r\n'.encode('ascii'))
             code, lines = wire.lines(self._timeouts.command)
-        if code in _NO_EHLO:
+        if code in _NO_EHLO and not self._lmtp:
             reply = self._ask(wire, 'HELO', self._hostname)
             if reply.code // 100 != 2:
                 self._refused('HELO', reply)
             return {}
         if code // 100 != 2:
-            self._refused('EHLO', Reply(code, ' '.join(lines)), 'see mail.hostname')
+            self._refused(verb, Reply(code, ' '.join(lines)), 'see mail.hostname')
         extensions: dict[str, str] = {}
         for line in lines[1:]:
             # AUTH=LOGIN is how some relays spelt it before the RFC.
@@ -166,7 +190,7 @@ class SMTPMailer:
 
     def _wants_starttls(self, extensions: dict[str, str]) -> bool:
         offered = 'STARTTLS' in extensions
-        if self._tls == 'starttls' or (self._tls == 'auto' and self._credentials):
+        if self._tls == 'starttls' or (self._tls == 'auto' and self._identity):
             if not offered:
                 self._fail('STARTTLS', 'the relay does not offer it', _UNENCRYPTED)
             return True
@@ -193,9 +217,8 @@ class SMTPMailer:
 
         return tls.client_context(**self._trust)
 
-    def _authenticate(
-        self, wire: Wire, credentials: Credentials, extensions: dict[str, str]
-    ) -> None:
+    def _authenticate(self, wire: Wire, identity: Identity, extensions: dict[str, str]) -> None:
+        """Say who we are, once: another guess could lock us out."""
         if not wire.secure and self._tls != 'none':
             raise AssertionError('a password over plain text')
         offered = extensions.get('AUTH')
@@ -205,15 +228,19 @@ class SMTPMailer:
                 'the relay does not offer it',
                 'leave out mail.username and mail.password, or use its submission port (587, 465)',
             )
-        chosen = mechanism(offered)
+        try:
+            proof = identity.proof()
+        except Exception as error:
+            raise self._unavailable('AUTH', f'there is no token: {error}', '') from error
+        chosen = mechanism(offered, proof.mechanisms)
         if chosen is None:
-            self._fail('AUTH', f'the relay offers {offered}, and not {" or ".join(MECHANISMS)}')
+            spoken = ' or '.join(proof.mechanisms)
+            self._fail('AUTH', f'the relay offers {offered}, and not {spoken}')
         with self._phase('AUTH'):
-            reply = credentials.present(wire, chosen, self._timeouts.command)
+            reply = proof.present(wire, chosen, self._timeouts.command)
         if reply.code // 100 != 2:
-            reply = Reply(reply.code, credentials.hide(reply.text))
-            remedy = 'see mail.username and mail.password' if reply.code // 100 == 5 else ''
-            self._refused(f'AUTH {chosen}', reply, remedy)
+            reply = Reply(reply.code, proof.hide(reply.text))
+            self._refused(f'AUTH {chosen}', reply, proof.remedy if reply.code // 100 == 5 else '')
 
     def _ask(self, wire: Wire, verb: str, argument: str = '') -> Reply:
         with self._phase(verb):

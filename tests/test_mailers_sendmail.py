@@ -1,0 +1,340 @@
+"""``sendmail:``: a program that takes mail on its standard input."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyramid_sendmail.envelope import Reply, Verdict
+from pyramid_sendmail.exceptions import MailerUnavailable
+from pyramid_sendmail.mailers.path import is_path
+from pyramid_sendmail.mailers.sendmail import SendmailMailer
+from tests.sessions import RAW, A, B, C, envelope, send, statuses
+
+Program = Callable[[str], SendmailMailer]
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    """Make a program of Python that has ``folder``, and return the mailer that runs it."""
+
+    def make(code: str, *, timeout: float = 30) -> SendmailMailer:
+        path = tmp_path / 'program'
+        path.write_text(
+            f'#!{sys.executable} -IS\nimport os, sys, time\nfolder = {str(tmp_path)!r}\n{code}\n',
+            encoding='utf-8',
+        )
+        path.chmod(0o755)
+        return SendmailMailer(str(path), timeout=timeout)
+
+    return make
+
+
+NOTE = (
+    'text = sys.stdin.buffer.read()\n'
+    'number = len([name for name in os.listdir(folder) if name.startswith("call")])\n'
+    'with open(f"{folder}/call{number}", "wb") as file:\n'
+    '    file.write(b"\\0".join(map(os.fsencode, sys.argv[1:])) + b"\\n\\n" + text)\n'
+)
+"""Keep arguments and text."""
+
+
+def calls(folder: Path) -> list[tuple[list[bytes], bytes]]:
+    found = []
+    for path in sorted(folder.glob('call*'), key=lambda path: int(path.name[4:])):
+        arguments, _, text = path.read_bytes().partition(b'\n\n')
+        found.append((arguments.split(b'\0'), text))
+    return found
+
+
+def deliver(mailer: SendmailMailer, *recipients: str, **changes: object) -> dict[str, Verdict]:
+    session = mailer.connect()
+    [outcome] = send(session, envelope(*recipients, **changes))
+    session.close()
+    return dict(outcome)
+
+
+def test_arguments_and_text(program: Program, tmp_path: Path) -> None:
+    """RELIABILITY 38: a vector of arguments without -t, in which nothing can be an option; the text
+    as it was frozen, with this system's line ends."""
+    outcome = deliver(program(NOTE), A, B)
+    assert statuses(outcome) == {A: 'delivered', B: 'delivered'}
+    assert outcome[A].reply == Reply(250, f'taken by {tmp_path}/program')
+    assert calls(tmp_path) == [
+        (
+            [b'-i', b'-f', b'from@example.org', b'--', A.encode(), B.encode()],
+            RAW.replace(b'\r\n', b'\n'),
+        )
+    ]
+
+
+def test_null_sender(program: Program, tmp_path: Path) -> None:
+    """A bounce's sender is written <>, which all of them know."""
+    deliver(program(NOTE), A, sender='')
+    assert calls(tmp_path)[0][0][:4] == [b'-i', b'-f', b'<>', b'--']
+
+
+@pytest.mark.parametrize('address', ['-oQ/tmp/x@example.org', '-t', '-bv@example.org'])
+def test_options_in_place_of_addresses(program: Program, tmp_path: Path, address: str) -> None:
+    """RELIABILITY 38: an address that begins with a dash is refused by name, as sender and as
+    recipient, and the other recipients get the mail."""
+    mailer = program(NOTE)
+    outcome = deliver(mailer, A, address)
+    assert statuses(outcome) == {A: 'delivered', address: 'failed'}
+    assert repr(address) in outcome[address].reason
+    assert calls(tmp_path)[0][0][-2:] == [b'--', A.encode()]
+    outcome = deliver(mailer, A, sender=address)
+    assert statuses(outcome) == {A: 'failed'}
+    assert repr(address) in outcome[A].reason
+    assert len(calls(tmp_path)) == 1
+
+
+@settings(
+    deadline=None,
+    max_examples=30,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    addresses=st.lists(
+        st.text(st.characters(exclude_categories=('Cs',)), min_size=1).filter(
+            lambda text: is_path(text) and not text.startswith('-')
+        ),
+        min_size=1,
+        max_size=5,
+        unique=True,
+    )
+)
+def test_each_address_is_one_argument(
+    program: Program, tmp_path: Path, addresses: list[str]
+) -> None:
+    """Whatever an address holds, it arrives as one argument, in order."""
+    for path in tmp_path.glob('call*'):
+        path.unlink()
+    deliver(program(NOTE), *addresses)
+    assert calls(tmp_path)[0][0][4:] == [address.encode() for address in addresses]
+
+
+def test_many_recipients(program: Program, tmp_path: Path) -> None:
+    """More than a call takes are given in several calls, each with its own answer."""
+    people = [f'r{number}@example.org' for number in range(250)]
+    outcome = deliver(program(NOTE + 'sys.exit(67 if number == 1 else 0)'), *people)
+    assert [len(arguments) - 4 for arguments, _ in calls(tmp_path)] == [100, 100, 50]
+    assert [outcome[each].status for each in people] == (
+        ['delivered'] * 100 + ['failed'] * 100 + ['delivered'] * 50
+    )
+
+
+STATUSES = {
+    **dict.fromkeys((64, 65, 67, 68, 76, 77), 'failed'),
+    **dict.fromkeys((66, 69, 70, 71, 72, 73, 74, 75, 78), 'deferred'),
+    **dict.fromkeys((1, 2, 63, 79, 127, 255), 'deferred'),
+}
+
+
+@pytest.mark.parametrize('status', STATUSES)
+def test_exit_status(program: Program, status: int) -> None:
+    """RELIABILITY 38: sysexits.h says whether to try again; what it has said is told."""
+    code = f'sys.stdin.buffer.read()\nsys.stderr.write("no\\x07 way\\n")\nsys.exit({status})'
+    mailer = program(code)
+    outcome = deliver(mailer, A)
+    reason = f'{mailer.name}: it ended with status {status}: no way'
+    assert outcome == {A: Verdict(STATUSES[status], None, reason)}  # type: ignore[arg-type]
+
+
+def test_ended_by_a_signal(program: Program) -> None:
+    """Nobody knows what a crash means: later."""
+    outcome = deliver(program('sys.stdin.buffer.read()\nos.kill(os.getpid(), 9)'), A)
+    assert outcome[A].status == 'deferred'
+    assert 'by signal 9 (SIGKILL)' in outcome[A].reason
+
+
+def test_stops_reading(program: Program) -> None:
+    """Where it does not read the mail, its status is the answer, and a 0 is none."""
+    large = b'Subject: x\r\n\r\n' + b'y' * 70 + b'\r\n' + (b'z' * 76 + b'\r\n') * 30_000
+    for status, expected in {0: 'deferred', 65: 'failed', 75: 'deferred'}.items():
+        mailer = program(f'sys.stdin.close()\nos.close(0)\nprint("too big")\nsys.exit({status})')
+        outcome = deliver(mailer, A, raw=large)
+        assert outcome[A].status == expected
+        assert 'too big' in outcome[A].reason
+    assert 'before it had read' in deliver(program('sys.exit(0)'), A, raw=large)[A].reason
+
+
+def test_never_reads(program: Program) -> None:
+    """A program that takes nothing is killed, and has not had the mail."""
+    large = b'Subject: x\r\n\r\n' + (b'z' * 76 + b'\r\n') * 30_000
+    mailer = program(
+        'open(f"{folder}/pid", "w").write(str(os.getpid()))\ntime.sleep(600)', timeout=1
+    )
+    outcome = deliver(mailer, A, raw=large)
+    assert outcome[A].status == 'deferred'
+    assert 'did not take the mail within 1 s' in outcome[A].reason
+
+
+def test_never_ends(program: Program, tmp_path: Path) -> None:
+    """A program that has read all and does not end may have sent it: ambiguous; and it is killed
+    with what it has started."""
+    mailer = program(
+        'sys.stdin.buffer.read()\n'
+        'os.fork()\n'
+        'open(f"{folder}/pid{os.getpid()}", "w").close()\n'
+        'time.sleep(600)',
+        timeout=1,
+    )
+    outcome = deliver(mailer, A)
+    assert outcome[A].status == 'ambiguous'
+    assert 'did not end within 1 s' in outcome[A].reason
+    pids = [int(path.name[3:]) for path in tmp_path.glob('pid*')]
+    assert len(pids) == 2
+    deadline = time.monotonic() + 10
+    while any(_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        with open(f'/proc/{pid}/stat', encoding='ascii') as file:
+            return file.read().rpartition(')')[2].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
+def test_its_child_keeps_the_pipe(program: Program) -> None:
+    """A program that goes on in the background has answered when it ends."""
+    mailer = program(
+        'sys.stdin.buffer.read()\n'
+        'if os.fork() == 0:\n'
+        '    open(f"{folder}/child", "w").write(str(os.getpid()))\n'
+        '    time.sleep(600)\n'
+        '    os._exit(0)\n'
+        'while not os.path.exists(f"{folder}/child"): time.sleep(0.001)\n'
+        'print("queued")'
+    )
+    assert statuses(deliver(mailer, A)) == {A: 'delivered'}
+    child = Path(mailer.name.removeprefix('sendmail:')).parent / 'child'
+    os.kill(int(child.read_text(encoding='ascii')), signal.SIGKILL)
+
+
+def test_says_very_much(program: Program) -> None:
+    """It cannot block itself or fill our memory with what it says, before or after it reads."""
+    mailer = program(
+        'sys.stderr.write("x" * 3_000_000)\n'
+        'sys.stdin.buffer.read()\n'
+        'sys.stderr.write("y" * 3_000_000 + " the end")\n'
+        'sys.exit(75)'
+    )
+    outcome = deliver(mailer, A)
+    assert outcome[A].status == 'deferred'
+    assert outcome[A].reason.endswith('yyy the end')
+    assert len(outcome[A].reason) < 700
+
+
+def test_large_message_to_a_slow_reader(program: Program, tmp_path: Path) -> None:
+    """25 MB arrive whole."""
+    text = b'Subject: x\r\n\r\n' + (b'z' * 76 + b'\r\n') * 330_000
+    slow = 'sys.stdin = open(0, "rb", buffering=0, closefd=False)\n' + NOTE.replace(
+        'sys.stdin.buffer.read()', 'b"".join(iter(lambda: sys.stdin.read(300_000), b""))'
+    )
+    assert statuses(deliver(program(slow), A, raw=text)) == {A: 'delivered'}
+    assert calls(tmp_path)[0][1] == text.replace(b'\r\n', b'\n')
+
+
+def test_sealed_before_the_end_of_input(program: Program, tmp_path: Path) -> None:
+    """The end of its input is the final dot: what raises there kills it, and it has not had the
+    mail."""
+    mailer = program(NOTE)
+    session = mailer.connect()
+    seen = []
+
+    def sealing(mail: object, recipients: tuple[str, ...]) -> None:
+        assert not calls(tmp_path)
+        seen.append(recipients)
+
+    list(session.send([envelope(A, 'no address', B)], sealing=sealing))
+    assert seen == [(A, B)]
+    assert len(calls(tmp_path)) == 1
+
+    def failing(mail: object, recipients: tuple[str, ...]) -> None:
+        raise OSError('the disk is full')
+
+    with pytest.raises(OSError, match='the disk is full'):
+        list(session.send([envelope(A)], sealing=failing))
+    assert len(calls(tmp_path)) == 1
+    with pytest.raises(MailerUnavailable) as caught:
+        list(session.send([envelope(A)]))
+    assert caught.value.stale
+
+
+@pytest.mark.parametrize('kind', ['missing', 'folder', 'not executable'])
+def test_no_such_program(tmp_path: Path, kind: str) -> None:
+    """The road is closed, and says what to write."""
+    path = tmp_path / 'program'
+    if kind == 'folder':
+        path.mkdir()
+    elif kind == 'not executable':
+        path.write_bytes(b'#!/bin/sh\n')
+    with pytest.raises(MailerUnavailable, match=r'mail\.url') as caught:
+        SendmailMailer(str(path)).connect()
+    assert str(caught.value).startswith(f'sendmail:{path}: ')
+    with pytest.raises(ValueError, match='sendmail:bin/x is not absolute'):
+        SendmailMailer('bin/x')
+
+
+def test_program_that_cannot_be_started(tmp_path: Path) -> None:
+    """It vanishes, or is none: a closed road; in the middle of a mail to many, the rest waits."""
+    path = tmp_path / 'program'
+    path.write_bytes(b'\x00nonsense')
+    path.chmod(0o755)
+    session = SendmailMailer(str(path)).connect()
+    with pytest.raises(MailerUnavailable, match='Exec format error'):
+        list(session.send([envelope(A)]))
+
+
+def test_program_that_vanishes(program: Program, tmp_path: Path) -> None:
+    """Between two calls for one mail: who was served is served, the rest is put off."""
+    people = [f'r{number}@example.org' for number in range(150)]
+    outcome = deliver(program(NOTE + 'os.unlink(f"{folder}/program")'), *people)
+    assert [outcome[each].status for each in people] == ['delivered'] * 100 + ['deferred'] * 50
+    assert 'No such file' in outcome[people[-1]].reason
+
+
+def test_nothing_is_left(program: Program) -> None:
+    """Neither descriptors nor zombies stay behind, and it inherits no descriptor of ours."""
+    descriptors = os.listdir('/proc/self/fd')
+    inherited = os.open('/dev/null', os.O_RDONLY)
+    mailer = program(
+        'sys.stdin.buffer.read()\nprint(sorted(os.listdir("/proc/self/fd"), key=int))\nsys.exit(75)'
+    )
+    outcome = deliver(mailer, A)
+    os.close(inherited)
+    # The fourth is that of the listing.
+    assert "['0', '1', '2', '3']" in outcome[A].reason
+    assert os.listdir('/proc/self/fd') == descriptors
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_threads(program: Program, tmp_path: Path) -> None:
+    """Several may run it at once."""
+    mailer = program(NOTE.replace('call{number}', 'call{os.getpid()}'))
+    results: list[str] = []
+
+    def run() -> None:
+        results.extend(deliver(mailer, each)[each].status for each in (A, B, C))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert results == ['delivered'] * 12
+    assert len(calls(tmp_path)) == 12
