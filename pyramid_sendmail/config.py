@@ -43,10 +43,11 @@ from .interfaces import (
     IMailReporter,
     IMailSettings,
 )
-from .mailers.url import mailer_from_url, mask_url
+from .mailers.url import mailer_from_url
 from .message import Composer
 from .processor import QueueProcessor
 from .queue import MaildirQueue, MemoryQueue
+from .relay import mask_url
 from .reporting import MailReporter
 from .retry import AT_ONCE_OR_NEVER
 from .sending import Attempts
@@ -258,6 +259,7 @@ def processor_of(
         Attempts(settings.policy, reporter, settings.ambiguous),
         workers=workers or settings.workers,
         batch=batch or settings.batch,
+        rate=settings.rate,
     )
 
 

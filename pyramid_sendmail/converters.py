@@ -22,6 +22,7 @@ __all__ = [
     'hostname',
     'pause',
     'port',
+    'rate',
     'size',
     'text',
 ]
@@ -114,6 +115,16 @@ def durations(value: str) -> tuple[float, ...]:
     if not words:
         raise ValueError('write one pause or more: 1m 5m 15m')
     return tuple(pause(word) for word in words)
+
+
+def rate(value: str) -> tuple[int, int] | None:
+    """``(mails, seconds)`` of ``20/s``, ``600/m`` or ``2000/d``; None of ``off``."""
+    if value.lower() in falsey:
+        return None
+    match = re.fullmatch(r'([0-9]{1,6}) */ *([smhd])', value)
+    if match is None or not int(match[1]):
+        raise ValueError('write a number of mails and a unit of time: 20/s, 600/m, 2000/d; or off')
+    return int(match[1]), _UNITS[match[2]]
 
 
 def absolute_path(value: str) -> str:

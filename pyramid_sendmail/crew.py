@@ -10,8 +10,10 @@ from typing import Any
 
 from .envelope import Envelope, Fate
 from .exceptions import MailerUnavailable, QueueError
+from .pace import Pace
 from .schedule import Gate, Pending
-from .sending import Road, Tally
+from .road import Road
+from .sending import Tally
 from .threads import OwnThread
 
 __all__ = ['Aside', 'Crew', 'WatchedClaim']
@@ -27,11 +29,12 @@ class Crew:
         roads: list[Road],
         drain: Callable[[Crew, Road, Tally], float],
         gate: Gate,
+        pace: Pace,
         wake: Callable[[], None],
         *,
         once: bool,
     ) -> None:
-        self.pending = Pending()
+        self.pending = Pending(pace)
         self.gate = gate
         self.once = once
         self.error: MailerUnavailable | QueueError | None = None
@@ -73,7 +76,7 @@ class Crew:
     @property
     def left(self) -> int:
         """How many mails are due or in flight, as far as anybody knows."""
-        return len(self.pending) + self.pending.working
+        return len(self.pending) + sum(road.waiting for road, _ in self._workers)
 
     @property
     def busy(self) -> bool:
@@ -144,11 +147,15 @@ class Crew:
 
 class WatchedClaim:
     """A claim that tells when its mail, or an event of it, is due again: ``again(seconds)``, in
-    epoch seconds."""
+    epoch seconds; and by ``unsent()`` that it was released as it was."""
 
-    def __init__(self, claim: Any, again: Callable[[float], None]) -> None:
+    def __init__(
+        self, claim: Any, again: Callable[[float], None], unsent: Callable[[], None]
+    ) -> None:
         self._claim = claim
         self._again = again
+        self._unsent = unsent
+        self._settled = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._claim, name)
@@ -156,6 +163,7 @@ class WatchedClaim:
     def settle(
         self, fates: Sequence[Fate], *, retry_at: float | None = None, report: bool = True
     ) -> None:
+        self._settled = True
         self._claim.settle(fates, retry_at=retry_at, report=report)
         if retry_at is not None:
             self._again(retry_at)
@@ -163,6 +171,11 @@ class WatchedClaim:
     def postpone(self, fates: Iterable[Fate], due: float) -> None:
         self._claim.postpone(fates, due)
         self._again(due)
+
+    def release(self) -> None:
+        if not self._settled:
+            self._unsent()
+        self._claim.release()
 
 
 class Aside:

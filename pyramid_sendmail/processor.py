@@ -20,10 +20,12 @@ from .crew import Aside, Crew, WatchedClaim
 from .envelope import Envelope, Fate
 from .exceptions import DamagedMail, MailerUnavailable, QueueError
 from .interfaces import IMailClaim, IMailer, IMailQueue, IMailQueueProcessor
+from .pace import Pace
 from .queue.names import parse
 from .reporting import MailReporter
 from .schedule import FIRST_PAUSE, Gate
-from .sending import Attempts, Road, Tally, attempt, report_settled
+from .road import Road
+from .sending import Attempts, Tally, attempt, report_settled
 
 __all__ = ['QueueProcessor']
 
@@ -53,6 +55,7 @@ Progress = Callable[[Tally, int], None]
 @implementer(IMailQueueProcessor)
 class QueueProcessor:
     """See IMailQueueProcessor. ``workers``: connections at once; ``batch``: mails on each;
+    ``rate``: how many mails leave in how many seconds at most, over all connections, or None;
     ``poll``, ``limit``, ``grace``, ``pause``: see POLL, LIMIT, GRACE and FIRST_PAUSE."""
 
     def __init__(
@@ -64,6 +67,7 @@ class QueueProcessor:
         *,
         workers: int = 4,
         batch: int = 100,
+        rate: tuple[int, int] | None = None,
         poll: float = POLL,
         limit: int = LIMIT,
         grace: float = GRACE,
@@ -81,6 +85,7 @@ class QueueProcessor:
         self._grace = grace
         self._pause = pause
         self._monotonic = monotonic
+        self._pace = Pace(rate, monotonic=monotonic)
         self._recording = threading.Lock()
 
     def wake(self) -> None:
@@ -129,7 +134,7 @@ class QueueProcessor:
             for _ in range(self._workers)
         ]
         gate = Gate(self._monotonic, pause=self._pause)
-        return Crew(roads, self._drain, gate, self._queue.wake, once=once)
+        return Crew(roads, self._drain, gate, self._pace, self._queue.wake, once=once)
 
     def _watch(self, crew: Crew, stop: threading.Event) -> None:
         """Look where mail is published until the next full look is due."""
@@ -214,7 +219,11 @@ class QueueProcessor:
         be read stays where it is, and stops nobody."""
         try:
             claim = self._queue.claim(ticket, settled=settled)
-            return claim and WatchedClaim(claim, lambda due: self._due_again(crew, due))
+            return claim and WatchedClaim(
+                claim,
+                lambda due: self._due_again(crew, due),
+                lambda: crew.pending.unsent(ticket),
+            )
         except DamagedMail as error:
             envelope = Envelope(
                 id=error.name,
@@ -264,7 +273,8 @@ class QueueProcessor:
         return 0.0
 
     def _claims(self, crew: Crew, road: Road) -> Iterator[IMailClaim]:
-        """Claim what is due, one by one, until nothing is left or the gate has been closed."""
+        """Claim what is due, one by one, until nothing is left, the gate has been closed, or the
+        pace has no place: it never waits."""
         crew.gate.enter()
         crew.pending.nudge()
         before = road.answered
@@ -273,7 +283,12 @@ class QueueProcessor:
                 self._queue.wake()
             if crew.unsynced >= SYNC_MAILS:
                 crew.sync(self._queue)
-            claim = self._claim(crew, ticket)
+            claim = None
+            try:
+                claim = self._claim(crew, ticket)
+            finally:
+                if not _leaves(claim, self._attempts.clock()):
+                    crew.pending.unsent(ticket)
             if claim is not None:
                 yield claim
             if road.answered > before:
@@ -309,6 +324,14 @@ class QueueProcessor:
 
 def _unsettled(tickets: list[Any]) -> list[Any]:
     return [ticket for ticket in tickets if ticket.folder != 'done']
+
+
+def _leaves(claim: Any, now: float) -> bool:
+    """Whether a claim is one, and of a mail that will be sent: not of one that is only settled."""
+    if claim is None or not claim.todo or claim.interrupted:
+        return False
+    expires: float | None = claim.envelope.expires
+    return expires is None or now < expires
 
 
 def _id(ticket: Any) -> str:

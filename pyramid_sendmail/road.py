@@ -33,6 +33,8 @@ class Road:
         """How many mails were answered, over all sessions."""
         self.carried = 0
         """How many of them over the present one."""
+        self.waiting = 0
+        """How many mails wait for their answer, or to be sent once more."""
         self.connecting = False
         """Whether its thread waits for a session, and holds no claim meanwhile."""
         self._batch = batch

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
+from math import inf
 from random import random
 from threading import get_ident
 from typing import Any
 
 from .exceptions import QueueError
+from .pace import Pace
 
 __all__ = ['Gate', 'Pending']
 
@@ -126,9 +129,11 @@ class Gate:
 
 class Pending:
     """The tickets that are due and not yet taken: fresh ones and others in turn, each kind in the
-    order of their names."""
+    order of their names, at this pace."""
 
-    def __init__(self) -> None:
+    def __init__(self, pace: Pace | None = None) -> None:
+        self._pace = pace or Pace()
+        self._places: dict[Any, float] = {}
         self._lanes: dict[bool, list[tuple[str, Any]]] = {True: [], False: []}
         self._fresh_next = True
         self._known: set[Any] = set()
@@ -174,16 +179,25 @@ class Pending:
             self._changed.notify_all()
 
     def take(self) -> Any:
-        """The next ticket, or None; never waits."""
+        """The next ticket, or None if there is none, or no place for it; never waits."""
         with self._changed:
             self._coming.discard(get_ident())
-            if self._closed or not len(self):
+            if self._closed or not len(self) or (place := self._pace.take()) is None:
                 return None
             lane = self._lanes[self._fresh_next] or self._lanes[not self._fresh_next]
             self._fresh_next = not self._fresh_next
             _, ticket = heappop(lane)
             self._taken.setdefault(get_ident(), []).append(ticket)
+            self._places[ticket] = place
             return ticket
+
+    def unsent(self, ticket: Any) -> None:
+        """Nothing leaves for a ticket that was taken: its place is for another."""
+        with self._changed:
+            place = self._places.pop(ticket, None)
+            if place is not None:
+                self._pace.give_back(place)
+                self._changed.notify_all()
 
     def unexamined(self) -> list[Any]:
         """What is pending, and was not yet returned by this method."""
@@ -194,18 +208,18 @@ class Pending:
             return sorted(found, key=lambda ticket: str(ticket.name))
 
     def await_work(self, admit: Callable[[], float], *, idle: Callable[[], None]) -> bool:
-        """Sleep until there is a ticket and ``admit`` lets us pass; False at the end.
+        """Sleep until there are a ticket and a place, and ``admit`` lets us pass; False at the end.
 
-        No more workers pass than there are tickets, so that one mail opens one connection; the one
-        who worked last comes first, for it has a session. ``idle`` is called after a minute without
-        work.
+        No more workers pass than there are tickets and places, so that one mail opens one
+        connection; the one who worked last comes first, for it has a session. ``idle`` is called
+        after a minute without work.
         """
         me = get_ident()
         while True:
             with self._changed:
                 self._waiting.append(me)
                 try:
-                    wanted = self._changed.wait_for(lambda: self._wanted(me), IDLE)
+                    wanted = self._await_want(me)
                     if self._closed:
                         return False
                     if wanted:
@@ -220,9 +234,19 @@ class Pending:
             if not wanted:
                 idle()
 
-    def _wanted(self, me: int) -> bool:
-        before_me = len(self._coming) + len(self._waiting) - 1 - self._waiting.index(me)
-        return len(self) > before_me or self._closed
+    def _await_want(self, me: int) -> bool:
+        """Sleep until there is work for ``me``; False if there was none for a minute."""
+        end = time.monotonic() + IDLE
+        while not self._closed:
+            before_me = len(self._coming) + len(self._waiting) - 1 - self._waiting.index(me)
+            wait = self._pace.wait(before_me + 1) if len(self) > before_me else inf
+            if not wait:
+                break
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            self._changed.wait(min(wait, left))
+        return True
 
     def nudge(self) -> None:
         """Who waits to be admitted shall ask again."""
@@ -232,7 +256,9 @@ class Pending:
     def worked(self, *, again: bool = False) -> None:
         """A worker's work is done; ``again``: what it took may still be where it was."""
         with self._changed:
-            self._known.difference_update(self._taken.pop(get_ident(), ()))
+            for ticket in self._taken.pop(get_ident(), ()):
+                self._known.discard(ticket)
+                self._places.pop(ticket, None)
             self._coming.discard(get_ident())
             self._more = self._more or again
             self._changed.notify_all()

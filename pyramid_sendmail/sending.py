@@ -18,7 +18,7 @@ from .interfaces import IMailClaim, IMailReporter
 from .retry import RetryPolicy
 from .road import Road
 
-__all__ = ['Attempts', 'Road', 'Tally', 'attempt', 'report_settled']
+__all__ = ['Attempts', 'Tally', 'attempt', 'report_settled']
 
 log = logging.getLogger(__name__)
 
@@ -224,6 +224,7 @@ class Batch:
                 return
             if self._ready(claim):
                 self._pulled.append(claim)
+                self._count()
                 yield _for_todo(claim)
 
     def _ready(self, claim: Any) -> bool:
@@ -253,6 +254,7 @@ class Batch:
     def _settle(self, outcome: Outcome) -> None:
         claim = self._pulled.popleft()
         self._attempts.settle(claim, outcome, self._name, self._tally)
+        self._count()
 
     def _lose(self, reason: str) -> None:
         """The session has failed over the first mail; what else is sealed has left as well."""
@@ -269,8 +271,15 @@ class Batch:
             self._settle(_alike(claim, Verdict(status, None, reason)))
 
     def release(self) -> None:
-        for claim in (*self._pulled, *self._again):
+        left = (*self._pulled, *self._again)
+        self._pulled.clear()
+        self._again.clear()
+        self._count()
+        for claim in left:
             claim.release()
+
+    def _count(self) -> None:
+        self._road.waiting = len(self._pulled) + len(self._again)
 
 
 def report_settled(claim: Any, reporter: Any) -> None:

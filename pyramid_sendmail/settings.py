@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 from pyramid.exceptions import ConfigurationError
 from zope.interface import implementer
@@ -26,10 +24,12 @@ from .converters import (
     hostname,
     pause,
     port,
+    rate,
     size,
     text,
 )
 from .interfaces import IMailSettings
+from .relay import relay
 from .retry import RetryPolicy
 
 __all__ = ['TABLE', 'MailSettings', 'Setting', 'duration', 'parse_settings', 'table_rows']
@@ -61,7 +61,8 @@ TABLE: tuple[Setting, ...] = (
         'mail.url',
         text,
         'smtp://localhost:25',
-        'how mail leaves: ``smtp:``, ``smtps:``, ``smtp+insecure:``, ``file:`` or ``null:``; '
+        'how mail leaves: ``smtp:``, ``smtps:``, ``smtp+insecure:``, ``lmtp:``, ``lmtp+unix:``, '
+        '``sendmail:``, ``file:`` or ``null:``; several in the order in which to try them; '
         '``MAIL_URL`` in the environment wins',
         secret=True,
     ),
@@ -109,6 +110,12 @@ TABLE: tuple[Setting, ...] = (
     ),
     Setting('mail.workers', count, '4', 'connections that the queue processor keeps'),
     Setting('mail.batch', count, '100', 'mails per connection before it is opened anew'),
+    Setting(
+        'mail.rate',
+        rate,
+        'off',
+        'how many mails leave at most, per queue processor: ``20/s``, ``600/m``, ``2000/d``',
+    ),
     Setting(
         'mail.retry',
         durations,
@@ -161,7 +168,7 @@ TABLE: tuple[Setting, ...] = (
 
 _SWITCHES = (
     *('mail.tls', 'mail.ssl', 'mail.direct_wait'),
-    *('mail.queue_sync', 'mail.processor'),  # False is 'off'
+    *('mail.rate', 'mail.queue_sync', 'mail.processor'),  # False is 'off'
 )
 
 _NOT_OURS = {
@@ -169,8 +176,8 @@ _NOT_OURS = {
     'mail.certfile': 'write mail.url = smtps://HOST?client_cert=FILE&client_key=FILE',
     'mail.debug': 'use logging: the loggers below pyramid_sendmail, at DEBUG',
     'mail.debug_smtp': 'use logging: the loggers below pyramid_sendmail, at DEBUG',
-    'mail.sendmail_app': 'the local mail server listens at mail.url = smtp://localhost:25',
-    'mail.sendmail_template': 'the local mail server listens at mail.url = smtp://localhost:25',
+    'mail.sendmail_app': 'write mail.url = sendmail:/path/to/program',
+    'mail.sendmail_template': 'write mail.url = sendmail:, which gives -i, -f and the recipients',
 }
 """Settings of pyramid_mailer, and what to do in place of them."""
 
@@ -182,7 +189,6 @@ _SEE_MAIL = (
 _NOT_YET = {
     'mail.redirect_to': _SEE_MAIL,
     'mail.allow': _SEE_MAIL,
-    'mail.rate': 'leave it out, and fewer mail.workers send more slowly',
 }
 """Settings of versions to come, which must not be taken for working ones."""
 
@@ -205,6 +211,8 @@ class MailSettings:
     hostname: str
     workers: int
     batch: int
+    rate: tuple[int, int] | None
+    """At most so many mails in so many seconds."""
     retry: tuple[float, ...]
     give_up_after: float
     max_size: int
@@ -243,7 +251,7 @@ def parse_settings(
             # What has a :// may be a URL with a password, in the wrong place.
             shown = '' if row.secret or '://' in written else f' = {_short(written)}'
             raise ConfigurationError(f'{row.name}{shown}: {error}') from error
-    values.update(_road(values, given, environ))
+    values.update(relay(values, given, environ))
     for spelling in ('host', 'port', 'tls', 'ssl', 'password_file', 'ignore'):
         del values[spelling]
     values['hostname'] = values['hostname'] or _own_hostname()
@@ -296,87 +304,6 @@ def _text_of(row: Setting, value: Any) -> str:
 
 def _short(written: str) -> str:
     return written if len(written) <= 80 else f'{written[:80]}...'
-
-
-_CREDENTIALS = re.compile(
-    r'(?P<user>\s*[A-Za-z][A-Za-z0-9+.-]*://[^/?#:]*)(?P<password>:[^/?#]*)?(?=@)'
-)
-"""As the mailers have it: what stands before the last @ of the authority. The standard library's
-urlsplit quotes passwords in its errors."""
-
-
-def _road(
-    values: Mapping[str, Any], given: Mapping[str, str], environ: Mapping[str, str]
-) -> dict[str, str | None]:
-    """The URL, who has written it, and the credentials that stand beside it."""
-    url, source = _url(values, given)
-    username, password, file = (values[key] for key in ('username', 'password', 'password_file'))
-    if password and file:
-        raise ConfigurationError('mail.password and mail.password_file: keep one of them')
-    theirs = environ.get('MAIL_PASSWORD')
-    if environ.get('MAIL_URL'):
-        url, source = environ['MAIL_URL'], 'MAIL_URL'
-    takes_none = url.lstrip()[:5].lower() in ('null:', 'file:')
-    found = _CREDENTIALS.match(url)
-    if source == 'MAIL_URL' and (found or takes_none):
-        username = password = file = None
-    if takes_none:
-        theirs = None
-    elif theirs and found and not (username or password or file):
-        if found['password'] and source == 'MAIL_URL':
-            raise ConfigurationError(
-                'MAIL_URL and MAIL_PASSWORD in the environment both have a password: keep one '
-                'of them'
-            )
-        url = f'{found["user"]}:{quote(theirs, safe="")}{url[found.end() :]}'
-        theirs = None
-    if theirs:
-        password = theirs
-    elif file:
-        password = _first_line(file)
-    return {'url': url, 'url_source': source, 'username': username, 'password': password}
-
-
-def _url(values: Mapping[str, Any], given: Mapping[str, str]) -> tuple[str, str]:
-    """The URL that the settings give, in whichever spelling, and the name of the spelling."""
-    spelled = [f'mail.{key}' for key in ('host', 'port', 'tls', 'ssl') if values[key] is not None]
-    if given['mail.url'] and spelled:
-        raise ConfigurationError(
-            f'mail.url and {", ".join(spelled)} say the same twice: keep mail.url, with '
-            f'smtps: or ?tls=required where TLS is demanded'
-        )
-    if values['tls'] and values['ssl']:
-        raise ConfigurationError(
-            'mail.tls and mail.ssl exclude each other: keep mail.ssl for TLS from the first byte '
-            '(port 465), or mail.tls for STARTTLS (port 587)'
-        )
-    if not spelled:
-        return values['url'], 'mail.url'
-    scheme = 'smtps' if values['ssl'] else 'smtp'
-    number = values['port'] or (465 if values['ssl'] else 25)
-    query = '?tls=required' if values['tls'] else ''
-    return f'{scheme}://{values["host"] or "localhost"}:{number}{query}', 'mail.host'
-
-
-def _first_line(path: str) -> str:
-    try:
-        with open(path, encoding='utf-8') as file:
-            line = file.readline().rstrip('\r\n')
-    except OSError as error:
-        raise ConfigurationError(
-            f'mail.password_file = {path} cannot be read ({error.strerror}): give this user the '
-            f'right to read it, or write mail.password'
-        ) from error
-    except UnicodeDecodeError:
-        # Its text would quote what it has read.
-        raise ConfigurationError(
-            f'mail.password_file = {path} is not UTF-8: write the password in its first line'
-        ) from None
-    if not line:
-        raise ConfigurationError(
-            f'mail.password_file = {path} has an empty first line: write the password there'
-        )
-    return line
 
 
 def _own_hostname() -> str:

@@ -25,11 +25,11 @@ NAME = 'pyramid_sendmail'
 
 ROWS: tuple[tuple[str, ...], ...] = (
     ('exceptions', 'envelope', 'retry', 'threads', 'converters'),
-    ('interfaces', 'events', 'settings'),
+    ('interfaces', 'events', 'relay', 'settings'),
     ('message', 'queue', 'mailers'),
     (
         *('road', 'reporting', 'sending', 'transactions', 'direct', 'delivery'),
-        *('schedule', 'crew', 'processor', 'background'),
+        *('pace', 'schedule', 'crew', 'processor', 'background'),
     ),
     ('config', ''),
     ('scripts',),

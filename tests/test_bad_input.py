@@ -32,8 +32,15 @@ from pyramid_sendmail import Attachment, MailRefused, Message, NoActiveTransacti
 from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, SendmailError
 from pyramid_sendmail.interfaces import IMailDelivery
+from pyramid_sendmail.mailers.authentication import Bearer
+from pyramid_sendmail.mailers.extensions import SessionOptions
+from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.file import FileMailer
+from pyramid_sendmail.mailers.lmtp import LMTPMailer
+from pyramid_sendmail.mailers.null import NullMailer
+from pyramid_sendmail.mailers.sendmail import SendmailMailer
 from pyramid_sendmail.mailers.smtp import SMTPMailer
+from pyramid_sendmail.mailers.tokens import TokenFile
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.scripts import qp
 from tests.doubles import RecordingMailer
@@ -46,7 +53,7 @@ PACKAGE = Path(pyramid_sendmail.__file__).parent
 
 USER_ERRORS = {'ConfigurationError', 'MessageError', 'NoActiveTransaction', 'UsageError'}
 
-RAISING = {'_refuse', '_wrong', '_unloadable'}
+RAISING = {'refuse', '_refuse', '_wrong', '_unloadable'}
 """Helpers whose callers are the places to look at."""
 
 UNREACHABLE = {
@@ -55,6 +62,8 @@ UNREACHABLE = {
     # The last look before a message leaves: no input is known that comes so far.
     'headers: what would leave is not what was given',
     'message: its content cannot be sent in short lines',
+    # Asked for ASCII addresses alone.
+    ' is not ASCII',
     # Nor one that the standard library cannot write after it was copied.
     'message: it cannot be serialised',
 }
@@ -111,7 +120,7 @@ class Made:
     given: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self) -> Any:
-        self.mailer(self.place, **self.given)
+        self.mailer(*(() if self.place is None else (self.place,)), **self.given)
 
 
 @dataclass(frozen=True)
@@ -192,6 +201,14 @@ def attached(*given: Any, **named: Any) -> Send:
     return Send({'attachments': [Attachment(*given, **named)]})
 
 
+def read_token(path: str) -> str:
+    return TokenFile(path)()
+
+
+def prove(token: str) -> object:
+    return Bearer('ann', lambda: token).proof()
+
+
 NOT_HERE = '/no/such/place'
 
 MULTIPART = 'Content-Type: multipart/mixed'
@@ -205,12 +222,11 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'ignore': 'workers'}), 'mail.ignore: mail.workers', 'rename it'),
     (Start({'redirect_to': 'me@example.org'}), 'mail.redirect_to', 'mail.url = file:///'),
     (Start({'allow': '*@example.org'}), 'mail.allow', 'mail.url = file:///'),
-    (Start({'rate': '20/s'}), 'mail.rate', 'mail.workers'),
     (Start({'keyfile': 'k.pem'}), 'mail.keyfile', 'client_key='),
     (Start({'certfile': 'c.pem'}), 'mail.certfile', 'client_cert='),
     (Start({'debug': '1'}), 'mail.debug', 'use logging'),
-    (Start({'sendmail_app': '/usr/sbin/sendmail'}), 'mail.sendmail_app', 'mail.url ='),
-    (Start({'sendmail_template': '{x}'}), 'mail.sendmail_template', 'mail.url ='),
+    (Start({'sendmail_app': '/usr/sbin/sendmail'}), 'mail.sendmail_app', 'mail.url = sendmail:'),
+    (Start({'sendmail_template': '{x}'}), 'mail.sendmail_template', 'mail.url = sendmail:'),
     # Settings: the values
     (Start({'password': SECRET.encode()}), 'mail.password is of the type bytes', 'as a str'),
     (Start({'queue_path': True}), 'mail.queue_path is of the type bool', 'as a str'),
@@ -242,6 +258,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'hostname': '[::1]'}), 'mail.hostname = [::1]', '[IPv6:2001:db8::1]'),
     (Start({'workers': '0'}), 'mail.workers = 0', 'write a number from 1'),
     (Start({'batch': 'all'}), 'mail.batch = all', 'write a number from 1'),
+    (Start({'rate': '20'}), 'mail.rate = 20', '20/s, 600/m'),
     (Start({'retry': '5'}), 'mail.retry = 5', '90s, 5m, 2h, 3d'),
     (Start({'retry': ','}), 'mail.retry = ,', '1m 5m 15m'),
     (Start({'retry': '1m 0s'}), 'mail.retry = 1m 0s', 'more than 0s'),
@@ -266,6 +283,21 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
         'MAIL_URL and MAIL_PASSWORD',
         'keep one',
     ),
+    (
+        Start({'url': f'smtp://a:{SECRET}@a smtp://b:{SECRET}@b'}, {'MAIL_PASSWORD': SECRET}),
+        'MAIL_PASSWORD in the environment, and 2 passwords in mail.url',
+        'take out those',
+    ),
+    (
+        Start({'url': 'smtp://a@b?token=os.getcwd'}, {'MAIL_PASSWORD': SECRET}),
+        'MAIL_PASSWORD in the environment, and a token in mail.url',
+        'keep one',
+    ),
+    (
+        Start({'url': 'smtp://b?token=os.getcwd', 'username': 'a', 'password': SECRET}),
+        'mail.url has a token, and there is a password beside it',
+        'one of them alone',
+    ),
     (Start({'username': 'ann'}), 'user name without a password', 'mail.password'),
     (Start({'password': SECRET}), 'password without a user name', 'mail.username'),
     (Start({'host': 'a', 'username': 'ann'}), 'mail.host has a user name', 'mail.password'),
@@ -286,15 +318,22 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
         '',
     ),
     # The URL
-    (Start({'url': 'a b'}), 'mail.url is empty or has blanks', '%20'),
-    (Start({}, {'MAIL_URL': ' '}), 'MAIL_URL is empty', 'write one URL'),
+    (Start({'url': 'a b'}), 'mail.url has blanks in it', '%20'),
+    (Start({}, {'MAIL_URL': ' '}), 'MAIL_URL is empty', 'write one URL or more'),
     (Start({}, {'MAIL_URL': 'relay'}), 'MAIL_URL does not say', 'smtp: before the host'),
     (Start({'url': 'relay:25'}), 'mail.url does not say', 'smtp: before the host'),
     (Start({'url': 'stmp://relay'}), 'mail.url begins with stmp:', 'smtp: perhaps'),
-    (Start({'url': 'lmtp://relay'}), 'mail.url is lmtp:', 'write an SMTP relay'),
-    (Start({'url': 'lmtp+unix:///run/lmtp'}), 'mail.url is lmtp+unix:', 'write an SMTP'),
-    (Start({'url': 'sendmail:'}), 'mail.url is sendmail:', 'write an SMTP relay'),
-    (Start({'url': 'smtp://a smtp://b'}), 'mail.url has several URLs', 'write one'),
+    (
+        Start({'url': 'smtp://a, smtp://b'}),
+        'mail.url has a comma before',
+        'a blank or a line break',
+    ),
+    (
+        Start({'url': f'smtp://a x{SECRET}://b'}),
+        'mail.url (the second) begins with an unknown',
+        '%20',
+    ),
+    (Start({}, {'MAIL_URL': 'null: smtp://'}), 'MAIL_URL (the second) names no host', 'smtp://'),
     (Start({'url': 'smtp://'}), 'mail.url names no host', 'smtp://relay'),
     (Start({'url': 'smtp://re..lay'}), 'mail.url has a bad host', 'letters, digits'),
     (Start({'url': 'smtp://a[b'}), 'mail.url has a bad host', 'in brackets'),
@@ -311,7 +350,24 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'url': 'smtp://a?tls=a&tls=b'}), 'option tls= twice', 'once'),
     (Start({'url': 'smtp://a?tls=none'}), 'option tls=', 'smtp+insecure:'),
     (Start({'url': 'smtp://a?timeout=9'}), 'option timeout=', '90s, 5m'),
-    (Start({'url': 'smtp://a?timeout=0s'}), 'timeout=0', 'more than 0s'),
+    (Start({'url': 'smtp://a?timeout=0s'}), 'option timeout=', 'more than 0s'),
+    (Start({'url': 'smtp://a?pipelining=2'}), 'option pipelining=', 'on or off'),
+    (Start({'url': 'smtp://a?max_recipients=0'}), 'option max_recipients=', 'from 1'),
+    (Start({'url': 'smtp://a?notify=always'}), 'mail.url: notify=always', 'write never'),
+    (Start({'url': 'smtp://a?ret=all'}), 'mail.url: ret=all', 'write full or headers'),
+    (Start({'url': 'smtp://a@b?token_file=t'}), 'option token_file=', 'the absolute path'),
+    (Start({'url': 'smtp://a@b?token=no.such'}), 'option token=', 'what can be imported'),
+    (Start({'url': 'smtp://a@b?token=os.sep'}), 'option token=', 'the dotted name'),
+    (Start({'url': 'smtp://b?token=os.getcwd'}), 'token without a user name', 'mail.username'),
+    (Start({'url': f'smtp://a:{SECRET}@b?token=os.getcwd'}), 'a password and a token', 'one of'),
+    (
+        Start({'url': 'smtp://a@b?token=os.getcwd&token_file=/x'}),
+        'token= and token_file=',
+        'one of them',
+    ),
+    (Start({'url': 'lmtp://a:25'}), 'mail.url: LMTP is not spoken on port 25', 'write the port'),
+    (Start({'url': 'smtp://a%0A@b?token=os.getcwd'}), 'the user name beside a token', 'control'),
+    (Made(SessionOptions, None, {'max_recipients': 0}), 'max_recipients=0', 'write 1 or more'),
     (Start({'url': f'smtp://a?ca_file={NOT_HERE}'}), f'ca_file={NOT_HERE}', 'No such file'),
     (Start({'url': f'smtp://a?ca_file={HERE}'}), f'ca_file={HERE}', 'no PEM file'),
     (Start({'url': f'smtp://a?client_cert={HERE}'}), f'client_cert={HERE}', 'no PEM file'),
@@ -322,6 +378,8 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'url': 'file:///a?b=c'}), 'has options', 'without ?'),
     (Start({'url': f'file://a:{SECRET}@localhost/a'}), 'takes no credentials', 'without'),
     (Start({'url': 'null:x'}), 'more than null:', 'null: alone'),
+    (Start({'url': 'lmtp+unix:socket'}), 'lmtp+unix: path that is not', 'lmtp+unix:/absolute'),
+    (Start({'url': 'sendmail:program'}), 'sendmail: path that is not', 'sendmail:/absolute'),
     # Directives
     (Directive('set_mailer', 'no.such'), 'config.set_mailer: no.such', 'the dotted name'),
     (Directive('set_mailer', MemoryQueue()), 'config.set_mailer', 'IMailer: give'),
@@ -333,6 +391,24 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     ),
     # Mailers made by hand
     (Made(FileMailer, 'mail'), 'file:mail', 'is not absolute'),
+    (Made(SendmailMailer, 'sendmail'), 'sendmail:sendmail', 'is not absolute'),
+    (
+        Made(LMTPMailer.unix, 'socket', {'hostname': 'a'}),
+        'lmtp+unix:socket',
+        'is not absolute',
+    ),
+    (Made(FailoverMailer, [NullMailer()]), 'failover', 'two mailers or more'),
+    (
+        Made(SMTPMailer, 'relay', {'hostname': 'a', 'password': SECRET, 'token': str}),
+        'a token goes with a user name',
+        'without a password',
+    ),
+    # Tokens, which are asked for when a mailer connects
+    (Made(TokenFile, 'token'), 'token_file=token', 'is not absolute'),
+    (Made(read_token, NOT_HERE), f'token_file={NOT_HERE}', 'No such file'),
+    (Made(read_token, '/dev/null'), 'token_file=/dev/null', 'empty first line'),
+    (Made(read_token, sys.executable), f'token_file={sys.executable}', 'is not ASCII'),
+    (Made(prove, f'{SECRET} {SECRET}'), 'what it gave is no access token', 'RFC 6750'),
     (Made(SMTPMailer, 'relay', {'hostname': 'a b'}), "mail.hostname: 'a b'", 'host name'),
     (
         Made(SMTPMailer, 'relay', {'hostname': 'a', 'username': 'ann'}),
@@ -787,7 +863,7 @@ MODULES = sorted(
     for path in PACKAGE.rglob('*.py')
     if path.relative_to(PACKAGE).parts[0]
     in {
-        *('converters.py', 'settings.py', 'config.py', 'message', 'transactions.py'),
+        *('converters.py', 'relay.py', 'settings.py', 'config.py', 'message', 'transactions.py'),
         *('delivery.py', 'mailers', 'scripts'),
     }
 )

@@ -33,6 +33,7 @@ from pyramid_sendmail.interfaces import (
     IQueuedMailDelivery,
     ISMTPMailer,
 )
+from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.null import NullMailer
 from pyramid_sendmail.mailers.smtp import SMTPMailer
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
@@ -208,7 +209,7 @@ def test_credentials_reach_the_mailer() -> None:
     mailer = committed(host='relay', tls=True, username='ann', password=SECRET).getUtility(IMailer)
     assert isinstance(mailer, SMTPMailer)
     assert SECRET not in repr(mailer) + mailer.name
-    credentials = mailer._credentials
+    credentials = mailer._identity
     assert credentials is not None
     assert SECRET not in repr(credentials)
     assert (credentials._username, credentials._password) == ('ann', SECRET)
@@ -530,8 +531,36 @@ def test_absent_until_their_version() -> None:
             request.mailer.send(HELLO, key='once')
         with pytest.raises(TypeError, match='key'):
             config.registry.getUtility(IMailDelivery).send(HELLO, key='once')
-    for url in ('lmtp://relay', 'lmtp+unix:///run/lmtp', 'sendmail:', 'smtp://a smtp://b'):
-        assert 'not here yet' in fails(configured(url=url))
+    for name in ('redirect_to', 'allow'):
+        assert 'not here yet' in fails(configured(**{name: '*@example.org'}))
+
+
+def test_several_relays() -> None:
+    """``mail.url`` of several lines is one mailer; the introspectable shows no password."""
+    config = configured(
+        url=f'\n smtp://ann:{SECRET}@first\n smtp://bob:{SECRET}@second', delivery='direct'
+    )
+    config.commit()
+    assert type(config.registry.getUtility(IMailer)) is FailoverMailer
+    (settings,) = (
+        each['introspectable']
+        for each in config.introspector.get_category('mail')
+        if each['introspectable'].title == 'settings'
+    )
+    assert settings['settings']['mail.url'] == 'smtp://ann:***@first\n smtp://bob:***@second'
+
+
+def test_which_url_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says where it stands, and which one it is."""
+    monkeypatch.setenv('MAIL_URL', 'smtp://a smtp://')
+    assert fails(configured()).startswith('MAIL_URL (the second) names no host')
+
+
+def test_rate_of_the_processor(tmp_path: Path) -> None:
+    """``mail.rate`` is the processor's."""
+    for given, share in ({}, sys.maxsize), ({'rate': '600/m'}, 10):
+        processor = processor_of(committed(url='null:', queue_path=tmp_path, **given))
+        assert processor._pace._share == share
 
 
 def test_introspectables(tmp_path: Path) -> None:

@@ -46,8 +46,11 @@ from pyramid_sendmail.interfaces import (
     IMailReporter,
     IMailSession,
 )
+from pyramid_sendmail.mailers.builders import RELAY_OPTIONS
+from pyramid_sendmail.mailers.url import mailer_from_url
 from pyramid_sendmail.processor import GRACE, POLL
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from pyramid_sendmail.relay import SCHEMES
 from pyramid_sendmail.scripts.qp import _parser
 from pyramid_sendmail.settings import TABLE, parse_settings, table_rows
 from tests.doubles import RecordingMailer
@@ -281,11 +284,24 @@ def test_names_in_the_text() -> None:
     """Every setting, option and interface that the text names is there."""
     source = README.read_text(encoding='utf-8').replace(settings_table(), '')
     known = {row.name for row in TABLE}
-    assert set(re.findall(r'\bmail\.[a-z_]+', source)) - {'mail.make_delivery'} <= known
+    functions = {'mail.make_delivery', 'mail.access_token'}
+    foreign = {'mail.sendmail_app'}
+    assert set(re.findall(r'\bmail\.[a-z_]+', source)) - functions - foreign <= known
     options = {option for action in _parser()._actions for option in action.option_strings}
     assert set(re.findall(r'(?<=\s)--[a-z]+', source)) <= options
     for name in set(re.findall(r'\bIMail[A-Za-z]*', source)):
         assert name in interfaces.__all__
+
+
+def test_urls() -> None:
+    """Every URL in the table makes a mailer; every scheme and every option has its place."""
+    source = README.read_text(encoding='utf-8')
+    section = source.partition('\nRelay and TLS\n')[2].partition('\nSeveral relays\n')[0]
+    urls = re.findall(r'^``([a-z+]+:[^`]*)``', section, re.MULTILINE)
+    for url in urls:
+        assert mailer_from_url(url, hostname='shop.example.org').name
+    assert {url.partition(':')[0] for url in urls} == set(SCHEMES)
+    assert set(re.findall(r'``([a-z_]+)=', section)) == set(RELAY_OPTIONS)
 
 
 def test_event_attributes() -> None:
@@ -353,14 +369,26 @@ def test_console() -> None:
 def test_ini() -> None:
     """Settings as PasteDeploy reads them; units that start the processor and wait for it."""
     kinds = []
+    mailers = []
+    secrets = Path('secrets').resolve()
+    secrets.mkdir()
+    for name in ('mail-password', 'token'):
+        (secrets / name).write_text('s3kr1t', encoding='utf-8')
     for block in blocks('ini'):
         kind = block.text.splitlines()[0]
         kinds.append(kind)
         path = Path('example.ini')
-        path.write_text(block.text, encoding='utf-8')
+        path.write_text(block.text.replace('/run/secrets', str(secrets)), encoding='utf-8')
         if kind == '[app:main]':
             settings = parse_settings(plaster.get_settings(str(path), 'app:main'))
             assert settings.queue_path == str(path.resolve().parent / 'mail')
+            mailer = mailer_from_url(
+                settings.url,
+                hostname=settings.hostname,
+                username=settings.username,
+                password=settings.password,
+            )
+            mailers.append(mailer.name)
             continue
         parser = configparser.ConfigParser(interpolation=None)
         parser.optionxform = str  # type: ignore[assignment,method-assign]
@@ -368,17 +396,29 @@ def test_ini() -> None:
         service = parser['Service'] if kind == '[Unit]' else parser['program:shop-mail']
         assert_runs_processor(service.get('ExecStart') or service['command'])
         assert float(service.get('TimeoutStopSec') or service['stopwaitsecs']) > GRACE
-    assert kinds == ['[app:main]', '[Unit]', '[program:shop-mail]', '[app:main]']
+    assert kinds == ['[app:main]'] * 4 + ['[Unit]', '[program:shop-mail]', '[app:main]']
+    for part in ('smtps://relay.example.org:465', 'smtps://other.example.org:465', 'sendmail:'):
+        assert part in mailers[1]
+    assert mailers[2:4] == ['smtp://smtp.example.com:587', 'lmtp+unix:/run/dovecot/lmtp']
 
 
 def test_cron() -> None:
     """Five stars, and a command that says nothing unless something is wrong."""
-    (block,) = blocks('text')
+    (block,) = [block for block in blocks('text') if block.section != 'Dovecot']
     match = re.fullmatch(r'(?:\* ){5}(.*)', block.text)
     assert match
     arguments = assert_runs_processor(match[1])
     assert arguments.once
     assert arguments.quiet
+
+
+def test_dovecot() -> None:
+    """Its configuration opens the socket that the settings name, below /run/dovecot."""
+    (block,) = [block for block in blocks('text') if block.section == 'Dovecot']
+    (ini,) = [block for block in blocks('ini') if block.section == 'Dovecot']
+    assert block.text.count('{') == block.text.count('}') == 2
+    (socket,) = re.findall(r'unix_listener (\S+) {', block.text)
+    assert f'mail.url = lmtp+unix:/run/dovecot/{socket}' in ini.text
 
 
 def test_every_block_is_tried() -> None:
@@ -387,6 +427,7 @@ def test_every_block_is_tried() -> None:
     assert blocks(*tried) == all_blocks()
     assert len(all_blocks()) == README.read_text(encoding='utf-8').count('.. code-block:: ')
     assert {block.section for block in blocks('python')} == {
+        'A token in place of a password',
         *('Use it', 'Sending', 'In Python', 'Events', 'Testing your application'),
     }
 
@@ -456,6 +497,19 @@ def test_send_now_fails(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out.splitlines()
     assert 'not sent: recording:: connection refused' in out[0]
     assert '550 no such user' in out[1]
+
+
+def test_access_token() -> None:
+    """The function of the README is what ``token=`` takes."""
+    (block,) = in_section('A token in place of a password')
+    Path('token.json').write_text('{"access_token": "s3kr1t"}', encoding='utf-8')
+    found = Block(block.section, block.language, block.text.replace('/run/secrets/', ''), 1)
+    execute(found, namespace := {})
+    assert namespace['access_token']() == 's3kr1t'
+    sys.modules['myapp.mail'].access_token = namespace['access_token']  # type: ignore[attr-defined]
+    source = README.read_text(encoding='utf-8')
+    (option,) = re.findall(r'``(token=\S+)``', source)
+    assert mailer_from_url(f'smtps://ann@relay?{option}', hostname='shop.example.org')
 
 
 def test_in_python() -> None:

@@ -150,7 +150,9 @@ def test_greeting_other_than_220(smtp_server: ScriptedSMTPServer, code: int) -> 
 def test_no_greeting(smtp_server: ScriptedSMTPServer, action: Action) -> None:
     """A line that is closed, or speaks something else, is a closed road."""
     smtp_server.script('connect', action)
-    assert 'the greeting' in refused(mailer(smtp_server))
+    text = refused(mailer(smtp_server))
+    # A reset may come before the connection is there.
+    assert 'the greeting' in text or (action == reset() and 'connecting' in text)
 
 
 def test_silent_relay(smtp_server: ScriptedSMTPServer) -> None:

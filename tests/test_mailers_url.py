@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import hypothesis
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from pyramid.exceptions import ConfigurationError
 
 from pyramid_sendmail.envelope import Envelope
+from pyramid_sendmail.mailers.extensions import SessionOptions
+from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.file import FileMailer
+from pyramid_sendmail.mailers.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.null import NullMailer
+from pyramid_sendmail.mailers.sendmail import SendmailMailer
 from pyramid_sendmail.mailers.smtp import SMTPMailer
-from pyramid_sendmail.mailers.url import mailer_from_url, mask_url
+from pyramid_sendmail.mailers.url import mailer_from_url
+from pyramid_sendmail.relay import mask_url
 from tests.smtp_server import ScriptedSMTPServer, TLSAuthority
 
 SECRET = 's3kr1t'
@@ -49,6 +56,12 @@ def make(url: str, **options: Any) -> Any:
         ('file://localhost/var/mail', FileMailer, 'file:/var/mail'),
         ('null:', NullMailer, 'null:'),
         ('null://', NullMailer, 'null:'),
+        ('lmtp://dovecot.example.org', LMTPMailer, 'lmtp://dovecot.example.org:24'),
+        ('lmtp://[::1]:2424?max_recipients=1', LMTPMailer, 'lmtp://[::1]:2424'),
+        ('lmtp+unix:/run/dovecot/lmtp', LMTPMailer, 'lmtp+unix:/run/dovecot/lmtp'),
+        ('lmtp+unix:///run/my%20lmtp?timeout=9s', LMTPMailer, 'lmtp+unix:/run/my lmtp'),
+        ('sendmail:', SendmailMailer, 'sendmail:/usr/sbin/sendmail'),
+        (f'sendmail:{sys.executable}?timeout=10s', SendmailMailer, f'sendmail:{sys.executable}'),
     ],
 )
 def test_mailers(url: str, kind: Any, name: str) -> None:
@@ -69,13 +82,20 @@ MISTAKES = [
     ('stmp://relay', 'begins with stmp:', 'smtp: perhaps'),
     ('http://relay', 'begins with http:', 'smtp://relay.example.org:25'),
     ('qqq:x', 'begins with qqq:', 'smtp://relay.example.org:25'),
-    ('lmtp://relay', 'is lmtp:', 'smtp://'),
-    ('lmtp+unix:///run/lmtp', 'is lmtp+unix:', 'smtp://'),
-    ('sendmail:', 'is sendmail:', 'smtp://'),
-    ('smtp://a smtp://b', 'several URLs', 'write one'),
-    ('smtp://a\nsmtps://b', 'several URLs', 'write one'),
-    ('smtp://a, null:', 'several URLs', 'write one'),
+    ('smtp://a, null:', 'a comma before a URL', 'a blank or a line break'),
+    ('smtp://a,smtps://b', 'a comma before a URL', 'a blank or a line break'),
+    (f'smtp://ann:{SECRET},null:@relay', 'a comma before a URL', '%2C'),
+    ('smtp://a,\n  x://b', 'a comma before a URL', 'a blank or a line break'),
     ('smtp://a b', 'blanks', '%20'),
+    ('smtp://a localhost:25', 'blanks', 'a scheme before a host'),
+    (f'smtp://ann:my {SECRET}@relay', 'blanks', '%20'),
+    (f'smtp://ann:my {SECRET}://@relay', '(the second) begins with an unknown scheme', '%20'),
+    (f'smtp://ann:my null:{SECRET}@relay', '(the first) has a bad port', 'from 1 to 65535'),
+    ('smtp://a stmp://b', '(the second) begins with an unknown scheme', 'smtp: perhaps'),
+    ('smtp://a smtp://', '(the second) names no host', 'smtp://relay'),
+    ('smtp://a?tls smtp://b', '(the first) has the option tls', 'tls=VALUE'),
+    ('null: null: smtp://a?ca_file=/x', '(the third): ca_file=/x', 'No such file'),
+    (f'{"null: " * 9}null:x', '(number 10) has more', 'null: alone'),
     ('smtp://re\x00lay', 'blanks', '%20'),
     ('smtp:', 'names no host', 'smtp://relay'),
     ('smtp:relay', 'names no host', 'smtp://relay'),
@@ -112,7 +132,32 @@ MISTAKES = [
     ('smtp://relay?tls=required&tls=required', 'twice', 'once'),
     ('smtp://relay?tls=optional', 'other than tls=required', 'smtp+insecure:'),
     ('smtp://relay?timeout=10', 'bad option timeout=', '90s, 5m'),
-    ('smtp://relay?timeout=0s', 'timeout=0', 'more than 0s'),
+    ('smtp://relay?timeout=0s', 'bad option timeout=', 'more than 0s'),
+    ('smtp://relay?pipelining=slow', 'bad option pipelining=', 'write on or off'),
+    ('smtp://relay?max_recipients=0', 'bad option max_recipients=', 'from 1'),
+    ('smtp://relay?max_recipients=all', 'bad option max_recipients=', 'from 1'),
+    ('smtp://relay?notify=sometimes', 'notify=sometimes', 'write never'),
+    ('smtp://relay?notify=never,delay', 'notify=never,delay', 'write never'),
+    ('smtp://relay?ret=half', 'ret=half', 'full or headers'),
+    ('smtp://ann@relay?token_file=token', 'bad option token_file=', 'the absolute path'),
+    ('smtp://ann@relay?token=no.such.thing', 'bad option token=', 'can be imported'),
+    ('smtp://ann@relay?token=os', 'bad option token=', 'a function that returns'),
+    ('smtp://ann@relay?token=os.sep', 'bad option token=', 'a function that returns'),
+    ('smtp://ann@relay?token=.here', 'bad option token=', 'a function that returns'),
+    ('smtp://relay?token=os.getcwd', 'a token without a user name', 'smtp://USER@relay'),
+    (f'smtp://ann:{SECRET}@relay?token=os.getcwd', 'a password and a token', 'one of them'),
+    ('smtp://a@b?token=os.getcwd&token_file=/x', 'token= and token_file=', 'one of them'),
+    ('lmtp://', 'names no host', 'lmtp://relay.example.org:24'),
+    ('lmtp://relay/socket', 'path behind the host', 'lmtp://HOST:PORT'),
+    ('lmtp://[x]', 'no IPv6 address', 'lmtp://[2001:db8::25]:24'),
+    ('lmtp+unix:socket', 'lmtp+unix: path that is not absolute', 'lmtp+unix:/absolute/socket'),
+    ('lmtp+unix://host/socket', 'not absolute', 'lmtp+unix:/absolute/socket'),
+    ('lmtp+unix:/s?tls=required', 'unknown option tls=', 'pipelining='),
+    (f'lmtp+unix://ann:{SECRET}@localhost/s', 'takes no credentials', 'mail.username'),
+    ('sendmail:program', 'not absolute', 'sendmail:/absolute/program'),
+    ('sendmail://host/x', 'not absolute', 'sendmail:/absolute/program'),
+    ('sendmail:?from=x', 'unknown option from=', 'timeout='),
+    ('sendmail:?timeout=0s', 'bad option timeout=', 'more than 0s'),
     ('smtp://relay?ca_file=/nowhere.pem', 'ca_file=/nowhere.pem', 'No such file'),
     (f'smtp://relay?ca_file={__file__}', f'ca_file={__file__}', 'no PEM file'),
     ('smtp://relay?ca_file=%zz', 'stray % in the option ca_file=', '%25'),
@@ -158,6 +203,20 @@ def test_mistakes(url: str, problem: str, advice: str) -> None:
         ('null:', {'username': 'ann', 'password': SECRET}, 'takes no credentials'),
         ('file:///x', {'username': 'ann', 'password': SECRET}, 'takes no credentials'),
         ('smtp://relay', {'hostname': 'a b'}, 'mail.hostname'),
+        ('sendmail:', {'username': 'ann'}, 'is sendmail:, which takes no credentials'),
+        ('lmtp+unix:/s', {'username': 'ann', 'password': SECRET}, 'takes no credentials'),
+        ('null: file:///x', {'username': 'ann', 'password': SECRET}, 'no URL that takes'),
+        (
+            f'smtp://ann:{SECRET}@a null: smtps://bob:{SECRET}@b',
+            {'username': 'ann', 'password': SECRET},
+            'in one place',
+        ),
+        ('smtp://a null:', {'username': 'ann'}, r'\(the first\) has a user name without'),
+        (
+            'smtp://relay?token=os.getcwd',
+            {'username': 'ann', 'password': SECRET},
+            'has a token, and there is a password',
+        ),
     ],
 )
 def test_contradictions(url: str, options: dict[str, Any], problem: str) -> None:
@@ -203,18 +262,96 @@ def test_any_password(
     assert server.messages[0].authenticated_as == 'ann@x'
 
 
-def test_timeout_caps_every_phase(smtp_server: ScriptedSMTPServer) -> None:
+def test_timeout_caps_every_phase() -> None:
     """?timeout= is the longest that any phase may take."""
-    with pytest.MonkeyPatch.context() as patch:
-        seen: list[Any] = []
-        patch.setattr(
-            'pyramid_sendmail.mailers.smtp.SMTPMailer.__init__',
-            lambda _self, *_place, **options: seen.append(options['timeouts']),
-        )
-        make('smtp://relay?timeout=20s')
-        make('smtp://relay?timeout=1h')
+    seen = [given(f'smtp://relay?timeout={each}')['timeouts'] for each in ('20s', '1h')]
     assert (seen[0].connect, seen[0].final, seen[0].quit) == (20, 20, 5)
     assert (seen[1].connect, seen[1].final) == (30, 600)
+
+
+def given(url: str, **options: Any) -> dict[str, Any]:
+    """What SMTPMailer is made with."""
+    seen: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            'pyramid_sendmail.mailers.smtp.SMTPMailer.__init__',
+            lambda _self, *_place, **options: seen.append(options),
+        )
+        make(url, **options)
+    made: dict[str, Any] = seen[0]
+    return made
+
+
+@pytest.mark.parametrize(
+    ('query', 'options'),
+    [
+        ('', SessionOptions()),
+        ('pipelining=on', SessionOptions()),
+        ('pipelining=off', SessionOptions(pipelining=False)),
+        ('pipelining=False', SessionOptions(pipelining=False)),
+        ('max_recipients=1', SessionOptions(max_recipients=1)),
+        ('notify=never', SessionOptions(notify=('never',))),
+        (
+            'notify=Failure,delay&ret=headers',
+            SessionOptions(notify=('failure', 'delay'), ret='headers'),
+        ),
+        ('notify=success%2Cfailure', SessionOptions(notify=('success', 'failure'))),
+    ],
+)
+def test_options_of_the_session(query: str, options: SessionOptions) -> None:
+    """They reach the mailer."""
+    assert given(f'smtp://relay?{query}')['options'] == options
+
+
+def test_token_of_a_function() -> None:
+    """A dotted name, beside a user name in the URL or in its own setting."""
+    for token in ('tests.test_mailers_url.access_token', 'tests.test_mailers_url:access_token'):
+        options = given(f'smtps://ann@relay?token={token}')
+        assert (options['username'], options['token']) == ('ann', access_token)
+        assert options.get('password') is None
+        assert given(f'smtps://relay?token={token}', username='bob')['username'] == 'bob'
+
+
+def access_token() -> str:
+    return SECRET
+
+
+def test_token_of_a_file(tmp_path: Path) -> None:
+    """Read each time, so that another process may renew it."""
+    path = tmp_path / 'my token'
+    token = given(f'smtps://ann@relay?token_file={quote(str(path))}')['token']
+    for written in ('one', 'two'):
+        path.write_text(written, encoding='utf-8')
+        assert token() == written
+
+
+def test_several_in_their_order() -> None:
+    """Blanks or line breaks separate them, as an ini file has them; the mailers keep the order."""
+    mailer = make('\n  smtp://first\r\n\tsmtps://ann:s3kr1t@second?tls=required  SMTP://third\n')
+    assert type(mailer) is FailoverMailer
+    names = ['smtp://first:25', 'smtps://second:465', 'smtp://third:25']
+    places = [mailer.name.index(name) for name in names]
+    assert places == sorted(places)
+    assert SECRET not in repr(mailer)
+
+
+@pytest.mark.parametrize(
+    ('url', 'credentials'),
+    [
+        ('smtp://a smtps://b', [('eve', 'x'), ('eve', 'x')]),
+        (f'smtp://ann:{SECRET}@a null: smtps://b', [('ann', SECRET), ('eve', 'x')]),
+        ('smtp://ann@a?token=os.getcwd smtps://b', [('ann', None), ('eve', 'x')]),
+        ('smtp://a?token=os.getcwd smtps://b', [('eve', None), ('eve', 'x')]),
+    ],
+)
+def test_credentials_beside_several(url: str, credentials: list[tuple[str, str | None]]) -> None:
+    """Each that takes them and has none of its own gets those of the other settings."""
+    seen: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SMTPMailer, '__init__', lambda _self, *_place, **given: seen.append(given))
+        patch.setattr(SMTPMailer, 'name', 'smtp:', raising=False)
+        make(url, username='eve', password='x')
+    assert [(each['username'], each.get('password')) for each in seen] == credentials
 
 
 def test_insecure_warns_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -239,7 +376,13 @@ def test_insecure_warns_once(caplog: pytest.LogCaptureFixture) -> None:
         ('smtp://ann:s3k@r1t/s3kr1t?s3kr1t#s3kr1t@relay', 'smtp://ann:***@relay'),
         ('smtp://ann:s3k\nr1t@relay', 'smtp://ann:***@relay'),
         (' smtp://ann:s3kr1t@relay', ' smtp://ann:***@relay'),
-        ('smtp://ann:s3kr1t@a smtp://bob:s3kr1t@b', 'smtp://ann:***@b'),
+        ('smtp://ann:s3kr1t@a smtp://bob:s3kr1t@b', 'smtp://ann:***@a smtp://bob:***@b'),
+        ('smtp://a\n  smtps://ann:s3kr1t@b null:', 'smtp://a\n  smtps://ann:***@b null:'),
+        ('smtp://ann:s3kr1t@a,smtp://bob:s3kr1t@b', 'smtp://ann:***@b'),
+        ('smtp://ann:s3kr1t smtp://bob:s3kr1t@b', 'smtp://ann:*** smtp://bob:***@b'),
+        ('smtp://ann:s3kr1t', 'smtp://ann:***'),
+        ('smtp://[::1]:25/ smtp://a:25?x', 'smtp://[::1]:25/ smtp://a:25?x'),
+        ('lmtp+unix:/a:b sendmail:/c:d', 'lmtp+unix:/a:b sendmail:/c:d'),
         ('smtp:ann:s3kr1t@relay', 'smtp:***@relay'),
         ('ann:s3kr1t@relay:25', 'ann:***@relay:25'),
         ('smtp://:s3kr1t@relay', 'smtp://:***@relay'),
@@ -251,16 +394,16 @@ def test_masked(url: str, masked: str) -> None:
     assert mask_url(url) == masked
 
 
-@given(password=st.text(min_size=1).map(lambda text: f'<{text}>'))
+@hypothesis.given(password=st.text(min_size=1).map(lambda text: f'<{text}>'))
 def test_no_password_survives_the_mask(password: str) -> None:
     """Neither encoded nor as it is."""
     for written in (password, quote(password, safe='')):
         assert mask_url(f'smtp://ann:{written}@relay:25') == 'smtp://ann:***@relay:25'
 
 
-@given(text=st.text())
+@hypothesis.given(text=st.text())
 def test_any_text_is_understood_or_refused(text: str) -> None:
     """Nothing but ConfigurationError comes of whatever stands there."""
-    for url in (text, f'smtp://{text}', f'null:{text}', f'smtp://relay?{text}'):
+    for url in (text, f'smtp://{text}', f'null:{text}', f'smtp://relay?{text}', f'null: {text}'):
         with suppress(ConfigurationError):
             assert make(url).name

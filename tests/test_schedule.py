@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
+from pyramid_sendmail.pace import Pace
 from pyramid_sendmail.queue.names import Ticket
 from pyramid_sendmail.schedule import CROWDED_PAUSE, LONGEST_PAUSE, Gate, Pending
 
@@ -359,3 +360,88 @@ def test_examined_once() -> None:
     assert pending.unexamined() == []
     pending.fill([fresh('c')])
     assert pending.unexamined() == [fresh('c')]
+
+
+# At a pace
+
+
+def paced(mails: int, seconds: int = 1) -> tuple[Pending, Clock]:
+    """What is pending at a pace, and its clock."""
+    clock = Clock(0.0)
+    return Pending(Pace((mails, seconds), monotonic=clock)), clock
+
+
+def test_no_ticket_without_a_place() -> None:
+    """It never waits, and the ticket stays; what was sent is forgotten, its place is not."""
+    pending, clock = paced(2)
+    pending.fill([fresh(name) for name in 'abcd'])
+    assert taken(pending) == ['a', 'b']
+    assert len(pending) == 2
+    pending.worked()
+    assert taken(pending) == []
+    clock.now += 1
+    assert taken(pending) == ['c', 'd']
+
+
+def test_a_place_of_what_does_not_leave_is_another_ones() -> None:
+    """Claimed by somebody else, expired, or given back by a closed road; once."""
+    pending, _ = paced(1)
+    pending.fill([fresh('a'), fresh('b'), fresh('c')])
+    assert pending.take() == fresh('a')
+    for _ in range(2):
+        pending.unsent(fresh('a'))
+    assert taken(pending) == ['b']
+    pending.unsent(fresh('c'))
+    assert taken(pending) == []
+    pending.worked()
+    pending.unsent(fresh('b'))
+    assert taken(pending) == [], 'somebody else has it now'
+
+
+def test_one_place_admits_one_worker(workers: list[Worker]) -> None:
+    """No more workers pass than there are places, so that no connection is opened in vain."""
+    pending, clock = paced(2)
+
+    def work() -> Any:
+        return pending.await_work(lambda: 0.0, idle=lambda: None)
+
+    pending.fill([fresh(name) for name in 'abc'])
+    for worker in workers:
+        worker.begin(work)
+    until(lambda: (pending.working, pending.waiting) == (2, 1))
+    pending.nudge()
+    clock.now += 0.5
+    assert (pending.working, pending.waiting) == (2, 1)
+    pending.close()
+    assert sorted(worker.result() for worker in workers) == [False, True, True]
+
+
+def test_who_waits_for_a_place_gets_it(workers: list[Worker]) -> None:
+    """When its time has come, without being woken; or at once, when one is given back."""
+    pending = Pending(Pace((20, 1)))
+    pending.fill([fresh(f'{number:02}') for number in range(30)])
+    assert len(taken(pending)) == 20
+    workers[0].begin(lambda: pending.await_work(lambda: 0.0, idle=lambda: None))
+    assert workers[0].result() is True
+    pending, _ = paced(1, 3600)
+    pending.fill([fresh('a'), fresh('b')])
+    pending.take()
+    workers[1].begin(lambda: pending.await_work(lambda: 0.0, idle=lambda: None))
+    until(lambda: pending.waiting == 1)
+    pending.unsent(fresh('a'))
+    assert workers[1].result() is True
+
+
+def test_who_waits_long_for_a_place_gives_its_session_up(
+    workers: list[Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One mail an hour needs no connection in between; and the end ends the wait at once."""
+    monkeypatch.setattr('pyramid_sendmail.schedule.IDLE', 0.01)
+    pending, _ = paced(1, 3600)
+    pending.fill([fresh('a'), fresh('b')])
+    pending.take()
+    idle = threading.Event()
+    workers[0].begin(lambda: pending.await_work(lambda: 0.0, idle=idle.set))
+    assert idle.wait(10)
+    pending.close()
+    assert workers[0].result() is False

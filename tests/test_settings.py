@@ -64,6 +64,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         hostname='web.example.org',
         workers=4,
         batch=100,
+        rate=None,
         retry=(60.0, 300.0, 900.0, 1800.0, HOUR, 2 * HOUR),
         give_up_after=3 * DAY,
         max_size=25 * 1024 * 1024,
@@ -85,6 +86,8 @@ VALUES = [
     ('delivery', 'myapp.mail:delivery', 'myapp.mail:delivery'),
     ('delivery', '.mail.delivery', '.mail.delivery'),
     ('url', ' null: ', 'null:'),
+    ('url', ['smtp://a', 'null:'], 'smtp://a null:'),
+    ('url', '\n smtp://a\n smtp://b', 'smtp://a\n smtp://b'),
     ('username', ' ann ', 'ann'),
     ('queue_path', '/srv/app/./mail/', '/srv/app/mail'),
     ('queue_path', Path('/srv/mail'), '/srv/mail'),
@@ -97,6 +100,13 @@ VALUES = [
     ('workers', '1', 1),
     ('workers', 8, 8),
     ('batch', '99999', 99999),
+    ('rate', '20/s', (20, 1)),
+    ('rate', '600 / m', (600, 60)),
+    ('rate', '90/h', (90, 3600)),
+    ('rate', '2000/d', (2000, 86400)),
+    ('rate', 'off', None),
+    ('rate', 'Off', None),
+    ('rate', False, None),
     ('retry', '90s', (90.0,)),
     ('retry', '1m, 5m,1h', (60.0, 300.0, HOUR)),
     ('retry', '\n 1m\n 1.5h\n', (60.0, 1.5 * HOUR)),
@@ -266,6 +276,40 @@ ENV = {'MAIL_URL': 'smtp://other'}
         # A password lies about in the environment of a test run that sends nothing.
         ({'MAIL_PASSWORD': 'new'}, {'url': 'null:'}, ('null:', None, None)),
         ({'MAIL_PASSWORD': 'new'}, {'url': 'file:///x'}, ('file:///x', None, None)),
+        ({'MAIL_PASSWORD': 'new'}, {'url': 'sendmail:'}, ('sendmail:', None, None)),
+        (
+            {'MAIL_PASSWORD': 'new'},
+            {'url': 'lmtp+unix:/x null:'},
+            ('lmtp+unix:/x null:', None, None),
+        ),
+        # Of several URLs, those that name a user and no password get it, or the only one that has
+        # a password; a token needs none.
+        (
+            {'MAIL_PASSWORD': 'n/w'},
+            {'url': 'smtp://ann:old@a\n smtps://bob@b null: smtp://eve@c'},
+            ('smtp://ann:old@a smtps://bob:n%2Fw@b null: smtp://eve:n%2Fw@c', None, None),
+        ),
+        (
+            {'MAIL_PASSWORD': 'new'},
+            {'url': 'smtp://a smtp://ann:old@b smtp://bob@c?token=x.y'},
+            ('smtp://a smtp://ann:new@b smtp://bob@c?token=x.y', None, None),
+        ),
+        (
+            {'MAIL_PASSWORD': 'new'},
+            {'url': 'smtp://a smtp://b', 'username': 'ann'},
+            ('smtp://a smtp://b', 'ann', 'new'),
+        ),
+        # Credentials stand beside those of MAIL_URL's that have none.
+        (
+            {'MAIL_URL': 'smtp://bob:new@a smtp://b'},
+            {'username': 'ann', 'password': 'old'},
+            ('smtp://bob:new@a smtp://b', 'ann', 'old'),
+        ),
+        (
+            {'MAIL_URL': 'smtp://bob:new@a null:'},
+            {'username': 'ann', 'password': 'old'},
+            ('smtp://bob:new@a null:', None, None),
+        ),
     ],
 )
 def test_environment_wins(
@@ -273,6 +317,21 @@ def test_environment_wins(
 ) -> None:
     """MAIL_URL and MAIL_PASSWORD win over the settings, and take the right ones away with them."""
     assert road(environ, **given) == expected
+
+
+def test_environment_that_contradicts_the_url() -> None:
+    """A password that nobody takes, or that several might, is told, and shown to nobody."""
+    for environ, url, problem in (
+        ({}, 'smtp://ann@a?token_file=/x', 'a token in mail.url'),
+        ({'MAIL_URL': 'smtp://a?token=x.y null:'}, 'null:', 'a token in MAIL_URL'),
+        ({}, 'smtp://ann:one@a smtp://bob:two@b', '2 passwords in mail.url'),
+        ({'MAIL_URL': 'smtp://ann:one@a smtp://b'}, 'null:', 'both have a password'),
+    ):
+        text = refusal({'MAIL_PASSWORD': SECRET, **environ}, url=url)
+        assert 'MAIL_PASSWORD' in text
+        assert problem in text
+        for secret in (SECRET, 'one', 'two'):
+            assert secret not in text.replace('one of them', '')
 
 
 def test_environment_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,7 +441,7 @@ def test_ignoring_what_is_ours() -> None:
         assert 'rename' in text
 
 
-@pytest.mark.parametrize('name', ['rate', 'redirect_to', 'allow'])
+@pytest.mark.parametrize('name', ['redirect_to', 'allow'])
 def test_settings_of_versions_to_come(name: str) -> None:
     """A staging machine whose mail.redirect_to were ignored would write to everybody."""
     text = refusal(**{name: 'x'})
@@ -431,7 +490,11 @@ def test_long_values_are_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    'convert', ['hostname', 'host', 'delivery', 'duration', 'size', 'absolute_path', 'durations']
+    'convert',
+    [
+        *('hostname', 'host', 'delivery', 'duration', 'size', 'rate'),
+        *('absolute_path', 'durations'),
+    ],
 )
 def test_regression_converters_take_no_time(convert: str) -> None:
     """A host name of forty characters and an underscore kept the application from starting."""
@@ -453,6 +516,17 @@ def test_own_hostname(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(socket, 'gethostname', lambda own=own: own)
         assert parse().hostname == used
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    ['20', '0/s', '-1/s', '1.5/s', '20/', '/s', '20/S', '20 per second', '20/10s', '٣/s', '1e3/s'],
+)
+def test_rates_that_are_none(wrong: str) -> None:
+    """A number of mails and a unit of time, and nothing else."""
+    text = refusal(rate=wrong)
+    assert text.startswith(f'mail.rate = {wrong}: write ')
+    assert '20/s' in text
 
 
 @pytest.mark.parametrize(

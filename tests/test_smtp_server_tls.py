@@ -6,7 +6,7 @@ import smtplib
 import socket
 import ssl
 import threading
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -253,3 +253,44 @@ def test_scripted_auth(start_smtp_server: Start) -> None:
         assert client.ask(b'AUTH XOAUTH2 eA==').startswith(b'235')
         assert client.transaction().startswith(b'250')
     assert server.messages[0].authenticated_as == 'scripted'
+
+
+def bearer(user: str, token: str) -> bytes:
+    """Encode a response of XOAUTH2."""
+    return b64encode(f'user={user}\1auth=Bearer {token}\1\1'.encode())
+
+
+def test_xoauth2(start_smtp_server: Start) -> None:
+    """A good token is taken, with and without initial response; a bad one gets the challenge that
+    says why, and 535 after an empty line."""
+    server = start_smtp_server(auth={'ann': 't0ken'}, auth_mechanisms=['XOAUTH2'])
+    for lines in (
+        [b'AUTH XOAUTH2 ' + bearer('ann', 't0ken')],
+        [b'AUTH XOAUTH2', bearer('ann', 't0ken')],
+    ):
+        with connected(server.port) as client:
+            assert [client.ask(line)[:3] for line in lines][-1] == b'235'
+            assert client.transaction().startswith(b'250')
+    with connected(server.port) as client:
+        challenge = client.ask(b'AUTH XOAUTH2 ' + bearer('ann', '0ld'))
+        assert challenge.startswith(b'334 ')
+        assert b'"status":"400"' in b64decode(challenge[4:])
+        assert client.ask(b'').startswith(b'535')
+        assert client.ask(b'AUTH XOAUTH2 no-base64!').startswith(b'501')
+    assert [message.authenticated_as for message in server.messages] == ['ann', 'ann']
+    assert server.violations == []
+
+
+@pytest.mark.parametrize(
+    ('lines', 'violation'),
+    [
+        ([b'AUTH XOAUTH2 ' + b64encode(b'ann t0ken')], 'no XOAUTH2'),
+        ([b'AUTH XOAUTH2 ' + bearer('ann', '0ld'), b'*'], 'more than an empty line'),
+    ],
+)
+def test_xoauth2_done_badly(start_smtp_server: Start, lines: list[bytes], violation: str) -> None:
+    """What a client must not say in it is logged."""
+    server = start_smtp_server(auth={'ann': 't0ken'}, auth_mechanisms=['XOAUTH2'])
+    with connected(server.port) as client:
+        assert [client.ask(line)[:1] for line in lines][-1] == b'5'
+    assert violation in server.violations[0]

@@ -18,6 +18,8 @@ Token = Callable[[], str]
 _COMMAND_LIMIT = 510
 """Octets of a command without its line end (RFC 5321, 4.5.3.1.4)."""
 
+_STATUS_LIMIT = 20
+
 _TOKEN = re.compile(r'[A-Za-z0-9._~+/-]+=*')  # RFC 6750, 2.1
 
 
@@ -35,7 +37,7 @@ class Credentials:
     mechanisms = ('PLAIN', 'LOGIN')
     """The preferred one first. Both show the password: never without TLS."""
 
-    remedy = 'see mail.username and mail.password'
+    options = 'mail.username and mail.password'
 
     def __init__(self, username: str, password: str) -> None:
         if '\0' in username + password:
@@ -63,8 +65,9 @@ class Credentials:
 
     def hide(self, text: str) -> str:
         """Return a relay's text without the secrets that it may echo."""
-        secrets = {self._password, *self._responses('PLAIN'), *self._responses('LOGIN')}
-        return _hidden(text, secrets)
+        # What was read has no blanks at its ends.
+        passwords = {self._password, self._password.strip()} - {''}
+        return _hidden(text, {*passwords, *self._responses('PLAIN'), *self._responses('LOGIN')})
 
     def _responses(self, mechanism: str) -> list[str]:
         user, password = self._username.encode(), self._password.encode()
@@ -76,6 +79,10 @@ class Bearer:
     """A user name, and what gives an access token; by XOAUTH2, which large providers speak."""
 
     __slots__ = ('_token', '_username')
+
+    mechanisms = ('XOAUTH2',)
+
+    options = 'the user name, and token_file= or token= in mail.url'
 
     def __init__(self, username: str, token: Token) -> None:
         if re.search(r'[\x00-\x1f\x7f]', username):
@@ -99,10 +106,6 @@ class BearerProof:
 
     __slots__ = ('_response', '_token')
 
-    mechanisms = ('XOAUTH2',)
-
-    remedy = 'see the user name, and token_file= or token= in mail.url'
-
     def __init__(self, username: str, token: str) -> None:
         self._token = token
         self._response = _encoded(f'user={username}\1auth=Bearer {token}\1\1'.encode())
@@ -119,7 +122,8 @@ class BearerProof:
         if reply.code // 100 != 3:
             return reply
         # The challenge tells what is wrong; an empty line has the relay refuse.
-        problem = _problem(reply.text)
+        status = self.hide(_status(reply.text))[:_STATUS_LIMIT]
+        problem = f'status {status}' if status else 'the relay did not say why'
         reply = _ask(wire, '', timeout)
         if reply.code // 100 == 3:
             reply = _ask(wire, '*', timeout)
@@ -133,14 +137,13 @@ class BearerProof:
 Identity = Credentials | Bearer
 
 
-def _problem(challenge: str) -> str:
-    """What the relay's JSON says of a token, for people."""
+def _status(challenge: str) -> str:
+    """What the relay's JSON says is the status of a token, or ''."""
     try:
-        told = json.loads(b64decode(challenge, validate=True))
-        status = str(told['status'])
-    except (ValueError, LookupError, TypeError):
-        return 'the relay did not say why'
-    return f'status {status[:20]}' if status.isprintable() else 'the relay did not say why'
+        status = str(json.loads(b64decode(challenge, validate=True))['status'])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return ''
+    return status if status.isprintable() else ''
 
 
 def _hidden(text: str, secrets: set[str]) -> str:

@@ -27,6 +27,7 @@ class LMTPMailer(SMTPMailer):
     """
 
     _lmtp = True
+    _unencrypted = 'have it offer STARTTLS, or use lmtp+unix: where it is on this machine'
 
     _path: str | None = None
 
@@ -56,7 +57,9 @@ class LMTPMailer(SMTPMailer):
             options=options or SessionOptions(),
         )
         mailer._path = path
-        mailer._look = 'see the path in mail.url, and who may open it'
+        mailer._look = (
+            'mail.url must name the socket of a running service, which this process may write to'
+        )
         mailer.name = f'lmtp+unix:{path}'
         return mailer
 

@@ -21,7 +21,8 @@ from .wire import TIMEOUTS, Timeouts, Wire, describe, dial
 
 if TYPE_CHECKING:
     import socket
-    import ssl
+
+    from .tls import Trust
 
 __all__ = ['SMTPMailer', 'Security']
 
@@ -33,11 +34,7 @@ _HOSTNAME = re.compile(r'[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]')
 
 _NO_EHLO = frozenset({500, 501, 502, 504})
 
-_UNENCRYPTED = (
-    'write smtps: in mail.url for TLS from the first byte (port 465 as a rule), or '
-    'smtp+insecure: to speak plain text over a line that nobody else can read'
-)
-
+_OLD_SPELLING = re.compile('^AUTH=', re.IGNORECASE)
 
 _OPTIONS = SessionOptions()
 
@@ -63,6 +60,10 @@ class SMTPMailer:
 
     _lmtp = False
     _look = 'see the host and port in mail.url'
+    _unencrypted = (
+        'write smtps: in mail.url for TLS from the first byte (port 465 as a rule), or '
+        'smtp+insecure: to speak plain text over a line that nobody else can read'
+    )
 
     def __init__(
         self,
@@ -91,7 +92,7 @@ class SMTPMailer:
             raise ValueError(f"insecure goes with tls='none', not with tls={tls!r}")
         if username and tls == 'none' and not insecure:
             secret = 'a token' if token else 'a password'
-            raise ValueError(f'{secret} is not sent in clear: {_UNENCRYPTED}')
+            raise ValueError(f'{secret} is not sent in clear: {self._unencrypted}')
         self.host = host
         self.port = port
         place = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
@@ -103,17 +104,17 @@ class SMTPMailer:
             self._identity = (
                 Bearer(username, token) if token else Credentials(username, password or '')
             )
-        self._trust = {'ca_file': ca_file, 'client_cert': client_cert, 'client_key': client_key}
+        self._files = {'ca_file': ca_file, 'client_cert': client_cert, 'client_key': client_key}
         self._timeouts = timeouts
         self._options = options
-        self._context: ssl.SSLContext | None = None
-        if any(self._trust.values()):
-            self._context = self._new_context()
+        self._trust: Trust | None = None
+        if any(self._files.values()):
+            self._trust = self._new_trust()
         if insecure:
             log.warning(
                 '%s speaks plain text: whoever is on the line reads the mail%s',
                 self.name,
-                ' and the password' if self._identity else '',
+                f' and the {"token" if token else "password"}' if self._identity else '',
             )
 
     def __repr__(self) -> str:
@@ -176,14 +177,15 @@ class SMTPMailer:
         if code in _NO_EHLO and not self._lmtp:
             reply = self._ask(wire, 'HELO', self._hostname)
             if reply.code // 100 != 2:
-                self._refused('HELO', reply)
+                self._refused('HELO', reply, _stranger('lmtp') if reply.code in _NO_EHLO else '')
             return {}
         if code // 100 != 2:
-            self._refused(verb, Reply(code, ' '.join(lines)), 'see mail.hostname')
+            remedy = _stranger('smtp') if code in _NO_EHLO else 'see mail.hostname'
+            self._refused(verb, Reply(code, ' '.join(lines)), remedy)
         extensions: dict[str, str] = {}
         for line in lines[1:]:
             # AUTH=LOGIN is how some relays spelt it before the RFC.
-            keyword, _, parameters = line.replace('AUTH=', 'AUTH ', 1).partition(' ')
+            keyword, _, parameters = _OLD_SPELLING.sub('AUTH ', line).partition(' ')
             keyword = keyword.upper()
             extensions[keyword] = f'{extensions.get(keyword, "")} {parameters}'.strip()
         return extensions
@@ -192,7 +194,7 @@ class SMTPMailer:
         offered = 'STARTTLS' in extensions
         if self._tls == 'starttls' or (self._tls == 'auto' and self._identity):
             if not offered:
-                self._fail('STARTTLS', 'the relay does not offer it', _UNENCRYPTED)
+                self._fail('STARTTLS', 'the relay does not offer it', self._unencrypted)
             return True
         return self._tls == 'auto' and offered and not _is_loopback(self.host)
 
@@ -205,17 +207,18 @@ class SMTPMailer:
     def _upgrade(self, wire: Wire, phase: str, timeout: float) -> None:
         from . import tls
 
-        if self._context is None:
-            self._context = self._new_context()
+        if self._trust is None:
+            self._trust = self._new_trust()
         try:
-            wire.upgrade(self._context, self.host.rstrip('.'), timeout)
+            wire.upgrade(self._trust.context(), self.host.rstrip('.'), timeout)
         except OSError as error:
-            raise self._unavailable(phase, describe(error, timeout), tls.remedy(error)) from error
+            remedy = tls.remedy(error, agreed=phase == 'STARTTLS')
+            raise self._unavailable(phase, describe(error, timeout), remedy) from error
 
-    def _new_context(self) -> ssl.SSLContext:
+    def _new_trust(self) -> Trust:
         from . import tls
 
-        return tls.client_context(**self._trust)
+        return tls.Trust(**self._files)
 
     def _authenticate(self, wire: Wire, identity: Identity, extensions: dict[str, str]) -> None:
         """Say who we are, once: another guess could lock us out."""
@@ -226,21 +229,23 @@ class SMTPMailer:
             self._fail(
                 'AUTH',
                 'the relay does not offer it',
-                'leave out mail.username and mail.password, or use its submission port (587, 465)',
+                f'leave out {identity.options}, or use its submission port (587, 465)',
             )
+        chosen = mechanism(offered, identity.mechanisms)
+        if chosen is None:
+            spoken = ' or '.join(identity.mechanisms)
+            self._fail('AUTH', f'the relay offers {offered}, and not {spoken}')
         try:
             proof = identity.proof()
         except Exception as error:
-            raise self._unavailable('AUTH', f'there is no token: {error}', '') from error
-        chosen = mechanism(offered, proof.mechanisms)
-        if chosen is None:
-            spoken = ' or '.join(proof.mechanisms)
-            self._fail('AUTH', f'the relay offers {offered}, and not {spoken}')
+            problem = ' '.join(f'there is no token: {error} ({type(error).__name__})'.split())
+            raise self._unavailable('AUTH', problem, f'see {identity.options}') from error
         with self._phase('AUTH'):
             reply = proof.present(wire, chosen, self._timeouts.command)
         if reply.code // 100 != 2:
             reply = Reply(reply.code, proof.hide(reply.text))
-            self._refused(f'AUTH {chosen}', reply, proof.remedy if reply.code // 100 == 5 else '')
+            remedy = f'see {identity.options}' if reply.code // 100 == 5 else ''
+            self._refused(f'AUTH {chosen}', reply, remedy)
 
     def _ask(self, wire: Wire, verb: str, argument: str = '') -> Reply:
         with self._phase(verb):
@@ -251,9 +256,17 @@ class SMTPMailer:
     def _phase(self, phase: str, remedy: str = '') -> Iterator[None]:
         try:
             yield
-        except (OSError, UnicodeError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             detail = describe(error, self._timeouts.connect)
-            raise self._unavailable(phase, detail, remedy) from error
+            raise self._unavailable(phase, detail, self._late_remedy(error) or remedy) from error
+
+    def _late_remedy(self, error: BaseException) -> str:
+        """What to do where our certificate was looked at after the handshake (RFC 8446, 4.4.2)."""
+        if self._trust is None:
+            return ''
+        from . import tls
+
+        return tls.remedy(error.__cause__ or error, agreed=True)
 
     def _refused(self, phase: str, reply: Reply, remedy: str = '') -> NoReturn:
         self._fail(phase, f'the relay answered {reply}', remedy)
@@ -264,6 +277,10 @@ class SMTPMailer:
     def _unavailable(self, phase: str, detail: str, remedy: str) -> MailerUnavailable:
         text = f'{self.name}: {phase}: {detail}'
         return MailerUnavailable(f'{text}; {remedy}' if remedy else text)
+
+
+def _stranger(scheme: str) -> str:
+    return f'it may speak another protocol: {scheme}: in mail.url'
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,9 +2,52 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 import ssl
 
-__all__ = ['client_context', 'remedy']
+__all__ = ['Trust', 'client_context', 'remedy']
+
+log = logging.getLogger(__name__)
+
+
+class Trust:
+    """Gives a mailer's context, made anew when one of its files has been replaced.
+
+    ``files``: the arguments of :func:`client_context`, which raises ValueError for them. Files
+    that become unusable later (a certificate whose key is still to come, as a rule) are warned
+    of, and what they were before is used until they are good.
+    """
+
+    def __init__(self, **files: str | None) -> None:
+        self._files = files
+        self._stamps = self._warned = self._look()
+        self._context = client_context(**files)
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context for the next connection."""
+        stamps = self._look()
+        if stamps != self._stamps:
+            try:
+                self._context = client_context(**self._files)
+                self._stamps = stamps
+            except ValueError as error:
+                if stamps != self._warned:
+                    log.warning('%s; it is used as it was before', error)
+                self._warned = stamps
+        return self._context
+
+    def _look(self) -> list[tuple[int, ...]]:
+        return [_stamp(path) for path in self._files.values() if path is not None]
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_size, status.st_dev, status.st_ino
 
 
 def client_context(
@@ -48,15 +91,28 @@ def _reason(error: OSError) -> str:
 _EXPIRED = frozenset({9, 10})
 _WRONG_NAME = frozenset({62, 64})
 
+# What OpenSSL calls a peer that speaks something else, in one version or another.
+_NO_TLS = frozenset({'WRONG_VERSION_NUMBER', 'PACKET_LENGTH_TOO_LONG', 'RECORD_LAYER_FAILURE'})
 
-def remedy(error: BaseException) -> str:
-    """What to do about a handshake that failed, or ''."""
+_OLD_TLS = frozenset({'TLSV1_ALERT_PROTOCOL_VERSION', 'UNSUPPORTED_PROTOCOL', 'WRONG_SSL_VERSION'})
+
+# What a peer says about our certificate, or about our having none.
+_OUR_CERTIFICATE = re.compile('ALERT_(.*CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED)')
+
+
+def remedy(error: BaseException, *, agreed: bool = False) -> str:
+    """What to do about TLS that failed, or ''. ``agreed``: the relay speaks TLS, as it has said."""
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code in _WRONG_NAME:
             return 'write the name that its certificate carries as the host in mail.url'
         if error.verify_code in _EXPIRED:
             return 'its certificate must be renewed, or the clock here is wrong'
         return 'for an authority of your own add ?ca_file=/path/to/ca.pem to mail.url'
-    if getattr(error, 'reason', None) == 'WRONG_VERSION_NUMBER':
+    reason = getattr(error, 'reason', None) or ''
+    if reason in _NO_TLS and not agreed:
         return 'the port may speak plain SMTP first: write smtp: (STARTTLS) instead of smtps:'
+    if reason in _OLD_TLS:
+        return 'it must speak TLS 1.2 or newer'
+    if _OUR_CERTIFICATE.search(reason):
+        return 'it may want another certificate of ours: see client_cert= in mail.url'
     return ''

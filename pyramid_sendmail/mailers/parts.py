@@ -1,0 +1,173 @@
+"""The parts of a URL in ``mail.url``, and what is said about a mistake in one."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+from urllib.parse import unquote
+
+from pyramid.exceptions import ConfigurationError
+
+__all__ = ['EXAMPLE', 'Parts', 'refuse', 'split']
+
+# RFC 3986, appendix B. The standard library's urlsplit drops tabs and line breaks, and
+# quotes the password in some of its errors.
+_URL = re.compile(
+    r'(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):)?'
+    r'(?://(?P<authority>[^/?#]*))?(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?',
+    re.DOTALL,
+)
+_PLACE = re.compile(r'(?:\[(?P<literal>[^\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<port>.*))?', re.DOTALL)
+_HOST = re.compile(r'[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?')
+_STRAY = re.compile(r'%(?![0-9A-Fa-f]{2})')
+
+EXAMPLE = 'smtp://relay.example.org:25'
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A URL, taken apart; only the options are decoded. The methods raise ConfigurationError for
+    what cannot be."""
+
+    scheme: str
+    authority: str | None
+    path: str
+    options: Mapping[str, str]
+
+    @property
+    def has_credentials(self) -> bool:
+        return '@' in (self.authority or '')
+
+    @property
+    def has_token(self) -> bool:
+        return 'token' in self.options or 'token_file' in self.options
+
+    def credentials(self) -> tuple[str, str]:
+        """The user name and the password, '' where there is none."""
+        userinfo, _, _ = (self.authority or '').rpartition('@')
+        user, _, secret = userinfo.partition(':')
+        return _decoded(user, 'the user name'), _decoded(secret, 'the password')
+
+    def place(self, default: int) -> tuple[str, int]:
+        """The host and the port, or the default one; no path."""
+        place = _place((self.authority or '').rpartition('@')[2], default, self.scheme)
+        if self.path not in ('', '/'):
+            # The text may be the rest of a password with a slash in it: it is not shown.
+            refuse(
+                'has a path behind the host',
+                f'{self.scheme}://HOST:PORT, and / in a password as %2F',
+            )
+        return place
+
+    def absolute_path(self, example: str) -> str:
+        """The decoded path, of this host."""
+        path = _decoded(self.path, 'the path')
+        if self.authority not in (None, '', 'localhost') or not os.path.isabs(path):
+            refuse(f'has a {self.scheme}: path that is not absolute', example)
+        if '\0' in path:
+            refuse('has a NUL character in the path', example)
+        return path
+
+    def known_options(self, converters: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+        """The value of each option; a converter raises ValueError saying what to write."""
+        values = {}
+        for name, text in self.options.items():
+            if name not in converters:
+                self._refuse_option(name, converters)
+            try:
+                values[name] = converters[name](text)
+            except ValueError as error:
+                refuse(f'has a bad option {name}=', str(error).removeprefix('write '), error)
+        return values
+
+    def _refuse_option(self, name: str, known: Collection[str]) -> NoReturn:
+        if not known:
+            refuse(f'has options, and {self.scheme}: takes none', 'it without ?...')
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        names = ', '.join(f'{each}=' for each in known)
+        refuse(f'has the unknown option {name}=', f'{near}= perhaps, or {names}')
+
+    def no_credentials(self) -> None:
+        if self.has_credentials:
+            refuse(
+                f'is {self.scheme}:, which takes no credentials',
+                'it without mail.username and mail.password',
+            )
+
+
+def split(url: str) -> Parts:
+    """Take a URL apart."""
+    if not url:
+        refuse('is empty', f'one URL or more, such as {EXAMPLE}')
+    if re.search(r'[\s\x00-\x1f\x7f]', url):
+        refuse('has blanks in it that no URL follows', 'a blank as %20, and a scheme before a host')
+    match = _URL.fullmatch(url)
+    assert match is not None  # the pattern takes any text
+    if match['fragment'] is not None:
+        refuse('has a # in it', '# as %23')
+    query = match['query'] or ''
+    if '@' in query:
+        # It may be the rest of a password with a question mark in it.
+        refuse('has an @ behind the ?', '@ as %40, and ? in a password as %3F')
+    return Parts(
+        (match['scheme'] or '').lower(), match['authority'], match['path'], _options(query)
+    )
+
+
+def _options(query: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for item in filter(None, query.split('&')):
+        name, _, value = item.partition('=')
+        if name in options:
+            refuse(f'has the option {name}= twice', 'it once')
+        if not value:
+            refuse(f'has the option {name} without a value', f'{name}=VALUE, or leave it out')
+        options[name] = _decoded(value, f'the option {name}=')
+    return options
+
+
+def _decoded(text: str, where: str) -> str:
+    if _STRAY.search(text):
+        refuse(f'has a stray % in {where}', '% as %25')
+    try:
+        return unquote(text, errors='strict')
+    except UnicodeDecodeError:
+        refuse(f'has {where} in an encoding other than UTF-8', 'it percent-encoded from UTF-8')
+
+
+def _place(place: str, default: int, scheme: str) -> tuple[str, int]:
+    match = _PLACE.fullmatch(place)
+    if match is None:
+        refuse('has a bad host', f'a name, or an IPv6 address in brackets: {EXAMPLE}')
+    text = match['port']
+    port = default
+    if text is not None:
+        # int() alone would take ' 25', '+25' and '2_5'.
+        port = int(text) if re.fullmatch('[0-9]{1,5}', text) else 0
+        if not 0 < port < 65536:
+            refuse('has a bad port', 'a number from 1 to 65535 behind the host')
+    if match['literal'] is not None:
+        try:
+            return str(ipaddress.IPv6Address(match['literal'])), port
+        except ValueError:
+            refuse('has no IPv6 address in the brackets', f'{scheme}://[2001:db8::25]:{default}')
+    host = match['host']
+    if not host:
+        refuse('names no host', f'{scheme}://relay.example.org:{default}')
+    try:
+        host = host.encode('idna').decode('ascii')
+    except UnicodeError:
+        host = ''
+    if not _HOST.fullmatch(host):
+        refuse('has a bad host', f'a name of letters, digits, hyphens and dots: {EXAMPLE}')
+    return host, port
+
+
+def refuse(problem: str, remedy: str, cause: Exception | None = None) -> NoReturn:
+    """Never with the text of the URL: a mistake may leave any part of it in the password."""
+    raise ConfigurationError(f'mail.url {problem}: write {remedy}') from cause
