@@ -11,8 +11,8 @@ from typing import Any
 from .envelope import Envelope, Fate
 from .exceptions import MailerUnavailable, QueueError
 from .pace import Pace
-from .schedule import Gate, Pending
 from .road import Road
+from .schedule import Gate, Pending
 from .sending import Tally
 from .threads import OwnThread
 

@@ -227,10 +227,11 @@ class IMailSession(Interface):
         """Send each envelope and yield an Outcome for each, in order.
 
         ``envelopes``: an iterable, pulled from one by one, the next perhaps before the last one's
-        final dot has left: pulling must not wait for anything. ``sealing(envelope, recipients)`` is called before the final dot of each
-        leaves, with the recipients that the next hop has accepted so far; what it raises ends
-        the session. Raises MailerUnavailable where no mail is to blame: those pulled and not
-        answered are untouched. Raises nothing else for what a relay can do.
+        final dot has left: pulling must not wait for anything. ``sealing(envelope, recipients)``
+        is called before the final dot of each leaves, with the recipients that the next hop has
+        accepted; what it raises ends the session. Raises MailerUnavailable where no mail is to
+        blame: those pulled and not answered are untouched. Raises nothing else for what a relay
+        can do.
         """
 
     def close() -> None:

@@ -23,8 +23,8 @@ from .interfaces import IMailClaim, IMailer, IMailQueue, IMailQueueProcessor
 from .pace import Pace
 from .queue.names import parse
 from .reporting import MailReporter
-from .schedule import FIRST_PAUSE, Gate
 from .road import Road
+from .schedule import FIRST_PAUSE, Gate
 from .sending import Attempts, Tally, attempt, report_settled
 
 __all__ = ['QueueProcessor']
@@ -299,11 +299,12 @@ class QueueProcessor:
         if crew.pending.closed:
             return 0.0
         rest = crew.gate.failed(error)
+        if crew.once and not rest:
+            # Before what takes time: nobody else shall try the road meanwhile.
+            crew.give_up(error)
         if isinstance(error, MailerUnavailable) and not rest:
             with suppress(QueueError):
                 self._settle_without_road(crew)
-        if crew.once and not rest:
-            crew.give_up(error)
         return rest
 
     def _settle_without_road(self, crew: Crew) -> None:

@@ -134,11 +134,13 @@ def the_file(queue: MaildirQueue, folder: str) -> Path:
     return path
 
 
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """Wait for a condition, and return what makes it true."""
     end = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < end, 'it did not come to pass'
         time.sleep(0.002)
+    return found
 
 
 def forked(work: Callable[[], object]) -> int:

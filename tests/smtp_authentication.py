@@ -44,9 +44,9 @@ def _exchange(session: Session, dialogue: Dialogue) -> tuple[Reply | None, str |
     if refusal := _refusal(session, words):
         return refusal, None
     initial = words[1] if len(words) == 2 else None
-    if words[0].upper() == 'XOAUTH2':
-        return _bearer(session, dialogue, initial)
     try:
+        if words[0].upper() == 'XOAUTH2':
+            return _bearer(session, dialogue, initial)
         if words[0].upper() == 'PLAIN':
             _identity, user, password = _ask(session, dialogue, '', initial).split('\0')
         else:

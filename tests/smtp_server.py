@@ -161,7 +161,11 @@ class ScriptedSMTPServer:
 
     @property
     def url(self) -> str:
-        """``smtp://127.0.0.1:PORT``, or ``smtps:`` with implicit TLS."""
+        """What to write as ``mail.url``."""
+        if self.path is not None:
+            return f'lmtp+unix:{self.path}'
+        if self.lmtp:
+            return f'lmtp://{self.host}:{self.port}'
         return f'smtp{"s" if self.tls == "implicit" else ""}://{self.host}:{self.port}'
 
     @property

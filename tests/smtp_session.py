@@ -245,7 +245,7 @@ class Session:
         if self.sender is None:
             default = ORDER
         elif not self.recipients:
-            default = NOBODY
+            default = ORDER if self.server.lmtp else NOBODY  # RFC 2033, 4.2
         if self._dialogue.perform('DATA', self.line, default) // 100 != 3:
             return
         wire = self._dialogue.read_data()

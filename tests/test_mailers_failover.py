@@ -12,6 +12,7 @@ from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.smtp import SMTPMailer
 from pyramid_sendmail.mailers.wire import Timeouts
+from pyramid_sendmail.road import Road
 from tests.doubles import RecordingMailer
 from tests.sessions import A, envelope, idle, send, statuses
 from tests.smtp_server import Action, ScriptedSMTPServer, TLSAuthority, drop, reply, reply_then_drop
@@ -149,6 +150,62 @@ def test_one_thread_finds_out(world: World, caplog: pytest.LogCaptureFixture) ->
     assert names == ['first:']
     assert world.connect() == 'first:'
     assert len(caplog.records) == 2
+
+
+def test_reason_is_told_by_whoever_arrives(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The line has the reason also where it is written for a thread that has not met it itself."""
+    world.close(0)
+    connect = world.mailers[1].connect
+
+    def overtaken() -> Any:
+        world.mailers[1].connect = connect  # type: ignore[method-assign]
+        assert world.connect() == 'second:'
+        return connect()
+
+    world.mailers[1].connect = overtaken  # type: ignore[method-assign]
+    assert world.connect() == 'second:'
+    [fallback] = caplog.records
+    assert fallback.reason == 'first:: closed'  # type: ignore[attr-defined]
+
+
+def test_many_threads_fall_back_at_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """However many threads meet it together, the change is one line."""
+    world.close(0)
+    together = threading.Barrier(8, timeout=10)
+    connect = world.mailers[0].connect
+
+    def meet() -> Any:
+        together.wait()
+        return connect()
+
+    world.mailers[0].connect = meet  # type: ignore[method-assign]
+    names: list[str] = []
+    threads = [threading.Thread(target=lambda: names.append(world.connect())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert names == ['second:'] * 8
+    assert [record.levelname for record in caplog.records] == ['WARNING']
+    assert world.failover.fallbacks == 8
+
+
+def test_a_batch_ends_where_it_began(world: World) -> None:
+    """A session on the fallback carries its batch to the end, though the first is back; the next
+    session is the first's."""
+    world.close(0)
+    road = Road(world.failover, batch=3)
+    road.session()
+    world.close()
+    world.now += 60
+    names = []
+    for _ in range(4):
+        names.append(road.session().name)
+        road.carry()
+        if road.spent():
+            road.close()
+    road.close()
+    assert names == ['second:'] * 3 + ['first:']
 
 
 def test_late_arrival_is_no_news(world: World, caplog: pytest.LogCaptureFixture) -> None:

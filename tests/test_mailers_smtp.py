@@ -223,6 +223,47 @@ def test_421_to_the_final_dot(server: ScriptedSMTPServer) -> None:
     assert server.verbs() == ['EHLO', 'MAIL', 'RCPT', 'DATA', 'dot']
 
 
+@pytest.mark.parametrize('carried', [False, True], ids=['fresh', 'carried'])
+@pytest.mark.parametrize('end', [reply_then_drop(421, '4.7.0 too many errors'), drop()])
+def test_relay_that_hangs_up_on_strangers(
+    server: ScriptedSMTPServer, end: Action, carried: bool
+) -> None:
+    """Where a fresh connection ends behind a refused recipient, the others are put off: taken for
+    a closed road, the mail would close it for ever. On a used one it is tried anew at once."""
+    session = connect(server)
+    if carried:
+        send(session, envelope(C))
+    server.script('RCPT', reply(550, 'unknown'), end)
+    if carried:
+        with pytest.raises(MailerUnavailable) as caught:
+            send(session, envelope(A, B))
+        assert caught.value.stale
+    else:
+        [outcome] = send(session, envelope(A, B))
+        assert outcome[A] == Verdict('failed', Reply(550, 'unknown'))
+        assert outcome[B].status == 'deferred'
+    session.close()
+
+
+def test_session_that_has_had_its_share(server: ScriptedSMTPServer) -> None:
+    """Some relays say 452 to one mail too many of a session: it goes over another one, at once;
+    on a fresh connection it is an answer to the mail."""
+    share = reply(452, '4.5.3 too many messages sent')
+    session = connect(server)
+    send(session, envelope(A))
+    server.script('MAIL', share, share)
+    with pytest.raises(MailerUnavailable) as caught:
+        send(session, envelope(B))
+    assert caught.value.stale
+    session.close()
+    session = connect(server)
+    [outcome] = send(session, envelope(B))
+    assert outcome == {B: Verdict('deferred', Reply(452, '4.5.3 too many messages sent'))}
+    server.script('MAIL', reply(452, '4.3.1 disk full'))
+    assert statuses(send(session, envelope(A))[0]) == {A: 'deferred'}
+    session.close()
+
+
 def test_nothing_is_said_after_a_421(server: ScriptedSMTPServer) -> None:
     """A relay that says it closes is taken at its word, even if it does not close."""
     server.script('dot', reply(421, '4.3.2 closing'))
@@ -382,9 +423,12 @@ def test_large_message_over_a_slow_line(
     start_smtp_server: Callable[..., ScriptedSMTPServer],
 ) -> None:
     """RELIABILITY 8: the time-out is for a block that does not move, not for the whole."""
-    server = start_smtp_server(read_pause=0.03, read_size=65_536, socket_buffer=16_384)
+    # More than the buffers of both sides hold, and slower than the time-out as a whole.
+    server = start_smtp_server(
+        extensions=(), read_pause=0.01, read_size=65_536, socket_buffer=16_384
+    )
     body = b'x' * 76 + b'\r\n'
-    large = envelope(raw=RAW + body * 6_000)
+    large = envelope(raw=RAW + body * 150_000)
     session = connect(server, Timeouts(block=0.5, final=10))
     [outcome] = send(session, large)
     session.close()

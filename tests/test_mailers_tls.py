@@ -35,7 +35,7 @@ Start = Callable[..., ScriptedSMTPServer]
 
 HELLO = b'EHLO web.example.org\r\n'
 
-TLS_HANDSHAKE = b'\x16'  # RFC 8446, 5.1
+ALERT, HANDSHAKE = b'\x15', b'\x16'  # how a record of TLS begins (RFC 8446, 5.1)
 
 INJECTED = b'220 2.0.0 ready\r\n250-relay.example.org\r\n250 AUTH PLAIN\r\n'
 
@@ -85,10 +85,14 @@ def relay(start_smtp_server: Start, tls_authority: TLSAuthority) -> Iterator[Sta
 # No way back to plain text
 
 
+def answer_in_clear(session: Session) -> Action:
+    """Once the client has begun its handshake, not before."""
+    session.channel.fill()
+    return raw(b'454 no TLS today\r\n')
+
+
 @pytest.mark.parametrize('tls', ['starttls', 'implicit', 'auto'])
-@pytest.mark.parametrize(
-    'failure', ['untrusted', drop(), reset(), raw(b'454 no TLS today\r\n')], ids=str
-)
+@pytest.mark.parametrize('failure', ['untrusted', drop(), reset(), answer_in_clear])
 def test_no_fallback_after_a_failed_handshake(
     relay: Start, tls_authority: TLSAuthority, tls: Any, failure: str | Action
 ) -> None:
@@ -110,7 +114,7 @@ def test_no_fallback_after_a_failed_handshake(
     if tls != 'implicit':
         assert said.startswith(HELLO + b'STARTTLS\r\n')
         said = said.removeprefix(HELLO + b'STARTTLS\r\n')
-    assert said[:1] in (b'', TLS_HANDSHAKE)
+    assert said[:1] in (b'', ALERT, HANDSHAKE)
 
 
 def test_injected_in_every_split(relay: Start, tls_authority: TLSAuthority) -> None:
@@ -324,10 +328,17 @@ def test_half_renewed(
     assert seen == ['first.example.org'] * 2 + ['second.example.org'] * 2
 
 
-def test_nothing_new_costs_nothing(tls_authority: TLSAuthority) -> None:
+def test_nothing_new_costs_nothing(tls_authority: TLSAuthority, tmp_path: Path) -> None:
     """A context is made once, as long as its files are the same."""
-    trust = Trust(ca_file=str(tls_authority.path), client_cert=None)
-    assert trust.context() is trust.context()
+    authorities = tmp_path / 'ca.pem'
+    renew(authorities, tls_authority.path)
+    trust = Trust(ca_file=str(authorities), client_cert=None)
+    before = trust.context()
+    assert trust.context() is before
+    renew(authorities, tls_authority.path)
+    after = trust.context()
+    assert after is not before
+    assert trust.context() is after
 
 
 @contextmanager

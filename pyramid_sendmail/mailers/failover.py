@@ -27,6 +27,8 @@ class _Place:
     mailer: Any
     closed_until: float | None = None
     """None: it is not passed over."""
+    reason: str = ''
+    """Why it was, the last time."""
     trying: bool = False
     """A thread finds out whether it is there again."""
 
@@ -81,9 +83,9 @@ class FailoverMailer:
             except MailerUnavailable as error:
                 reasons[number] = str(error)
             finally:
-                self._note(place, connected=connected, failed=number in reasons)
+                self._note(place, connected=connected, reason=reasons.get(number))
             if connected:
-                self._arrived(place, reasons)
+                self._arrived(place)
                 return session
         raise MailerUnavailable(' | '.join(reasons[number] for number in sorted(reasons)))
 
@@ -100,15 +102,16 @@ class FailoverMailer:
                     return number
             return left[0] if left else None
 
-    def _note(self, place: _Place, *, connected: bool, failed: bool) -> None:
+    def _note(self, place: _Place, *, connected: bool, reason: str | None) -> None:
         with self._lock:
             place.trying = False
             if connected:
                 place.closed_until = None
-            elif failed:
+            elif reason is not None:
                 place.closed_until = self._monotonic() + self._again
+                place.reason = reason
 
-    def _arrived(self, place: _Place, reasons: dict[int, str]) -> None:
+    def _arrived(self, place: _Place) -> None:
         """Count, and tell each change of the road once."""
         with self._lock:
             self.connections += 1
@@ -119,9 +122,10 @@ class FailoverMailer:
             if place is before or (worse and before.closed_until is None):
                 return
             self._current = place
+            # This thread may not have asked it: another one had been told.
+            reason = before.reason
         extra = {'mailer': place.mailer.name, 'instead_of': before.mailer.name}
         if worse:
-            reason = '; '.join(reasons.values()) or 'it could not connect a while ago'
             log.warning(
                 'mail goes by %s now: %s',
                 place.mailer.name,

@@ -2,19 +2,32 @@
 
 Its exit status is the answer for all recipients of a call (sysexits.h):
 
-=================================  ===========  =============================================
-status                             outcome      why
-=================================  ===========  =============================================
-0                                  delivered    the program is responsible now
-65 DATAERR, 67 NOUSER, 68 NOHOST   failed       the mail or the address, which stay as they are
-66, 69 to 75, 78                   deferred     a file, a service, the system, the set-up: they
-                                                may be mended, and the mail is not to blame
-64 USAGE, 77 NOPERM, 76 PROTOCOL   failed       the program will not take this call, or this user
-any other, a signal                deferred     nobody knows
-=================================  ===========  =============================================
+===========================  =========  =======================================================
+status                       outcome    why
+===========================  =========  =======================================================
+0                            delivered  the program is responsible now
+65 DATAERR                   failed     the mail or an address, which stay as they are; msmtp's
+                                        word for a relay's 5xx
+67 NOUSER, 68 NOHOST         failed     an address, which stays as it is
+64 USAGE, 77 NOPERM,         deferred   the set-up, which can be mended, for every mail alike; 77
+78 CONFIG                               is msmtp's word for a password that a relay refuses
+69 UNAVAILABLE               deferred   it says so itself
+75 TEMPFAIL                  ambiguous  not yet sent, and kept by the program or not: OpenSMTPD's
+                                        keeps it where its daemon is stopped, Postfix's does not
+76 PROTOCOL                  deferred   a relay that hung up, or greeted with 421, to msmtp
+70 SOFTWARE                  deferred   OpenSMTPD's word for whatever a server refuses, 4xx or 5xx
+66, 71 to 74                 deferred   a file or the system
+any other, a signal          deferred   nobody knows
+it is killed, it has read    ambiguous  it did not end in time, and may have sent it
+all of the mail
+===========================  =========  =======================================================
 
-The end of its input is what the final dot is to a relay: a program that is killed before it has
-not had the mail; one that does not end behind it is ambiguous.
+Each recipient has a call of its own: programs have one status for all recipients of a call, and
+some send to nobody where one of them is refused.
+
+The program reads the mail from a file, which is whole before it starts: should we die, it does not
+take half a mail for a mail. From its start on it may send: it is sealed then. How far it has read
+is known when it has ended.
 """
 
 from __future__ import annotations
@@ -23,9 +36,12 @@ import os
 import select
 import signal
 import subprocess
+import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from typing import IO
 
 from zope.interface import implementer
 
@@ -38,24 +54,25 @@ from .wire import BLOCK, describe
 
 __all__ = ['SendmailMailer', 'SendmailSession']
 
-_FAILED = frozenset({64, 65, 67, 68, 76, 77})
+_FAILED = frozenset({65, 67, 68})
 
-_RECIPIENTS = 100
-"""Recipients a call: more might not fit into an argument vector."""
+_TEMPORARY = 75
 
 _SHOWN = 500
 """Octets of what the program says that are told."""
+
+_LAST_READS = 16
 
 _CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), ' ')
 
 
 @implementer(IMailer)
 class SendmailMailer:
-    """Runs ``path -i -f SENDER -- RECIPIENT...`` for each mail, without a shell.
+    """Runs ``path -i -f SENDER -- RECIPIENT`` for each recipient of a mail, without a shell.
 
     ``-i``: a line with a dot alone is text. Lines end with LF, as programs have it here; the
-    program makes CRLF of them when it sends. ``timeout``: seconds that the program may take to
-    read the mail, and again to end. Raises ValueError for a path that is not absolute.
+    program makes CRLF of them when it sends. ``timeout``: seconds that the program may
+    take. Raises ValueError for a path that is not absolute.
     """
 
     def __init__(self, path: str = '/usr/sbin/sendmail', *, timeout: float = 600.0) -> None:
@@ -99,13 +116,8 @@ class SendmailSession:
             if self._closed:
                 raise MailerUnavailable(f'{self.name}: the session is closed', stale=True)
             verdicts = _unfit(envelope)
-            todo = [each for each in envelope.recipients if each not in verdicts]
-            text = envelope.raw.replace(b'\r\n', b'\n')
             try:
-                for start in range(0, len(todo), _RECIPIENTS):
-                    recipients = tuple(todo[start : start + _RECIPIENTS])
-                    verdict = self._run(envelope, recipients, text, sealing, first=start == 0)
-                    verdicts.update(dict.fromkeys(recipients, verdict))
+                self._call(envelope, verdicts, sealing)
             except BaseException:
                 self._closed = True
                 raise
@@ -117,73 +129,63 @@ class SendmailSession:
 
     abandon = close
 
-    def _run(
-        self,
-        envelope: Envelope,
-        recipients: tuple[str, ...],
-        text: bytes,
-        sealing: Sealing | None,
-        *,
-        first: bool,
-    ) -> Verdict:
-        arguments = ['-i', '-f', envelope.sender or '<>', '--', *recipients]
+    def _call(
+        self, envelope: Envelope, verdicts: dict[str, Verdict], sealing: Sealing | None
+    ) -> None:
+        """Run the program for each who has no verdict yet, and add theirs."""
+        with tempfile.TemporaryFile() as text:
+            text.write(envelope.raw.replace(b'\r\n', b'\n'))
+            text.flush()
+            for recipient in envelope.recipients:
+                if recipient in verdicts:
+                    continue
+                if self._closed:
+                    # A program that hangs, or is gone, does so for the others too.
+                    verdicts[recipient] = Verdict('deferred', None, f'{self.name}: see the others')
+                    continue
+                if sealing is not None:
+                    sealing(envelope, (recipient,))
+                text.seek(0)
+                verdicts[recipient] = self._run(envelope.sender, recipient, text)
+
+    def _run(self, sender: str, recipient: str, text: IO[bytes]) -> Verdict:
+        arguments = ['-i', '-f', sender or '<>', '--', recipient]
         try:
             process = subprocess.Popen(
                 [os.fsencode(self._path), *(argument.encode() for argument in arguments)],
-                stdin=subprocess.PIPE,
+                stdin=text,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, 'LC_ALL': 'C'},
+                env={**os.environ, 'LC_ALL': 'C.UTF-8'},
                 # A signal for us (Ctrl-C) is none for the mail on its way.
                 start_new_session=True,
             )
         except OSError as error:
-            reason = f'{self.name}: {describe(error, 0)}'
-            if first:
-                raise MailerUnavailable(reason) from error
-            return Verdict('deferred', None, reason)
+            self._closed = True
+            return Verdict('deferred', None, f'{self.name}: {describe(error, 0)}')
         try:
-            return self._feed(process, envelope, recipients, text, sealing)
+            status, said = _finish(process, self._timeout)
         finally:
             _end(process)
+        # The program's file is ours, and so is its place in it.
+        complete = text.tell() == os.fstat(text.fileno()).st_size
+        return self._verdict(status, said, complete=complete)
 
-    def _feed(
-        self,
-        process: subprocess.Popen[bytes],
-        envelope: Envelope,
-        recipients: tuple[str, ...],
-        text: bytes,
-        sealing: Sealing | None,
-    ) -> Verdict:
-        pipes = _Pipes(process)
-        complete = False
-        try:
-            pipes.write(text, self._timeout)
-            if sealing is not None:
-                sealing(envelope, recipients)
-            complete = True
-        except TimeoutError:
-            reason = f'{self.name}: it did not take the mail within {self._timeout:g} s'
-            return Verdict('deferred', None, reason)
-        except BrokenPipeError:
-            pass  # it may have a reason for not reading on: its status tells
-        try:
-            status = pipes.finish(self._timeout)
-        except TimeoutError:
-            reason = f'{self.name}: it did not end within {self._timeout:g} s'
-            return Verdict('ambiguous' if complete else 'deferred', None, reason)
-        return self._verdict(status, pipes.heard, complete=complete)
-
-    def _verdict(self, status: int, heard: str, *, complete: bool) -> Verdict:
+    def _verdict(self, status: int | None, said: str, *, complete: bool) -> Verdict:
         if status == 0 and complete:
             return Verdict('delivered', Reply(250, f'taken by {self._path}'))
-        if status < 0:
+        if status is None:
+            self._closed = True
+            how = f'it did not end within {self._timeout:g} s'
+        elif status < 0:
             how = f'it was ended by signal {-status} ({_signal_name(-status)})'
         elif status == 0:
             how = 'it ended before it had read the mail'
         else:
             how = f'it ended with status {status}'
-        reason = f'{self.name}: {how}' + (f': {heard}' if heard else '')
+        reason = f'{self.name}: {how}' + (f': {said}' if said else '')
+        if complete and status in (None, _TEMPORARY):
+            return Verdict('ambiguous', None, reason)
         return Verdict('failed' if status in _FAILED else 'deferred', None, reason)
 
 
@@ -201,80 +203,50 @@ def _unfit(envelope: Envelope) -> dict[str, Verdict]:
     }
 
 
-class _Pipes:
-    """What goes into a program and comes out of it, so that neither waits for the other."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._process = process
-        self._input, self._output = process.stdin, process.stdout
-        self._heard = b''
-        self._listening = True
-        self._poll = select.poll()
-        for pipe, event in ((self._input, select.POLLOUT), (self._output, select.POLLIN)):
-            os.set_blocking(pipe.fileno(), False)
-            self._poll.register(pipe, event)
-
-    @property
-    def heard(self) -> str:
-        """The end of what it said, on one line."""
-        text = self._heard.decode('utf-8', 'replace').translate(_CONTROLS)
-        return ' '.join(text.split())
-
-    def write(self, text: bytes, timeout: float) -> None:
-        """Give it the text. Raises TimeoutError, or BrokenPipeError where it stops reading."""
-        deadline = time.monotonic() + timeout
-        rest = memoryview(text)
-        while rest:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            ready = {descriptor for descriptor, _ in self._poll.poll(left * 1000)}
-            if self._output.fileno() in ready:
-                self._listen()
-            if self._input.fileno() in ready:
-                rest = rest[os.write(self._input.fileno(), rest[:BLOCK]) :]
-
-    def finish(self, timeout: float) -> int:
-        """Say that this was all, and return its status. Raises TimeoutError."""
-        deadline = time.monotonic() + timeout
-        self._poll.unregister(self._input)
-        self._input.close()
-        while (status := self._process.poll()) is None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            if self._listening:
-                # A child of its own may keep the pipe when it has ended.
-                if self._poll.poll(min(left, 0.1) * 1000):
-                    self._listen()
-            else:
-                with suppress(subprocess.TimeoutExpired):
-                    self._process.wait(left)
-        # What it has said at its end, but not what a child of its own goes on saying.
-        for _ in range(16):
-            if self._listening and self._poll.poll(0):
-                self._listen()
-        return status
-
-    def _listen(self) -> None:
-        said = os.read(self._output.fileno(), BLOCK)
-        self._heard = (self._heard + said)[-_SHOWN:]
-        if not said:
-            self._listening = False
-            self._poll.unregister(self._output)
+def _finish(process: subprocess.Popen[bytes], timeout: float) -> tuple[int | None, str]:
+    """Wait until it ends; return its status, None if it does not, and the end of what it said."""
+    assert process.stdout is not None
+    output = process.stdout.fileno()
+    os.set_blocking(output, False)
+    poll = select.poll()
+    poll.register(output, select.POLLIN)
+    deadline = time.monotonic() + timeout
+    said, listening = b'', True
+    ended = 0
+    # What it has said at its end is heard, but not what a child of its own goes on saying.
+    while ended < _LAST_READS and (listening or not ended):
+        left = deadline - time.monotonic()
+        if process.poll() is not None:
+            ended += 1
+        elif left <= 0:
+            break
+        elif not listening:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(left)
+            continue
+        # A child of its own may keep the pipe open when it has ended.
+        if poll.poll(0 if ended else min(left, 0.1) * 1000):
+            heard = os.read(output, BLOCK)
+            said = (said + heard)[-_SHOWN:]
+            listening = bool(heard)
+        elif ended:
+            break
+    text = said.decode('utf-8', 'replace').translate(_CONTROLS)
+    return process.returncode, ' '.join(text.split())
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Leave nothing of it: neither a process nor a descriptor."""
     if process.poll() is None:
-        with suppress(ProcessLookupError):
+        try:
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
+            process.wait()
+        except PermissionError:
+            # It has become another user, as a setuid Exim does: it ends when it likes, and is no
+            # zombie then.
+            threading.Thread(target=process.wait, daemon=True).start()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def _signal_name(number: int) -> str:

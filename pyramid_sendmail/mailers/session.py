@@ -5,8 +5,10 @@ What an answer means, for the mail's recipients and for the connection:
 =============================  =============================================================
 answer                         outcome
 =============================  =============================================================
-421, 530, 534, 535, 538,       the road is closed: MailerUnavailable, nobody is to blame
-454 4.7.x, up to DATA
+421, 530, 534, 535, 538,       the road is closed: MailerUnavailable, nobody is to blame; but
+454 4.7.x, up to DATA          behind a refused recipient, on a fresh connection: deferred
+452 at MAIL                    the session has had its share: a stale connection, if it has
+                               answered for a mail before; else deferred
 lost before MAIL's answer      MailerUnavailable
 lost before the final dot      a stale connection, MailerUnavailable, if it has answered for a
                                mail before; else deferred
@@ -151,7 +153,7 @@ class SMTPSession:
             self._carried = self._carried or not (mail.todo or mail.opened)
         except LineLost as lost:
             reason = f'the connection was lost: {lost}'
-            if not mail.sealed and (self._carried or not mail.answered):
+            if self._untouched(mail) and (self._carried or not mail.answered):
                 self._unavailable(reason, stale=self._carried)
             self._lose(mail, reason)
 
@@ -205,13 +207,25 @@ class SMTPSession:
         if reply.code in _CLOSED or (reply.code == 454 and reply.text.startswith('4.7.')):
             reason, stale = f'{command.verb} was answered {reply}', reply.code == 421
             self._wire.lost = stale or bool(self._said)
-            if not mail.sealed:
+            if self._untouched(mail):
                 self._unavailable(reason, stale=stale)
             self._end(reason, stale=stale)
             raise LineLost(reason)
+        if command.verb == 'MAIL' and reply.code == 452 and is_crowded(reply) and self._carried:
+            # The session has had its share of mail, as some relays say.
+            self._wire.lost = bool(self._said)
+            self._unavailable(f'MAIL was answered {reply}', stale=True)
         if reply.code // 100 not in (3 if data else 2, 4, 5):
             raise LineLost(f'the relay answered {command.verb} with {reply}')
         return reply
+
+    def _untouched(self, mail: Mail) -> bool:
+        """Whether the mail may be sent once more as if nothing had been.
+
+        On a connection of its own it is not, once somebody was refused: relays hang up on whoever
+        names too many strangers, and would do so for ever.
+        """
+        return not mail.sealed and (self._carried or not mail.refused)
 
     def _heed(self, mail: Mail, command: Command, reply: Reply) -> None:
         positive = reply.code < 400

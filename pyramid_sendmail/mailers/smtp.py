@@ -256,7 +256,7 @@ class SMTPMailer:
     def _phase(self, phase: str, remedy: str = '') -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, OverflowError) as error:
+        except (OSError, UnicodeError) as error:
             detail = describe(error, self._timeouts.connect)
             raise self._unavailable(phase, detail, self._late_remedy(error) or remedy) from error
 

@@ -47,6 +47,11 @@ class Mail:
         """Whether no answer up to DATA can change anything."""
         return not self.accepted and all(each in self.verdicts for each in self.asked)
 
+    @property
+    def refused(self) -> bool:
+        """Whether the relay has refused it, for somebody at least."""
+        return any(verdict.reply for verdict in self.verdicts.values())
+
     def give(self, recipients: Iterable[str], verdict: Verdict) -> None:
         self.verdicts.update(dict.fromkeys(recipients, verdict))
 

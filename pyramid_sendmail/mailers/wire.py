@@ -137,7 +137,12 @@ class Wire:
             # Whoever sits on the line could have put replies there (CVE-2011-0411).
             raise LineLost('the relay sent more than its reply before the TLS handshake')
         self._within(timeout)
-        self._socket = context.wrap_socket(self._socket, server_hostname=host)
+        # Of a connection that has been reset wrap_socket makes one without TLS, or loses it.
+        self._socket.getpeername()
+        secured = context.wrap_socket(self._socket, server_hostname=host)
+        self._socket = secured
+        if secured.version() is None:
+            raise LineLost('the relay closed the connection')
         self.lost, self.secure = False, True
 
     def farewell(self, timeout: float) -> None:

@@ -1,0 +1,77 @@
+"""Fixtures: the peers, each started once for all tests."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from .dovecot import Dovecot
+from .exim import Exim
+from .opensmtpd import OpenSMTPD
+from .postfix import Postfix
+from .relay import Certificate, Relay
+from .roots import HOST, missing
+
+RELAYS = {kind.name: kind for kind in (Postfix, Exim, OpenSMTPD)}
+
+
+@pytest.fixture(scope='session')
+def authority() -> trustme.CA:
+    """The authority that issues the certificates of the relays."""
+    return trustme.CA()
+
+
+@pytest.fixture(scope='session')
+def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Its own certificate, for clients to trust."""
+    path = tmp_path_factory.mktemp('peers') / 'ca.pem'
+    authority.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+@pytest.fixture(scope='session', params=RELAYS)
+def relay(request: pytest.FixtureRequest, authority: trustme.CA) -> Iterator[Relay]:
+    """Each of the relays, running."""
+    yield from _running(request.param, authority)
+
+
+def _running(name: str, authority: trustme.CA) -> Iterator[Relay]:
+    if reason := missing(name):
+        pytest.skip(reason)
+    relay = RELAYS[name](Certificate(authority.issue_cert(HOST, 'localhost')))
+    try:
+        relay.start()
+        yield relay
+    finally:
+        relay.remove()
+
+
+@pytest.fixture(scope='session')
+def dovecot() -> Iterator[Dovecot]:
+    """Dovecot's LMTP server, running."""
+    if reason := missing('dovecot'):
+        pytest.skip(reason)
+    server = Dovecot()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def sender() -> str:
+    """An address that nobody has sent from before, by which a test knows its mail."""
+    return f'{secrets.token_hex(6)}@example.org'
+
+
+@pytest.fixture
+def wrong_ca_file(tmp_path: Path) -> str:
+    """The certificate of an authority that has nothing to do with the relays."""
+    path = tmp_path / 'other.pem'
+    trustme.CA().cert_pem.write_to_path(str(path))
+    return str(path)

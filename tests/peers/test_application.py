@@ -1,0 +1,68 @@
+"""The whole way, from a request to a real relay's queue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyramid.paster import get_app
+from webtest import TestApp
+
+from pyramid_sendmail.queue import MaildirQueue
+
+from ..applications import events, write_ini
+from ..functional.test_qp import Child
+from ..queue_fixtures import files, until
+from .relay import Relay
+from .roots import PATIENCE
+
+
+def test_from_request_to_relay(relay: Relay, tmp_path: Path, sender: str) -> None:
+    """Mail that was committed waits while the relay is down, without an attempt, and arrives when
+    it is back; refused recipients are told apart from those that may be accepted later."""
+    database = tmp_path / 'database.sqlite'
+    queue = MaildirQueue(str(tmp_path / 'mail'), sync=False)
+    ini = write_ini(
+        tmp_path / 'x.ini',
+        {
+            'mail.queue_path': queue.path,
+            'mail.url': f'{relay.url}?timeout={PATIENCE:g}s',
+            'mail.hostname': 'web.example.org',
+            'mail.envelope_sender': sender,
+            'mail.retry': '1h',
+            'tests.database': database,
+        },
+        use='call:tests.applications:main',
+    )
+
+    def once(number: int) -> int:
+        child = Child(tmp_path / f'output-{number}', ini, '--once')
+        try:
+            return child.wait(PATIENCE)
+        finally:
+            if child.process.poll() is None:
+                child.process.kill()
+                child.process.wait()
+
+    app = TestApp(get_app(str(ini)))
+    recipients = [f'{name}@example.org' for name in ('ann', 'nobody', 'later', 'bob')]
+    with relay.stopped():
+        answer = app.post('/send', [('to', recipient) for recipient in recipients])
+        (waiting,) = files(queue)
+        assert once(1) == 1
+        assert files(queue) == [waiting]
+        assert events(database) == []
+    assert once(2) == 0
+    (held,) = relay.mails(sender)
+    assert held.recipients == {'ann@example.org', 'bob@example.org'}
+    content = relay.content(held)
+    assert content.count(answer.json['message_id'].encode()) == 1
+    assert content.endswith(b'\r\n\r\nA line of text.\r\n')
+    until(lambda: len(events(database)) == 3, PATIENCE)
+    assert {(kind, told) for kind, _, told, _ in events(database)} == {
+        ('sent', 'ann@example.org bob@example.org'),
+        ('error', 'nobody@example.org'),
+        ('deferred', 'later@example.org'),
+    }
+    # It waits for its hour, and for the one recipient alone.
+    assert [name.partition('/')[0] for name in files(queue)] == ['cur']
+    queue.close()

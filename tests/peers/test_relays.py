@@ -1,0 +1,202 @@
+"""Mail to real relays: it arrives as it was sent, and each recipient has the answer that is its
+own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from typing import Any
+
+import psutil
+import pytest
+
+from pyramid_sendmail.exceptions import MailerUnavailable
+from pyramid_sendmail.mailers.extensions import SessionOptions
+from pyramid_sendmail.mailers.session import SMTPSession
+from pyramid_sendmail.mailers.smtp import SMTPMailer
+from pyramid_sendmail.mailers.wire import Timeouts
+
+from ..queue_fixtures import until
+from .mail import BODIES, fronted, make_mail, statuses
+from .relay import SIZE, Relay
+from .roots import HOST, PATIENCE
+
+TIMEOUTS = Timeouts().capped(PATIENCE)
+
+
+def mailer(relay: Relay, port: int | None = None, **options: Any) -> SMTPMailer:
+    options.setdefault('hostname', 'web.example.org')
+    return SMTPMailer(HOST, port or relay.ports.plain, timeouts=TIMEOUTS, **options)
+
+
+@pytest.fixture
+def session(relay: Relay) -> Iterator[SMTPSession]:
+    """A session with the relay."""
+    with closing(mailer(relay).connect()) as session:
+        yield session
+
+
+def test_loopback_alone(relay: Relay) -> None:
+    """Nobody but this machine reaches a relay of the tests."""
+    pids = set(relay.root.processes())
+    addresses = {
+        (connection.laddr.ip, connection.laddr.port)
+        for connection in psutil.net_connections('inet')
+        if connection.pid in pids and connection.status == psutil.CONN_LISTEN
+    }
+    assert (HOST, relay.ports.plain) in addresses
+    assert {address for address, _ in addresses} == {HOST}
+
+
+@pytest.mark.parametrize('body', BODIES)
+def test_arrives_as_it_was_sent(relay: Relay, session: SMTPSession, sender: str, body: str) -> None:
+    """One mail is one mail, octet for octet, whatever is in it, and those beside it as well."""
+    mails = [make_mail(sender, 'ann@example.org', 'bob@example.org', body=BODIES[body])]
+    mails += [make_mail(sender, f'{name}@example.org') for name in ('carol', 'dave')]
+    for outcome in session.send(mails):
+        assert set(statuses(outcome).values()) == {'delivered'}
+    held = {mail.recipients: relay.content(mail) for mail in relay.mails(sender)}
+    assert held.keys() == {frozenset(mail.recipients) for mail in mails}
+    for mail in mails:
+        content = held[frozenset(mail.recipients)]
+        assert fronted(content, mail.raw), content[:2_000]
+
+
+def test_null_sender(relay: Relay, session: SMTPSession) -> None:
+    """A bounce has an empty reverse-path, which the relay keeps."""
+    mail = make_mail('')
+    (outcome,) = session.send([mail])
+    assert statuses(outcome) == {'ann@example.org': 'delivered'}
+    contents = [relay.content(held) for held in relay.mails('')]
+    assert [fronted(content, mail.raw) for content in contents].count(True) == 1
+
+
+def test_each_recipient_on_its_own(relay: Relay, session: SMTPSession, sender: str) -> None:
+    """Recipients that the relay refuses, for good or for now, leave the others and the next mail
+    alone."""
+    recipients = ('ann@example.org', 'nobody@example.org', 'later@example.org', 'bob@example.org')
+    mixed, refused, last = session.send(
+        [
+            make_mail(sender, *recipients),
+            make_mail(sender, 'nobody@example.org', 'later@example.org'),
+            make_mail(sender, 'carol@example.org'),
+        ]
+    )
+    assert statuses(mixed) == dict(
+        zip(recipients, ('delivered', 'failed', 'deferred', 'delivered'), strict=True)
+    )
+    assert statuses(refused) == {'nobody@example.org': 'failed', 'later@example.org': 'deferred'}
+    assert statuses(last) == {'carol@example.org': 'delivered'}
+    for outcome in (mixed, refused):
+        assert outcome['nobody@example.org'].reply.code == 550
+        assert outcome['later@example.org'].reply.code in (450, 451)
+        assert '4.2.0' in outcome['later@example.org'].reply.text
+    assert {mail.recipients for mail in relay.mails(sender)} == {
+        frozenset({'ann@example.org', 'bob@example.org'}),
+        frozenset({'carol@example.org'}),
+    }
+
+
+def test_size(relay: Relay, session: SMTPSession, sender: str) -> None:
+    """A mail that is larger than the relay says is not even begun; the next one is sent."""
+    large, small = (f'{size}-{sender}' for size in ('large', 'small'))
+    over = make_mail(large, body=(b'x' * 76 + b'\r\n') * (SIZE // 78 + 1))
+    refused, sent = session.send([over, make_mail(small)])
+    assert statuses(refused) == {'ann@example.org': 'failed'}
+    verdict = refused['ann@example.org']
+    assert verdict.reply is None
+    assert str(SIZE) in verdict.reason
+    assert statuses(sent) == {'ann@example.org': 'delivered'}
+    relay.root.until(lambda: small in relay.log)
+    assert large not in relay.log
+
+
+@pytest.mark.parametrize('pipelining', [True, False], ids=['pipelining', 'lock-step'])
+def test_many_mails(relay: Relay, sender: str, pipelining: bool) -> None:
+    """As many mails as a relay takes on one session, every one once; with PIPELINING and
+    without."""
+    if pipelining:
+        relay.offer('PIPELINING')
+    recipients = [f'user-{number}@example.org' for number in range(relay.mails_a_session)]
+    options = SessionOptions(pipelining=pipelining)
+    with closing(mailer(relay, options=options).connect()) as session:
+        outcomes = list(session.send(make_mail(sender, recipient) for recipient in recipients))
+    assert [statuses(outcome) for outcome in outcomes] == [
+        {recipient: 'delivered'} for recipient in recipients
+    ]
+    held = relay.mails(sender)
+    assert len(held) == len(recipients)
+    assert {mail.recipients for mail in held} == {frozenset({each}) for each in recipients}
+
+
+def test_stopped_between_two_mails(relay: Relay, session: SMTPSession, sender: str) -> None:
+    """A relay that was started anew makes the session stale, and a new one works."""
+    first, second = make_mail(sender, 'ann@example.org'), make_mail(sender, 'bob@example.org')
+    assert [statuses(outcome) for outcome in session.send([first])] == [
+        {'ann@example.org': 'delivered'}
+    ]
+    with relay.stopped(), pytest.raises(MailerUnavailable):
+        mailer(relay).connect()
+    with pytest.raises(MailerUnavailable) as caught:
+        list(session.send([second]))
+    assert caught.value.stale
+    with closing(mailer(relay).connect()) as another:
+        assert [statuses(outcome) for outcome in another.send([second])] == [
+            {'bob@example.org': 'delivered'}
+        ]
+    # It may read its queue while it greets already.
+    until(lambda: len(relay.mails(sender)) == 2, PATIENCE)
+    assert {mail.recipients for mail in relay.mails(sender)} == {
+        frozenset({'ann@example.org'}),
+        frozenset({'bob@example.org'}),
+    }
+
+
+def test_unicode_address(relay: Relay, session: SMTPSession, sender: str) -> None:
+    """An address of any letters, where the relay takes such."""
+    relay.offer('SMTPUTF8')
+    mail = make_mail(sender, 'jürgen@example.org')
+    (outcome,) = session.send([mail])
+    assert statuses(outcome) == {'jürgen@example.org': 'delivered'}
+    (held,) = relay.mails(sender)
+    assert held.recipients == {'jürgen@example.org'}
+    assert fronted(relay.content(held), mail.raw)
+
+
+def test_no_unicode_address(relay: Relay, session: SMTPSession, sender: str) -> None:
+    """Where the relay takes no such address, it has failed, and the others have not."""
+    if 'SMTPUTF8' not in relay.lacks:
+        pytest.skip(f'{relay.name} takes such addresses')
+    (outcome,) = session.send([make_mail(sender, 'jürgen@example.org', 'ann@example.org')])
+    assert statuses(outcome) == {'jürgen@example.org': 'failed', 'ann@example.org': 'delivered'}
+    assert 'SMTPUTF8' in outcome['jürgen@example.org'].reason
+
+
+def test_closed_to_us(relay: Relay) -> None:
+    """A relay whose greeting is a refusal is a closed road, and says why."""
+    with pytest.raises(MailerUnavailable) as caught:
+        mailer(relay, relay.ports.closed).connect()
+    assert 'the greeting' in str(caught.value)
+    assert any(code in str(caught.value) for code in ('550', '554'))
+    assert not caught.value.stale
+
+
+def test_too_many_connections(relay: Relay, sender: str) -> None:
+    """One connection too many is a closed road, open again as soon as another has ended."""
+    relay.offer('limit of connections')
+    crowded = mailer(relay, relay.ports.crowded)
+
+    def connected() -> Any:
+        with suppress(MailerUnavailable):  # who was there before us may not quite have left
+            return crowded.connect()
+        return None
+
+    first = until(connected, PATIENCE)
+    with pytest.raises(MailerUnavailable) as caught:
+        crowded.connect()
+    assert 'the greeting' in str(caught.value)
+    assert '421' in str(caught.value)
+    (outcome,) = first.send([make_mail(sender)])
+    assert statuses(outcome) == {'ann@example.org': 'delivered'}
+    first.close()
+    until(connected, PATIENCE).close()
