@@ -89,6 +89,9 @@ class MaildirClaim:
                 self._sync()
         except OSError as error:
             self._block.letters = letters
+            # Written and not synced, perhaps: the dot will not leave, and nobody shall think so.
+            with suppress(OSError):
+                self._write(self._block.recipient_lines(), self._block.letters_at)
             raise self._store.error('cannot record that a mail is leaving', error) from error
 
     def settle(
@@ -99,7 +102,11 @@ class MaildirClaim:
             self._settled, self._before = True, ''
             self.attempt += 1
             block.settle(fates)
-            block.state, block.retry_at = 'C', retry_at or 0.0
+            block.retry_at = retry_at or 0.0
+            # In tmp/ the letter is that of the record: it stays until the mail is out of there, so
+            # that whatever is written of this leaves it in doubt.
+            if self._folder != 'tmp':
+                block.state = 'C'
             if not report:
                 block.letters = [
                     letter.upper() if letter in 'df' else letter for letter in block.letters
@@ -107,6 +114,7 @@ class MaildirClaim:
         self._rest()
 
     def reported(self, fates: Iterable[Fate]) -> None:
+        self._block.state = 'C'
         for fate in fates:
             if fate.kind != 'deferred':
                 self._block.mark(fate.recipients, LETTERS[fate.kind].upper())

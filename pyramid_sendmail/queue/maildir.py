@@ -187,9 +187,13 @@ class MaildirQueue:
 
     def prepare(self) -> None:
         self._store.prepare()
+        self._store.sweep()
         self._store.prove_writable()
         self._store.prove_locks()
-        self._trigger.listen()
+        try:
+            self._trigger.listen()
+        except OSError as error:
+            raise self._store.error('cannot be waited for', error) from error
 
     def sync(self) -> None:
         """Make what was delivered and removed survive a power cut."""

@@ -73,6 +73,10 @@ class MaildirPut:
             self._store.prepare()
             record = self._create(self._moves[-1][0])
         self._record = record
+        for _, name in self._moves:
+            # A rename would replace it.
+            if os.path.lexists(path := self._store.path('new', name)):
+                raise FileExistsError(errno.EEXIST, 'a mail of the same name is waiting', path)
         self._store.write(record, encode(first, 'W')[1])
         for (temporary, _), envelope in zip(self._moves, others, strict=False):
             descriptor = self._create(temporary)
@@ -139,11 +143,22 @@ class MaildirPut:
                 # Gone: moved before an interrupt, and delivered, perhaps.
                 self._store.rename('tmp', temporary, 'new', name)
                 del self._moves[0]
-            self._store.sync_folder('new')
+            self._sync()
         except Exception:
             log.critical(
                 'mail that was committed could not be moved from tmp/ to new/ in %s; '
                 'a queue processor will try again: %s',
+                self._store.root,
+                ', '.join(envelope.message_id for envelope in self._envelopes),
+                exc_info=True,
+            )
+
+    def _sync(self) -> None:
+        try:
+            self._store.sync_folder('new')
+        except OSError:
+            log.critical(
+                'mail that was committed is in new/ of %s, and might not survive a power cut: %s',
                 self._store.root,
                 ', '.join(envelope.message_id for envelope in self._envelopes),
                 exc_info=True,

@@ -143,18 +143,28 @@ def set_aside(store: Store, folder: str, name: str, reason: str) -> str | None:
     while os.path.lexists(store.path('failed', target)):
         number += 1
         target = f'{name}.{number}'
+    path = f'{store.root}/reasons/{target}.txt'
+    # First: who stops in between writes the same once more.
+    with suppress(OSError):
+        _note(path, reason)
     try:
-        if not store.rename(folder, name, 'failed', target):
-            return None
+        moved = store.rename(folder, name, 'failed', target)
     except OSError as error:
         log.error('%r in %s/ (%s) cannot be moved to failed/: %s', name, folder, reason, error)
+        moved = False
+    if not moved:
+        with suppress(OSError):
+            os.unlink(path)
         return None
-    with suppress(OSError):
-        os.makedirs(f'{store.root}/reasons', 0o700, exist_ok=True)
-        path = f'{store.root}/reasons/{target}.txt'
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, 'w', encoding='utf-8') as file:
-            file.write(f'{reason}\n')
     kind = 'damaged mail' if parse(name) else 'foreign file'
     log.error('%r: a %s, moved from %s/ to failed/: %s', name, kind, folder, reason)
     return target
+
+
+def _note(path: str, reason: str) -> None:
+    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, f'{reason}\n'.encode())
+    finally:
+        os.close(descriptor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 import threading
 import weakref
@@ -15,6 +16,8 @@ from ..exceptions import QueueError
 __all__ = ['FOLDERS', 'Store']
 
 FOLDERS = ('tmp', 'new', 'cur', 'done', 'failed')
+
+_PROBE = re.compile(r'(?:lock-)?probe-[0-9]+-[0-9]+')
 
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -79,7 +82,13 @@ class Store:
         path = f'{self.root}/lock-probe-{os.getpid()}-{threading.get_ident()}'
         descriptors: list[int] = []
         try:
-            descriptors.extend(os.open(path, _FLAGS | os.O_CREAT, 0o600) for _ in range(2))
+            while True:
+                descriptors.append(os.open(path, _FLAGS | os.O_CREAT, 0o600))
+                # Not made a second time: two files would not exclude each other.
+                with suppress(FileNotFoundError):  # swept away
+                    descriptors.append(os.open(path, _FLAGS))
+                    break
+                os.close(descriptors.pop())
             fcntl.flock(descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
                 fcntl.flock(descriptors[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,7 +108,8 @@ class Store:
             with suppress(OSError):
                 os.unlink(path)
             for descriptor in descriptors:
-                os.close(descriptor)
+                with suppress(OSError):
+                    os.close(descriptor)
 
     def prove_writable(self) -> None:
         """Prove, on a probe beside the folders, that a file can be made, written and removed."""
@@ -107,10 +117,13 @@ class Store:
         try:
             descriptor = os.open(path, _FLAGS | os.O_CREAT, 0o600)
             try:
-                _write(descriptor, b' ' * 4096)
+                try:
+                    _write(descriptor, b' ' * 4096)
+                finally:
+                    os.close(descriptor)
             finally:
-                os.close(descriptor)
-                os.unlink(path)
+                with suppress(FileNotFoundError):  # swept away
+                    os.unlink(path)
             for folder in FOLDERS:
                 path = f'{self.root}/{folder}'
                 if not os.path.isdir(path):
@@ -121,6 +134,15 @@ class Store:
             raise
         except OSError as error:
             raise self.error('cannot record what becomes of its mail', error) from error
+
+    def sweep(self) -> None:
+        """Remove the probes of processes that stopped over them. It does no harm to one that
+        is in use."""
+        with suppress(OSError):
+            for name in os.listdir(self.root):
+                if _PROBE.fullmatch(name):
+                    with suppress(FileNotFoundError):
+                        os.unlink(f'{self.root}/{name}')
 
     def rename(self, folder: str, name: str, to: str, new_name: str) -> bool:
         """Move a file, making the folder if somebody has removed it; False if the file is gone."""
@@ -138,7 +160,12 @@ class Store:
         """Make a new file, 0600 and locked; None if somebody else has it already."""
         descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
         self._open.add(descriptor)
-        return self._locked(descriptor, path)
+        try:
+            return self._locked(descriptor, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(path)
+            raise
 
     def open(self, path: str) -> int | None:
         """Open an existing file for us alone; None if it is gone or somebody else has it.
@@ -158,9 +185,12 @@ class Store:
                 ) from error
             raise
         self._open.add(descriptor)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError('it is not a plain file')
+        except BaseException:
             self.close(descriptor)
-            raise ValueError('it is not a plain file')
+            raise
         return self._locked(descriptor, path)
 
     def _locked(self, descriptor: int, path: str) -> int | None:

@@ -37,7 +37,8 @@ class Trigger:
         except OSError:
             pass
         finally:
-            os.close(descriptor)
+            with suppress(OSError):
+                os.close(descriptor)
 
     def wait(self, timeout: float) -> bool:
         """Sleep until pulled or woken; True then, False after ``timeout`` seconds."""
