@@ -135,7 +135,8 @@ class MailDataManager:
         """Nothing is done before the vote."""
 
     def tpc_vote(self, transaction: Any) -> None:
-        if self._envelopes:
+        # An interrupt in a failing savepoint may leave it joined twice: it votes once.
+        if self._envelopes and self._put is None:
             self._delivery.voting()
             queue: Any = self._delivery.queue
             self._put = queue.put(tuple(self._envelopes))
