@@ -119,9 +119,9 @@ def durations(value: str) -> tuple[float, ...]:
 
 def rate(value: str) -> tuple[int, int] | None:
     """``(mails, seconds)`` of ``20/s``, ``600/m`` or ``2000/d``; None of ``off``."""
-    if value.lower() in falsey:
+    if value.lower() in falsey and value != '0':
         return None
-    match = re.fullmatch(r'([0-9]{1,6}) */ *([smhd])', value)
+    match = re.fullmatch(r'([0-9]{1,6}) */ *([smhd])', value.lower())
     if match is None or not int(match[1]):
         raise ValueError('write a number of mails and a unit of time: 20/s, 600/m, 2000/d; or off')
     return int(match[1]), _UNITS[match[2]]

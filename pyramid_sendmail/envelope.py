@@ -45,6 +45,12 @@ class Envelope:
     """How many reports of trouble led to this mail: 1 for a mail that a subscriber of an error
     event sends."""
 
+    @property
+    def not_before(self) -> float:
+        """The time that the user has asked for, or 0: ``due`` is then that of ``send``, by a clock
+        that may have been wrong."""
+        return self.due if self.due > self.queued_at else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:

@@ -107,7 +107,7 @@ class Attempts:
         number = claim.attempt + 1
         now = self.clock()
         # Mail for a later day is not old on that day.
-        delay = self.policy.delay(number, now - max(claim.since, envelope.due))
+        delay = self.policy.delay(number, now - max(claim.since, envelope.not_before))
         groups: dict[tuple[Kind, Verdict], list[str]] = {}
         for recipient in claim.todo:
             verdict = outcome.get(recipient, _SILENCE)

@@ -149,6 +149,19 @@ def test_a_text_for_nobody_ends_the_session() -> None:
         assert server.messages == []
 
 
+def test_too_few_answers(server: ScriptedSMTPServer) -> None:
+    """A service that answers once for all is not believed to have answered for each, by its
+    answers to the mail that follows."""
+    server.script('dot', reply(250, 'for all of you'), raw(b''), raw(b''))
+    session = connect(server, Timeouts().capped(0.5))
+    outcomes = session.send([envelope(A, B, C), envelope(A)])
+    assert statuses(next(outcomes)) == {A: 'delivered', B: 'ambiguous', C: 'ambiguous'}
+    with pytest.raises(MailerUnavailable):
+        next(outcomes)
+    session.close()
+    assert server.verbs().count('MAIL') == 1
+
+
 def test_many_recipients(server: ScriptedSMTPServer) -> None:
     """The answers to one mail transaction are not taken for those to the next."""
     people = [f'r{number}@example.org' for number in range(150)]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.envelope import Reply, Verdict
-from pyramid_sendmail.exceptions import MailerUnavailable
+from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.mailers.extensions import SessionOptions, is_crowded
 from tests.sessions import A, B, C, connect, envelope, idle, send, statuses
 from tests.smtp_server import (
@@ -114,6 +114,27 @@ def test_each_transaction_is_sealed(server: ScriptedSMTPServer) -> None:
     list(session.send([envelope(A, B, C)], sealing=lambda _, recipients: seen.append(recipients)))
     session.close()
     assert seen == [(A, B), (C,)]
+
+
+def test_trouble_with_the_queue_in_the_middle(server: ScriptedSMTPServer) -> None:
+    """What the relay has said of the first recipients counts, before the trouble is told."""
+    seen: list[tuple[str, ...]] = []
+
+    def sealing(_mail: object, recipients: tuple[str, ...]) -> None:
+        if seen:
+            raise QueueError(28, 'no space is left', '/queue')
+        seen.append(recipients)
+
+    session = connect(server, max_recipients=2)
+    outcomes = session.send([envelope(A, B, C)], sealing=sealing)
+    assert statuses(next(outcomes)) == {A: 'delivered', B: 'delivered', C: 'deferred'}
+    with pytest.raises(QueueError, match='no space is left'):
+        next(outcomes)
+    session.close()
+    idle(server)
+    assert server.accepted(C) == 0
+    with pytest.raises(MailerUnavailable):
+        send(session, envelope(A))
 
 
 def second(verb: str, action: Action) -> Callable[[Any], Action | None]:

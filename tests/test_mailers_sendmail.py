@@ -11,12 +11,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Reply, Verdict
-from pyramid_sendmail.exceptions import MailerUnavailable
+from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.mailers.path import is_path
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
 from tests.sessions import RAW, A, B, C, envelope, send, statuses
@@ -159,10 +160,52 @@ def test_exit_status(program: Program, status: int) -> None:
 
 
 def test_ended_by_a_signal(program: Program) -> None:
-    """Nobody knows what a crash means: later."""
-    outcome = deliver(program('sys.stdin.buffer.read()\nos.kill(os.getpid(), 9)'), A)
+    """A program that had the whole mail may have sent it; one that had not, has not."""
+    large = b'Subject: x\r\n\r\n' + (b'z' * 76 + b'\r\n') * 30_000
+    outcome = deliver(program('sys.stdin.buffer.read()\nos.kill(os.getpid(), 15)'), A)
+    assert outcome[A].status == 'ambiguous'
+    assert 'by signal 15 (SIGTERM)' in outcome[A].reason
+    outcome = deliver(program('os.read(0, 10)\nos.kill(os.getpid(), 9)'), A, raw=large)
     assert outcome[A].status == 'deferred'
     assert 'by signal 9 (SIGKILL)' in outcome[A].reason
+
+
+def test_trouble_with_the_queue_in_the_middle(program: Program, tmp_path: Path) -> None:
+    """Who has had the mail has had it, before the trouble is told."""
+    session = program(NOTE).connect()
+
+    def sealing(_mail: object, _recipients: object) -> None:
+        if calls(tmp_path):
+            raise QueueError(28, 'no space is left', '/queue')
+
+    outcomes = session.send([envelope(A, B)], sealing=sealing)
+    assert statuses(next(outcomes)) == {A: 'delivered', B: 'deferred'}
+    with pytest.raises(QueueError, match='no space is left'):
+        next(outcomes)
+    with pytest.raises(QueueError):
+        list(program(NOTE).connect().send([envelope(A)], sealing=sealing))
+
+
+def test_no_secrets_for_it(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says is told, so that it does not get to know our passwords."""
+    monkeypatch.setenv('MAIL_PASSWORD', 'pass')
+    monkeypatch.setenv('MAIL_URL', 'smtp://ann:pass@relay')
+    monkeypatch.setenv('MAIL_ELSE', 'harmless')
+    tell = 'print({name: os.environ[name] for name in os.environ if "MAIL" in name})'
+    outcome = deliver(program(f'sys.stdin.buffer.read()\n{tell}\nsys.exit(70)'), A)
+    assert 'pass' not in outcome[A].reason
+    assert 'MAIL_ELSE' in outcome[A].reason
+
+
+def test_no_room_for_the_text(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is nobody's fault."""
+
+    def full() -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('tempfile.TemporaryFile', full)
+    with pytest.raises(MailerUnavailable, match='text cannot be written: No space left'):
+        deliver(program(NOTE), A)
 
 
 def test_stops_reading(program: Program) -> None:
@@ -392,6 +435,7 @@ def test_program_that_vanishes(program: Program, tmp_path: Path) -> None:
 
 def test_nothing_is_left(program: Program) -> None:
     """Neither descriptors nor zombies stay behind, and it inherits no descriptor of ours."""
+    children = psutil.Process().children()
     descriptors = os.listdir('/proc/self/fd')
     inherited = os.open('/dev/null', os.O_RDONLY)
     mailer = program(
@@ -402,8 +446,7 @@ def test_nothing_is_left(program: Program) -> None:
     # The fourth is that of the listing.
     assert "['0', '1', '2', '3']" in outcome[A].reason
     assert os.listdir('/proc/self/fd') == descriptors
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert psutil.Process().children() == children
 
 
 def test_threads(program: Program, tmp_path: Path) -> None:

@@ -274,6 +274,18 @@ def test_nothing_is_said_after_a_421(server: ScriptedSMTPServer) -> None:
     assert server.verbs() == ['EHLO', 'MAIL', 'RCPT', 'DATA', 'dot']
 
 
+def test_lost_behind_the_seal() -> None:
+    """A mail that was written down as leaving is put off where it has not left: nobody shall find
+    the mark later, and take it for a mail that may have arrived."""
+    wire: Any = BreakingWire(1_000)
+    session = SMTPSession(wire, name='smtp://relay:25', extensions={}, timeouts=Timeouts())
+    session._carried = True
+    sealed: list[object] = []
+    [outcome] = session.send([envelope()], sealing=lambda *seal: sealed.append(seal))
+    assert sealed
+    assert statuses(outcome) == {A: 'deferred'}
+
+
 def test_yes_to_half_a_message() -> None:
     """A yes that came although the end may not have left is no promise."""
     wire: Any = BreakingWire(1, Reply(250, 'queued'))

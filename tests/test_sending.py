@@ -824,6 +824,17 @@ def test_claiming_fails_in_the_middle(world: World) -> None:
     assert world.claimable() == 1
 
 
+def test_age_of_mail_that_was_sent_by_a_wrong_clock(world: World) -> None:
+    """It counts from now, not from the day that the clock had shown; mail that the user wanted to
+    leave on that day counts from there."""
+    year = 365 * 86_400.0
+    world.put(make_envelope(queued_at=NOW + year, due=NOW + year))
+    [claim] = world.claims()
+    world.clock.now = NOW + 86_401
+    world.attempts.settle(claim, dict.fromkeys(claim.todo, LATER), 'null:', world.tally)
+    assert world.tally == Tally(failed=1), 'older than give_up_after'
+
+
 def test_settling_alone(world: World) -> None:
     """An outcome may be settled without an attempt, and without counting."""
     world.reporter.kinds = ('error',)

@@ -57,8 +57,9 @@ def _token(value: str) -> Callable[[], str]:
     if re.fullmatch(r'[^\W\d]\w*(?:[.:][^\W\d]\w*)+', value):
         try:
             found = DottedNameResolver().resolve(value)
-        except (ImportError, ValueError) as error:
-            raise ValueError(f'write what can be imported ({error})') from error
+        except (ImportError, ValueError):
+            # Its text would quote what may be a token.
+            raise ValueError('write what can be imported from here, not a token itself') from None
     if callable(found):
         token: Callable[[], str] = found
         return token

@@ -26,6 +26,12 @@ _PLACE = re.compile(r'(?:\[(?P<literal>[^\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<por
 _HOST = re.compile(r'[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?')
 _STRAY = re.compile(r'%(?![0-9A-Fa-f]{2})')
 
+_OPTIONS = (
+    *('tls', 'ca_file', 'client_cert', 'client_key', 'timeout', 'pipelining'),
+    *('max_recipients', 'notify', 'ret', 'token_file', 'token'),
+)
+"""What is an option of one mailer or another."""
+
 EXAMPLE = 'smtp://relay.example.org:25'
 
 
@@ -88,9 +94,10 @@ class Parts:
     def _refuse_option(self, name: str, known: Collection[str]) -> NoReturn:
         if not known:
             refuse(f'has options, and {self.scheme}: takes none', 'it without ?...')
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f'{near[0]}= perhaps, or ' if near else ''
         names = ', '.join(f'{each}=' for each in known)
-        refuse(f'has the unknown option {name}=', f'{near}= perhaps, or {names}')
+        refuse(f'has the unknown option {_shown(name)}=', f'{hint}{names}; & in a secret as %26')
 
     def no_credentials(self) -> None:
         if self.has_credentials:
@@ -124,11 +131,19 @@ def _options(query: str) -> dict[str, str]:
     for item in filter(None, query.split('&')):
         name, _, value = item.partition('=')
         if name in options:
-            refuse(f'has the option {name}= twice', 'it once')
+            refuse(f'has the option {_shown(name)}= twice', 'it once')
         if not value:
-            refuse(f'has the option {name} without a value', f'{name}=VALUE, or leave it out')
+            shown = _shown(name)
+            refuse(f'has the option {shown} without a value', f'{shown}=VALUE, or leave it out')
         options[name] = _decoded(value, f'the option {name}=')
     return options
+
+
+def _shown(name: str) -> str:
+    """The name of an option, or of what is nearly one: else it may be a piece of a secret that has
+    an & in it."""
+    near = difflib.get_close_matches(name.lower(), _OPTIONS, n=1, cutoff=0.9)
+    return name if near else '***'
 
 
 def _decoded(text: str, where: str) -> str:

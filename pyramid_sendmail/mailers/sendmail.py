@@ -17,9 +17,8 @@ status                       outcome    why
 76 PROTOCOL                  deferred   a relay that hung up, or greeted with 421, to msmtp
 70 SOFTWARE                  deferred   OpenSMTPD's word for whatever a server refuses, 4xx or 5xx
 66, 71 to 74                 deferred   a file or the system
-any other, a signal          deferred   nobody knows
-it is killed, it has read    ambiguous  it did not end in time, and may have sent it
-all of the mail
+any other                    deferred   nobody knows
+a signal, or no end in time  ambiguous  if it has read all of the mail, else deferred
 ===========================  =========  =======================================================
 
 Each recipient has a call of its own: programs have one status for all recipients of a call, and
@@ -40,13 +39,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import IO
 
 from zope.interface import implementer
 
 from ..envelope import Envelope, Outcome, Reply, Verdict
-from ..exceptions import MailerUnavailable
+from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailer, IMailSession
 from .path import is_path
 from .session import Sealing
@@ -118,6 +117,13 @@ class SendmailSession:
             verdicts = _unfit(envelope)
             try:
                 self._call(envelope, verdicts, sealing)
+            except QueueError as error:
+                self._closed = True
+                if verdicts:
+                    # Some have had their answer: it counts, before the trouble is told.
+                    rest = Verdict('deferred', None, str(error))
+                    yield {each: verdicts.get(each, rest) for each in envelope.recipients}
+                raise
             except BaseException:
                 self._closed = True
                 raise
@@ -133,9 +139,7 @@ class SendmailSession:
         self, envelope: Envelope, verdicts: dict[str, Verdict], sealing: Sealing | None
     ) -> None:
         """Run the program for each who has no verdict yet, and add theirs."""
-        with tempfile.TemporaryFile() as text:
-            text.write(envelope.raw.replace(b'\r\n', b'\n'))
-            text.flush()
+        with self._written(envelope) as text:
             for recipient in envelope.recipients:
                 if recipient in verdicts:
                     continue
@@ -148,6 +152,19 @@ class SendmailSession:
                 text.seek(0)
                 verdicts[recipient] = self._run(envelope.sender, recipient, text)
 
+    def _written(self, envelope: Envelope) -> IO[bytes]:
+        """A nameless file with the text."""
+        with ExitStack() as stack:
+            try:
+                text = stack.enter_context(tempfile.TemporaryFile())
+                text.write(envelope.raw.replace(b'\r\n', b'\n'))
+                text.flush()
+            except OSError as error:
+                reason = f'{self.name}: its text cannot be written: {describe(error, 0)}'
+                raise MailerUnavailable(reason) from error
+            stack.pop_all()
+            return text
+
     def _run(self, sender: str, recipient: str, text: IO[bytes]) -> Verdict:
         arguments = ['-i', '-f', sender or '<>', '--', recipient]
         try:
@@ -156,7 +173,7 @@ class SendmailSession:
                 stdin=text,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, 'LC_ALL': 'C.UTF-8'},
+                env=_environment(),
                 # A signal for us (Ctrl-C) is none for the mail on its way.
                 start_new_session=True,
             )
@@ -184,7 +201,7 @@ class SendmailSession:
         else:
             how = f'it ended with status {status}'
         reason = f'{self.name}: {how}' + (f': {said}' if said else '')
-        if complete and status in (None, _TEMPORARY):
+        if complete and (status in (None, _TEMPORARY) or status < 0):
             return Verdict('ambiguous', None, reason)
         return Verdict('failed' if status in _FAILED else 'deferred', None, reason)
 
@@ -201,6 +218,13 @@ def _unfit(envelope: Envelope) -> dict[str, Verdict]:
         for recipient in envelope.recipients
         if not is_path(recipient) or recipient.startswith('-')
     }
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without our secrets."""
+    secret = ('MAIL_URL', 'MAIL_PASSWORD')
+    rest = {name: value for name, value in os.environ.items() if name not in secret}
+    return {**rest, 'LC_ALL': 'C.UTF-8'}
 
 
 def _finish(process: subprocess.Popen[bytes], timeout: float) -> tuple[int | None, str]:

@@ -43,7 +43,7 @@ from typing import NoReturn
 from zope.interface import implementer
 
 from ..envelope import Envelope, Outcome, Reply, Verdict
-from ..exceptions import MailerUnavailable
+from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailSession
 from .extensions import Extensions, SessionOptions, is_crowded
 from .turns import Command, Mail, Source
@@ -122,6 +122,13 @@ class SMTPSession:
                 while mail.todo or mail.opened:
                     self._transact(mail, source, sealing)
             except MailerUnavailable:
+                raise
+            except QueueError as error:
+                self.abandon()
+                if mail.verdicts and mail.sealed:
+                    # Some have had their answer: it counts, before the trouble is told.
+                    self._lose(mail, str(error))
+                    yield mail.outcome
                 raise
             except BaseException:
                 # Half a mail is on the line, and nobody knows which half.
@@ -281,10 +288,14 @@ class SMTPSession:
             if last:
                 self._wire.write(text[:last])
             follower = None
-            if self._window > 1:
+            # A service that answered LMTP too sparingly would have its answers to what follows
+            # taken for the recipients'.
+            if self._window > 1 and not self._lmtp:
                 follower = mail if mail.todo else source.peek()
             if sealing is not None:
                 sealing(mail.envelope, recipients)
+            # Somebody has written down that it may have left.
+            mail.sealed = True
             self._begun = False
             following = b''
             if follower is not None and follower.todo:
@@ -301,7 +312,6 @@ class SMTPSession:
                 mail.give(recipients, refusal)
                 self._lose(mail, f'the connection was lost: {lost}')
                 return
-        mail.sealed = True
         self._conclude(mail, recipients, trouble)
 
     def _last_words(self) -> Verdict | None:

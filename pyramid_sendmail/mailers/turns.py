@@ -36,7 +36,7 @@ class Mail:
     answered: bool = False
     """The relay has answered MAIL: it is this mail that it talks about."""
     sealed: bool = False
-    """A final dot has left, perhaps: the mail is not untouched any more."""
+    """A final dot was about to leave, or has: the mail is not untouched any more."""
 
     @property
     def outcome(self) -> Outcome:

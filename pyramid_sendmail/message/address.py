@@ -176,10 +176,10 @@ def address_line(name: str, entries: Iterable[Mailbox | Group]) -> bytes:
         if index < len(written) - 1:
             tokens_of_one[-1] += ','
         whole = ' ' + ' '.join(tokens_of_one)
+        # The first one stands behind the name of the header.
+        room = WIDTH - (0 if index else len(name) + 1)
         # Better between two mailboxes than within one.
-        tokens.extend(
-            [whole] if len(whole) <= WIDTH - 2 else [f' {token}' for token in tokens_of_one]
-        )
+        tokens.extend([whole] if len(whole) <= room else [f' {token}' for token in tokens_of_one])
     return fold(name, tokens)
 
 
@@ -315,7 +315,10 @@ def _written(entry: Mailbox | Group) -> list[str]:
             return [entry.address]
         return [*_quoted(entry.name), f'<{entry.address}>']
     words = _quoted(entry.name)
-    words[-1] += ':'
+    if len(words[-1]) < WIDTH - 1:
+        words[-1] += ':'
+    else:
+        words.append(':')
     for index, member in enumerate(entry.members):
         written = _written(member)
         written[-1] += ',' if index < len(entry.members) - 1 else ''

@@ -29,6 +29,9 @@ from .trigger import Trigger
 
 __all__ = ['MaildirQueue']
 
+_SCHEDULED = 50_000
+"""Names of mail for later that are remembered; of further ones the time in the name is believed."""
+
 
 @implementer(IMailQueue)
 class MaildirQueue:
@@ -57,6 +60,7 @@ class MaildirQueue:
         self._clock = clock
         self._store = Store(path, sync=sync)
         self._trigger = Trigger(f'{path}/trigger')
+        self._scheduled: set[str] = set()
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.path!r})'
@@ -98,7 +102,7 @@ class MaildirQueue:
                     if schedule is None:
                         if not name.startswith('.'):
                             yield name
-                    elif schedule.due <= now or self._clock_was_wrong(schedule, now):
+                    elif schedule.due <= now or self._clock_was_wrong(folder, schedule, now):
                         yield name
                     else:
                         soonest = min(soonest, schedule.due)
@@ -108,9 +112,24 @@ class MaildirQueue:
         names = nsmallest(limit, due())
         return [Ticket(folder, name) for name in names], later[0] if later else None
 
-    def _clock_was_wrong(self, schedule: Schedule, now: float) -> bool:
-        """Whether a time that we have set, not the user, is further away than we ever set one."""
+    def _clock_was_wrong(self, folder: str, schedule: Schedule, now: float) -> bool:
+        """Whether a time to come is one that we have set, not the user, and no retry policy."""
+        if folder == 'new' and not schedule.attempt:
+            return self._unasked(schedule.name)
         return schedule.attempt > 0 and schedule.due > now + self._longest + 1
+
+    def _unasked(self, name: str) -> bool:
+        """Whether nobody has asked for the time in the name of a new mail. Each is opened once."""
+        if name in self._scheduled or len(self._scheduled) >= _SCHEDULED:
+            return False
+        try:
+            with open(self._store.path('new', name), 'rb') as file:
+                unasked = not decode(file.read()).envelope.not_before
+        except (OSError, Unreadable):
+            return False
+        if not unasked:
+            self._scheduled.add(name)
+        return unasked
 
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MaildirClaim | None:
         path = self._store.path(ticket.folder, ticket.name)
@@ -170,7 +189,7 @@ class MaildirQueue:
         if settled and claim.todo:
             return None
         claim.rename(folder, schedule.name)
-        if not attempt and schedule.due > now:
+        if not attempt and block.envelope.not_before > now:
             # It came under a foreign name, which did not tell that its time has not come.
             return None
         if claim.todo:

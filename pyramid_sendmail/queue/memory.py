@@ -40,6 +40,11 @@ class Mail:
     fates: list[Fate] = field(default_factory=list)
 
     @property
+    def wanted_at(self) -> float:
+        """When it is due; a new mail at once, unless the user has asked for a later time."""
+        return self.envelope.not_before if self.folder == 'new' else self.due
+
+    @property
     def ticket(self) -> Ticket:
         schedule = schedule_of(self.envelope, due=self.due, attempt=self.attempt)
         return Ticket(self.folder, schedule.name)
@@ -77,7 +82,7 @@ class MemoryQueue:
         folders = ('new',) if fresh else ('done', 'new', 'cur')
         with self._held() as mails:
             waiting = [
-                (mail.ticket, now if all_events and mail.folder == 'done' else mail.due)
+                (mail.ticket, now if all_events and mail.folder == 'done' else mail.wanted_at)
                 for mail in mails.values()
                 if mail.folder in folders
             ]
@@ -96,9 +101,11 @@ class MemoryQueue:
             if mail is None or mail.claimed or mail.ticket != ticket:
                 return None
             claim = MemoryClaim(self, mail, now)
-            if (settled and claim.todo) or (mail.folder == 'new' and mail.due > now):
+            if (settled and claim.todo) or (mail.folder == 'new' and mail.wanted_at > now):
                 return None
             mail.claimed = True
+            # Where a clock was wrong: no age that never counts.
+            mail.since = min(mail.since, now)
             return claim
 
     def check(self) -> None:

@@ -232,6 +232,23 @@ def test_order_is_by_priority_then_due(case: Case) -> None:
     ]
 
 
+def test_a_time_that_nobody_has_asked_for(case: Case) -> None:
+    """RELIABILITY 95: mail sent while a clock was a year ahead is due when the clock is right
+    again; mail that the user wants to leave in a year is not."""
+    year = 365 * 86_400.0
+    unasked = _queued(case, queued_at=NOW + year, due=NOW + year)
+    asked = _queued(case, queued_at=NOW, due=NOW + year)
+    for _ in range(2):
+        claim = claimed(case.queue)
+        assert claim.envelope.id == unasked.id
+        claim.release()
+    case.clock.now = NOW + year
+    assert {ticket.name[-32:] for ticket in case.queue.look(NOW + year)[0]} == {
+        unasked.id,
+        asked.id,
+    }
+
+
 def test_fresh_and_retried_mail_take_turns(case: Case) -> None:
     """Neither a flood of fresh mail nor one of retried mail starves the other."""
     retried = [_queued(case, due=NOW - 10 + n) for n in range(3)]

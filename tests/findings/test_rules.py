@@ -259,6 +259,11 @@ TEXT = st.text(
 
 NAMES = TEXT.filter(lambda text: text == ' '.join(text.split()) and text != '')
 
+
+def is_file_name(text: str) -> bool:
+    return re.split(r'[/\\]', text)[-1].strip(' .') != ''
+
+
 FAMILY = '👩\u200d👩\u200d👧\u200d👦'
 
 
@@ -269,8 +274,9 @@ FAMILY = '👩\u200d👩\u200d👧\u200d👦'
     bodies=st.tuples(TEXT, st.none() | TEXT),
     order=TEXT,
     hidden=st.booleans(),
-    files=st.lists(TEXT.filter(lambda text: text.strip(' ./\\') != ''), max_size=2),
+    files=st.lists(TEXT.filter(is_file_name), max_size=2),
 )
+@example('', ['0', '00¡¡¡¡¡¡¡𐀀𐀀𐀀', '0'], ('', None), '', False, [])
 @example('=?utf-8?q?x?=', ['=?utf-8?q?x?='], ('', ''), '=?utf-8?q?x?=', True, ['=?utf-8?q?x?='])
 @example(FAMILY * 12, [FAMILY * 12], ('', None), 'e\u0301' * 60, False, ['e\u0301' * 80])
 @example('x' * 80, ['x' * 80, '"' * 80, 'Doe, John'], ('x' * 90, None), 'x ' * 44, False, [])

@@ -4,7 +4,7 @@ octets that the relay has received, and back to the events."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
@@ -164,12 +164,13 @@ class World:
         assert not thread.is_alive()
 
     def files(self) -> dict[str, bytes]:
-        """Every file of the queue's folders, with what stands in it."""
-        return {
-            f'{folder}/{path.name}': path.read_bytes()
-            for folder in STATES
-            for path in sorted((self.path / folder).iterdir())
-        }
+        """Every file of the queue's folders, with what stands in it; none that goes meanwhile."""
+        found = {}
+        for folder in STATES:
+            for path in sorted((self.path / folder).iterdir()):
+                with suppress(FileNotFoundError):
+                    found[f'{folder}/{path.name}'] = path.read_bytes()
+        return found
 
     def folders(self) -> list[str]:
         """The folder of each mail."""
