@@ -189,7 +189,7 @@ class MaildirQueue:
         if settled and claim.todo:
             return None
         claim.rename(folder, schedule.name)
-        if not attempt and block.envelope.not_before > now:
+        if not attempt and schedule.due > now and block.envelope.not_before > now:
             # It came under a foreign name, which did not tell that its time has not come.
             return None
         if claim.todo:

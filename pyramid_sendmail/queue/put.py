@@ -75,7 +75,9 @@ class MaildirPut:
         self._record = record
         for _, name in self._moves:
             # A rename would replace it.
-            if os.path.lexists(path := self._store.path('new', name)):
+            path = self._store.path('new', name)
+            with suppress(FileNotFoundError):
+                os.lstat(path)
                 raise FileExistsError(errno.EEXIST, 'a mail of the same name is waiting', path)
         self._store.write(record, encode(first, 'W')[1])
         for (temporary, _), envelope in zip(self._moves, others, strict=False):

@@ -1,0 +1,429 @@
+"""Everything that the queue does, each as one operation that can be stopped or made to fail.
+
+An operation is a generator: what comes before its first ``yield`` has been done before, and is not
+watched; each ``yield`` names the phase that follows it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pyramid_sendmail.envelope import Envelope, Verdict
+from pyramid_sendmail.exceptions import DamagedMail, QueueError
+from pyramid_sendmail.processor import QueueProcessor
+from pyramid_sendmail.queue.format import STATE_AT
+from pyramid_sendmail.sending import Tally, attempt
+
+from ..queue_fixtures import forked, reap
+from .place import BAD, GOOD, LATER, Place, Relay, mail
+
+__all__ = ['OPERATIONS', 'Operation']
+
+Steps = Iterator[str]
+Variant = dict[str, Any]
+
+
+def _nothing(place: Place) -> None:
+    """As it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """``lay``: what lies on disk before; ``check``: what else is true after recovery; ``bare``: not
+    even the folders are there."""
+
+    name: str
+    steps: Callable[[Place], Steps]
+    mails: tuple[Envelope, ...] = ()
+    lay: Callable[[Place], None] = _nothing
+    check: Callable[[Place], None] = _nothing
+    variants: tuple[Variant, ...] = ({'sync': True}, {'sync': False})
+    bare: bool = False
+
+
+TOLD = ('sent', 'error')
+
+ONE = (mail('a', 'good'),)
+THREE = (mail('a', 'good', 'good'), mail('b', 'good'), mail('c', 'good', 'bad'))
+
+
+# Transactions
+
+
+def _enqueue(place: Place) -> Steps:
+    queue = place.queue()
+    os.mkfifo(place.path / 'trigger', 0o600)
+    listener = place.queue()
+    listener.wait(0)
+    yield 'put'
+    put = queue.put(place.mails)
+    place.ledger.mark('committed', *(envelope.id for envelope in place.mails))
+    yield 'publish'
+    put.publish()
+
+
+def _discard(place: Place) -> Steps:
+    put = place.queue().put(place.mails)
+    yield 'discard'
+    put.discard()
+
+
+def _doubt(place: Place) -> Steps:
+    put = place.queue().put(place.mails)
+    yield 'doubt'
+    put.doubt()
+
+
+def _left(letter: str) -> Callable[[Place], None]:
+    """A process that stopped while its record had this letter."""
+
+    def lay(place: Place) -> None:
+        def work() -> None:
+            put = place.queue().put(place.mails)
+            with open(place.path / 'tmp' / put.tickets[0].name, 'r+b') as file:
+                file.seek(STATE_AT)
+                file.write(letter.encode())
+
+        assert reap(forked(work)) == 0
+        if letter == 'C':
+            place.committed |= {envelope.id for envelope in place.mails}
+
+    return lay
+
+
+def _look(place: Place) -> Steps:
+    queue = place.queue()
+    yield 'look'
+    queue.look(place.clock.now)
+
+
+# Claims
+
+
+def _queued(place: Place) -> None:
+    place.queue().put(place.mails).publish()
+    place.committed |= {envelope.id for envelope in place.mails}
+    place.forget()
+
+
+def _claimed(place: Place) -> Any:
+    queue = place.queue()
+    (ticket,), _ = queue.look(place.clock.now)
+    claim = queue.claim(ticket)
+    assert claim is not None
+    return claim
+
+
+def _claim(place: Place) -> Steps:
+    queue = place.queue()
+    (ticket,), _ = queue.look(place.clock.now)
+    yield 'claim'
+    claim = queue.claim(ticket)
+    if claim is not None:
+        yield 'release'
+        claim.release()
+
+
+def _sealing(place: Place) -> Steps:
+    claim = _claimed(place)
+    yield 'sealing'
+    claim.sealing(claim.envelope.recipients)
+    yield 'sealed'
+    place.ledger.mark('accepted', claim.envelope.id, *claim.envelope.recipients)
+
+
+VERDICTS = {'good': GOOD, 'later': LATER, 'bad': BAD, 'mended': BAD}
+
+
+def _leave(place: Place, claim: Any) -> dict[str, Verdict]:
+    """What the relay has said to this mail when its outcome is to be written down."""
+    outcome = {to: VERDICTS[to.partition('@')[0].rstrip('0123456789')] for to in claim.todo}
+    accepted = [to for to, verdict in outcome.items() if verdict is GOOD]
+    if accepted:
+        claim.sealing(accepted)
+        place.ledger.mark('accepted', claim.envelope.id, *accepted)
+    for to, verdict in outcome.items():
+        if verdict is not GOOD:
+            place.ledger.mark('deferred', claim.envelope.id, to)
+    return outcome
+
+
+def _settle(place: Place) -> Steps:
+    claim = _claimed(place)
+    outcome = _leave(place, claim)
+    attempts = place.attempts()
+    yield 'settle'
+    try:
+        attempts.settle(claim, outcome, Relay.name)
+    except QueueError:
+        place.kept(claim)
+        yield 'record'
+        attempts.record()
+
+
+def _postpone(place: Place) -> Steps:
+    place.reporter.refuse = True
+    yield from _settle(place)
+
+
+def _sent_and_stopped(place: Place) -> None:
+    """A process that stopped when everything but the event was done."""
+    _queued(place)
+
+    def work() -> None:
+        claim = _claimed(place)
+        outcome = _leave(place, claim)
+        attempts = place.attempts()
+        fates, retry_at = attempts._fates(claim, outcome, Relay.name)
+        claim.settle(fates, retry_at=retry_at)
+
+    assert reap(forked(work)) == 0
+
+
+def _stopped(*, sealed: bool) -> Callable[[Place], None]:
+    """A process that stopped during an attempt."""
+
+    def lay(place: Place) -> None:
+        _queued(place)
+
+        def work() -> None:
+            claim = _claimed(place)
+            if sealed:
+                claim.sealing(claim.envelope.recipients)
+
+        assert reap(forked(work)) == 0
+
+    return lay
+
+
+# Attempts
+
+
+def _attempt(place: Place) -> Steps:
+    queue, attempts, road = place.queue(), place.attempts(), place.road()
+    yield 'attempt'
+    tickets, _ = queue.look(place.clock.now, all_events=True)
+    try:
+        attempt(place.claims(queue, tickets), road, attempts, Tally())
+    except QueueError:
+        if attempts.unrecorded:
+            place.kept(attempts.unrecorded[0][0])
+            yield 'record'
+            attempts.record()
+        else:
+            raise
+
+
+def _process(place: Place) -> Steps:
+    attempts = place.attempts()
+    reporter: Any = place.reporter
+    processor = QueueProcessor(
+        place.queue(), Relay(place.ledger), reporter, attempts, workers=1, pause=0.0
+    )
+    yield 'run'
+    processor.run_once()
+
+
+def _failed_and_moved(place: Place) -> None:
+    """A dead letter of which one recipient got his copy, moved from failed/ into new/ by hand."""
+    _queued(place)
+    claim = _claimed(place)
+    place.attempts().settle(claim, _leave(place, claim), Relay.name)
+    place.forget()
+    (path,) = (place.path / 'failed').iterdir()
+    path.rename(place.path / 'new' / path.name)
+
+
+def _all_sorts(place: Place) -> None:
+    """Mail in every state that a processor finds."""
+    sorts = {id: tuple(m for m in place.mails if m.id[0] == id) for id in '123456789'}
+    everything = place.mails
+    for id, lay in {
+        '1': _queued,
+        '2': _queued,
+        '3': _queued,
+        '4': _stopped(sealed=False),
+        '5': _stopped(sealed=True),
+        '6': _sent_and_stopped,
+        '7': _left('V'),
+        '8': _left('C'),
+        '9': _left('W'),
+    }.items():
+        place.mails = sorts[id]
+        hidden = [(path, path.with_name(f'.{path.name}')) for path in _files(place)]
+        for path, other in hidden:
+            path.rename(other)
+        lay(place)
+        for path, other in hidden:
+            other.rename(path)
+    place.mails = everything
+
+
+def _files(place: Place) -> list[Any]:
+    return [path for folder in ('tmp', 'new', 'done') for path in (place.path / folder).iterdir()]
+
+
+ALL_SORTS = (
+    mail('1', 'good', 'later'),
+    mail('2', 'bad'),
+    mail('3', 'good', 'bad', 'later'),
+    mail('4', 'good'),
+    mail('5', 'good'),
+    mail('6', 'good', 'bad'),
+    mail('7', 'good'),
+    mail('8', 'good', 'good'),
+    mail('9', 'good'),
+)
+
+
+# What is no mail of ours
+
+
+FOREIGN = f'5-{1_700_000_000_000:015d}-0000-{"f" * 32}'
+
+
+def _damaged(place: Place) -> None:
+    _queued(place)
+    (place.path / 'new' / FOREIGN).write_bytes(b'X-Envelope: not any more')
+
+
+def _aside(place: Place) -> Steps:
+    queue = place.queue()
+    tickets, _ = queue.look(place.clock.now)
+    yield 'claim'
+    for ticket in tickets:
+        try:
+            claim = queue.claim(ticket)
+        except DamagedMail as error:
+            place.ledger.mark('damaged', error.name)
+        else:
+            if claim is not None:
+                claim.release()
+
+
+def _lies_aside(place: Place) -> None:
+    assert (place.path / 'failed' / FOREIGN).read_bytes() == b'X-Envelope: not any more'
+
+
+def _ancestors(place: Place) -> None:
+    (place.path / 'new' / '1700000000.42.host').write_bytes(
+        b'X-Zope-From: shop@example.org\nX-Zope-To: good0@example.org\nSubject: Hello\n\nHello.\n'
+    )
+
+
+def _adopt(place: Place) -> Steps:
+    queue = place.queue()
+    (ticket,), _ = queue.look(place.clock.now)
+    yield 'claim'
+    claim = queue.claim(ticket)
+    if claim is not None:
+        claim.release()
+
+
+def _sent_once(place: Place) -> None:
+    """Unless it may not be opened, and was put aside."""
+    aside = list((place.path / 'failed').iterdir())
+    assert len(place.ledger.lines('accepted')) + len(aside) == 1
+
+
+# The queue itself
+
+
+def _prepare(place: Place) -> Steps:
+    queue = place.queue()
+    yield 'prepare'
+    queue.prepare()
+
+
+def _check(place: Place) -> Steps:
+    queue = place.queue()
+    yield 'check'
+    queue.check()
+
+
+def _sync(place: Place) -> Steps:
+    queue = place.queue()
+    yield 'sync'
+    queue.sync()
+
+
+def _wake(place: Place) -> Steps:
+    queue, other = place.queue(), place.queue()
+    queue.prepare()
+    yield 'pull'
+    other._trigger.pull()
+    yield 'wait'
+    queue.wait(0)
+
+
+def _usable(place: Place) -> None:
+    """It takes mail, and gives it."""
+    place.queue().put([mail('e', 'good')]).publish()
+    place.drain()
+    assert place.ledger.copies()['e' * 32, 'good0@example.org'] == 1
+
+
+BOTH = ({'sync': True}, {'sync': False})
+EACH = (
+    {'kinds': TOLD},
+    {'kinds': (), 'sync': False},
+    {'kinds': TOLD, 'sync': False, 'ambiguous': 'hold'},
+    {'kinds': (), 'ambiguous': 'hold'},
+)
+DOUBTS = tuple(
+    {'in_doubt': in_doubt, 'sync': sync, 'kinds': kinds}
+    for in_doubt in ('hold', 'send')
+    for sync, kinds in ((True, TOLD), (False, ()))
+)
+
+OPERATIONS = (
+    Operation('enqueue one', _enqueue, ONE, variants=DOUBTS),
+    Operation('enqueue three', _enqueue, THREE, variants=DOUBTS),
+    Operation('discard one', _discard, ONE, variants=DOUBTS),
+    Operation('discard three', _discard, THREE, variants=DOUBTS),
+    Operation('doubt', _doubt, THREE, variants=DOUBTS),
+    Operation('recover unvoted', _look, THREE, lay=_left('W'), variants=DOUBTS),
+    Operation('recover doubtful', _look, THREE, lay=_left('V'), variants=DOUBTS),
+    Operation('recover committed', _look, THREE, lay=_left('C'), variants=DOUBTS),
+    Operation('claim and release', _claim, ONE, lay=_queued),
+    Operation('sealing', _sealing, ONE, lay=_queued, variants=EACH),
+    Operation(
+        'settle delivered', _settle, (mail('a', 'good', 'good'),), lay=_queued, variants=EACH
+    ),
+    Operation('settle partly', _settle, (mail('a', 'good', 'later'),), lay=_queued, variants=EACH),
+    Operation('settle deferred', _settle, (mail('a', 'later'),), lay=_queued, variants=EACH),
+    Operation('settle failed', _settle, (mail('a', 'bad'),), lay=_queued, variants=EACH),
+    Operation(
+        'settle mixed', _settle, (mail('a', 'good', 'bad', 'later'),), lay=_queued, variants=EACH
+    ),
+    Operation(
+        'postpone',
+        _postpone,
+        (mail('a', 'good', 'bad'),),
+        lay=_queued,
+        variants=({'kinds': TOLD}, {'kinds': TOLD, 'sync': False}),
+    ),
+    Operation(
+        'report', _attempt, (mail('a', 'good', 'bad'),), lay=_sent_and_stopped, variants=EACH
+    ),
+    Operation('resume before the dot', _attempt, ONE, lay=_stopped(sealed=False), variants=EACH),
+    Operation('resume after the dot', _attempt, ONE, lay=_stopped(sealed=True), variants=EACH),
+    Operation(
+        'retry by hand',
+        _attempt,
+        (mail('a', 'good', 'mended'),),
+        lay=_failed_and_moved,
+        variants=EACH,
+    ),
+    Operation('attempt', _attempt, THREE, lay=_queued, variants=EACH),
+    Operation('run once', _process, ALL_SORTS, lay=_all_sorts, variants=EACH),
+    Operation('put aside', _aside, ONE, lay=_damaged, check=_lies_aside),
+    Operation('adopt', _adopt, lay=_ancestors, check=_sent_once),
+    Operation('prepare', _prepare, check=_usable, bare=True),
+    Operation('check', _check, check=_usable),
+    Operation('sync', _sync, check=_usable),
+    Operation('wake', _wake, check=_usable),
+)

@@ -1,0 +1,482 @@
+"""Where an operation is stopped or made to fail: a queue, a relay, subscribers, and a ledger of all
+that the world outside has seen of them.
+
+What must be true afterwards stands in ``verify``: it is the table of DESIGN.md, section 5, read for
+each recipient from the letters that were found on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zope.interface import implementer
+
+from pyramid_sendmail.envelope import Envelope, Fate, Outcome, Reply, Verdict
+from pyramid_sendmail.exceptions import DamagedMail, QueueError
+from pyramid_sendmail.interfaces import IMailer, IMailReporter, IMailSession
+from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue.format import STATE_AT, Unreadable, decode
+from pyramid_sendmail.queue.names import Ticket, parse, record_of
+from pyramid_sendmail.retry import RetryPolicy
+from pyramid_sendmail.road import Road
+from pyramid_sendmail.sending import Attempts, Tally, attempt
+
+from ..queue_fixtures import Clock, make_envelope
+
+__all__ = ['FOLDERS', 'Found', 'Ledger', 'Lines', 'Place', 'mail', 'restore', 'snapshot']
+
+FOLDERS = ('tmp', 'new', 'cur', 'done', 'failed')
+POLICY = RetryPolicy(delays=(60.0,), jitter=0.0)
+GOOD = Verdict('delivered', Reply(250, '2.0.0 queued'))
+LATER = Verdict('deferred', Reply(451, '4.3.0 try again later'))
+BAD = Verdict('failed', Reply(550, '5.1.1 no such user'))
+
+_open, _write = os.open, os.write
+
+
+def mail(digit: str, *words: str, **options: Any) -> Envelope:
+    """A mail to ``good``, ``later`` or ``bad`` recipients, of one id for ever."""
+    recipients = [f'{word}{n}@example.org' for n, word in enumerate(words)]
+    return make_envelope(*recipients, id=digit * 32, **options)
+
+
+class Ledger:
+    """Lines that survive whoever wrote them; ``step``: how a line is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.step: Callable[[Callable[[], Any]], Any] = lambda function: function()
+        self._descriptor = _open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def mark(self, *words: str) -> None:
+        line = f'{" ".join(words)}\n'.encode()
+        self.step(lambda: _write(self._descriptor, line))
+
+    def lines(self, first: str) -> list[list[str]]:
+        """The words after ``first``, of each line that begins with it."""
+        rows = [line.split(' ') for line in self.path.read_text().splitlines()]
+        return [words[1:] for words in rows if words[0] == first]
+
+    def clear(self) -> None:
+        os.truncate(self.path, 0)
+
+    def copies(self) -> Counter[tuple[str, str]]:
+        """How many copies of each mail the relay has accepted for each recipient."""
+        return Counter((id, to) for id, *recipients in self.lines('accepted') for to in recipients)
+
+    def told(self) -> set[str]:
+        return {id for (id,) in self.lines('told')}
+
+
+class Lines(logging.Handler):
+    """What was logged, as text, each line with its level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f'{record.levelname} {record.getMessage()}')
+
+    def about(self, *words: str) -> list[str]:
+        return [line for line in self.lines if all(word in line for word in words)]
+
+
+@implementer(IMailer)
+class Relay:
+    """Takes mail for the good, and refuses it for the bad; the later ones it defers once, and the
+    mended ones it refuses once."""
+
+    name = 'smtp://relay.example.org:25'
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    def connect(self) -> Conversation:
+        self.ledger.mark('connected')
+        return Conversation(self.ledger)
+
+
+@implementer(IMailSession)
+class Conversation:
+    """A session of Relay."""
+
+    name = Relay.name
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def send(
+        self, envelopes: Iterable[Envelope], *, sealing: Callable[..., None] | None = None
+    ) -> Iterator[Outcome]:
+        for envelope in envelopes:
+            outcome = {to: self._verdict(envelope, to) for to in envelope.recipients}
+            accepted = [to for to, verdict in outcome.items() if verdict is GOOD]
+            if accepted:
+                if sealing is not None:
+                    sealing(envelope, accepted)
+                self._ledger.mark('accepted', envelope.id, *accepted)
+            yield outcome
+
+    def _verdict(self, envelope: Envelope, to: str) -> Verdict:
+        if to.startswith('bad'):
+            return BAD
+        once = {'later': LATER, 'mended': BAD}.get(to.partition('@')[0].rstrip('0123456789'))
+        if once is not None and [envelope.id, to] not in self._ledger.lines('deferred'):
+            self._ledger.mark('deferred', envelope.id, to)
+            return once
+        return GOOD
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    abandon = close
+
+
+@implementer(IMailReporter)
+class Subscribers:
+    """Take events at once and write them into the ledger; ``refuse``: the first of each fails."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.refuse = False
+
+    def wants(self, kind: str) -> bool:
+        return kind in self._place.kinds
+
+    def join(self, timeout: float) -> bool:
+        return True
+
+    def submit(self, claim: Any, fates: Sequence[Fate]) -> None:
+        ledger = self._place.ledger
+        lasting = [fate for fate in fates if fate.kind != 'deferred']
+        try:
+            if self.refuse and lasting:
+                claim.postpone(lasting, self._place.clock() + 1)
+                return
+            for fate in lasting:
+                if fate.recipients:
+                    ledger.mark('told', fate.id)
+                    for to in fate.recipients:
+                        ledger.mark(fate.kind, claim.envelope.id, to)
+            if lasting:
+                claim.reported(lasting)
+        except QueueError:
+            # As MailReporter does: what could not be settled is found again.
+            logging.getLogger('pyramid_sendmail.reporting').exception('not settled')
+            claim.release()
+        else:
+            if lasting:
+                claim.release()
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A mail as it lay on disk. ``record``: the letter of its transaction's record, in tmp/ only.
+    ``letters``: by recipient; None where the file cannot be read."""
+
+    folder: str
+    state: str
+    record: str
+    letters: dict[str, str] | None
+    moved_by_hand: bool = False
+
+
+@dataclass
+class Place:
+    """A folder with a queue. ``kinds``: what somebody subscribes to. ``ids``: mail that had been
+    committed before; ``mails``: all that can ever be in the queue."""
+
+    folder: Path
+    sync: bool = True
+    in_doubt: str = 'hold'
+    ambiguous: str = 'resend'
+    kinds: tuple[str, ...] = ()
+    clock: Clock = field(default_factory=Clock)
+    mails: tuple[Envelope, ...] = ()
+    committed: set[str] = field(default_factory=set)
+    _queues: list[MaildirQueue] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.path = self.folder / 'queue'
+        self.ledger = Ledger(self.folder / 'ledger')
+        self.reporter: Any = Subscribers(self)
+
+    def queue(self) -> MaildirQueue:
+        queue = MaildirQueue(
+            str(self.path),
+            sync=self.sync,
+            in_doubt=self.in_doubt,
+            hold_ambiguous=self.ambiguous == 'hold',
+            longest=POLICY.longest,
+            clock=self.clock,
+        )
+        self._queues.append(queue)
+        return queue
+
+    def forget(self) -> None:
+        """What the end of a process does: every descriptor is closed, every lock released."""
+        while self._queues:
+            queue = self._queues.pop()
+            queue._store._forget()
+            queue.close()
+
+    def attempts(self) -> Attempts:
+        return Attempts(POLICY, self.reporter, ambiguous=self.ambiguous, clock=self.clock)
+
+    def road(self) -> Road:
+        return Road(Relay(self.ledger), monotonic=lambda: 0.0)
+
+    def found(self) -> dict[str, Found]:
+        """Each mail on disk by its id. Two files of one mail are an error."""
+        seen: dict[str, Found] = {}
+        for folder in FOLDERS:
+            for path in sorted((self.path / folder).glob('*')):
+                data = path.read_bytes()
+                id = path.name.partition('.')[0].partition(':')[0].rpartition('-')[2]
+                try:
+                    block = decode(data)
+                    letters = dict(zip(block.envelope.recipients, block.letters, strict=True))
+                    id = block.envelope.id
+                except Unreadable:
+                    letters = None
+                state = _letter(path)
+                record = ''
+                if folder == 'tmp':
+                    named = path.with_name(record_of(path.name) or path.name)
+                    record = _letter(named) if named.exists() else '?'
+                assert id not in seen, f'two files of {id}: {seen[id].folder} and {folder}'
+                schedule = parse(path.name)
+                by_hand = folder == 'new' and schedule is not None and schedule.attempt > 0
+                seen[id] = Found(folder, state, record, letters, by_hand)
+        return seen
+
+    def drain(self) -> None:
+        """Be the next process: take whatever is there to its end, however long it takes."""
+        self.reporter.refuse = False
+        queue, attempts, road = self.queue(), self.attempts(), self.road()
+        queue.prepare()
+        for _ in range(20):
+            tickets, next_due = queue.look(self.clock.now, all_events=True)
+            if not tickets and next_due is None:
+                break
+            if not tickets:
+                assert next_due is not None
+                self.clock.now = max(next_due, self.clock.now)
+            attempt(self.claims(queue, tickets), road, attempts, Tally())
+        else:
+            raise AssertionError(f'it never ends: {self.found()}')
+        self.forget()
+
+    def claims(self, queue: MaildirQueue, tickets: list[Any]) -> Iterator[Any]:
+        for ticket in tickets:
+            try:
+                claim = queue.claim(ticket)
+            except DamagedMail as error:
+                self.ledger.mark('damaged', error.name)
+            else:
+                if claim is not None:
+                    yield claim
+
+    def verify(self, log: Lines, *, torn: bool = False, reasons: bool = True) -> str:
+        """Recover from what is found, send what is to be sent, and see that it is what the table
+        says; return a word for what was found. ``torn``: half of a write was made; ``reasons``:
+        whether a reason could be written down."""
+        before, copies = self.found(), self.ledger.copies()
+        committed = self.committed.union(*self.ledger.lines('committed'))
+        log.lines.clear()
+        self.drain()
+        after = self.found()
+        for envelope in self.mails:
+            found = before.get(envelope.id)
+            for to in envelope.recipients:
+                end = self.ledger.copies()[envelope.id, to] - copies[envelope.id, to]
+                case = _Case(self, envelope, to, copies[envelope.id, to], end, found, log, reasons)
+                if found is None:
+                    case.gone(committed=envelope.id in committed)
+                elif found.letters is None and found.folder != 'tmp':
+                    assert torn, f'{found}: damaged'
+                    case.kept(after)
+                elif found.folder == 'tmp' and not case.recovered:
+                    case.in_tmp(after, committed=envelope.id in committed)
+                else:
+                    case.by_letter(after)
+        self._tidy(after, log)
+        return _word(before)
+
+    def kept(self, claim: Any) -> None:
+        """A claim whose outcome could not be recorded is nobody else's."""
+        queue = self.queue()
+        folder, name = claim._folder, claim._name
+        if (self.path / folder / name).exists():
+            assert queue.claim(Ticket(folder, name)) is None
+
+    def _tidy(self, after: dict[str, Found], log: Lines) -> None:
+        assert {found.folder for found in after.values()} <= {'failed'}, after
+        beside = {path.name for path in self.path.iterdir()} - {*FOLDERS, 'trigger', 'reasons'}
+        assert beside == set(), f'left beside the folders: {beside}'
+        assert log.about('Traceback') == []
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One recipient of one mail: copies ``before`` and in the ``end``, and where it was found."""
+
+    place: Place
+    envelope: Envelope
+    to: str
+    before: int
+    end: int
+    found: Found | None
+    log: Lines
+    reasons: bool
+
+    @property
+    def letter(self) -> str:
+        assert self.found is not None
+        return (self.found.letters or {}).get(self.to, 'T')
+
+    @property
+    def recovered(self) -> bool:
+        """Whether a recovery before this one had marked it already."""
+        return self.letter in 'fF'
+
+    def gone(self, *, committed: bool) -> None:
+        """Nothing of it is on disk: nothing more happens, and nothing is missing."""
+        assert self.end == 0, self
+        if committed:
+            assert self.before == 1, f'lost: {self}'
+            self._told('sent')
+        else:
+            assert self.before == 0, self
+
+    def kept(self, after: dict[str, Found]) -> None:
+        """Its file was torn: it is sent to nobody, and lies in failed/ for a person's eye."""
+        assert self.end == 0, self
+        assert after[self.envelope.id].folder == 'failed', self
+
+    def in_tmp(self, after: dict[str, Found], *, committed: bool) -> None:
+        """The letter of the record decides over all mail of the transaction."""
+        assert self.found is not None
+        assert self.before == 0, self
+        letter = self.found.record
+        # Without its record, which somebody took away, nobody can know any more.
+        doubtful = letter in 'V?'
+        if letter == 'W':
+            assert not committed, f'lost: {self}'
+            assert self.envelope.id not in after, self
+            assert self.end == 0, self
+        elif doubtful and self.place.in_doubt == 'hold':
+            assert self.end == 0, self
+            assert after[self.envelope.id].folder == 'failed', self
+            self._told('error')
+            assert self.log.about('CRITICAL', 'in doubt', self.envelope.id), self
+        else:
+            assert letter == 'C' or doubtful, self
+            assert doubtful or committed, f'sent without a commit: {self}'
+            self._delivered(after)
+
+    def by_letter(self, after: dict[str, Found]) -> None:
+        """The letter of the recipient decides."""
+        assert self.found is not None
+        if self.found.folder == 'failed':
+            self._dead(after)
+        elif self.letter in 'fF' and not (self.found.moved_by_hand and self.letter == 'F'):
+            assert self.end == 0, self
+            assert after[self.envelope.id].folder == 'failed', self
+            self._told('error')
+        elif self.letter in 'dD':
+            assert (self.before, self.end) == (1, 0), self
+            self._told('sent')
+        elif '?' in (self.found.letters or {}).values():
+            self._ambiguous(after)
+        elif self.letter == 'F':
+            self._delivered(after)  # a person wants it tried again
+        else:
+            assert self.letter == 'T', self
+            assert self.before == 0, f'sent, and not written down: {self}'
+            self._delivered(after)
+
+    def _dead(self, after: dict[str, Found]) -> None:
+        """A dead letter has told its event; what was put aside has a reason beside the folders."""
+        assert self.found is not None
+        assert self.end == 0, self
+        assert after[self.envelope.id] == self.found, self
+        if self.letter in 'DF':
+            self._told('sent' if self.letter == 'D' else 'error')
+        elif self.reasons:
+            assert any(
+                self.envelope.id in path.name for path in (self.place.path / 'reasons').iterdir()
+            ), self
+
+    def _ambiguous(self, after: dict[str, Found]) -> None:
+        """The final dot may have left: the one place where a mail may arrive twice."""
+        assert self.log.about('ambiguous', self.envelope.message_id), self
+        assert self.letter == '?' or self.before == 0, self
+        if self.place.ambiguous == 'hold':
+            assert self.end == 0, self
+            assert after[self.envelope.id].folder == 'failed', self
+            self._told('error')
+        else:
+            self._delivered(after)
+
+    def _delivered(self, after: dict[str, Found]) -> None:
+        if self.to.startswith('bad'):
+            assert self.end == 0, self
+            assert after[self.envelope.id].folder == 'failed', self
+            self._told('error')
+        else:
+            assert self.end == 1, self
+            self._told('sent')
+
+    def _told(self, kind: str) -> None:
+        if kind in self.place.kinds:
+            assert [self.envelope.id, self.to] in self.place.ledger.lines(kind), self
+
+
+def _letter(path: Path) -> str:
+    """The letter of a mail; one that died before it had a letter was being written."""
+    with path.open('rb') as file:
+        file.seek(STATE_AT)
+        return file.read(1).decode('latin-1') or 'W'
+
+
+def _word(before: dict[str, Found]) -> str:
+    """What was found, so that a test can tell that every row of the table was there."""
+    if not before:
+        return 'nothing'
+    words = {
+        found.record
+        if found.folder == 'tmp'
+        else ''.join(sorted({found.state, *(found.letters or {'': '!'}).values()}))
+        for found in before.values()
+    }
+    return ' '.join(sorted(words))
+
+
+def snapshot(path: Path) -> dict[str, bytes]:
+    """Every file below the queue, by its path."""
+    return {
+        str(file.relative_to(path)): file.read_bytes()
+        for file in path.rglob('*')
+        if stat.S_ISREG(file.stat().st_mode)
+    }
+
+
+def restore(path: Path, files: dict[str, bytes]) -> None:
+    """Make the queue hold these files and nothing else."""
+    shutil.rmtree(path, ignore_errors=True)
+    for folder in FOLDERS:
+        (path / folder).mkdir(0o700, parents=True)
+    for name, data in files.items():
+        descriptor = os.open(path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, 'wb') as file:
+            file.write(data)
