@@ -260,6 +260,7 @@ def processor_of(
         workers=workers or settings.workers,
         batch=batch or settings.batch,
         rate=settings.rate,
+        keep_failed=settings.keep_failed,
     )
 
 

@@ -132,6 +132,14 @@ class IMailQueue(Interface):
     def sync() -> None:
         """Make the removal of what was delivered survive a power cut. Raises OSError."""
 
+    def expire(before: float, *, limit: int = 1_000) -> int:
+        """Remove dead letters that failed before that time, in epoch seconds; return how many.
+
+        Looks at ``limit`` mails at most. Each is claimed first. Only mail of which every
+        recipient is settled goes: what is in doubt, ambiguous, damaged or foreign stays. A time
+        to come is not old. Raises QueueError; what was removed is gone then.
+        """
+
     def wait(timeout: float) -> bool:
         """Sleep until mail was published, ``wake`` was called or ``timeout`` seconds passed.
 

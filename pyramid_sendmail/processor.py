@@ -46,6 +46,9 @@ LIMIT = 20_000
 ITS_OWN = frozenset({errno.EACCES, errno.EPERM, errno.EIO})
 """Errors over one file that say nothing about the others."""
 
+EXPIRE, EXPIRED = 3600.0, 1_000
+"""Seconds between two looks for old dead letters, and how many of them go at one."""
+
 REPORTS = 500
 """Mails in ``done/`` reported at one look, so that the next look is not kept waiting."""
 
@@ -56,6 +59,7 @@ Progress = Callable[[Tally, int], None]
 class QueueProcessor:
     """See IMailQueueProcessor. ``workers``: connections at once; ``batch``: mails on each;
     ``rate``: how many mails leave in how many seconds at most, over all connections, or None;
+    ``keep_failed``: seconds after which a dead letter is removed, or None for never;
     ``poll``, ``limit``, ``grace``, ``pause``: see POLL, LIMIT, GRACE and FIRST_PAUSE."""
 
     def __init__(
@@ -68,6 +72,7 @@ class QueueProcessor:
         workers: int = 4,
         batch: int = 100,
         rate: tuple[int, int] | None = None,
+        keep_failed: float | None = None,
         poll: float = POLL,
         limit: int = LIMIT,
         grace: float = GRACE,
@@ -80,6 +85,7 @@ class QueueProcessor:
         self._attempts = attempts
         self._workers = workers
         self._batch = batch
+        self._keep_failed = keep_failed
         self._poll = poll
         self._limit = limit
         self._grace = grace
@@ -87,6 +93,7 @@ class QueueProcessor:
         self._monotonic = monotonic
         self._pace = Pace(rate, monotonic=monotonic)
         self._recording = threading.Lock()
+        self._expire_at = float('-inf')
 
     def wake(self) -> None:
         self._queue.wake()
@@ -120,6 +127,7 @@ class QueueProcessor:
             now = self._attempts.clock()
             done, _ = self._queue.look(now, limit=self._limit, all_events=True)
             self._report_all_done(crew, done)
+            self._expire()
         finally:
             self._end(crew)
             if progress is not None:
@@ -168,6 +176,19 @@ class QueueProcessor:
             self._report_done(crew, tickets[:REPORTS])
         except QueueError as error:
             log.error('what lies in done/ could not be reported: %s', error)
+        if not fresh:
+            self._expire()
+
+    def _expire(self) -> None:
+        """Remove what has lain in failed/ for too long, now and then; no mail waits for it."""
+        here = self._monotonic()
+        if self._keep_failed is None or here < self._expire_at:
+            return
+        self._expire_at = here + EXPIRE
+        try:
+            self._queue.expire(self._attempts.clock() - self._keep_failed, limit=EXPIRED)
+        except QueueError as error:
+            log.error('old dead letters could not be removed: %s', error)
 
     def _drain_once(self, crew: Crew, progress: Progress, stop: threading.Event) -> None:
         start = self._attempts.clock()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyramid.exceptions import ConfigurationError
+from pyramid.settings import falsey
 from zope.interface import implementer
 
 from .converters import (
@@ -47,6 +48,16 @@ class Setting:
     shown: str = ''
     """The default in words, where it is not a value."""
     secret: bool = False
+
+
+def _pause_or_off(value: str) -> float | None:
+    """Seconds, or None of ``off``."""
+    if value.lower() in falsey and value != '0':
+        return None
+    try:
+        return pause(value)
+    except ValueError as error:
+        raise ValueError(f'{error}; or off') from error
 
 
 TABLE: tuple[Setting, ...] = (
@@ -123,6 +134,13 @@ TABLE: tuple[Setting, ...] = (
         'pauses after a temporary failure; the last one repeats; a fifth more or less by chance',
     ),
     Setting('mail.give_up_after', duration, '3d', 'the age at which a temporary failure is final'),
+    Setting(
+        'mail.keep_failed',
+        _pause_or_off,
+        'off',
+        'the age at which the queue processor removes dead letters from ``failed/``: ``30d``; '
+        'mail in doubt, held, damaged or foreign stays until a person decides; ``off`` keeps all',
+    ),
     Setting('mail.max_size', size, '25M', 'larger messages are refused by ``send``'),
     Setting(
         'mail.queue_sync',
@@ -168,7 +186,7 @@ TABLE: tuple[Setting, ...] = (
 
 _SWITCHES = (
     *('mail.tls', 'mail.ssl', 'mail.direct_wait'),
-    *('mail.rate', 'mail.queue_sync', 'mail.processor'),  # False is 'off'
+    *('mail.rate', 'mail.keep_failed', 'mail.queue_sync', 'mail.processor'),  # False is 'off'
 )
 
 _NOT_OURS = {
@@ -215,6 +233,7 @@ class MailSettings:
     """At most so many mails in so many seconds."""
     retry: tuple[float, ...]
     give_up_after: float
+    keep_failed: float | None
     max_size: int
     queue_sync: bool
     in_doubt: str

@@ -178,11 +178,15 @@ def test_direct_settings() -> None:
 
 
 def test_processor_settings(tmp_path: Path) -> None:
-    """``mail.workers`` and ``mail.batch``, unless the command line says otherwise."""
-    registry = committed(queue_path=tmp_path, workers=7, batch=8, give_up_after='1h')
+    """``mail.workers`` and ``mail.batch``, unless the command line says otherwise; what becomes of
+    mail that fails."""
+    registry = committed(
+        queue_path=tmp_path, workers=7, batch=8, give_up_after='1h', keep_failed='30d'
+    )
     processor = processor_of(registry)
     assert (processor._workers, processor._batch) == (7, 8)
     assert processor._attempts.policy.give_up_after == 3600
+    assert processor._keep_failed == 30 * 86400
     assert processor_of(registry, workers=1, batch=2)._workers == 1
 
 

@@ -13,7 +13,8 @@ from zope.interface import implementer
 from ..envelope import Envelope, Fate
 from ..interfaces import IMailClaim
 from .format import LETTERS, STATE_AT, Block
-from .names import schedule_of
+from .history import append, forget, lines_of
+from .names import milliseconds, schedule_of
 from .store import Store
 
 __all__ = ['MaildirClaim']
@@ -49,6 +50,8 @@ class MaildirClaim:
         self._hold = hold
         self._before = ''
         self._settled = False
+        self._now = now
+        self._history = b''
         self.attempt = attempt
         self.todo: tuple[str, ...] = ()
         if folder in ('new', 'cur') and block.retry_at <= now:
@@ -107,6 +110,7 @@ class MaildirClaim:
             # that whatever is written of this leaves it in doubt.
             if self._folder != 'tmp':
                 block.state = 'C'
+                self._history = lines_of(fates, at=self._now, interrupted=self.interrupted)
             if not report:
                 block.letters = [
                     letter.upper() if letter in 'df' else letter for letter in block.letters
@@ -160,6 +164,10 @@ class MaildirClaim:
         self._write(self._block.changing(), STATE_AT)
         if folder == 'cur' and not set(self._block.letters).isdisjoint('dD'):
             self._sync()
+        if self._history:
+            # After the outcome, which shall not wait for it, and while nobody else has the mail.
+            lines, self._history = self._history, b''
+            append(self._store, self.envelope.id, lines)
         self.rename(folder, schedule_of(self.envelope, due=due, attempt=self.attempt).name)
 
     def _remove(self) -> None:
@@ -171,6 +179,14 @@ class MaildirClaim:
             self._write(self._block.changing(), STATE_AT)
             if not isinstance(error, FileNotFoundError):
                 raise
+        if self._has_history():
+            forget(self._store, self.envelope)
+
+    def _has_history(self) -> bool:
+        """Whether there may be one: the first attempt delivers most mail, and shall cost no more.
+        Mail that a person moved back has begun anew, later than it was queued."""
+        since, queued_at = self._block.since, self.envelope.queued_at
+        return self.attempt > 1 or milliseconds(since) != milliseconds(queued_at)
 
     def rename(self, folder: str, name: str) -> None:
         """Move the file, which stays claimed; a person may have been quicker."""

@@ -20,6 +20,7 @@ from ..exceptions import DamagedMail
 from ..interfaces import IMailQueue
 from .claim import MaildirClaim
 from .format import STATE_AT, Block, Unreadable, decode
+from .history import DeadLetters
 from .legacy import adopt
 from .names import Schedule, Ticket, in_turn, parse, schedule_of
 from .put import MaildirPut
@@ -61,6 +62,7 @@ class MaildirQueue:
         self._store = Store(path, sync=sync)
         self._trigger = Trigger(f'{path}/trigger')
         self._scheduled: set[str] = set()
+        self._dead = DeadLetters(self._store)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.path!r})'
@@ -218,6 +220,12 @@ class MaildirQueue:
         """Make what was delivered and removed survive a power cut."""
         for folder in ('new', 'cur'):
             self._store.sync_folder(folder)
+
+    def expire(self, before: float, *, limit: int = 1_000) -> int:
+        try:
+            return self._dead.expire(before, limit)
+        except OSError as error:
+            raise self._store.error('cannot be rid of old dead letters', error) from error
 
     def wait(self, timeout: float) -> bool:
         return self._trigger.wait(timeout)

@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from ..envelope import Envelope, Fate
 from ..interfaces import IMailClaim, IMailQueue, IMailQueuePut
+from .history import doubtful
 from .names import Ticket, in_turn, schedule_of
 
 __all__ = ['MemoryQueue']
@@ -36,6 +37,9 @@ class Mail:
     attempt: int = 0
     retry_at: float = 0.0
     claimed: bool = False
+    failed_at: float = 0.0
+    doubtful: bool = False
+    """Whether only a person can tell what became of it."""
     letters: dict[str, str] = field(default_factory=dict)
     fates: list[Fate] = field(default_factory=list)
 
@@ -117,6 +121,22 @@ class MemoryQueue:
     def sync(self) -> None:
         """Nothing survives anyway."""
 
+    def expire(self, before: float, *, limit: int = 1_000) -> int:
+        with self._held() as mails:
+            old = [
+                mail
+                for mail in mails.values()
+                if mail.folder == 'failed'
+                and not mail.claimed
+                and not mail.doubtful
+                and mail.failed_at < before
+            ][:limit]
+            for mail in old:
+                del mails[mail.envelope.id]
+        for mail in old:
+            log.info('%s: removed, older than mail.keep_failed', mail.envelope.message_id)
+        return len(old)
+
     def wait(self, timeout: float) -> bool:
         woken = self._woken.wait(max(timeout, 0.0))
         if woken:
@@ -128,6 +148,9 @@ class MemoryQueue:
 
     def close(self) -> None:
         """Nothing to give up."""
+
+    def now(self) -> float:
+        return self._clock()
 
     def add(self, added: Iterable[Mail]) -> None:
         with self._held() as mails:
@@ -187,6 +210,7 @@ class MemoryPut:
             mail = Mail(envelope, folder, due, envelope.queued_at)
             mail.letters = dict.fromkeys(envelope.recipients, 'T' if folder == 'new' else 'f')
             if folder == 'done':
+                mail.doubtful = True
                 mail.fates = [
                     Fate(
                         id=f'{envelope.id}-0-error-0',
@@ -246,6 +270,7 @@ class MemoryClaim:
                 letter = {'sent': 'd', 'error': 'f', 'deferred': 'T'}[fate.kind]
                 mail.letters.update(dict.fromkeys(fate.recipients, letter))
             mail.fates += [fate for fate in fates if fate.kind != 'deferred']
+            mail.doubtful |= any(fate.kind == 'error' and doubtful(fate) for fate in fates)
             mail.retry_at = retry_at or 0.0
             mail.attempt += 1
             if not report:
@@ -280,7 +305,7 @@ class MemoryClaim:
         elif mail.fates:
             mail.folder, mail.due = 'done', mail.envelope.queued_at
         elif 'f' in letters and self._queue.keep_failed:
-            mail.folder = 'failed'
+            mail.folder, mail.failed_at = 'failed', self._queue.now()
         else:
             self._queue.remove(mail)
         if not mail.fates:

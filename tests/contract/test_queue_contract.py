@@ -625,6 +625,55 @@ def _fates(envelope: Envelope, todo: Any, words: list[str], attempt: int) -> lis
     return fates
 
 
+# Dead letters
+
+
+def test_old_dead_letters_expire(case: Case) -> None:
+    """What failed before the given time is removed, at most ``limit`` mails at once; mail that
+    waits, and mail that failed later, stay."""
+    for _ in range(3):
+        envelope = _queued(case)
+        claimed(case.queue).settle([failed(envelope)], report=False)
+    waiting = _queued(case)
+    assert len(case.dead()) == 3
+    assert case.queue.expire(case.clock() - 60) == 0
+    later = time.time() + 60
+    assert case.queue.expire(later, limit=2) == 2
+    assert len(case.dead()) == 1
+    assert case.queue.expire(later) == 1
+    assert case.queue.expire(later) == 0
+    assert case.dead() == []
+    assert _order(case) == [waiting.id]
+
+
+def test_what_is_in_doubt_does_not_expire(case: Case) -> None:
+    """Mail held in doubt or as ambiguous stays for a person, however old."""
+    case.queue.put([make_envelope()]).doubt()
+    claim = claimed(case.queue)
+    claim.reported(claim.fates)
+    for reason in ('ambiguous: the line was lost', 'given up: ambiguous: the line was lost'):
+        envelope = _queued(case)
+        fate = replace(failed(envelope), reply=None, reason=reason, permanent=False)
+        claimed(case.queue).settle([fate], report=False)
+    assert case.queue.expire(time.time() + 60) == 0
+    assert len(case.dead()) == 3
+
+
+def test_mail_with_an_event_to_report_does_not_expire(case: Case) -> None:
+    """A dead letter of which a subscriber has not yet heard is not old before it has."""
+    envelope = _queued(case)
+    claim = claimed(case.queue)
+    fate = failed(envelope)
+    claim.settle([fate])
+    later = time.time() + 60
+    assert case.queue.expire(later) == 0
+    claim.reported([fate])
+    assert case.queue.expire(later) in (0, 1), 'it may be claimed until it is released'
+    claim.release()
+    case.queue.expire(later)
+    assert case.empty()
+
+
 # Wait and wake
 
 

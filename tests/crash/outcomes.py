@@ -226,6 +226,13 @@ settle: pwrite new #1: quiet, kept, done
 settle: pwrite new #2: quiet, between
 settle: fsync new #1: quiet, kept, done
 settle: fsync new #2: quiet, between
+settle: open reasons #1: quiet, between; ENOENT: quiet, done
+settle: open reasons #2: quiet, between
+settle: stat /: quiet, done
+settle: mkdir reasons/: quiet, between
+settle: fstat reasons: quiet, between
+settle: write reasons: quiet, between
+settle: close reasons: quiet, done
 settle: rename new: quiet, kept, done; ENOENT: quiet, done
 settle: rename cur: quiet, between; ENOENT: quiet, done
 settle: flock new: quiet, done
@@ -233,6 +240,13 @@ settle: close new: quiet, done
 """,
     'settle deferred': """
 settle: pwrite new: quiet, kept, done
+settle: open reasons #1: quiet, between; ENOENT: quiet, done
+settle: open reasons #2: quiet, between
+settle: stat /: quiet, done
+settle: mkdir reasons/: quiet, between
+settle: fstat reasons: quiet, between
+settle: write reasons: quiet, between
+settle: close reasons: quiet, done
 settle: rename new: quiet, kept, done; ENOENT: quiet, done
 settle: flock new: quiet, done
 settle: close new: quiet, done
@@ -240,6 +254,13 @@ settle: close new: quiet, done
     'settle failed': """
 settle: pwrite new #1: quiet, kept, done
 settle: pwrite new #2: quiet, between
+settle: open reasons #1: quiet, between; ENOENT: quiet, done
+settle: open reasons #2: quiet, between
+settle: stat /: quiet, done
+settle: mkdir reasons/: quiet, between
+settle: fstat reasons: quiet, between
+settle: write reasons: quiet, between
+settle: close reasons: quiet, done
 settle: rename new: quiet, kept, done; ENOENT: quiet, done
 settle: rename done: quiet, between; ENOENT: quiet, done
 settle: flock new: quiet, done
@@ -250,6 +271,13 @@ settle: pwrite new #1: quiet, kept, done
 settle: pwrite new #2: quiet, between
 settle: fsync new #1: quiet, kept, done
 settle: fsync new #2: quiet, between
+settle: open reasons #1: quiet, between; ENOENT: quiet, done
+settle: open reasons #2: quiet, between
+settle: stat /: quiet, done
+settle: mkdir reasons/: quiet, between
+settle: fstat reasons: quiet, between
+settle: write reasons: quiet, between
+settle: close reasons: quiet, done
 settle: rename new: quiet, kept, done; ENOENT: quiet, done
 settle: rename cur: quiet, between; ENOENT: quiet, done
 settle: flock new: quiet, done
@@ -258,6 +286,13 @@ settle: close new: quiet, done
     'postpone': """
 settle: pwrite new #1: quiet, kept, done
 settle: pwrite new #2: quiet, between
+settle: open reasons #1: quiet, between; ENOENT: quiet, done
+settle: open reasons #2: quiet, between
+settle: stat /: quiet, done
+settle: mkdir reasons/: quiet, between
+settle: fstat reasons: quiet, between
+settle: write reasons: quiet, between
+settle: close reasons: quiet, done
 settle: rename new: quiet, kept, done; ENOENT: quiet, done
 settle: rename done: quiet, between; ENOENT: quiet, done
 settle: flock new: quiet, done
@@ -301,6 +336,13 @@ attempt: stat new: QueueError, as before; ENOENT: quiet, as before
 attempt: pread new: QueueError, as before
 attempt: pwrite new #1: QueueError, as before
 attempt: pwrite new #2: quiet, kept, done
+attempt: open reasons #1: quiet, between; ENOENT: quiet, done
+attempt: open reasons #2: quiet, between
+attempt: stat /: quiet, done
+attempt: mkdir reasons/: quiet, between
+attempt: fstat reasons: quiet, between
+attempt: write reasons: quiet, between
+attempt: close reasons: quiet, done
 attempt: rename new: quiet, kept, done; ENOENT: quiet, done
 attempt: close new: quiet, done
 """,
@@ -322,6 +364,13 @@ attempt: stat new: QueueError, as before; ENOENT: quiet, as before
 attempt: pread new: QueueError, as before
 attempt: pwrite new #1: QueueError, as before
 attempt: pwrite new #2: quiet, kept, done
+attempt: open reasons #1: quiet, between; ENOENT: quiet, done
+attempt: open reasons #2: quiet, between
+attempt: stat /: quiet, done
+attempt: mkdir reasons/: quiet, between
+attempt: fstat reasons: quiet, between
+attempt: write reasons: quiet, between
+attempt: close reasons: quiet, done
 attempt: rename new: quiet, kept, done; ENOENT: quiet, done
 attempt: close new: quiet, done
 """,
@@ -380,6 +429,13 @@ attempt: rename new #1,2: quiet, kept, between; ENOENT: quiet, done
 attempt: rename new #3: quiet, kept, done; ENOENT: quiet, done
 attempt: unlink done: quiet, between
 attempt: close new: quiet, done
+attempt: open reasons #1: quiet, between; ENOENT: quiet, done
+attempt: open reasons #2: quiet, between
+attempt: stat /: quiet, done
+attempt: mkdir reasons/: quiet, between
+attempt: fstat reasons: quiet, between
+attempt: write reasons: quiet, between
+attempt: close reasons: quiet, done
 attempt: rename done: quiet, between; ENOENT: quiet, done
 """,
     'put aside': """
