@@ -268,6 +268,21 @@ def test_clocks_that_were_wrong_stop_no_retry(queue: MaildirQueue) -> None:
     assert queue.look(NOW)[1] == NOW + 900 * DAY
 
 
+def test_a_file_in_the_place_of_another_is_looked_at_anew(queue: MaildirQueue) -> None:
+    """A time that somebody has asked for is remembered of the file, not of its name."""
+    id = '1' * 32
+    later = NOW + DAY
+    queue.put([make_envelope(id=id, due=later)]).publish()
+    assert queue.look(NOW) == ([], later)
+    old = the_file(queue, 'new')
+    # From elsewhere, where a clock was ahead: nobody has asked for that day.
+    other = MaildirQueue(f'{queue.path}-other', clock=Clock())
+    other.put([make_envelope(id=id, queued_at=later)]).publish()
+    the_file(other, 'new').rename(old)
+    (ticket,), _ = queue.look(NOW)
+    assert ticket.name == old.name
+
+
 def test_an_age_that_a_wrong_clock_gave_counts_from_now(queue: MaildirQueue) -> None:
     """A mail queued in the future is given up like any other: its age is not negative."""
     queue.put([make_envelope(queued_at=NOW + 800 * DAY, due=NOW)]).publish()

@@ -31,7 +31,7 @@ from .trigger import Trigger
 __all__ = ['MaildirQueue']
 
 _SCHEDULED = 50_000
-"""Names of mail for later that are remembered; of further ones the time in the name is believed."""
+"""Files of mail for later that are remembered; of further ones the time in the name is believed."""
 
 
 @implementer(IMailQueue)
@@ -61,7 +61,7 @@ class MaildirQueue:
         self._clock = clock
         self._store = Store(path, sync=sync)
         self._trigger = Trigger(f'{path}/trigger')
-        self._scheduled: set[str] = set()
+        self._scheduled: set[tuple[str, int]] = set()
         self._dead = DeadLetters(self._store)
 
     def __repr__(self) -> str:
@@ -104,7 +104,7 @@ class MaildirQueue:
                     if schedule is None:
                         if not name.startswith('.'):
                             yield name
-                    elif schedule.due <= now or self._clock_was_wrong(folder, schedule, now):
+                    elif schedule.due <= now or self._clock_was_wrong(folder, entry, schedule, now):
                         yield name
                     else:
                         soonest = min(soonest, schedule.due)
@@ -114,23 +114,27 @@ class MaildirQueue:
         names = nsmallest(limit, due())
         return [Ticket(folder, name) for name in names], later[0] if later else None
 
-    def _clock_was_wrong(self, folder: str, schedule: Schedule, now: float) -> bool:
+    def _clock_was_wrong(
+        self, folder: str, entry: os.DirEntry[str], schedule: Schedule, now: float
+    ) -> bool:
         """Whether a time to come is one that we have set, not the user, and no retry policy."""
         if folder == 'new' and not schedule.attempt:
-            return self._unasked(schedule.name)
+            return self._unasked(entry)
         return schedule.attempt > 0 and schedule.due > now + self._longest + 1
 
-    def _unasked(self, name: str) -> bool:
-        """Whether nobody has asked for the time in the name of a new mail. Each is opened once."""
-        if name in self._scheduled or len(self._scheduled) >= _SCHEDULED:
+    def _unasked(self, entry: os.DirEntry[str]) -> bool:
+        """Whether nobody has asked for the time in the name of a new mail. Each file is opened
+        once; its number tells it from another that a person has put in its place."""
+        file = entry.name, entry.inode()
+        if file in self._scheduled or len(self._scheduled) >= _SCHEDULED:
             return False
         try:
-            with open(self._store.path('new', name), 'rb') as file:
-                unasked = not decode(file.read()).envelope.not_before
+            with open(entry.path, 'rb') as opened:
+                unasked = not decode(opened.read()).envelope.not_before
         except (OSError, Unreadable):
             return False
         if not unasked:
-            self._scheduled.add(name)
+            self._scheduled.add(file)
         return unasked
 
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MaildirClaim | None:

@@ -44,7 +44,7 @@ from ..queue_fixtures import NOW, Clock, forked, make_envelope, reap
 
 SOAK = bool(os.environ.get('SOAK'))
 EXAMPLES = 1500 if SOAK else 70
-PHASES = [Phase.generate]
+PHASES = [Phase.generate, Phase.shrink]
 
 HOUR, DAY = 3600, 86400
 YEAR = 365 * DAY
@@ -322,6 +322,7 @@ class Model:
         if not self.maildir:
             if folder == 'new' and due > now and envelope.not_before:
                 return None
+            file.content.since = block.since = min(block.since, now)
             file.lock = hold
             return hold
         first = {'high': '1', 'normal': '5', 'low': '9'}[envelope.priority]
@@ -746,6 +747,8 @@ class QueueMachine(RuleBasedStateMachine):
         assert real.envelope == hold.envelope
         assert (real.todo, real.attempt, real.since) == (hold.todo, hold.attempt, hold.block.since)
         assert real.interrupted == hold.interrupted
+        letters = hold.block.letters
+        assert real.sealed == tuple(to for to in hold.todo if letters[to] == '?')
         told = {to: fate.id for fate in real.fates for to in fate.recipients}
         assert told == hold.block.telling()
         assert hold.file.delivered.isdisjoint(real.todo)
@@ -1142,7 +1145,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.holds.clear()
         for _ in range(20):
             self.clock.now += 11 * DAY
+            looks = 0
             while tickets := self._look():
+                looks += 1
+                assert looks < 100, f'nobody gets {tickets}'
                 for ticket in tickets:
                     taken = self._claim(0, ticket)
                     if taken is None:
