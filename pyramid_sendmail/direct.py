@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 AGAIN = 30.0
 """Seconds until a queue that could not be used is tried again."""
 
+EVERY = 300.0
+"""Seconds between two looks at what processes that stopped have left in a queue on disk."""
+
 ROUNDED = 0.001
 """A ticket tells milliseconds, so that what is due now may look due a moment later."""
 
@@ -50,7 +53,7 @@ class DirectSender:
     def _reset(self) -> None:
         self._jobs: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
-        self._look_at = inf
+        self._look_at = 0.0 if self._durable else inf
         self._busy = False
         self._connected = False
         """Whether there may be a connection of this process's own: not one inherited by a fork."""
@@ -171,13 +174,16 @@ class DirectSender:
         self._road.close()
 
     def _look(self) -> None:
-        """Record what could not be recorded, report what subscribers have not taken."""
+        """Record what could not be recorded, report what subscribers have not taken, and bring to
+        its end what stopped processes have left in ``tmp/``."""
         try:
             self._attempts.record()
             tickets, _ = self._queue.look(self._attempts.clock())
             for ticket in tickets:
                 if ticket.folder == 'done' and (claim := self._claim(ticket)):
                     report_settled(claim, self._attempts.reporter)
+            if self._durable:
+                self.look(self._attempts.clock() + EVERY)
         except QueueError as error:
             log.error('events could not be looked for: %s', error)
             self.look(self._attempts.clock() + AGAIN)

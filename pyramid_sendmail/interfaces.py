@@ -179,6 +179,7 @@ class IMailClaim(Interface):
     interrupted = Attribute(
         "'' or what a stopped process left: 'sending' (before the final dot) or 'ambiguous'."
     )
+    sealed = Attribute('Those of ``todo`` that a stopped process has left in doubt.')
     fates = Attribute('The Fates that subscribers have not yet taken.')
 
     def sealing(recipients: Sequence[str]) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from .envelope import Envelope, Fate, Outcome, Status, Verdict
+from .envelope import Envelope, Fate, Outcome, Verdict
 from .exceptions import MailerUnavailable, QueueError
 from .interfaces import IMailClaim, IMailReporter
 from .retry import RetryPolicy
@@ -183,7 +183,7 @@ class Batch:
         self._name = road.name
         self._pulled: deque[Any] = deque()
         self._again: deque[Any] = deque()
-        self._sealed: set[str] = set()
+        self._sealed: dict[str, tuple[str, ...]] = {}
 
     @property
     def holding(self) -> bool:
@@ -234,22 +234,23 @@ class Batch:
             report_settled(claim, attempts.reporter)
             return False
         if claim.interrupted:
-            status: Status = 'deferred' if claim.interrupted == 'sending' else 'ambiguous'
-            verdict = Verdict(status, None, 'a process stopped while it was sending this mail')
-            attempts.settle(claim, _alike(claim, verdict), self._name, self._tally)
+            outcome = _lost(claim, claim.sealed, 'a process stopped while it was sending this mail')
+            attempts.settle(claim, outcome, self._name, self._tally)
             return False
         if envelope.expires is not None and attempts.clock() >= envelope.expires:
             expired = Verdict(
                 'failed', None, 'expired: it could not be sent before its time was over'
             )
-            attempts.settle(claim, _alike(claim, expired), '', self._tally)
+            outcome = dict.fromkeys(claim.todo, expired)
+            attempts.settle(claim, outcome, '', self._tally)
             return False
         return True
 
     def _sealing(self, envelope: Envelope, recipients: Iterable[str]) -> None:
         claim = next(claim for claim in self._pulled if claim.envelope.id == envelope.id)
-        claim.sealing(tuple(recipients))
-        self._sealed.add(envelope.id)
+        sealed = tuple(recipients)
+        claim.sealing(sealed)
+        self._sealed[envelope.id] = (*self._sealed.get(envelope.id, ()), *sealed)
 
     def _settle(self, outcome: Outcome) -> None:
         claim = self._pulled.popleft()
@@ -264,11 +265,10 @@ class Batch:
         first = self._pulled[0]
         while self._pulled:
             claim = self._pulled[0]
-            sealed = claim.envelope.id in self._sealed
+            sealed = self._sealed.get(claim.envelope.id, ())
             if claim is not first and not sealed:
                 break
-            status: Status = 'ambiguous' if sealed else 'deferred'
-            self._settle(_alike(claim, Verdict(status, None, reason)))
+            self._settle(_lost(claim, sealed, reason))
 
     def release(self) -> None:
         left = (*self._pulled, *self._again)
@@ -303,8 +303,12 @@ def _for_todo(claim: Any) -> Envelope:
     return replace(envelope, recipients=claim.todo)
 
 
-def _alike(claim: Any, verdict: Verdict) -> Outcome:
-    return dict.fromkeys(claim.todo, verdict)
+def _lost(claim: Any, sealed: Sequence[str], reason: str) -> Outcome:
+    """The outcome where nobody can be asked any more: only those whose final dot may have left
+    may have got the mail."""
+    return {
+        to: Verdict('ambiguous' if to in sealed else 'deferred', None, reason) for to in claim.todo
+    }
 
 
 def _reason(verdict: Verdict, kind: Kind, *, given_up: bool) -> str:

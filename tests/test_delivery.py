@@ -47,7 +47,7 @@ from pyramid_sendmail.sending import Attempts
 from pyramid_sendmail.threads import OwnThread
 
 from .doubles import RecordingMailer
-from .queue_fixtures import files, until
+from .queue_fixtures import files, make_envelope, until
 from .smtp_server import ScriptedSMTPServer, drop, reply
 
 WAIT = 10.0
@@ -752,6 +752,31 @@ def test_mail_in_doubt_is_an_error_event(
     assert not any(fate.permanent for _, fate in either.reporter.told)
     assert mailer.connections == 0
     assert any(record.levelno == logging.CRITICAL for record in caplog.records)
+
+
+@pytest.mark.parametrize('stuck', [False, True], ids=['at the start', 'once it can be moved'])
+def test_what_a_stopped_process_has_left_is_found(
+    durable: Direct, monkeypatch: pytest.MonkeyPatch, stuck: bool
+) -> None:
+    """Mail in doubt is held and told though no queue processor looks: with the first mail of the
+    next process, or later if its file cannot be moved then."""
+    monkeypatch.setattr('pyramid_sendmail.direct.EVERY', 0.05)
+    put = MaildirQueue(durable.queue.path).put([make_envelope()])
+    assert put._record is not None
+    os.close(put._record)
+    rename, failures = os.rename, [OSError(errno.EIO, 'input/output error')] * 2 * stuck
+
+    def failing(source: str, target: str) -> None:
+        if '/queue/tmp/' in source and '/done/' in target and failures:
+            raise failures.pop()
+        rename(source, target)
+
+    monkeypatch.setattr(os, 'rename', failing)
+    durable.commit()
+    until(lambda: 'error' in dict(durable.reporter.kinds).values())
+    assert failures == []
+    [path] = Path(durable.queue.path, 'failed').iterdir()
+    assert b'X-Envelope-Outcome' in path.read_bytes()
 
 
 # The thread

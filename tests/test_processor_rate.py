@@ -188,7 +188,7 @@ def test_mail_that_somebody_else_has(setup: Setup) -> None:
 class Interrupted:
     """A claim of a mail over which a process has stopped."""
 
-    interrupted = 'sending'
+    interrupted, sealed = 'sending', ()
 
     def __init__(self, claim: Any) -> None:
         self._claim = claim

@@ -104,6 +104,7 @@ def test_who_died_over_a_mail_is_found(queue: MaildirQueue, sealed: list[str], w
     claim = queue.claim(ticket)
     assert claim is not None
     assert (claim.interrupted, claim.todo) == (word, envelope.recipients)
+    assert claim.sealed == tuple(sealed)
     claim.settle([deferred(envelope)], retry_at=NOW + 60, report=False)
     clock = queue._clock
     assert isinstance(clock, Clock)

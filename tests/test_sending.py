@@ -507,6 +507,26 @@ def test_a_bug_after_sealing_is_ambiguous(world: World, caplog: pytest.LogCaptur
     assert len(world.attempt(answers()).sent) == 1
 
 
+def test_a_bug_after_sealing_for_some(world: World) -> None:
+    """With hold, who was not sealed is tried again."""
+    world.attempts.ambiguous = 'hold'
+    world.reporter.kinds = ('error', 'deferred')
+    world.put(make_envelope('ann@example.org', 'bob@example.org', 'cyd@example.org'))
+
+    def in_parts(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+        envelope = next(iter(envelopes))
+        for recipient in envelope.recipients[:2]:
+            sealing(envelope, [recipient])
+        raise ZeroDivisionError('a bug')
+        yield {}
+
+    world.attempt(in_parts)
+    assert [(fate.kind, fate.recipients) for fate in world.reporter.fates] == [
+        ('error', ('ann@example.org', 'bob@example.org')),
+        ('deferred', ('cyd@example.org',)),
+    ]
+
+
 def test_a_bug_while_several_are_in_flight(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Each mail that is sealed is ambiguous; what was pulled and not sealed goes again at once."""
     mails = [make_envelope(id=f'{n:032x}') for n in range(3)]
@@ -655,6 +675,22 @@ def test_interrupted_after_the_dot_and_held(on_disk: World) -> None:
     on_disk.attempt(answers())
     assert on_disk.reporter.fates[0].reason.startswith('ambiguous: a process stopped')
     assert [name.split('/')[0] for name in files(on_disk.queue)] == ['failed']
+
+
+def test_interrupted_after_the_dot_for_some_and_held(on_disk: World) -> None:
+    """With hold, who was not yet sealed is tried again: nothing has left for him."""
+    on_disk.attempts.ambiguous = 'hold'
+    on_disk.reporter.kinds = ('error', 'deferred')
+    mail = make_envelope('ann@example.org', 'bob@example.org')
+    on_disk.put(mail)
+    died(on_disk, sealed=['ann@example.org'])
+    on_disk.attempt(answers())
+    assert [(fate.kind, fate.recipients) for fate in on_disk.reporter.fates] == [
+        ('error', ('ann@example.org',)),
+        ('deferred', ('bob@example.org',)),
+    ]
+    on_disk.clock.now += 60
+    assert on_disk.attempt(answers()).sent == [(mail.message_id, ('bob@example.org',))]
 
 
 def test_poison_is_given_up(on_disk: World) -> None:

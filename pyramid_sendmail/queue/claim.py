@@ -60,6 +60,11 @@ class MaildirClaim:
                 for to, letter in zip(block.envelope.recipients, block.letters, strict=True)
                 if letter in 'T?'
             )
+        self.sealed = tuple(
+            to
+            for to, letter in zip(block.envelope.recipients, block.letters, strict=True)
+            if letter == '?' and to in self.todo
+        )
         self.interrupted = ''
         if '?' in block.letters:
             self.interrupted = 'ambiguous'

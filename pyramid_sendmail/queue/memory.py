@@ -231,6 +231,7 @@ class MemoryClaim:
     """See IMailClaim."""
 
     interrupted = ''
+    sealed: tuple[str, ...] = ()
 
     def __init__(self, queue: MemoryQueue, mail: Mail, now: float) -> None:
         self._queue = queue
