@@ -396,7 +396,7 @@ class _Case:
         elif self.letter in 'dD':
             assert (self.before, self.end) == (1, 0), self
             self._told('sent')
-        elif '?' in (self.found.letters or {}).values():
+        elif self.letter == '?':
             self._ambiguous(after)
         elif self.letter == 'F':
             self._delivered(after)  # a person wants it tried again
@@ -420,7 +420,6 @@ class _Case:
     def _ambiguous(self, after: dict[str, Found]) -> None:
         """The final dot may have left: the one place where a mail may arrive twice."""
         assert self.log.about('ambiguous', self.envelope.message_id), self
-        assert self.letter == '?' or self.before == 0, self
         if self.place.ambiguous == 'hold':
             assert self.end == 0, self
             assert after[self.envelope.id].folder == 'failed', self
@@ -477,6 +476,7 @@ def restore(path: Path, files: dict[str, bytes]) -> None:
     for folder in FOLDERS:
         (path / folder).mkdir(0o700, parents=True)
     for name, data in files.items():
+        (path / name).parent.mkdir(0o700, exist_ok=True)
         descriptor = os.open(path / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, 'wb') as file:
             file.write(data)

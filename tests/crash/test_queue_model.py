@@ -455,6 +455,7 @@ class World:
             return
         for queue in self.queues:
             queue._store.stuck, queue._store.meanwhile = False, None
+            queue._scheduled.clear()
             for descriptor in list(queue._store._open):
                 queue._store.close(descriptor)
         for folder in FOLDERS:
