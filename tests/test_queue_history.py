@@ -135,6 +135,17 @@ def test_the_first_delivery_leaves_and_costs_nothing(
     assert not Path(queue.path, 'reasons').exists()
 
 
+def test_delivered_and_to_be_reported_it_has_none(queue: MaildirQueue) -> None:
+    """Nor has mail that was delivered while its event is still to be told, and afterwards."""
+    _put(queue)
+    claim = claimed(queue)
+    claim.settle([sent(claim.envelope)])
+    assert [name.split('/')[0] for name in files(queue)] == ['done']
+    claim.reported(claim.fates)
+    assert files(queue) == []
+    assert not Path(queue.path, 'reasons').exists()
+
+
 def test_delivered_at_last_it_goes(queue: MaildirQueue, clock: Clock) -> None:
     """The history is removed with the mail, also where an event was reported in between."""
     for report in (False, True):

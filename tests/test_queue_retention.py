@@ -143,6 +143,21 @@ def test_one_ambiguous_recipient_keeps_the_mail(queue: MaildirQueue) -> None:
     assert queue.expire(later()) == 0
 
 
+@pytest.mark.parametrize('report', [False, True], ids=['to be tried', 'to be told'])
+def test_what_is_not_over_stays(queue: MaildirQueue, report: bool) -> None:
+    """A person has put a mail into failed/ of which a recipient has still to be tried, or an event
+    to be told."""
+    envelope = make_envelope('a@example.org', 'b@example.org')
+    queue.put([envelope]).publish()
+    claim = claimed(queue)
+    fates = [failed(envelope, 'a@example.org')]
+    claim.settle(fates, retry_at=NOW + 60)
+    claim.reported(() if report else fates)
+    claim.release()
+    the_file(queue, 'cur').rename(Path(queue.path, 'failed', the_file(queue, 'cur').name))
+    assert queue.expire(later()) == 0
+
+
 def test_in_doubt_stays(queue: MaildirQueue) -> None:
     """Mail of which nobody knows whether its transaction committed stays for a person's eye."""
     envelope = make_envelope()
