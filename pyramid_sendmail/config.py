@@ -195,6 +195,7 @@ def default_queue(registry: Registry) -> MaildirQueue:
     return MaildirQueue(
         settings.queue_path,
         sync=settings.queue_sync,
+        group=settings.queue_mode == 'group',
         in_doubt=settings.in_doubt,
         hold_ambiguous=settings.ambiguous == 'hold',
         longest=settings.policy.longest,

@@ -149,6 +149,13 @@ TABLE: tuple[Setting, ...] = (
         '``off`` leaves out every fsync: for tests and development',
     ),
     Setting(
+        'mail.queue_mode',
+        choice('private', 'group'),
+        'private',
+        '``private``: the application and ``psendmail-qp`` run as the same user; ``group``: every '
+        "member of the group of the queue's folder uses it",
+    ),
+    Setting(
         'mail.in_doubt',
         choice('hold', 'send'),
         'hold',
@@ -236,6 +243,7 @@ class MailSettings:
     keep_failed: float | None
     max_size: int
     queue_sync: bool
+    queue_mode: str
     in_doubt: str
     ambiguous: str
     processor: str

@@ -93,7 +93,7 @@ def main(global_config: Mapping[str, str], **settings: str) -> Any:
         session = factory()
         zope.sqlalchemy.register(session, transaction_manager=request.tm)
         # Without it a session that executes nothing but text joins no transaction.
-        zope.sqlalchemy.mark_changed(session)
+        zope.sqlalchemy.mark_changed(session, request.tm)
         return session
 
     def send(request: Request) -> dict[str, str]:

@@ -271,6 +271,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'keep_failed': '9999d'}), 'mail.keep_failed = 9999d', 'at most 3650d; or off'),
     (Start({'max_size': '25 MiB'}), 'mail.max_size = 25 MiB', '500K, 25M, 1G'),
     (Start({'queue_sync': 'sometimes'}), 'mail.queue_sync = sometimes', 'always or off'),
+    (Start({'queue_mode': '0770'}), 'mail.queue_mode = 0770', 'private or group'),
     (Start({'in_doubt': 'drop'}), 'mail.in_doubt = drop', 'hold or send'),
     (Start({'ambiguous': 'drop'}), 'mail.ambiguous = drop', 'resend or hold'),
     (Start({'direct_wait': '30s'}), 'mail.direct_wait = 30s', 'write true or false'),

@@ -7,7 +7,6 @@ import fcntl
 import os
 import shutil
 import socket
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,36 +46,6 @@ def _defer(queue: MaildirQueue, envelope: Any, until: float) -> None:
 
 
 # Making it
-
-
-@pytest.mark.parametrize('umask', [0o000, 0o022, 0o077])
-def test_everything_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
-    """Files are 0600 and folders 0700, in every state that a mail goes through."""
-    root = tmp_path / 'queue'
-    old = os.umask(umask)
-    try:
-        queue = MaildirQueue(str(root), clock=Clock())
-        queue.prepare()
-        envelopes = [make_envelope() for _ in range(4)]
-        queue.put(envelopes).publish()
-        (root / 'new' / 'foreign').write_text('?')
-        (root / 'new' / 'foreign').chmod(0o600)
-        with pytest.raises(DamagedMail):
-            queue.claim(Ticket('new', 'foreign'))
-        claims: list[Any] = [queue.claim(ticket) for ticket in queue.look(NOW)[0]]
-        first, second, third, _ = claims
-        first.settle([failed(first.envelope)], report=False)
-        second.settle([deferred(second.envelope)], retry_at=NOW + 60, report=False)
-        third.settle([sent(third.envelope)])
-        queue.put([make_envelope()])
-    finally:
-        os.umask(old)
-    seen = set()
-    for path in [root, *root.rglob('*')]:
-        mode = path.stat().st_mode
-        assert stat.S_IMODE(mode) == (0o700 if stat.S_ISDIR(mode) else 0o600), path
-        seen.add(path.parent.name)
-    assert seen >= {'tmp', 'new', 'cur', 'done', 'failed', 'reasons'}
 
 
 @pytest.mark.parametrize('missing', ['tmp', 'new', 'cur', 'done', 'failed'])

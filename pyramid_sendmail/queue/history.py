@@ -37,7 +37,6 @@ _KEPT = 50_000
 
 _WORDS = {'sent': 'delivered', 'deferred': 'deferred', 'error': 'failed'}
 _AMBIGUOUS = ('ambiguous', 'given up: ambiguous')
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def lines_of(fates: Sequence[Fate], *, at: float, interrupted: str = '') -> bytes:
@@ -57,13 +56,8 @@ def lines_of(fates: Sequence[Fate], *, at: float, interrupted: str = '') -> byte
 def append(store: Store, id: str, lines: bytes) -> None:
     """Add lines to the history of the mail with that id; none beyond HISTORY. Never raises an
     OSError."""
-    path = _path(store, id)
     with suppress(OSError):
-        try:
-            descriptor = os.open(path, _APPEND, 0o600)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-            descriptor = os.open(path, _APPEND, 0o600)
+        descriptor = store.open_reason(f'{id}.txt', os.O_APPEND)
         try:
             room = HISTORY - os.fstat(descriptor).st_size
             if room < len(lines):

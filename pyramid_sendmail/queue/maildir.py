@@ -38,10 +38,10 @@ _SCHEDULED = 50_000
 class MaildirQueue:
     """See IMailQueue.
 
-    ``path``: an absolute path. ``sync``: False leaves out every fsync. ``in_doubt``: 'hold' or
-    'send'. ``hold_ambiguous``: sync the mark that a final dot is about to leave. ``longest``: the
-    longest delay of the retry policy in seconds: a retry later than that is due now, since a clock
-    must have been wrong.
+    ``path``: an absolute path. ``sync``: False leaves out every fsync. ``group``: see Permissions.
+    ``in_doubt``: 'hold' or 'send'. ``hold_ambiguous``: sync the mark that a final dot is about to
+    leave. ``longest``: the longest delay of the retry policy in seconds: a retry later than that
+    is due now, since a clock must have been wrong.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class MaildirQueue:
         path: str,
         *,
         sync: bool = True,
+        group: bool = False,
         in_doubt: str = 'hold',
         hold_ambiguous: bool = False,
         longest: float = 3 * 24 * 3600.0,
@@ -59,8 +60,8 @@ class MaildirQueue:
         self._hold_ambiguous = hold_ambiguous
         self._longest = longest
         self._clock = clock
-        self._store = Store(path, sync=sync)
-        self._trigger = Trigger(f'{path}/trigger')
+        self._store = Store(path, sync=sync, group=group)
+        self._trigger = Trigger(f'{path}/trigger', self._store.permissions.file)
         self._scheduled: set[tuple[str, int]] = set()
         self._dead = DeadLetters(self._store)
 

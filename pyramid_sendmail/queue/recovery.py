@@ -143,10 +143,9 @@ def set_aside(store: Store, folder: str, name: str, reason: str) -> str | None:
     while os.path.lexists(store.path('failed', target)):
         number += 1
         target = f'{name}.{number}'
-    path = f'{store.root}/reasons/{target}.txt'
     # First: who stops in between writes the same once more.
     with suppress(OSError):
-        _note(path, reason)
+        _note(store, target, reason)
     try:
         moved = store.rename(folder, name, 'failed', target)
     except OSError as error:
@@ -154,16 +153,15 @@ def set_aside(store: Store, folder: str, name: str, reason: str) -> str | None:
         moved = False
     if not moved:
         with suppress(OSError):
-            os.unlink(path)
+            os.unlink(store.path('reasons', f'{target}.txt'))
         return None
     kind = 'damaged mail' if parse(name) else 'foreign file'
     log.error('%r: a %s, moved from %s/ to failed/: %s', name, kind, folder, reason)
     return target
 
 
-def _note(path: str, reason: str) -> None:
-    os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+def _note(store: Store, name: str, reason: str) -> None:
+    descriptor = store.open_reason(f'{name}.txt', os.O_TRUNC)
     try:
         os.write(descriptor, f'{reason}\n'.encode())
     finally:

@@ -12,10 +12,12 @@ import weakref
 from contextlib import suppress
 
 from ..exceptions import QueueError
+from .permissions import Permissions
 
 __all__ = ['FOLDERS', 'Store']
 
 FOLDERS = ('tmp', 'new', 'cur', 'done', 'failed')
+_REASONS = 'reasons'
 
 _PROBE = re.compile(r'(?:lock-)?probe-[0-9]+-[0-9]+')
 
@@ -25,13 +27,14 @@ _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 class Store:
     """The five folders below ``root``, with everything opened there kept track of.
 
-    A lock (flock) belongs to an open file, which a forked child shares: the child closes what it
-    inherited, and the parent unlocks before it closes.
+    ``group``: see Permissions. A lock (flock) belongs to an open file, which a forked child shares:
+    the child closes what it inherited, and the parent unlocks before it closes.
     """
 
-    def __init__(self, root: str, *, sync: bool = True) -> None:
+    def __init__(self, root: str, *, sync: bool = True, group: bool = False) -> None:
         self.root = root
         self.sync = sync
+        self.permissions = Permissions(group)
         self._open: set[int] = set()
         self._owner: int | None = None
         reference = weakref.ref(self)
@@ -55,27 +58,15 @@ class Store:
             self.prepare()
 
     def prepare(self) -> None:
-        """Make the folders that are missing, 0700 whatever the umask; check the owner."""
+        """Make the folders that are missing; check who may use them. Raises QueueError."""
+        folders = [f'{self.root}/{name}' for name in FOLDERS]
         try:
-            for folder in (self.root, *(f'{self.root}/{name}' for name in FOLDERS)):
-                try:
-                    os.makedirs(folder, 0o700)
-                except FileExistsError:
-                    if not os.path.isdir(folder):
-                        raise
-                else:
-                    os.chmod(folder, 0o700)
-            owner = os.stat(self.root).st_uid
+            self.permissions.prepare(self.root, folders, besides=f'{self.root}/{_REASONS}')
+        except QueueError:
+            raise
         except OSError as error:
             raise self.error('cannot be made', error) from error
-        if owner != os.geteuid():
-            raise QueueError(
-                errno.EPERM,
-                f'the queue belongs to user {owner}, this process runs as user {os.geteuid()}: '
-                f'run both the application and psendmail-qp as the same user',
-                self.root,
-            )
-        self._owner = owner
+        self._owner = os.geteuid()
 
     def prove_locks(self) -> None:
         """Prove that a second open of a locked file is refused its lock."""
@@ -157,10 +148,11 @@ class Store:
         return True
 
     def create(self, path: str) -> int | None:
-        """Make a new file, 0600 and locked; None if somebody else has it already."""
-        descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        """Make a new file, locked; None if somebody else has it already."""
+        descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, self.permissions.file)
         self._open.add(descriptor)
         try:
+            self.permissions.opened(descriptor)
             return self._locked(descriptor, path)
         except BaseException:
             with suppress(OSError):
@@ -170,7 +162,8 @@ class Store:
     def open(self, path: str) -> int | None:
         """Open an existing file for us alone; None if it is gone or somebody else has it.
 
-        Raises ValueError for what is no file that could be used.
+        Raises ValueError for what is no file that could be used; but what only another user of a
+        queue that is shared can read is his to use.
         """
         try:
             descriptor = os.open(path, _FLAGS)
@@ -179,7 +172,7 @@ class Store:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
                 raise ValueError('it is not a plain file') from error
-            if error.errno in (errno.EACCES, errno.EPERM):
+            if error.errno in (errno.EACCES, errno.EPERM) and not self.permissions.group:
                 raise ValueError(
                     f'it may not be read and written by user {os.geteuid()}'
                 ) from error
@@ -192,6 +185,18 @@ class Store:
             self.close(descriptor)
             raise
         return self._locked(descriptor, path)
+
+    def open_reason(self, name: str, flags: int) -> int:
+        """Open a file of ``reasons/`` for writing, making what is not there."""
+        path = f'{self.root}/{_REASONS}/{name}'
+        flags |= os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            descriptor = os.open(path, flags, self.permissions.file)
+        except FileNotFoundError:
+            self.permissions.make(os.path.dirname(path))
+            descriptor = os.open(path, flags, self.permissions.file)
+        self.permissions.opened(descriptor)
+        return descriptor
 
     def _locked(self, descriptor: int, path: str) -> int | None:
         """Lock, then see that the path still names this file: it may have been removed, or moved

@@ -14,10 +14,14 @@ log = logging.getLogger(__name__)
 
 
 class Trigger:
-    """A named pipe beside the folders. Whatever is wrong with it costs time, never mail."""
+    """A named pipe beside the folders. Whatever is wrong with it costs time, never mail.
 
-    def __init__(self, path: str) -> None:
+    ``mode``: who may pull it and listen, whatever the umask.
+    """
+
+    def __init__(self, path: str, mode: int = 0o600) -> None:
         self._path = path
+        self._mode = mode
         self._pid = 0
         self._fifo: int | None = None
         self._own: tuple[int, int] | None = None
@@ -71,7 +75,8 @@ class Trigger:
         self.close()
         own = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         with suppress(OSError):
-            os.mkfifo(self._path, 0o600)
+            os.mkfifo(self._path, self._mode)
+            os.chmod(self._path, self._mode)
         with suppress(OSError):
             # Reading and writing: the pipe never reports an end when writers come and go.
             fifo = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)

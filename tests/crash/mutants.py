@@ -1622,6 +1622,57 @@ _MESSAGE = (
     ),
 )
 
+_PERMISSIONS = (
+    Mutant(
+        'a queue may be a link',
+        'queue/permissions.py',
+        '    if stat.S_ISLNK(found.st_mode):\n',
+        '    if False:\n',
+        'a queue that is a symbolic link is refused',
+        'test_queue_permissions.py::test_a_link_in_the_place_of_the_queue_is_refused',
+    ),
+    Mutant(
+        'everybody may write to a queue',
+        'queue/permissions.py',
+        '    if found.st_mode & stat.S_IWOTH:\n',
+        '    if False:\n',
+        'a queue that every user may write to is refused',
+        'test_queue_permissions.py::test_what_everybody_may_write_to_is_refused',
+    ),
+    Mutant(
+        'a queue belongs to whoever comes',
+        'queue/permissions.py',
+        '        elif found.st_uid != os.geteuid():\n',
+        '        elif False:\n',
+        'the private queue of another user is refused',
+        'test_queue_permissions.py::test_a_private_queue_of_another_user_is_refused',
+    ),
+    Mutant(
+        'the umask decides over a shared file',
+        'queue/permissions.py',
+        '                os.fchmod(descriptor, self.file)\n',
+        '                pass\n',
+        'files of a shared queue are 0660 whatever the umask',
+        'test_queue_permissions.py::test_modes_whatever_the_umask',
+    ),
+    Mutant(
+        'folders without the setgid bit',
+        'queue/permissions.py',
+        '        return 0o2770 if self.group else 0o700\n',
+        '        return 0o770 if self.group else 0o700\n',
+        'what is made in a shared queue has its group',
+        'test_queue_permissions.py::test_modes_whatever_the_umask',
+    ),
+    Mutant(
+        'what the other user has is damaged',
+        'queue/store.py',
+        '(errno.EACCES, errno.EPERM) and not self.permissions.group:',
+        '(errno.EACCES, errno.EPERM):',
+        'a file that only the other user of a shared queue can read is left to him',
+        'test_queue_permissions.py::test_what_only_the_other_user_can_read_is_left_to_him',
+    ),
+)
+
 _HISTORY = (
     Mutant(
         'what was delivered has a history',
@@ -1735,5 +1786,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *_REPORTING,
     *_SMTP,
     *_MESSAGE,
+    *_PERMISSIONS,
     *_HISTORY,
 )

@@ -37,18 +37,25 @@ NEVER = {
 OUTCOMES = {
     'enqueue one': """
 put: mkdir /: QueueError, as before
-put: stat / #1,7: QueueError, as before
+put: stat / #1: QueueError, as before
 put: stat / #2,3,4,5,6: quiet, done
+put: lstat /: QueueError, as before
 put: mkdir tmp/: QueueError, as before
 put: stat tmp/: QueueError, as before
+put: lstat tmp/: QueueError, as before
 put: mkdir new/: QueueError, as before
 put: stat new/: QueueError, as before
+put: lstat new/: QueueError, as before
 put: mkdir cur/: QueueError, as before
 put: stat cur/: QueueError, as before
+put: lstat cur/: QueueError, as before
 put: mkdir done/: QueueError, as before
 put: stat done/: QueueError, as before
+put: lstat done/: QueueError, as before
 put: mkdir failed/: QueueError, as before
 put: stat failed/: QueueError, as before
+put: lstat failed/: QueueError, as before
+put: lstat reasons/: QueueError, as before; ENOENT: quiet, done
 put: open tmp: QueueError, as before; ENOENT: quiet, done
 put: flock tmp: QueueError, as before; ENOENT: QueueError, between
 put: stat tmp: QueueError, as before; ENOENT: QueueError, between
@@ -70,18 +77,25 @@ publish: close trigger: quiet, done
 """,
     'enqueue three': """
 put: mkdir /: QueueError, as before
-put: stat / #1,7: QueueError, as before
+put: stat / #1: QueueError, as before
 put: stat / #2,3,4,5,6: quiet, done
+put: lstat /: QueueError, as before
 put: mkdir tmp/: QueueError, as before
 put: stat tmp/: QueueError, as before
+put: lstat tmp/: QueueError, as before
 put: mkdir new/: QueueError, as before
 put: stat new/: QueueError, as before
+put: lstat new/: QueueError, as before
 put: mkdir cur/: QueueError, as before
 put: stat cur/: QueueError, as before
+put: lstat cur/: QueueError, as before
 put: mkdir done/: QueueError, as before
 put: stat done/: QueueError, as before
+put: lstat done/: QueueError, as before
 put: mkdir failed/: QueueError, as before
 put: stat failed/: QueueError, as before
+put: lstat failed/: QueueError, as before
+put: lstat reasons/: QueueError, as before; ENOENT: quiet, done
 put: open tmp #1: QueueError, as before; ENOENT: quiet, done
 put: open tmp #2,3: QueueError, as before
 put: flock tmp #1: QueueError, as before; ENOENT: QueueError, between
@@ -230,6 +244,7 @@ settle: open reasons #1: quiet, between; ENOENT: quiet, done
 settle: open reasons #2: quiet, between
 settle: stat /: quiet, done
 settle: mkdir reasons/: quiet, between
+settle: chmod reasons/: quiet, between
 settle: fstat reasons: quiet, between
 settle: write reasons: quiet, between
 settle: close reasons: quiet, done
@@ -244,6 +259,7 @@ settle: open reasons #1: quiet, between; ENOENT: quiet, done
 settle: open reasons #2: quiet, between
 settle: stat /: quiet, done
 settle: mkdir reasons/: quiet, between
+settle: chmod reasons/: quiet, between
 settle: fstat reasons: quiet, between
 settle: write reasons: quiet, between
 settle: close reasons: quiet, done
@@ -258,6 +274,7 @@ settle: open reasons #1: quiet, between; ENOENT: quiet, done
 settle: open reasons #2: quiet, between
 settle: stat /: quiet, done
 settle: mkdir reasons/: quiet, between
+settle: chmod reasons/: quiet, between
 settle: fstat reasons: quiet, between
 settle: write reasons: quiet, between
 settle: close reasons: quiet, done
@@ -275,6 +292,7 @@ settle: open reasons #1: quiet, between; ENOENT: quiet, done
 settle: open reasons #2: quiet, between
 settle: stat /: quiet, done
 settle: mkdir reasons/: quiet, between
+settle: chmod reasons/: quiet, between
 settle: fstat reasons: quiet, between
 settle: write reasons: quiet, between
 settle: close reasons: quiet, done
@@ -290,6 +308,7 @@ settle: open reasons #1: quiet, between; ENOENT: quiet, done
 settle: open reasons #2: quiet, between
 settle: stat /: quiet, done
 settle: mkdir reasons/: quiet, between
+settle: chmod reasons/: quiet, between
 settle: fstat reasons: quiet, between
 settle: write reasons: quiet, between
 settle: close reasons: quiet, done
@@ -340,6 +359,7 @@ attempt: open reasons #1: quiet, between; ENOENT: quiet, done
 attempt: open reasons #2: quiet, between
 attempt: stat /: quiet, done
 attempt: mkdir reasons/: quiet, between
+attempt: chmod reasons/: quiet, between
 attempt: fstat reasons: quiet, between
 attempt: write reasons: quiet, between
 attempt: close reasons: quiet, done
@@ -368,6 +388,7 @@ attempt: open reasons #1: quiet, between; ENOENT: quiet, done
 attempt: open reasons #2: quiet, between
 attempt: stat /: quiet, done
 attempt: mkdir reasons/: quiet, between
+attempt: chmod reasons/: quiet, between
 attempt: fstat reasons: quiet, between
 attempt: write reasons: quiet, between
 attempt: close reasons: quiet, done
@@ -433,6 +454,7 @@ attempt: open reasons #1: quiet, between; ENOENT: quiet, done
 attempt: open reasons #2: quiet, between
 attempt: stat /: quiet, done
 attempt: mkdir reasons/: quiet, between
+attempt: chmod reasons/: quiet, between
 attempt: fstat reasons: quiet, between
 attempt: write reasons: quiet, between
 attempt: close reasons: quiet, done
@@ -454,9 +476,11 @@ claim: pwrite new #1: QueueError, as before
 claim: pwrite new #2: quiet, between
 claim: close new: quiet, done
 claim: lstat failed: quiet, done
+claim: open reasons #1: quiet, between; ENOENT: quiet, done
+claim: open reasons #2: quiet, between
 claim: stat /: quiet, done
 claim: mkdir reasons/: quiet, between
-claim: open reasons: quiet, between
+claim: chmod reasons/: quiet, between
 claim: write reasons: quiet, between
 claim: close reasons: quiet, done
 claim: rename new: quiet, as before; ENOENT: quiet, done
@@ -493,18 +517,24 @@ claim: close new: quiet, between
     'prepare': """
 prepare: mkdir /: QueueError, done
 prepare: chmod /: QueueError, done
-prepare: stat / #1,2,3,4,5: quiet, done
-prepare: stat / #6: QueueError, done
+prepare: lstat /: QueueError, done
+prepare: stat /: quiet, done
 prepare: mkdir tmp/: QueueError, done
 prepare: chmod tmp/: QueueError, done
+prepare: lstat tmp/: QueueError, done
 prepare: mkdir new/: QueueError, done
 prepare: chmod new/: QueueError, done
+prepare: lstat new/: QueueError, done
 prepare: mkdir cur/: QueueError, done
 prepare: chmod cur/: QueueError, done
+prepare: lstat cur/: QueueError, done
 prepare: mkdir done/: QueueError, done
 prepare: chmod done/: QueueError, done
+prepare: lstat done/: QueueError, done
 prepare: mkdir failed/: QueueError, done
 prepare: chmod failed/: QueueError, done
+prepare: lstat failed/: QueueError, done
+prepare: lstat reasons/: QueueError, done; ENOENT: quiet, done
 prepare: listdir /: quiet, done
 prepare: open probe: QueueError, done
 prepare: write probe: QueueError, done
@@ -527,6 +557,7 @@ prepare: unlink lock-probe: quiet, between
 prepare: close lock-probe: quiet, done
 prepare: pipe2 pipe: QueueError, done
 prepare: mkfifo trigger: quiet, done
+prepare: chmod trigger: quiet, done
 prepare: open trigger: quiet, done
 prepare: fstat trigger: quiet, done
 """,
