@@ -433,8 +433,8 @@ _STORE = (
     Mutant(
         'files overwrite each other',
         'queue/store.py',
-        '_FLAGS | os.O_CREAT | os.O_EXCL, 0o600',
-        '_FLAGS | os.O_CREAT, 0o600',
+        '_FLAGS | os.O_CREAT | os.O_EXCL, self',
+        '_FLAGS | os.O_CREAT, self',
         'a new file is new',
         'crash/test_survivors.py::test_a_new_file_is_new',
     ),
@@ -1701,8 +1701,8 @@ _HISTORY = (
     Mutant(
         'a history that cannot be written fails the mail',
         'queue/history.py',
-        '    path = _path(store, id)\n    with suppress(OSError):\n',
-        '    path = _path(store, id)\n    with suppress(ValueError):\n',
+        '    with suppress(OSError):\n        descriptor',
+        '    with suppress(ValueError):\n        descriptor',
         'an error over the history is no error of the mail',
         'test_queue_history.py::test_an_error_of_the_history_is_none_of_the_mail',
     ),
