@@ -1,8 +1,8 @@
 """What an application writes, and how an envelope is made of it.
 
 ``composer`` takes a message apart and freezes it; ``address`` and ``headers`` write the header
-lines; ``content``, ``attachment``, ``mime`` and ``copies`` the parts; ``options`` are those of
-``send``.
+lines; ``content``, ``attachment`` and ``part`` the parts of a message of ours; ``copies`` and
+``mime`` those of other people's; ``options`` are those of ``send``.
 """
 
 from .attachment import Attachment

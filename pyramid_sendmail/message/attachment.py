@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import mimetypes
 import os
 import re
 import unicodedata
 from dataclasses import dataclass, field
-from email.message import EmailMessage
 from email.parser import BytesParser
 from email.policy import compat32
 
 from ..exceptions import MessageError
 from .copies import copied
 from .headers import check_text, parameters, readable, shown
-from .mime import fits, leaf, lines, serialised
+from .mime import fits, lines, serialised
+from .part import Part, base64_lines, leaf
 
 __all__ = ['Attachment', 'read_files']
 
@@ -52,19 +51,16 @@ class _File:
     data: bytes
     content_id: str | None
 
-    def part(self, disposition: str) -> EmailMessage:
+    def part(self, disposition: str) -> Part:
         name = ('name', _ascii_name(self.filename))
         content_type = parameters('Content-Type', self.content_type, [*self.given, name])
+        shown = parameters('Content-Disposition', disposition, [('filename', self.filename)])
+        more = [] if self.content_id is None else [('Content-ID', f'<{self.content_id}>')]
+        more.append(('Content-Disposition', shown))
         if self.content_type == 'message/rfc822':
-            part = leaf(content_type, '7bit', _attached_message(self.data, self.filename))
-        else:
-            payload = base64.encodebytes(self.data).decode('ascii')
-            part = leaf(content_type, 'base64', payload)
-        if self.content_id is not None:
-            part['Content-ID'] = f'<{self.content_id}>'
-        filename = ('filename', self.filename)
-        part['Content-Disposition'] = parameters('Content-Disposition', disposition, [filename])
-        return part
+            message = _attached_message(self.data, self.filename)
+            return leaf(content_type, '7bit', message, *more)
+        return leaf(content_type, 'base64', base64_lines(self.data), *more)
 
 
 def read_files(attachments: object, max_size: int) -> list[_File]:
@@ -190,16 +186,18 @@ def _ascii_name(filename: str) -> str:
     return (stem[:40] + suffix[:20]) or 'file'
 
 
-def _attached_message(data: bytes, filename: str) -> str:
+def _attached_message(data: bytes, filename: str) -> bytes:
     """A whole mail in lines of 7 bits, which is all that may be done to it (RFC 2046, 5.2.1)."""
     if data.isascii() and fits(data.decode('ascii')):
-        return '\r\n'.join(lines(data.decode('ascii')))
+        return '\r\n'.join(lines(data.decode('ascii'))).encode('ascii')
     try:
-        return serialised(copied(BytesParser(policy=compat32).parsebytes(data))).decode('ascii')
+        message = serialised(copied(BytesParser(policy=compat32).parsebytes(data)))
+        message.decode('ascii')
     except (MessageError, UnicodeDecodeError) as error:
         raise MessageError(
             f'attachment {shown(filename)}: {error}; or attach it as application/octet-stream'
         ) from error
+    return message
 
 
 _CONTENT_ID = re.compile(r"""<[!#-&(-;=?-~]+>|[!#-&(-;=?-~]+""")

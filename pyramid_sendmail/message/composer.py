@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from email.headerregistry import Address
-from email.message import EmailMessage
 from email.message import Message as AnyMessage
 from types import MappingProxyType
 from typing import Any, get_args
@@ -198,13 +197,15 @@ class Composer:
             if name.lower() not in given:
                 given[name.lower()] = (name, default)
         lines += [(name, _given_line(name, value)) for name, value in given.values()]
+        part = content_tree(message.text, message.html, message.attachments, self.max_size)
         return _Draft(
             sender=self._reverse_path(senders, given.get('sender', (None, None))[1]),
             recipients=_each_once(mailboxes([*to, *cc, *bcc])),
             subject=subject,
             message_id=check_message_id(given['message-id'][1], 'Message-ID'),
             lines=lines,
-            tree=content_tree(message.text, message.html, message.attachments, self.max_size),
+            content=part.pieces,
+            content_names=part.names,
             tag=None if message.tag is None else checked_tag(message.tag),
         )
 
@@ -242,13 +243,15 @@ class Composer:
         sender = addresses.get('sender', ())
         if len(sender) > 1:
             raise MessageError('Sender: it holds several addresses; give one (RFC 5322, 3.6.2)')
+        tree = copied(message, root=True)
         return _Draft(
             sender=self._reverse_path(addresses['from'], sender[0].address if sender else None),
             recipients=_each_once(listed) if send_to is None else _chosen(listed, send_to),
             subject=check_text(texts.get('subject', ''), 'Subject'),
             message_id=check_message_id(message_id, 'Message-ID'),
             lines=lines,
-            tree=copied(message, root=True),
+            content=(serialised(tree),),
+            content_names=tuple(tree.keys()),
             tag=None,
         )
 
@@ -281,7 +284,7 @@ class Composer:
 
     def _raw(self, draft: _Draft) -> bytes:
         lines = [*draft.lines, ('MIME-Version', b'MIME-Version: 1.0\r\n')]
-        raw = b''.join(line for _, line in lines) + serialised(draft.tree)
+        raw = b''.join([*(line for _, line in lines), *draft.content])
         if not raw.endswith(b'\r\n'):
             raw += b'\r\n'
         if len(raw) > self.max_size:
@@ -289,20 +292,22 @@ class Composer:
                 f'message: its {len(raw)} octets are more than mail.max_size = {self.max_size}; '
                 'send less, or raise the setting'
             )
-        verify(raw, [name for name, _ in lines] + draft.tree.keys())
+        verify(raw, [*(name for name, _ in lines), *draft.content_names])
         return raw
 
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """A message on its way to an envelope; ``lines``: every header but those of MIME."""
+    """A message on its way to an envelope; ``lines``: every header but those of MIME, which
+    ``content`` begins with, and whose names are ``content_names``."""
 
     sender: str
     recipients: tuple[str, ...]
     subject: str
     message_id: str
     lines: list[tuple[str, bytes]]
-    tree: EmailMessage
+    content: tuple[bytes, ...]
+    content_names: tuple[str, ...]
     tag: str | None
 
 

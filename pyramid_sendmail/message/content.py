@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import html as markup
 import re
-from email.message import EmailMessage
 from urllib.parse import unquote
 
 from ..exceptions import MessageError
 from .attachment import read_files
-from .mime import container, encoded_text, leaf
+from .part import Part, container, encoded_text, leaf
 
 __all__ = ['content_tree']
 
 
-def content_tree(text: object, html: object, attachments: object, max_size: int) -> EmailMessage:
+def content_tree(text: object, html: object, attachments: object, max_size: int) -> Part:
     """The MIME structure that mail programs expect: mixed over alternative over related."""
     if text is None and html is None:
         raise MessageError('text: the message has no content; give text, html or both')
@@ -47,7 +46,7 @@ def _references(html: object) -> dict[str, None]:
     return dict.fromkeys(unquote(markup.unescape(found)) for found in _CID.findall(html))
 
 
-def _text_part(text: object, subtype: str, where: str) -> EmailMessage:
+def _text_part(text: object, subtype: str, where: str) -> Part:
     if not isinstance(text, str):
         raise MessageError(f'{where}: a {type(text).__name__} is not a string; give a str')
     try:

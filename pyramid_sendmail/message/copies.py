@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import copy
 import re
 from email.generator import BytesGenerator
@@ -12,7 +11,8 @@ from io import BytesIO
 
 from ..exceptions import MessageError
 from .headers import check_name, shown
-from .mime import ODD, WIRE, encoded_text, fits, lines
+from .mime import ODD, WIRE, fits, lines
+from .part import base64_lines, encoded_text
 
 __all__ = ['copied']
 
@@ -78,11 +78,11 @@ def _encode_again(shell: EmailMessage, part: AnyMessage, payload: str) -> None:
         ) from error
     del shell['Content-Transfer-Encoding']
     if isinstance(data, bytes) and kind.startswith('text/') and b'\0' not in data:
-        encoding, text = encoded_text(data)
+        encoding, octets = encoded_text(data)
     else:
-        encoding, text = 'base64', base64.encodebytes(bytes(data)).decode('ascii')
+        encoding, octets = 'base64', base64_lines(bytes(data))
     shell['Content-Transfer-Encoding'] = encoding
-    shell.set_payload(text)
+    shell.set_payload(octets.decode('ascii'))
 
 
 def _keep_signed(shell: EmailMessage, part: AnyMessage) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
-import secrets
 from email import errors
 from email.generator import BytesGenerator
 from email.header import Header
@@ -35,49 +32,14 @@ __all__ = [
     'ADDRESSES',
     'ODD',
     'WIRE',
-    'container',
-    'encoded_text',
     'entries_of',
     'fits',
-    'leaf',
     'line_of',
     'lines',
     'serialised',
     'text_of',
     'verify',
 ]
-
-
-def encoded_text(data: bytes) -> tuple[str, str]:
-    """How a text, of whatever line ends, is written in lines of 7 bits: encoding and payload."""
-    data = data.replace(b'\r\n', b'\n').replace(b'\r', b'\n')
-    short = max(map(len, data.split(b'\n'))) <= 78
-    if short and data.isascii() and not _UNPRINTABLE.search(data):
-        return '7bit', data.decode('ascii')
-    printable = binascii.b2a_qp(data)
-    # Up to there it can still be read, by a person and by a filter that looks at the source.
-    if len(printable) <= len(data) * 2:
-        return 'quoted-printable', printable.decode('ascii')
-    return 'base64', base64.encodebytes(data.replace(b'\n', b'\r\n')).decode('ascii')
-
-
-def leaf(content_type: str, encoding: str, payload: str) -> EmailMessage:
-    part = EmailMessage(policy=WIRE)
-    part['Content-Type'] = content_type
-    part['Content-Transfer-Encoding'] = encoding
-    part.set_payload(payload)
-    return part
-
-
-def container(subtype: str, parts: list[Any], *given: tuple[str, str]) -> EmailMessage:
-    whole = EmailMessage(policy=WIRE)
-    # '=_' stands in no quoted-printable nor base64 (RFC 2045, 6.7); nobody guesses the rest.
-    boundary = f'=_{secrets.token_hex(16)}'
-    whole['Content-Type'] = parameters(
-        'Content-Type', f'multipart/{subtype}', [*given, ('boundary', boundary)]
-    )
-    whole.set_payload(parts)
-    return whole
 
 
 def text_of(name: str, value: Any) -> str:
@@ -199,9 +161,6 @@ WIRE = _WirePolicy(linesep='\r\n')
 
 ODD = (errors.MessageError, ValueError, TypeError, LookupError, AttributeError)
 """What the standard library raises for messages that it cannot write."""
-
-
-_UNPRINTABLE = re.compile(rb'[\0-\x08\x0b-\x1f\x7f]')
 
 
 ADDRESSES = frozenset(

@@ -1,0 +1,71 @@
+"""MIME parts of our own as they leave: header lines and octets, joined once and never parsed."""
+
+from __future__ import annotations
+
+import binascii
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .headers import parameters, source
+
+__all__ = ['Part', 'base64_lines', 'container', 'encoded_text', 'leaf']
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """``names`` of the headers; ``pieces``: their lines, an empty line and the body, CRLF at the
+    end of each line."""
+
+    names: tuple[str, ...]
+    pieces: tuple[bytes, ...]
+
+
+def leaf(content_type: str, encoding: str, body: bytes, *more: tuple[str, str]) -> Part:
+    """A part with a body that is encoded already; ``more`` of its headers."""
+    headers = (
+        ('Content-Type', content_type),
+        ('Content-Transfer-Encoding', encoding),
+        *more,
+    )
+    lines = [source(name, value) for name, value in headers]
+    return Part(tuple(name for name, _ in headers), (*lines, b'\r\n', body))
+
+
+def container(subtype: str, parts: Iterable[Part], *given: tuple[str, str]) -> Part:
+    """A multipart (RFC 2046, 5.1.1)."""
+    # '=_' stands in no quoted-printable nor base64 (RFC 2045, 6.7); nobody guesses the rest.
+    boundary = f'=_{secrets.token_hex(16)}'
+    value = parameters('Content-Type', f'multipart/{subtype}', [*given, ('boundary', boundary)])
+    delimiter = f'\r\n--{boundary}'.encode('ascii')
+    # The CRLF before the first delimiter is the end of the headers.
+    pieces = [source('Content-Type', value)]
+    for part in parts:
+        pieces += (delimiter, b'\r\n', *part.pieces)
+    pieces += (delimiter, b'--\r\n')
+    return Part(('Content-Type',), tuple(pieces))
+
+
+def encoded_text(data: bytes) -> tuple[str, bytes]:
+    """How a text, of whatever line ends, is written in lines of 7 bits: encoding and octets."""
+    data = data.replace(b'\r\n', b'\n').replace(b'\r', b'\n')
+    if data.isascii() and not _UNPRINTABLE.search(data) and not _LONG.search(data):
+        return '7bit', data.replace(b'\n', b'\r\n')
+    printable = binascii.b2a_qp(data)
+    # Up to there it can still be read, by a person and by a filter that looks at the source.
+    if len(printable) <= len(data) * 2:
+        return 'quoted-printable', printable.replace(b'\n', b'\r\n')
+    return 'base64', base64_lines(data.replace(b'\n', b'\r\n'))
+
+
+def base64_lines(data: bytes) -> bytes:
+    """Base64 in lines of 76 characters (RFC 2045, 6.8)."""
+    whole = binascii.b2a_base64(data, newline=False)
+    lines = [whole[at : at + 76] for at in range(0, len(whole), 76)]
+    return b'\r\n'.join([*lines, b''])
+
+
+_UNPRINTABLE = re.compile(rb'[\0-\x08\x0b-\x1f\x7f]')
+
+_LONG = re.compile(rb'[^\n]{79}')
