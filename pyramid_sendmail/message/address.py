@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from email.headerregistry import Address
+from functools import lru_cache
 
 from ..exceptions import MessageError
 from .headers import WIDTH, check_text, decoded, encoded_words, fold, readable, shown
@@ -44,6 +45,9 @@ _WRITE = 'write name@example.org, or "Name" <name@example.org>'
 
 _Lexeme = tuple[str, str]
 
+_REMEMBERED = 320
+"""Characters of an address list, at most, that is remembered with what it means."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mailbox:
@@ -69,7 +73,9 @@ def parse_addresses(value: object, where: str) -> tuple[Mailbox | Group, ...]:
     which also names the address.
     """
     if isinstance(value, str):
-        return tuple(parse_list(value, where))
+        return parse_list(value, where)
+    if value == ():
+        return ()
     if isinstance(value, Address):
         return (_of_object(value, where),)
     if not isinstance(value, Iterable) or isinstance(value, bytes | bytearray | dict):
@@ -81,7 +87,7 @@ def parse_addresses(value: object, where: str) -> tuple[Mailbox | Group, ...]:
     for item in value:
         if isinstance(item, str):
             # What a form's field holds shall not become several recipients.
-            entries = list(parse_list(item, where))
+            entries = parse_list(item, where)
             if len(entries) > 1:
                 raise MessageError(
                     f'{where}: {shown(item)} is not one address; give each a place in the list'
@@ -105,12 +111,17 @@ def parse_address(value: object, where: str) -> str:
     return found[0].address
 
 
-def parse_list(text: str, where: str, *, encoded: bool = True) -> Iterator[Mailbox | Group]:
+def parse_list(text: str, where: str, *, encoded: bool = True) -> tuple[Mailbox | Group, ...]:
     """The mailboxes and groups of an address list; ``encoded``: names may hold encoded words."""
     text = check_text(text, where)
     if _PLAIN.fullmatch(text):
-        yield Mailbox('', check_address(text, where))
-        return
+        return (Mailbox('', check_address(text, where)),)
+    if len(text) > _REMEMBERED:
+        return tuple(_entries(text, where, encoded))
+    return _known_entries(text, where, encoded)
+
+
+def _entries(text: str, where: str, encoded: bool) -> Iterator[Mailbox | Group]:
     current: list[_Lexeme] = []
     group: str | None = None
     members: list[Mailbox] = []
@@ -142,6 +153,12 @@ def parse_list(text: str, where: str, *, encoded: bool = True) -> Iterator[Mailb
         current = []
 
 
+@lru_cache(maxsize=256)
+def _known_entries(text: str, where: str, encoded: bool) -> tuple[Mailbox | Group, ...]:
+    """Most applications send from a few addresses, over and over."""
+    return tuple(_entries(text, where, encoded))
+
+
 def check_address(text: str, where: str) -> str:
     """The address as SMTP carries it (RFC 5321, 4.1.2): as few quotes as possible, domain in ASCII.
 
@@ -170,6 +187,11 @@ def address_line(name: str, entries: Iterable[Mailbox | Group]) -> bytes:
     Names are quoted or encoded where they must be; an address is never encoded: a local part that
     is not ASCII makes a line of UTF-8 (RFC 6532).
     """
+    entries = tuple(entries)
+    return _known_line(name, entries) if len(entries) == 1 else _line(name, entries)
+
+
+def _line(name: str, entries: tuple[Mailbox | Group, ...]) -> bytes:
     written = [_written(entry) for entry in entries]
     tokens: list[str] = []
     for index, tokens_of_one in enumerate(written):
@@ -181,6 +203,9 @@ def address_line(name: str, entries: Iterable[Mailbox | Group]) -> bytes:
         # Better between two mailboxes than within one.
         tokens.extend([whole] if len(whole) <= room else [f' {token}' for token in tokens_of_one])
     return fold(name, tokens)
+
+
+_known_line = lru_cache(maxsize=256)(_line)
 
 
 def mailboxes(entries: Iterable[Mailbox | Group]) -> Iterator[Mailbox]:

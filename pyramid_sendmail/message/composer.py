@@ -73,9 +73,11 @@ class Message:
     def __post_init__(self) -> None:
         for name in ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments'):
             value = getattr(self, name)
+            if type(value) in (str, tuple):
+                continue
             if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
                 object.__setattr__(self, name, tuple(value))
-        if isinstance(self.headers, Mapping):
+        if type(self.headers) is not MappingProxyType and isinstance(self.headers, Mapping):
             object.__setattr__(self, 'headers', MappingProxyType(dict(self.headers)))
 
 
@@ -136,7 +138,7 @@ class Composer:
             raise MessageError(
                 f'expires: {shown(expires)} is not after the mail is due; give a later moment'
             )
-        if priority not in (None, *get_args(Priority)):
+        if priority is not None and priority not in get_args(Priority):
             raise MessageError(f"priority: {shown(priority)}; write 'high', 'normal' or 'low'")
         return Envelope(
             id=secrets.token_hex(16),
@@ -189,20 +191,26 @@ class Composer:
         ]
         subject = check_text(message.subject, 'subject')
         lines.append(('Subject', unstructured('Subject', subject)))
-        for name, default in (
-            ('Date', date_of(now)),
-            ('Message-ID', self._new_id(now)),
-            ('Auto-Submitted', 'auto-generated'),
-        ):
-            if name.lower() not in given:
-                given[name.lower()] = (name, default)
         lines += [(name, _given_line(name, value)) for name, value in given.values()]
+        if 'message-id' in given:
+            message_id = check_message_id(given['message-id'][1], 'Message-ID')
+        else:
+            message_id = self._new_id(now)
+        lines += [
+            (name, structured(name, default))
+            for name, default in (
+                ('Date', date_of(now)),
+                ('Message-ID', message_id),
+                ('Auto-Submitted', 'auto-generated'),
+            )
+            if name.lower() not in given
+        ]
         part = content_tree(message.text, message.html, message.attachments, self.max_size)
         return _Draft(
             sender=self._reverse_path(senders, given.get('sender', (None, None))[1]),
             recipients=_each_once(mailboxes([*to, *cc, *bcc])),
             subject=subject,
-            message_id=check_message_id(given['message-id'][1], 'Message-ID'),
+            message_id=message_id,
             lines=lines,
             content=part.pieces,
             content_names=part.names,

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
+from functools import lru_cache
 
 from ..exceptions import MessageError
 
@@ -332,7 +333,12 @@ def check_date(value: str, where: str) -> str:
 
 def date_of(moment: float) -> str:
     """Epoch seconds as a header has them, in UTC."""
-    return format_datetime(datetime.fromtimestamp(moment, UTC))
+    return _date_of(int(moment // 1))
+
+
+@lru_cache(maxsize=4)
+def _date_of(second: int) -> str:
+    return format_datetime(datetime.fromtimestamp(second, UTC))
 
 
 def shown(value: object, limit: int = 60) -> str:

@@ -52,7 +52,7 @@ def text_of(name: str, value: Any) -> str:
 
 def entries_of(name: str, value: Any) -> tuple[Mailbox | Group, ...]:
     if isinstance(value, BaseHeader):
-        entries = tuple(parse_list(str(value), name, encoded=False))
+        entries = parse_list(str(value), name, encoded=False)
         # Such a header has already forgotten what it did not understand: 'a@x b@y' is 'a@x'.
         for defect in value.defects:
             if not isinstance(defect, _HARMLESS):
@@ -61,7 +61,7 @@ def entries_of(name: str, value: Any) -> tuple[Mailbox | Group, ...]:
                     f'({defect}); separate them by commas, or set email.headerregistry.Address'
                 )
         return entries
-    return tuple(parse_list(unfolded(_source_of(name, value)), name))
+    return parse_list(unfolded(_source_of(name, value)), name)
 
 
 def line_of(name: str, value: Any) -> bytes:
@@ -96,18 +96,17 @@ def serialised(tree: EmailMessage) -> bytes:
 
 def verify(raw: bytes, names: list[str]) -> None:
     """The last look: nothing but the headers that were meant, in short lines of 7 bits."""
-    head, _, body = raw.partition(b'\r\n\r\n')
-    lines = head.split(b'\r\n')
-    found = [line.partition(b':')[0] for line in lines if line[:1] not in (b' ', b'\t')]
+    lines = raw.split(b'\r\n')
+    head = lines[: lines.index(b'')]
+    found = [line[: line.find(b':')] for line in head if line[:1] not in (b' ', b'\t')]
     if found != [name.encode('ascii') for name in names]:
         raise MessageError('headers: what would leave is not what was given; nothing is sent')
-    whole = raw.count(b'\r\n')
     if (
         b'\0' in raw
-        or raw.count(b'\r') != whole
-        or raw.count(b'\n') != whole
-        or not body.isascii()
-        or max(map(len, raw.split(b'\r\n'))) > LIMIT
+        or raw.count(b'\r') != len(lines) - 1
+        or raw.count(b'\n') != len(lines) - 1
+        or not (raw.isascii() or raw.partition(b'\r\n\r\n')[2].isascii())
+        or max(map(len, lines)) > LIMIT
     ):
         raise MessageError('message: its content cannot be sent in short lines of 7 bits')
 

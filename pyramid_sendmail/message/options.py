@@ -35,7 +35,9 @@ def moment(value: datetime | timedelta, where: str, now: float) -> float:
 
 
 def checked_metadata(given: Mapping[str, str] | None) -> Mapping[str, str]:
-    metadata = given if given is not None else {}
+    if given is None:
+        return _NONE
+    metadata = given
     if not isinstance(metadata, Mapping):
         raise MessageError(f'metadata: {shown(given)} is not a dict; give a dict of strings')
     for key, value in metadata.items():
@@ -51,6 +53,9 @@ def checked_metadata(given: Mapping[str, str] | None) -> Mapping[str, str]:
             'the rest'
         )
     return MappingProxyType(dict(metadata))
+
+
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def checked_tag(tag: object) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import binascii
-import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .headers import parameters, source
 
@@ -24,13 +24,21 @@ class Part:
 
 def leaf(content_type: str, encoding: str, body: bytes, *more: tuple[str, str]) -> Part:
     """A part with a body that is encoded already; ``more`` of its headers."""
+    names, head = _head(content_type, encoding, more)
+    return Part(names, (head, body))
+
+
+@lru_cache(maxsize=64)
+def _head(
+    content_type: str, encoding: str, more: tuple[tuple[str, str], ...]
+) -> tuple[tuple[str, ...], bytes]:
     headers = (
         ('Content-Type', content_type),
         ('Content-Transfer-Encoding', encoding),
         *more,
     )
     lines = [source(name, value) for name, value in headers]
-    return Part(tuple(name for name, _ in headers), (*lines, b'\r\n', body))
+    return tuple(name for name, _ in headers), b''.join([*lines, b'\r\n'])
 
 
 def container(subtype: str, parts: Iterable[Part], *given: tuple[str, str]) -> Part:
@@ -50,7 +58,8 @@ def container(subtype: str, parts: Iterable[Part], *given: tuple[str, str]) -> P
 def encoded_text(data: bytes) -> tuple[str, bytes]:
     """How a text, of whatever line ends, is written in lines of 7 bits: encoding and octets."""
     data = data.replace(b'\r\n', b'\n').replace(b'\r', b'\n')
-    if data.isascii() and not _UNPRINTABLE.search(data) and not _LONG.search(data):
+    # What is left when every octet that may stand there has been taken out.
+    if not data.translate(None, _READABLE) and max(map(len, data.split(b'\n'))) <= 78:
         return '7bit', data.replace(b'\n', b'\r\n')
     printable = binascii.b2a_qp(data)
     # Up to there it can still be read, by a person and by a filter that looks at the source.
@@ -66,6 +75,4 @@ def base64_lines(data: bytes) -> bytes:
     return b'\r\n'.join([*lines, b''])
 
 
-_UNPRINTABLE = re.compile(rb'[\0-\x08\x0b-\x1f\x7f]')
-
-_LONG = re.compile(rb'[^\n]{79}')
+_READABLE = bytes([*b'\t\n', *range(0x20, 0x7F)])
