@@ -301,4 +301,4 @@ def _checksum(lengths: bytes, fixed: bytes, recipients: Iterable[str], raw: byte
 
 def _folded(text: str) -> str:
     """Fold at blanks, so that any mail program takes the line (RFC 5322, 2.1.1)."""
-    return re.sub(r'(.{800,}?) (?=[^ ])', '\\1\r\n ', text)
+    return text if len(text) <= 800 else re.sub(r'(.{800,}?) (?=[^ ])', '\\1\r\n ', text)

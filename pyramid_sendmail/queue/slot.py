@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..envelope import Reply
 
@@ -48,14 +49,24 @@ def slot_length(recipients: int) -> int:
 
 def write_slot(entries: Sequence[Entry], recipients: int) -> bytes:
     """The lines, for at most as many entries as recipients."""
+    if not entries:
+        return _empty(_lines(recipients))
     size = _lines(recipients) * WIDTH
     for width in (size, 512, 256, 128, 64, 32, 16, 8, 0):
         text = _json(entries, width)
         if len(text) <= size:
-            text = text.ljust(size)
-            parts = (text[at : at + WIDTH] for at in range(0, size, WIDTH))
-            return b''.join(_NAME + part + _END for part in parts)
+            return _written(text.ljust(size))
     raise AssertionError('there are no more entries than recipients')
+
+
+@lru_cache(maxsize=8)
+def _empty(lines: int) -> bytes:
+    return _written(b'[[]]'.ljust(lines * WIDTH))
+
+
+def _written(text: bytes) -> bytes:
+    parts = (text[at : at + WIDTH] for at in range(0, len(text), WIDTH))
+    return b''.join(_NAME + part + _END for part in parts)
 
 
 def read_slot(data: bytes, at: int) -> tuple[list[Entry], int]:
