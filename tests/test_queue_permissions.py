@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import logging
 import os
 import shutil
 import stat
@@ -18,11 +18,13 @@ from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.names import Ticket
 from pyramid_sendmail.queue.permissions import Permissions
+from pyramid_sendmail.queue.store import Store
+from pyramid_sendmail.queue.trigger import Trigger
 
 from .queue_fixtures import (
     NOW,
     Clock,
-    claimed,
+    crashes,
     deferred,
     failed,
     files,
@@ -30,7 +32,6 @@ from .queue_fixtures import (
     make_envelope,
     reap,
     sent,
-    the_file,
 )
 
 FOLDERS = ('tmp', 'new', 'cur', 'done', 'failed', 'reasons')
@@ -71,13 +72,65 @@ def become(
     """Do the work in a child process of that user; what it raises is an error here."""
 
     def child() -> None:
-        os.umask(umask)
-        os.setgroups([GROUP] if member else [])
-        os.setgid(user[1])
-        os.setuid(user[0])
+        turn_into(user, member=member, umask=umask)
         work()
 
     assert reap(forked(child)) == 0
+
+
+def turn_into(user: tuple[int, int], *, member: bool = True, umask: int = 0o077) -> None:
+    os.umask(umask)
+    os.setgroups([GROUP] if member else [])
+    os.setgid(user[1])
+    os.setuid(user[0])
+
+
+class Lines(logging.Handler):
+    """What is logged goes into a pipe, a line each."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.descriptor = descriptor
+
+    def emit(self, record: logging.LogRecord) -> None:
+        os.write(self.descriptor, f'{record.getMessage()}\n'.encode())
+
+
+def told(user: tuple[int, int], work: Callable[[], object], *, member: bool = True) -> str:
+    """What that user is told: lines logged, and the error, if there is one."""
+    reading, writing = os.pipe()
+
+    def listen() -> None:
+        logging.getLogger('pyramid_sendmail').addHandler(Lines(writing))
+        try:
+            work()
+        except QueueError as error:
+            os.write(writing, str(error).encode())
+
+    become(user, listen, member=member)
+    os.close(writing)
+    with open(reading, encoding='utf-8') as lines:
+        return lines.read()
+
+
+@pytest.fixture
+def switched(place: Path) -> Path:
+    """A queue that WEB had for himself, with mail that waits, a dead letter and a trigger; it has
+    been given to the group, and not yet been used by it."""
+    root = place / 'queue'
+    place.chmod(0o777)
+
+    def live_alone() -> None:
+        queue = open_queue(root, group=False)
+        queue.prepare()
+        queue.put([make_envelope(id=c * 32) for c in 'abc']).publish()
+        claim: Any = queue.claim(queue.look(NOW)[0][0])
+        claim.settle([failed(claim.envelope)], report=False)
+
+    become(WEB, live_alone)
+    for path in [root, *root.rglob('*')]:
+        os.chown(path, -1, GROUP)
+    return root
 
 
 def live(queue: MaildirQueue) -> None:
@@ -204,23 +257,232 @@ def test_a_private_queue_of_another_user_is_refused(place: Path) -> None:
 
 
 @as_root
-def test_what_only_the_other_user_can_read_is_left_to_him(shared: Path) -> None:
-    """A file that was made before the queue was shared is nobody's dead letter."""
-    become(WEB, lambda: open_queue(shared).put([make_envelope()]).publish())
-    path = the_file(open_queue(shared), 'new')
+@pytest.mark.parametrize('folder', ['new', 'done'])
+def test_what_only_the_other_user_can_read_is_left_to_him(shared: Path, folder: str) -> None:
+    """A file that was made before the queue was shared is nobody's dead letter: it stays, is told
+    once with what to do, and the mail around it goes on."""
+
+    def put() -> None:
+        queue = open_queue(shared)
+        queue.put([make_envelope(id=c * 32) for c in 'ab']).publish()
+        if folder == 'done':
+            for ticket in queue.look(NOW)[0]:
+                claim: Any = queue.claim(ticket)
+                claim.settle([sent(claim.envelope)])
+                claim.release()
+
+    become(WEB, put)
+    path = min((shared / folder).iterdir())
     path.chmod(0o600)
 
-    def work() -> None:
+    def send() -> None:
         queue = open_queue(shared)
-        [ticket], _ = queue.look(NOW)
-        with pytest.raises(QueueError, match='give this user the right') as caught:
-            queue.claim(ticket)
-        assert caught.value.errno == errno.EACCES
+        for _ in range(2):
+            claims = [queue.claim(ticket) for ticket in queue.look(NOW, all_events=True)[0]]
+            assert [claim.envelope.id for claim in claims if claim] == ['b' * 32]
+            for claim in claims:
+                if claim:
+                    claim.release()
 
-    become(PROCESSOR, work)
+    text = told(PROCESSOR, send)
+    assert text.count(f'{path} stays where it is') == 1
+    assert f'may not be read and written by user {PROCESSOR[0]}: chmod 660 it' in text
+    assert 'mail.queue_mode = group' in text
     assert path.exists()
     path.chmod(0o660)
-    become(PROCESSOR, lambda: claimed(open_queue(shared)).release())
+    assert told(PROCESSOR, lambda: open_queue(shared).look(NOW)) == ''
+
+
+@as_root
+def test_lines_about_files_of_the_other_user_have_an_end(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many files he has kept to himself."""
+    monkeypatch.setattr('pyramid_sendmail.queue.store._LEFT', 3)
+    become(WEB, lambda: open_queue(shared).put([make_envelope() for _ in range(5)]).publish())
+    for path in (shared / 'new').iterdir():
+        path.chmod(0o600)
+
+    def look() -> None:
+        queue = open_queue(shared)
+        assert [queue.claim(ticket) for ticket in queue.look(NOW)[0]] == [None] * 5
+
+    assert told(PROCESSOR, look).count('stays where it is') == 3
+
+
+@as_root
+def test_a_private_queue_is_shared_with_what_waits_in_it(switched: Path) -> None:
+    """Its owner opens the folders, the mail, the histories and the trigger; until then the other
+    user is told what to do, and touches nothing."""
+    before = {path: path.lstat().st_mode for path in [switched, *switched.rglob('*')]}
+    text = told(PROCESSOR, open_queue(switched).prepare)
+    assert f'chmod 2770 {switched}, or start the process of user {WEB[0]} first' in text
+    assert {path: path.lstat().st_mode for path in before} == before
+    become(WEB, lambda: open_queue(switched).prepare())
+    for path in [switched, *switched.rglob('*')]:
+        mode = path.stat().st_mode
+        assert stat.S_IMODE(mode) == (0o2770 if stat.S_ISDIR(mode) else 0o660), path
+
+    def send() -> None:
+        queue = open_queue(switched)
+        queue.prepare()
+        for ticket in queue.look(NOW)[0]:
+            claim: Any = queue.claim(ticket)
+            claim.settle([sent(claim.envelope)], report=False)
+        assert queue.expire(time.time() + 60) == 1
+        assert files(queue) == []
+
+    assert told(PROCESSOR, send) == ''
+
+
+@as_root
+def test_what_another_group_could_read_is_not_opened_to_it(switched: Path) -> None:
+    """A file that was not given to the queue's group stays its maker's alone."""
+    path = min((switched / 'new').iterdir())
+    os.chown(path, -1, STRANGER[1])
+    become(WEB, lambda: open_queue(switched).prepare())
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (switched / 'new').iterdir()} == {
+        0o600,
+        0o660,
+    }
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@as_root
+def test_an_owner_who_is_no_member_is_refused(shared: Path) -> None:
+    """The system would take the setgid bit off his folders; the error says what helps, and he
+    makes none."""
+    os.chown(shared, WEB[0], GROUP)
+    shared.chmod(0o2770)
+    text = told(WEB, open_queue(shared).prepare, member=False)
+    assert f'usermod -aG {GROUP} {WEB[0]}' in text
+    assert list(shared.iterdir()) == []
+
+
+@as_root
+def test_nobody_is_told_to_join_the_group_of_root(place: Path) -> None:
+    """A queue that root has made has root's group: it needs another one."""
+    open_queue(place / 'queue').prepare()
+    text = told(WEB, open_queue(place / 'queue').prepare)
+    assert f'chgrp -R GROUP {place / "queue"}' in text
+    assert 'usermod' not in text
+
+
+@as_root
+def test_a_process_that_does_not_know_of_the_group_is_refused(shared: Path) -> None:
+    """Where the owner's settings lack mail.queue_mode he would put mail that no other user can
+    send: the vote says no, and what to write."""
+    os.chown(shared, WEB[0], GROUP)
+    shared.chmod(0o2770)
+    become(WEB, lambda: open_queue(shared).prepare())
+    text = told(WEB, lambda: open_queue(shared, group=False).put([make_envelope()]).publish())
+    assert f'the group {GROUP} may write to {shared}: set mail.queue_mode = group' in text
+    assert files(open_queue(shared)) == []
+
+
+@as_root
+def test_a_folder_that_keeps_the_other_users_files_is_put_right(shared: Path) -> None:
+    """In a sticky folder nobody could move what the other has made."""
+    os.chown(shared, WEB[0], GROUP)
+    shared.chmod(0o2770)
+    become(WEB, lambda: open_queue(shared).prepare())
+    (shared / 'new').chmod(0o3770)
+    assert f'chmod 2770 {shared / "new"}' in told(PROCESSOR, open_queue(shared).prepare)
+    become(WEB, lambda: open_queue(shared).prepare())
+    assert stat.S_IMODE((shared / 'new').stat().st_mode) == 0o2770
+
+
+@as_root
+@pytest.mark.parametrize('mode', [0o2770, 0o2775, 0o2771])
+def test_a_mode_that_will_do_is_left_as_it_is(shared: Path, mode: int) -> None:
+    """Neither of two users may change what the administrator has made, nor has to."""
+    shared.chmod(mode)
+    for user in (WEB, PROCESSOR):
+        assert told(user, open_queue(shared).prepare) == ''
+    assert stat.S_IMODE(shared.stat().st_mode) == mode
+
+
+@as_root
+def test_a_stopped_put_of_a_shared_queue_is_brought_to_its_end_by_the_other(
+    shared: Path,
+) -> None:
+    """Stopped at whichever call, with an umask that lets nobody in: the other user finds no file
+    that he cannot read, and leaves nothing behind."""
+    become(WEB, lambda: open_queue(shared).prepare())
+
+    def put() -> None:
+        turn_into(WEB)
+        open_queue(shared).put([make_envelope(), make_envelope()]).publish()
+
+    def recover() -> None:
+        queue = open_queue(shared, in_doubt='send')
+        queue.prepare()
+        queue.look(NOW)
+        for ticket in queue.look(NOW)[0]:
+            claim: Any = queue.claim(ticket)
+            claim.settle([sent(claim.envelope)], report=False)
+        assert files(queue) == []
+
+    def check() -> None:
+        assert 'may not be read' not in told(PROCESSOR, recover)
+        beside = {path.name for path in shared.iterdir()}
+        assert beside <= {*FOLDERS, 'trigger'}
+
+    assert crashes(put, check) > 20
+
+
+def test_a_file_that_is_swept_away_while_it_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A processor that starts at that moment does a put no harm."""
+    queue = open_queue(tmp_path / 'queue')
+    queue.prepare()
+    real, swept = os.fchmod, 0
+
+    def fchmod(descriptor: int, mode: int) -> None:
+        nonlocal swept
+        real(descriptor, mode)
+        if swept < 3:
+            swept += 1
+            open_queue(tmp_path / 'queue')._store.sweep()
+
+    monkeypatch.setattr(os, 'fchmod', fchmod)
+    queue.put([make_envelope()]).publish()
+    assert swept == 3
+    assert len(files(queue)) == 1
+
+
+def test_a_new_file_of_a_shared_queue_is_new(tmp_path: Path) -> None:
+    """What lies where it is to be is never written over, and nothing is left of the attempt."""
+    store = Store(str(tmp_path), group=True)
+    path = tmp_path / 'somebody'
+    path.write_bytes(b"somebody's")
+    with pytest.raises(FileExistsError):
+        store.create(str(path))
+    assert path.read_bytes() == b"somebody's"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_shared_queue_whose_folder_was_removed_is_made_again(tmp_path: Path) -> None:
+    """As a private one is, by the next put."""
+    queue = open_queue(tmp_path / 'queue')
+    queue.put([make_envelope()]).publish()
+    (tmp_path / 'queue' / 'tmp').rmdir()
+    queue.put([make_envelope()]).publish()
+    assert [name.partition('/')[0] for name in files(queue)] == ['new', 'new']
+    assert {path.name for path in (tmp_path / 'queue').iterdir()} == {*FOLDERS} - {'reasons'}
+
+
+@pytest.mark.parametrize('mode', [0o660, 0o600])
+def test_a_trigger_of_the_other_kind_is_put_right(tmp_path: Path, mode: int) -> None:
+    """By whoever has made it, whatever the mode of the queue was then."""
+    path = tmp_path / 'trigger'
+    os.mkfifo(path, 0o600)
+    path.chmod(0o606)
+    trigger = Trigger(str(path), mode)
+    trigger.listen()
+    trigger.close()
+    assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
 @as_root
@@ -282,16 +544,60 @@ def test_what_everybody_may_write_to_is_refused(tmp_path: Path, folder: str, gro
     open_queue(root, group=group).prepare()
 
 
+@pytest.mark.parametrize('folder', ['.', *FOLDERS])
+def test_what_a_group_may_write_to_is_refused_if_it_is_private(tmp_path: Path, folder: str) -> None:
+    """The error says how to share it, and how not to; one command does for all folders."""
+    root = tmp_path / 'queue'
+    live(open_queue(root, group=False))
+    path = root if folder == '.' else root / folder
+    path.chmod(0o770)
+    for use in uses(open_queue(root, group=False)):
+        with pytest.raises(QueueError, match=r'set mail\.queue_mode = group') as caught:
+            use()
+        assert f'may write to {path}' in str(caught.value)
+        assert f'chmod g-w {root} {root}/*' in str(caught.value)
+    for each in (root, *root.glob('*')):
+        each.chmod(each.stat().st_mode & ~stat.S_IWGRP)
+    open_queue(root, group=False).prepare()
+
+
+@pytest.mark.parametrize('target', ['elsewhere', 'nowhere'])
 @pytest.mark.parametrize('folder', FOLDERS)
-def test_a_link_in_the_place_of_a_folder_is_refused(tmp_path: Path, folder: str) -> None:
+def test_a_link_in_the_place_of_a_folder_is_refused(
+    tmp_path: Path, folder: str, target: str
+) -> None:
     """Mail would be moved elsewhere, or nowhere."""
     root = tmp_path / 'queue'
     live(open_queue(root, group=False))
     (root / folder).rename(tmp_path / 'elsewhere')
-    (root / folder).symlink_to(tmp_path / 'elsewhere')
+    (root / folder).symlink_to(tmp_path / target)
     for use in uses(open_queue(root, group=False)):
         with pytest.raises(QueueError, match=f'{root / folder} is a symbolic link; remove'):
             use()
+    assert not (tmp_path / 'nowhere').exists()
+
+
+@pytest.mark.parametrize('slash', ['', '/', '//'])
+@pytest.mark.parametrize('target', ['real', 'nowhere'])
+def test_a_link_is_a_link_however_it_is_written(tmp_path: Path, target: str, slash: str) -> None:
+    """With a slash at its end a link is what it leads to; what leads nowhere is not made."""
+    (tmp_path / 'real').mkdir()
+    (tmp_path / 'link').symlink_to(tmp_path / target)
+    with pytest.raises(QueueError, match=f'set mail.queue_path to {tmp_path / target}'):
+        MaildirQueue(f'{tmp_path}/link{slash}').prepare()
+    assert not (tmp_path / 'nowhere').exists()
+    assert list((tmp_path / 'real').iterdir()) == []
+
+
+@pytest.mark.parametrize('group', [False, True], ids=['private', 'group'])
+def test_a_file_in_the_place_of_reasons_stays_as_it_is(tmp_path: Path, group: bool) -> None:
+    """No history can be written there, which is no reason to change somebody's file."""
+    open_queue(tmp_path / 'queue', group=group).prepare()
+    path = tmp_path / 'queue' / 'reasons'
+    path.write_text('mine')
+    path.chmod(0o644)
+    open_queue(tmp_path / 'queue', group=group).prepare()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
 def test_a_link_in_the_place_of_the_queue_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tests.queue_fixtures import (
     make_envelope,
     reap,
     sent,
+    until,
 )
 
 
@@ -42,9 +43,9 @@ def test_two_processes_deliver_each_mail_once(queue: MaildirQueue, tmp_path: Pat
 
     def work(number: int) -> None:
         mine = MaildirQueue(queue.path, sync=False, clock=Clock())
-        while not start.exists():
-            pass
         with open(tmp_path / f'log{number}', 'w') as log:
+            while not start.exists():
+                pass
             while tickets := mine.look(NOW)[0]:
                 for ticket in tickets:
                     claim = mine.claim(ticket)
@@ -54,6 +55,7 @@ def test_two_processes_deliver_each_mail_once(queue: MaildirQueue, tmp_path: Pat
                         claim.settle([sent(claim.envelope)], report=False)
 
     pids = [forked(lambda number=number: work(number)) for number in range(2)]  # type: ignore[misc]
+    until(lambda: len(list(tmp_path.glob('log?'))) == 2)
     start.touch()
     assert [reap(pid) for pid in pids] == [0, 0]
     logs = [(tmp_path / f'log{number}').read_text().split() for number in range(2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import re
 import stat
@@ -16,10 +17,15 @@ from .permissions import Permissions
 
 __all__ = ['FOLDERS', 'Store']
 
+log = logging.getLogger(__name__)
+
 FOLDERS = ('tmp', 'new', 'cur', 'done', 'failed')
 _REASONS = 'reasons'
 
-_PROBE = re.compile(r'(?:lock-)?probe-[0-9]+-[0-9]+')
+_PROBE = re.compile(r'(?:lock-)?probe-[0-9]+-[0-9]+|making-[0-9a-f.-]+')
+
+_LEFT = 1_000
+"""Files that only another user can read, each said once."""
 
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -36,6 +42,7 @@ class Store:
         self.sync = sync
         self.permissions = Permissions(group)
         self._open: set[int] = set()
+        self._left: set[str] = set()
         self._owner: int | None = None
         reference = weakref.ref(self)
 
@@ -149,21 +156,45 @@ class Store:
 
     def create(self, path: str) -> int | None:
         """Make a new file, locked; None if somebody else has it already."""
-        descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, self.permissions.file)
-        self._open.add(descriptor)
+        if self.permissions.group:
+            descriptor = self._create_shared(path)
+        else:
+            descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+            self._open.add(descriptor)
         try:
-            self.permissions.opened(descriptor)
             return self._locked(descriptor, path)
         except BaseException:
             with suppress(OSError):
                 os.unlink(path)
             raise
 
+    def _create_shared(self, path: str) -> int:
+        """A new file that has its mode before it has its name: never does the other user find one
+        that he cannot read. What a stopped process leaves of it, beside the folders, is swept."""
+        making = f'{self.root}/making-{os.path.basename(path)}'
+        while True:
+            descriptor = os.open(making, _FLAGS | os.O_CREAT | os.O_EXCL, self.permissions.file)
+            self._open.add(descriptor)
+            try:
+                os.fchmod(descriptor, self.permissions.file)
+                if os.path.lexists(path):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+                os.rename(making, path)
+            except BaseException as error:
+                self.close(descriptor)
+                try:
+                    os.unlink(making)
+                except FileNotFoundError:
+                    if isinstance(error, FileNotFoundError):
+                        continue  # swept away
+                raise
+            return descriptor
+
     def open(self, path: str) -> int | None:
         """Open an existing file for us alone; None if it is gone or somebody else has it.
 
-        Raises ValueError for what is no file that could be used; but what only another user of a
-        queue that is shared can read is his to use.
+        Raises ValueError for what is no file that could be used. What only another user of a
+        shared queue can read is his to use: it stays.
         """
         try:
             descriptor = os.open(path, _FLAGS)
@@ -172,10 +203,12 @@ class Store:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
                 raise ValueError('it is not a plain file') from error
-            if error.errno in (errno.EACCES, errno.EPERM) and not self.permissions.group:
-                raise ValueError(
-                    f'it may not be read and written by user {os.geteuid()}'
-                ) from error
+            if error.errno in (errno.EACCES, errno.EPERM):
+                reason = f'it may not be read and written by user {os.geteuid()}'
+                if not self.permissions.group:
+                    raise ValueError(reason) from error
+                self._leave(path, reason)
+                return None
             raise
         self._open.add(descriptor)
         try:
@@ -185,6 +218,16 @@ class Store:
             self.close(descriptor)
             raise
         return self._locked(descriptor, path)
+
+    def _leave(self, path: str, reason: str) -> None:
+        if path not in self._left and len(self._left) < _LEFT:
+            self._left.add(path)
+            log.error(
+                '%s stays where it is: %s: chmod 660 it, and set mail.queue_mode = group for every '
+                'process that puts mail there',
+                path,
+                reason,
+            )
 
     def open_reason(self, name: str, flags: int) -> int:
         """Open a file of ``reasons/`` for writing, making what is not there."""

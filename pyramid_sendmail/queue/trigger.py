@@ -80,8 +80,11 @@ class Trigger:
         with suppress(OSError):
             # Reading and writing: the pipe never reports an end when writers come and go.
             fifo = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-            if stat.S_ISFIFO(os.fstat(fifo).st_mode):
+            mode = os.fstat(fifo).st_mode
+            if stat.S_ISFIFO(mode):
                 self._fifo = fifo
+                if stat.S_IMODE(mode) != self._mode:
+                    os.fchmod(fifo, self._mode)  # by whoever has made it
             else:
                 os.close(fifo)
         if self._fifo is None:

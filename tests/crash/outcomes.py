@@ -36,25 +36,12 @@ NEVER = {
 
 OUTCOMES = {
     'enqueue one': """
-put: mkdir /: QueueError, as before
-put: stat / #1: QueueError, as before
-put: stat / #2,3,4,5,6: quiet, done
-put: lstat /: QueueError, as before
-put: mkdir tmp/: QueueError, as before
-put: stat tmp/: QueueError, as before
-put: lstat tmp/: QueueError, as before
-put: mkdir new/: QueueError, as before
-put: stat new/: QueueError, as before
-put: lstat new/: QueueError, as before
-put: mkdir cur/: QueueError, as before
-put: stat cur/: QueueError, as before
-put: lstat cur/: QueueError, as before
-put: mkdir done/: QueueError, as before
-put: stat done/: QueueError, as before
-put: lstat done/: QueueError, as before
-put: mkdir failed/: QueueError, as before
-put: stat failed/: QueueError, as before
-put: lstat failed/: QueueError, as before
+put: lstat /: QueueError, as before; ENOENT: quiet, done
+put: lstat tmp/: QueueError, as before; ENOENT: quiet, done
+put: lstat new/: QueueError, as before; ENOENT: quiet, done
+put: lstat cur/: QueueError, as before; ENOENT: quiet, done
+put: lstat done/: QueueError, as before; ENOENT: quiet, done
+put: lstat failed/: QueueError, as before; ENOENT: quiet, done
 put: lstat reasons/: QueueError, as before; ENOENT: quiet, done
 put: open tmp: QueueError, as before; ENOENT: quiet, done
 put: flock tmp: QueueError, as before; ENOENT: QueueError, between
@@ -76,25 +63,12 @@ publish: write trigger: quiet, done
 publish: close trigger: quiet, done
 """,
     'enqueue three': """
-put: mkdir /: QueueError, as before
-put: stat / #1: QueueError, as before
-put: stat / #2,3,4,5,6: quiet, done
-put: lstat /: QueueError, as before
-put: mkdir tmp/: QueueError, as before
-put: stat tmp/: QueueError, as before
-put: lstat tmp/: QueueError, as before
-put: mkdir new/: QueueError, as before
-put: stat new/: QueueError, as before
-put: lstat new/: QueueError, as before
-put: mkdir cur/: QueueError, as before
-put: stat cur/: QueueError, as before
-put: lstat cur/: QueueError, as before
-put: mkdir done/: QueueError, as before
-put: stat done/: QueueError, as before
-put: lstat done/: QueueError, as before
-put: mkdir failed/: QueueError, as before
-put: stat failed/: QueueError, as before
-put: lstat failed/: QueueError, as before
+put: lstat /: QueueError, as before; ENOENT: quiet, done
+put: lstat tmp/: QueueError, as before; ENOENT: quiet, done
+put: lstat new/: QueueError, as before; ENOENT: quiet, done
+put: lstat cur/: QueueError, as before; ENOENT: quiet, done
+put: lstat done/: QueueError, as before; ENOENT: quiet, done
+put: lstat failed/: QueueError, as before; ENOENT: quiet, done
 put: lstat reasons/: QueueError, as before; ENOENT: quiet, done
 put: open tmp #1: QueueError, as before; ENOENT: quiet, done
 put: open tmp #2,3: QueueError, as before
@@ -242,6 +216,8 @@ settle: fsync new #1: quiet, kept, done
 settle: fsync new #2: quiet, between
 settle: open reasons #1: quiet, between; ENOENT: quiet, done
 settle: open reasons #2: quiet, between
+settle: lstat reasons/ #1: quiet, between; ENOENT: quiet, done
+settle: lstat reasons/ #2: quiet, between
 settle: stat /: quiet, done
 settle: mkdir reasons/: quiet, between
 settle: chmod reasons/: quiet, between
@@ -257,6 +233,8 @@ settle: close new: quiet, done
 settle: pwrite new: quiet, kept, done
 settle: open reasons #1: quiet, between; ENOENT: quiet, done
 settle: open reasons #2: quiet, between
+settle: lstat reasons/ #1: quiet, between; ENOENT: quiet, done
+settle: lstat reasons/ #2: quiet, between
 settle: stat /: quiet, done
 settle: mkdir reasons/: quiet, between
 settle: chmod reasons/: quiet, between
@@ -272,6 +250,8 @@ settle: pwrite new #1: quiet, kept, done
 settle: pwrite new #2: quiet, between
 settle: open reasons #1: quiet, between; ENOENT: quiet, done
 settle: open reasons #2: quiet, between
+settle: lstat reasons/ #1: quiet, between; ENOENT: quiet, done
+settle: lstat reasons/ #2: quiet, between
 settle: stat /: quiet, done
 settle: mkdir reasons/: quiet, between
 settle: chmod reasons/: quiet, between
@@ -290,6 +270,8 @@ settle: fsync new #1: quiet, kept, done
 settle: fsync new #2: quiet, between
 settle: open reasons #1: quiet, between; ENOENT: quiet, done
 settle: open reasons #2: quiet, between
+settle: lstat reasons/ #1: quiet, between; ENOENT: quiet, done
+settle: lstat reasons/ #2: quiet, between
 settle: stat /: quiet, done
 settle: mkdir reasons/: quiet, between
 settle: chmod reasons/: quiet, between
@@ -306,6 +288,8 @@ settle: pwrite new #1: quiet, kept, done
 settle: pwrite new #2: quiet, between
 settle: open reasons #1: quiet, between; ENOENT: quiet, done
 settle: open reasons #2: quiet, between
+settle: lstat reasons/ #1: quiet, between; ENOENT: quiet, done
+settle: lstat reasons/ #2: quiet, between
 settle: stat /: quiet, done
 settle: mkdir reasons/: quiet, between
 settle: chmod reasons/: quiet, between
@@ -357,6 +341,8 @@ attempt: pwrite new #1: QueueError, as before
 attempt: pwrite new #2: quiet, kept, done
 attempt: open reasons #1: quiet, between; ENOENT: quiet, done
 attempt: open reasons #2: quiet, between
+attempt: lstat reasons/ #1: quiet, between; ENOENT: quiet, done
+attempt: lstat reasons/ #2: quiet, between
 attempt: stat /: quiet, done
 attempt: mkdir reasons/: quiet, between
 attempt: chmod reasons/: quiet, between
@@ -386,6 +372,8 @@ attempt: pwrite new #1: QueueError, as before
 attempt: pwrite new #2: quiet, kept, done
 attempt: open reasons #1: quiet, between; ENOENT: quiet, done
 attempt: open reasons #2: quiet, between
+attempt: lstat reasons/ #1: quiet, between; ENOENT: quiet, done
+attempt: lstat reasons/ #2: quiet, between
 attempt: stat /: quiet, done
 attempt: mkdir reasons/: quiet, between
 attempt: chmod reasons/: quiet, between
@@ -452,6 +440,8 @@ attempt: unlink done: quiet, between
 attempt: close new: quiet, done
 attempt: open reasons #1: quiet, between; ENOENT: quiet, done
 attempt: open reasons #2: quiet, between
+attempt: lstat reasons/ #1: quiet, between; ENOENT: quiet, done
+attempt: lstat reasons/ #2: quiet, between
 attempt: stat /: quiet, done
 attempt: mkdir reasons/: quiet, between
 attempt: chmod reasons/: quiet, between
@@ -478,6 +468,8 @@ claim: close new: quiet, done
 claim: lstat failed: quiet, done
 claim: open reasons #1: quiet, between; ENOENT: quiet, done
 claim: open reasons #2: quiet, between
+claim: lstat reasons/ #1: quiet, between; ENOENT: quiet, done
+claim: lstat reasons/ #2: quiet, between
 claim: stat /: quiet, done
 claim: mkdir reasons/: quiet, between
 claim: chmod reasons/: quiet, between
@@ -515,25 +507,31 @@ claim: pwrite new #2: quiet, between
 claim: close new: quiet, between
 """,
     'prepare': """
+prepare: lstat / #1: QueueError, done; ENOENT: quiet, done
+prepare: lstat / #2: QueueError, done
 prepare: mkdir /: QueueError, done
 prepare: chmod /: QueueError, done
-prepare: lstat /: QueueError, done
+prepare: lstat tmp/ #1: QueueError, done; ENOENT: quiet, done
+prepare: lstat tmp/ #2: QueueError, done
 prepare: stat /: quiet, done
 prepare: mkdir tmp/: QueueError, done
 prepare: chmod tmp/: QueueError, done
-prepare: lstat tmp/: QueueError, done
+prepare: lstat new/ #1: QueueError, done; ENOENT: quiet, done
+prepare: lstat new/ #2: QueueError, done
 prepare: mkdir new/: QueueError, done
 prepare: chmod new/: QueueError, done
-prepare: lstat new/: QueueError, done
+prepare: lstat cur/ #1: QueueError, done; ENOENT: quiet, done
+prepare: lstat cur/ #2: QueueError, done
 prepare: mkdir cur/: QueueError, done
 prepare: chmod cur/: QueueError, done
-prepare: lstat cur/: QueueError, done
+prepare: lstat done/ #1: QueueError, done; ENOENT: quiet, done
+prepare: lstat done/ #2: QueueError, done
 prepare: mkdir done/: QueueError, done
 prepare: chmod done/: QueueError, done
-prepare: lstat done/: QueueError, done
+prepare: lstat failed/ #1: QueueError, done; ENOENT: quiet, done
+prepare: lstat failed/ #2: QueueError, done
 prepare: mkdir failed/: QueueError, done
 prepare: chmod failed/: QueueError, done
-prepare: lstat failed/: QueueError, done
 prepare: lstat reasons/: QueueError, done; ENOENT: quiet, done
 prepare: listdir /: quiet, done
 prepare: open probe: QueueError, done

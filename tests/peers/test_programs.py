@@ -27,9 +27,16 @@ def session(relay: Relay, tmp_path: Path) -> Iterator[Any]:
 
 
 def held(relay: Relay, sender: str, count: int) -> list[Any]:
-    """The mail from a sender: a relay may take it from the program a moment later."""
-    relay.root.until(lambda: len(relay.mails(sender)) >= count)
-    return relay.mails(sender)
+    """The mail from a sender: a relay may take it from the program a moment later, and list it
+    twice in that moment."""
+    found: list[Any] = []
+
+    def there() -> bool:
+        found[:] = relay.mails(sender)
+        return len(found) == count
+
+    relay.root.until(there)
+    return found
 
 
 @pytest.mark.parametrize('body', BODIES)
