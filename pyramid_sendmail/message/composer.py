@@ -197,13 +197,13 @@ class Composer:
         else:
             message_id = self._new_id(now)
         lines += [
-            (name, structured(name, default))
-            for name, default in (
-                ('Date', date_of(now)),
-                ('Message-ID', message_id),
-                ('Auto-Submitted', 'auto-generated'),
+            (name, f'{name}: {default}\r\n'.encode('ascii'))
+            for key, name, default in (
+                ('date', 'Date', date_of(now)),
+                ('message-id', 'Message-ID', message_id),
+                ('auto-submitted', 'Auto-Submitted', 'auto-generated'),
             )
-            if name.lower() not in given
+            if key not in given
         ]
         part = content_tree(message.text, message.html, message.attachments, self.max_size)
         return _Draft(

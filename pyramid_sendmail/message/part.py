@@ -57,10 +57,12 @@ def container(subtype: str, parts: Iterable[Part], *given: tuple[str, str]) -> P
 
 def encoded_text(data: bytes) -> tuple[str, bytes]:
     """How a text, of whatever line ends, is written in lines of 7 bits: encoding and octets."""
-    data = data.replace(b'\r\n', b'\n').replace(b'\r', b'\n')
+    if b'\r' in data:
+        data = data.replace(b'\r\n', b'\n').replace(b'\r', b'\n')
+    lines = data.split(b'\n')
     # What is left when every octet that may stand there has been taken out.
-    if not data.translate(None, _READABLE) and max(map(len, data.split(b'\n'))) <= 78:
-        return '7bit', data.replace(b'\n', b'\r\n')
+    if max(map(len, lines)) <= 78 and not data.translate(None, _READABLE):
+        return '7bit', b'\r\n'.join(lines)
     printable = binascii.b2a_qp(data)
     # Up to there it can still be read, by a person and by a filter that looks at the source.
     if len(printable) <= len(data) * 2:
