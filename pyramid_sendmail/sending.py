@@ -323,6 +323,8 @@ def _reason(verdict: Verdict, kind: Kind, *, given_up: bool) -> str:
 
 
 def _log_fate(fate: Fate, verdict: Verdict, envelope: Envelope) -> None:
+    if not log.isEnabledFor(_LEVELS[fate.kind]):
+        return
     word = 'ambiguous' if verdict.status == 'ambiguous' else fate.kind
     log.log(
         _LEVELS[fate.kind],

@@ -122,7 +122,8 @@ class Wire:
                 code, mark, text = match.groups()
                 if code != (first := first or code):
                     raise LineLost('the relay changed its mind within a reply')
-                texts.append((text or b'').decode('utf-8', 'replace').translate(_CONTROLS).strip())
+                words = (text or b'').decode('utf-8', 'replace')
+                texts.append((words if words.isprintable() else words.translate(_CONTROLS)).strip())
                 if mark != b'-':
                     return int(code), texts
             raise LineLost(f"the relay's reply has more than {LINES_LIMIT} lines")

@@ -22,6 +22,7 @@ SHARE = 8
 _NAME = b'X-Envelope-Outcome: '
 _END = b'\r\n'
 _LINE = len(_NAME) + WIDTH + len(_END)
+_NOTHING = _NAME + b'[[]]'
 
 
 @dataclass(slots=True)
@@ -71,6 +72,10 @@ def _written(text: bytes) -> bytes:
 
 def read_slot(data: bytes, at: int) -> tuple[list[Entry], int]:
     """Return the entries, and where the lines that begin at ``at`` end."""
+    if data.startswith(_NOTHING, at):
+        end = at + _LINE
+        if not data.startswith(_NAME, end) and not data[at + len(_NOTHING) : end - 2].strip(b' '):
+            return [], end
     parts = []
     while data.startswith(_NAME, at):
         parts.append(data[at + len(_NAME) : at + len(_NAME) + WIDTH])
