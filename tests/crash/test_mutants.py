@@ -32,7 +32,7 @@ SERVERS = 3
 FAILED = 1
 """The exit status of pytest where tests have failed, rather than anything else."""
 
-LONGEST, PATIENCE = 20.0, 3.0
+LONGEST, PATIENCE = 120.0, 3.0
 """Seconds for one test, without a defect and with one: many make their test wait in vain."""
 
 HEAVY = ('pyramid.config', 'sqlalchemy.orm', 'ZODB', 'psycopg', 'trustme', 'webtest')
