@@ -69,3 +69,9 @@ class ProcessorThread:
         if self._thread is not None and self._processor is not None:
             self._processor.wake()
             self._thread.join(timeout)
+            if self._thread.is_alive():
+                log.warning(
+                    'mail.processor = thread has not ended within %g s, and is left to itself: '
+                    'the next processor finishes what it has begun',
+                    timeout,
+                )

@@ -22,7 +22,10 @@ log = logging.getLogger(__name__)
 
 
 class Crew:
-    """The workers of one run: ``drain(crew, road, tally)`` is what each does, over and over."""
+    """The workers of one run: ``drain(crew, road, tally)`` is what each does, over and over.
+
+    ``stop``: set by whoever wants the run to end.
+    """
 
     def __init__(
         self,
@@ -31,6 +34,7 @@ class Crew:
         gate: Gate,
         pace: Pace,
         wake: Callable[[], None],
+        stop: threading.Event,
         *,
         once: bool,
     ) -> None:
@@ -42,6 +46,8 @@ class Crew:
         """When the whole queue is looked at again, by the monotonic clock."""
         self._drain = drain
         self._wake = wake
+        self.stop = stop
+        self._deadline: float | None = None
         self._looking = threading.Lock()
         self._synced = 0
         self._complaints: set[Any] = set()
@@ -133,16 +139,23 @@ class Crew:
         self.pending.close()
 
     def dismiss(self, grace: float) -> None:
-        """Take nothing more, and wait for what is in flight; who only tries to reach a relay
-        holds no mail and is not waited for."""
+        """Take nothing more, and wait for what is in flight, so many seconds at most from the first
+        call on; who only tries to reach a relay holds no mail and is not waited for."""
         self.pending.close()
-        end = time.monotonic() + grace
+        again = self._deadline is not None
+        self._deadline = self._deadline or time.monotonic() + grace
         for road, thread in self._workers:
-            while thread.is_alive() and not road.connecting and time.monotonic() < end:
+            while thread.is_alive() and not road.connecting and self.grace_left:
                 thread.join(0.05)
         late = [thread.name for road, thread in self._workers if _holds_mail(road, thread)]
-        if late:
+        if late and not again:
             log.warning('still sending, and left to itself: %s', ', '.join(late))
+
+    @property
+    def grace_left(self) -> float:
+        """Seconds that what was dismissed still has; subscribers work beside the mail in flight,
+        and have no more."""
+        return max((self._deadline or 0.0) - time.monotonic(), 0.0)
 
 
 class WatchedClaim:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from random import random
 from typing import Any
 
 from zope.interface import implementer
@@ -60,7 +61,8 @@ class QueueProcessor:
     """See IMailQueueProcessor. ``workers``: connections at once; ``batch``: mails on each;
     ``rate``: how many mails leave in how many seconds at most, over all connections, or None;
     ``keep_failed``: seconds after which a dead letter is removed, or None for never;
-    ``poll``, ``limit``, ``grace``, ``pause``: see POLL, LIMIT, GRACE and FIRST_PAUSE."""
+    ``poll``, ``limit``, ``grace``, ``pause``: see POLL, LIMIT, GRACE and FIRST_PAUSE; ``chance``:
+    see Gate."""
 
     def __init__(
         self,
@@ -78,6 +80,7 @@ class QueueProcessor:
         grace: float = GRACE,
         pause: float = FIRST_PAUSE,
         monotonic: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random,
     ) -> None:
         self._queue: Any = queue
         self._mailer = mailer
@@ -91,6 +94,7 @@ class QueueProcessor:
         self._grace = grace
         self._pause = pause
         self._monotonic = monotonic
+        self._chance = chance
         self._pace = Pace(rate, monotonic=monotonic)
         self._recording = threading.Lock()
         self._expire_at = float('-inf')
@@ -100,15 +104,15 @@ class QueueProcessor:
 
     def run(self, stop: threading.Event) -> None:
         self._queue.prepare()
-        crew = self._crew(once=False)
+        crew = self._crew(stop, once=False)
         starting = True
         try:
-            while not stop.is_set():
+            while not crew.stop.is_set():
                 try:
                     # What subscribers have not taken from the last process they get at once.
                     self._look(crew, all_events=starting)
                     starting = False
-                    self._watch(crew, stop)
+                    self._watch(crew)
                 except Exception:
                     log.exception('the queue processor failed, and goes on')
                     crew.pending.rest(1.0)
@@ -119,11 +123,11 @@ class QueueProcessor:
         self, progress: Progress | None = None, stop: threading.Event | None = None
     ) -> Tally:
         self._queue.prepare()
-        crew = self._crew(once=True)
+        crew = self._crew(stop or threading.Event(), once=True)
         try:
-            self._drain_once(crew, progress or _no_progress, stop or threading.Event())
+            self._drain_once(crew, progress or _no_progress)
             crew.dismiss(self._grace)
-            self._reporter.join(self._grace)
+            self._await_subscribers(crew)
             now = self._attempts.clock()
             done, _ = self._queue.look(now, limit=self._limit, all_events=True)
             self._report_all_done(crew, done)
@@ -136,17 +140,17 @@ class QueueProcessor:
             raise crew.error
         return crew.tally
 
-    def _crew(self, *, once: bool) -> Crew:
+    def _crew(self, stop: threading.Event, *, once: bool) -> Crew:
         roads = [
             Road(self._mailer, batch=self._batch, monotonic=self._monotonic)
             for _ in range(self._workers)
         ]
-        gate = Gate(self._monotonic, pause=self._pause)
-        return Crew(roads, self._drain, gate, self._pace, self._queue.wake, once=once)
+        gate = Gate(self._monotonic, pause=self._pause, chance=self._chance)
+        return Crew(roads, self._drain, gate, self._pace, self._queue.wake, stop, once=once)
 
-    def _watch(self, crew: Crew, stop: threading.Event) -> None:
+    def _watch(self, crew: Crew) -> None:
         """Look where mail is published until the next full look is due."""
-        while not stop.is_set() and (pause := crew.next_look - self._monotonic()) > 0:
+        while not crew.stop.is_set() and (pause := crew.next_look - self._monotonic()) > 0:
             woken = self._queue.wait(min(pause, SYNC) if crew.busy else pause)
             crew.sync(self._queue)
             if crew.pending.exhausted:
@@ -190,7 +194,7 @@ class QueueProcessor:
         except QueueError as error:
             log.error('old dead letters could not be removed: %s', error)
 
-    def _drain_once(self, crew: Crew, progress: Progress, stop: threading.Event) -> None:
+    def _drain_once(self, crew: Crew, progress: Progress) -> None:
         start = self._attempts.clock()
         seen: set[str] = set()
         full = True
@@ -198,17 +202,19 @@ class QueueProcessor:
             tickets = self._unseen(seen, start if full else None)
             if not full and not tickets:
                 # What subscribers send meanwhile is fresh mail too.
-                self._reporter.join(self._grace)
+                self._await_subscribers(crew)
                 tickets = self._unseen(seen, None)
                 if not tickets:
                     break
             full = full and len(tickets) >= self._limit
             seen.update(map(_id, tickets))
             self._report_all_done(crew, tickets)
+            if crew.stop.is_set():
+                break
             crew.pending.fill(_unsettled(tickets))
             while not crew.pending.await_rest(0.1):
                 progress(crew.tally, crew.left)
-                if stop.is_set():
+                if crew.stop.is_set():
                     crew.pending.close()
 
     def _unseen(self, seen: set[str], start: float | None) -> list[Any]:
@@ -224,8 +230,16 @@ class QueueProcessor:
         """Report ``done/``, at the pace of the subscribers."""
         done = [ticket for ticket in tickets if ticket.folder == 'done']
         for at in range(0, len(done), REPORTS):
+            if crew.stop.is_set():
+                break
             self._report_done(crew, done[at : at + REPORTS])
-            self._reporter.join(self._grace)
+            self._await_subscribers(crew)
+
+    def _await_subscribers(self, crew: Crew) -> None:
+        """Wait until they have heard all, or too long: they are told again what they have not."""
+        end = time.monotonic() + self._grace
+        while not (crew.stop.is_set() or self._reporter.join(0.1)) and time.monotonic() < end:
+            pass
 
     def _report_done(self, crew: Crew, tickets: list[Any]) -> None:
         """Report what lies in ``done/``, which needs no relay."""
@@ -339,7 +353,7 @@ class QueueProcessor:
         crew.dismiss(self._grace)
         with suppress(QueueError), self._recording:
             self._attempts.record()
-        self._reporter.join(self._grace)
+        self._reporter.join(crew.grace_left)
         crew.sync(self._queue)
         self._queue.close()
 

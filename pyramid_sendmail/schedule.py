@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -28,6 +29,15 @@ CROWDED_PAUSE = 30.0
 IDLE = 60.0
 """Seconds without work after which a worker gives its session up."""
 
+_PASSING = re.compile(
+    r"""(?<!\S)
+    (?! (\d{3} | \d\.\d{1,3}\.\d{1,3}) [,:;]? (?!\S) )  # a reply's code, and an enhanced one
+    \S*\d\S*""",
+    re.VERBOSE,
+)
+"""Words of a reason that may be others the next time although it is the same reason: relays write
+the time and the number of a session into what they refuse it with."""
+
 
 class Gate:
     """Whether the road is open, as far as the workers know.
@@ -38,12 +48,21 @@ class Gate:
     closed       nobody is, for a pause that grows; who is in passes nothing more
     ============ ====================================================================
 
-    ``pause``: see FIRST_PAUSE. The log has a line for each change, and for each new reason.
+    ``pause``: see FIRST_PAUSE; a fifth more or less by ``chance``, between 0 and 1, so that
+    processors that found the road closed together do not come back together. The log has a line
+    for each change, and for each new reason.
     """
 
-    def __init__(self, monotonic: Callable[[], float], *, pause: float = FIRST_PAUSE) -> None:
+    def __init__(
+        self,
+        monotonic: Callable[[], float],
+        *,
+        pause: float = FIRST_PAUSE,
+        chance: Callable[[], float] = random,
+    ) -> None:
         self._monotonic = monotonic
         self._pause = pause
+        self._chance = chance
         self._lock = threading.Lock()
         self._trying: int | None = None
         self._inside: dict[int, int] = {}
@@ -96,24 +115,25 @@ class Gate:
     def failed(self, error: Exception) -> float:
         """The asker could not go on. Return the seconds that he alone should rest: where others
         have sessions, the relay takes no more of them, and nothing is closed."""
+        reason = _PASSING.sub('', str(error))
         with self._lock:
             self._inside.pop(get_ident(), None)
             self._stop_trying()
             crowd = not isinstance(error, QueueError) and self._closures in self._inside.values()
-            if not crowd:
-                now = self._monotonic()
-                if self._failures and self._until > now:
-                    return 0.0  # another worker was told the same a moment ago
+            now = self._monotonic()
+            # Another worker was told a moment ago, and has told it.
+            known = bool(self._failures and self._until > now)
+            if not (crowd or known):
                 pause = min(self._pause * 2.0 ** min(self._failures, 20), LONGEST_PAUSE)
-                self._until = now + pause * (0.8 + 0.4 * random())
+                self._until = now + pause * (0.8 + 0.4 * self._chance())
                 self._failures += 1
                 self._closures += 1
-            news = not crowd and self._reason != str(error)
-            self._reason = self._reason if crowd else str(error)
+                known = self._reason == reason
+                self._reason = reason
         if crowd:
             log.info('no further connection, others go on: %s', error)
             return CROWDED_PAUSE
-        level = logging.ERROR if news else logging.DEBUG
+        level = logging.DEBUG if known else logging.ERROR
         log.log(level, 'nothing can be sent now, and all mail waits: %s', error)
         return 0.0
 

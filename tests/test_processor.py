@@ -405,7 +405,7 @@ def test_a_relay_that_takes_two_connections(setup: Setup, caplog: pytest.LogCapt
 
     mailer.before = before
     setup.put_many(400)
-    with setup.running():
+    with setup.running(batch=1000):
         mailer.wait_for(400)
     assert levels(caplog, CLOSED) == []
     assert set(setup.sent_ids().values()) == {1}

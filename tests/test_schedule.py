@@ -150,6 +150,65 @@ def test_a_new_reason_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert 'see mail.password' in caplog.text
 
 
+@pytest.mark.parametrize('chance', [0.0, 0.5, 1.0])
+def test_chance_spreads_the_pauses(chance: float) -> None:
+    """A fifth less or more, at every step, also at the longest one."""
+    clock = Clock(0.0)
+    gate = Gate(clock, chance=lambda: chance)
+    for step in range(40):
+        gate.admit()
+        gate.failed(REFUSED)
+        pause = min(2.0**step, LONGEST_PAUSE)
+        assert gate.closed_for() == pytest.approx(pause * (0.8 + 0.4 * chance))
+        clock.now += gate.closed_for() + 1e-6
+
+
+SAME = (
+    (
+        '421 4.7.0 try again later. (EHLO) 5b1f17b1804b1-4318c0d05bcsm1234 - gsmtp',
+        '421 4.7.0 try again later. (EHLO) ffacd0b85a97d-3823ad47b3csm9 - gsmtp',
+    ),
+    (
+        'smtp://relay.example.org:25: connecting: 192.0.2.1: timed out after 30 s',
+        'smtp://relay.example.org:25: connecting: 192.0.2.2: timed out after 30 s',
+    ),
+    (
+        '554 5.7.1 no [DB3.example.com 2026-11-23T08:50:06.123Z 08DC]',
+        '554 5.7.1 no [AM6.example.com 2026-11-23T08:51:07.001Z 09AB]',
+    ),
+)
+
+OTHERS = (
+    ('the relay answered 421 busy', 'the relay answered 451 busy'),
+    ('the relay answered 454 4.7.0 no', 'the relay answered 454 4.7.8 no'),
+    (
+        'AUTH: the relay answered 535; see mail.username',
+        'AUTH: the relay answered 534; see mail.username',
+    ),
+    ('the greeting: the relay answered 421', 'EHLO: the relay answered 421'),
+)
+
+
+@pytest.mark.parametrize(
+    ('first', 'second', 'lines'), [(*each, 1) for each in SAME] + [(*each, 2) for each in OTHERS]
+)
+def test_what_counts_as_a_new_reason(
+    first: str, second: str, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither the time nor the number of a session, which relays write into each of their
+    refusals; another code or another phase does."""
+    caplog.set_level(logging.DEBUG)
+    clock = Clock(0.0)
+    gate = Gate(clock)
+    for text in (first, second, second):
+        gate.admit()
+        gate.failed(MailerUnavailable(text))
+        clock.now += 1000
+    assert levels(caplog) == ['ERROR'] * lines + ['DEBUG'] * (3 - lines)
+    assert first in caplog.text
+    assert second in caplog.text, 'whole, for whoever debugs'
+
+
 def test_a_session_alone_proves_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """Connected, and 530 at MAIL, again and again: the pause grows, and the log has one line."""
     clock = Clock(0.0)
@@ -163,16 +222,20 @@ def test_a_session_alone_proves_nothing(caplog: pytest.LogCaptureFixture) -> Non
     assert levels(caplog) == ['ERROR']
 
 
-def test_many_workers_are_told_the_same(workers: list[Worker]) -> None:
-    """Those who fail together count once."""
+def test_many_workers_are_told_the_same(
+    workers: list[Worker], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those who fail together count once, and have one line, whatever words each was told."""
+    caplog.set_level(logging.DEBUG)
     gate = Gate(Clock(0.0))
     ann, bob, _ = workers
     ann.do(gate.admit)
     ann.do(gate.enter)
     bob.do(gate.admit)
     ann.do(lambda: gate.failed(REFUSED))
-    bob.do(lambda: gate.failed(REFUSED))
+    bob.do(lambda: gate.failed(MailerUnavailable('421 4.3.2 closing')))
     assert gate.closed_for() <= 1.2
+    assert levels(caplog) == ['ERROR', 'DEBUG']
 
 
 def test_a_crowd_is_no_closed_road(workers: list[Worker], caplog: pytest.LogCaptureFixture) -> None:

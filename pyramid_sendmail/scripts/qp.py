@@ -223,7 +223,11 @@ def _once(processor: Any, stop: threading.Event, *, quiet: bool) -> None:
 
 class Signals:
     """SIGTERM and SIGINT set ``stop``, and a second one ends the process as it would without us;
-    before there is anything to ``wake``, they raise KeyboardInterrupt."""
+    before there is anything to ``wake``, they raise KeyboardInterrupt.
+
+    One of each is no second one: a process manager whose terminal gets Ctrl-C sends SIGTERM after
+    the SIGINT that its children had from the terminal.
+    """
 
     def __init__(self) -> None:
         self.stop = threading.Event()
