@@ -427,7 +427,7 @@ def test_after_a_day_an_event_is_given_up(
     envelope = make_envelope()
     last = next(
         tries
-        for tries in range(1000)
+        for tries in range(400)
         if application.tell(again(failed(envelope), tries), envelope=envelope).done[0][0]
         == 'reported'
     )
@@ -720,8 +720,10 @@ def test_mail_about_a_failed_mail_about_a_failed_mail(
 
     def subscriber(event: Any) -> None:
         application.heard.append(event.subject)
-        message_id = event.request.mailer.send(message(f'failed: {event.subject}'))
-        assert message_id.startswith('<')
+        # No more than it takes to fail: a chain without an end is long.
+        if len(application.heard) < 5:
+            message_id = event.request.mailer.send(message(f'failed: {event.subject}'))
+            assert message_id.startswith('<')
 
     application.subscribe(subscriber, IMailErrorEvent)
     application.send('Hello')

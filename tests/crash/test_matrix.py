@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .bench import Bench, folder, in_child, log
+from .bench import folder
 from .counts import count
+from .matrix import Walker
 from .operations import OPERATIONS, Operation
-from .place import Lines
-from .syscalls import STOPPED, WRITES, stopping
 
-__all__ = ['folder', 'log']
+__all__ = ['folder']
 
 
 FLOORS = {
@@ -50,30 +49,24 @@ FLOORS = {
 watched any more."""
 
 
+@pytest.fixture(scope='module')
+def walker() -> Iterator[Walker]:
+    """The process that walks."""
+    walker = Walker()
+    yield walker
+    walker.close()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize('operation', OPERATIONS, ids=lambda operation: operation.name)
-def test_crash(folder: Path, operation: Operation, log: Lines, pytestconfig: pytest.Config) -> None:
+def test_crash(
+    folder: Path, operation: Operation, walker: Walker, pytestconfig: pytest.Config
+) -> None:
     """Stopped in place of each call, and in the middle of each write, an operation leaves what the
     next process brings to the end that the crash table gives it."""
-    cases = 0
-    words: Counter[str] = Counter()
-    for number, variant in enumerate(operation.variants):
-        bench = Bench(folder / str(number), operation, variant)
-        names = bench.trace()
-        points = [(at, False) for at in range(1, len(names) + 2)]
-        points += [(at, True) for at, name in enumerate(names, 1) if name in WRITES]
-        for at, torn in points:
-            place = bench.lay()
-            status = in_child(place, operation, stopping(at, torn=torn))
-            assert status == (STOPPED if at <= len(names) else 0), (variant, at)
-            try:
-                words[place.verify(log, torn=torn)] += 1
-                operation.check(place)
-            except BaseException:
-                print(f'{variant}, stopped at {at}, torn: {torn}: {names[at - 2 : at]}')
-                raise
-        cases += len(points)
-    count(pytestconfig, 'cases of the crash matrix', operation.name, cases)
-    print(dict(words))
-    assert cases >= FLOORS[operation.name]
+    walk = walker.walk(operation, folder)
+    count(pytestconfig, 'cases of the crash matrix', operation.name, walk.cases)
+    print(walk.words)
+    assert walk.failure == ''
+    assert walk.cases >= FLOORS[operation.name]

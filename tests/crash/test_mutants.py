@@ -1,12 +1,13 @@
 """Deliberate defects, applied one by one to a copy of the repository: the tests notice each.
 
-Three servers, each with a copy of its own: much of the time one of them waits. A server imports
+Four servers, each with a copy of its own: much of the time two of them wait. A server imports
 once what tests need from elsewhere, and forks a child for each run of pytest, which then starts in
 no time.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -28,20 +29,26 @@ from .mutants import MUTANTS, Mutant
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / 'pyramid_sendmail'
 
-SERVERS = 3
+SERVERS = 4
 FAILED = 1
 """The exit status of pytest where tests have failed, rather than anything else."""
 
 LONGEST, PATIENCE = 120.0, 3.0
 """Seconds for one test, without a defect and with one: many make their test wait in vain."""
 
-HEAVY = ('pyramid.config', 'sqlalchemy.orm', 'ZODB', 'psycopg', 'trustme', 'webtest')
+HEAVY = (
+    *('pyramid.config', 'pyramid_tm', 'webtest', 'waitress', 'trustme', 'psycopg'),
+    *('sqlalchemy.orm', 'zope.sqlalchemy', 'ZODB.FileStorage', 'email.headerregistry'),
+    *('hypothesis.strategies', '_hypothesis_pytestplugin', 'pytest_cov.plugin', 'pytest_timeout'),
+)
 
 
 def serve() -> None:
     """Read a list of pytest's arguments a line, write its exit status a line."""
     for name in HEAVY:
         __import__(name)
+    # A child collects garbage more than once, and this is none.
+    gc.freeze()
     for line in sys.stdin:
         arguments = json.loads(line)
         pid = os.fork()
@@ -87,6 +94,8 @@ class Server:
         """Pytest's exit status for these tests, and what it printed."""
         arguments = [f'tests/{test}' for test in tests]
         options = ['-x', '-q', '--no-header', '-p', 'no:cacheprovider', f'--timeout={timeout}']
+        # Plugins that the server has imported before.
+        options += ['-W', 'ignore::pytest.PytestAssertRewriteWarning']
         options += ['-o', 'timeout_func_only=true', f'--basetemp={self.path / "work"}']
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -309,10 +309,11 @@ def test_who_has_a_session_claims_nothing_more(tmp_path: Path) -> None:
 
     setup.mailer.before = before
     others = setup.put_many(5)
-    with setup.running(workers=2):
+    with setup.running(workers=2, pause=0.001):
         until(lambda: ann in setup.mailer.sent)
         checks = queue.checks
-        until(lambda: queue.checks > checks + 2)
+        # Each pause is twice the one before: a machine that was slow so far has long ones now.
+        until(lambda: queue.checks > checks + 2, 60.0)
         assert setup.mailer.sent == [bob, ann]
         queue.full = False
         setup.mailer.wait_for(2 + len(others))
