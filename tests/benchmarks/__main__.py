@@ -1,0 +1,91 @@
+"""Prints figures, and asserts nothing: ``python -m tests.benchmarks [ROW ...]``, or ``make bench``.
+
+Each row is a piece of work that contenders take turns at, in processes of their own; --list names
+them. A contender that is not on the machine is skipped, and the reason is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import rows_request
+from .report import as_data, machine, table
+from .rounds import Place, Results
+
+__all__ = ['main']
+
+ROWS = (*rows_request.ROWS,)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and print a table a row."""
+    arguments = _parser().parse_args(argv)
+    known = {row.name: row for row in ROWS}
+    if arguments.list:
+        for row in ROWS:
+            print(f'{row.name:16} {row.title}')
+        return 0
+    unknown = [name for name in arguments.rows if name not in known]
+    if unknown:
+        print(f'{unknown[0]!r} is no row: write some of {", ".join(known)}', file=sys.stderr)
+        return 2
+    rows = [known[name] for name in arguments.rows or known]
+    rounds = 1 if arguments.quick else arguments.rounds
+    with tempfile.TemporaryDirectory(dir=arguments.directory, prefix='benchmarks-') as folder:
+        Path(folder).chmod(0o755)
+        place = Place(
+            Path(folder),
+            scale=0.02 if arguments.quick else arguments.scale,
+            queued=1_000 if arguments.quick else arguments.queued,
+        )
+        about = machine(place.folder)
+        print(', '.join(f'{name}: {value}' for name, value in about.items()), end='\n\n')
+        found = []
+        for row in rows:
+            results = Results(row)
+            for number in range(rounds):
+                _tell(f'{row.name}: round {number + 1} of {rounds}')
+                results.play(place)
+            _tell('')
+            print(table(results), end='\n\n', flush=True)
+            found.append(as_data(results))
+            if arguments.json:
+                text = json.dumps({'machine': about, 'rows': found}, indent=1)
+                arguments.json.write_text(text + '\n')
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='python -m tests.benchmarks', description=__doc__)
+    parser.add_argument('rows', nargs='*', metavar='ROW', help='the rows to run; all')
+    parser.add_argument('--list', action='store_true', help='name the rows, and end')
+    parser.add_argument('--rounds', type=int, default=5, metavar='N', help='rounds a row (5)')
+    parser.add_argument(
+        '--directory',
+        type=Path,
+        metavar='PATH',
+        help='where queues are: on the disk that is meant; the folder for temporary files',
+    )
+    parser.add_argument(
+        '--scale', type=float, default=1.0, metavar='X', help='times the mails a round (1)'
+    )
+    parser.add_argument(
+        '--queued', type=int, default=50_000, metavar='N', help='files for "queued" (50000)'
+    )
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write every figure there too')
+    parser.add_argument('--quick', action='store_true', help='few mails, one round: does it run?')
+    return parser
+
+
+def _tell(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f'\r\033[K{text}', end='', file=sys.stderr, flush=True)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

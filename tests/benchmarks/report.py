@@ -1,0 +1,118 @@
+"""The figures as a table of text, and as JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .rounds import Results, Verdict
+
+__all__ = ['as_data', 'machine', 'table']
+
+
+def machine(folder: Path) -> dict[str, Any]:
+    """What the figures were taken on."""
+    return {
+        'pyramid_sendmail': version('pyramid_sendmail'),
+        'python': platform.python_version(),
+        'system': f'{platform.system()} {platform.release()} {platform.machine()}',
+        'processors': len(os.sched_getaffinity(0)),
+        'load': round(os.getloadavg()[0], 1),
+        'file system': _file_system(folder),
+    }
+
+
+def _file_system(folder: Path) -> str:
+    """The type of the file system that a folder is on, and whether an ext4 has a journal: without
+    one, a file made soon after many were removed costs a millisecond of the processor."""
+    try:
+        mounts = [line.split() for line in Path('/proc/self/mounts').read_text().splitlines()]
+    except OSError:
+        return 'unknown'
+    found = [mount for mount in mounts if folder.resolve().is_relative_to(mount[1])]
+    device, _, kind = max(found, key=lambda mount: len(mount[1]))[:3]
+    if kind != 'ext4':
+        return kind
+    journals = [path.name.partition('-')[0] for path in Path('/proc/fs/jbd2').glob('*')]
+    return kind if Path(device).name in journals else 'ext4 without a journal'
+
+
+def table(results: Results) -> str:
+    """One row's contenders, and its goals."""
+    row = results.row
+    lines = [f'{row.name}: {row.title} ({len(results.samples)} rounds)']
+    if results.present:
+        headings = ['mails/s', 'ratio', 'CPU us', 'MB', *(shown[0] for shown in row.shown)]
+        lines.append(_line('', headings))
+    for name in results.present:
+        lines.append(_line(name, _figures(results, name)))
+    lines += [f'  {name}: skipped: {reason}' for name, reason in results.absent.items()]
+    lines += [f'  goal: {_verdict(verdict)}' for verdict in results.verdicts()]
+    if row.note:
+        lines.append(f'  note: {row.note}')
+    return '\n'.join(lines)
+
+
+def _line(name: str, cells: Iterable[str]) -> str:
+    return f'  {name:38}' + ''.join(f'{cell:>12}' for cell in cells)
+
+
+def _figures(results: Results, name: str) -> list[str]:
+    rate = results.median(name, 'rate')
+    ratio = results.ratio(name, results.present[0])
+    cpu = results.median(name, 'cpu')
+    shown = [
+        _number(value * by if (value := results.median(name, figure)) is not None else None)
+        for _, figure, by in results.row.shown
+    ]
+    return [
+        _number(rate),
+        _number(ratio),
+        _number(None if cpu is None else cpu * 1e6),
+        _number(results.median(name, 'memory')),
+        *shown,
+    ]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ''
+    return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
+
+
+def _verdict(verdict: Verdict) -> str:
+    if verdict.met is None:
+        return f'{verdict.text}: not measured'
+    return f'{verdict.text}: {_number(verdict.measured)}, {"met" if verdict.met else "NOT MET"}'
+
+
+def as_data(results: Results) -> dict[str, Any]:
+    """One row as JSON has it: every sample, so that nothing has to be believed."""
+    row = results.row
+    return {
+        'name': row.name,
+        'title': row.title,
+        'note': row.note,
+        'absent': results.absent,
+        'rounds': results.samples,
+        'medians': {
+            name: {
+                'rate': results.median(name, 'rate'),
+                'ratio': results.ratio(name, results.present[0]),
+            }
+            for name in results.present
+        },
+        'goals': [
+            {
+                'goal': verdict.text,
+                'measured': verdict.measured,
+                'limit': verdict.limit,
+                'met': verdict.met,
+            }
+            for verdict in results.verdicts()
+        ],
+    }

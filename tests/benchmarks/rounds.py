@@ -1,0 +1,160 @@
+"""Rounds: contenders take turns, and what counts is the median over the rounds.
+
+Machines are noisy, and slow down as a whole: a ratio is taken within one round, between contenders
+that ran one after the other.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from .processes import Absent
+
+__all__ = ['Contender', 'Goal', 'Place', 'Results', 'Row', 'Verdict', 'at_most', 'times']
+
+Sample = Mapping[str, float]
+"""What one contender did in one round: ``rate``, mails a second; ``cpu``, seconds of the processor
+a mail; ``memory``, MB at its peak; and whatever else a row is about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a round is run. ``scale``: the part of the ordinary number of mails that is sent;
+    ``queued``: how many files the row about many files has."""
+
+    folder: Path
+    scale: float = 1.0
+    queued: int = 50_000
+
+    def mails(self, ordinary: int, *, least: int = 5) -> int:
+        """How many mails, where an ordinary run has so many."""
+        return max(round(ordinary * self.scale), least)
+
+    @contextmanager
+    def fresh(self) -> Iterator[Path]:
+        """A new folder."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            # The sink, for one, does not run as us.
+            Path(folder).chmod(0o755)
+            yield Path(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Somebody who takes part; ``measure`` raises Absent where he is not on this machine."""
+
+    name: str
+    measure: Callable[[Place], Sample]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a row should show. ``value`` is taken in each round; ``least`` or ``most`` it is."""
+
+    text: str
+    value: Callable[[Mapping[str, Sample]], float]
+    limit: float
+    at_least: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Contenders for the same work; the first is the yardstick that the others are printed
+    beside."""
+
+    name: str
+    title: str
+    contenders: Sequence[Contender]
+    goals: Sequence[Goal] = ()
+    note: str = ''
+    shown: Sequence[tuple[str, str, float]] = ()
+    """More columns: heading, figure, and by how much to multiply it."""
+
+
+def times(factor: float, other: str, *, who: str = 'pyramid_sendmail') -> Goal:
+    """To be so many times as fast as another."""
+    return Goal(
+        f'{factor:g} times {other}',
+        lambda samples: samples[who]['rate'] / samples[other]['rate'],
+        factor,
+    )
+
+
+def at_most(limit: float, figure: str, text: str, *, who: str = 'pyramid_sendmail') -> Goal:
+    """To have a figure that is no larger."""
+    return Goal(text, lambda samples: samples[who][figure], limit, at_least=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A goal, and what was measured; ``measured`` is None where a contender is absent."""
+
+    text: str
+    measured: float | None
+    limit: float
+    met: bool | None
+
+
+@dataclass(slots=True)
+class Results:
+    """What the rounds of one row have shown."""
+
+    row: Row
+    samples: list[dict[str, Sample]] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def play(self, place: Place) -> None:
+        """One more round."""
+        samples: dict[str, Sample] = {}
+        # Nobody is always the one after the same other.
+        shift = len(self.samples) % max(len(self.row.contenders), 1)
+        for contender in [*self.row.contenders[shift:], *self.row.contenders[:shift]]:
+            if contender.name in self.absent:
+                continue
+            try:
+                samples[contender.name] = contender.measure(place)
+            except Absent as reason:
+                self.absent[contender.name] = str(reason)
+        self.samples.append(samples)
+
+    @property
+    def present(self) -> list[str]:
+        """Those who took part, the yardstick first."""
+        names = [contender.name for contender in self.row.contenders]
+        return [name for name in names if name not in self.absent]
+
+    def values(self, name: str, figure: str) -> list[float]:
+        """A figure of each round."""
+        return [each[name][figure] for each in self.samples if figure in each.get(name, {})]
+
+    def median(self, name: str, figure: str) -> float | None:
+        """A figure's median over the rounds; None where there is none."""
+        values = self.values(name, figure)
+        return median(values) if values else None
+
+    def ratio(self, name: str, other: str) -> float | None:
+        """The median of the ratios of two rates, each taken within a round."""
+        ratios = [
+            each[name]['rate'] / each[other]['rate']
+            for each in self.samples
+            if 'rate' in each.get(name, {}) and 'rate' in each.get(other, {})
+        ]
+        return median(ratios) if ratios else None
+
+    def verdicts(self) -> list[Verdict]:
+        """The goals, and whether they are met."""
+        found = []
+        for goal in self.row.goals:
+            try:
+                measured = median(goal.value(each) for each in self.samples)
+            except KeyError:
+                found.append(Verdict(goal.text, None, goal.limit, None))
+                continue
+            met = measured >= goal.limit if goal.at_least else measured <= goal.limit
+            found.append(Verdict(goal.text, measured, goal.limit, met))
+        return found

@@ -1,0 +1,107 @@
+"""What a request pays: from the message to the end of the commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .processes import contender, ours, peer, run
+from .rounds import Contender, Place, Row, Sample, times
+
+__all__ = ['ROWS']
+
+OURS = 'pyramid_sendmail'
+UNSYNCED = 'pyramid_sendmail, queue_sync = off'
+BARE = 'bare write, fsync, rename, fsync'
+
+
+def _measured(
+    name: str,
+    steps: int,
+    kind: str,
+    *,
+    threads: int = 1,
+    options: tuple[str, ...] = (),
+    who: str = '',
+) -> Callable[[Place], Sample]:
+    """A module of contenders, in a fresh folder and a fresh process."""
+
+    def measure(place: Place) -> Sample:
+        with place.fresh() as folder:
+            before = [who] if who else []
+            arguments = [*before, folder / 'queue', kind, place.mails(steps), threads, *options]
+            return run(contender(name, *arguments, by=peer if who else ours)).figures
+
+    return measure
+
+
+def _contenders(kind: str, steps: int, threads: int, *, whole: bool = False) -> list[Contender]:
+    def ours_with(name: str, *options: str) -> Contender:
+        return Contender(name, _measured('request', steps, kind, threads=threads, options=options))
+
+    peers = ('zope', 'repoze', 'pyramid_mailer')
+    names = ('zope.sendmail', 'repoze.sendmail', 'pyramid_mailer')
+    return [
+        Contender(BARE, _measured('bare', steps, kind, threads=threads)),
+        ours_with(OURS),
+        ours_with(UNSYNCED, 'mail.queue_sync=off'),
+        *([ours_with('pyramid_sendmail, whole request', 'whole=yes')] if whole else []),
+        *(
+            Contender(name, _measured('peer_request', steps, kind, threads=threads, who=who))
+            for name, who in zip(names, peers, strict=True)
+        ),
+    ]
+
+
+_LATENCY = (('median ms', 'median', 1000.0), ('worst ms', 'worst', 1000.0))
+
+_FOLDER = 'no peer calls fsync: what they have taken, a power cut can take back'
+
+ROWS = (
+    Row(
+        'request',
+        'send and commit, 2 KB, one thread',
+        _contenders('2k', 400, 1, whole=True),
+        (
+            times(0.95, BARE),
+            times(1, 'zope.sendmail'),
+            times(15, 'zope.sendmail', who=UNSYNCED),
+        ),
+        _FOLDER,
+        _LATENCY,
+    ),
+    Row(
+        'request-8',
+        'send and commit, 2 KB, eight threads',
+        _contenders('2k', 150, 8),
+        (times(0.95, BARE), times(4.5, 'zope.sendmail'), times(4.5, 'pyramid_mailer')),
+        '',
+        _LATENCY,
+    ),
+    Row(
+        'request-50k',
+        'send and commit, 50 KB of text and html in UTF-8',
+        _contenders('50k', 150, 1),
+        (times(3, 'zope.sendmail'),),
+        '',
+        _LATENCY,
+    ),
+    Row(
+        'request-5m',
+        'send and commit, an attachment of 5 MB',
+        _contenders('5m', 8, 1),
+        (times(5, 'zope.sendmail'),),
+        '',
+        _LATENCY,
+    ),
+    Row(
+        'ten',
+        'ten mails of 2 KB in one transaction',
+        [
+            Contender('a transaction each', _measured('request', 200, '2k')),
+            Contender(OURS, _measured('request', 20, '2k', options=('mails=10',))),
+        ],
+        (times(3, 'a transaction each'),),
+        '',
+        _LATENCY,
+    ),
+)
