@@ -77,7 +77,7 @@ class Crew:
 
     @property
     def unsynced(self) -> int:
-        return self.tally.total - self._synced
+        return sum([tally.total for tally in self._tallies]) - self._synced
 
     @property
     def left(self) -> int:
@@ -169,6 +169,10 @@ class WatchedClaim:
         self._again = again
         self._unsent = unsent
         self._settled = False
+        # What never changes and is asked for often.
+        self.envelope: Envelope = claim.envelope
+        self.todo: tuple[str, ...] = claim.todo
+        self.interrupted: str = claim.interrupted
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._claim, name)

@@ -53,7 +53,7 @@ class Tally:
 
     def count(self, fates: Iterable[Fate]) -> None:
         """Add one mail."""
-        kinds = {fate.kind for fate in fates}
+        kinds = [fate.kind for fate in fates]
         if 'deferred' in kinds:
             self.deferred += 1
         elif 'error' in kinds:
@@ -108,19 +108,17 @@ class Attempts:
         now = self.clock()
         # Mail for a later day is not old on that day.
         delay = self.policy.delay(number, now - max(claim.since, envelope.not_before))
-        groups: dict[tuple[Kind, Verdict], list[str]] = {}
-        for recipient in claim.todo:
-            verdict = outcome.get(recipient, _SILENCE)
-            groups.setdefault((self._kind(verdict, delay), verdict), []).append(recipient)
+        groups = _by_verdict(claim.todo, outcome)
+        kinds = [self._kind(verdict, delay) for verdict, _ in groups]
         retry_at = None
-        if delay is not None and any(kind == 'deferred' for kind, _ in groups):
+        if delay is not None and 'deferred' in kinds:
             retry_at = now + delay
         fates = []
-        for group, ((kind, verdict), recipients) in enumerate(groups.items()):
+        for group, (kind, (verdict, recipients)) in enumerate(zip(kinds, groups, strict=True)):
             fate = Fate(
                 id=f'{envelope.id}-{number}-{kind}-{group}',
                 kind=kind,
-                recipients=tuple(recipients),
+                recipients=recipients,
                 attempt=number,
                 mailer=mailer,
                 reply=verdict.reply,
@@ -140,8 +138,10 @@ class Attempts:
         return 'error' if verdict.status == 'ambiguous' and self.ambiguous == 'hold' else 'deferred'
 
     def _record(self, claim: Any, fates: list[Fate], retry_at: float | None) -> None:
-        known = {fate.id for fate in fates}
-        older = [fate for fate in claim.fates if fate.id not in known]
+        older = claim.fates
+        if older:
+            known = {fate.id for fate in fates}
+            older = [fate for fate in older if fate.id not in known]
         told = any(self.reporter.wants(fate.kind) for fate in (*older, *fates))
         claim.settle(fates, retry_at=retry_at, report=told)
         if told:
@@ -294,6 +294,17 @@ def report_settled(claim: Any, reporter: Any) -> None:
     except QueueError:
         claim.release()
         raise
+
+
+def _by_verdict(todo: Sequence[str], outcome: Outcome) -> list[tuple[Verdict, tuple[str, ...]]]:
+    """Recipients with the same answer, in the order in which the first of each stands."""
+    first = outcome.get(todo[0], _SILENCE)
+    if all(outcome.get(recipient) is first for recipient in todo):
+        return [(first, tuple(todo))]
+    groups: dict[Verdict, list[str]] = {}
+    for recipient in todo:
+        groups.setdefault(outcome.get(recipient, _SILENCE), []).append(recipient)
+    return [(verdict, tuple(recipients)) for verdict, recipients in groups.items()]
 
 
 def _for_todo(claim: Any) -> Envelope:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +229,7 @@ def test_an_outcome_that_could_not_be_recorded_is_kept_and_completed(
         except QueueError as error:
             assert error.errno == errno.EIO  # noqa: PT017
             path = Path(queue.path, files(queue)[0])
-            ticket = replace(queue.look(NOW + 60)[0][0], folder=path.parent.name, name=path.name)
+            ticket = queue.look(NOW + 60)[0][0]._replace(folder=path.parent.name, name=path.name)
             assert MaildirQueue(queue.path, clock=Clock()).claim(ticket) is None, 'it is kept'
         else:
             break

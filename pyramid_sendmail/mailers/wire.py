@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ..envelope import Reply
@@ -105,6 +106,11 @@ class Wire:
 
     def reply(self, timeout: float) -> Reply:
         """Read one reply, within ``timeout`` seconds as a whole. Raises LineLost."""
+        # Nearly all replies are one line, and there already, behind the one before.
+        end = self._buffer.find(b'\n', 0, LINE_LIMIT) + 1
+        if end and (reply := _whole(bytes(self._buffer[:end]))) is not None:
+            del self._buffer[:end]
+            return reply
         code, lines = self.lines(timeout)
         return Reply(code, ' '.join(filter(None, lines)))
 
@@ -122,8 +128,7 @@ class Wire:
                 code, mark, text = match.groups()
                 if code != (first := first or code):
                     raise LineLost('the relay changed its mind within a reply')
-                words = (text or b'').decode('utf-8', 'replace')
-                texts.append((words if words.isprintable() else words.translate(_CONTROLS)).strip())
+                texts.append(_printable(text))
                 if mark != b'-':
                     return int(code), texts
             raise LineLost(f"the relay's reply has more than {LINES_LIMIT} lines")
@@ -178,7 +183,8 @@ class Wire:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise TimeoutError
-            self._within(remaining)
+            # A second more or less is nothing to a time-out of minutes, and each change is a call.
+            self._within(remaining if timeout < 10 or remaining < timeout - 1 else timeout)
             data = self._socket.recv(BLOCK)
         except OSError as error:
             raise LineLost(f'while waiting for a reply: {describe(error, timeout)}') from error
@@ -190,6 +196,21 @@ class Wire:
         if seconds != self._timeout:
             self._socket.settimeout(seconds)
             self._timeout = seconds
+
+
+@lru_cache(maxsize=64)
+def _whole(line: bytes) -> Reply | None:
+    """A reply that is this one line, its end included; None if it is not that. A relay says the
+    same to each mail."""
+    match = _REPLY.fullmatch(line.removesuffix(b'\n').removesuffix(b'\r'))
+    if match is None or match[2] == b'-':
+        return None
+    return Reply(int(match[1]), _printable(match[3]))
+
+
+def _printable(text: bytes | None) -> str:
+    words = (text or b'').decode('utf-8', 'replace')
+    return (words if words.isprintable() else words.translate(_CONTROLS)).strip()
 
 
 Resolve = Callable[..., list[Any]]

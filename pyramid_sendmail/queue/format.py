@@ -47,6 +47,12 @@ _SUM_END = _SUM_AT + 64
 STATE_AT = _SUM_END + len(_END + _STATE)
 _STATE_END = STATE_AT + 1 + 1 + 15 + 1 + 15
 _SLOT_AT = _STATE_END + len(_END)
+_FIXED = re.compile(
+    'X-Envelope-Id: (.*)\r\n'
+    'X-Envelope-Message-Id: (.*)\r\n'
+    'X-Envelope-From: (.*)\r\n'
+    'X-Envelope-Options: ((?s:.*))\r\n'
+)
 _MARK = re.compile(r'([T?dfDF])([0-9]{5})\1 (.+)')
 
 
@@ -127,6 +133,8 @@ class Block:
 
     def _forget(self) -> None:
         """Drop the replies that no settled recipient needs, before a new attempt's come."""
+        if not self.entries:
+            return
         marks = zip(self.pointers, self.letters, strict=True)
         kept = sorted({pointer for pointer, letter in marks if letter in 'dfF'})
         places = {old: new for new, old in enumerate(kept)}
@@ -148,6 +156,8 @@ class Block:
 
     def fates(self) -> list[Fate]:
         """What subscribers have not taken yet, in the order in which it was marked."""
+        if 'd' not in self.letters and 'f' not in self.letters:
+            return []
         groups: dict[tuple[int, str], list[str]] = {}
         for to, letter, pointer in zip(
             self.envelope.recipients, self.letters, self.pointers, strict=True
@@ -275,16 +285,17 @@ def _read_recipients(lines: bytes) -> tuple[list[str], list[int], list[str]]:
 
 
 def _envelope(fixed: bytes, recipients: Iterable[str], raw: bytes) -> Envelope:
-    fields: dict[str, str] = {}
-    for line in fixed.decode().replace('\r\n ', ' ').split('\r\n')[:-1]:
-        name, _, value = line.partition(': ')
-        fields[name] = value
-    options = json.loads(fields['X-Envelope-Options'])
+    lines = _FIXED.fullmatch(fixed.decode())
+    if lines is None:
+        raise Unreadable('its envelope is damaged')
+    id, message_id, sender, text = lines.groups()
+    # JSON has no line breaks: those are ours, and a blank stood where they are.
+    options = json.loads(text.replace('\r\n', ''))
     options['metadata'] = MappingProxyType(options['metadata'])
     return Envelope(
-        id=fields['X-Envelope-Id'],
-        message_id=fields['X-Envelope-Message-Id'],
-        sender=fields['X-Envelope-From'],
+        id=id,
+        message_id=message_id,
+        sender=sender,
         recipients=tuple(recipients),
         raw=raw,
         **options,

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import NamedTuple
 
 from ..envelope import Envelope, Priority
 
@@ -21,8 +22,7 @@ _PRIORITY: dict[Priority, str] = {'high': '1', 'normal': '5', 'low': '9'}
 _NAME = re.compile(r'([159])-([0-9]{15})-([0-9]{4})-([0-9a-f]{32})(?::2,[A-Za-z]*)?')
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """A mail to claim, as a listing saw it."""
 
     folder: str

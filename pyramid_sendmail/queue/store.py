@@ -211,12 +211,6 @@ class Store:
                 return None
             raise
         self._open.add(descriptor)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ValueError('it is not a plain file')
-        except BaseException:
-            self.close(descriptor)
-            raise
         return self._locked(descriptor, path)
 
     def _leave(self, path: str, reason: str) -> None:
@@ -246,15 +240,17 @@ class Store:
         and settled, between the open and the lock."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            there = os.stat(path, follow_symlinks=False)
             here = os.fstat(descriptor)
+            if not stat.S_ISREG(here.st_mode):
+                raise ValueError('it is not a plain file')
+            there = os.stat(path, follow_symlinks=False)
         except (BlockingIOError, FileNotFoundError):
             self.close(descriptor)
             return None
         except BaseException:
             self.close(descriptor)
             raise
-        if (here.st_ino, here.st_dev) != (there.st_ino, there.st_dev):
+        if here.st_ino != there.st_ino or here.st_dev != there.st_dev:
             self.close(descriptor)
             return None
         return descriptor
@@ -264,10 +260,13 @@ class Store:
         if descriptor not in self._open:
             return  # inherited from before a fork, and closed there
         self._open.discard(descriptor)
-        with suppress(OSError):
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
-        with suppress(OSError):
-            os.close(descriptor)
+        except OSError:
+            pass  # closing unlocks, but in a forked child
+        finally:
+            with suppress(OSError):
+                os.close(descriptor)
 
     def read(self, descriptor: int) -> bytes:
         """The whole file."""
