@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
 
-__all__ = ['Envelope', 'Fate', 'Outcome', 'Priority', 'Reply', 'Report', 'Status', 'Verdict']
+__all__ = [
+    'BLOCK',
+    'Envelope',
+    'Fate',
+    'Outcome',
+    'Priority',
+    'Reply',
+    'Report',
+    'Status',
+    'StoredEnvelope',
+    'Text',
+    'Verdict',
+    'is_crlf',
+]
+
+BLOCK = 64 * 1024
+"""Octets of a text that are held at a time, where it is taken in blocks."""
 
 Priority = Literal['high', 'normal', 'low']
 
 Status = Literal['delivered', 'deferred', 'failed', 'ambiguous']
+
+
+_BARE_CR = re.compile(rb'\r(?!\n)')
+
+
+def is_crlf(text: bytes) -> bool:
+    """Whether all line ends of a text are CRLF."""
+    # Taking an octet out is twice as fast as counting it, for lines of the common length.
+    feeds = len(text) - len(text.replace(b'\n', b''))
+    returns = len(text) - len(text.replace(b'\r', b''))
+    if feeds != returns:
+        return False
+    # As many of each. Lines of one length, as encoded attachments have them, are seen at a glance.
+    first = text.find(b'\n')
+    width = text.find(b'\n', first + 1) - first
+    if first > 0 and width > 1:
+        ends, before = text[first::width], text[first - 1 : -1 : width]
+        if len(ends) == ends.count(b'\n') == before.count(b'\r') == feeds:
+            return True
+    return _BARE_CR.search(text) is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +87,80 @@ class Envelope:
         """The time that the user has asked for, or 0: ``due`` is then that of ``send``, by a clock
         that may have been wrong."""
         return self.due if self.due > self.queued_at else 0.0
+
+    @property
+    def size(self) -> int:
+        """How many octets ``raw`` has."""
+        return len(self.raw)
+
+    @property
+    def is_ascii(self) -> bool:
+        return self.raw.isascii()
+
+    @property
+    def has_ascii_head(self) -> bool:
+        """Whether the headers are ASCII."""
+        raw = self.raw
+        return raw.isascii() or raw.partition(b'\r\n\r\n')[0].isascii()
+
+    @property
+    def has_crlf(self) -> bool:
+        """Whether all line ends are CRLF."""
+        return is_crlf(self.raw)
+
+    def blocks(self) -> Iterator[bytes]:
+        """The octets of ``raw``, in blocks; one where they are few."""
+        raw = self.raw
+        for at in range(0, len(raw), BLOCK):
+            yield raw[at : at + BLOCK]
+
+
+class Text(Protocol):
+    """A text that stays where it is stored; what an Envelope tells of its own, this tells of it.
+    ``read`` and ``blocks`` raise OSError where it is not to be had any more."""
+
+    size: int
+    is_ascii: bool
+    has_ascii_head: bool
+    has_crlf: bool
+
+    def blocks(self) -> Iterator[bytes]: ...
+
+    def read(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEnvelope(Envelope):
+    """An envelope whose text is too large to be held: ``raw`` reads it anew each time, and raises
+    OSError once the claim that it came with is released."""
+
+    text: Text = field(repr=False, compare=False)
+    raw: bytes = field(init=False, repr=False, compare=False)
+
+    def __getattr__(self, name: str) -> bytes:
+        # Called for what has no value of its own.
+        if name != 'raw':
+            raise AttributeError(name)
+        return self.text.read()
+
+    @property
+    def size(self) -> int:
+        return self.text.size
+
+    @property
+    def is_ascii(self) -> bool:
+        return self.text.is_ascii
+
+    @property
+    def has_ascii_head(self) -> bool:
+        return self.text.has_ascii_head
+
+    @property
+    def has_crlf(self) -> bool:
+        return self.text.has_crlf
+
+    def blocks(self) -> Iterator[bytes]:
+        return self.text.blocks()
 
 
 @dataclass(frozen=True, slots=True)

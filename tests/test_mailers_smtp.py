@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Envelope, Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.session import SMTPSession, stuffed
+from pyramid_sendmail.mailers.session import SMTPSession
 from pyramid_sendmail.mailers.smtp import SMTPMailer
+from pyramid_sendmail.mailers.text import stuffed
 from pyramid_sendmail.mailers.wire import Timeouts
 from tests.sessions import (
     CLOSED,
@@ -484,11 +485,17 @@ LINES = st.lists(
 def test_stuffing_is_undone_by_every_receiver(lines: list[bytes], ended: bool) -> None:
     """RELIABILITY 35 and 113: a strict and a lax receiver see one message, and the same one."""
     text = b'\r\n'.join(lines) + (b'\r\n' if ended else b'')
-    wire = stuffed(text)
+    wire = b''.join(stuffed([text] if text else []))
     expected = text if text.endswith(b'\r\n') or not text else text + b'\r\n'
     assert strict_messages(wire) == [expected]
     assert lax_messages(wire) == [expected]
     assert wire.endswith(b'\r\n.\r\n') or wire == b'.\r\n'
+    for size in range(1, 5):
+        # Wherever a block ends.
+        blocks = [text[at : at + size] for at in range(0, len(text), size)]
+        pieces = list(stuffed(blocks))
+        assert b''.join(pieces) == wire
+        assert len(pieces) == max(len(blocks), 1)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

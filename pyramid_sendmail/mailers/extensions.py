@@ -69,23 +69,23 @@ class Extensions:
 
     def unfit(self, envelope: Envelope) -> dict[str, Verdict]:
         """Verdicts for the recipients that this relay cannot be asked about."""
-        raw = envelope.raw
         unicode_path = 'the relay takes no non-ASCII addresses (SMTPUTF8)'
         reason = ''
         if envelope.sender and not is_path(envelope.sender):
             reason = f'the sender {envelope.sender!r} is no address'
-        elif not raw.count(b'\r\n') == raw.count(b'\n') == raw.count(b'\r'):
+        elif not envelope.has_crlf:
             reason = 'the message has line ends other than CRLF'
-        elif self._max_size and len(raw) > self._max_size:
+        elif self._max_size and envelope.size > self._max_size:
             reason = (
-                f'the message has {len(raw)} octets, and the relay takes {self._max_size} (SIZE)'
+                f'the message has {envelope.size} octets, '
+                f'and the relay takes {self._max_size} (SIZE)'
             )
-        elif not raw.isascii() and not self._eight_bit:
+        elif not self._eight_bit and not envelope.is_ascii:
             reason = 'the message is not ASCII, and the relay takes nothing else (8BITMIME)'
         elif not self._unicode:
             if not envelope.sender.isascii():
                 reason = unicode_path
-            elif not raw.isascii() and not _head(raw).isascii():
+            elif not envelope.has_ascii_head:
                 reason = 'the message has non-ASCII headers, and the relay takes none (SMTPUTF8)'
         verdicts = {}
         for recipient in envelope.recipients:
@@ -101,11 +101,11 @@ class Extensions:
         """The MAIL command for a mail to these (RFC 1870, 3; 6152, 3; 6531, 3.4; 3461, 4)."""
         command = f'MAIL FROM:<{envelope.sender}>'
         if self._size:
-            command += f' SIZE={len(envelope.raw)}'
+            command += f' SIZE={envelope.size}'
         unicode = not (envelope.sender.isascii() and all(each.isascii() for each in recipients))
-        if not envelope.raw.isascii():
+        if not envelope.is_ascii:
             command += ' BODY=8BITMIME'
-            unicode = unicode or not _head(envelope.raw).isascii()
+            unicode = unicode or not envelope.has_ascii_head
         if unicode:
             command += ' SMTPUTF8'
         if self._reports:
@@ -146,7 +146,3 @@ def is_crowded(reply: Reply) -> bool:
     return reply.code in (452, 552) and (
         enhanced is None or enhanced.group(1) == _TOO_MANY_RECIPIENTS
     )
-
-
-def _head(raw: bytes) -> bytes:
-    return raw.partition(b'\r\n\r\n')[0]

@@ -87,7 +87,7 @@ class FileSession:
         lines = [f'Return-Path: <{sender}>', *(f'X-Envelope-To: <{each}>' for each in accepted)]
         try:
             with _reachable(self.name):
-                _write(written, '\r\n'.join(lines).encode() + b'\r\n' + envelope.raw)
+                _write(written, '\r\n'.join(lines).encode() + b'\r\n', envelope.blocks())
             if sealing is not None:
                 sealing(envelope, accepted)
             with _reachable(self.name):
@@ -104,10 +104,11 @@ class FileSession:
         return Verdict('delivered', Reply(250, f'filed as {name}'))
 
 
-def _write(path: str, content: bytes) -> None:
+def _write(path: str, head: bytes, blocks: Iterable[bytes]) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, 'wb') as file:
-        file.write(content)
+        file.write(head)
+        file.writelines(blocks)
         file.flush()
         os.fsync(descriptor)
 

@@ -46,10 +46,11 @@ from ..envelope import Envelope, Outcome, Reply, Verdict
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailSession
 from .extensions import Extensions, SessionOptions, is_crowded
+from .text import stuffed
 from .turns import Command, Mail, Source
 from .wire import BLOCK, LineLost, Timeouts, Wire
 
-__all__ = ['WINDOW', 'SMTPSession', 'Sealing', 'stuffed']
+__all__ = ['WINDOW', 'SMTPSession', 'Sealing']
 
 Sealing = Callable[[Envelope, tuple[str, ...]], object]
 
@@ -62,18 +63,6 @@ _CLOSED = frozenset({421, 530, 534, 535, 538})
 _END = 5  # octets of CRLF.CRLF
 
 _OPTIONS = SessionOptions()
-
-
-def stuffed(raw: bytes) -> bytes:
-    """Return what follows DATA: dots doubled at line starts, CRLF.CRLF at the end (4.5.2)."""
-    text = raw.replace(b'\r\n.', b'\r\n..')
-    return b''.join(
-        (
-            b'.' if raw.startswith(b'.') else b'',
-            text,
-            b'.\r\n' if text.endswith(b'\r\n') or not text else b'\r\n.\r\n',
-        )
-    )
 
 
 @implementer(IMailSession)
@@ -279,14 +268,18 @@ class SMTPSession:
     def _transfer(self, mail: Mail, source: Source, sealing: Sealing | None) -> None:
         """Send the text and, in the same write, what may follow the final dot."""
         recipients, mail.accepted = tuple(mail.accepted), []
-        text = memoryview(stuffed(mail.envelope.raw))
-        # The end leaves with the last of the text: one packet for a small mail.
-        last = max(len(text) - BLOCK, 0)
+        pieces = stuffed(mail.envelope.blocks())
         end = 0
         trouble = None
         try:
+            text = next(pieces)
+            for piece in pieces:
+                self._wire.write(text)
+                text = piece
+            # The end leaves with the last of the text: one packet for a small mail.
+            last = max(len(text) - BLOCK, 0)
             if last:
-                self._wire.write(text[:last])
+                self._wire.write(memoryview(text)[:last])
             follower = None
             # A service that answered LMTP too sparingly would have its answers to what follows
             # taken for the recipients'.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ['TIMEOUTS', 'LineLost', 'Timeouts', 'Wire', 'dial']
 
 BLOCK = 16_384
-"""Octets handed to the socket at a time: what one TLS record holds."""
+"""Octets handed to TLS at a time: what one record holds."""
 
 LINE_LIMIT = 4_096
 """Octets in a line of a reply; RFC 5321, 4.5.3.1.5 allows 512."""
@@ -90,14 +90,14 @@ class Wire:
         self._buffer = bytearray()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Send it all; each block has its own time. Raises LineLost."""
+        """Send it all; whatever the socket takes at once has its own time. Raises LineLost."""
         rest = memoryview(data)
         self._within(self._block)
         try:
             while rest:
                 # TLS may have sent part of what it reports as failed.
                 risked = min(len(rest), BLOCK) if self.secure else 0
-                rest = rest[self._socket.send(rest[:BLOCK]) :]
+                rest = rest[self._socket.send(rest[:BLOCK] if self.secure else rest) :]
         except OSError as error:
             self.lost = True
             raise LineLost(

@@ -16,6 +16,7 @@ from .format import LETTERS, STATE_AT, Block
 from .history import append, forget, lines_of
 from .names import milliseconds, schedule_of
 from .store import Store
+from .stored import StoredText
 
 __all__ = ['MaildirClaim']
 
@@ -41,6 +42,7 @@ class MaildirClaim:
         attempt: int,
         now: float,
         hold: bool = False,
+        text: StoredText | None = None,
     ) -> None:
         self._store = store
         self._descriptor: int | None = descriptor
@@ -48,6 +50,7 @@ class MaildirClaim:
         self._folder = folder
         self._name = name
         self._hold = hold
+        self._text = text
         self._before = ''
         self._settled = False
         self._now = now
@@ -209,6 +212,8 @@ class MaildirClaim:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return
+        if self._text is not None:
+            self._text.close()
         if self._before and '?' not in self._block.letters:
             # Where this fails ``S`` stays, and counts as an attempt; what was sealed stays so.
             with suppress(OSError):

@@ -21,17 +21,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
 
-from ..envelope import Envelope, Fate
+from ..envelope import Envelope, Fate, StoredEnvelope, Text
 from .names import milliseconds
 from .slot import Entry, lost, read_slot, slot_length, write_slot
 
-__all__ = ['LETTERS', 'STATE_AT', 'Block', 'Unreadable', 'decode', 'encode']
+__all__ = [
+    'LETTERS',
+    'STATE_AT',
+    'Block',
+    'LargeText',
+    'Unreadable',
+    'decode',
+    'encode',
+    'lengths_of',
+]
 
 VERSION = b'1'
 LETTERS = {'sent': 'd', 'error': 'f', 'deferred': 'T'}
@@ -58,6 +67,13 @@ _MARK = re.compile(r'([T?dfDF])([0-9]{5})\1 (.+)')
 
 class Unreadable(ValueError):
     """The bytes are not a whole and undamaged mail of ours; the text says why."""
+
+
+class LargeText(Text, Protocol):
+    """The text of a message that stays in its file."""
+
+    def survey(self, see: Callable[[bytes], object]) -> None:
+        """Read it once and show each block; what else Text promises is known afterwards."""
 
 
 @dataclass(slots=True)
@@ -218,29 +234,37 @@ def encode(envelope: Envelope, state: str) -> tuple[Block, bytes]:
     return block, b''.join((head, block.changing(), envelope.raw))
 
 
-def decode(data: bytes) -> Block:
-    """Read a file's bytes. Raises Unreadable."""
+def lengths_of(data: bytes) -> tuple[int, int]:
+    """The octets of the envelope block and of the message, as the file's first line says them.
+    Raises Unreadable."""
     if not data.startswith(_FIRST):
         raise Unreadable('it is not a file of this queue' if data else 'it is empty')
-    lengths = data[_LENGTHS_AT:_SUM_AT]
     try:
-        version, block_length, message_length = lengths.split()
+        version, block_length, message_length = data[_LENGTHS_AT:_SUM_AT].split()
         size, rest = int(block_length), int(message_length)
     except ValueError:
         raise Unreadable('its first line is damaged') from None
     if version != VERSION:
         raise Unreadable(f'its format, version {version.decode("ascii", "replace")}, is unknown')
-    if len(data) != size + rest:
-        raise Unreadable(f'it has {len(data)} octets where its first line says {size + rest}')
+    return size, rest
+
+
+def decode(data: bytes, text: LargeText | None = None) -> Block:
+    """Read a file's bytes; without its message where the ``text`` of that stays in the file.
+    Raises Unreadable."""
+    size, rest = lengths_of(data)
+    length = len(data) if text is None else len(data) + text.size
+    if length != size + rest:
+        raise Unreadable(f'it has {length} octets where its first line says {size + rest}')
     try:
-        return _decode(data, size, lengths)
+        return _decode(data, size, text)
     except (ValueError, IndexError, KeyError, TypeError) as error:
         if isinstance(error, Unreadable):
             raise
         raise Unreadable(f'its envelope is damaged ({error})') from None
 
 
-def _decode(data: bytes, size: int, lengths: bytes) -> Block:
+def _decode(data: bytes, size: int, text: LargeText | None) -> Block:
     entries, at = read_slot(data, _SLOT_AT)
     to_at = data.find(_END + _TO, at, size) + len(_END)
     if to_at < at:
@@ -248,7 +272,8 @@ def _decode(data: bytes, size: int, lengths: bytes) -> Block:
     fixed = data[at:to_at]
     letters, pointers, recipients = _read_recipients(data[to_at:size])
     raw = data[size:]
-    if data[_SUM_AT:_SUM_END] != _checksum(lengths, fixed, recipients, raw):
+    lengths = data[_LENGTHS_AT:_SUM_AT]
+    if data[_SUM_AT:_SUM_END] != _checksum(lengths, fixed, recipients, raw, text):
         raise Unreadable('its checksum does not match: it was damaged or changed')
     # No checksum holds these lines together.
     if data[_SUM_END:STATE_AT] != _END + _STATE or data[_STATE_END:_SLOT_AT] != _END:
@@ -259,7 +284,7 @@ def _decode(data: bytes, size: int, lengths: bytes) -> Block:
     settled = [n for n, letter in zip(pointers, letters, strict=True) if letter in 'dfF']
     entries += [lost(group) for group in range(len(entries), max(settled, default=-1) + 1)]
     return Block(
-        _envelope(fixed, recipients, raw),
+        _envelope(fixed, recipients, raw if text is None else text),
         fixed,
         state=state,
         since=int(since) / 1000,
@@ -284,29 +309,33 @@ def _read_recipients(lines: bytes) -> tuple[list[str], list[int], list[str]]:
     return letters, pointers, recipients
 
 
-def _envelope(fixed: bytes, recipients: Iterable[str], raw: bytes) -> Envelope:
+def _envelope(fixed: bytes, recipients: Iterable[str], text: bytes | LargeText) -> Envelope:
     lines = _FIXED.fullmatch(fixed.decode())
     if lines is None:
         raise Unreadable('its envelope is damaged')
-    id, message_id, sender, text = lines.groups()
+    id, message_id, sender, json_text = lines.groups()
     # JSON has no line breaks: those are ours, and a blank stood where they are.
-    options = json.loads(text.replace('\r\n', ''))
+    options = json.loads(json_text.replace('\r\n', ''))
     options['metadata'] = MappingProxyType(options['metadata'])
-    return Envelope(
-        id=id,
-        message_id=message_id,
-        sender=sender,
-        recipients=tuple(recipients),
-        raw=raw,
-        **options,
-    )
+    options.update(id=id, message_id=message_id, sender=sender, recipients=tuple(recipients))
+    if isinstance(text, bytes):
+        return Envelope(raw=text, **options)
+    return StoredEnvelope(text=text, **options)
 
 
-def _checksum(lengths: bytes, fixed: bytes, recipients: Iterable[str], raw: bytes) -> bytes:
+def _checksum(
+    lengths: bytes,
+    fixed: bytes,
+    recipients: Iterable[str],
+    raw: bytes,
+    text: LargeText | None = None,
+) -> bytes:
     digest = sha256(lengths)
     digest.update(fixed)
     digest.update('\n'.join(recipients).encode())
     digest.update(raw)
+    if text is not None:
+        text.survey(digest.update)
     return digest.hexdigest().encode()
 
 

@@ -14,10 +14,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from ..envelope import Envelope, Fate
-from .format import Block, decode
+from .format import Block
 from .names import parse
 from .slot import Entry
 from .store import Store
+from .stored import load
 
 __all__ = ['DeadLetters', 'append', 'doubtful', 'forget', 'lines_of']
 
@@ -138,7 +139,7 @@ class DeadLetters:
             # A person may have tried it again meanwhile.
             if not _old(os.fstat(descriptor), before):
                 return False
-            block = decode(self._store.read(descriptor))
+            block, _ = load(self._store, descriptor)
             reasons = _settled(block)
             if not reasons:
                 self._keep(name)

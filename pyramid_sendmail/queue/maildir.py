@@ -26,6 +26,7 @@ from .names import Schedule, Ticket, in_turn, parse, schedule_of
 from .put import MaildirPut
 from .recovery import recover, set_aside
 from .store import Store
+from .stored import load
 from .trigger import Trigger
 
 __all__ = ['MaildirQueue']
@@ -160,10 +161,10 @@ class MaildirQueue:
 
     def _claim(self, ticket: Ticket, descriptor: int, settled: bool) -> MaildirClaim | None:
         now = self._clock()
-        data = self._store.read(descriptor)
         try:
-            block = decode(data)
+            block, text = load(self._store, descriptor)
         except Unreadable as error:
+            data = self._store.read(descriptor)
             adopted = adopt(self._store, ticket, data, now)
             if adopted is not None:
                 return self.claim(adopted, settled=settled)
@@ -192,6 +193,7 @@ class MaildirQueue:
             attempt=attempt,
             now=now,
             hold=self._hold_ambiguous,
+            text=text,
         )
         if settled and claim.todo:
             return None

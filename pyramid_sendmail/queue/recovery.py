@@ -13,9 +13,10 @@ from contextlib import suppress
 
 from ..envelope import Fate
 from .claim import MaildirClaim
-from .format import STATE_AT, Unreadable, decode
+from .format import STATE_AT, Unreadable
 from .names import parse, record_of
 from .store import Store
+from .stored import load
 
 __all__ = ['recover', 'set_aside']
 
@@ -105,7 +106,7 @@ def _hold(store: Store, name: str, descriptor: int | None, clock: Callable[[], f
     if own is None:
         return
     try:
-        block = decode(store.read(own))
+        block, text = load(store, own)
         envelope = block.envelope
         log.critical(
             'in doubt: %s (%s): the process stopped between vote and finish of its transaction; '
@@ -113,7 +114,7 @@ def _hold(store: Store, name: str, descriptor: int | None, clock: Callable[[], f
             envelope.message_id,
             id,
         )
-        MaildirClaim(store, own, block, 'tmp', name, attempt=0, now=clock()).settle(
+        MaildirClaim(store, own, block, 'tmp', name, attempt=0, now=clock(), text=text).settle(
             [
                 Fate(
                     id=f'{envelope.id}-0-error-0',

@@ -11,6 +11,7 @@ import stat
 import threading
 import weakref
 from contextlib import suppress
+from math import inf
 
 from ..exceptions import QueueError
 from .permissions import Permissions
@@ -268,13 +269,19 @@ class Store:
             with suppress(OSError):
                 os.close(descriptor)
 
-    def read(self, descriptor: int) -> bytes:
-        """The whole file."""
-        size = os.fstat(descriptor).st_size
+    def read(self, descriptor: int, limit: float = inf) -> bytes:
+        """The whole file, or the first octets of a longer one."""
+        size = int(min(os.fstat(descriptor).st_size, limit))
         data = os.pread(descriptor, size, 0)
         while len(data) < size and (part := os.pread(descriptor, size - len(data), len(data))):
             data += part
         return data
+
+    def read_at(self, descriptor: int, octets: int, at: int) -> bytes:
+        """So many octets, or those up to the file's end."""
+        if descriptor not in self._open:
+            raise OSError(errno.EBADF, 'it was opened before a fork')
+        return os.pread(descriptor, octets, at)
 
     def write(self, descriptor: int, data: bytes, at: int = 0) -> None:
         """Write all of it, in place."""

@@ -115,6 +115,24 @@ def test_interfaces_are_kept(case: Case) -> None:
     claim.release()
 
 
+def test_a_large_mail_is_told_block_by_block(case: Case) -> None:
+    """Whoever sends a claimed mail may take it in blocks; they are the bytes, of which ``size``
+    and the like tell in advance."""
+    envelope = _queued(case, body='Grüße.\r\n' * 100_000)
+    claim = claimed(case.queue)
+    stored = claim.envelope
+    blocks = list(stored.blocks())
+    assert b''.join(blocks) == stored.raw == envelope.raw
+    assert max(map(len, blocks)) < 0.1 * len(envelope.raw)
+    assert (stored.size, stored.has_crlf) == (len(envelope.raw), True)
+    assert (stored.is_ascii, stored.has_ascii_head) == (False, True)
+    settled = failed(envelope)
+    claim.settle([settled])
+    assert claim.envelope.raw == envelope.raw
+    claim.reported([settled])
+    assert case.dead() == [envelope.id]
+
+
 # Put
 
 

@@ -677,7 +677,7 @@ _FORMAT = (
     Mutant(
         'no checksum',
         'queue/format.py',
-        'if data[_SUM_AT:_SUM_END] != _checksum(lengths, fixed, recipients, raw):',
+        'if data[_SUM_AT:_SUM_END] != _checksum(lengths, fixed, recipients, raw, text):',
         'if False:',
         'a damaged mail is never sent',
         'test_queue_format.py::test_every_flipped_bit_is_found_or_harmless '
@@ -695,11 +695,36 @@ _FORMAT = (
     Mutant(
         'the length is not looked at',
         'queue/format.py',
-        '    if len(data) != size + rest:',
+        '    if length != size + rest:',
         '    if False:',
         'a truncated mail is found, and the reason says so',
         'test_queue_format.py::test_damage_is_named '
         'test_queue_format.py::test_every_truncation_is_found',
+    ),
+    Mutant(
+        'the text of a large mail is not surveyed',
+        'queue/format.py',
+        '        text.survey(digest.update)\n',
+        '        text.survey(lambda block: None)\n',
+        'a damaged mail is never sent',
+        'test_queue_stored.py::test_a_large_mail_arrives_to_the_octet '
+        'test_queue_stored.py::test_a_changed_file_is_never_sent',
+    ),
+    Mutant(
+        'a released text is read',
+        'queue/claim.py',
+        '            self._text.close()\n',
+        '            pass\n',
+        'the text of another mail is never taken for that of this one',
+        'test_queue_stored.py::test_after_the_release_nothing_is_read',
+    ),
+    Mutant(
+        'a text that is shorter is sent',
+        'queue/stored.py',
+        '            if len(block) != octets:\n',
+        '            if False:\n',
+        'a file that was cut while it was sent is not sent',
+        'test_queue_stored.py::test_a_file_that_becomes_shorter_while_it_is_sent',
     ),
     Mutant(
         'one letter is enough',
@@ -1339,18 +1364,26 @@ _REPORTING = (
 _SMTP = (
     Mutant(
         'no dot stuffing',
-        'mailers/session.py',
-        "raw.replace(b'\\r\\n.', b'\\r\\n..')",
-        'raw',
+        'mailers/text.py',
+        "block.replace(b'\\r\\n.', b'\\r\\n..')",
+        'block',
         'a line that begins with a dot arrives so',
         'test_mailers_smtp.py::test_stuffing_is_undone_by_every_receiver '
         'test_mailers_smtp.py::test_bytes_arrive_as_they_were_frozen',
     ),
     Mutant(
+        'a dot behind the border of blocks is not doubled',
+        'mailers/text.py',
+        "        return b'\\n.' + text[1:]\n",
+        '        return text\n',
+        'a line that begins with a dot arrives so, wherever a block ends',
+        'test_mailers_smtp.py::test_stuffing_is_undone_by_every_receiver',
+    ),
+    Mutant(
         'the first dot is not doubled',
-        'mailers/session.py',
-        "b'.' if raw.startswith(b'.') else b''",
-        "b''",
+        'mailers/text.py',
+        "        return b'.' + text\n",
+        '        return text\n',
         'a message that begins with a dot arrives so',
         'test_mailers_smtp.py::test_stuffing_is_undone_by_every_receiver '
         'test_mailers_smtp.py::test_bytes_arrive_as_they_were_frozen',
