@@ -105,10 +105,12 @@ class Attempts:
         """One fate for all recipients with the same answer, and when the mail is due again."""
         envelope: Envelope = claim.envelope
         number = claim.attempt + 1
-        now = self.clock()
-        # Mail for a later day is not old on that day.
-        delay = self.policy.delay(number, now - max(claim.since, envelope.not_before))
         groups = _by_verdict(claim.todo, outcome)
+        now, delay = 0.0, None
+        if groups[0][0].status != 'delivered' or len(groups) > 1:
+            now = self.clock()
+            # Mail for a later day is not old on that day.
+            delay = self.policy.delay(number, now - max(claim.since, envelope.not_before))
         kinds = [self._kind(verdict, delay) for verdict, _ in groups]
         retry_at = None
         if delay is not None and 'deferred' in kinds:

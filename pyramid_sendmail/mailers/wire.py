@@ -106,17 +106,24 @@ class Wire:
 
     def reply(self, timeout: float) -> Reply:
         """Read one reply, within ``timeout`` seconds as a whole. Raises LineLost."""
+        buffer = self._buffer
+        deadline = 0.0
+        if not buffer:
+            deadline = time.monotonic() + timeout
+            self._receive(deadline, timeout)
         # Nearly all replies are one line, and there already, behind the one before.
-        end = self._buffer.find(b'\n', 0, LINE_LIMIT) + 1
-        if end and (reply := _whole(bytes(self._buffer[:end]))) is not None:
-            del self._buffer[:end]
+        end = buffer.find(b'\n', 0, LINE_LIMIT) + 1
+        if end and (reply := _whole(bytes(buffer[:end]))) is not None:
+            del buffer[:end]
             return reply
-        code, lines = self.lines(timeout)
+        code, lines = self._lines(deadline or time.monotonic() + timeout, timeout)
         return Reply(code, ' '.join(filter(None, lines)))
 
     def lines(self, timeout: float) -> tuple[int, list[str]]:
         """Read one reply, and return its code and the text of each of its lines."""
-        deadline = time.monotonic() + timeout
+        return self._lines(time.monotonic() + timeout, timeout)
+
+    def _lines(self, deadline: float, timeout: float) -> tuple[int, list[str]]:
         first = b''
         texts: list[str] = []
         try:
@@ -187,8 +194,10 @@ class Wire:
             self._within(remaining if timeout < 10 or remaining < timeout - 1 else timeout)
             data = self._socket.recv(BLOCK)
         except OSError as error:
+            self.lost = True
             raise LineLost(f'while waiting for a reply: {describe(error, timeout)}') from error
         if not data:
+            self.lost = True
             raise LineLost('the relay closed the connection')
         self._buffer += data
 

@@ -14,7 +14,7 @@ from ..envelope import Envelope, Fate
 from ..interfaces import IMailClaim
 from .format import LETTERS, STATE_AT, Block
 from .history import append, forget, lines_of
-from .names import milliseconds, schedule_of
+from .names import schedule_of
 from .store import Store
 from .stored import StoredText
 
@@ -58,19 +58,13 @@ class MaildirClaim:
         self.attempt = attempt
         self.todo: tuple[str, ...] = ()
         if folder in ('new', 'cur') and block.retry_at <= now:
-            self.todo = tuple(
-                to
-                for to, letter in zip(block.envelope.recipients, block.letters, strict=True)
-                if letter in 'T?'
-            )
-        self.sealed = tuple(
-            to
-            for to, letter in zip(block.envelope.recipients, block.letters, strict=True)
-            if letter == '?' and to in self.todo
-        )
+            self.todo = _marked(block, 'T?')
+        self.sealed: tuple[str, ...] = ()
         self.interrupted = ''
         if '?' in block.letters:
             self.interrupted = 'ambiguous'
+            if self.todo:
+                self.sealed = _marked(block, '?')
         elif block.state == 'S':
             self.interrupted = 'sending'
 
@@ -112,17 +106,13 @@ class MaildirClaim:
         if not self._settled:
             self._settled, self._before = True, ''
             self.attempt += 1
-            block.settle(fates)
+            block.settle(fates, report=report)
             block.retry_at = retry_at or 0.0
             # In tmp/ the letter is that of the record: it stays until the mail is out of there, so
             # that whatever is written of this leaves it in doubt.
             if self._folder != 'tmp':
                 block.state = 'C'
                 self._history = lines_of(fates, at=self._now, interrupted=self.interrupted)
-            if not report:
-                block.letters = [
-                    letter.upper() if letter in 'df' else letter for letter in block.letters
-                ]
         self._rest()
 
     def reported(self, fates: Iterable[Fate]) -> None:
@@ -193,8 +183,8 @@ class MaildirClaim:
     def _has_history(self) -> bool:
         """Whether there may be one: the first attempt delivers most mail, and shall cost no more.
         Mail that a person moved back has begun anew, later than it was queued."""
-        since, queued_at = self._block.since, self.envelope.queued_at
-        return self.attempt > 1 or milliseconds(since) != milliseconds(queued_at)
+        # Files tell milliseconds.
+        return self.attempt > 1 or abs(self._block.since - self.envelope.queued_at) > 0.002
 
     def rename(self, folder: str, name: str) -> None:
         """Move the file, which stays claimed; a person may have been quicker."""
@@ -230,3 +220,11 @@ class MaildirClaim:
         if self._descriptor is None:
             raise OSError(errno.EBADF, 'the claim has been released')
         return self._descriptor
+
+
+def _marked(block: Block, letters: str) -> tuple[str, ...]:
+    """The recipients with one of these letters."""
+    if not set(block.letters) - set(letters):
+        return block.envelope.recipients
+    pairs = zip(block.envelope.recipients, block.letters, strict=True)
+    return tuple([to for to, letter in pairs if letter in letters])

@@ -62,7 +62,7 @@ _FIXED = re.compile(
     'X-Envelope-From: (.*)\r\n'
     'X-Envelope-Options: ((?s:.*))\r\n'
 )
-_MARK = re.compile(r'([T?dfDF])([0-9]{5})\1 (.+)')
+_MARK = re.compile(r'X-Envelope-To: ([T?dfDF])([0-9]{5})\1 (.+)')
 
 
 class Unreadable(ValueError):
@@ -111,16 +111,26 @@ class Block:
         slot = write_slot(self.entries, len(self.letters))
         return b''.join((state, _END, slot, self.fixed, self.recipient_lines()))
 
-    def settle(self, fates: Sequence[Fate]) -> None:
-        """Put down what an attempt came to, in place of what these recipients had before."""
+    def settle(self, fates: Sequence[Fate], *, report: bool = True) -> None:
+        """Put down what an attempt came to, in place of what these recipients had before.
+        ``report``: whether subscribers have to be told."""
         for fate in fates:
             self.mark(fate.recipients, 'T')
         self._forget()
         for fate in fates:
-            self._add(fate)
+            if report or fate.kind != 'sent':
+                self._add(fate)
+            else:
+                # Nobody asks for the reply.
+                self.mark(fate.recipients, 'D')
+        if not report and ('d' in self.letters or 'f' in self.letters):
+            self.letters = [letter.upper() if letter in 'df' else letter for letter in self.letters]
 
     def mark(self, recipients: Iterable[str], letter: str) -> None:
         """Give the recipients a letter."""
+        if recipients == self.envelope.recipients:
+            self.letters = [letter] * len(self.letters)
+            return
         chosen = set(recipients)
         for n, to in enumerate(self.envelope.recipients):
             if to in chosen:
@@ -298,12 +308,13 @@ def _decode(data: bytes, size: int, text: LargeText | None) -> Block:
 def _read_recipients(lines: bytes) -> tuple[list[str], list[int], list[str]]:
     letters, pointers, recipients = [], [], []
     for line in lines.decode().removesuffix('\r\n').split('\r\n'):
-        mark = _MARK.fullmatch(line, len(_TO))
-        if mark is None or not line.startswith(_TO.decode()):
+        mark = _MARK.fullmatch(line)
+        if mark is None:
             raise Unreadable('the line of a recipient is damaged')
-        letters.append(mark[1])
-        pointers.append(int(mark[2]))
-        recipients.append(mark[3])
+        letter, pointer, recipient = mark.groups()
+        letters.append(letter)
+        pointers.append(int(pointer))
+        recipients.append(recipient)
     if max(pointers) >= len(recipients):
         raise Unreadable('the line of a recipient is damaged')
     return letters, pointers, recipients
