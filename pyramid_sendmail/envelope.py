@@ -31,11 +31,16 @@ Priority = Literal['high', 'normal', 'low']
 Status = Literal['delivered', 'deferred', 'failed', 'ambiguous']
 
 
+_SHORT = 8 * 1024
+"""Octets of a text that is counted rather than measured."""
+
 _BARE_CR = re.compile(rb'\r(?!\n)')
 
 
 def is_crlf(text: bytes) -> bool:
     """Whether all line ends of a text are CRLF."""
+    if len(text) < _SHORT:
+        return text.count(b'\r\n') == text.count(b'\n') == text.count(b'\r')
     # Taking an octet out is twice as fast as counting it, for lines of the common length.
     feeds = len(text) - len(text.replace(b'\n', b''))
     returns = len(text) - len(text.replace(b'\r', b''))

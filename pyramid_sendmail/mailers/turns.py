@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..envelope import Envelope, Outcome, Verdict
 
 __all__ = ['Command', 'Mail', 'Source']
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """A line to say; ``recipient``: whom RCPT is about."""
 
     verb: str

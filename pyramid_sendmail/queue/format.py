@@ -291,8 +291,9 @@ def _decode(data: bytes, size: int, text: LargeText | None) -> Block:
     state, since, retry_at = data[STATE_AT:_STATE_END].decode().split(' ')
     if state not in ('W', 'V', 'C', 'S'):
         raise Unreadable('its state line is damaged')
-    settled = [n for n, letter in zip(pointers, letters, strict=True) if letter in 'dfF']
-    entries += [lost(group) for group in range(len(entries), max(settled, default=-1) + 1)]
+    if letters.count('T') < len(letters):
+        settled = [n for n, letter in zip(pointers, letters, strict=True) if letter in 'dfF']
+        entries += [lost(group) for group in range(len(entries), max(settled, default=-1) + 1)]
     return Block(
         _envelope(fixed, recipients, raw if text is None else text),
         fixed,

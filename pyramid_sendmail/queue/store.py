@@ -287,9 +287,10 @@ class Store:
         """Write all of it, in place."""
         if descriptor not in self._open:
             raise OSError(errno.EBADF, 'it was opened before a fork')
-        while data:
-            written = os.pwrite(descriptor, data, at)
+        written = os.pwrite(descriptor, data, at)
+        while written < len(data):
             data, at = data[written:], at + written
+            written = os.pwrite(descriptor, data, at)
 
     def sync_file(self, descriptor: int) -> None:
         if self.sync:
