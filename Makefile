@@ -8,12 +8,14 @@ ARGS ?=
 
 INSTALLED := $(VENV)/.installed
 INSTALLED_LINT := $(VENV)/.installed-lint
+PEERS := .venv-peers
+INSTALLED_PEERS := $(PEERS)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench dist clean
+.PHONY: help demo test lint bench bench-peers dist clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=python3.12 chooses the interpreter that .venv is made with,"
 	@echo "  DEMO_PORT=8000 the port of the demo, ARGS='-k demo' what pytest is told."
@@ -29,8 +31,11 @@ lint: $(INSTALLED) $(INSTALLED_LINT) ## Check style (ruff) and types (mypy, stri
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy pyramid_sendmail demo
 
-bench: $(INSTALLED) ## Run the benchmarks of tests/benchmarks and print their figures
-	$(BIN)/python -m tests.benchmarks.latency $(ARGS)
+bench: $(INSTALLED) ## Run the benchmarks beside the peers that are there, and print figures
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+bench-peers: $(INSTALLED_PEERS) ## Install what the benchmarks compare with into .venv-peers
+	@test -x $${MAIL_PEERS:-/var/cache/mail-peers}/postfix/usr/sbin/smtp-sink || tests/peers/install
 
 # -W error with two exceptions, both about what Pyramid itself imports: WebOb 1.8 needs cgi, up to
 # Python 3.12, and Pyramid 2 needs pkg_resources.
@@ -53,7 +58,7 @@ dist: $(INSTALLED_LINT) ## Build sdist and wheel, try the wheel in an empty envi
 	venv/bin/psendmail-qp --help
 
 clean: ## Remove .venv and everything that was made
-	rm -rf $(VENV) build dist demo/var htmlcov .coverage .coverage.* *.egg-info
+	rm -rf $(VENV) $(PEERS) build dist demo/var htmlcov .coverage .coverage.* *.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find demo tests pyramid_sendmail -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -65,6 +70,14 @@ $(INSTALLED): setup.cfg pyproject.toml $(BIN)/python
 $(INSTALLED_LINT): setup.cfg pyproject.toml $(BIN)/python
 	@echo 'Installing what the checks need into $(VENV) ...'
 	@$(BIN)/python -m pip install --quiet --quiet --editable '.[lint]'
+	@touch $@
+
+# pyramid_tm: what it adds to a start is nobody's in the comparison.
+$(INSTALLED_PEERS): Makefile
+	@echo 'Installing what the benchmarks compare with into $(PEERS) ...'
+	@$(PYTHON) -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --quiet aiosmtplib django-mailer \
+	    django-post_office pyramid_mailer pyramid_tm repoze.sendmail zope.sendmail
 	@touch $@
 
 $(BIN)/python:

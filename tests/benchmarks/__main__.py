@@ -11,15 +11,16 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from . import rows_request
+from . import rows_drain, rows_request, rows_scale
 from .report import as_data, machine, table
-from .rounds import Place, Results
+from .rounds import Place, Results, Row
 
 __all__ = ['main']
 
-ROWS = (*rows_request.ROWS,)
+ROWS = (*rows_request.ROWS, *rows_drain.ROWS, *rows_scale.ROWS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'{unknown[0]!r} is no row: write some of {", ".join(known)}', file=sys.stderr)
         return 2
     rows = [known[name] for name in arguments.rows or known]
+    if arguments.only:
+        rows = [_only(row, arguments.only) for row in rows]
     rounds = 1 if arguments.quick else arguments.rounds
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix='benchmarks-') as folder:
         Path(folder).chmod(0o755)
@@ -60,10 +63,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _only(row: Row, words: Sequence[str]) -> Row:
+    names = [each for each in row.contenders if any(word in each.name for word in words)]
+    return replace(row, contenders=names)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m tests.benchmarks', description=__doc__)
     parser.add_argument('rows', nargs='*', metavar='ROW', help='the rows to run; all')
     parser.add_argument('--list', action='store_true', help='name the rows, and end')
+    parser.add_argument(
+        '--only',
+        action='append',
+        metavar='TEXT',
+        help='contenders in whose names this is; may be given several times',
+    )
     parser.add_argument('--rounds', type=int, default=5, metavar='N', help='rounds a row (5)')
     parser.add_argument(
         '--directory',

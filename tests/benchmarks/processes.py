@@ -1,10 +1,9 @@
-"""Children: the environments that they run in, what a run took, and the sink that they send to."""
+"""Children: the environments that they run in, and what a run took."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import signal
 import socket
@@ -13,8 +12,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +21,6 @@ __all__ = [
     'ROOT',
     'Absent',
     'Run',
-    'Sink',
     'contender',
     'finish',
     'free_port',
@@ -30,7 +28,6 @@ __all__ = [
     'peer',
     'postfix',
     'run',
-    'sink',
     'start',
     'until',
 ]
@@ -179,36 +176,6 @@ def _environment() -> Mapping[str, str]:
     return {**own, 'PYTHONWARNINGS': 'ignore'}
 
 
-@dataclass(frozen=True, slots=True)
-class Sink:
-    """A running smtp-sink: it takes mail, counts it, and forgets it."""
-
-    port: int
-    output: Path
-
-    def taken(self) -> int:
-        """How many mails it has taken."""
-        with self.output.open('rb') as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - 200, 0))
-            found = re.findall(rb'mesg=(\d+)', file.read())
-        return int(found[-1]) if found else 0
-
-
-@contextmanager
-def sink(folder: Path, *options: str) -> Iterator[Sink]:
-    """Run an smtp-sink on loopback."""
-    port = free_port()
-    output = folder / f'sink-{port}'
-    user = ['-u', 'nobody'] if os.geteuid() == 0 else []
-    command = postfix('smtp-sink', '-c', *user, *options, f'127.0.0.1:{port}', 1024)
-    child = start(command, output=output)
-    try:
-        until(lambda: _answers(port), seconds=20.0)
-        yield Sink(port, output)
-    finally:
-        finish(child)
-
-
 def free_port() -> int:
     """A port of loopback that nobody has."""
     with socket.socket() as probe:
@@ -225,11 +192,3 @@ def until(condition: Callable[[], object], *, seconds: float) -> float:
             raise RuntimeError(f'it did not come to pass within {seconds:g} s')
         time.sleep(0.001)
     return time.perf_counter()
-
-
-def _answers(port: int) -> bool:
-    try:
-        socket.create_connection(('127.0.0.1', port), timeout=1.0).close()
-    except OSError:
-        return False
-    return True

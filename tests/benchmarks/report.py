@@ -48,8 +48,7 @@ def table(results: Results) -> str:
     if results.present:
         headings = ['mails/s', 'ratio', 'CPU us', 'MB', *(shown[0] for shown in row.shown)]
         lines.append(_line('', headings))
-    for name in results.present:
-        lines.append(_line(name, _figures(results, name)))
+    lines += [_line(name, _figures(results, name)) for name in results.present]
     lines += [f'  {name}: skipped: {reason}' for name, reason in results.absent.items()]
     lines += [f'  goal: {_verdict(verdict)}' for verdict in results.verdicts()]
     if row.note:

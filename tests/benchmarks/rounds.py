@@ -78,8 +78,9 @@ class Row:
 
 def times(factor: float, other: str, *, who: str = 'pyramid_sendmail') -> Goal:
     """To be so many times as fast as another."""
+    subject = '' if who == 'pyramid_sendmail' else f'{who}: '
     return Goal(
-        f'{factor:g} times {other}',
+        f'{subject}{factor:g} times {other}',
         lambda samples: samples[who]['rate'] / samples[other]['rate'],
         factor,
     )

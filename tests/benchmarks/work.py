@@ -28,7 +28,7 @@ KINDS = ('2k', '50k', '5m')
 """By their size on the wire: plain ASCII text; text and html in UTF-8; a binary attachment."""
 
 _LINE = 'A line of an ordinary mail, about as long as such lines are.\n'
-_ACCENTS = 'Ein für Größe gewöhnlicher Satz, où l’été est déjà passé, à peu près.'
+_ACCENTS = "Ein für Größe gewöhnlicher Satz, où l'été est déjà passé, à peu près."
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ def measure(
         mine: list[float] = []
         try:
             step = make()
-            for _ in range(warm_up):
+            for _ in range(min(warm_up, max(steps // 4, 1))):
                 step()
             ready.wait()
             for _ in range(steps):

@@ -1,0 +1,110 @@
+"""The application whose queue psendmail-qp drains, and its .ini file.
+
+``benchmarks.subscriber`` says who hears of a mail that was sent: nobody, if it is not there;
+``counts``, a function that adds one; ``commits``, one that adds a row to a SQLite database by
+SQLAlchemy's ORM, joined to ``event.request.tm`` by zope.sqlalchemy, as Pyramid's cookiecutter has
+it. ``benchmarks.mail = no`` leaves pyramid_sendmail out: what is left is the application's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyramid.config import Configurator
+from pyramid.request import Request
+
+from .processes import Absent
+
+__all__ = ['heard', 'main', 'write_ini']
+
+_LOGGING = """\
+[loggers]
+keys = root
+
+[logger_root]
+level = WARN
+handlers = console
+
+[handlers]
+keys = console
+
+[handler_console]
+class = StreamHandler
+args = (sys.stderr,)
+level = NOTSET
+formatter = generic
+
+[formatters]
+keys = generic
+
+[formatter_generic]
+format = %(asctime)s %(levelname)-5.5s [%(name)s:%(lineno)s][%(threadName)s] %(message)s
+"""
+
+
+def write_ini(folder: Path, settings: Mapping[str, object]) -> Path:
+    """Write an .ini file that logs as production.ini of the cookiecutter does; raises Absent where
+    the package does not have a setting."""
+    from pyramid_sendmail.settings import TABLE
+
+    known = {setting.name for setting in TABLE}
+    for name in settings:
+        if name.startswith('mail.') and name not in known:
+            raise Absent(f'this version has no {name}')
+    lines = [f'{name} = {value}' for name, value in settings.items()]
+    path = folder / 'production.ini'
+    uses = 'use = call:tests.benchmarks.application:main'
+    path.write_text('\n'.join(['[app:main]', uses, *lines, '', _LOGGING]))
+    return path
+
+
+def main(global_config: Mapping[str, str], **settings: str) -> Any:
+    """The application."""
+    subscriber = settings.pop('benchmarks.subscriber', 'none')
+    with Configurator(settings=settings) as config:
+        config.include('pyramid_tm')
+        if settings.pop('benchmarks.mail', 'yes') == 'yes':
+            config.include('pyramid_sendmail')
+        if subscriber == 'counts':
+            _count(config)
+        elif subscriber == 'commits':
+            _commit(config, settings['benchmarks.database'], settings['benchmarks.journal'])
+        return config.make_wsgi_app()
+
+
+def _count(config: Configurator) -> None:
+    counts = {'sent': 0}
+
+    def sent(event: Any) -> None:
+        counts['sent'] += 1
+
+    config.add_subscriber(sent, 'pyramid_sendmail.interfaces.IMailSentEvent')
+
+
+def _commit(config: Configurator, path: str, journal: str) -> None:
+    from .database import Heard, session_factory
+
+    factory, register = session_factory(path, journal)
+
+    def dbsession(request: Request) -> Any:
+        session = factory()
+        register(session, transaction_manager=request.tm)
+        return session
+
+    def sent(event: Any) -> None:
+        event.request.dbsession.add(Heard(message_id=event.message_id, code=event.reply.code))
+
+    config.add_request_method(dbsession, reify=True)
+    config.add_subscriber(sent, 'pyramid_sendmail.interfaces.IMailSentEvent')
+
+
+def heard(path: Path) -> int:
+    """How many different mails the subscriber has heard of."""
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(path)) as connection:
+        [[count]] = connection.execute('SELECT count(DISTINCT message_id) FROM heard')
+        return int(count)

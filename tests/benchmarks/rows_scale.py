@@ -1,0 +1,276 @@
+"""How soon, how many, how large: latency, long queues, start-up, direct delivery, building."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .application import write_ini
+from .drains import ended, memory, psendmail_qp, queue, ready
+from .processes import Absent, contender, finish, ours, peer, run, start, until
+from .rounds import Contender, Goal, Place, Row, Sample, at_most, times
+from .sinks import Sink, sink
+
+__all__ = ['ROWS']
+
+OURS = 'pyramid_sendmail'
+EMAIL = 'EmailMessage, policy.SMTP'
+MANY = 'pyramid_sendmail, many files'
+FEW = 'pyramid_sendmail, 1,000 files'
+LOOK = 'a look at what is not due, under strace'
+MAILER = 'pyramid_mailer, in a web process'
+PACKAGE = 'pyramid_sendmail, in a web process'
+SCRIPT = 'psendmail-qp, to its first delivery'
+ALONE = 'the application alone'
+
+_WINDOW = 25_000
+"""Mails whose delivery is timed where many files wait: more than the names that a processor keeps,
+so that it has to look again."""
+
+
+def _build(who: str, kind: str, steps: int) -> Callable[[Place], Sample]:
+    return lambda place: run(contender('build', who, kind, place.mails(steps))).figures
+
+
+def _less_cpu(factor: float) -> Goal:
+    def value(samples: Mapping[str, Sample]) -> float:
+        return samples[EMAIL]['cpu'] / samples[OURS]['cpu']
+
+    return Goal(f'1/{factor:g} of the CPU of {EMAIL}', value, factor)
+
+
+def _direct(name: str, *options: str, steps: int) -> Callable[[Place], Sample]:
+    def measure(place: Place) -> Sample:
+        by, before = (peer, ['zope-direct']) if name == 'peer_request' else (ours, [])
+        by('-c', '')
+        with place.fresh() as folder, sink() as to:
+            after = [option.format(port=to.port) for option in options]
+            words = (*before, folder / 'queue', '2k', place.mails(steps), 1, *after)
+            return run(contender(name, *words, by=by)).figures
+
+    return measure
+
+
+def _latency(place: Place) -> Sample:
+    with place.fresh() as folder:
+        mails, seconds = place.mails(200), 5.0 if place.scale >= 1 else 1.0
+        return run(contender('latency', folder, mails, seconds)).figures
+
+
+@contextmanager
+def _processor(folder: Path, to: Sink, *arguments: str) -> Any:
+    child = start(psendmail_qp(folder, {}, *arguments, to=to))
+    try:
+        yield child
+    finally:
+        finish(child)
+
+
+def _first_and_rate(child: Any, to: Sink, *, before: int, window: int) -> Sample:
+    """Seconds to the first delivery from now, and how fast the next ``window`` mails went."""
+    began = time.perf_counter()
+    first = until(lambda: to.taken() > before, seconds=120.0)
+    behind = to.taken()
+    last = until(lambda: to.taken() >= behind + window or ended(child), seconds=240.0)
+    rate = (to.taken() - behind) / (last - first)
+    return {'first': first - began, 'rate': rate, 'memory': memory(child.pid)}
+
+
+def _few(place: Place) -> Sample:
+    samples = []
+    for _ in range(3):
+        with place.fresh() as folder, sink() as to:
+            queue(place, folder, '2k', 1_000)
+            ready()
+            with _processor(folder, to) as child:
+                samples.append(_first_and_rate(child, to, before=0, window=950))
+    return {figure: median(each[figure] for each in samples) for figure in samples[0]}
+
+
+def _many(place: Place) -> Sample:
+    """The same queue in each round, with as many files put back as have left it."""
+    folder = place.folder / f'many-{place.queued}'
+    folder.mkdir(exist_ok=True)
+    settings = {
+        'mail.queue_path': folder / 'mail',
+        'mail.queue_sync': 'off',
+        'mail.hostname': 'web.example.org',
+    }
+    there = _count(folder / 'mail')
+    if there < place.queued:
+        run(contender('fill', write_ini(folder, settings), '2k', place.queued - there))
+    ready()
+    with sink() as to, _processor(folder, to) as child:
+        window = min(_WINDOW, place.queued // 2)
+        return _first_and_rate(child, to, before=0, window=window)
+
+
+def _count(mail: Path) -> int:
+    if not mail.exists():
+        return 0
+    return sum(len(os.listdir(mail / name)) for name in ('new', 'cur'))
+
+
+def _stats(place: Place) -> Sample:
+    """Calls of stat and its like a file, in a pass over files that are not due."""
+    if shutil.which('strace') is None:
+        raise Absent('strace is not installed')
+    files = place.mails(2_000)
+    return {'stats': (_calls(place, files) - _calls(place, 0)) / files}
+
+
+def _calls(place: Place, files: int) -> int:
+    with place.fresh() as folder, sink() as to:
+        command = psendmail_qp(folder, {}, '--once', to=to)
+        run(contender('fill', folder / 'production.ini', '2k', files, 86_400))
+        trace = folder / 'trace'
+        run(['strace', '-f', '-q', '-e', 'trace=%%stat', '-o', str(trace), *command])
+        assert to.taken() == 0
+        with trace.open() as lines:
+            return sum('stat' in line for line in lines)
+
+
+def _importing(package: str, by: Callable[..., list[str]]) -> Callable[[Place], Sample]:
+    def measure(place: Place) -> Sample:
+        runs = [run(contender('importing', package, by=by)).figures for _ in range(3)]
+        return {figure: median(each[figure] for each in runs) for figure in runs[0]}
+
+    return measure
+
+
+def _alone(place: Place) -> Sample:
+    with place.fresh() as folder:
+        ini = write_ini(folder, {'benchmarks.mail': 'no'})
+        runs = [run(contender('loading', ini)) for _ in range(3)]
+        return {'seconds': median(each.wall for each in runs)}
+
+
+def _script(place: Place) -> Sample:
+    found = []
+    for _ in range(3):
+        with place.fresh() as folder, sink() as to:
+            queue(place, folder, '2k', 1)
+            began = time.perf_counter()
+            with _processor(folder, to):
+                found.append(until(lambda to=to: to.taken(), seconds=20.0) - began)  # type: ignore[misc]
+    return {'seconds': median(found)}
+
+
+def _less(text: str, figure: str, one: str, other: str, limit: float) -> Goal:
+    return Goal(
+        text,
+        lambda samples: samples[one][figure] - samples[other][figure],
+        limit,
+        at_least=False,
+    )
+
+
+def _under(text: str, figure: str) -> Goal:
+    return Goal(
+        text,
+        lambda samples: samples[PACKAGE][figure] / samples[MAILER][figure],
+        1.0,
+        at_least=False,
+    )
+
+
+def _share(figure: str, one: str, other: str) -> Callable[[Mapping[str, Sample]], float]:
+    return lambda samples: samples[one][figure] / samples[other][figure]
+
+
+ROWS = (
+    Row(
+        'build-2k',
+        'a Message made into bytes, 2 KB',
+        [
+            Contender(EMAIL, _build('email', '2k', 500)),
+            Contender(OURS, _build('ours', '2k', 5_000)),
+        ],
+        (_less_cpu(30),),
+        'the same in meaning: read back by two parsers',
+    ),
+    Row(
+        'build-50k',
+        'a Message made into bytes, 50 KB of text and html in UTF-8',
+        [
+            Contender(EMAIL, _build('email', '50k', 200)),
+            Contender(OURS, _build('ours', '50k', 500)),
+        ],
+        (_less_cpu(3),),
+        'the same in meaning: read back by two parsers',
+    ),
+    Row(
+        'direct',
+        'direct delivery, a mail of 2 KB a commit',
+        [
+            Contender('zope.sendmail', _direct('peer_request', '{port}', steps=300)),
+            Contender(
+                OURS,
+                _direct(
+                    *('request', 'mail.delivery=direct', 'mail.url=smtp://127.0.0.1:{port}'),
+                    steps=500,
+                ),
+            ),
+        ],
+        (times(2, 'zope.sendmail'),),
+        '',
+        (('median ms', 'median', 1000.0), ('worst ms', 'worst', 1000.0)),
+    ),
+    Row(
+        'latency',
+        "from the commit to the relay's 250, psendmail-qp idle",
+        [Contender(OURS, _latency)],
+        (
+            at_most(0.003, 'median', 'a median under 3 ms (in seconds)'),
+            at_most(0.05, 'worst', 'the worst under 50 ms (in seconds)'),
+            at_most(0.01, 'idle', 'idle, no CPU (in seconds a minute)'),
+        ),
+        '',
+        (
+            ('median ms', 'median', 1000.0),
+            ('worst ms', 'worst', 1000.0),
+            ('commit ms', 'commit', 1000.0),
+            ('idle ms/min', 'idle', 1000.0),
+        ),
+    ),
+    Row(
+        'queued',
+        'a long queue',
+        [Contender(FEW, _few), Contender(MANY, _many), Contender(LOOK, _stats)],
+        (
+            at_most(1.2, 'first', 'the first delivery under 1.2 s', who=MANY),
+            Goal('0.8 of the throughput at 1,000', _share('rate', MANY, FEW), 0.8),
+            at_most(60, 'memory', 'memory under 60 MB', who=MANY),
+            at_most(0.01, 'stats', 'no stat a file in a look', who=LOOK),
+        ),
+        '',
+        (('first ms', 'first', 1000.0), ('stats a file', 'stats', 1.0)),
+    ),
+    Row(
+        'start',
+        'what a start costs',
+        [
+            Contender(MAILER, _importing('pyramid_mailer', peer)),
+            Contender(PACKAGE, _importing('pyramid_sendmail', ours)),
+            Contender(ALONE, _alone),
+            Contender(SCRIPT, _script),
+        ],
+        (
+            _under("import, under pyramid_mailer's", 'seconds'),
+            _under("import and include, under pyramid_mailer's", 'included'),
+            _less('psendmail-qp under 0.3 s', 'seconds', SCRIPT, ALONE, 0.3),
+        ),
+        '',
+        (
+            ('ms', 'seconds', 1000.0),
+            ('included ms', 'included', 1000.0),
+            ('modules', 'modules', 1.0),
+        ),
+    ),
+)
