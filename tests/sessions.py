@@ -77,6 +77,7 @@ class BreakingWire:
     what stands behind it, have not left."""
 
     lost = False
+    unread = b''
 
     def __init__(self, unsent: int, *last_words: Reply) -> None:
         self._unsent = unsent

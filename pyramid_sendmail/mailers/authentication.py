@@ -65,9 +65,14 @@ class Credentials:
 
     def hide(self, text: str) -> str:
         """Return a relay's text without the secrets that it may echo."""
+        return _hidden(text, self.secrets)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be shown, the longest first."""
         # What was read has no blanks at its ends.
         passwords = {self._password, self._password.strip()} - {''}
-        return _hidden(text, {*passwords, *self._responses('PLAIN'), *self._responses('LOGIN')})
+        return _longest_first({*passwords, *self._responses('PLAIN'), *self._responses('LOGIN')})
 
     def _responses(self, mechanism: str) -> list[str]:
         user, password = self._username.encode(), self._password.encode()
@@ -131,7 +136,12 @@ class BearerProof:
 
     def hide(self, text: str) -> str:
         """See Credentials."""
-        return _hidden(text, {self._token, self._response, _encoded(self._token.encode())})
+        return _hidden(text, self.secrets)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """See Credentials."""
+        return _longest_first({self._token, self._response, _encoded(self._token.encode())})
 
 
 Identity = Credentials | Bearer
@@ -146,8 +156,12 @@ def _status(challenge: str) -> str:
     return status if status.isprintable() else ''
 
 
-def _hidden(text: str, secrets: set[str]) -> str:
-    for secret in sorted(secrets, key=len, reverse=True):
+def _longest_first(secrets: set[str]) -> tuple[str, ...]:
+    return tuple(sorted(secrets, key=len, reverse=True))
+
+
+def _hidden(text: str, secrets: tuple[str, ...]) -> str:
+    for secret in secrets:
         text = text.replace(secret, '***')
     return text
 

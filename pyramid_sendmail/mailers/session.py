@@ -19,9 +19,9 @@ lost after the final dot       ambiguous for the accepted recipients
 2xx at the final dot           delivered: the accepted recipients
 =============================  =============================================================
 
-Only the first digit of other codes counts (RFC 5321, 4.2.1). A time-out, and a reply that is
-none or makes no sense where it came, is a lost line. By LMTP each accepted recipient has an
-answer of its own to the final dot.
+Only the first digit of other codes counts (RFC 5321, 4.2.1). A time-out, a reply that is none or
+makes no sense where it came, and one that nobody has asked for, is a lost line. By LMTP each
+accepted recipient has an answer of its own to the final dot.
 
 Commands leave in groups as large as the window, and their answers are read one by one
 (RFC 2920). A window of one is the lock-step of relays without PIPELINING: what is said, what is
@@ -148,6 +148,7 @@ class SMTPSession:
                 self._transfer(mail, source, sealing)
             self._carried = self._carried or not (mail.todo or mail.opened)
         except LineLost as lost:
+            self._wire.lost = True  # nobody knows what QUIT would be taken for
             reason = f'the connection was lost: {lost}'
             if self._untouched(mail) and (self._carried or not mail.answered):
                 self._unavailable(reason, stale=self._carried)
@@ -182,6 +183,7 @@ class SMTPSession:
 
     def _converse(self, mail: Mail) -> None:
         """Say what there is to say up to DATA, and hear the answers."""
+        self._expect_silence()
         while True:
             if len(self._said) <= self._window // 2 and (group := self._group(mail)):
                 self._wire.write(group)
@@ -190,6 +192,7 @@ class SMTPSession:
             command = self._said.popleft()
             if mail.decided:
                 self._disregard(command)
+                self._expect_silence()
             else:
                 self._heed(mail, command, self._answer(mail, command))
 
@@ -213,7 +216,17 @@ class SMTPSession:
             self._unavailable(f'MAIL was answered {reply}', stale=True)
         if reply.code // 100 not in (3 if data else 2, 4, 5):
             raise LineLost(f'the relay answered {command.verb} with {reply}')
+        self._expect_silence(text=data and reply.code < 400)
         return reply
+
+    def _expect_silence(self, *, text: bool = False) -> None:
+        """What a relay says unasked would be taken for the answer to what is asked next: to the
+        whole message, where it says yes to DATA and once more. But 421 may come at any time (RFC
+        5321, 3.8), and a refusal before the ``text`` it is about."""
+        unread = self._wire.unread
+        refusal = unread[:1] in (b'4', b'5')
+        if unread and not self._said and unread != b'421' and not (text and refusal):
+            raise LineLost('the relay has said more than it was asked')
 
     def _untouched(self, mail: Mail) -> bool:
         """Whether the mail may be sent once more as if nothing had been.

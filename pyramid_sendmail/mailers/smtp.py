@@ -17,7 +17,7 @@ from ..interfaces import ISMTPMailer
 from .authentication import Bearer, Credentials, Identity, Token, mechanism
 from .extensions import SessionOptions
 from .session import SMTPSession
-from .wire import TIMEOUTS, Timeouts, Wire, describe, dial
+from .wire import TIMEOUTS, Timeouts, Wire, describe, dial, said
 
 if TYPE_CHECKING:
     import socket
@@ -35,6 +35,9 @@ _HOSTNAME = re.compile(r'[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]')
 _NO_EHLO = frozenset({500, 501, 502, 504})
 
 _OLD_SPELLING = re.compile('^AUTH=', re.IGNORECASE)
+
+_SHOWN = 200
+"""Characters of the mechanisms that a relay offers."""
 
 _OPTIONS = SessionOptions()
 
@@ -181,7 +184,7 @@ class SMTPMailer:
             return {}
         if code // 100 != 2:
             remedy = _stranger('smtp') if code in _NO_EHLO else 'see mail.hostname'
-            self._refused(verb, Reply(code, ' '.join(lines)), remedy)
+            self._refused(verb, Reply(code, said(lines)), remedy)
         extensions: dict[str, str] = {}
         for line in lines[1:]:
             # AUTH=LOGIN is how some relays spelt it before the RFC.
@@ -234,7 +237,7 @@ class SMTPMailer:
         chosen = mechanism(offered, identity.mechanisms)
         if chosen is None:
             spoken = ' or '.join(identity.mechanisms)
-            self._fail('AUTH', f'the relay offers {offered}, and not {spoken}')
+            self._fail('AUTH', f'the relay offers {offered[:_SHOWN]}, and not {spoken}')
         try:
             proof = identity.proof()
         except Exception as error:
@@ -246,6 +249,7 @@ class SMTPMailer:
             reply = Reply(reply.code, proof.hide(reply.text))
             remedy = f'see {identity.options}' if reply.code // 100 == 5 else ''
             self._refused(f'AUTH {chosen}', reply, remedy)
+        wire.secrets = proof.secrets
 
     def _ask(self, wire: Wire, verb: str, argument: str = '') -> Reply:
         with self._phase(verb):

@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ..envelope import Reply
@@ -21,7 +20,7 @@ from ..exceptions import SendmailError
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ['TIMEOUTS', 'LineLost', 'Timeouts', 'Wire', 'dial']
+__all__ = ['TIMEOUTS', 'LineLost', 'Timeouts', 'Wire', 'dial', 'said']
 
 BLOCK = 16_384
 """Octets handed to TLS at a time: what one record holds."""
@@ -34,8 +33,11 @@ LINES_LIMIT = 256
 
 _REPLY = re.compile(rb'([2-5][0-9]{2})(?:([ -])(.*))?', re.DOTALL)
 
-_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), '�')
-_CONTROLS[9] = ' '
+TEXT_LIMIT = 4_096
+"""Characters that are kept of a reply: it goes into logs, events and the queue."""
+
+HEARD = 64
+"""Replies of one line that are remembered: the first ones of a connection, which come again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +80,24 @@ class LineLost(SendmailError, ConnectionError):
 class Wire:
     """A connected socket, and the reader of replies on it.
 
-    After LineLost nothing more can be said on it: ``lost`` is true then.
+    After LineLost nothing more can be said on it: ``lost`` is true then. ``secrets``: what is not
+    shown of replies, should they repeat it.
     """
 
     def __init__(self, connection: socket.socket, *, block: float) -> None:
         self.lost = False
         self.secure = False
+        self.secrets: tuple[str, ...] = ()
         self._socket = connection
         self._block = block
         self._timeout: float | None = None
         self._buffer = bytearray()
+        self._heard: dict[bytes, Reply] = {}
+
+    @property
+    def unread(self) -> bytes:
+        """The first octets, three at most, of what has come and was not read."""
+        return bytes(self._buffer[:3])
 
     def write(self, data: bytes | memoryview) -> None:
         """Send it all; whatever the socket takes at once has its own time. Raises LineLost."""
@@ -111,13 +121,26 @@ class Wire:
         if not buffer:
             deadline = time.monotonic() + timeout
             self._receive(deadline, timeout)
-        # Nearly all replies are one line, and there already, behind the one before.
+        # Nearly all replies are one line, there already, and the same for each mail.
         end = buffer.find(b'\n', 0, LINE_LIMIT) + 1
-        if end and (reply := _whole(bytes(buffer[:end]))) is not None:
-            del buffer[:end]
-            return reply
+        if end:
+            line = bytes(buffer[:end])
+            reply = self._heard.get(line) or self._whole(line)
+            if reply is not None:
+                del buffer[:end]
+                return reply
         code, lines = self._lines(deadline or time.monotonic() + timeout, timeout)
-        return Reply(code, ' '.join(filter(None, lines)))
+        return Reply(code, said(lines))
+
+    def _whole(self, line: bytes) -> Reply | None:
+        """A reply that is this one line, its end included; None if it is not that."""
+        match = _REPLY.fullmatch(line.removesuffix(b'\n').removesuffix(b'\r'))
+        if match is None or match[2] == b'-':
+            return None
+        reply = Reply(int(match[1]), said([self._shown(match[3])]))
+        if len(self._heard) < HEARD:
+            self._heard[line] = reply
+        return reply
 
     def lines(self, timeout: float) -> tuple[int, list[str]]:
         """Read one reply, and return its code and the text of each of its lines."""
@@ -135,7 +158,7 @@ class Wire:
                 code, mark, text = match.groups()
                 if code != (first := first or code):
                     raise LineLost('the relay changed its mind within a reply')
-                texts.append(_printable(text))
+                texts.append(self._shown(text))
                 if mark != b'-':
                     return int(code), texts
             raise LineLost(f"the relay's reply has more than {LINES_LIMIT} lines")
@@ -172,7 +195,15 @@ class Wire:
     def close(self) -> None:
         """Close without a word: neither QUIT nor TLS's close_notify."""
         self.lost = True
+        self._buffer.clear()
         self._socket.close()
+
+    def _shown(self, text: bytes | None) -> str:
+        """A line's text, without what is not to be shown."""
+        words = (text or b'').decode('utf-8', 'replace')
+        for secret in self.secrets:
+            words = words.replace(secret, '***')
+        return (words if words.isprintable() else _harmless(words)).strip()
 
     def _line(self, deadline: float, timeout: float) -> bytes:
         scanned = 0
@@ -207,21 +238,6 @@ class Wire:
             self._timeout = seconds
 
 
-@lru_cache(maxsize=64)
-def _whole(line: bytes) -> Reply | None:
-    """A reply that is this one line, its end included; None if it is not that. A relay says the
-    same to each mail."""
-    match = _REPLY.fullmatch(line.removesuffix(b'\n').removesuffix(b'\r'))
-    if match is None or match[2] == b'-':
-        return None
-    return Reply(int(match[1]), _printable(match[3]))
-
-
-def _printable(text: bytes | None) -> str:
-    words = (text or b'').decode('utf-8', 'replace')
-    return (words if words.isprintable() else words.translate(_CONTROLS)).strip()
-
-
 Resolve = Callable[..., list[Any]]
 
 
@@ -250,6 +266,19 @@ def dial(
                 raise
             troubles.append(f'{address[0]}: {describe(error, timeout)}')
     raise OSError('; '.join(troubles) or 'the host has no address')
+
+
+def said(lines: Iterable[str]) -> str:
+    """What a reply of these lines says, in one, and no longer than anybody reads."""
+    return ' '.join(filter(None, lines))[:TEXT_LIMIT]
+
+
+def _harmless(text: str) -> str:
+    """Blanks for blank space, line ends of Unicode included, and marks for what moves a cursor, or
+    turns the direction of writing."""
+    return ''.join(
+        ' ' if letter.isspace() else letter if letter.isprintable() else '�' for letter in text
+    )
 
 
 def describe(error: BaseException, timeout: float) -> str:
