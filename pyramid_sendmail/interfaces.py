@@ -226,7 +226,10 @@ class ISMTPMailer(IMailer):
 class IMailSession(Interface):
     """A conversation with the next hop, used by one thread at a time."""
 
-    name = Attribute('Where it sends to, for people: the name of the mailer that connected.')
+    name = Attribute(
+        'Where it sends to, for people: the name of the mailer that connected, and in parentheses '
+        'the version of TLS, if any: ``smtp://relay:587 (TLSv1.3)``.'
+    )
 
     def send(
         envelopes: Iterable[Envelope],
@@ -302,7 +305,7 @@ class IMailEvent(Interface):
     metadata = Attribute('The metadata given to send: a mapping of strings.')
     attempt = Attribute('Which attempt this was: 1 is the first.')
     queued_at = Attribute('When send was called, in epoch seconds.')
-    mailer = Attribute('Where it went, without secrets.')
+    mailer = Attribute('Where it went, and by which version of TLS, without secrets.')
     request = Attribute("The event's own request, with its own transaction in request.tm.")
 
 

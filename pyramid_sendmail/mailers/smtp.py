@@ -143,7 +143,7 @@ class SMTPMailer:
             raise
         return SMTPSession(
             wire,
-            name=self.name,
+            name=f'{self.name} ({wire.version})' if wire.secure else self.name,
             extensions=extensions,
             timeouts=self._timeouts,
             options=self._options,

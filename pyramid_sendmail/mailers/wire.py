@@ -80,13 +80,14 @@ class LineLost(SendmailError, ConnectionError):
 class Wire:
     """A connected socket, and the reader of replies on it.
 
-    After LineLost nothing more can be said on it: ``lost`` is true then. ``secrets``: what is not
-    shown of replies, should they repeat it.
+    After LineLost nothing more can be said on it: ``lost`` is true then. ``version``: that of TLS,
+    as 'TLSv1.3'. ``secrets``: what is not shown of replies, should they repeat it.
     """
 
     def __init__(self, connection: socket.socket, *, block: float) -> None:
         self.lost = False
         self.secure = False
+        self.version = ''
         self.secrets: tuple[str, ...] = ()
         self._socket = connection
         self._block = block
@@ -177,9 +178,10 @@ class Wire:
         self._socket.getpeername()
         secured = context.wrap_socket(self._socket, server_hostname=host)
         self._socket = secured
-        if secured.version() is None:
+        version = secured.version()
+        if version is None:
             raise LineLost('the relay closed the connection')
-        self.lost, self.secure = False, True
+        self.lost, self.secure, self.version = False, True, version
 
     def farewell(self, timeout: float) -> None:
         """Say QUIT, if that makes sense, and close; what comes of it is of no interest."""

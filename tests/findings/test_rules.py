@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import ssl
 from collections.abc import Callable
 from email.header import decode_header, make_header
 from email.headerregistry import Address
@@ -26,14 +27,14 @@ from pyramid_sendmail import Attachment, MessageError
 from pyramid_sendmail.mailers.url import mailer_from_url
 from pyramid_sendmail.sending import Tally
 
-from ..smtp_server import ScriptedSMTPServer, reply
+from ..smtp_server import ScriptedSMTPServer, TLSAuthority, reply
 from .strict import faults, fields
 from .world import MINUTE, World, welcome
 
 MakeWorld = Callable[..., World]
 Start = Callable[..., ScriptedSMTPServer]
 
-ANN = 'ann@example.org'
+ANN, BOB = 'ann@example.org', 'bob@example.org'
 
 PNG = b'\x89PNG\r\n\x1a\n' + bytes(range(256))
 
@@ -511,6 +512,35 @@ def test_the_log_and_the_event_tell_the_relays_words(
     assert event.mailer in line
     assert 'attempt 2' in line
     assert ANN in line
+
+
+@pytest.mark.parametrize('version', ['TLSv1.2', 'TLSv1.3'])
+@pytest.mark.parametrize('tls', ['starttls', 'implicit'])
+def test_the_log_and_the_event_tell_the_version_of_tls(
+    make_world: MakeWorld,
+    start_smtp_server: Start,
+    tls_authority: TLSAuthority,
+    caplog: pytest.LogCaptureFixture,
+    tls: Any,
+    version: str,
+) -> None:
+    """RELIABILITY 128: and by which TLS it went, for one who has to prove that it went by any; in
+    plain text it went where nothing is said of it."""
+    caplog.set_level(logging.INFO)
+    context = tls_authority.context()
+    context.maximum_version = ssl.TLSVersion[version.replace('.', '_')]
+    server = start_smtp_server(tls=tls, context=context)
+    url = f'{server.url}?ca_file={tls_authority.path}&tls=required'
+    world = make_world(server, url=url)
+    server.script('RCPT', reply(550, '5.1.1 no such user'), match=BOB)
+    message_id = world.send(welcome(to=[ANN, BOB]))
+
+    world.run()
+
+    (sent,), (failed,) = world.told('sent'), world.told('error')
+    assert sent.mailer == failed.mailer == f'{server.url} ({version})'
+    lines = [each.getMessage() for each in caplog.records if message_id in each.getMessage()]
+    assert [f'(attempt 1, {server.url} ({version}))' in line for line in lines] == [True, True]
 
 
 def test_the_mail_is_recorded_before_it_is_removed(
