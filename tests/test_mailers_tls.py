@@ -192,32 +192,34 @@ def test_name_of_the_relay(
     assert 'write the name that its certificate carries' in text
 
 
+@pytest.mark.parametrize('version', ['TLSv1', 'TLSv1_1'])
 @pytest.mark.parametrize('tls', ['starttls', 'implicit'])
-def test_old_tls(relay: Start, tls_authority: TLSAuthority, tls: Any) -> None:
-    """RELIABILITY 115: TLS 1.1 is not spoken, with a relay that others can speak it with."""
+def test_old_tls(relay: Start, tls_authority: TLSAuthority, tls: Any, version: str) -> None:
+    """RELIABILITY 115: TLS 1.0 and 1.1 are not spoken, with a relay that others can speak them
+    with, and that speaks nothing else."""
     context = tls_authority.context('relay.example.org', '127.0.0.1')
-    old(context)
+    old(context, version)
     server = relay(tls=tls, context=context)
     text = refused(nearby(server, tls=tls, ca_file=str(tls_authority.path)))
     assert 'it must speak TLS 1.2 or newer' in text
     server.wait_for(lambda server: len(server.tls_errors) == 1)
     if tls == 'implicit':
         careless = client_context(ca_file=str(tls_authority.path))
-        old(careless)
+        old(careless, version)
         with (
             socket.create_connection((server.host, server.port), timeout=5) as plain,
             careless.wrap_socket(plain, server_hostname='relay.example.org') as secure,
         ):
-            assert secure.version() == 'TLSv1.1'
+            assert secure.version() == version.replace('_', '.')
 
 
-def old(context: ssl.SSLContext) -> None:
-    """Let it speak TLS 1.1, and nothing newer."""
+def old(context: ssl.SSLContext, version: str) -> None:
+    """Let it speak this version, and nothing else."""
     context.set_ciphers('ALL:@SECLEVEL=0')
-    with pytest.warns(DeprecationWarning, match='TLSv1_1'):
-        context.minimum_version = ssl.TLSVersion.TLSv1_1
-    with pytest.warns(DeprecationWarning, match='TLSv1_1'):
-        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.warns(DeprecationWarning, match=version):
+        context.minimum_version = ssl.TLSVersion[version]
+    with pytest.warns(DeprecationWarning, match=version):
+        context.maximum_version = ssl.TLSVersion[version]
 
 
 # Who we are
