@@ -1,6 +1,39 @@
 """What every test may use: the scripted SMTP server, its certificates, the cutting proxy; real
-databases."""
+databases. And what holds in every test: a message that we have made is strictly valid."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from functools import wraps
+from typing import Any
+
+import pytest
+
+from pyramid_sendmail import Message
+from pyramid_sendmail.message import Composer
+
+from .findings.strict import faults
+
 pytest_plugins = ['tests.smtp_fixtures', 'tests.databases']
+
+
+@pytest.fixture(scope='session', autouse=True)
+def strict_messages() -> Iterator[None]:
+    """Have every message of the suite read by a strict reader (RELIABILITY 123)."""
+    made = Composer.envelope
+
+    @wraps(made)
+    def envelope(composer: Composer, message: object, **options: Any) -> Any:
+        envelope = made(composer, message, **options)
+        if isinstance(message, Message):
+            domain = envelope.message_id.rpartition('@')[2].rstrip('>')
+            head = envelope.raw.partition(b'\r\n\r\n')[0]
+            # Headers are in UTF-8 for an address that cannot be written otherwise.
+            wide = re.search(rb'[\x80-\xff].*@', head) is not None
+            assert faults(envelope.raw, domain=domain, wide=wide) == []
+        return envelope
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Composer, 'envelope', envelope)
+        yield

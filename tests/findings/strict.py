@@ -57,7 +57,7 @@ def _faults_of_lines(raw: bytes, wide: bool) -> Iterator[str]:
     for line in head.split(b'\r\n'):
         if not re.match(rb'[!-9;-~]+:|[ \t]+[^ \t]', line):
             yield f'no header: {line!r}'
-        if b'=?' in line and len(line) > 76:
+        if len(line) > 76 and _WORD.search(line.decode()):
             yield f'a line of more than 76 characters with an encoded word: {line!r}'
 
 
@@ -92,7 +92,9 @@ def _faults_of_words(raw: bytes) -> Iterator[str]:
                 yield f'{name}: an encoded word of {len(word)} characters'
             if not _WHOLE_WORD.fullmatch(word):
                 yield f'{name}: no encoded word: {word!r}'
-        if words and (name == 'message-id' or name.startswith('list-')):
+        # List-Id begins with a name for people (RFC 2919, 3).
+        plain = value.partition('<')[2] if name == 'list-id' else value
+        if _WORD.search(plain) and (name == 'message-id' or name.startswith('list-')):
             yield f'{name}: an encoded word'
         if words and name in _ADDRESSES:
             for inner in re.findall(r'<[^>]*>|"(?:[^"\\]|\\.)*"', value):
