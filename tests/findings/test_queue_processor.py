@@ -419,8 +419,8 @@ def test_the_last_word_that_never_comes(make_world: MakeWorld) -> None:
 
 @pytest.mark.slow
 def test_a_slow_line_that_moves(make_world: MakeWorld, start_smtp_server: Start) -> None:
-    """RELIABILITY 8: a message of 20 MB that takes longer than the time-out of a block is delivered,
-    as long as some of it goes on."""
+    """RELIABILITY 8: 20 MB that take longer than the time-out of a block are delivered, as long as
+    some of them go on."""
     pause, size, block = 0.04, 262_144, 0.8
     server = start_smtp_server(extensions=(), read_pause=pause, read_size=size, socket_buffer=size)
     world = make_world(server, timeouts=Timeouts(block=block, final=30))
