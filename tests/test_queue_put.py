@@ -88,14 +88,15 @@ def test_a_mail_is_synced_before_it_is_published(
     ]
 
 
+@pytest.mark.parametrize('mails', [10, 100])
 def test_ten_mails_are_ten_syncs_and_one_of_the_folder(
-    queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
+    queue: MaildirQueue, mails: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A transaction of ten mails syncs each file once, and the folder once."""
+    """A transaction of ten mails, or of a hundred, syncs each file once, and the folder once."""
     calls = Calls(monkeypatch)
-    queue.put([make_envelope() for _ in range(10)]).publish()
+    queue.put([make_envelope() for _ in range(mails)]).publish()
     synced = [path for call, path in calls.made if call == 'fsync']
-    assert len(synced) == len(set(synced)) == 11
+    assert len(synced) == len(set(synced)) == mails + 1
     assert synced[-1] == 'queue/new'
     assert all(path.startswith('tmp/') for path in synced[:-1])
 

@@ -315,6 +315,18 @@ def test_another_thread_has_no_transaction(queue: Any) -> None:
     assert len(raised) == 1
 
 
+@pytest.mark.parametrize('begun', [True, False], ids=['begun', 'implicit'])
+def test_the_threads_transaction_is_not_the_managers(queue: Any, begun: bool) -> None:
+    """RELIABILITY 57: where the manager has no transaction, one that the thread has does not take
+    its place: ``send`` raises, and whoever commits the thread's sends nothing."""
+    transaction.begin() if begun else transaction.get()
+    mailer = Post(queue, TransactionManager(explicit=True)).mailer
+    with pytest.raises(NoActiveTransaction, match=r'send_now\(\)'):
+        mailer.send(message())
+    transaction.commit()
+    assert Post(queue, None).empty
+
+
 @pytest.mark.parametrize('first', [True, False], ids=['first send', 'second send'])
 @pytest.mark.parametrize('step', ['begin', 'commit', 'vote', 'finish'])
 @pytest.mark.parametrize('key', [BEFORE, AFTER])

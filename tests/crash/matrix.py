@@ -1,4 +1,4 @@
-"""The crash matrix, walked in a process of its own.
+"""The crash matrix and the schedules, walked in a process of its own.
 
 Each case is a fork, and what a fork costs grows with the process that makes it: that of pytest is
 several times as large, and there are thousands of cases.
@@ -13,25 +13,18 @@ import sys
 import traceback
 import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from .bench import Bench, in_child
 from .operations import OPERATIONS, Operation
 from .place import Lines
+from .schedules import Log, Walk
+from .schedules import walk as walk_schedule
 from .syscalls import STOPPED, WRITES, stopping
 
 __all__ = ['Walk', 'Walker']
-
-
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """How many ``cases`` an operation has, and how often each word was found. ``failure``: of the
-    last case, as text; empty where there was none."""
-
-    cases: int
-    words: dict[str, int]
-    failure: str = ''
 
 
 class Walker:
@@ -46,11 +39,13 @@ class Walker:
             text=True,
         )
 
-    def walk(self, operation: Operation, folder: Path) -> Walk:
-        """Stop the operation at each of its calls, in this folder."""
+    def walk(
+        self, operation: Operation, folder: Path, *, schedule: str = '', seed: int = 0
+    ) -> Walk:
+        """Stop the operation at each of its calls, in this folder; or play a schedule there."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f'{json.dumps([operation.name, str(folder)])}\n')
+        self._process.stdin.write(f'{json.dumps([operation.name, str(folder), schedule, seed])}\n')
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         assert answer, 'the process that walks has died'
@@ -87,16 +82,24 @@ def walk(operation: Operation, folder: Path, log: Lines) -> Walk:
 
 
 def main() -> None:
-    """Read an operation's name and a folder a line, write a walk."""
+    """Read an operation, a folder, a schedule and a seed a line, write a walk."""
     # As in setup.cfg; what others say when they are imported is not ours.
     warnings.simplefilter('error')
-    logger, log = logging.getLogger('pyramid_sendmail'), Lines()
-    logger.addHandler(log)
+    logger = logging.getLogger('pyramid_sendmail')
     logger.propagate = False
     operations = {operation.name: operation for operation in OPERATIONS}
     for line in sys.stdin:
-        name, folder = json.loads(line)
-        print(json.dumps(asdict(walk(operations[name], Path(folder), log))), flush=True)
+        name, folder, schedule, seed = json.loads(line)
+        operation, path = operations[name], Path(folder)
+        log: Any = Log(f'{folder}/log') if schedule else Lines()
+        logger.addHandler(log)
+        if schedule:
+            found = walk_schedule(operation, path, log, schedule, seed)
+        else:
+            found = walk(operation, path, log)
+        logger.removeHandler(log)
+        log.close()
+        print(json.dumps(asdict(found)), flush=True)
 
 
 if __name__ == '__main__':

@@ -272,6 +272,47 @@ def test_a_squashed_conflict_with_a_veto_sends_each_time() -> None:
     assert_sends(view, configure, veto=True, mails=3)
 
 
+@pytest.mark.parametrize('where', ['response callback', 'NewResponse', 'outer tween'])
+def test_a_conflict_after_the_commit_sends_each_time(where: str) -> None:
+    """Pinned: what conflicts when pyramid_tm has committed has pyramid_retry run the request again,
+    and each attempt is a commit of its own, with its row and its mail."""
+    attempts: list[int] = []
+
+    def conflict(*_: object) -> None:
+        attempts.append(1)
+        if len(attempts) < 3:
+            raise TransientError
+
+    def view(request: Any) -> Response:
+        say(request)
+        if where == 'response callback':
+            request.add_response_callback(conflict)
+        return Response('done')
+
+    def configure(config: Configurator) -> None:
+        with_retry(config)
+        if where == 'NewResponse':
+            config.add_subscriber(conflict, NewResponse)
+        elif where == 'outer tween':
+            config.add_tween(f'{__name__}.outer', over='pyramid_tm.tm_tween_factory')
+            config.registry.conflict = conflict
+
+    site = Site(view, configure=configure)
+    assert site.get().text == 'done'
+    assert len(site.queued) == 3
+
+
+def outer(handler: Callable[[Any], Response], registry: Any) -> Callable[[Any], Response]:
+    """A tween over pyramid_tm, which conflicts."""
+
+    def tween(request: Any) -> Response:
+        response = handler(request)
+        registry.conflict()
+        return response
+
+    return tween
+
+
 def assert_sends(
     view: View, configure: Callable[[Configurator], object], *, veto: bool, mails: int
 ) -> None:
