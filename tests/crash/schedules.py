@@ -1,5 +1,5 @@
-"""Two troubles, one after the other: a second crash, a fault or a second process where one operation
-has stopped, or merely sleeps.
+"""Two troubles, one after the other: a second crash, a fault, or a second process, where an
+operation has stopped or merely sleeps.
 
 What has to be true in the end is told by the ledger, and not from the letters on disk, as after a
 single crash: who comes second has changed them.
@@ -180,7 +180,7 @@ def two_at_once(place: Place, operation: Operation, at: int, chance: Random) -> 
         assert reap(pid) == 0
 
 
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[[Place, Operation, int, Random], None]] = {
     'crash twice': crash_twice,
     'fault after crash': fault_after_crash,
     'crash after fault': crash_after_fault,
@@ -204,9 +204,7 @@ def check(place: Place, log: Log) -> None:
         aside = any(envelope.id in name for (name,) in place.ledger.lines('damaged'))
         for to in envelope.recipients:
             case = (envelope.id[0], to, letters.get(to), copies[envelope.id, to], doubted)
-            ambiguous = [
-                line for line in lines if f'{envelope.message_id}: ambiguous for' in line
-            ]
+            ambiguous = [line for line in lines if f'{envelope.message_id}: ambiguous for' in line]
             count = copies[envelope.id, to]
             assert count <= 1 + sum(to in line for line in ambiguous), case
             if to.startswith('bad'):

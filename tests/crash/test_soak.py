@@ -1,5 +1,5 @@
-"""Everything at once, for half a minute; with SOAK=1, 10,000 mails, and 5,000 with eight processors.
-TEST_SEED repeats a run."""
+"""Everything at once, for half a minute; with SOAK=1, 10,000 mails, and then 5,000 mails with
+eight processors. TEST_SEED repeats a run."""
 
 from __future__ import annotations
 

@@ -274,8 +274,8 @@ def test_a_squashed_conflict_with_a_veto_sends_each_time() -> None:
 
 @pytest.mark.parametrize('where', ['response callback', 'NewResponse', 'outer tween'])
 def test_a_conflict_after_the_commit_sends_each_time(where: str) -> None:
-    """Pinned: what conflicts when pyramid_tm has committed has pyramid_retry run the request again,
-    and each attempt is a commit of its own, with its row and its mail."""
+    """Pinned, and in the README: what conflicts when pyramid_tm has committed has pyramid_retry run
+    the request again, and each attempt is a commit of its own, with its row and its mail."""
     attempts: list[int] = []
 
     def conflict(*_: object) -> None:
