@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Processes that share the tests, file by file; 0 runs them in one, as a debugger needs it.
+JOBS ?= 2
 
 INSTALLED := $(VENV)/.installed
 INSTALLED_LINT := $(VENV)/.installed-lint
@@ -18,13 +20,14 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=python3.12 chooses the interpreter that .venv is made with,"
-	@echo "  DEMO_PORT=8000 the port of the demo, ARGS='-k demo' what pytest is told."
+	@echo "  DEMO_PORT=8000 the port of the demo, ARGS='-k demo' what pytest is told, JOBS=0 that one"
+	@echo "  process runs the tests."
 
 demo: $(INSTALLED) ## Run the demo: application, queue processor and relay; Ctrl-C stops them
 	@exec $(BIN)/python -m demo.run
 
 test: $(INSTALLED) ## Run the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(INSTALLED) $(INSTALLED_LINT) ## Check style (ruff) and types (mypy, strict)
 	$(BIN)/python -m ruff check .

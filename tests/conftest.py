@@ -1,5 +1,6 @@
 """What every test may use: the scripted SMTP server, its certificates, the cutting proxy; real
-databases. And what holds in every test: a message that we have made is strictly valid."""
+databases; what is counted and told at the end. And what holds in every test: a message that we
+have made is strictly valid."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from pyramid_sendmail.message import Composer
 
 from .findings.strict import faults
 
-pytest_plugins = ['tests.smtp_fixtures', 'tests.databases']
+pytest_plugins = ['tests.smtp_fixtures', 'tests.databases', 'tests.crash.counts']
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -1,32 +1,55 @@
-"""What a run has tried, counted and told at its end."""
+"""What a run has tried, counted and told at its end, in however many processes it was run."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ['count']
+import pytest
 
-_NAME = 'counts of the crash tests'
+__all__ = ['Count', 'Tell', 'count', 'tell']
 
+Count = Callable[[str, str, int], None]
+"""``count(title, name, number)`` adds to a number that is told at the end."""
 
-class _Counts:
-    """A plugin of pytest, registered by the first count."""
+Tell = Callable[[str], None]
+"""``tell(text)`` has a text told at the end."""
 
-    def __init__(self) -> None:
-        self.numbers: dict[str, Counter[str]] = {}
+_COUNT, _TEXT = 'counted', 'told'
 
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        for title, numbers in sorted(self.numbers.items()):
-            terminalreporter.section(f'{title}: {numbers.total()}')
-            for name, number in sorted(numbers.items()):
-                terminalreporter.write_line(f'{number:7d}  {name}')
+Record = Callable[[str, object], None]
 
 
-def count(config: Any, title: str, name: str, number: int) -> None:
-    """Add to a number that is told at the end of the run."""
-    plugin = config.pluginmanager.get_plugin(_NAME)
-    if plugin is None:
-        plugin = _Counts()
-        config.pluginmanager.register(plugin, _NAME)
-    plugin.numbers.setdefault(title, Counter())[name] += number
+@pytest.fixture
+def count(record_property: Record) -> Count:
+    """Return what counts: properties of a test reach the process that tells of all."""
+    return lambda title, name, number: record_property(_COUNT, (title, name, number))
+
+
+@pytest.fixture
+def tell(record_property: Record) -> Tell:
+    """Return what takes a text."""
+    return lambda text: record_property(_TEXT, text)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """A hook of pytest."""
+    numbers: dict[str, Counter[str]] = {}
+    for what, value in _properties(terminalreporter.stats):
+        if what == _COUNT:
+            title, name, number = value
+            numbers.setdefault(title, Counter())[name] += number
+        elif what == _TEXT:
+            terminalreporter.write_line(value)
+    for title, counts in sorted(numbers.items()):
+        terminalreporter.section(f'{title}: {counts.total()}')
+        for name, number in sorted(counts.items()):
+            terminalreporter.write_line(f'{number:7d}  {name}')
+
+
+def _properties(stats: dict[str, list[Any]]) -> Iterator[tuple[str, Any]]:
+    for reports in stats.values():
+        for report in reports:
+            if getattr(report, 'when', '') == 'call':
+                yield from report.user_properties

@@ -19,7 +19,7 @@ import pytest
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 
 from .bench import Bench, folder, log
-from .counts import count
+from .counts import Count
 from .operations import OPERATIONS, Operation
 from .outcomes import NEVER, OUTCOMES
 from .place import FOLDERS, Lines, Place, snapshot
@@ -194,7 +194,7 @@ def _results(results: dict[str, str]) -> str:
     return '; '.join([usual, *(f'{" ".join(errors)}: {o}' for o, errors in others.items())])
 
 
-def sweep(shim: Shim, config: Any) -> list[str]:
+def sweep(shim: Shim, count: Count) -> list[str]:
     """Every call, every error, once and lasting."""
     outcomes: Outcomes = {}
     name = shim.bench.operation.name
@@ -204,31 +204,27 @@ def sweep(shim: Shim, config: Any) -> list[str]:
         for error in ERRORS:
             results[error] = shim.fail(call, error)
             shim.fail(call, error, lasting=True)
-        count(config, 'pairs of call and error', name, len(ERRORS))
-        count(config, 'errors of each call, once and lasting', call.name, 2 * len(ERRORS))
+        count('pairs of call and error', name, len(ERRORS))
+        count('errors of each call, once and lasting', call.name, 2 * len(ERRORS))
     return render(outcomes)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize('name', [name for name in BY_NAME if name != 'run once'])
-def test_each_error_of_each_call(
-    folder: Path, name: str, log: Lines, pytestconfig: pytest.Config
-) -> None:
+def test_each_error_of_each_call(folder: Path, name: str, log: Lines, count: Count) -> None:
     """Whatever call fails, with whatever error, once or from then on: what becomes of it is what
     the table says, and nothing is lost, nothing sent twice, nothing left open."""
     operation = BY_NAME[name]
     bench = Bench(folder / 'bench', operation, operation.variants[0])
-    found = sweep(Shim(bench, log), pytestconfig)
+    found = sweep(Shim(bench, log), count)
     assert found == OUTCOMES[name].strip().splitlines()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize('part', range(3))
-def test_a_processor_survives_each_error(
-    folder: Path, part: int, log: Lines, pytestconfig: pytest.Config
-) -> None:
+def test_a_processor_survives_each_error(folder: Path, part: int, log: Lines, count: Count) -> None:
     """A whole run over mail in every state, with a call failing: whatever it says, all mail gets
     where the table of crashes puts it. Each call has a third of the errors, in turn."""
     operation = BY_NAME['run once']
@@ -238,7 +234,7 @@ def test_a_processor_survives_each_error(
     for call in shim.calls[part::3]:
         for at in range(call.number % 3, len(ERRORS), 3):
             words[shim.fail(call, ERRORS[at], lasting=bool(call.number % 2)).partition(',')[0]] += 1
-            count(pytestconfig, 'pairs of call and error', 'run once', 1)
+            count('pairs of call and error', 'run once', 1)
     assert set(words) == {'quiet', 'QueueError'}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from .bench import folder
-from .counts import count
+from .counts import Count
 from .matrix import Walker
 from .operations import OPERATIONS, Operation
 
@@ -60,13 +60,11 @@ def walker() -> Iterator[Walker]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize('operation', OPERATIONS, ids=lambda operation: operation.name)
-def test_crash(
-    folder: Path, operation: Operation, walker: Walker, pytestconfig: pytest.Config
-) -> None:
+def test_crash(folder: Path, operation: Operation, walker: Walker, count: Count) -> None:
     """Stopped in place of each call, and in the middle of each write, an operation leaves what the
     next process brings to the end that the crash table gives it."""
     walk = walker.walk(operation, folder)
-    count(pytestconfig, 'cases of the crash matrix', operation.name, walk.cases)
+    count('cases of the crash matrix', operation.name, walk.cases)
     print(walk.words)
     assert walk.failure == ''
     assert walk.cases >= FLOORS[operation.name]

@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 
+from .counts import Tell
 from .mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,9 +181,7 @@ def test_without_a_defect(everywhere: Callable[..., list[Any]]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_every_defect_is_noticed(
-    everywhere: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_defect_is_noticed(everywhere: Callable[..., list[Any]], tell: Tell) -> None:
     """For each defect a test fails: not one survives, none ends in another error."""
     begun = time.monotonic()
 
@@ -198,9 +197,8 @@ def test_every_defect_is_noticed(
         if status != FAILED
     ]
     killed = len(MUTANTS) - len(survivors)
-    with capsys.disabled():
-        seconds = time.monotonic() - begun
-        print(f'\ndefects noticed: {killed} of {len(MUTANTS)}, in {seconds:.0f} s')
+    seconds = time.monotonic() - begun
+    tell(f'defects noticed: {killed} of {len(MUTANTS)}, in {seconds:.0f} s')
     assert not survivors, '\n\n'.join(survivors)
 
 

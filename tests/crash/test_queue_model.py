@@ -41,6 +41,7 @@ from pyramid_sendmail.queue.names import Ticket
 from pyramid_sendmail.queue.store import FOLDERS, Store
 
 from ..queue_fixtures import NOW, Clock, forked, make_envelope, reap
+from .counts import Tell
 
 SOAK = bool(os.environ.get('SOAK'))
 EXAMPLES = 1500 if SOAK else 70
@@ -1212,7 +1213,7 @@ MAILDIR_ALONE = {
     ids=['maildir', 'maildir, in doubt send', 'memory'],
 )
 def test_the_queue_survives(
-    kind: str, in_doubt: str, tmp_path: Path, quiet: None, capsys: pytest.CaptureFixture[str]
+    kind: str, in_doubt: str, tmp_path: Path, quiet: None, tell: Tell
 ) -> None:
     """Whatever claimers, crashes, clocks and hands do in whatever order: every file is where the
     model has it, with the letters that the model has; one holder at a time; nobody who has a mail
@@ -1240,10 +1241,11 @@ def test_the_queue_survives(
             break
     for queue in world.queues:
         queue.close()
-    with capsys.disabled():
-        print(f'\nqueue, {kind}, in doubt {in_doubt}:')
-        print(f'  {sum(RULES.values())} steps: {dict(sorted(RULES.items()))}')
-        print(f'  reached: {dict(sorted(SEEN.items()))}')
+    tell(
+        f'queue, {kind}, in doubt {in_doubt}:\n'
+        f'  {sum(RULES.values())} steps: {dict(sorted(RULES.items()))}\n'
+        f'  reached: {dict(sorted(SEEN.items()))}'
+    )
     rules = {name for name, member in vars(QueueMachine).items() if hasattr(member, RULE_MARKER)}
     assert (rules if world.maildir else rules - MAILDIR_ALONE) <= set(RULES)
     assert REACHED[kind] <= set(SEEN)

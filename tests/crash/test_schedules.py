@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .bench import folder
-from .counts import count
+from .counts import Count
 from .matrix import Walker
 from .operations import OPERATIONS
 from .schedules import SCHEDULES
@@ -34,9 +34,7 @@ def walker() -> Iterator[Walker]:
 @pytest.mark.slow
 @pytest.mark.timeout(1800 if SOAK else 300)
 @pytest.mark.parametrize('schedule', SCHEDULES)
-def test_two_troubles(
-    folder: Path, schedule: str, walker: Walker, pytestconfig: pytest.Config
-) -> None:
+def test_two_troubles(folder: Path, schedule: str, walker: Walker, count: Count) -> None:
     """Whatever stops, fails or works meanwhile where an operation was stopped, has failed or is
     asleep: committed mail arrives, or lies in failed/ with an event, nothing arrives twice but
     what was called ambiguous, and nothing stays behind. TEST_SEED repeats a run."""
@@ -48,5 +46,5 @@ def test_two_troubles(
         walk = walker.walk(operation, place, schedule=schedule, seed=0 if SOAK else seed)
         assert walk.failure == ''
         cases += walk.cases
-    count(pytestconfig, 'cases of two troubles', schedule, cases)
+    count('cases of two troubles', schedule, cases)
     assert cases > (2000 if SOAK else 90)

@@ -22,6 +22,7 @@ from pyramid_sendmail.queue import MaildirQueue
 
 from ..queue_fixtures import NOW, claimed, failed, make_envelope, until
 from .audit import audit
+from .counts import Tell
 
 ROOT = Path(__file__).resolve().parents[2]
 SOAK = bool(os.environ.get('SOAK'))
@@ -40,7 +41,7 @@ SIZES = {
 @pytest.mark.slow
 @pytest.mark.timeout(2400 if SOAK else 300)
 @pytest.mark.parametrize('size', SIZES if SOAK else ['four'])
-def test_soak(capsys: pytest.CaptureFixture[str], size: str) -> None:
+def test_soak(tell: Tell, size: str) -> None:
     """Processors and producers killed, stopped, their clock stepped, relays that fail: what was
     committed arrives or lies in failed/, nothing arrives twice but what was called ambiguous,
     subscribers know the end of each, and nothing stays behind."""
@@ -61,8 +62,7 @@ def test_soak(capsys: pytest.CaptureFixture[str], size: str) -> None:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(done.pid, 9)
-    with capsys.disabled():
-        print(f'\nsoak: {output}')
+    tell(f'soak: {output}')
     assert done.returncode == 0, output
     figures = {name: int(count) for count, name in re.findall(r'^ *(\d+) (.+)$', output, re.M)}
     assert figures['mails given to send'] >= FLOOR

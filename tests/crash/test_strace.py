@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from .bench import Bench
-from .counts import count
+from .counts import Count
 from .operations import OPERATIONS
 from .syscalls import Call, Watch
 
@@ -100,9 +100,7 @@ def traced(lines: list[str], root: str) -> Counter[str]:
         'wake',
     ],
 )
-def test_no_call_passes_the_watch_by(
-    tmp_path: Path, name: str, pytestconfig: pytest.Config
-) -> None:
+def test_no_call_passes_the_watch_by(tmp_path: Path, name: str, count: Count) -> None:
     """As many calls of each kind, seen from outside the process and from within."""
     strace = shutil.which('strace')
     if strace is None:
@@ -123,4 +121,4 @@ def test_no_call_passes_the_watch_by(
     lines = output.read_text(errors='replace').splitlines()
     assert traced(lines, str(tmp_path / 'bench' / 'queue')) == seen
     assert seen.total() > 3
-    count(pytestconfig, 'system calls compared with strace', name, seen.total())
+    count('system calls compared with strace', name, seen.total())

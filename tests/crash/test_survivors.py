@@ -302,15 +302,20 @@ def test_who_has_a_session_claims_nothing_more(tmp_path: Path) -> None:
     queue = Full(str(tmp_path / 'mail'), sync=False)
     setup = Setup(queue)
     ann, bob = (setup.put(to, priority='high') for to in ('ann@example.org', 'bob@example.org'))
+    in_flight = threading.Event()
 
     def before(envelope: Envelope) -> None:
-        if envelope == ann:
-            until(lambda: bob in setup.mailer.sent and queue.checks > 3)
+        if envelope == bob:
+            # Whoever comes too late would find the gate closed.
+            assert in_flight.wait(20)
+        elif envelope == ann:
+            in_flight.set()
+            until(lambda: bob in setup.mailer.sent and queue.checks > 3, 20)
 
     setup.mailer.before = before
     others = setup.put_many(5)
     with setup.running(workers=2, pause=0.001):
-        until(lambda: ann in setup.mailer.sent)
+        until(lambda: ann in setup.mailer.sent, 40)
         checks = queue.checks
         # Each pause is twice the one before: a machine that was slow so far has long ones now.
         until(lambda: queue.checks > checks + 2, 60.0)

@@ -50,6 +50,7 @@ from pyramid_sendmail.sending import Attempts
 
 from ..doubles import RecordingMailer
 from ..queue_fixtures import NOW, until
+from .counts import Tell
 
 SOAK = bool(os.environ.get('SOAK'))
 EXAMPLES = 1500 if SOAK else 80
@@ -911,7 +912,7 @@ def test_mail_leaves_if_and_only_if_its_transaction_commits(
     in_doubt: str,
     tmp_path: Path,
     collected: Callable[[list[logging.LogRecord]], None],
-    capsys: pytest.CaptureFixture[str],
+    tell: Tell,
 ) -> None:
     """Whatever is called in whatever order, and whoever fails: exactly the mail of committed
     transactions leaves, once and in order; nothing else is left or logged; in doubt is only what
@@ -934,10 +935,11 @@ def test_mail_leaves_if_and_only_if_its_transaction_commits(
         ),
     )
     world.inner.close()
-    with capsys.disabled():
-        print(f'\ntransactions, {kind}, {"direct" if direct else "queued"}, {in_doubt}:')
-        print(f'  {sum(RULES.values())} steps: {dict(sorted(RULES.items()))}')
-        print(f'  outcomes: {dict(sorted(OUTCOMES.items()))}')
+    tell(
+        f'transactions, {kind}, {"direct" if direct else "queued"}, {in_doubt}:\n'
+        f'  {sum(RULES.values())} steps: {dict(sorted(RULES.items()))}\n'
+        f'  outcomes: {dict(sorted(OUTCOMES.items()))}'
+    )
     rules = {
         name for name, member in vars(TransactionMachine).items() if hasattr(member, RULE_MARKER)
     }
