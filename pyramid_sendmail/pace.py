@@ -39,6 +39,8 @@ class Pace:
 
     def take(self) -> float | None:
         """A place, or None while there is none."""
+        if not self._span:
+            return 0.0
         now = self._forget()
         if len(self._taken) >= self._share:
             return None
@@ -46,7 +48,7 @@ class Pace:
         return now
 
     def give_back(self, place: float) -> None:
-        """No mail has left for it."""
+        """No mail has left for it. Without a rate, nothing is kept of any."""
         with suppress(ValueError):  # it may be long past
             self._taken.remove(place)
 

@@ -249,7 +249,9 @@ class Batch:
         return True
 
     def _sealing(self, envelope: Envelope, recipients: Iterable[str]) -> None:
-        claim = next(claim for claim in self._pulled if claim.envelope.id == envelope.id)
+        claim = self._pulled[0]
+        if claim.envelope.id != envelope.id:
+            claim = next(claim for claim in self._pulled if claim.envelope.id == envelope.id)
         sealed = tuple(recipients)
         claim.sealing(sealed)
         self._sealed[envelope.id] = (*self._sealed.get(envelope.id, ()), *sealed)
@@ -301,7 +303,7 @@ def report_settled(claim: Any, reporter: Any) -> None:
 def _by_verdict(todo: Sequence[str], outcome: Outcome) -> list[tuple[Verdict, tuple[str, ...]]]:
     """Recipients with the same answer, in the order in which the first of each stands."""
     first = outcome.get(todo[0], _SILENCE)
-    if all(outcome.get(recipient) is first for recipient in todo):
+    if len(todo) == 1 or all(outcome.get(recipient) is first for recipient in todo):
         return [(first, tuple(todo))]
     groups: dict[Verdict, list[str]] = {}
     for recipient in todo:

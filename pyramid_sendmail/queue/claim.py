@@ -145,13 +145,14 @@ class MaildirClaim:
         """The folder for a mail with these letters, and the time in its name; no folder for a
         mail with which everything is done."""
         block = self._block
-        telling = any(letter in 'df' for letter in block.letters)
-        if any(letter in 'T?' for letter in block.letters):
+        letters = set(block.letters)
+        telling = not letters.isdisjoint('df')
+        if not letters.isdisjoint('T?'):
             # Should nobody come to tell the events, they are found before the retry.
             return 'cur', block.envelope.queued_at if telling else block.retry_at
         if telling:
             return 'done', block.envelope.queued_at
-        if 'F' in block.letters:
+        if 'F' in letters:
             return 'failed', block.since
         return '', 0.0
 
