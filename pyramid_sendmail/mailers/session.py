@@ -185,8 +185,10 @@ class SMTPSession:
         """Say what there is to say up to DATA, and hear the answers."""
         self._expect_silence()
         while True:
-            if len(self._said) <= self._window // 2 and (group := self._group(mail)):
-                self._wire.write(group)
+            if self._unsaid and len(self._said) <= self._window // 2:
+                group = self._group(mail)
+                if group:
+                    self._wire.write(group)
             if not self._said:
                 return
             command = self._said.popleft()
@@ -203,6 +205,9 @@ class SMTPSession:
         """
         data = command.verb == 'DATA'
         reply = self._wire.reply(self._timeouts.data if data else self._timeouts.command)
+        if reply.code // 100 == (3 if data else 2):
+            self._expect_silence(text=data)
+            return reply
         if reply.code in _CLOSED or (reply.code == 454 and reply.text.startswith('4.7.')):
             reason, stale = f'{command.verb} was answered {reply}', reply.code == 421
             self._wire.lost = stale or bool(self._said)
@@ -214,18 +219,18 @@ class SMTPSession:
             # The session has had its share of mail, as some relays say.
             self._wire.lost = bool(self._said)
             self._unavailable(f'MAIL was answered {reply}', stale=True)
-        if reply.code // 100 not in (3 if data else 2, 4, 5):
+        if reply.code < 400:
             raise LineLost(f'the relay answered {command.verb} with {reply}')
-        self._expect_silence(text=data and reply.code < 400)
+        self._expect_silence()
         return reply
 
     def _expect_silence(self, *, text: bool = False) -> None:
         """What a relay says unasked would be taken for the answer to what is asked next: to the
         whole message, where it says yes to DATA and once more. But 421 may come at any time (RFC
         5321, 3.8), and a refusal before the ``text`` it is about."""
-        unread = self._wire.unread
-        refusal = unread[:1] in (b'4', b'5')
-        if unread and not self._said and unread != b'421' and not (text and refusal):
+        if self._said or not (unread := self._wire.unread) or unread == b'421':
+            return
+        if not (text and unread[:1] in (b'4', b'5')):
             raise LineLost('the relay has said more than it was asked')
 
     def _untouched(self, mail: Mail) -> bool:
