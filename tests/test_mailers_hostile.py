@@ -142,10 +142,10 @@ def test_421_behind_an_answer(server: ScriptedSMTPServer, verb: str) -> None:
 
 
 def test_drops_without_end(server: ScriptedSMTPServer) -> None:
-    """A reply has its time as a whole: an octet now and then does not prolong it."""
+    """A reply has its time as a whole: some octets now and then do not prolong it."""
 
     def drip(_session: Session) -> Action:
-        return raw(b'x', then=delay(0.02, drip))
+        return raw(b'drop after drop ', then=delay(0.02, drip))
 
     server.script('dot', raw(b'250-', then=drip))
     session = connect(server, Timeouts(final=0.3, quit=0.3))

@@ -1595,6 +1595,24 @@ _SMTP = (
         'test_mailers_connect.py::test_injected_behind_starttls',
     ),
     Mutant(
+        'what is said unasked is an answer',
+        'mailers/session.py',
+        "            raise LineLost('the relay has said more than it was asked')\n",
+        '            pass\n',
+        'a yes before the text is no answer to it',
+        'test_mailers_hostile.py::test_yes_before_the_text '
+        'test_mailers_hostile.py::test_two_answers_to_a_text',
+    ),
+    Mutant(
+        'the time of a reply begins anew with each octet',
+        'mailers/wire.py',
+        '            if remaining <= 0:\n                raise TimeoutError\n'
+        '            self._within(remaining)\n',
+        '            self._within(timeout)\n',
+        'a reply has its time as a whole',
+        'test_mailers_hostile.py::test_drops_without_end',
+    ),
+    Mutant(
         'a greeting is a greeting',
         'mailers/smtp.py',
         '        if greeting.code != 220:\n',
