@@ -7,10 +7,13 @@ BIN := $(VENV)/bin
 ARGS ?=
 # Processes that share the tests, file by file; 0 runs them in one, as a debugger needs it.
 JOBS ?= 2
+DIRECTORY ?= /var/tmp
+QUEUED ?= 50000
 
 INSTALLED := $(VENV)/.installed
 INSTALLED_LINT := $(VENV)/.installed-lint
 PEERS := .venv-peers
+INSTALLED_BENCH := $(VENV)/.installed-bench
 INSTALLED_PEERS := $(PEERS)/.installed
 
 .DEFAULT_GOAL := help
@@ -21,7 +24,8 @@ help: ## Show this list
 	@echo
 	@echo "  PYTHON=python3.12 chooses the interpreter that .venv is made with,"
 	@echo "  DEMO_PORT=8000 the port of the demo, ARGS='-k demo' what pytest is told, JOBS=0 that one"
-	@echo "  process runs the tests."
+	@echo "  process runs the tests, DIRECTORY=/var/tmp where the benchmarks have their queues (a disk"
+	@echo "  with a journal), QUEUED=1000000 how many files the longest of these has."
 
 demo: $(INSTALLED) ## Run the demo: application, queue processor and relay; Ctrl-C stops them
 	@exec $(BIN)/python -m demo.run
@@ -34,8 +38,9 @@ lint: $(INSTALLED) $(INSTALLED_LINT) ## Check style (ruff) and types (mypy, stri
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy pyramid_sendmail demo
 
-bench: $(INSTALLED) ## Run the benchmarks beside the peers that are there, and print figures
-	$(BIN)/python -m tests.benchmarks $(ARGS)
+bench: $(INSTALLED) $(INSTALLED_BENCH) ## Run the benchmarks, and write their figures into README.rst
+	$(BIN)/python -m tests.benchmarks --directory $(DIRECTORY) --queued $(QUEUED) --json docs/benchmarks.json
+	$(BIN)/python -m tests.benchmarks.readme
 
 bench-peers: $(INSTALLED_PEERS) ## Install what the benchmarks compare with into .venv-peers
 	@test -x $${MAIL_PEERS:-/var/cache/mail-peers}/postfix/usr/sbin/smtp-sink || tests/peers/install
@@ -73,6 +78,11 @@ $(INSTALLED): setup.cfg pyproject.toml $(BIN)/python
 $(INSTALLED_LINT): setup.cfg pyproject.toml $(BIN)/python
 	@echo 'Installing what the checks need into $(VENV) ...'
 	@$(BIN)/python -m pip install --quiet --quiet --editable '.[lint]'
+	@touch $@
+
+$(INSTALLED_BENCH): setup.cfg pyproject.toml $(BIN)/python
+	@echo 'Installing what draws the pictures of the benchmarks into $(VENV) ...'
+	@$(BIN)/python -m pip install --quiet --quiet --editable '.[bench]'
 	@touch $@
 
 # pyramid_tm: what it adds to a start is nobody's in the comparison.

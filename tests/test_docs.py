@@ -346,7 +346,7 @@ def assert_runs_processor(command: str) -> Any:
 
 def test_console() -> None:
     """Targets of the Makefile, console scripts of the package."""
-    targets = set(re.findall(r'^([a-z]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+    targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
     scripts = {each.name for each in entry_points(group='console_scripts')}
     seen = set()
     for block in blocks('console'):

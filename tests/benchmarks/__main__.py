@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import rows_drain, rows_request, rows_scale
-from .report import as_data, machine, table
+from .processes import versions
+from .report import NO_JOURNAL, as_data, machine, table
 from .rounds import Place, Results, Row
 
 __all__ = ['main']
@@ -47,10 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             queued=1_000 if arguments.quick else arguments.queued,
         )
         about = machine(place.folder)
-        print(', '.join(f'{name}: {value}' for name, value in about.items()), end='\n\n')
+        print(', '.join(f'{name}: {value}' for name, value in about.items()))
+        if about['file system'] == NO_JOURNAL:
+            print(
+                f'warning: {NO_JOURNAL} is slow at what a queue does: give a --directory elsewhere'
+            )
+        print()
         found = []
+        peers = versions()
         for row in rows:
-            results = Results(row)
+            results = Results(replace(row, title=row.title.format(queued=place.queued)))
             for number in range(rounds):
                 _tell(f'{row.name}: round {number + 1} of {rounds}')
                 results.play(place)
@@ -58,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(table(results), end='\n\n', flush=True)
             found.append(as_data(results))
             if arguments.json:
-                text = json.dumps({'machine': about, 'rows': found}, indent=1)
-                arguments.json.write_text(text + '\n')
+                data = {'machine': about, 'peers': peers, 'rows': found}
+                arguments.json.write_text(json.dumps(data, indent=1) + '\n')
     return 0
 
 

@@ -45,6 +45,7 @@ def queue(place: Place, folder: Path, kind: str, count: int) -> Path:
         run(contender('fill', ini, kind, count))
     copy = folder / 'mail'
     run(['cp', '--archive', str(original), str(copy)])
+    ready(folder)
     return copy
 
 
@@ -60,6 +61,7 @@ def files(folder: Path, kind: str, count: int, *headers: str) -> Path:
     data = envelope.encode() + wire(kind).replace(b'\r\n', b'\n')
     for number in range(count):
         (maildir / 'new' / f'{number:08d}.benchmark').write_bytes(data)
+    ready(folder)
     return maildir
 
 
@@ -79,14 +81,13 @@ def psendmail_qp(
     return ours('-m', 'pyramid_sendmail.scripts.qp', ini, '--quiet', *arguments)
 
 
-def ready() -> None:
-    """What was written is on disk: nobody waits for what another has left."""
-    os.sync()
+def ready(folder: Path) -> None:
+    """What was written there is on disk: nobody waits for what another has left."""
+    run(['sync', '--file-system', str(folder)])
 
 
 def drained(sink: Sink, count: int, *commands: Sequence[str]) -> Sample:
-    """Run the processes at the same time, and measure."""
-    ready()
+    """Run the processes at the same time, and measure. What is to be sent is on disk."""
     mails, idle = sink.taken(), sink.descriptors()
     with ExitStack() as stack:
         began = time.perf_counter()

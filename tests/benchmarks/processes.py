@@ -30,11 +30,21 @@ __all__ = [
     'run',
     'start',
     'until',
+    'versions',
 ]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PEERS = ROOT / '.venv-peers'
 POSTFIX = Path(os.environ.get('MAIL_PEERS', '/var/cache/mail-peers')) / 'postfix'
+
+_PEERS = (
+    'aiosmtplib',
+    'django-mailer',
+    'django-post_office',
+    'pyramid_mailer',
+    'repoze.sendmail',
+    'zope.sendmail',
+)
 
 LONGEST = 900.0
 """Seconds after which a child is taken to hang."""
@@ -73,6 +83,18 @@ def peer(*arguments: object) -> list[str]:
         raise Absent('the peers are not installed: make bench-peers')
     script = python.with_name(str(arguments[0]))
     return [str(python), *map(str, [script, *arguments[1:]] if script.exists() else arguments)]
+
+
+def versions() -> dict[str, str]:
+    """The peers that are installed, and their versions."""
+    code = (
+        'import json; from importlib.metadata import version; '
+        f'print(json.dumps({{name: version(name) for name in {_PEERS}}}))'
+    )
+    try:
+        return run(peer('-c', code)).figures  # type: ignore[return-value]
+    except Absent:
+        return {}
 
 
 def postfix(program: str, *arguments: object) -> list[str]:

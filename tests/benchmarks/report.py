@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -11,19 +12,32 @@ from typing import Any
 
 from .rounds import Results, Verdict
 
-__all__ = ['as_data', 'machine', 'table']
+__all__ = ['NO_JOURNAL', 'as_data', 'machine', 'measured_text', 'table']
+
+
+NO_JOURNAL = 'ext4 without a journal'
 
 
 def machine(folder: Path) -> dict[str, Any]:
     """What the figures were taken on."""
     return {
+        'date': time.strftime('%Y-%m-%d'),
         'pyramid_sendmail': version('pyramid_sendmail'),
         'python': platform.python_version(),
         'system': f'{platform.system()} {platform.release()} {platform.machine()}',
-        'processors': len(os.sched_getaffinity(0)),
+        'processors': f'{len(os.sched_getaffinity(0))} x {_processor()}',
         'load': round(os.getloadavg()[0], 1),
         'file system': _file_system(folder),
     }
+
+
+def _processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.machine()
 
 
 def _file_system(folder: Path) -> str:
@@ -38,7 +52,7 @@ def _file_system(folder: Path) -> str:
     if kind != 'ext4':
         return kind
     journals = [path.name.partition('-')[0] for path in Path('/proc/fs/jbd2').glob('*')]
-    return kind if Path(device).name in journals else 'ext4 without a journal'
+    return kind if Path(device).name in journals else NO_JOURNAL
 
 
 def table(results: Results) -> str:
@@ -84,9 +98,14 @@ def _number(value: float | None) -> str:
 
 
 def _verdict(verdict: Verdict) -> str:
-    if verdict.met is None:
-        return f'{verdict.text}: not measured'
-    return f'{verdict.text}: {_number(verdict.measured)}, {"met" if verdict.met else "NOT MET"}'
+    return f'{verdict.goal.text}: {measured_text(verdict.measured, verdict.goal.unit, verdict.met)}'
+
+
+def measured_text(measured: float | None, unit: str, met: bool | None) -> str:
+    """What was measured, in words; a goal that is missed says so."""
+    if measured is None:
+        return 'not measured'
+    return f'{_number(measured)}{f" {unit}" if unit else ""}{"" if met else " (NOT MET)"}'
 
 
 def as_data(results: Results) -> dict[str, Any]:
@@ -97,21 +116,25 @@ def as_data(results: Results) -> dict[str, Any]:
         'title': row.title,
         'note': row.note,
         'absent': results.absent,
-        'rounds': results.samples,
-        'medians': {
-            name: {
-                'rate': results.median(name, 'rate'),
-                'ratio': results.ratio(name, results.present[0]),
+        'rounds': [
+            {
+                name: {key: _rounded(value) for key, value in each.items()}
+                for name, each in samples.items()
             }
-            for name in results.present
-        },
+            for samples in results.samples
+        ],
         'goals': [
             {
-                'goal': verdict.text,
-                'measured': verdict.measured,
-                'limit': verdict.limit,
+                'goal': verdict.goal.text,
+                'limit': verdict.goal.limit,
+                'unit': verdict.goal.unit,
+                'measured': _rounded(verdict.measured),
                 'met': verdict.met,
             }
             for verdict in results.verdicts()
         ],
     }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f'{value:.4g}')

@@ -15,7 +15,21 @@ from statistics import median
 
 from .processes import Absent
 
-__all__ = ['Contender', 'Goal', 'Place', 'Results', 'Row', 'Verdict', 'at_most', 'times']
+__all__ = [
+    'OURS',
+    'Contender',
+    'Goal',
+    'Place',
+    'Results',
+    'Row',
+    'Verdict',
+    'at_most',
+    'ratio',
+    'times',
+]
+
+OURS = 'pyramid_sendmail'
+"""The contender that most goals are about."""
 
 Sample = Mapping[str, float]
 """What one contender did in one round: ``rate``, mails a second; ``cpu``, seconds of the processor
@@ -54,12 +68,14 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a row should show. ``value`` is taken in each round; ``least`` or ``most`` it is."""
+    """What a row should show. ``value`` is taken in each round; ``unit`` is what it is counted in:
+    nothing, where it is a ratio."""
 
     text: str
     value: Callable[[Mapping[str, Sample]], float]
     limit: float
     at_least: bool = True
+    unit: str = ''
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,29 +92,46 @@ class Row:
     """More columns: heading, figure, and by how much to multiply it."""
 
 
-def times(factor: float, other: str, *, who: str = 'pyramid_sendmail') -> Goal:
+def times(factor: float, other: str, *, who: str = OURS) -> Goal:
     """To be so many times as fast as another."""
-    subject = '' if who == 'pyramid_sendmail' else f'{who}: '
+    return ratio(f'{factor:g} times {other}', 'rate', who, other, factor)
+
+
+def ratio(
+    text: str, figure: str, one: str, other: str, limit: float, *, at_least: bool = True
+) -> Goal:
+    """To have a figure that is so many times another's."""
+    subject = '' if one == OURS else f'{one}: '
     return Goal(
-        f'{subject}{factor:g} times {other}',
-        lambda samples: samples[who]['rate'] / samples[other]['rate'],
-        factor,
+        f'{subject}{text}',
+        lambda samples: samples[one][figure] / samples[other][figure],
+        limit,
+        at_least,
     )
 
 
-def at_most(limit: float, figure: str, text: str, *, who: str = 'pyramid_sendmail') -> Goal:
-    """To have a figure that is no larger."""
-    return Goal(text, lambda samples: samples[who][figure], limit, at_least=False)
+def at_most(
+    text: str, figure: str, limit: float, unit: str, *, by: float = 1, who: str = OURS
+) -> Goal:
+    """To have a figure, so many times the unit, that is no larger."""
+    return Goal(text, lambda samples: samples[who][figure] * by, limit, False, unit)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A goal, and what was measured; ``measured`` is None where a contender is absent."""
 
-    text: str
+    goal: Goal
     measured: float | None
-    limit: float
-    met: bool | None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it is; None where that is not known."""
+        if self.measured is None:
+            return None
+        if self.goal.at_least:
+            return self.measured >= self.goal.limit
+        return self.measured <= self.goal.limit
 
 
 @dataclass(slots=True)
@@ -149,13 +182,10 @@ class Results:
 
     def verdicts(self) -> list[Verdict]:
         """The goals, and whether they are met."""
-        found = []
-        for goal in self.row.goals:
-            try:
-                measured = median(goal.value(each) for each in self.samples)
-            except KeyError:
-                found.append(Verdict(goal.text, None, goal.limit, None))
-                continue
-            met = measured >= goal.limit if goal.at_least else measured <= goal.limit
-            found.append(Verdict(goal.text, measured, goal.limit, met))
-        return found
+        return [Verdict(goal, self._measured(goal)) for goal in self.row.goals]
+
+    def _measured(self, goal: Goal) -> float | None:
+        try:
+            return median(goal.value(each) for each in self.samples)
+        except KeyError:
+            return None

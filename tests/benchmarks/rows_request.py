@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .processes import contender, ours, peer, run
-from .rounds import Contender, Place, Row, Sample, times
+from .rounds import OURS, Contender, Place, Row, Sample, times
 
 __all__ = ['ROWS']
 
-OURS = 'pyramid_sendmail'
 UNSYNCED = 'pyramid_sendmail, queue_sync = off'
 BARE = 'bare write, fsync, rename, fsync'
 

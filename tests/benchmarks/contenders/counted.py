@@ -1,0 +1,66 @@
+"""What valgrind and strace count, one phase after the other: ``counted FOLDER PORT MAILS``.
+
+``reference``: the standard library's EmailMessage made into bytes. ``send``:
+``request.mailer.send`` and the commit, into a queue on disk. ``drain``: the queue processor sends
+these mails to the sink at PORT, over one connection. Between the phases stands a call of
+getpriority, which nothing else makes: valgrind dumps its counts there, and strace shows it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from email import policy
+from typing import Any
+
+from pyramid.scripting import prepare
+
+from pyramid_sendmail.config import processor_of
+
+from ..work import email_message, mail_of
+from .request import application, message
+
+PHASES = ('reference', 'send', 'drain')
+
+_WARM_UP = 10
+
+
+def main(folder: str, port: str, mails: str) -> None:
+    """Warm up, then let each phase be counted."""
+    mail = mail_of('2k')
+    settings = {
+        'mail.queue_path': f'{folder}/mail',
+        'mail.url': f'smtp://127.0.0.1:{port}',
+        'mail.workers': '1',
+        'mail.batch': mails,
+    }
+    app = application(settings, mail, 1)
+    request: Any = prepare(registry=app.registry)['request']
+
+    def reference(count: int) -> None:
+        for _ in range(count):
+            email_message(mail, policy.SMTP).as_bytes()
+
+    def send(count: int) -> None:
+        for _ in range(count):
+            with request.tm:
+                request.mailer.send(message(mail))
+
+    def drain(count: int) -> None:
+        processor_of(app.registry).run_once()
+
+    phases = (reference, send, drain)
+    for phase in phases:
+        phase(_WARM_UP)
+    for phase in phases:
+        _mark()
+        phase(int(mails))
+    _mark()
+
+
+def _mark() -> None:
+    os.getpriority(os.PRIO_PROCESS, 0)
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,81 @@
+"""README.rst's table of goals and the pictures, made of docs/benchmarks.json:
+``python -m tests.benchmarks.readme``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from typing import Any
+
+from .processes import ROOT
+from .report import measured_text
+
+__all__ = ['FIGURES', 'PICTURES', 'README', 'goals_table', 'with_figures']
+
+README = ROOT / 'README.rst'
+FIGURES = ROOT / 'docs' / 'benchmarks.json'
+PICTURES = ('request', 'drain', 'far')
+
+BEGIN, END = '.. figures begin\n', '.. figures end\n'
+
+
+def goals_table(data: dict[str, Any]) -> str:
+    """What was measured on what, and a line for each goal."""
+    about = ', '.join(
+        f'{data["machine"][name]}' for name in ('date', 'processors', 'system', 'file system')
+    )
+    versions = ', '.join(f'{name} {version}' for name, version in data['peers'].items())
+    rounds = min(len(row['rounds']) for row in data['rows'])
+    words = (
+        f'Measured on {about}, CPython {data["machine"]["python"]}, medians of {rounds} rounds; '
+        f'{versions}.'
+    )
+    lines = [*textwrap.wrap(words, 100, break_long_words=False, break_on_hyphens=False), '']
+    lines += ['.. list-table::', '   :header-rows: 1', '   :widths: 40 40 20', '']
+    rows = [('work', 'goal', 'measured')]
+    for row in data['rows']:
+        for number, goal in enumerate(row['goals']):
+            measured = measured_text(goal['measured'], goal['unit'], goal['met'])
+            rows.append(('' if number else row['title'], goal['goal'], measured))
+    for cells in rows:
+        for number, cell in enumerate(cells):
+            first = '     - ' if number else '   * - '
+            lines += [
+                line.rstrip()
+                for line in textwrap.wrap(
+                    cell,
+                    100,
+                    initial_indent=first,
+                    subsequent_indent=' ' * 7,
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+                or [first]
+            ]
+    return '\n'.join(lines) + '\n'
+
+
+def with_figures(readme: str, data: dict[str, Any]) -> str:
+    """The text of README.rst with the table that belongs there."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert begin
+    assert end
+    return f'{before}{BEGIN}\n{goals_table(data)}\n{END}{after}'
+
+
+def main() -> int:
+    """Write the table and draw the pictures."""
+    from .pictures import draw
+
+    data = json.loads(FIGURES.read_text(encoding='utf-8'))
+    text = with_figures(README.read_text(encoding='utf-8'), data)
+    README.write_text(text, encoding='utf-8')
+    draw(data, FIGURES.parent)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
