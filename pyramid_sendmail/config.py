@@ -275,7 +275,8 @@ def _set_settings(config: Configurator) -> None:
         registry.registerUtility(settings, IMailSettings)
         registry.registerUtility(_composer(settings), _IComposer)
         if registry.queryUtility(IMailReporter) is None:
-            registry.registerUtility(MailReporter(registry), IMailReporter)
+            reporter = MailReporter(registry, batch=settings.event_batch)
+            registry.registerUtility(reporter, IMailReporter)
         introspectable['settings'] = _shown(given, settings)
 
     config.action(('mail', 'settings'), register, order=SETTINGS, introspectables=(introspectable,))

@@ -277,7 +277,8 @@ class IMailQueueProcessor(Interface):
 
 
 class IMailReporter(Interface):
-    """Tells subscribers, each event in a request and a transaction of its own."""
+    """Tells subscribers, each event in a request and a transaction of its own, or a batch of those
+    that wait in one."""
 
     def wants(kind: str) -> bool:
         """Whether anybody subscribes to 'sent', 'deferred' or 'error'."""
@@ -306,7 +307,7 @@ class IMailEvent(Interface):
     attempt = Attribute('Which attempt this was: 1 is the first.')
     queued_at = Attribute('When send was called, in epoch seconds.')
     mailer = Attribute('Where it went, and by which version of TLS, without secrets.')
-    request = Attribute("The event's own request, with its own transaction in request.tm.")
+    request = Attribute('The request of the event or its batch, with a transaction of its own.')
 
 
 class IMailSentEvent(IMailEvent):

@@ -1,4 +1,5 @@
-"""Telling subscribers: each event in a request and a transaction of its own, in our own thread.
+"""Telling subscribers: each event, or a batch of them, in a request and a transaction of its own,
+in a thread of ours.
 
 There the thread-local transaction manager and scoped sessions are free, and whatever a subscriber
 does can touch neither the mail nor the request that sent it.
@@ -10,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, cast
@@ -22,7 +23,7 @@ from pyramid.threadlocal import RequestContext
 from zope.interface import implementedBy, implementer
 
 from .envelope import Envelope, Fate
-from .events import KINDS, MailEvent, event_of
+from .events import KINDS, event_of
 from .interfaces import IMailClaim, IMailReporter
 from .retry import EVENT_RETRY, RetryPolicy
 from .threads import OwnThreads
@@ -34,6 +35,10 @@ log = logging.getLogger(__name__)
 _depth: ContextVar[int | None] = ContextVar('pyramid_sendmail_depth', default=None)
 
 
+Report = tuple[Fate, Envelope]
+"""What is to be told, and the mail that it is about."""
+
+
 def trouble_depth() -> int:
     """How many reports of trouble led to the code that is running now: the depth of its mail."""
     return _depth.get() or 0
@@ -43,19 +48,22 @@ def trouble_depth() -> int:
 class MailReporter:
     """See IMailReporter. One thread, started by the first event, again after a fork.
 
-    ``backlog``: how many claims may wait for the thread; beyond it they are released, and come
-    back with the next look at the queue.
+    ``batch``: how many events that wait share a request and a transaction, at most. ``backlog``:
+    how many claims may wait for the thread; beyond it they are released, and come back with the
+    next look at the queue.
     """
 
     def __init__(
         self,
         registry: Registry,
         *,
+        batch: int = 1,
         policy: RetryPolicy = EVENT_RETRY,
         clock: Callable[[], float] = time.time,
         backlog: int = 1000,
     ) -> None:
         self._registry = registry
+        self._batch = batch
         self._policy = policy
         self._clock = clock
         self._backlog = backlog
@@ -90,26 +98,37 @@ class MailReporter:
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                self._busy = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: bool(self._waiting))
-                claim, fates = self._waiting.popleft()
-                self._busy = True
-            try:
-                self._report(claim, fates)
-            except Exception:
-                log.exception('%s: an event could not be settled', claim.envelope.message_id)
-                claim.release()
+            taken = self._next()
+            told = self._told(taken)
+            for claim, fates in taken:
+                try:
+                    self._settle(claim, fates, told)
+                except Exception:
+                    log.exception('%s: an event could not be settled', claim.envelope.message_id)
+                    claim.release()
 
-    def _report(self, claim: Any, fates: Sequence[Fate]) -> None:
+    def _next(self) -> list[tuple[Any, Sequence[Fate]]]:
+        """Wait for a claim with events to report, and take as many as make a batch: of those that
+        are there, for nothing is gained by waiting for more."""
+        with self._changed:
+            self._busy = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: bool(self._waiting))
+            self._busy = True
+            taken = [self._waiting.popleft()]
+            room = self._batch - len(taken[0][1])
+            while self._waiting and len(self._waiting[0][1]) <= room:
+                taken.append(self._waiting.popleft())
+                room -= len(taken[-1][1])
+            return taken
+
+    def _settle(self, claim: Any, fates: Sequence[Fate], taken: Set[str]) -> None:
         told: list[Fate] = []
         failed: list[Fate] = []
         for fate in fates:
-            taken = self.notify(fate, claim.envelope)
             if fate.kind != 'deferred':
-                given_up = not taken and self._given_up(fate, claim.envelope)
-                (told if taken or given_up else failed).append(fate)
+                given_up = fate.id not in taken and self._given_up(fate, claim.envelope)
+                (told if fate.id in taken or given_up else failed).append(fate)
         if told:
             claim.reported(told)
         if failed:
@@ -130,41 +149,76 @@ class MailReporter:
         )
         return True
 
+    def _told(self, claims: Iterable[tuple[Any, Sequence[Fate]]]) -> set[str]:
+        """Report all, and return the ids of those that subscribers have taken. Where not all of a
+        batch could be told together, each is told by itself: one costs the others nothing."""
+        told: set[str] = set()
+        for batch in self._batches(claims):
+            if len(batch) > 1 and self._report(batch):
+                told.update(fate.id for fate, _ in batch)
+            else:
+                told.update(fate.id for fate, envelope in batch if self.notify(fate, envelope))
+        return told
+
+    def _batches(self, claims: Iterable[tuple[Any, Sequence[Fate]]]) -> Iterator[list[Report]]:
+        """What is told together. An event that subscribers have not taken before is told by
+        itself, and so is one that is told at most once: it cannot be told again."""
+        batch: list[Report] = []
+        for claim, fates in claims:
+            for fate in fates:
+                report = fate, claim.envelope
+                if fate.kind == 'deferred' or fate.tries or not self.wants(fate.kind):
+                    yield [report]
+                    continue
+                batch.append(report)
+                if len(batch) == self._batch:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
+
     def notify(self, fate: Fate, envelope: Envelope) -> bool:
         """Report one fate now, in this thread, which must be one of our own; False if a subscriber
         raised, or its transaction could not commit."""
-        if not self.wants(fate.kind):
-            return True
+        return not self.wants(fate.kind) or self._report([(fate, envelope)])
+
+    def _report(self, reports: Sequence[Report]) -> bool:
+        """Report fates in one request and one transaction: all of them, or none."""
         told = False
-        depth = _depth.set(envelope.depth + (fate.kind != 'sent'))
+        # What hooks of the commit send is about all of them.
+        before = _depth.set(max(_depth_of(*report) for report in reports))
         try:
             with self._request() as request:
-                self._tell(event_of(fate, envelope, request))
+                self._tell(reports, request)
                 told = True
         except BaseException:
             # A subscriber that calls sys.exit() is no reason to tell nobody else.
+            fate, envelope = reports[0]
             log.exception(
-                '%s: the %s event %s: %s',
+                '%s: the %s event %s%s: %s',
                 envelope.message_id,
                 fate.kind,
                 fate.id,
-                'a finished callback raised, after the commit'
-                if told
-                else 'a subscriber raised, its transaction was aborted',
+                f' and {len(reports) - 1} others' if len(reports) > 1 else '',
+                _trouble(reports, told=told),
             )
         finally:
-            _depth.reset(depth)
+            _depth.reset(before)
         return told
 
-    def _tell(self, event: MailEvent) -> None:
-        request = event.request
+    def _tell(self, reports: Sequence[Report], request: Request) -> None:
         manager = request.tm
         request.environ['tm.active'] = True
         request.environ['tm.manager'] = manager
         transaction = manager.begin()
         try:
-            transaction.note(f'pyramid_sendmail {type(event).__name__} {event.message_id}')
-            self._registry.notify(event)
+            transaction.note(_note(reports))
+            for fate, envelope in reports:
+                depth = _depth.set(_depth_of(fate, envelope))
+                self._registry.notify(event_of(fate, envelope, request))
+                _depth.reset(depth)
+                if len(reports) > 1 and manager.get() is not transaction:
+                    raise RuntimeError('a subscriber has ended the transaction of several events')
             _deactivate(request)
             manager.commit()
         except BaseException:
@@ -183,6 +237,27 @@ class MailReporter:
                 yield request
             finally:
                 request._process_finished_callbacks()
+
+
+def _depth_of(fate: Fate, envelope: Envelope) -> int:
+    return envelope.depth + (fate.kind != 'sent')
+
+
+def _note(reports: Sequence[Report]) -> str:
+    """What the transaction's description says."""
+    fate, envelope = reports[0]
+    if len(reports) > 1:
+        return f'pyramid_sendmail {len(reports)} events, {envelope.message_id} and others'
+    return f'pyramid_sendmail {KINDS[fate.kind].__name__} {envelope.message_id}'
+
+
+def _trouble(reports: Sequence[Report], *, told: bool) -> str:
+    """What the log says where something was raised."""
+    if told:
+        return 'a finished callback raised, after the commit'
+    if len(reports) > 1:
+        return 'a subscriber raised, the transaction was aborted; each is told by itself'
+    return 'a subscriber raised, its transaction was aborted'
 
 
 def _deactivate(request: Request) -> None:

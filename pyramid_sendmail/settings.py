@@ -122,6 +122,13 @@ TABLE: tuple[Setting, ...] = (
     Setting('mail.workers', count, '4', 'connections that the queue processor keeps'),
     Setting('mail.batch', count, '100', 'mails per connection before it is opened anew'),
     Setting(
+        'mail.event_batch',
+        count,
+        '1',
+        'how many events that wait are reported in one request and transaction, at most; 1: each '
+        'in its own',
+    ),
+    Setting(
         'mail.rate',
         rate,
         'off',
@@ -236,6 +243,7 @@ class MailSettings:
     hostname: str
     workers: int
     batch: int
+    event_batch: int
     rate: tuple[int, int] | None
     """At most so many mails in so many seconds."""
     retry: tuple[float, ...]

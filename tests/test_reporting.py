@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
 import subprocess
 import sys
 import textwrap
@@ -661,6 +662,360 @@ def test_a_subscriber_that_needs_the_only_connection(
     delivery._sender.finish(WAIT)
     assert time.monotonic() - start < WAIT / 2
     assert notes(pool) == ['Hello']
+
+
+# Batches
+
+
+class Together:
+    """Events that wait for the events thread when it comes to them, and what became of them."""
+
+    def __init__(self, application: Application, *, batch: int = 10) -> None:
+        self.application = application
+        application.config.commit()
+        self.reporter = MailReporter(application.registry, batch=batch, clock=Clock())
+        self.claims: list[Any] = []
+
+    def tell(self, *mails: Sequence[Fate], depth: int = 0) -> list[list[Any]]:
+        """Report the fates of each mail, all mails at once; return what was done to each claim."""
+        claims: list[Any] = [Claim(make_envelope(depth=depth)) for _ in mails]
+        with self.reporter._changed:
+            for claim, fates in zip(claims, mails, strict=True):
+                self.reporter.submit(claim, fates)
+        assert self.reporter.join(WAIT)
+        return [claim.done for claim in claims]
+
+
+def mails(number: int) -> list[list[Fate]]:
+    """One sent event each."""
+    return [[sent(make_envelope())] for _ in range(number)]
+
+
+def test_a_batch_has_one_request_and_one_transaction(explicit: Application) -> None:
+    """Events that wait are told one by one, as ever, in one request and one transaction, with a
+    note; each mail is settled for itself."""
+    commits: list[bool] = []
+
+    def subscriber(event: Any) -> None:
+        if not explicit.heard:
+            event.request.tm.get().addAfterCommitHook(commits.append)
+        explicit.heard.append(event)
+        assert get_current_request() is event.request
+        assert event.request.tm.get().description.startswith('pyramid_sendmail 10 events, <')
+
+    explicit.subscribe(subscriber)
+    told = mails(10)
+    done = Together(explicit).tell(*told)
+    assert [event.id for event in explicit.heard] == [fates[0].id for fates in told]
+    assert len({id(event.request) for event in explicit.heard}) == 1
+    assert commits == [True]
+    assert done == [[('reported', [fates[0].id])] for fates in told]
+
+
+def test_a_batch_is_no_larger_than_the_setting(application: Application) -> None:
+    """Five events in batches of two have three requests; without the setting each has its own."""
+    application.subscribe(application.heard.append)
+    for batch, requests in ((2, 3), (1, 5)):
+        application.heard.clear()
+        Together(application, batch=batch).tell(*mails(5))
+        assert len({id(event.request) for event in application.heard}) == requests
+
+
+def test_events_of_one_mail_are_settled_together(application: Application) -> None:
+    """A mail with more events than a batch has is settled once, when all of them were told."""
+    application.subscribe(application.heard.append)
+    envelope = make_envelope()
+    fates = [sent(envelope, group=group) for group in range(3)]
+    done = Together(application, batch=2).tell(fates, *mails(1))
+    assert done[0] == [('reported', [fate.id for fate in fates])]
+    requests = [id(event.request) for event in application.heard]
+    assert (requests[0] == requests[1], len(set(requests))) == (True, 3)
+
+
+def test_nothing_waits_for_a_batch_to_fill(application: Application) -> None:
+    """One event alone is told at once, however many would make a batch."""
+    application.subscribe(application.heard.append)
+    start = time.monotonic()
+    assert Together(application, batch=1000).tell(*mails(1))[0][0][0] == 'reported'
+    assert time.monotonic() - start < WAIT / 2
+
+
+@pytest.mark.parametrize('error', [ZeroDivisionError, SystemExit])
+def test_one_bad_event_of_a_batch_costs_the_others_nothing(
+    explicit: Application,
+    sqlite: sqlalchemy.Engine,
+    caplog: pytest.LogCaptureFixture,
+    error: type[BaseException],
+) -> None:
+    """Where a subscriber raises for one of ten, each is told again by itself, at once, under the
+    same id: nine rows are committed once each, and one event is reported again later."""
+    use_dbsession(explicit, sqlite)
+    told = mails(10)
+    bad = told[4][0].id
+
+    def subscriber(event: Any) -> None:
+        explicit.heard.append(event.id)
+        event.request.dbsession.execute(NOTES.insert().values(text=event.id))
+        zope.sqlalchemy.mark_changed(event.request.dbsession, event.request.tm)
+        if event.id == bad:
+            raise error
+
+    explicit.subscribe(subscriber)
+    done = Together(explicit).tell(*told)
+    ids = [fates[0].id for fates in told]
+    assert explicit.heard == ids[:5] + ids
+    assert notes(sqlite) == [each for each in ids if each != bad]
+    assert [claim[0][0] for claim in done] == ['reported'] * 4 + ['postponed'] + ['reported'] * 5
+    assert done[4] == [('postponed', [bad], NOW + 1.0)]
+    assert 'and 9 others: a subscriber raised, the transaction was aborted' in caplog.text
+
+
+def test_a_batch_whose_commit_fails_is_told_one_by_one(
+    explicit: Application, sqlite: sqlalchemy.Engine
+) -> None:
+    """A commit that fails leaves nothing behind, and each event is told in a transaction of its
+    own; those whose commit fails again are reported again later."""
+    use_dbsession(explicit, sqlite)
+    told = mails(3)
+
+    def subscriber(event: Any) -> None:
+        explicit.heard.append(event)
+        event.request.dbsession.execute(NOTES.insert().values(text=event.id))
+        zope.sqlalchemy.mark_changed(event.request.dbsession, event.request.tm)
+        if event.id == told[1][0].id:
+            event.request.tm.get().addBeforeCommitHook(lambda: 1 / 0)
+
+    explicit.subscribe(subscriber)
+    done = Together(explicit).tell(*told)
+    assert len(explicit.heard) == 6
+    assert len({id(event.request) for event in explicit.heard}) == 4
+    assert notes(sqlite) == [told[0][0].id, told[2][0].id]
+    assert [claim[0][0] for claim in done] == ['reported', 'postponed', 'reported']
+
+
+@pytest.mark.parametrize('hook', [None, 'pyramid_tm.explicit_manager'])
+@pytest.mark.parametrize('end', ['abort', 'commit'])
+def test_a_subscriber_that_ends_the_transaction_of_a_batch(
+    sqlite: sqlalchemy.Engine, end: str, hook: str | None
+) -> None:
+    """One that aborts, or commits, and begins anew takes nothing of the other events with it."""
+    application = Application(**({'tm.manager_hook': hook} if hook else {}))
+    use_dbsession(application, sqlite)
+
+    def subscriber(event: Any) -> None:
+        application.heard.append(event.id)
+        session = event.request.dbsession
+        session.execute(NOTES.insert().values(text=event.id))
+        zope.sqlalchemy.mark_changed(session, event.request.tm)
+        if event.subject == '' and len(application.heard) == 2:
+            getattr(event.request.tm, end)()
+            event.request.tm.begin()
+
+    application.subscribe(subscriber)
+    told = mails(3)
+    done = Together(application).tell(*told)
+    assert [claim[0][0] for claim in done] == ['reported'] * 3
+    ids = [fates[0].id for fates in told]
+    assert sorted(set(notes(sqlite))) == sorted(ids)
+    assert application.heard == [*ids[:2], *ids]
+
+
+def test_what_has_failed_before_is_told_by_itself(application: Application) -> None:
+    """An event that subscribers have not taken before would cost the others another abort, and a
+    deferred one could not be told again: neither is in a batch."""
+    application.subscribe(application.heard.append)
+    plain = [sent(make_envelope()) for _ in range(3)]
+    late, later = again(sent(make_envelope()), 1), deferred(make_envelope(), until=NOW + 60)
+    Together(application).tell(*([fate] for fate in (plain[0], late, plain[1], later, plain[2])))
+    requests = {event.id: id(event.request) for event in application.heard}
+    assert len(requests) == 5
+    assert len({requests[fate.id] for fate in plain}) == 1
+    assert len(set(requests.values())) == 3
+
+
+def test_deferred_events_are_told_once_though_a_batch_fails(application: Application) -> None:
+    """They are at most once, whatever befalls the events beside them."""
+    kinds: list[str] = []
+
+    def subscriber(event: Any) -> None:
+        kinds.append(type(event).__name__)
+        if isinstance(event, MailErrorEvent):
+            raise ZeroDivisionError
+
+    application.subscribe(subscriber)
+    envelope = make_envelope()
+    fates = [sent(envelope), deferred(envelope, until=NOW + 60), failed(envelope)]
+    (done,) = Together(application).tell(fates)
+    assert kinds.count('MailDeferredEvent') == 1
+    assert done == [
+        ('reported', [fates[0].id]),
+        ('postponed', [fates[2].id], NOW + 1.0),
+    ]
+
+
+def test_nobody_wants_it_no_batch_is_made(application: Application) -> None:
+    """Events of a kind that nobody subscribes to count as told, beside others that are told."""
+    application.subscribe(application.heard.append, IMailErrorEvent)
+    envelope = make_envelope()
+    done = Together(application).tell([failed(envelope)], *mails(2), [failed(envelope, group=1)])
+    assert [claim[0][0] for claim in done] == ['reported'] * 4
+    assert len({id(event.request) for event in application.heard}) == 1
+    assert len(application.heard) == 2
+
+
+def test_the_depth_in_a_batch_is_each_events_own(application: Application) -> None:
+    """Mail about trouble is as deep as its own event has it, whatever is told beside it; what a
+    hook of the commit sends is about the deepest of them."""
+    depths: list[int] = []
+
+    def subscriber(event: Any) -> None:
+        depths.append(trouble_depth())
+        if len(depths) == 1:
+            event.request.tm.get().addBeforeCommitHook(lambda: depths.append(-trouble_depth()))
+
+    application.subscribe(subscriber)
+    envelope = make_envelope()
+    Together(application).tell([sent(envelope)], [failed(envelope)], [sent(envelope, group=1)])
+    assert depths == [0, 1, 0, -1]
+    assert trouble_depth() == 0
+
+
+def test_mail_of_subscribers_in_a_batch_leaves_once(application: Application) -> None:
+    """What they have sent when another of them raised is aborted with the batch, and leaves when
+    its event is told by itself."""
+    told = mails(4)
+
+    def subscriber(event: Any) -> None:
+        if event.subject == 'of a subscriber':
+            return
+        event.request.mailer.send(message('of a subscriber', to=f'{event.id}@example.org'))
+        if event.id == told[3][0].id:
+            raise ZeroDivisionError
+
+    application.subscribe(subscriber)
+    assert application.delivery is not None
+    Together(application).tell(*told)
+    application.delivery._sender.finish(WAIT)
+    recipients = [envelope.recipients[0] for envelope in application.mailer.sent]
+    assert recipients == [f'{fates[0].id}@example.org' for fates in told[:3]]
+
+
+def test_a_finished_callback_of_a_batch_that_raises(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The batch has committed by then, and is not told again."""
+
+    def subscriber(event: Any) -> None:
+        application.heard.append(event)
+        event.request.add_finished_callback(lambda request: 1 / 0)
+
+    application.subscribe(subscriber)
+    done = Together(application).tell(*mails(3))
+    assert [claim[0][0] for claim in done] == ['reported'] * 3
+    assert len(application.heard) == 3
+    assert 'and 2 others: a finished callback raised, after the commit' in caplog.text
+
+
+def test_one_of_a_batch_that_cannot_be_settled(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is given back, to be found and told again; the others are settled."""
+    application.subscribe(application.heard.append)
+    together = Together(application)
+    claims: list[Any] = [Claim(make_envelope()) for _ in range(3)]
+    claims[1].fails = QueueError(errno.ENOSPC, 'no space left on device')
+    with together.reporter._changed:
+        for claim in claims:
+            together.reporter.submit(claim, [sent(claim.envelope)])
+    assert together.reporter.join(WAIT)
+    assert [[done[0] for done in claim.done] for claim in claims] == [
+        ['reported'],
+        ['reported', 'released'],
+        ['reported'],
+    ]
+    assert 'no space left' in caplog.text
+
+
+def test_the_setting_makes_batches() -> None:
+    """``mail.event_batch`` is the registered reporter's; by default each event is told alone."""
+    for settings, batch in (({}, 1), ({'mail.event_batch': '50'}, 50)):
+        application = Application(**settings)
+        application.config.commit()
+        assert application.registry.getUtility(IMailReporter)._batch == batch
+
+
+def test_killed_after_the_commit_of_a_batch(tmp_path: Path) -> None:
+    """kill -9 between the commit of a batch and the settling of its mails: no mail is sent again,
+    and the batch's events are told again under the same ids."""
+    work = """
+        import os, signal, sqlite3, sys, time
+        from pyramid.config import Configurator
+        from pyramid_sendmail.config import processor_of
+        from pyramid_sendmail.interfaces import IMailQueue, IMailSentEvent
+        from tests.queue_fixtures import make_envelope, until
+        import sqlalchemy, zope.sqlalchemy
+        from sqlalchemy.orm import sessionmaker
+        from tests.databases import METADATA, NOTES
+
+        root, killed = sys.argv[1], sys.argv[2] == 'killed'
+        os.makedirs(root + '/sent/new', exist_ok=True)
+        factory = sessionmaker(sqlalchemy.create_engine(f'sqlite:///{root}/notes.sqlite'))
+        METADATA.create_all(factory.kw['bind'])
+        requests = []
+
+        def kill(request):
+            if requests.count(request) > 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def subscriber(event):
+            if killed and not requests:
+                until(lambda: len(os.listdir(root + '/sent/new')) == 20)
+            requests.append(event.request)
+            if killed:
+                event.request.add_finished_callback(kill)
+            event.request.dbsession.execute(NOTES.insert().values(text=event.id))
+            zope.sqlalchemy.mark_changed(event.request.dbsession, event.request.tm)
+
+        def dbsession(request):
+            session = factory()
+            zope.sqlalchemy.register(session, transaction_manager=request.tm)
+            return session
+
+        with Configurator(settings={
+            'mail.url': f'file://{root}/sent',
+            'mail.queue_path': f'{root}/queue',
+            'mail.event_batch': '50',
+            'tm.manager_hook': 'pyramid_tm.explicit_manager',
+        }) as config:
+            config.include('pyramid_sendmail')
+            config.add_request_method(dbsession, reify=True)
+            config.add_subscriber(subscriber, IMailSentEvent)
+        queue = config.registry.getUtility(IMailQueue)
+        if killed:
+            queue.prepare()
+            queue.put([make_envelope(queued_at=time.time()) for _ in range(20)]).publish()
+        processor_of(config.registry).run_once()
+    """
+
+    def run(how: str) -> int:
+        command = [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(work), str(tmp_path), how]
+        return subprocess.run(
+            command, check=False, timeout=60, cwd=Path(__file__).parents[1]
+        ).returncode
+
+    engine = sqlalchemy.create_engine(f'sqlite:///{tmp_path}/notes.sqlite')
+    assert run('killed') == -signal.SIGKILL
+    before = notes(engine)
+    assert len(before) > 1
+    assert run('again') == 0
+    after = notes(engine)
+    engine.dispose()
+    assert len(set(after)) == 20
+    again = [each for each in set(after) if after.count(each) > 1]
+    assert set(again) <= set(before)
+    assert len(again) > 1
+    assert len(list((tmp_path / 'sent/new').iterdir())) == 20
+    assert not [file for file in (tmp_path / 'queue').rglob('*-*') if file.parent.name != 'queue']
 
 
 # Subscribers that send
