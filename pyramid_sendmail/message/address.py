@@ -78,7 +78,9 @@ def parse_addresses(value: object, where: str) -> tuple[Mailbox | Group, ...]:
         return ()
     if isinstance(value, Address):
         return (_of_object(value, where),)
-    if not isinstance(value, Iterable) or isinstance(value, bytes | bytearray | dict):
+    if type(value) is not tuple and (
+        not isinstance(value, Iterable) or isinstance(value, bytes | bytearray | dict)
+    ):
         raise MessageError(
             f'{where}: {shown(value)} holds no addresses; give a str, an '
             'email.headerregistry.Address, or a list of these'

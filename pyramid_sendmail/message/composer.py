@@ -5,7 +5,7 @@ Everything that can be wrong with a message is found here, before anything is qu
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -73,9 +73,11 @@ class Message:
     def __post_init__(self) -> None:
         for name in ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments'):
             value = getattr(self, name)
-            if type(value) in (str, tuple):
+            if value is None or type(value) in (str, tuple):
                 continue
-            if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+            if type(value) is list or (
+                isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+            ):
                 object.__setattr__(self, name, tuple(value))
         if type(self.headers) is not MappingProxyType and isinstance(self.headers, Mapping):
             object.__setattr__(self, 'headers', MappingProxyType(dict(self.headers)))
@@ -141,7 +143,7 @@ class Composer:
         if priority is not None and priority not in get_args(Priority):
             raise MessageError(f"priority: {shown(priority)}; write 'high', 'normal' or 'low'")
         return Envelope(
-            id=secrets.token_hex(16),
+            id=os.urandom(16).hex(),
             message_id=draft.message_id,
             sender=path,
             recipients=to,
@@ -176,19 +178,19 @@ class Composer:
         )
 
     def _composed(self, message: Message, now: float) -> _Draft:
-        to, cc, bcc = (parse_addresses(getattr(message, n), n) for n in ('to', 'cc', 'bcc'))
+        to = parse_addresses(message.to, 'to')
+        cc = parse_addresses(message.cc, 'cc')
+        bcc = parse_addresses(message.bcc, 'bcc')
         reply_to = parse_addresses(message.reply_to, 'reply_to')
         given = _given_headers(message.headers)
         senders = self._senders(message.sender, 'sender')
         lines = [('From', address_line('From', senders))]
         if reply_to:
             lines.append(('Reply-To', address_line('Reply-To', reply_to)))
-        visible = to or (() if cc else (Group('undisclosed-recipients'),))
-        lines += [
-            (name, address_line(name, entries))
-            for name, entries in (('To', visible), ('Cc', cc))
-            if entries
-        ]
+        if to or not cc:
+            lines.append(('To', address_line('To', to or (Group('undisclosed-recipients'),))))
+        if cc:
+            lines.append(('Cc', address_line('Cc', cc)))
         subject = check_text(message.subject, 'subject')
         lines.append(('Subject', unstructured('Subject', subject)))
         lines += [(name, _given_line(name, value)) for name, value in given.values()]
@@ -196,15 +198,12 @@ class Composer:
             message_id = check_message_id(given['message-id'][1], 'Message-ID')
         else:
             message_id = self._new_id(now)
-        lines += [
-            (name, f'{name}: {default}\r\n'.encode('ascii'))
-            for key, name, default in (
-                ('date', 'Date', date_of(now)),
-                ('message-id', 'Message-ID', message_id),
-                ('auto-submitted', 'Auto-Submitted', 'auto-generated'),
-            )
-            if key not in given
-        ]
+        if 'date' not in given:
+            lines.append(('Date', b'Date: %b\r\n' % date_of(now).encode('ascii')))
+        if 'message-id' not in given:
+            lines.append(('Message-ID', b'Message-ID: %b\r\n' % message_id.encode('ascii')))
+        if 'auto-submitted' not in given:
+            lines.append(('Auto-Submitted', b'Auto-Submitted: auto-generated\r\n'))
         part = content_tree(message.text, message.html, message.attachments, self.max_size)
         return _Draft(
             sender=self._reverse_path(senders, given.get('sender', (None, None))[1]),
@@ -271,7 +270,7 @@ class Composer:
                 )
             given, where = self.default_sender, 'mail.default_sender'
         found = parse_addresses(given, where)
-        senders = tuple(entry for entry in found if isinstance(entry, Mailbox))
+        senders = tuple([entry for entry in found if isinstance(entry, Mailbox)])
         if not found or senders != found:
             raise MessageError(f'{where}: {shown(given)} is not an address, nor a list of them')
         return senders
@@ -288,11 +287,12 @@ class Composer:
         return parse_address(sender, 'Sender') if others else first.address
 
     def _new_id(self, now: float) -> str:
-        return f'<{secrets.token_hex(12)}.{int(now * 1000):x}@{self.hostname}>'
+        return f'<{os.urandom(12).hex()}.{int(now * 1000):x}@{self.hostname}>'
 
     def _raw(self, draft: _Draft) -> bytes:
-        lines = [*draft.lines, ('MIME-Version', b'MIME-Version: 1.0\r\n')]
-        raw = b''.join([*(line for _, line in lines), *draft.content])
+        names = [name for name, _ in draft.lines]
+        lines = [line for _, line in draft.lines]
+        raw = b''.join([*lines, b'MIME-Version: 1.0\r\n', *draft.content])
         if not raw.endswith(b'\r\n'):
             raw += b'\r\n'
         if len(raw) > self.max_size:
@@ -300,7 +300,7 @@ class Composer:
                 f'message: its {len(raw)} octets are more than mail.max_size = {self.max_size}; '
                 'send less, or raise the setting'
             )
-        verify(raw, [*(name for name, _ in lines), *draft.content_names])
+        verify(raw, [*names, 'MIME-Version', *draft.content_names])
         return raw
 
 
@@ -337,7 +337,7 @@ def _chosen(listed: Iterable[Mailbox], send_to: Any) -> tuple[str, ...]:
 
 
 def _given_headers(headers: object) -> dict[str, tuple[str, str]]:
-    if not isinstance(headers, Mapping):
+    if type(headers) is not MappingProxyType and not isinstance(headers, Mapping):
         raise MessageError(f'headers: {shown(headers)} is not a dict; give a dict of strings')
     given: dict[str, tuple[str, str]] = {}
     for name, value in headers.items():

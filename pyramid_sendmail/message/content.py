@@ -41,7 +41,7 @@ def content_tree(text: object, html: object, attachments: object, max_size: int)
 
 
 def _references(html: object) -> dict[str, None]:
-    if not isinstance(html, str) or 'cid:' not in html.lower():
+    if not isinstance(html, str) or b'cid:' not in html.encode('utf-8', 'replace').lower():
         return {}
     return dict.fromkeys(unquote(markup.unescape(found)) for found in _CID.findall(html))
 

@@ -96,19 +96,34 @@ def serialised(tree: EmailMessage) -> bytes:
 
 def verify(raw: bytes, names: list[str]) -> None:
     """The last look: nothing but the headers that were meant, in short lines of 7 bits."""
-    lines = raw.split(b'\r\n')
-    head = lines[: lines.index(b'')]
-    found = [line[: line.find(b':')] for line in head if line[:1] not in (b' ', b'\t')]
-    if found != [name.encode('ascii') for name in names]:
+    head, _, body = raw.partition(b'\r\n\r\n')
+    if _NAMES.findall(head.decode('latin-1')) != names:
         raise MessageError('headers: what would leave is not what was given; nothing is sent')
+    breaks = raw.count(b'\n')
     if (
         b'\0' in raw
-        or raw.count(b'\r') != len(lines) - 1
-        or raw.count(b'\n') != len(lines) - 1
-        or not (raw.isascii() or raw.partition(b'\r\n\r\n')[2].isascii())
-        or max(map(len, lines)) > LIMIT
+        or raw.count(b'\r') != breaks
+        or raw.count(b'\r\n') != breaks
+        or not (raw.isascii() or body.isascii())
+        or not _short(raw)
     ):
         raise MessageError('message: its content cannot be sent in short lines of 7 bits')
+
+
+def _short(raw: bytes) -> bool:
+    """Whether no line is longer than LIMIT. Between two breaks that are no further from each other
+    than that, nobody has to count."""
+    at = 0
+    while at < len(raw):
+        found = raw.rfind(b'\r\n', at, at + LIMIT + 2)
+        if found < 0:
+            return False
+        at = found + 2
+    return True
+
+
+_NAMES = re.compile('(?:^|\r\n(?![ \t]))((?:[^:\r]*(?=:))?)')
+"""Whatever begins a header, up to its colon; nothing where there is none."""
 
 
 def lines(text: str) -> list[str]:
