@@ -10,11 +10,16 @@ from functools import wraps
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from pyramid_sendmail import Message
 from pyramid_sendmail.message import Composer
 
 from .findings.strict import faults
+
+# How long an example takes says something about the machine.
+settings.register_profile('untimed', deadline=None)
+settings.load_profile('untimed')
 
 pytest_plugins = ['tests.smtp_fixtures', 'tests.databases', 'tests.crash.counts']
 
