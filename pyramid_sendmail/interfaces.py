@@ -185,6 +185,10 @@ class IMailClaim(Interface):
     def sealing(recipients: Sequence[str]) -> None:
         """The final dot is about to leave for these: a crash from now on is ambiguous."""
 
+    def unseal() -> None:
+        """It is certain now that the next hop has not taken it: all is as before ``sealing``.
+        Where that cannot be written down the doubt stays."""
+
     def settle(
         fates: Sequence[Fate], *, retry_at: float | None = None, report: bool = True
     ) -> None:
@@ -241,9 +245,9 @@ class IMailSession(Interface):
         ``envelopes``: an iterable, pulled from one by one, the next perhaps before the last one's
         final dot has left: pulling must not wait for anything. ``sealing(envelope, recipients)``
         is called before the final dot of each leaves, with the recipients that the next hop has
-        accepted; what it raises ends the session. Raises MailerUnavailable where no mail is to
-        blame: those pulled and not answered are untouched. Raises nothing else for what a relay
-        can do.
+        accepted, or has been asked about where their text leaves before the answer; what it raises
+        ends the session. Raises MailerUnavailable where no mail is to blame: those pulled and not
+        answered are untouched, sealed or not. Raises nothing else for what a relay can do.
         """
 
     def close() -> None:

@@ -199,6 +199,7 @@ class Batch:
             try:
                 outcome = next(outcomes, None)
             except MailerUnavailable as error:
+                self._unseal()
                 if not (error.stale and self._road.carried):
                     raise
                 self._road.close()
@@ -255,6 +256,12 @@ class Batch:
         sealed = tuple(recipients)
         claim.sealing(sealed)
         self._sealed[envelope.id] = (*self._sealed.get(envelope.id, ()), *sealed)
+
+    def _unseal(self) -> None:
+        """What was pulled and not answered is untouched, though its text may have left."""
+        for claim in self._pulled:
+            if self._sealed.pop(claim.envelope.id, None):
+                claim.unseal()
 
     def _settle(self, outcome: Outcome) -> None:
         claim = self._pulled.popleft()

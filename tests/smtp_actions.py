@@ -41,12 +41,13 @@ __all__ = [
 
 _COMMANDS = (
     *('EHLO', 'HELO', 'LHLO', 'STARTTLS', 'AUTH'),
-    *('MAIL', 'RCPT', 'DATA', 'RSET', 'NOOP', 'QUIT'),
+    *('MAIL', 'RCPT', 'DATA', 'BDAT', 'RSET', 'NOOP', 'QUIT'),
 )
 
 VERBS = frozenset({'connect', 'TLS', 'dot', *_COMMANDS})
 """What can be scripted: 'connect' is the greeting, 'TLS' the moment before the server's side of a
-handshake, 'dot' the answer to a whole message; the others are commands."""
+handshake, 'dot' the answer to a whole message, by DATA or BDAT; the others are commands, 'BDAT'
+one that is not the end of a message or has no recipients."""
 
 Match: TypeAlias = 'str | bytes | re.Pattern[str] | None'
 

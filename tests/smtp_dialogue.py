@@ -107,6 +107,17 @@ class Dialogue:
         del buffer[: end + 5]
         return wire
 
+    def read_octets(self, count: int) -> bytes:
+        """Return the next so many octets."""
+        buffer = self.channel.buffer
+        while len(buffer) < count:
+            if self._server.read_pause and self._server.stopping.wait(self._server.read_pause):
+                raise Gone
+            self.channel.fill()
+        octets = bytes(buffer[:count])
+        del buffer[:count]
+        return octets
+
     def perform(self, verb: str, text: str | bytes, default: Action) -> int:
         """Do what the script says for a verb, and return the code that was sent, or 0."""
         self.said = b''

@@ -39,6 +39,7 @@ __all__ = ['Session']
 _PATH = r'<((?:"(?:[^"\\]|\\.)*"|[^">])*)>(?: (.+))?'
 _MAIL = re.compile(rf'MAIL FROM:{_PATH}', re.IGNORECASE)
 _RCPT = re.compile(rf'RCPT TO:{_PATH}', re.IGNORECASE)
+_BDAT = re.compile('BDAT ([0-9]{1,9})( LAST)?', re.IGNORECASE)
 _CONTROL = re.compile(rb'[\x00-\x1f\x7f]')
 
 # The extension that each parameter of MAIL and RCPT belongs to (RFC 1870, 6152, 6531, 4954, 3461)
@@ -83,6 +84,8 @@ class Session:
         self.data = b''
         self.recipient = ''
         self._refused = False
+        self._spoilt = False
+        self._chunks = b''
         self._dialogue = Dialogue(server, self, channel)
         self._commands: dict[str, Callable[[], None]] = {
             'EHLO': self._ehlo,
@@ -92,6 +95,7 @@ class Session:
             'MAIL': self._mail,
             'RCPT': self._rcpt,
             'DATA': self._data,
+            'BDAT': self._bdat,
             'RSET': self._rset,
             'NOOP': self._noop,
             'QUIT': self._quit,
@@ -150,6 +154,8 @@ class Session:
         self.sender = None
         self.mail_arguments = ''
         self.recipients = []
+        self._spoilt = False
+        self._chunks = b''
 
     def _ehlo(self) -> None:
         default: Action = SYNTAX
@@ -248,12 +254,41 @@ class Session:
             default = ORDER if self.server.lmtp else NOBODY  # RFC 2033, 4.2
         if self._dialogue.perform('DATA', self.line, default) // 100 != 3:
             return
+        if self._chunks:
+            self._dialogue.violation('DATA behind BDAT')
         wire = self._dialogue.read_data()
         self.data = unstuffed(wire[:-3])
+        self._take(wire, wire[:-3])
+        self._clear()
+
+    def _bdat(self) -> None:
+        """A chunk (RFC 3030, 2): its octets come whatever we think of it."""
+        parsed = _BDAT.fullmatch(self.line)
+        if parsed is None or 'CHUNKING' not in self.offered:
+            self._dialogue.violation(f'syntax of {self.line!r}, or CHUNKING not offered')
+            self._dialogue.say(SYNTAX.encoded)
+            return
+        chunk = self._dialogue.read_octets(int(parsed[1]))
+        if self._spoilt or self.sender is None or not self.recipients:
+            self._spoilt = True
+            self._dialogue.perform('BDAT', self.line, NOBODY if self.sender is not None else ORDER)
+            return
+        self._chunks += chunk
+        if not parsed[2]:
+            self._dialogue.perform('BDAT', self.line, FINE)
+            return
+        self.data = self._chunks
+        if self._take(self.data, b'') // 100 == 2:
+            self._clear()
+        else:
+            self._spoilt = True
+
+    def _take(self, wire: bytes, stuffed: bytes) -> int:
+        """Answer a whole message."""
         self.server.note_command(self.connection, 'dot', '.')
         arguments = self.mail_arguments.upper().split()
         declared = 'BODY=8BITMIME' in arguments or 'SMTPUTF8' in arguments
-        for violation in data_violations(wire[:-3], self.data, eight_bit=declared):
+        for violation in data_violations(stuffed, self.data, eight_bit=declared):
             self._dialogue.violation(violation)
         self._dialogue.draft = ReceivedMessage(
             sender=self.sender or '',
@@ -270,11 +305,10 @@ class Session:
         try:
             if self.server.lmtp:
                 self._answer_each(self._dialogue.draft)
-            else:
-                self._dialogue.perform('dot', self.data, self._verdict())
+                return 0
+            return self._dialogue.perform('dot', self.data, self._verdict())
         finally:
             self._dialogue.forget_message()
-            self._clear()
 
     def _answer_each(self, message: ReceivedMessage) -> None:
         """LMTP: an answer for each accepted recipient (RFC 2033, 4.2)."""

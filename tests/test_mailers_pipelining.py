@@ -74,7 +74,7 @@ def told(server: ScriptedSMTPServer, faults: list[Fault]) -> None:
         server.always(verb, at(verb))
 
 
-def came_of(extensions: tuple[str, ...], faults: list[Fault]) -> list[Any]:
+def came_of(extensions: tuple[str, ...], faults: list[Fault], **options: Any) -> list[Any]:
     """The outcomes of four mails, over as many connections as it takes, and what arrived."""
     with ScriptedSMTPServer(extensions=extensions) as server:
         told(server, faults)
@@ -82,7 +82,7 @@ def came_of(extensions: tuple[str, ...], faults: list[Fault]) -> list[Any]:
         session = None
         left = mails()
         while left:
-            session = session or connect(server)
+            session = session or connect(server, **options)
             try:
                 for outcome in session.send(list(left)):
                     results.append(str(outcome).replace(str(server.port), 'PORT'))

@@ -136,6 +136,8 @@ MISTAKES = [
     ('smtp://relay?pipelining=slow', 'bad option pipelining=', 'write on or off'),
     ('smtp://relay?max_recipients=0', 'bad option max_recipients=', 'from 1'),
     ('smtp://relay?max_recipients=all', 'bad option max_recipients=', 'from 1'),
+    ('smtp://relay?window=0', 'bad option window=', 'from 1'),
+    ('lmtp://relay?window=8', 'unknown option window=', 'max_recipients='),
     ('smtp://relay?notify=sometimes', 'notify=sometimes', 'write never'),
     ('smtp://relay?notify=never,delay', 'notify=never,delay', 'write never'),
     ('smtp://relay?ret=half', 'ret=half', 'full or headers'),
@@ -290,6 +292,7 @@ def given(url: str, **options: Any) -> dict[str, Any]:
         ('pipelining=off', SessionOptions(pipelining=False)),
         ('pipelining=False', SessionOptions(pipelining=False)),
         ('max_recipients=1', SessionOptions(max_recipients=1)),
+        ('window=8', SessionOptions(window=8)),
         ('notify=never', SessionOptions(notify=('never',))),
         (
             'notify=Failure,delay&ret=headers',

@@ -326,6 +326,24 @@ def test_an_event_that_cannot_be_postponed_is_released(
     claim.reported(claim.fates)
 
 
+def test_a_doubt_that_cannot_be_taken_back_stays(
+    queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the disk does not take the letters of before, the mail is ambiguous, not lost."""
+    queue.put([ENVELOPE]).publish()
+    claim = claimed(queue)
+    claim.sealing(ENVELOPE.recipients)
+
+    def full(*_arguments: object) -> int:
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, 'pwrite', full)
+        claim.unseal()
+    claim.release()
+    assert claimed(queue).interrupted == 'ambiguous'
+
+
 def test_a_released_claim_writes_nothing(queue: MaildirQueue) -> None:
     """After release the mail is somebody else's: settle, reported and sealing are errors."""
     queue.put([ENVELOPE]).publish()

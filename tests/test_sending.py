@@ -460,6 +460,49 @@ def test_stale_is_believed_once_a_session(world: World) -> None:
     assert world.claimable() == 1
 
 
+@pytest.mark.parametrize('stale', [True, False])
+def test_unanswered_and_sealed(on_disk: World, stale: bool) -> None:
+    """Where a session says that what was pulled and not answered is untouched, no doubt is left of
+    what was about to leave: it is sent over another session, or as it was in the queue."""
+    for name in ('ann', 'bob', 'eve'):
+        on_disk.put(make_envelope(f'{name}@example.org'))
+
+    def script(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+        pulled = list(envelopes)
+        for each in pulled:
+            sealing(each, each.recipients)
+        yield dict.fromkeys(pulled[0].recipients, DELIVERED)
+        raise MailerUnavailable('421', stale=stale)
+
+    if stale:
+        assert len(on_disk.attempt(script, answers()).sent) == 5
+        assert on_disk.tally == Tally(delivered=3)
+        return
+    with pytest.raises(MailerUnavailable):
+        on_disk.attempt(script)
+    assert on_disk.tally == Tally(delivered=1)
+    claims = list(on_disk.claims())
+    assert [(claim.interrupted, claim.attempt) for claim in claims] == [('', 0)] * 2
+
+
+def test_several_sealed_and_the_session_fails(on_disk: World) -> None:
+    """A bug in a session that has several mails under way: each that was sealed is ambiguous, and
+    one that was not is sent as if nothing had been."""
+    for name in ('ann', 'bob', 'eve'):
+        on_disk.put(make_envelope(f'{name}@example.org'))
+
+    def script(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+        pulled = list(envelopes)
+        for each in pulled[:2]:
+            sealing(each, each.recipients)
+        yield from ()
+        raise ZeroDivisionError
+
+    mailer = on_disk.attempt(script, answers())
+    assert on_disk.tally == Tally(delivered=1, deferred=2)
+    assert len(mailer.sent) == 4
+
+
 def test_stale_with_several_pulled(world: World) -> None:
     """A session that pulls ahead: all that was not answered goes again, in order."""
     mails = [make_envelope(id=f'{n:032x}') for n in range(3)]

@@ -69,19 +69,24 @@ def _token(value: str) -> Callable[[], str]:
 _TIMEOUT = {'timeout': pause}
 
 _SESSION = {'pipelining': _on, 'max_recipients': count, 'notify': _words, 'ret': _text}
-"""The options of SessionOptions."""
+"""The options of SessionOptions that are for SMTP and LMTP."""
+
+_WINDOW = {'window': count}
+"""What is for SMTP alone."""
 
 _TRUST = {'ca_file': _text, 'client_cert': _text, 'client_key': _text}
 
 _TOKENS = {'token_file': _token_file, 'token': _token}
 
-RELAY_OPTIONS: Mapping[str, Callable[[str], Any]] = {
+_LMTP_OPTIONS: Mapping[str, Callable[[str], Any]] = {
     'tls': _text,
     **_TRUST,
     **_TIMEOUT,
     **_SESSION,
     **_TOKENS,
 }
+
+RELAY_OPTIONS: Mapping[str, Callable[[str], Any]] = {**_LMTP_OPTIONS, **_WINDOW}
 
 
 def _smtp(parts: Parts, beside: Beside) -> IMailer:
@@ -105,7 +110,7 @@ def _lmtp(parts: Parts, beside: Beside) -> IMailer:
     from .lmtp import LMTPMailer
 
     host, port = parts.place(24)
-    given = parts.known_options(RELAY_OPTIONS)
+    given = parts.known_options(_LMTP_OPTIONS)
     return LMTPMailer(
         host,
         port,
@@ -219,7 +224,10 @@ def _conversation(given: Mapping[str, Any]) -> dict[str, Any]:
     from .wire import TIMEOUTS
 
     timeouts = TIMEOUTS.capped(given['timeout']) if 'timeout' in given else TIMEOUTS
-    return {'timeouts': timeouts, 'options': SessionOptions(**_among(given, _SESSION))}
+    return {
+        'timeouts': timeouts,
+        'options': SessionOptions(**_among(given, {**_SESSION, **_WINDOW})),
+    }
 
 
 def _among(given: Mapping[str, Any], names: Mapping[str, object]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..envelope import Envelope, Reply, Verdict
 from .path import is_path
 
-__all__ = ['Extensions', 'SessionOptions', 'is_crowded', 'xtext']
+__all__ = ['Extensions', 'SessionOptions', 'closes', 'is_crowded', 'refusal', 'xtext']
 
 _NOTIFY = ('success', 'failure', 'delay')
 
@@ -19,24 +19,31 @@ _ENHANCED = re.compile(r'[245]\.([0-9]{1,3}\.[0-9]{1,3})(?![0-9.])')
 
 _TOO_MANY_RECIPIENTS = '5.3'
 
+_CLOSED = frozenset({421, 530, 534, 535, 538})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionOptions:
     """How we speak to a relay. Raises ValueError naming the option.
 
-    ``pipelining``: whether to make use of it where it is offered (RFC 2920).
-    ``max_recipients``: a mail to more of them is sent in several mail transactions; RFC 5321,
-    4.5.3.1.8 has every relay take 100. ``notify``, ``ret``: which reports the envelope sender
-    wants from relays that offer DSN, and what they hold (RFC 3461, 4.1 and 4.3): 'never', or any
-    of 'success', 'failure' and 'delay'; 'full' or 'headers'.
+    ``pipelining``: whether to make use of it where it is offered (RFC 2920). ``window``: how many
+    mails are under way on a connection at once, where PIPELINING and CHUNKING are offered (RFC
+    3030); 1 is no more than the next one's commands. ``max_recipients``: a mail to more of them
+    is sent in several mail transactions; RFC 5321, 4.5.3.1.8 has every relay take 100.
+    ``notify``, ``ret``: which reports the envelope sender wants from relays that offer DSN, and
+    what they hold (RFC 3461, 4.1 and 4.3): 'never', or any of 'success', 'failure' and 'delay';
+    'full' or 'headers'.
     """
 
     pipelining: bool = True
+    window: int = 1
     max_recipients: int = 100
     notify: tuple[str, ...] = ()
     ret: str = ''
 
     def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f'window={self.window}: write 1 or more')
         if self.max_recipients < 1:
             raise ValueError(f'max_recipients={self.max_recipients}: write 1 or more')
         if self.notify != ('never',) and (
@@ -134,6 +141,18 @@ def xtext(text: str) -> str:
         letter if '!' <= letter <= '~' and letter not in '+=' else f'+{ord(letter):02X}'
         for letter in text
     )
+
+
+def closes(reply: Reply) -> bool:
+    """Whether an answer, up to DATA, closes the road."""
+    return reply.code in _CLOSED or (reply.code == 454 and reply.text.startswith('4.7.'))
+
+
+def refusal(reply: Reply, *, crowded: bool = False) -> Verdict:
+    """What a refusal means for a recipient. ``crowded``: 552 then says that there are too many
+    recipients, for now (RFC 5321, 4.5.3.1.10)."""
+    passing = reply.code // 100 == 4 or (crowded and reply.code == 552)
+    return Verdict('deferred' if passing else 'failed', reply)
 
 
 def is_crowded(reply: Reply) -> bool:

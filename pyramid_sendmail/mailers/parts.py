@@ -28,7 +28,7 @@ _STRAY = re.compile(r'%(?![0-9A-Fa-f]{2})')
 
 _OPTIONS = (
     *('tls', 'ca_file', 'client_cert', 'client_key', 'timeout', 'pipelining'),
-    *('max_recipients', 'notify', 'ret', 'token_file', 'token'),
+    *('window', 'max_recipients', 'notify', 'ret', 'token_file', 'token'),
 )
 """What is an option of one mailer or another."""
 

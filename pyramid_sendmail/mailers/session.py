@@ -45,7 +45,7 @@ from zope.interface import implementer
 from ..envelope import Envelope, Outcome, Reply, Verdict
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailSession
-from .extensions import Extensions, SessionOptions, is_crowded
+from .extensions import Extensions, SessionOptions, closes, is_crowded, refusal
 from .text import stuffed
 from .turns import Command, Mail, Source
 from .wire import BLOCK, LineLost, Timeouts, Wire
@@ -57,8 +57,6 @@ Sealing = Callable[[Envelope, tuple[str, ...]], object]
 WINDOW = 64
 """Commands that wait for an answer at most. Their answers, of 512 octets each, must fit into the
 buffers of a connection, or both sides would wait for the other to read (RFC 2920, 3.1)."""
-
-_CLOSED = frozenset({421, 530, 534, 535, 538})
 
 _END = 5  # octets of CRLF.CRLF
 
@@ -107,23 +105,27 @@ class SMTPSession:
             if self._over is not None:
                 reason, stale = self._over
                 raise MailerUnavailable(f'{self.name}: {reason}', stale=stale)
-            try:
-                while mail.todo or mail.opened:
-                    self._transact(mail, source, sealing)
-            except MailerUnavailable:
-                raise
-            except QueueError as error:
-                self.abandon()
-                if mail.verdicts and mail.sealed:
-                    # Some have had their answer: it counts, before the trouble is told.
-                    self._lose(mail, str(error))
-                    yield mail.outcome
-                raise
-            except BaseException:
-                # Half a mail is on the line, and nobody knows which half.
-                self.abandon()
-                raise
-            yield mail.outcome
+            yield from self._turn(mail, source, sealing)
+
+    def _turn(self, mail: Mail, source: Source, sealing: Sealing | None) -> Iterator[Outcome]:
+        """Send one mail, in as many transactions as it takes, and yield what came of it."""
+        try:
+            while mail.todo or mail.opened:
+                self._transact(mail, source, sealing)
+        except MailerUnavailable:
+            raise
+        except QueueError as error:
+            self.abandon()
+            if mail.verdicts and mail.sealed:
+                # Some have had their answer: it counts, before the trouble is told.
+                self._lose(mail, str(error))
+                yield mail.outcome
+            raise
+        except BaseException:
+            # Half a mail is on the line, and nobody knows which half.
+            self.abandon()
+            raise
+        yield mail.outcome
 
     def close(self) -> None:
         """See IMailSession."""
@@ -148,27 +150,33 @@ class SMTPSession:
                 self._transfer(mail, source, sealing)
             self._carried = self._carried or not (mail.todo or mail.opened)
         except LineLost as lost:
-            self._wire.lost = True  # nobody knows what QUIT would be taken for
-            reason = f'the connection was lost: {lost}'
-            if self._untouched(mail) and (self._carried or not mail.answered):
-                self._unavailable(reason, stale=self._carried)
-            self._lose(mail, reason)
+            self._bear(mail, lost)
 
-    def _open(self, mail: Mail) -> None:
-        """Have the commands of the next mail transaction ready to be said."""
+    def _bear(self, mail: Mail, lost: LineLost) -> None:
+        """The line was lost while the mail was talked about, and before its end has left."""
+        self._wire.lost = True  # nobody knows what QUIT would be taken for
+        reason = f'the connection was lost: {lost}'
+        if self._untouched(mail) and (self._carried or not mail.answered):
+            self._unavailable(reason, stale=self._carried)
+        self._lose(mail, reason)
+
+    def _open(self, mail: Mail, *, data: bool = True, reset: bool = False) -> None:
+        """Have the commands of the next mail transaction ready to be said: with DATA, and with
+        RSET where it is needed or wanted."""
         if not mail.opened:
             mail.opened = True
             mail.asked, mail.todo = (
                 mail.todo[: self._max_recipients],
                 mail.todo[self._max_recipients :],
             )
-            if self._begun:
+            if self._begun or reset:
                 # The relay still holds a mail that ended before its text.
                 self._unsaid.append(Command('RSET', b'RSET\r\n'))
             self._unsaid.append(Command('MAIL', self._extensions.mail(mail.envelope, mail.asked)))
             for recipient in mail.asked:
                 self._unsaid.append(Command('RCPT', self._extensions.rcpt(recipient), recipient))
-            self._unsaid.append(Command('DATA', b'DATA\r\n'))
+            if data:
+                self._unsaid.append(Command('DATA', b'DATA\r\n'))
 
     def _group(self, mail: Mail) -> bytes:
         """The lines that may leave now."""
@@ -208,7 +216,7 @@ class SMTPSession:
         if reply.code // 100 == (3 if data else 2):
             self._expect_silence(text=data)
             return reply
-        if reply.code in _CLOSED or (reply.code == 454 and reply.text.startswith('4.7.')):
+        if closes(reply):
             reason, stale = f'{command.verb} was answered {reply}', reply.code == 421
             self._wire.lost = stale or bool(self._said)
             if self._untouched(mail):
@@ -252,7 +260,7 @@ class SMTPSession:
             self._begun = positive
             if not positive:
                 self._unsaid.clear()
-                mail.give(mail.asked, _refusal(reply))
+                mail.give(mail.asked, refusal(reply))
         elif command.verb == 'RCPT':
             if positive:
                 mail.accepted.append(command.recipient)
@@ -262,9 +270,9 @@ class SMTPSession:
             else:
                 # Behind a crowd, 552 still says that there were too many.
                 crowded = is_crowded(reply) and mail.sealed
-                mail.verdicts[command.recipient] = _refusal(reply, crowded=crowded)
+                mail.verdicts[command.recipient] = refusal(reply, crowded=crowded)
         elif not positive:
-            mail.give(mail.accepted, _refusal(reply))
+            mail.give(mail.accepted, refusal(reply))
             mail.accepted = []
 
     def _disregard(self, command: Command) -> None:
@@ -298,11 +306,7 @@ class SMTPSession:
             last = max(len(text) - BLOCK, 0)
             if last:
                 self._wire.write(memoryview(text)[:last])
-            follower = None
-            # A service that answered LMTP too sparingly would have its answers to what follows
-            # taken for the recipients'.
-            if self._window > 1 and not self._lmtp:
-                follower = mail if mail.todo else source.peek()
+            follower = self._follower(mail, source)
             if sealing is not None:
                 sealing(mail.envelope, recipients)
             # Somebody has written down that it may have left.
@@ -317,13 +321,21 @@ class SMTPSession:
         except LineLost as lost:
             trouble = lost
             if lost.unsent >= end:
-                refusal = self._last_words()
-                if refusal is None:
+                words = self._last_words()
+                if words is None:
                     raise
-                mail.give(recipients, refusal)
+                mail.give(recipients, words)
                 self._lose(mail, f'the connection was lost: {lost}')
                 return
         self._conclude(mail, recipients, trouble)
+
+    def _follower(self, mail: Mail, source: Source) -> Mail | None:
+        """The mail whose commands may leave with the text of this one."""
+        # A service that answered LMTP too sparingly would have its answers to what follows
+        # taken for the recipients'.
+        if self._window > 1 and not self._lmtp:
+            return mail if mail.todo else source.peek()
+        return None
 
     def _last_words(self) -> Verdict | None:
         """What the relay has said against the text before it stopped taking it."""
@@ -331,7 +343,7 @@ class SMTPSession:
             reply = self._wire.reply(self._timeouts.quit)
         except LineLost:
             return None
-        return None if reply.code < 400 or reply.code == 421 else _refusal(reply)
+        return None if reply.code < 400 or reply.code == 421 else refusal(reply)
 
     def _conclude(self, mail: Mail, recipients: tuple[str, ...], trouble: LineLost | None) -> None:
         """Hear the answer to the final dot: one, or by LMTP one for each recipient.
@@ -350,7 +362,7 @@ class SMTPSession:
                 if reply.code == 421:
                     closing = closing or LineLost(f'the relay has said {reply}')
                 answered = [open_ended.pop(0)] if self._lmtp else open_ended[:]
-                mail.give(answered, Verdict('delivered', reply) if positive else _refusal(reply))
+                mail.give(answered, Verdict('delivered', reply) if positive else refusal(reply))
                 if not self._lmtp:
                     break
         except LineLost as lost:
@@ -382,9 +394,3 @@ class SMTPSession:
         self._over = self._over or (reason, stale)
         self._said.clear()
         self._unsaid.clear()
-
-
-def _refusal(reply: Reply, *, crowded: bool = False) -> Verdict:
-    """``crowded``: 552 then says that there are too many recipients, for now (4.5.3.1.10)."""
-    passing = reply.code // 100 == 4 or (crowded and reply.code == 552)
-    return Verdict('deferred' if passing else 'failed', reply)

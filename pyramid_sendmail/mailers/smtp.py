@@ -141,7 +141,7 @@ class SMTPMailer:
         except BaseException:
             wire.close()
             raise
-        return SMTPSession(
+        return self._kind(extensions)(
             wire,
             name=f'{self.name} ({wire.version})' if wire.secure else self.name,
             extensions=extensions,
@@ -149,6 +149,20 @@ class SMTPMailer:
             options=self._options,
             lmtp=self._lmtp,
         )
+
+    def _kind(self, extensions: dict[str, str]) -> type[SMTPSession]:
+        """How the mail goes: by LMTP, and where the relay cannot do better, one by one."""
+        options = self._options
+        if (
+            options.window > 1
+            and options.pipelining
+            and not self._lmtp
+            and {'PIPELINING', 'CHUNKING'} <= extensions.keys()
+        ):
+            from .window import WindowSession
+
+            return WindowSession
+        return SMTPSession
 
     def _introduce(self, wire: Wire) -> dict[str, str]:
         if self._tls == 'implicit':

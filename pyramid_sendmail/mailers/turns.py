@@ -57,7 +57,7 @@ class Mail:
 
 
 class Source:
-    """The envelopes, one of which may be pulled ahead of its turn.
+    """The envelopes, of which one may be pulled and looked at before it is taken.
 
     ``unfit``: gives verdicts for the recipients that the relay cannot be asked about.
     """
@@ -71,7 +71,7 @@ class Source:
 
     def peek(self) -> Mail | None:
         """The mail whose turn is next, if there is one by now."""
-        self._ahead = self._pull()
+        self._ahead = self._ahead or self._pull()
         return self._ahead
 
     def take(self) -> Mail | None:

@@ -69,12 +69,14 @@ TIMEOUTS = Timeouts()
 class LineLost(SendmailError, ConnectionError):
     """The conversation cannot go on: closed, timed out, or no SMTP any more.
 
-    ``unsent``: how many octets of the last write have certainly not left.
+    ``unsent``: how many octets of the last write have certainly not left. ``hung_up``: the relay
+    has ended the connection.
     """
 
-    def __init__(self, reason: str, *, unsent: int = 0) -> None:
+    def __init__(self, reason: str, *, unsent: int = 0, hung_up: bool = False) -> None:
         super().__init__(reason)
         self.unsent = unsent
+        self.hung_up = hung_up
 
 
 class Wire:
@@ -228,10 +230,13 @@ class Wire:
             data = self._socket.recv(BLOCK)
         except OSError as error:
             self.lost = True
-            raise LineLost(f'while waiting for a reply: {describe(error, timeout)}') from error
+            raise LineLost(
+                f'while waiting for a reply: {describe(error, timeout)}',
+                hung_up=isinstance(error, ConnectionError),
+            ) from error
         if not data:
             self.lost = True
-            raise LineLost('the relay closed the connection')
+            raise LineLost('the relay closed the connection', hung_up=True)
         self._buffer += data
 
     def _within(self, seconds: float) -> None:

@@ -99,6 +99,14 @@ class MaildirClaim:
                 self._write(self._block.recipient_lines(), self._block.letters_at)
             raise self._store.error('cannot record that a mail is leaving', error) from error
 
+    def unseal(self) -> None:
+        letters = self._block.letters.copy()
+        self._block.letters = ['T' if letter == '?' else letter for letter in letters]
+        try:
+            self._write(self._block.recipient_lines(), self._block.letters_at)
+        except OSError:
+            self._block.letters = letters
+
     def settle(
         self, fates: Sequence[Fate], *, retry_at: float | None = None, report: bool = True
     ) -> None:

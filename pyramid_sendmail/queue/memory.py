@@ -261,6 +261,9 @@ class MemoryClaim:
     def sealing(self, recipients: Sequence[str]) -> None:
         """A process that stops takes the mail with it: no mark would be found."""
 
+    def unseal(self) -> None:
+        """There is none."""
+
     def settle(
         self, fates: Sequence[Fate], *, retry_at: float | None = None, report: bool = True
     ) -> None:

@@ -19,6 +19,7 @@ from zope.interface.verify import verifyObject
 from pyramid_sendmail.envelope import Envelope, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, SendmailError
 from pyramid_sendmail.interfaces import IMailer, IMailSession
+from pyramid_sendmail.mailers.extensions import SessionOptions
 from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.file import FileMailer
 from pyramid_sendmail.mailers.lmtp import LMTPMailer
@@ -27,6 +28,8 @@ from pyramid_sendmail.mailers.sendmail import SendmailMailer
 from pyramid_sendmail.mailers.smtp import SMTPMailer
 from tests.doubles import RecordingMailer
 from tests.smtp_server import ScriptedSMTPServer, TLSAuthority
+
+CHUNKING = ('PIPELINING', '8BITMIME', 'SIZE', 'CHUNKING')
 
 PASSWORD = 'Zwölf Boxkämpfer%20'
 
@@ -41,9 +44,13 @@ class Case:
     block: Callable[[], object]
     idle: Callable[[], object] = lambda: None
     secret: str = PASSWORD
+    ahead: bool = False
+    """Whether several mails are under way at once."""
 
 
-def _smtp(stack: ExitStack, authority: TLSAuthority, tls: str, **settings: Any) -> Case:
+def _smtp(
+    stack: ExitStack, authority: TLSAuthority, tls: str, *, window: int = 1, **settings: Any
+) -> Case:
     secure = tls != 'none'
     server = stack.enter_context(
         ScriptedSMTPServer(
@@ -62,6 +69,7 @@ def _smtp(stack: ExitStack, authority: TLSAuthority, tls: str, **settings: Any) 
         server.port,
         hostname='web.example.org',
         tls='implicit' if tls == 'implicit' else 'auto',
+        options=SessionOptions(window=window),
         **options,
     )
 
@@ -76,7 +84,7 @@ def _smtp(stack: ExitStack, authority: TLSAuthority, tls: str, **settings: Any) 
             time.sleep(0.002)
         assert not server.open_connections
 
-    return Case(mailer, arrived, server.stop, idle)
+    return Case(mailer, arrived, server.stop, idle, ahead=window > 1)
 
 
 def _lmtp_unix(stack: ExitStack, folder: Path) -> Case:
@@ -137,7 +145,8 @@ def _recording() -> Case:
 
 
 NAMES = [
-    *('smtp', 'smtp-lock-step', 'smtp-starttls', 'smtps', 'lmtp', 'lmtp-unix'),
+    *('smtp', 'smtp-lock-step', 'smtp-window', 'smtp-starttls', 'smtps', 'smtps-window'),
+    *('lmtp', 'lmtp-unix'),
     *('sendmail', 'file', 'null', 'failover-first', 'failover-second', 'recording'),
 ]
 
@@ -151,6 +160,10 @@ def case(
             yield _smtp(stack, tls_authority, 'none')
         elif request.param == 'smtp-lock-step':
             yield _smtp(stack, tls_authority, 'none', extensions=())
+        elif request.param == 'smtp-window':
+            yield _smtp(stack, tls_authority, 'none', window=8, extensions=CHUNKING)
+        elif request.param == 'smtps-window':
+            yield _smtp(stack, tls_authority, 'implicit', window=8, extensions=CHUNKING)
         elif request.param == 'lmtp':
             yield _smtp(stack, tls_authority, 'none', lmtp=True)
         elif request.param == 'lmtp-unix':
@@ -278,6 +291,9 @@ def test_sealing_comes_before_the_outcome(case: Case) -> None:
     seen.extend('answered' for _ in session.send(mails, sealing=sealing))
     session.close()
     step = int(arrives(case))
+    if case.ahead:
+        assert seen == [*((mail.id, ('to@example.org',), 0) for mail in mails), *['answered'] * 2]
+        return
     assert seen == [
         (mails[0].id, ('to@example.org',), 0),
         'answered',
@@ -303,7 +319,7 @@ def test_sealing_that_raises_ends_the_session(case: Case, error: type[BaseExcept
 
 def test_a_second_round_on_one_session(case: Case) -> None:
     """A session may be used again; where a caller stopped listening between two mails it may be
-    stale, and then says so before anything of the next mail has left."""
+    stale, and then says so before anything of the next mail has left, but what was sealed."""
     session = case.mailer.connect()
     assert len(list(session.send([envelope(0)]))) == 1
     for _ in session.send([envelope(1), envelope(9)]):
@@ -319,7 +335,9 @@ def test_a_second_round_on_one_session(case: Case) -> None:
     assert stale is not False
     session.close()
     if arrives(case):
-        assert sorted(case.arrived()) == [envelope(number).raw for number in range(3)]
+        left = {envelope(9).raw} if case.ahead else set()
+        arrived = [raw for raw in case.arrived() if raw not in left]
+        assert sorted(arrived) == [envelope(number).raw for number in range(3)]
 
 
 @pytest.mark.parametrize('end', ['close', 'abandon'])

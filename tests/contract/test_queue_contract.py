@@ -403,6 +403,23 @@ def test_settled_claims_leave_alone_what_must_be_sent(case: Case) -> None:
 # Settle
 
 
+def test_an_unsealed_claim_is_as_it_was(case: Case) -> None:
+    """A mail that the relay has certainly not taken can be sent, or given back, as if it had never
+    been about to leave."""
+    envelope = _queued(case, 'ann@example.org', 'bob@example.org')
+    claim = claimed(case.queue)
+    claim.sealing(['ann@example.org'])
+    claim.unseal()
+    claim.release()
+    claim = claimed(case.queue)
+    assert (claim.interrupted, claim.sealed, claim.attempt) == ('', (), 0)
+    assert claim.todo == envelope.recipients
+    claim.sealing(envelope.recipients)
+    claim.unseal()
+    claim.settle([sent(envelope)], report=False)
+    assert _gone(case)
+
+
 @pytest.mark.parametrize('report', [True, False])
 def test_delivered_mail_leaves(case: Case, report: bool) -> None:
     """Delivered to all: gone, but not before its event was taken, where there is one."""

@@ -1472,6 +1472,65 @@ _SMTP = (
         'test_mailers_smtp.py::test_relay_that_hangs_up_on_strangers',
     ),
     Mutant(
+        'no RSET in a window',
+        'mailers/window.py',
+        'self._open(mail, data=False, reset=True)',
+        'self._open(mail, data=False)',
+        'a mail that was refused does not spoil the next one',
+        'test_mailers_window.py::test_a_mail_is_refused_with_another_behind',
+    ),
+    Mutant(
+        'a window is sealed behind its text',
+        'mailers/window.py',
+        '            flight.sealing(mail.envelope, tuple(recipients))\n',
+        '            pass\n',
+        'a crash with a window under way is known to be ambiguous',
+        'test_mailers_window.py::test_the_seal_is_there_before_the_text '
+        'test_mailers_window.py::test_a_process_that_stops_leaves_all_in_doubt',
+    ),
+    Mutant(
+        'the window is not bounded in octets',
+        'mailers/window.py',
+        ' + mail.envelope.size <= OCTETS',
+        ' + mail.envelope.size <= 100 * OCTETS',
+        'what is in doubt at once is bounded',
+        'test_mailers_window.py::test_few_octets_are_under_way',
+    ),
+    Mutant(
+        'the window is not bounded in commands',
+        'mailers/window.py',
+        'len(self._said) + len(mail.todo) + _AROUND <= WINDOW',
+        'True',
+        'commands that wait for an answer are bounded',
+        'test_mailers_window.py::test_few_commands_are_under_way',
+    ),
+    Mutant(
+        'a lost window is a deferral',
+        'mailers/window.py',
+        "                'ambiguous', None,",
+        "                'deferred', None,",
+        'from its last octet on a mail whose line is lost is ambiguous',
+        'test_mailers_window.py::test_a_lost_line '
+        'test_mailers_window.py::test_cut_at_every_octet_of_four_mails',
+    ),
+    Mutant(
+        'a text that has not left is in doubt',
+        'mailers/window.py',
+        'each.left = end <= length - lost.unsent',
+        'each.left = True',
+        'a mail that has certainly not left is untouched',
+        'test_mailers_window.py::test_a_write_that_fails',
+    ),
+    Mutant(
+        'a mail that is untouched stays sealed',
+        'sending.py',
+        '                claim.unseal()\n',
+        '                pass\n',
+        'a closed road leaves no doubt behind',
+        'test_sending.py::test_unanswered_and_sealed '
+        'test_mailers_window.py::test_a_closed_road_leaves_what_was_there',
+    ),
+    Mutant(
         'LMTP pipelines across mails',
         'mailers/session.py',
         'if self._window > 1 and not self._lmtp:',
@@ -1521,7 +1580,7 @@ _SMTP = (
     ),
     Mutant(
         '535 is about the mail',
-        'mailers/session.py',
+        'mailers/extensions.py',
         '_CLOSED = frozenset({421, 530, 534, 535, 538})',
         '_CLOSED = frozenset({421})',
         'a password rotation discards no mail',
@@ -1529,7 +1588,7 @@ _SMTP = (
     ),
     Mutant(
         '421 is about the mail',
-        'mailers/session.py',
+        'mailers/extensions.py',
         '_CLOSED = frozenset({421, 530, 534, 535, 538})',
         '_CLOSED = frozenset({530, 534, 535, 538})',
         'a relay that closes counts no attempt',
@@ -1537,9 +1596,9 @@ _SMTP = (
     ),
     Mutant(
         '454 4.7.0 is about the mail',
-        'mailers/session.py',
-        " or (reply.code == 454 and reply.text.startswith('4.7.')):",
-        ':',
+        'mailers/extensions.py',
+        " or (reply.code == 454 and reply.text.startswith('4.7.'))\n",
+        '\n',
         'a relay whose authentication ails discards no mail',
         'test_mailers_smtp.py::test_closed_road',
     ),
@@ -1569,7 +1628,7 @@ _SMTP = (
     ),
     Mutant(
         'who was refused is tried again',
-        'mailers/session.py',
+        'mailers/extensions.py',
         "    return Verdict('deferred' if passing else 'failed', reply)",
         "    return Verdict('deferred', reply)",
         '5xx is final',
@@ -1577,7 +1636,7 @@ _SMTP = (
     ),
     Mutant(
         'greylisting is final',
-        'mailers/session.py',
+        'mailers/extensions.py',
         "    return Verdict('deferred' if passing else 'failed', reply)",
         "    return Verdict('failed', reply)",
         '4xx is tried again',
@@ -1586,8 +1645,8 @@ _SMTP = (
     Mutant(
         'one refusal for all',
         'mailers/session.py',
-        '                mail.verdicts[command.recipient] = _refusal(reply, crowded=crowded)\n',
-        '                mail.give(mail.asked, _refusal(reply, crowded=crowded))\n',
+        '                mail.verdicts[command.recipient] = refusal(reply, crowded=crowded)\n',
+        '                mail.give(mail.asked, refusal(reply, crowded=crowded))\n',
         'each recipient keeps an answer of its own',
         'test_mailers_smtp.py::test_each_recipient_keeps_its_own_reply '
         'test_mailers_smtp.py::test_refusals_are_per_recipient',
