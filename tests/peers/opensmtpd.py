@@ -59,6 +59,7 @@ class OpenSMTPD(Relay):
         broken = 'its version 6.8 cannot use its key with OpenSSL 3 (OpenSMTPD issue 1171)'
         self.lacks = {
             'PIPELINING': 'it does not offer it',
+            'CHUNKING': 'it does not offer it',
             'SMTPUTF8': 'it does not offer it',
             'AUTH LOGIN alone': 'it always offers PLAIN as well',
             'limit of connections': 'it has none for a client',

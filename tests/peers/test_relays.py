@@ -14,6 +14,7 @@ from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.extensions import SessionOptions
 from pyramid_sendmail.mailers.session import SMTPSession
 from pyramid_sendmail.mailers.smtp import SMTPMailer
+from pyramid_sendmail.mailers.window import WindowSession
 from pyramid_sendmail.mailers.wire import Timeouts
 
 from ..queue_fixtures import until
@@ -60,6 +61,64 @@ def test_arrives_as_it_was_sent(relay: Relay, session: SMTPSession, sender: str,
     for mail in mails:
         content = held[frozenset(mail.recipients)]
         assert fronted(content, mail.raw), content[:2_000]
+
+
+@pytest.fixture
+def window(relay: Relay) -> Iterator[SMTPSession]:
+    """A session with a relay that offers CHUNKING, with eight mails under way."""
+    relay.offer('CHUNKING')
+    with closing(mailer(relay, options=SessionOptions(window=8)).connect()) as session:
+        assert type(session) is WindowSession
+        yield session
+
+
+@pytest.mark.parametrize('body', BODIES)
+def test_arrives_as_it_was_sent_by_bdat(
+    relay: Relay, window: SMTPSession, sender: str, body: str
+) -> None:
+    """Several mails under way, octet for octet, whatever is in them."""
+    mails = [
+        make_mail(sender, f'{name}@example.org', body=BODIES[body])
+        for name in ('ann', 'bob', 'carol', 'dave')
+    ]
+    for outcome in window.send(mails):
+        assert set(statuses(outcome).values()) == {'delivered'}
+    held = {mail.recipients: relay.content(mail) for mail in relay.mails(sender)}
+    assert held.keys() == {frozenset(mail.recipients) for mail in mails}
+    for mail in mails:
+        content = held[frozenset(mail.recipients)]
+        assert fronted(content, mail.raw), content[:2_000]
+
+
+def test_refused_with_the_text_under_way(relay: Relay, window: SMTPSession, sender: str) -> None:
+    """The relay throws away a text that is for nobody, and the mails behind it are sent."""
+    nobody, later = 'nobody@example.org', 'later@example.org'
+    recipients = [('ann@example.org', nobody), (nobody,), (nobody, later), (later,)]
+    recipients += [('bob@example.org',), (nobody,), ('carol@example.org', later)]
+    outcomes = list(window.send([make_mail(sender, *each) for each in recipients]))
+    wanted = {nobody: 'failed', later: 'deferred'}
+    assert [statuses(outcome) for outcome in outcomes] == [
+        {to: wanted.get(to, 'delivered') for to in each} for each in recipients
+    ]
+    assert {mail.recipients for mail in relay.mails(sender)} == {
+        frozenset({f'{name}@example.org'}) for name in ('ann', 'bob', 'carol')
+    }
+
+
+def test_many_mails_with_a_window(relay: Relay, window: SMTPSession, sender: str) -> None:
+    """As many mails as a relay takes on one session, every one once, large ones among them."""
+    recipients = [f'user-{number}@example.org' for number in range(relay.mails_a_session)]
+    large = (b'x' * 76 + b'\r\n') * 1_000
+    outcomes = window.send(
+        make_mail(sender, recipient, **({'body': large} if number % 50 == 7 else {}))
+        for number, recipient in enumerate(recipients)
+    )
+    assert [statuses(outcome) for outcome in outcomes] == [
+        {recipient: 'delivered'} for recipient in recipients
+    ]
+    held = relay.mails(sender)
+    assert len(held) == len(recipients)
+    assert {mail.recipients for mail in held} == {frozenset({each}) for each in recipients}
 
 
 def test_null_sender(relay: Relay, session: SMTPSession) -> None:
