@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
 import socket
 import ssl
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,7 @@ from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp import SMTPMailer
 from pyramid_sendmail.mailers.tls import Trust, client_context, remedy
-from pyramid_sendmail.mailers.wire import Timeouts, dial
+from pyramid_sendmail.mailers.wire import Timeouts, Wire, dial
 from tests.sessions import A, envelope, send, statuses
 from tests.smtp_server import (
     Action,
@@ -157,6 +159,23 @@ def test_starttls_refused(relay: Start, tls_authority: TLSAuthority, code: int) 
     assert f'STARTTLS: the relay answered {code} not now' in text
     server.wait_for(lambda server: not server.open_connections)
     assert server.raw(1) == HELLO + b'STARTTLS\r\nQUIT\r\n'
+
+
+def test_reset_before_the_handshake(tls_authority: TLSAuthority) -> None:
+    """A connection that was reset meanwhile is closed and told; it becomes no line without TLS."""
+    with socket.create_server(('127.0.0.1', 0)) as listening:
+        ours = socket.create_connection(listening.getsockname())
+        theirs, _ = listening.accept()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        theirs.close()
+    wire = Wire(ours, block=1)
+    context = client_context(ca_file=str(tls_authority.path))
+    with pytest.raises(ConnectionResetError, match='Connection reset by peer'):
+        wire.upgrade(context, 'relay.example.org', 1)
+    assert wire.lost
+    assert not wire.secure
+    wire.close()
+    gc.collect()
 
 
 # Who is at the other end

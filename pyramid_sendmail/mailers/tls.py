@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import ssl
+from typing import Any
 
 __all__ = ['Trust', 'client_context', 'remedy']
 
@@ -50,6 +52,18 @@ def _stamp(path: str) -> tuple[int, ...]:
     return status.st_mtime_ns, status.st_size, status.st_dev, status.st_ino
 
 
+class _Socket(ssl.SSLSocket):
+    """Is closed where its connection has been reset before the handshake: of such a connection
+    ssl.SSLSocket makes one without TLS, or leaves it open and belonging to nobody."""
+
+    def getpeername(self) -> Any:
+        try:
+            return super().getpeername()
+        except OSError as error:
+            self.close()
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
+
+
 def client_context(
     *, ca_file: str | None = None, client_cert: str | None = None, client_key: str | None = None
 ) -> ssl.SSLContext:
@@ -65,6 +79,7 @@ def client_context(
         context = ssl.create_default_context(cafile=ca_file)
     except OSError as error:
         raise ValueError(f'ca_file={ca_file} cannot be used: {_reason(error)}') from error
+    context.sslsocket_class = _Socket
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if client_cert is not None:
         try:

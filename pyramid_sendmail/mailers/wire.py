@@ -176,8 +176,6 @@ class Wire:
             # Whoever sits on the line could have put replies there (CVE-2011-0411).
             raise LineLost('the relay sent more than its reply before the TLS handshake')
         self._within(timeout)
-        # Of a connection that has been reset wrap_socket makes one without TLS, or loses it.
-        self._socket.getpeername()
         secured = context.wrap_socket(self._socket, server_hostname=host)
         self._socket = secured
         version = secured.version()
