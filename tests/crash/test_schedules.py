@@ -47,4 +47,4 @@ def test_two_troubles(folder: Path, schedule: str, walker: Walker, count: Count)
         assert walk.failure == ''
         cases += walk.cases
     count('cases of two troubles', schedule, cases)
-    assert cases > (2000 if SOAK else 90)
+    assert cases > (2000 if SOAK else 60)

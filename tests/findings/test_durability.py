@@ -486,7 +486,7 @@ def test_mail_that_comes_during_looks(queue: MaildirQueue) -> None:
     listener.start()
     taken: list[str] = []
     looks = 0
-    while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None or looks < 5:
+    while looks < 5 or not all(map(_has_ended, pids)):
         looks += 1
         taken += _take(queue)
     assert [reap(pid) for pid in pids] == [0, 0]
@@ -496,6 +496,10 @@ def test_mail_that_comes_during_looks(queue: MaildirQueue) -> None:
     assert sorted(taken) == sorted(published[0].decode().split())
     assert len(taken) == len(set(taken)) == 2 * 2 * turns
     assert files(queue) == []
+
+
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _all_of(descriptor: int) -> bytes:
