@@ -12,16 +12,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, cast
 
-from pyramid.interfaces import IRequestFactory
 from pyramid.registry import Registry
-from pyramid.request import Request, apply_request_extensions
-from pyramid.threadlocal import RequestContext
+from pyramid.request import Request
 from zope.interface import implementedBy, implementer
 
+from .blank import BlankRequests
 from .envelope import Envelope, Fate
 from .events import KINDS, event_of
 from .interfaces import IMailClaim, IMailReporter
@@ -31,6 +29,10 @@ from .threads import OwnThreads
 __all__ = ['MailReporter', 'trouble_depth']
 
 log = logging.getLogger(__name__)
+
+TOGETHER = 0.01
+"""Seconds that an event waits for others to make a batch, at most. Without it the events thread,
+which is the faster one, would find one event at a time, and take the processor from the senders."""
 
 _depth: ContextVar[int | None] = ContextVar('pyramid_sendmail_depth', default=None)
 
@@ -67,6 +69,7 @@ class MailReporter:
         self._policy = policy
         self._clock = clock
         self._backlog = backlog
+        self._requests = BlankRequests(registry)
         self._threads = OwnThreads(self._reset, self.join)
         self._reset()
 
@@ -85,7 +88,8 @@ class MailReporter:
             taken = len(self._waiting) < self._backlog
             if taken:
                 self._waiting.append((claim, tuple(fates)))
-                self._changed.notify_all()
+                if len(self._waiting) == 1 or len(self._waiting) >= self._batch:
+                    self._changed.notify_all()
         if taken:
             self._threads.start('pyramid_sendmail events', self._run)
         else:
@@ -108,12 +112,13 @@ class MailReporter:
                     claim.release()
 
     def _next(self) -> list[tuple[Any, Sequence[Fate]]]:
-        """Wait for a claim with events to report, and take as many as make a batch: of those that
-        are there, for nothing is gained by waiting for more."""
+        """Wait for a claim with events to report, and take as many as make a batch."""
         with self._changed:
             self._busy = False
             self._changed.notify_all()
             self._changed.wait_for(lambda: bool(self._waiting))
+            if self._batch > 1:
+                self._changed.wait_for(lambda: len(self._waiting) >= self._batch, TOGETHER)
             self._busy = True
             taken = [self._waiting.popleft()]
             room = self._batch - len(taken[0][1])
@@ -188,7 +193,7 @@ class MailReporter:
         # What hooks of the commit send is about all of them.
         before = _depth.set(max(_depth_of(*report) for report in reports))
         try:
-            with self._request() as request:
+            with self._requests.pushed() as request:
                 self._tell(reports, request)
                 told = True
         except BaseException:
@@ -225,18 +230,6 @@ class MailReporter:
             _deactivate(request)
             manager.abort()
             raise
-
-    @contextmanager
-    def _request(self) -> Iterator[Request]:
-        factory = self._registry.queryUtility(IRequestFactory, default=Request)
-        request = factory.blank('/')
-        request.registry = self._registry
-        with RequestContext(request):
-            apply_request_extensions(request)
-            try:
-                yield request
-            finally:
-                request._process_finished_callbacks()
 
 
 def _depth_of(fate: Fate, envelope: Envelope) -> int:

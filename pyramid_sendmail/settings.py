@@ -125,8 +125,7 @@ TABLE: tuple[Setting, ...] = (
         'mail.event_batch',
         count,
         '1',
-        'how many events that wait are reported in one request and transaction, at most; 1: each '
-        'in its own',
+        'how many events are reported in one request and transaction, at most; 1: each in its own',
     ),
     Setting(
         'mail.rate',

@@ -28,7 +28,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ('interfaces', 'events', 'relay', 'settings'),
     ('message', 'queue', 'mailers'),
     (
-        *('road', 'reporting', 'sending', 'transactions', 'direct', 'delivery'),
+        *('road', 'blank', 'reporting', 'sending', 'transactions', 'direct', 'delivery'),
         *('pace', 'schedule', 'crew', 'processor', 'background'),
     ),
     ('config', ''),

@@ -21,7 +21,7 @@ import transaction
 import zope.sqlalchemy
 from pyramid.authorization import ACLHelper
 from pyramid.config import Configurator
-from pyramid.interfaces import ISecurityPolicy
+from pyramid.interfaces import IRequestExtensions, ISecurityPolicy
 from pyramid.request import Request
 from pyramid.threadlocal import get_current_registry, get_current_request, manager
 from pyramid_tm import explicit_manager
@@ -33,6 +33,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from pyramid_sendmail import Message, NoActiveTransaction, QueueError
+from pyramid_sendmail.blank import BlankRequests
 from pyramid_sendmail.envelope import Envelope, Fate, Reply, Verdict
 from pyramid_sendmail.events import MailDeferredEvent, MailErrorEvent, MailSentEvent
 from pyramid_sendmail.interfaces import (
@@ -207,6 +208,52 @@ def test_request_extensions_are_applied(application: Application) -> None:
     application.subscribe(lambda event: seen.append((event.request.own, event.request.more(1))))
     application.tell()
     assert seen == [('value', 2)]
+
+
+def test_each_request_has_extensions_of_its_own(application: Application) -> None:
+    """What a property has computed, or a subscriber has set, is seen by no other event; requests
+    have one class, for Pyramid's of each request is dear."""
+    seen: list[Any] = []
+    count = iter(range(10))
+    application.config.add_request_method(lambda request: next(count), 'number', reify=True)
+    application.config.add_request_method(lambda request: [request], 'me')
+
+    def subscriber(event: Any) -> None:
+        request = event.request
+        assert not hasattr(request, 'special')
+        request.set_property(lambda request: 'own', 'special')
+        seen.append((request.number, request.number, request.me() == [request]))
+        assert not hasattr(request, 'mark')
+        request.mark = True
+
+    application.subscribe(subscriber)
+    reporter = application.reporter
+    envelope = make_envelope()
+    for _ in range(3):
+        assert reporter.notify(sent(envelope), envelope)
+    assert seen == [(n, n, True) for n in range(3)]
+
+
+def test_extensions_that_come_later_are_applied(application: Application) -> None:
+    """What is added after the first event, by an application that commits as it goes, is there."""
+    seen: list[Any] = []
+    application.subscribe(lambda event: seen.append(getattr(event.request, 'late', None)))
+    reporter = application.reporter
+    envelope = make_envelope()
+    assert reporter.notify(sent(envelope), envelope)
+    application.config.add_request_method(lambda request: 'late', 'late', property=True)
+    application.config.commit()
+    assert reporter.notify(sent(envelope), envelope)
+    assert seen == [None, 'late']
+
+
+def test_an_application_without_extensions(application: Application) -> None:
+    """Where nothing extends requests, an event has a plain one."""
+    application.config.commit()
+    application.registry.unregisterUtility(provided=IRequestExtensions)
+    with BlankRequests(application.registry).pushed() as request:
+        assert type(request) is Request
+        assert not hasattr(request, 'mailer')
 
 
 def test_finished_callbacks_run(application: Application) -> None:
@@ -732,8 +779,8 @@ def test_events_of_one_mail_are_settled_together(application: Application) -> No
     assert (requests[0] == requests[1], len(set(requests))) == (True, 3)
 
 
-def test_nothing_waits_for_a_batch_to_fill(application: Application) -> None:
-    """One event alone is told at once, however many would make a batch."""
+def test_nothing_waits_long_for_a_batch_to_fill(application: Application) -> None:
+    """One event alone is told soon, however many would make a batch."""
     application.subscribe(application.heard.append)
     start = time.monotonic()
     assert Together(application, batch=1000).tell(*mails(1))[0][0][0] == 'reported'

@@ -1,0 +1,52 @@
+"""Blank requests of an application: what subscribers get, where no request has come in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pyramid.interfaces import IRequestExtensions, IRequestFactory
+from pyramid.registry import Registry
+from pyramid.request import Request, apply_request_extensions
+from pyramid.threadlocal import RequestContext
+
+__all__ = ['BlankRequests']
+
+
+class BlankRequests:
+    """Requests made by the application's request factory, with its extensions.
+
+    Pyramid makes a class for each request, with the properties that extensions give it. That costs
+    more than all else about an event: here requests have one class, made by Pyramid for the first.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._classes: dict[type, tuple[Mapping[str, Any], type]] = {}
+
+    @contextmanager
+    def pushed(self) -> Iterator[Request]:
+        """A new request, the current one of this thread; at the end its finished callbacks run."""
+        factory = self._registry.queryUtility(IRequestFactory, default=Request)
+        request = factory.blank('/')
+        request.registry = self._registry
+        with RequestContext(request):
+            self._extend(request)
+            try:
+                yield request
+            finally:
+                request._process_finished_callbacks()
+
+    def _extend(self, request: Request) -> None:
+        extensions = self._registry.queryUtility(IRequestExtensions)
+        plain = type(request)
+        known, extended = self._classes.get(plain, (None, plain))
+        if extensions is None or known != extensions.descriptors:
+            apply_request_extensions(request)
+            if extensions is not None:
+                self._classes[plain] = dict(extensions.descriptors), type(request)
+            return
+        for name, function in extensions.methods.items():
+            setattr(request, name, function.__get__(request, plain))
+        request.__class__ = extended
