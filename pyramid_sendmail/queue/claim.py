@@ -146,21 +146,25 @@ class MaildirClaim:
             self._record(*self._place())
         except OSError as error:
             raise self._store.error('cannot record what became of a mail', error) from error
-        if not self.fates:
+        if not self._telling:
             self.release()
+
+    @property
+    def _telling(self) -> bool:
+        """Whether there are events that subscribers have not yet taken."""
+        return not set(self._block.letters).isdisjoint('df')
 
     def _place(self) -> tuple[str, float]:
         """The folder for a mail with these letters, and the time in its name; no folder for a
         mail with which everything is done."""
         block = self._block
-        letters = set(block.letters)
-        telling = not letters.isdisjoint('df')
-        if not letters.isdisjoint('T?'):
+        telling = self._telling
+        if not set(block.letters).isdisjoint('T?'):
             # Should nobody come to tell the events, they are found before the retry.
             return 'cur', block.envelope.queued_at if telling else block.retry_at
         if telling:
             return 'done', block.envelope.queued_at
-        if 'F' in letters:
+        if 'F' in block.letters:
             return 'failed', block.since
         return '', 0.0
 

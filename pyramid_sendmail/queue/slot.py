@@ -23,6 +23,7 @@ _NAME = b'X-Envelope-Outcome: '
 _END = b'\r\n'
 _LINE = len(_NAME) + WIDTH + len(_END)
 _NOTHING = _NAME + b'[[]]'
+_ENCODE = json.JSONEncoder(separators=(',', ':')).encode
 
 
 @dataclass(slots=True)
@@ -107,7 +108,7 @@ def _json(entries: Sequence[Entry], width: int) -> bytes:
         ]
         for entry in entries
     ]
-    return json.dumps([mailers, *rows], separators=(',', ':')).encode()
+    return _ENCODE([mailers, *rows]).encode()
 
 
 def _entry(
