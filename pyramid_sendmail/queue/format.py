@@ -98,18 +98,14 @@ class Block:
     def recipient_lines(self) -> bytes:
         """The bytes at ``letters_at``."""
         return b''.join(
-            _TO + f'{letter}{pointer:05d}{letter} {to}\r\n'.encode()
-            for letter, pointer, to in zip(
-                self.letters, self.pointers, self.envelope.recipients, strict=True
-            )
+            map(_recipient_line, self.letters, self.pointers, self.envelope.recipients)
         )
 
     def changing(self) -> bytes:
         """All from STATE_AT to the end of the block: one write records an outcome."""
-        since, retry_at = milliseconds(self.since), milliseconds(self.retry_at)
-        state = f'{self.state} {since:015d} {retry_at:015d}'.encode()
+        state = _state_line(self.state, self.since, self.retry_at)
         slot = write_slot(self.entries, len(self.letters))
-        return b''.join((state, _END, slot, self.fixed, self.recipient_lines()))
+        return b''.join((state, slot, self.fixed, self.recipient_lines()))
 
     def settle(self, fates: Sequence[Fate], *, report: bool = True) -> None:
         """Put down what an attempt came to, in place of what these recipients had before.
@@ -210,38 +206,60 @@ class Block:
         return fates
 
 
-def encode(envelope: Envelope, state: str) -> tuple[Block, bytes]:
-    """Return the block of a new mail, and the whole file's bytes."""
-    options = {
-        'queued_at': envelope.queued_at,
-        'due': envelope.due,
-        'expires': envelope.expires,
-        'priority': envelope.priority,
-        'subject': envelope.subject,
-        'tag': envelope.tag,
-        'metadata': dict(envelope.metadata),
-        'depth': envelope.depth,
-    }
+def encode(envelope: Envelope, state: str) -> bytes:
+    """The file of a new mail."""
+    recipients, raw = envelope.recipients, envelope.raw
     fixed = (
         f'X-Envelope-Id: {envelope.id}\r\n'
         f'X-Envelope-Message-Id: {envelope.message_id}\r\n'
         f'X-Envelope-From: {envelope.sender}\r\n'
-        f'X-Envelope-Options: {_folded(json.dumps(options))}\r\n'
+        f'X-Envelope-Options: {_folded(_options(envelope))}\r\n'
     ).encode()
-    count = len(envelope.recipients)
-    block = Block(
-        envelope,
-        fixed,
-        state=state,
-        since=envelope.queued_at,
-        letters=['T'] * count,
-        pointers=[0] * count,
+    lines = b''.join([_recipient_line('T', 0, to) for to in recipients])
+    count = len(recipients)
+    size = _SLOT_AT + slot_length(count) + len(fixed) + len(lines)
+    lengths = b'1 %08d %012d ' % (size, len(raw))
+    return b''.join(
+        (
+            _FIRST,
+            lengths,
+            _checksum(lengths, fixed, recipients, raw),
+            _END,
+            _STATE,
+            _state_line(state, envelope.queued_at, 0.0),
+            write_slot((), count),
+            fixed,
+            lines,
+            raw,
+        )
     )
-    lines = block.recipient_lines()
-    lengths = b'1 %08d %012d ' % (block.letters_at + len(lines), len(envelope.raw))
-    checksum = _checksum(lengths, fixed, envelope.recipients, envelope.raw)
-    head = b''.join((_FIRST, lengths, checksum, _END, _STATE))
-    return block, b''.join((head, block.changing(), envelope.raw))
+
+
+def _options(envelope: Envelope) -> str:
+    """As JSON. The dict's own encoder costs as much as all else in the block."""
+    tag, metadata = envelope.tag, envelope.metadata
+    return (
+        f'{{"queued_at": {_number(envelope.queued_at)}, "due": {_number(envelope.due)}, '
+        f'"expires": {_number(envelope.expires)}, "priority": {_json(envelope.priority)}, '
+        f'"subject": {_json(envelope.subject)}, "tag": {"null" if tag is None else _json(tag)}, '
+        f'"metadata": {json.dumps(dict(metadata)) if metadata else "{}"}, '
+        f'"depth": {envelope.depth}}}'
+    )
+
+
+_json = json.encoder.encode_basestring_ascii
+
+
+def _number(moment: float | None) -> str:
+    return 'null' if moment is None else repr(moment)
+
+
+def _state_line(state: str, since: float, retry_at: float) -> bytes:
+    return f'{state} {milliseconds(since):015d} {milliseconds(retry_at):015d}\r\n'.encode()
+
+
+def _recipient_line(letter: str, pointer: int, to: str) -> bytes:
+    return f'X-Envelope-To: {letter}{pointer:05d}{letter} {to}\r\n'.encode()
 
 
 def lengths_of(data: bytes) -> tuple[int, int]:
@@ -342,9 +360,7 @@ def _checksum(
     raw: bytes,
     text: LargeText | None = None,
 ) -> bytes:
-    digest = sha256(lengths)
-    digest.update(fixed)
-    digest.update('\n'.join(recipients).encode())
+    digest = sha256(b''.join((lengths, fixed, '\n'.join(recipients).encode())))
     digest.update(raw)
     if text is not None:
         text.survey(digest.update)

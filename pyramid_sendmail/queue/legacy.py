@@ -44,7 +44,7 @@ def adopt(store: Store, ticket: Ticket, data: bytes, now: float) -> Ticket | Non
     if descriptor is None:
         return ticket
     try:
-        store.write(descriptor, encode(envelope, 'W')[1])
+        store.write(descriptor, encode(envelope, 'W'))
         store.sync_file(descriptor)
         store.rename('tmp', name, ticket.folder, ticket.name)
         store.write(descriptor, b'C', STATE_AT)

@@ -36,6 +36,9 @@ __all__ = ['MaildirPut']
 
 log = logging.getLogger(__name__)
 
+_TOGETHER = 50
+"""Files of a transaction that are open at once, at most."""
+
 
 @implementer(IMailQueuePut)
 class MaildirPut:
@@ -79,16 +82,26 @@ class MaildirPut:
             with suppress(FileNotFoundError):
                 os.lstat(path)
                 raise FileExistsError(errno.EEXIST, 'a mail of the same name is waiting', path)
-        self._store.write(record, encode(first, 'W')[1])
-        for (temporary, _), envelope in zip(self._moves, others, strict=False):
-            descriptor = self._create(temporary)
-            try:
-                self._store.write(descriptor, encode(envelope, 'C')[1])
-                self._store.sync_file(descriptor)
-            finally:
-                self._store.close(descriptor)
+        self._store.write(record, encode(first, 'W'))
+        self._write_others(others)
         self._store.write(record, b'V', STATE_AT)
         self._store.sync_file(record)
+
+    def _write_others(self, envelopes: Sequence[Envelope]) -> None:
+        """Written all, then synced all: that is less work than a sync after each. To have the
+        system begin writing before the first sync was slower than both, on a journaled ext4."""
+        names = [temporary for temporary, _ in self._moves]
+        for at in range(0, len(envelopes), _TOGETHER):
+            descriptors: list[int] = []
+            try:
+                for name, envelope in zip(names[at:], envelopes[at : at + _TOGETHER], strict=False):
+                    descriptors.append(self._create(name))
+                    self._store.write(descriptors[-1], encode(envelope, 'C'))
+                for descriptor in descriptors:
+                    self._store.sync_file(descriptor)
+            finally:
+                for descriptor in descriptors:
+                    self._store.close(descriptor)
 
     def _create(self, name: str) -> int:
         """A recovering processor may take the new file for an old one before it is locked, and

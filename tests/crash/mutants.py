@@ -165,8 +165,8 @@ _PUT = (
     Mutant(
         'no sync of a follower',
         'queue/put.py',
-        '                self._store.sync_file(descriptor)\n',
-        '                pass\n',
+        '                    self._store.sync_file(descriptor)\n',
+        '                    pass\n',
         'every mail of a transaction survives a power cut',
         'test_queue_put.py::test_ten_mails_are_ten_syncs_and_one_of_the_folder',
     ),
@@ -181,8 +181,8 @@ _PUT = (
     Mutant(
         'the vote before its followers',
         'queue/put.py',
-        "encode(first, 'W')[1]",
-        "encode(first, 'V')[1]",
+        "encode(first, 'W')",
+        "encode(first, 'V')",
         'a process that stops before its vote is done has sent nothing',
         'test_queue_put.py::test_a_crash_at_any_call_loses_and_doubles_nothing',
     ),
