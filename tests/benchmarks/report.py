@@ -20,11 +20,12 @@ NO_JOURNAL = 'ext4 without a journal'
 
 def machine(folder: Path) -> dict[str, Any]:
     """What the figures were taken on."""
+    release = platform.release().partition('-')[0]
     return {
         'date': time.strftime('%Y-%m-%d'),
         'pyramid_sendmail': version('pyramid_sendmail'),
         'python': platform.python_version(),
-        'system': f'{platform.system()} {platform.release()} {platform.machine()}',
+        'system': f'{platform.system()} {release} {platform.machine()}',
         'processors': f'{len(os.sched_getaffinity(0))} x {_processor()}',
         'load': round(os.getloadavg()[0], 1),
         'file system': _file_system(folder),

@@ -213,7 +213,7 @@ def chunking(mails: int) -> Measure:
 def _memory() -> Goal:
     """A few blocks a connection: far less than the four messages under way."""
     return Goal(
-        'at its peak, 8 MB more than with 2 KB mails',
+        'at most 8 MB more memory than with 2 KB mails',
         lambda samples: samples[OURS]['memory'] - samples[SMALL]['memory'],
         8,
         False,
