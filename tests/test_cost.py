@@ -23,7 +23,7 @@ CALLS = {'send': 20, 'drain': 19}
 VERSION = (3, 11)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.version_info[:2] != VERSION, reason='the limits are those of CPython 3.11')
 def test_instructions() -> None:
@@ -37,7 +37,7 @@ def test_instructions() -> None:
     assert all(shares[phase] <= limit for phase, limit in INSTRUCTIONS.items()), shares
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_system_calls() -> None:
     """``send`` with its commit, and the delivery of a mail, ask no more of the system."""
     try:

@@ -97,9 +97,7 @@ class Block:
 
     def recipient_lines(self) -> bytes:
         """The bytes at ``letters_at``."""
-        return b''.join(
-            map(_recipient_line, self.letters, self.pointers, self.envelope.recipients)
-        )
+        return b''.join(map(_recipient_line, self.letters, self.pointers, self.envelope.recipients))
 
     def changing(self) -> bytes:
         """All from STATE_AT to the end of the block: one write records an outcome."""

@@ -100,7 +100,7 @@ def _run(command: list[str]) -> None:
         env={**os.environ, **own},
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=300,
+        timeout=600,
     )
     if done.returncode:
         raise RuntimeError(f'{command} ended with {done.returncode}: {done.stderr[-2000:]!r}')
