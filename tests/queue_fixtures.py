@@ -6,6 +6,7 @@ import fcntl
 import os
 import secrets
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ __all__ = [
     'files',
     'forked',
     'make_envelope',
+    'open_to_others',
     'reap',
     'sent',
     'the_file',
@@ -219,3 +221,12 @@ def _stop_after(step: int, work: Callable[[], object]) -> None:
         setattr(os, name, counting(getattr(os, name)))
     fcntl.flock = counting(fcntl.flock)
     work()
+
+
+def open_to_others(path: Path) -> None:
+    """Have everybody enter a folder of pytest, which made it for us alone."""
+    shared = Path(tempfile.gettempdir())
+    for folder in (path, *path.parents):
+        if folder == shared:
+            return
+        folder.chmod(0o755)

@@ -26,6 +26,7 @@ from tests.queue_fixtures import (
     files,
     forked,
     make_envelope,
+    open_to_others,
     reap,
     sent,
     the_file,
@@ -166,8 +167,7 @@ def test_check_finds_a_folder_that_cannot_be_written(queue: MaildirQueue) -> Non
     for path in [Path(queue.path), *Path(queue.path).iterdir()]:
         os.chown(path, 12345, 12345)
     os.chmod(queue.path, 0o755)
-    for parent in Path(queue.path).parents[:3]:
-        parent.chmod(0o755)
+    open_to_others(Path(queue.path).parent)
     os.chown(f'{queue.path}/cur', 0, 0)
 
     def work() -> None:
@@ -564,8 +564,7 @@ def test_a_file_of_another_user_stops_nobody(tmp_path: Path) -> None:
     for file in [path, *path.rglob('*')]:
         if locked.id not in file.name:
             os.chown(file, 12345, 12345)
-    for parent in path.parents[:3]:
-        parent.chmod(0o755)
+    open_to_others(tmp_path)
 
     def work() -> None:
         os.setuid(12345)
