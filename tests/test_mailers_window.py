@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +27,8 @@ from pyramid_sendmail.queue.format import decode
 from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.road import Road
 from pyramid_sendmail.sending import Attempts, Tally, attempt
-from tests.queue_fixtures import NOW, Clock, files, make_envelope
+from tests.doubles import RecordingMailer
+from tests.queue_fixtures import NOW, Clock, files, forked, make_envelope, reap, until
 from tests.sessions import CLOSED, LOST, RAW, TINY, connect, envelope, idle, send, statuses
 from tests.smtp_server import (
     Action,
@@ -448,6 +451,32 @@ def test_many_recipients_one_by_one(server: ScriptedSMTPServer) -> None:
     assert not server.violations
 
 
+def test_many_recipients_and_no_room_for_a_letter(server: ScriptedSMTPServer) -> None:
+    """Where the rest of a mail cannot be sealed, all that was under way has its answer before
+    the trouble is told."""
+    server.script('RCPT', *[reply(250, 'yes')] * 2, reply(452, '4.5.3 too many'))
+    server.script('RCPT', *[reply(250, 'yes')], reply(452, '4.5.3 too many'))
+    mail = envelope('a@example.org', 'b@example.org', id='a' * 32)
+    other = envelope('c@example.org', 'd@example.org', id='b' * 32)
+    left = [1, 1, 1]
+
+    def sealing(mail: Envelope, recipients: Any) -> None:
+        if not left:
+            raise QueueError(28, 'no space')
+        left.pop()
+
+    session = connect(server, window=8)
+    outcomes: list[Outcome] = []
+    with pytest.raises(QueueError):
+        outcomes.extend(session.send([one(0), mail, other], sealing=sealing))
+    session.close()
+    assert [statuses(outcome) for outcome in outcomes] == [
+        {to(0): 'delivered'},
+        {'a@example.org': 'delivered', 'b@example.org': 'deferred'},
+        {'c@example.org': 'delivered', 'd@example.org': 'deferred'},
+    ]
+
+
 def test_many_recipients_and_the_line_is_lost(server: ScriptedSMTPServer) -> None:
     """Those that were one too many have certainly not got it: they are put off."""
     server.script('RCPT', *[reply(250, 'yes')] * 2, reply(452, '4.5.3 too many'))
@@ -653,6 +682,29 @@ def test_a_process_that_stops_leaves_all_in_doubt(
     assert drained(queue, server) == Tally(delivered=8)
     assert seen == [['S?'] * 8]
     assert files(queue) == []
+
+
+@pytest.mark.parametrize('answered', [0, 3])
+def test_a_process_that_is_killed(
+    queue: MaildirQueue, server: ScriptedSMTPServer, answered: int
+) -> None:
+    """kill -9 with a window under way: what was answered is gone, all the rest is ambiguous and
+    goes by mail.ambiguous."""
+    never = threading.Event()
+    server.script('dot', *[reply(250, 'yes')] * answered, hold(never))
+    pid = forked(lambda: drained(MaildirQueue(queue.path, clock=Clock()), server))
+    server.wait_for(lambda server: server.verbs().count('dot') > answered)
+    until(lambda: len(files(queue)) == 8 - answered)
+    os.kill(pid, signal.SIGKILL)
+    reap(pid)
+    claims = [queue.claim(ticket) for ticket in queue.look(NOW)[0]]
+    assert [claim and (claim.interrupted, claim.sealed) for claim in claims] == [
+        ('ambiguous', (to(n),)) for n in range(answered, 8)
+    ]
+    tally = Tally()
+    attempts = Attempts(RetryPolicy(jitter=0.0), Reporter(), clock=Clock())
+    attempt([claim for claim in claims if claim], Road(RecordingMailer()), attempts, tally)
+    assert tally == Tally(deferred=8 - answered)
 
 
 def test_a_stale_connection_costs_no_attempt(

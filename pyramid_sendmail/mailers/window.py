@@ -158,8 +158,12 @@ class WindowSession(SMTPSession):
         for each in flight.mails:
             if each.mail.todo and self._over is not None:
                 self._lose(each.mail, self._over[0])
-            # What is left of a mail to many goes by DATA, now that it can.
-            yield from super()._turn(each.mail, flight.source, flight.sealing)
+            try:
+                # What is left of a mail to many goes by DATA, now that it can.
+                yield from super()._turn(each.mail, flight.source, flight.sealing)
+            except QueueError as error:
+                # Those behind it have had their answers.
+                flight.trouble = flight.trouble or error
         if flight.trouble is not None:
             raise flight.trouble
         if untouched is not None:
@@ -237,9 +241,9 @@ class WindowSession(SMTPSession):
 
     def _note(self, flight: Flight, each: Underway, command: Command, reply: Reply) -> None:
         verb, mail = command.verb, each.mail
-        told = f'{verb} was answered {reply}'
         if reply.code == 421:
-            flight.farewell, flight.ending = flight.farewell or told, True
+            flight.farewell = flight.farewell or f'{verb} was answered {reply}'
+            flight.ending = True
         if reply.code // 100 not in (2, 4, 5):
             raise LineLost(f'the relay answered {verb} with {reply}')
         if verb == 'BDAT':
@@ -252,7 +256,10 @@ class WindowSession(SMTPSession):
         elif verb == 'RCPT' and not self._begun:
             return  # as it was to be expected
         elif closes(reply) or (verb == 'MAIL' and reply.code == 452 and is_crowded(reply)):
-            each.closed = each.closed or (told, reply.code in (421, 452))
+            each.closed = each.closed or (
+                f'{verb} was answered {reply}',
+                reply.code in (421, 452),
+            )
             self._begun = self._begun and verb == 'RCPT'
             flight.ending = True
         else:
