@@ -242,7 +242,8 @@ def test_seven_bits(make_world: MakeWorld, kind: str, offered: tuple[str, ...]) 
 
 
 def test_chunking_is_left_alone(world: World) -> None:
-    """RELIABILITY 121: BDAT is not spoken, offered or not."""
+    """RELIABILITY 121: BDAT is not spoken, offered or not, where no window= asks for it; where one
+    does: test_mailers_window."""
     world.server.extensions = ('CHUNKING', 'BINARYMIME', '8BITMIME', 'PIPELINING')
     deliver(world)
     assert world.server.verbs() == ['EHLO', 'MAIL', 'RCPT', 'DATA', 'dot', 'QUIT']
