@@ -22,7 +22,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
-from pyramid_sendmail.interfaces import IMailQueue, IMailQueueProcessor
+from pyramid_sendmail.interfaces import IMailQueue, IMailQueueProcessor, IMailSettings
 from pyramid_sendmail.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.scripts import qp
@@ -248,6 +248,24 @@ def test_signals(number: int) -> None:
 
     assert run('x.ini', processor=Processor(run=work)) == 0
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(('batch', 'turn'), [(1, None), (50, qp.TURN)])
+def test_the_workers_get_their_turn_beside_batches(batch: int, turn: float | None) -> None:
+    """Where events are told in batches threads take shorter turns while the processor runs, and
+    as long ones as before when it has ended, whatever ends it."""
+    before = sys.getswitchinterval()
+    turns: list[float] = []
+
+    def run_once(progress: Any, stop: Any) -> Tally:
+        turns.append(sys.getswitchinterval())
+        raise MailerUnavailable('closed')
+
+    app = application()
+    app.registry.registerUtility(SimpleNamespace(event_batch=batch), IMailSettings)
+    assert run('x.ini', '--once', processor=Processor(run_once=run_once), app=app) == 1
+    assert turns == pytest.approx([turn or before])
+    assert sys.getswitchinterval() == before
 
 
 def test_once_ended_by_a_signal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 DRAINED, UNREACHABLE, USAGE, UNUSABLE, SIGNALLED = 0, 1, 2, 3, 128
 
+TURN = 0.0005
+"""Seconds that the events thread has the interpreter to itself while workers wait for it."""
+
 Progress = Callable[[Tally, int], None]
 
 
@@ -78,10 +81,11 @@ def run(
         except KeyboardInterrupt:
             return signals.status if arguments.once else DRAINED
         try:
-            if arguments.once:
-                _once(processor, signals.stop, quiet=arguments.quiet)
-                return signals.status
-            _watch(processor, registry, signals.stop, quiet=arguments.quiet)
+            with _turns(registry):
+                if arguments.once:
+                    _once(processor, signals.stop, quiet=arguments.quiet)
+                    return signals.status
+                _watch(processor, registry, signals.stop, quiet=arguments.quiet)
         except QueueError as error:
             return _complain(str(error), UNUSABLE)
         except MailerUnavailable as error:
@@ -191,6 +195,21 @@ def _registry(app: Any, before: list[Registry], config_uri: str) -> Registry:
         f'{config_uri}: the application does not include pyramid_sendmail: '
         "call config.include('pyramid_sendmail')"
     )
+
+
+@contextmanager
+def _turns(registry: Registry) -> Iterator[None]:
+    """Where events are told in batches, their thread computes for long, and the workers, each of
+    which needs the interpreter for a moment, would wait for 5 ms each time: half a millisecond
+    makes such a drain 1.4 times as fast. Where a subscriber does little it would cost time."""
+    settings = registry.queryUtility(IMailSettings)
+    before = sys.getswitchinterval()
+    if settings is not None and settings.event_batch > 1:
+        sys.setswitchinterval(TURN)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _watch(processor: Any, registry: Registry, stop: threading.Event, *, quiet: bool) -> None:
