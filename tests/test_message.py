@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import email
 import email.policy
@@ -1266,3 +1267,50 @@ def test_mapping_stays_read_only() -> None:
 
     with pytest.raises(TypeError):
         headers['X-A'] = '2'  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    'raw',
+    [
+        b'',
+        b'\r\nA: b\r\n\r\nbody\r\n',
+        b' A: b\r\n\r\nbody\r\n',
+        b'A: b\r\nC\r\n\r\nbody\r\n',
+        b'A: b\nC: d\r\n\r\nbody\r\n',
+        b'A: b\r\nB: c\r\nC: d\r\n\r\nbody\r\n',
+        b'A: b\r\nC: d\rX: e\r\n\r\nbody\r\n',
+        b'A: b\r\nC: d\r\n\r\nbo\rdy\n\r\n',
+        b'A: b\r\nC: d\r\n\r\nbo\r\r\ndy\n\r\n',
+        b'A: b\r\nC: d\r\n\r\nbody',
+    ],
+)
+def test_the_last_look_finds_what_was_not_meant(raw: bytes) -> None:
+    """A header that is hidden, empty, without a name or smuggled in, a line that has no end or
+    half of one: none of these leaves."""
+    from pyramid_sendmail.message.mime import verify
+
+    with pytest.raises(MessageError):
+        verify(raw, ['A', 'C'])
+
+
+@pytest.mark.parametrize('length', [1, 997, 998, 999, 1000, 1998, 5000])
+def test_the_longest_line_is_found_wherever_it_stands(length: int) -> None:
+    """998 octets are a line, and 999 are not (RFC 5322, 2.1.1)."""
+    from pyramid_sendmail.message.mime import verify
+
+    for before in (0, 1, 500, 996, 997, 998):
+        raw = b'A: b\r\n\r\n' + b'x' * before + b'\r\n' + b'y' * length + b'\r\nz\r\n'
+        if length <= 998:
+            verify(raw, ['A'])
+        else:
+            with pytest.raises(MessageError):
+                verify(raw, ['A'])
+
+
+@pytest.mark.parametrize('length', [0, 1, 56, 57, 58, 29183, 29184, 29185, 29241, 90000])
+def test_base64_is_cut_into_lines_of_76(length: int) -> None:
+    """As the standard library's, with the line ends of mail, however long the data is."""
+    from pyramid_sendmail.message.part import base64_lines
+
+    data = bytes(n * n % 251 for n in range(length))
+    assert base64_lines(data) == base64.encodebytes(data).replace(b'\n', b'\r\n')

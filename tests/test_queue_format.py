@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import json
 import mailbox
 import os
 import pty
@@ -55,6 +56,33 @@ def test_the_bytes_of_a_file_are_fixed() -> None:
         b'X-Envelope-To: T00000T ann@example.org\r\n'
         b'X-Envelope-To: T00000T bob@example.org\r\n' + raw
     )
+
+
+def test_options_are_the_json_that_the_library_writes() -> None:
+    """Whatever an envelope holds, its line of options is what json.dumps makes of it."""
+    envelope = replace(
+        make_envelope(),
+        due=1700000000.125,
+        expires=1700000001.5,
+        priority='high',
+        subject='Größe "1" \\ \u2028 \U0001f600',
+        tag=None,
+        metadata=MappingProxyType({'é"': '\x7f', 'b': ''}),
+        depth=1,
+    )
+    options = {
+        'queued_at': envelope.queued_at,
+        'due': envelope.due,
+        'expires': envelope.expires,
+        'priority': envelope.priority,
+        'subject': envelope.subject,
+        'tag': None,
+        'metadata': dict(envelope.metadata),
+        'depth': 1,
+    }
+    line = f'X-Envelope-Options: {json.dumps(options)}\r\n'
+    assert line.encode() in encode(envelope, 'C')
+    assert decode(encode(envelope, 'C')).envelope == envelope
 
 
 def test_the_letter_of_a_mail_stands_at_its_place() -> None:

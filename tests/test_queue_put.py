@@ -119,6 +119,35 @@ def test_the_vote_of_the_record_comes_after_its_followers(
     assert moved[-1] == record
 
 
+def test_mails_of_a_transaction_are_written_before_one_is_synced(
+    queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The syncs come together, each after all writes but that of the vote: less work in all."""
+    calls = Calls(monkeypatch)
+    queue.put(_three())
+    made = [call for call, _ in calls.made if call != 'open']
+    assert made == ['pwrite'] * 3 + ['fsync'] * 2 + ['pwrite', 'fsync']
+
+
+def test_a_large_transaction_has_few_files_open_at_once(
+    queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More mails than a process may have open files are put, each of them synced."""
+    most = 0
+    calls = Calls(monkeypatch)
+
+    def opened(call: str, path: str) -> None:
+        nonlocal most
+        most = max(most, len(os.listdir('/proc/self/fd')) - before)
+
+    before = len(os.listdir('/proc/self/fd'))
+    calls.failing = opened
+    queue.put([make_envelope(f'r{n}@example.org') for n in range(160)]).publish()
+    assert 50 <= most <= 53
+    assert len(files(queue)) == 160
+    assert len({path for call, path in calls.made if call == 'fsync'}) == 161
+
+
 def test_without_sync_nothing_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """mail.queue_sync = off asks for no fsync at all."""
     queue = MaildirQueue(str(tmp_path / 'queue'), sync=False, clock=Clock())

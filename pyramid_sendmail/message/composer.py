@@ -43,6 +43,7 @@ from .headers import (
 )
 from .mime import ADDRESSES, entries_of, line_of, serialised, text_of, verify
 from .options import checked_metadata, checked_tag, moment
+from .part import Base64
 
 __all__ = ['Composer', 'Message']
 
@@ -292,7 +293,8 @@ class Composer:
     def _raw(self, draft: _Draft) -> bytes:
         names = [name for name, _ in draft.lines]
         lines = [line for _, line in draft.lines]
-        raw = b''.join([*lines, b'MIME-Version: 1.0\r\n', *draft.content])
+        pieces = [*lines, b'MIME-Version: 1.0\r\n', *draft.content]
+        raw = b''.join(pieces)
         if not raw.endswith(b'\r\n'):
             raw += b'\r\n'
         if len(raw) > self.max_size:
@@ -300,7 +302,11 @@ class Composer:
                 f'message: its {len(raw)} octets are more than mail.max_size = {self.max_size}; '
                 'send less, or raise the setting'
             )
-        verify(raw, [*names, 'MIME-Version', *draft.content_names])
+        seen = raw
+        if any(type(piece) is Base64 for piece in draft.content):
+            # Megabytes, perhaps, of letters that have just been put into lines.
+            seen = b''.join([piece for piece in pieces if type(piece) is not Base64]) + b'\r\n'
+        verify(seen, [*names, 'MIME-Version', *draft.content_names])
         return raw
 
 

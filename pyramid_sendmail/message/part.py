@@ -11,7 +11,7 @@ from struct import Struct
 
 from .headers import parameters, source
 
-__all__ = ['Part', 'base64_lines', 'container', 'encoded_text', 'leaf']
+__all__ = ['Base64', 'Part', 'base64_lines', 'container', 'encoded_text', 'leaf']
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,11 @@ def encoded_text(data: bytes) -> tuple[str, bytes]:
     return 'base64', base64_lines(data.replace(b'\n', b'\r\n'))
 
 
-def base64_lines(data: bytes) -> bytes:
+class Base64(bytes):
+    """Lines that base64_lines has made, and nobody has to look at again."""
+
+
+def base64_lines(data: bytes) -> Base64:
     """Base64 in lines of 76 characters (RFC 2045, 6.8)."""
     pieces = []
     for at in range(0, len(data), _BLOCK):
@@ -82,7 +86,7 @@ def base64_lines(data: bytes) -> bytes:
             pieces.append(b'\r\n'.join(_LINES.unpack(block)))
         else:
             pieces += [block[start : start + 76] for start in range(0, len(block), 76)]
-    return b'\r\n'.join([*pieces, b''])
+    return Base64(b'\r\n'.join([*pieces, b'']))
 
 
 _LINES = Struct('76s' * 512)
