@@ -10,9 +10,10 @@ import textwrap
 from typing import Any
 
 from .processes import ROOT
-from .report import measured_text
+from .report import as_data, measured_text
+from .rounds import Results, Row
 
-__all__ = ['FIGURES', 'PICTURES', 'README', 'goals_table', 'with_figures']
+__all__ = ['FIGURES', 'PICTURES', 'README', 'goals_table', 'judged', 'with_figures']
 
 README = ROOT / 'README.rst'
 FIGURES = ROOT / 'docs' / 'benchmarks.json'
@@ -66,11 +67,24 @@ def with_figures(readme: str, data: dict[str, Any]) -> str:
     return f'{before}{BEGIN}\n{goals_table(data)}\n{END}{after}'
 
 
+def judged(data: dict[str, Any]) -> dict[str, Any]:
+    """The same samples, by the goals of today."""
+    from .__main__ import ROWS
+
+    goals = {row.name: row.goals for row in ROWS}
+    rows = []
+    for found in data['rows']:
+        row = Row(found['name'], found['title'], (), goals[found['name']], found['note'])
+        rows.append(as_data(Results(row, found['rounds'], found['absent'])))
+    return {**data, 'rows': rows}
+
+
 def main() -> int:
     """Write the table and draw the pictures."""
     from .pictures import draw
 
-    data = json.loads(FIGURES.read_text(encoding='utf-8'))
+    data = judged(json.loads(FIGURES.read_text(encoding='utf-8')))
+    FIGURES.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
     text = with_figures(README.read_text(encoding='utf-8'), data)
     README.write_text(text, encoding='utf-8')
     draw(data, FIGURES.parent)
