@@ -73,6 +73,23 @@ def test_absent(tmp_path: Path) -> None:
     assert '20 MB: 20 MB\n' in f'{text}\n'
 
 
+def test_failures(tmp_path: Path) -> None:
+    """Who fails in a round has no figures of that round, and it is said; the others go on, and a
+    goal is judged by the rounds that have both."""
+    fails = iter((False, True, False))
+
+    def sometimes(place: Place) -> Sample:
+        if next(fails):
+            raise RuntimeError('the sink has 9 mails, of 10')
+        return {'rate': 10.0}
+
+    ours = measure([], 'pyramid_sendmail', 10, 20, 30)
+    results = played(row(Contender('peer', sometimes), ours, goals=(times(2, 'peer'),)), tmp_path)
+    assert results.failures == ['peer: the sink has 9 mails, of 10']
+    assert [each.measured for each in results.verdicts()] == [2.0]
+    assert 'FAILED: peer: the sink has 9' in table(results)
+
+
 def test_missed_goals_are_said(tmp_path: Path) -> None:
     """A missed goal says so, in the table and in the data."""
     ours = measure([], 'pyramid_sendmail', 1, 1, 1)

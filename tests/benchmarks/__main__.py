@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,19 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         print()
         found = []
+        failed = False
         peers = versions()
         for row in rows:
+            began = time.monotonic()
             results = Results(replace(row, title=row.title.format(queued=place.queued)))
             for number in range(rounds):
                 _tell(f'{row.name}: round {number + 1} of {rounds}')
                 results.play(place)
             _tell('')
-            print(table(results), end='\n\n', flush=True)
+            print(f'{table(results)}\n  took {time.monotonic() - began:.0f} s\n', flush=True)
+            failed = failed or bool(results.failures)
             found.append(as_data(results))
             if arguments.json:
                 data = {'machine': about, 'peers': peers, 'rows': found}
                 arguments.json.write_text(json.dumps(data, indent=1) + '\n')
-    return 0
+    return int(failed)
 
 
 def _only(row: Row, words: Sequence[str]) -> Row:

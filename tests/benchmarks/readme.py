@@ -75,7 +75,8 @@ def judged(data: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for found in data['rows']:
         row = Row(found['name'], found['title'], (), goals[found['name']], found['note'])
-        rows.append(as_data(Results(row, found['rounds'], found['absent'])))
+        results = Results(row, found['rounds'], found['absent'], found['failures'])
+        rows.append(as_data(results))
     return {**data, 'rows': rows}
 
 

@@ -65,6 +65,7 @@ def table(results: Results) -> str:
         lines.append(_line('', headings))
     lines += [_line(name, _figures(results, name)) for name in results.present]
     lines += [f'  {name}: skipped: {reason}' for name, reason in results.absent.items()]
+    lines += [f'  FAILED: {failure}' for failure in results.failures]
     lines += [f'  goal: {_verdict(verdict)}' for verdict in results.verdicts()]
     if row.note:
         lines.append(f'  note: {row.note}')
@@ -117,6 +118,7 @@ def as_data(results: Results) -> dict[str, Any]:
         'title': row.title,
         'note': row.note,
         'absent': results.absent,
+        'failures': results.failures,
         'rounds': [
             {
                 name: {key: _rounded(value) for key, value in each.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -141,6 +141,8 @@ class Results:
     row: Row
     samples: list[dict[str, Sample]] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    """What went wrong: the contender has no figures of that round."""
 
     def play(self, place: Place) -> None:
         """One more round."""
@@ -154,6 +156,8 @@ class Results:
                 samples[contender.name] = contender.measure(place)
             except Absent as reason:
                 self.absent[contender.name] = str(reason)
+            except RuntimeError as error:
+                self.failures.append(f'{contender.name}: {error}')
         self.samples.append(samples)
 
     @property
@@ -185,7 +189,8 @@ class Results:
         return [Verdict(goal, self._measured(goal)) for goal in self.row.goals]
 
     def _measured(self, goal: Goal) -> float | None:
-        try:
-            return median(goal.value(each) for each in self.samples)
-        except KeyError:
-            return None
+        values = []
+        for each in self.samples:
+            with suppress(KeyError):
+                values.append(goal.value(each))
+        return median(values) if values else None
