@@ -44,7 +44,10 @@ def draw(data: dict[str, Any], folder: Path) -> None:
         folder / 'drain.svg',
         'The queue drains: 2 KB, loopback',
         'mails a second',
-        [*_bars(rows['drain']), *_bars(rows['drain-events'], only=('event',))],
+        [
+            *_bars(rows['drain']),
+            *_bars(rows['drain-events'], only=('a commit an event', 'a commit a batch')),
+        ],
         about,
     )
     _picture(
@@ -68,7 +71,7 @@ def _bars(row: dict[str, Any], *, only: Sequence[str] = (), rename: str = '') ->
 
 
 def _ours(name: str) -> bool:
-    return name.startswith(('pyramid_sendmail', 'an event', 'events in'))
+    return name.startswith('pyramid_sendmail')
 
 
 def _picture(path: Path, title: str, unit: str, bars: Sequence[Bar], note: str) -> None:
