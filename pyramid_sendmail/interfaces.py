@@ -105,7 +105,12 @@ class IMailQueue(Interface):
         """
 
     def look(
-        now: float, *, limit: int = 20_000, fresh: bool = False, all_events: bool = False
+        now: float,
+        *,
+        limit: int = 20_000,
+        fresh: bool = False,
+        all_events: bool = False,
+        early: Callable[[list[Any]], None] | None = None,
     ) -> tuple[list[Any], float | None]:
         """Return ``(tickets, next_due)``: what is due, and when the next one will be.
 
@@ -113,8 +118,14 @@ class IMailQueue(Interface):
         retried mail in turn, so that neither starves the other. ``next_due`` is None when
         nothing else waits. ``fresh`` looks only where new mail arrives; ``all_events``
         counts events to be reported as due whatever their time. A full look also
-        recovers what stopped processes left behind.
+        recovers what stopped processes left behind. ``early(tickets)`` is called once if the look
+        takes long, with the first of what it has found until then, in order; they are among the
+        tickets returned, unless mail was found that comes before them or they have gone.
         """
+
+    def further(limit: int) -> list[Any]:
+        """Return more of what the last full look found, in order, without looking: some of it may
+        have gone. Empty when that is all, or was not kept: look again."""
 
     def claim(ticket: Any, *, settled: bool = False) -> Any:
         """Take a mail exclusively and return an IMailClaim, or None if it is not to be had.

@@ -7,10 +7,12 @@ rename. A claim is a lock on the file itself, which a crash releases at once.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from heapq import nsmallest
+from functools import partial
+from itertools import chain, islice
 from math import inf
 
 from zope.interface import implementer
@@ -22,7 +24,8 @@ from .claim import MaildirClaim
 from .format import STATE_AT, Block, Unreadable, decode
 from .history import DeadLetters
 from .legacy import adopt
-from .names import Schedule, Ticket, in_turn, parse, schedule_of
+from .listing import Listing
+from .names import Schedule, Ticket, in_turn, parse, schedule_of, time_text
 from .put import MaildirPut
 from .recovery import recover, set_aside
 from .store import Store
@@ -34,6 +37,16 @@ __all__ = ['MaildirQueue']
 _SCHEDULED = 50_000
 """Files of mail for later that are remembered; of further ones the time in the name is believed."""
 
+_OPENED = 5_000
+"""How many of them are opened at one look; the others have to wait for the next."""
+
+_KEPT = 50_000
+"""Names of a folder that a look keeps, so that a million mails are not listed for each few that
+have left: some 5 MB."""
+
+_EARLY = 5_000
+"""Mails handed out before a look has come to its end: enough to send until then."""
+
 
 @implementer(IMailQueue)
 class MaildirQueue:
@@ -42,7 +55,8 @@ class MaildirQueue:
     ``path``: an absolute path. ``sync``: False leaves out every fsync. ``group``: see Permissions.
     ``in_doubt``: 'hold' or 'send'. ``hold_ambiguous``: sync the mark that a final dot is about to
     leave. ``longest``: the longest delay of the retry policy in seconds: a retry later than that
-    is due now, since a clock must have been wrong.
+    is due now, since a clock must have been wrong. ``patience``: seconds after which a look hands
+    out what it has found so far.
     """
 
     def __init__(
@@ -54,6 +68,7 @@ class MaildirQueue:
         in_doubt: str = 'hold',
         hold_ambiguous: bool = False,
         longest: float = 3 * 24 * 3600.0,
+        patience: float = 0.25,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.path = path
@@ -63,7 +78,10 @@ class MaildirQueue:
         self._clock = clock
         self._store = Store(path, sync=sync, group=group)
         self._trigger = Trigger(f'{path}/trigger', self._store.permissions.file)
-        self._scheduled: set[tuple[str, int]] = set()
+        self._scheduled: set[int] = set()
+        self._patience = patience
+        self._rest: Iterator[Ticket] = iter(())
+        self._lock = threading.Lock()
         self._dead = DeadLetters(self._store)
 
     def __repr__(self) -> str:
@@ -75,69 +93,97 @@ class MaildirQueue:
         return put
 
     def look(
-        self, now: float, *, limit: int = 20_000, fresh: bool = False, all_events: bool = False
+        self,
+        now: float,
+        *,
+        limit: int = 20_000,
+        fresh: bool = False,
+        all_events: bool = False,
+        early: Callable[[list[Ticket]], None] | None = None,
     ) -> tuple[list[Ticket], float | None]:
         try:
-            if fresh:
-                return self._scan('new', now, limit)
-            recover(self._store, publish_doubtful=self._in_doubt == 'send', clock=self._clock)
-            done, done_next = self._scan('done', inf if all_events else now, limit)
-            new, new_next = self._scan('new', now, limit)
-            cur, cur_next = self._scan('cur', now, limit)
+            return self._look(now, limit, fresh, all_events, early)
         except FileNotFoundError:
             # What is there is found by the next look, which is now.
             self._store.prepare()
             return [], now
         except OSError as error:
             raise self._store.error('cannot be read', error) from error
-        tickets = [*done, *in_turn(new, cur)][:limit]
-        times = [time for time in (done_next, new_next, cur_next) if time is not None]
-        return tickets, min(times, default=None)
 
-    def _scan(self, folder: str, now: float, limit: int) -> tuple[list[Ticket], float | None]:
-        later: list[float] = []
+    def _look(
+        self,
+        now: float,
+        limit: int,
+        fresh: bool,
+        all_events: bool,
+        early: Callable[[list[Ticket]], None] | None,
+    ) -> tuple[list[Ticket], float | None]:
+        kept = max(limit, _KEPT)
+        done = Listing(self.path, 'done', limit=limit)
+        new, cur = (Listing(self.path, folder, limit=kept) for folder in ('new', 'cur'))
+        promptly = time.monotonic() + self._patience
 
-        def due() -> Iterator[str]:
-            soonest = float('inf')
-            with os.scandir(f'{self.path}/{folder}') as entries:
-                for entry in entries:
-                    name = entry.name
-                    schedule = parse(name)
-                    if schedule is None:
-                        if not name.startswith('.'):
-                            yield name
-                    elif schedule.due <= now or self._clock_was_wrong(folder, entry, schedule, now):
-                        yield name
-                    else:
-                        soonest = min(soonest, schedule.due)
-            if soonest < float('inf'):
-                later.append(soonest)
+        def pause() -> None:
+            nonlocal early
+            if early is not None and (new or cur) and time.monotonic() >= promptly:
+                early([*islice(in_turn(new, cur), min(limit, _EARLY))])
+                early = None
 
-        names = nsmallest(limit, due())
-        return [Ticket(folder, name) for name in names], later[0] if later else None
+        # Who looks by a time that has passed is told of nothing wrong that is not wrong now.
+        here = max(now, self._clock())
+        wrong = here + self._longest + 1
+        doubts: dict[str, int] = {}
+        if not fresh:
+            with self._lock:
+                self._rest = iter(())
+            recover(self._store, publish_doubtful=self._in_doubt == 'send', clock=self._clock)
+            done.read(inf if all_events else now, wrong=wrong, pause=pause)
+        new.read(now, wrong=wrong, pause=pause, doubt=partial(self._doubt, doubts, time_text(here)))
+        if not fresh:
+            cur.read(now, wrong=wrong, pause=pause)
+        self._ask(doubts, new, pause)
+        order = chain(done, in_turn(new, cur))
+        tickets = list(islice(order, limit))
+        if not fresh:
+            with self._lock:
+                self._rest = order
+        times = [listing.next_due for listing in (done, new, cur)]
+        if len(doubts) >= _OPENED:
+            times.append(now)
+        return tickets, min((time for time in times if time is not None), default=None)
 
-    def _clock_was_wrong(
-        self, folder: str, entry: os.DirEntry[str], schedule: Schedule, now: float
-    ) -> bool:
-        """Whether a time to come is one that we have set, not the user, and no retry policy."""
-        if folder == 'new' and not schedule.attempt:
-            return self._unasked(entry)
-        return schedule.attempt > 0 and schedule.due > now + self._longest + 1
+    def further(self, limit: int) -> list[Ticket]:
+        with self._lock:
+            return list(islice(self._rest, limit))
 
-    def _unasked(self, entry: os.DirEntry[str]) -> bool:
-        """Whether nobody has asked for the time in the name of a new mail. Each file is opened
-        once; its number tells it from another that a person has put in its place."""
-        file = entry.name, entry.inode()
-        if file in self._scheduled or len(self._scheduled) >= _SCHEDULED:
+    def _doubt(self, doubts: dict[str, int], here: str, entry: os.DirEntry[str]) -> bool:
+        """Whether the time to come of a new mail may be one that nobody has asked for: the file
+        has to be opened, once; its number tells it from another that a person has put in its
+        place."""
+        if len(self._scheduled) >= _SCHEDULED or len(doubts) >= _OPENED:
             return False
-        try:
-            with open(entry.path, 'rb') as opened:
-                unasked = not decode(opened.read()).envelope.not_before
-        except (OSError, Unreadable):
+        name = entry.name
+        file = hash((name, entry.inode()))
+        if file in self._scheduled or name[2:17] <= here:
             return False
-        if not unasked:
-            self._scheduled.add(file)
-        return unasked
+        doubts[name] = file
+        return True
+
+    def _ask(self, doubts: dict[str, int], new: Listing, pause: Callable[[], None]) -> None:
+        """Add to ``new`` those of whose times nobody has asked for: a clock was wrong."""
+        for name, file in doubts.items():
+            pause()
+            try:
+                with open(self._store.path('new', name), 'rb') as opened:
+                    unasked = not decode(opened.read()).envelope.not_before
+            except (OSError, Unreadable):
+                new.later(name)
+                continue
+            if unasked:
+                new.add(name)
+            else:
+                new.later(name)
+                self._scheduled.add(file)
 
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MaildirClaim | None:
         path = self._store.path(ticket.folder, ticket.name)

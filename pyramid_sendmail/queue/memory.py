@@ -81,7 +81,13 @@ class MemoryQueue:
         return MemoryPut(self, tuple(envelopes))
 
     def look(
-        self, now: float, *, limit: int = 20_000, fresh: bool = False, all_events: bool = False
+        self,
+        now: float,
+        *,
+        limit: int = 20_000,
+        fresh: bool = False,
+        all_events: bool = False,
+        early: Callable[[list[Ticket]], None] | None = None,
     ) -> tuple[list[Ticket], float | None]:
         folders = ('new',) if fresh else ('done', 'new', 'cur')
         with self._held() as mails:
@@ -97,6 +103,9 @@ class MemoryQueue:
         )
         tickets = [*done, *in_turn(new, cur)][:limit]
         return tickets, min((due for _, due in waiting if due > now), default=None)
+
+    def further(self, limit: int) -> list[Ticket]:
+        return []
 
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MemoryClaim | None:
         now = self._clock()

@@ -16,10 +16,24 @@ from typing import NamedTuple
 
 from ..envelope import Envelope, Priority
 
-__all__ = ['Schedule', 'Ticket', 'in_turn', 'milliseconds', 'parse', 'record_of', 'schedule_of']
+__all__ = [
+    'Schedule',
+    'Ticket',
+    'in_turn',
+    'is_ours',
+    'milliseconds',
+    'parse',
+    'record_of',
+    'schedule_of',
+    'time_text',
+]
 
 _PRIORITY: dict[Priority, str] = {'high': '1', 'normal': '5', 'low': '9'}
 _NAME = re.compile(r'([159])-([0-9]{15})-([0-9]{4})-([0-9a-f]{32})(?::2,[A-Za-z]*)?')
+
+is_ours = _NAME.fullmatch
+"""Tells, by something that is true, whether ``parse`` can read a name, and is called a million
+times."""
 
 
 class Ticket(NamedTuple):
@@ -46,9 +60,7 @@ class Schedule:
 
     @property
     def name(self) -> str:
-        return (
-            f'{self.priority}-{milliseconds(self.due):015d}-{min(self.attempt, 9999):04d}-{self.id}'
-        )
+        return f'{self.priority}-{time_text(self.due)}-{min(self.attempt, 9999):04d}-{self.id}'
 
 
 def schedule_of(envelope: Envelope, *, due: float, attempt: int) -> Schedule:
@@ -59,7 +71,12 @@ def schedule_of(envelope: Envelope, *, due: float, attempt: int) -> Schedule:
 def milliseconds(seconds: float) -> int:
     """A time as files tell it, in fifteen digits: never later than it is, so that what is due now
     is due for whoever looks now. What has been read back stays the same."""
-    return min(max(int(seconds * 1000 + 0.0005), 0), 10**15 - 1)
+    return int(min(max(seconds * 1000 + 0.0005, 0.0), 10.0**15 - 1))
+
+
+def time_text(seconds: float) -> str:
+    """A time as names have it in characters 2 to 16: it is later where the text is greater."""
+    return f'{milliseconds(seconds):015d}'
 
 
 def in_turn(fresh: Iterable[Ticket], retried: Iterable[Ticket]) -> Iterator[Ticket]:
