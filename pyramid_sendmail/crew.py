@@ -44,6 +44,8 @@ class Crew:
         self.error: MailerUnavailable | QueueError | None = None
         self.next_look = 0.0
         """When the whole queue is looked at again, by the monotonic clock."""
+        self.rested = {True: float('-inf'), False: float('-inf')}
+        """When fresh mail, and the whole queue, may be looked at again."""
         self._drain = drain
         self._wake = wake
         self.stop = stop
@@ -121,7 +123,7 @@ class Crew:
                     self.give_up(MailerUnavailable(f'a worker failed: {error!r}'))
             self.gate.leave()
             self.pending.worked(again=bool(rest or self.gate.closed_for()))
-            if self.pending.exhausted:
+            if self.pending.tell():
                 self._wake()
             if rest:
                 self.pending.rest(rest)

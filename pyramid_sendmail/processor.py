@@ -21,8 +21,8 @@ from .crew import Aside, Crew, WatchedClaim
 from .envelope import Envelope, Fate
 from .exceptions import DamagedMail, MailerUnavailable, QueueError
 from .interfaces import IMailClaim, IMailer, IMailQueue, IMailQueueProcessor
+from .once import Harvest
 from .pace import Pace
-from .queue.names import parse
 from .reporting import MailReporter
 from .road import Road
 from .schedule import FIRST_PAUSE, Gate
@@ -43,6 +43,9 @@ GRACE = 60.0
 
 LIMIT = 20_000
 """Names kept in memory."""
+
+LEISURE = 10.0
+"""How many times as long as a look took another of its kind waits, where nobody waits for it."""
 
 ITS_OWN = frozenset({errno.EACCES, errno.EPERM, errno.EIO})
 """Errors over one file that say nothing about the others."""
@@ -150,30 +153,52 @@ class QueueProcessor:
 
     def _watch(self, crew: Crew) -> None:
         """Look where mail is published until the next full look is due."""
-        while not crew.stop.is_set() and (pause := crew.next_look - self._monotonic()) > 0:
-            woken = self._queue.wait(min(pause, SYNC) if crew.busy else pause)
+        woken = False
+        while not crew.stop.is_set():
+            here = self._monotonic()
+            moments = [max(crew.next_look, crew.rested[False])]
+            if moments[0] <= here:
+                break
+            if woken:
+                moments.append(crew.rested[True])
+            if crew.busy:
+                moments.append(here + SYNC)
+            woken = self._queue.wait(max(min(moments) - here, 0.0)) or woken
             crew.sync(self._queue)
             if crew.pending.exhausted:
                 return
-            # What nobody can send now need not be looked at each time that more comes.
-            if woken and not (crew.gate.closed_for() and len(crew.pending)):
-                self._look(crew, fresh=True)
+            if woken and self._monotonic() >= crew.rested[True]:
+                woken = False
+                # What nobody can send now need not be looked at each time that more comes.
+                if not (crew.gate.closed_for() and len(crew.pending)):
+                    self._look(crew, fresh=True)
 
     def _look(self, crew: Crew, *, fresh: bool = False, all_events: bool = False) -> None:
         now, here = self._attempts.clock(), self._monotonic()
-        limit = self._limit + crew.pending.working * self._batch
+        limit = self._limit_now(crew)
+        if not fresh and here < crew.next_look and crew.pending.running_low:
+            further = self._queue.further(limit)
+            if further:
+                crew.pending.fill(_unsettled(further), more=True)
+                return
         if not fresh:
             # Before the look: what is deferred during it may not be seen by it.
             crew.next_look = here + self._poll
         try:
             tickets, next_due = self._queue.look(
-                now, limit=limit, fresh=fresh, all_events=all_events
+                now,
+                limit=limit,
+                fresh=fresh,
+                all_events=all_events,
+                early=lambda tickets: crew.pending.fill(tickets, fresh=True),
             )
         except QueueError as error:
             crew.gate.failed(error)
             crew.next_look = here + max(crew.gate.closed_for(), 1.0)
             return
         crew.pending.fill(_unsettled(tickets), more=len(tickets) >= limit, fresh=fresh)
+        end = self._monotonic()
+        crew.rested[fresh] = end + min(LEISURE * (end - here), self._poll)
         if next_due is not None:
             crew.look_by(here + next_due - now)
         try:
@@ -195,36 +220,28 @@ class QueueProcessor:
             log.error('old dead letters could not be removed: %s', error)
 
     def _drain_once(self, crew: Crew, progress: Progress) -> None:
-        start = self._attempts.clock()
-        seen: set[str] = set()
-        full = True
+        harvest = Harvest(self._queue, crew.pending, self._attempts.clock)
         while not crew.pending.closed:
-            tickets = self._unseen(seen, start if full else None)
-            if not full and not tickets:
+            tickets = harvest.look(self._limit_now(crew))
+            if harvest.fresh and not (tickets or harvest.more):
                 # What subscribers send meanwhile is fresh mail too.
                 self._await_subscribers(crew)
-                tickets = self._unseen(seen, None)
+                tickets = harvest.look(self._limit_now(crew))
                 if not tickets:
                     break
-            full = full and len(tickets) >= self._limit
-            seen.update(map(_id, tickets))
             self._report_all_done(crew, tickets)
             if crew.stop.is_set():
                 break
-            crew.pending.fill(_unsettled(tickets))
-            while not crew.pending.await_rest(0.1):
+            crew.pending.fill(_unsettled(tickets), more=harvest.more)
+            while not (crew.pending.await_rest(0.1) or crew.pending.running_low):
                 progress(crew.tally, crew.left)
+                harvest.tick()
                 if crew.stop.is_set():
                     crew.pending.close()
 
-    def _unseen(self, seen: set[str], start: float | None) -> list[Any]:
-        """What is due and not yet seen: all that was due at ``start``, or fresh mail only."""
-        now = self._attempts.clock() if start is None else start
-        fresh = start is None
-        tickets, _ = self._queue.look(
-            now, limit=self._limit + len(seen), fresh=fresh, all_events=not fresh
-        )
-        return [ticket for ticket in tickets if _id(ticket) not in seen]
+    def _limit_now(self, crew: Crew) -> int:
+        """How many tickets to ask for: those of the mails in work are found too."""
+        return self._limit + crew.pending.working * self._batch
 
     def _report_all_done(self, crew: Crew, tickets: list[Any]) -> None:
         """Report ``done/``, at the pace of the subscribers."""
@@ -314,7 +331,7 @@ class QueueProcessor:
         crew.pending.nudge()
         before = road.answered
         while crew.gate.passable and (ticket := crew.pending.take()) is not None:
-            if crew.pending.exhausted:
+            if crew.pending.tell():
                 self._queue.wake()
             if crew.unsynced >= SYNC_MAILS:
                 crew.sync(self._queue)
@@ -368,12 +385,6 @@ def _leaves(claim: Any, now: float) -> bool:
         return False
     expires: float | None = claim.envelope.expires
     return expires is None or now < expires
-
-
-def _id(ticket: Any) -> str:
-    """The same whatever the mail's schedule; a foreign file has its name only."""
-    schedule = parse(ticket.name)
-    return schedule.id if schedule else str(ticket.name)
 
 
 def _no_progress(tally: Tally, left: int) -> None:

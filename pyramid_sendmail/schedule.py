@@ -29,6 +29,9 @@ CROWDED_PAUSE = 30.0
 IDLE = 60.0
 """Seconds without work after which a worker gives its session up."""
 
+LOW = 8
+"""The part of what was kept that is still there when more is looked for."""
+
 _PASSING = re.compile(
     r"""(?<!\S)
     (?! (\d{3} | \d\.\d{1,3}\.\d{1,3}) [,:;]? (?!\S) )  # a reply's code, and an enhanced one
@@ -164,6 +167,9 @@ class Pending:
         self._changed = threading.Condition()
         self._closed = False
         self._more = False
+        self._low = 0
+        self._again = False
+        self._told = False
 
     def __len__(self) -> int:
         return len(self._lanes[True]) + len(self._lanes[False])
@@ -183,19 +189,41 @@ class Pending:
         return len(self._waiting)
 
     @property
+    def running_low(self) -> bool:
+        """Whether a full look would find more than what was kept, of which most has gone: the
+        next look is made while the rest is sent."""
+        return self._more and len(self) <= self._low
+
+    @property
     def exhausted(self) -> bool:
-        """Whether a full look would find more than what was kept, all of which has gone."""
-        return self._more and not len(self)
+        """Whether a full look would find something to do, and nothing, or little, is left here."""
+        return self.running_low or (self._again and not len(self))
+
+    def tell(self) -> bool:
+        """Whether somebody has to be told that it is exhausted: once, until it is filled."""
+        if self._told or not self.exhausted:
+            return False
+        with self._changed:
+            told, self._told = self._told, True
+            return not told
+
+    def knows(self, ticket: Any) -> bool:
+        """Whether it is here or being worked on."""
+        return ticket in self._known
 
     def fill(self, tickets: Iterable[Any], *, more: bool = False, fresh: bool = False) -> None:
         """Add what is neither here nor being worked on. ``more``: the look found more than it
-        could return; a ``fresh`` one does not tell that the others have gone."""
+        could return; a ``fresh`` one, or one that goes on, does not tell that the others have
+        gone."""
         with self._changed:
             for ticket in tickets:
                 if ticket not in self._known:
                     self._known.add(ticket)
                     heappush(self._lanes[ticket.folder == 'new'], (ticket.name, ticket))
-            self._more = more or (fresh and self._more)
+            if more or not fresh:
+                self._more, self._low = more, len(self) // LOW
+            if not fresh:
+                self._again = self._told = False
             self._changed.notify_all()
 
     def take(self) -> Any:
@@ -280,7 +308,7 @@ class Pending:
                 self._known.discard(ticket)
                 self._places.pop(ticket, None)
             self._coming.discard(get_ident())
-            self._more = self._more or again
+            self._again = self._again or again
             self._changed.notify_all()
 
     def rest(self, seconds: float) -> None:

@@ -24,6 +24,7 @@ from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import IMailQueueProcessor
 from pyramid_sendmail.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from pyramid_sendmail.queue import maildir as maildir_module
 from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.sending import Attempts, Tally
 
@@ -315,6 +316,53 @@ def test_a_limit_while_fresh_mail_comes(on_disk: Setup) -> None:
     with on_disk.running(workers=1, limit=10):
         on_disk.mailer.wait_for(60 + 62)
     assert empty(on_disk)
+
+
+@pytest.mark.parametrize('once', [False, True])
+def test_a_large_queue_is_listed_seldom(
+    on_disk: Setup, monkeypatch: pytest.MonkeyPatch, once: bool
+) -> None:
+    """What a look has found beyond the limit is sent without another."""
+    monkeypatch.setattr(maildir_module, '_KEPT', 40)
+    on_disk.put_many(100)
+    looks = count_looks(on_disk.queue)
+    processor = on_disk.processor(limit=8, workers=1, batch=4)
+    if once:
+        assert processor.run_once() == Tally(delivered=100)
+    else:
+        with at_work(processor):
+            on_disk.mailer.wait_for(100)
+    assert set(on_disk.sent_ids().values()) == {1}
+    # Three, those before the end, and a few more where mail in work was found once more.
+    assert len(looks) <= 8
+
+
+@pytest.mark.parametrize('fresh', [True, False])
+def test_slow_looks_leave_time_for_the_sending(setup: Setup, fresh: bool) -> None:
+    """However often mail comes, or is due again: the next look comes after ten times as long as
+    the last one took."""
+    began: list[float] = []
+    ended: list[float] = []
+    original = setup.queue.look
+
+    def look(now: float, **options: Any) -> Any:
+        if options['fresh'] is not fresh:
+            return original(now, **options)
+        began.append(time.monotonic())
+        time.sleep(0.01)
+        tickets, _ = original(now, **options)
+        ended.append(time.monotonic())
+        return tickets, None if fresh else now
+
+    setup.queue.look = look
+    with setup.running():
+        for _ in range(8):
+            setup.put()
+            time.sleep(0.01)
+        setup.mailer.wait_for(8)
+        until(lambda: len(ended) > 2 or fresh)
+    assert began
+    assert all(begin - end >= 0.1 for end, begin in zip(ended, began[1:], strict=False))
 
 
 # A closed road

@@ -318,6 +318,42 @@ def test_more_than_can_be_kept() -> None:
     assert not pending.exhausted
 
 
+def test_more_is_looked_for_in_time() -> None:
+    """While an eighth is still there, so that nobody waits for the look; and one worker is told to
+    ask for it, once until it has come."""
+    pending = Pending()
+    assert not pending.tell()
+    pending.fill([fresh(f'{number:02d}') for number in range(16)], more=True)
+    for _ in range(13):
+        pending.take()
+        assert not pending.exhausted
+        assert not pending.tell()
+    pending.take()
+    assert len(pending) == 2
+    assert pending.running_low
+    assert [pending.tell(), pending.tell()] == [True, False]
+    # The first of a look that goes on, and what came meanwhile.
+    pending.fill([fresh('a')], fresh=True)
+    assert not pending.exhausted
+    pending.take()
+    assert not pending.tell()
+    pending.fill([])
+    assert not pending.exhausted
+    assert not pending.tell()
+
+
+def test_what_is_here_is_known() -> None:
+    """From the look that found it until its work is done."""
+    pending = Pending()
+    assert not pending.knows(fresh('a'))
+    pending.fill([fresh('a')])
+    assert pending.knows(fresh('a'))
+    pending.take()
+    assert pending.knows(fresh('a'))
+    pending.worked()
+    assert not pending.knows(fresh('a'))
+
+
 def test_what_was_given_back_is_looked_for() -> None:
     """Mail that was taken and released by a closed road is found without waiting for the poll."""
     pending = Pending()

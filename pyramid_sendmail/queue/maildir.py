@@ -40,9 +40,9 @@ _SCHEDULED = 50_000
 _OPENED = 5_000
 """How many of them are opened at one look; the others have to wait for the next."""
 
-_KEPT = 50_000
+_KEPT = 40_000
 """Names of a folder that a look keeps, so that a million mails are not listed for each few that
-have left: some 5 MB."""
+have left: some 4 MB."""
 
 _EARLY = 5_000
 """Mails handed out before a look has come to its end: enough to send until then."""
