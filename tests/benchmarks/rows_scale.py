@@ -61,7 +61,7 @@ def _direct(name: str, *options: str, steps: int) -> Callable[[Place], Sample]:
 
 def _latency(place: Place) -> Sample:
     with place.fresh() as folder:
-        mails, seconds = place.mails(200), 5.0 if place.scale >= 1 else 1.0
+        mails, seconds = place.mails(200), 5.0 if place.scale >= 1 else 2.0
         return run(contender('latency', folder, mails, seconds)).figures
 
 

@@ -92,7 +92,7 @@ def _names(folder: Path) -> list[str]:
 
 def _idle(pid: int, seconds: float) -> float:
     """Seconds of the processor in a minute in which nothing happens."""
-    time.sleep(0.5)
+    time.sleep(1.5)  # what the last mail leaves to do is done within a second
     before = _used(pid)
     time.sleep(seconds)
     return (_used(pid) - before) * 60 / seconds
