@@ -13,6 +13,7 @@ import pytest
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.format import STATE_AT, decode
+from tests.crash.bench import folder as tmp_path
 from tests.queue_fixtures import (
     NOW,
     Clock,
@@ -26,6 +27,8 @@ from tests.queue_fixtures import (
     sent,
     the_file,
 )
+
+__all__ = ['tmp_path']
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pyramid_sendmail.envelope import Envelope, Fate
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.history import HISTORY, LINE, append, lines_of
 from pyramid_sendmail.queue.store import Store
+from tests.crash.bench import folder as tmp_path
 from tests.queue_fixtures import (
     NOW,
     Clock,
@@ -30,6 +31,8 @@ from tests.queue_fixtures import (
     sent,
     the_file,
 )
+
+__all__ = ['tmp_path']
 
 RELAY = 'smtp://relay.example.org:25'
 LATER = f'({RELAY}): 451 4.3.0 try again later'

@@ -16,7 +16,10 @@ import pytest
 
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue
+from tests.crash.bench import folder as tmp_path
 from tests.queue_fixtures import NOW, Clock, claimed, crashes, files, sent
+
+__all__ = ['tmp_path']
 
 OLD = '1700000000.4711.web.12345'
 MAIL = (

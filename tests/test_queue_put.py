@@ -16,6 +16,7 @@ import pytest
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.format import STATE_AT
+from tests.crash.bench import folder as tmp_path
 from tests.queue_fixtures import (
     NOW,
     Clock,
@@ -27,6 +28,8 @@ from tests.queue_fixtures import (
     reap,
     until,
 )
+
+__all__ = ['tmp_path']
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.format import STATE_AT
+from tests.crash.bench import folder as tmp_path
 from tests.queue_fixtures import (
     NOW,
     Clock,
@@ -22,6 +23,8 @@ from tests.queue_fixtures import (
     make_envelope,
     reap,
 )
+
+__all__ = ['tmp_path']
 
 ENVELOPES = [make_envelope(f'r{n}@example.org') for n in range(3)]
 IDS = sorted(envelope.id for envelope in ENVELOPES)

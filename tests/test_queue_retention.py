@@ -19,6 +19,7 @@ from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.processor import EXPIRE, EXPIRED
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.names import Ticket
+from tests.crash.bench import folder as tmp_path
 from tests.queue_fixtures import (
     NOW,
     Clock,
@@ -34,6 +35,8 @@ from tests.queue_fixtures import (
     until,
 )
 from tests.test_processor import Setup, at_work
+
+__all__ = ['tmp_path']
 
 LOGGER = 'pyramid_sendmail.queue.history'
 

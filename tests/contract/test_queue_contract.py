@@ -18,6 +18,7 @@ from zope.interface.verify import verifyClass, verifyObject
 from pyramid_sendmail.envelope import Envelope, Fate, Priority, Reply
 from pyramid_sendmail.interfaces import IMailClaim, IMailQueue, IMailQueuePut
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from tests.crash.bench import folder as tmp_path
 from tests.queue_fixtures import (
     NOW,
     Clock,
@@ -29,6 +30,8 @@ from tests.queue_fixtures import (
     sent,
     until,
 )
+
+__all__ = ['tmp_path']
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,10 @@ from pyramid_sendmail.queue.names import Ticket
 from pyramid_sendmail.queue.store import FOLDERS, Store
 
 from ..queue_fixtures import NOW, Clock, forked, make_envelope, reap
+from .bench import folder as tmp_path
 from .counts import Tell
+
+__all__ = ['tmp_path']
 
 SOAK = bool(os.environ.get('SOAK'))
 EXAMPLES = 1500 if SOAK else 70

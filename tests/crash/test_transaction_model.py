@@ -50,7 +50,10 @@ from pyramid_sendmail.sending import Attempts
 
 from ..doubles import RecordingMailer
 from ..queue_fixtures import NOW, until
+from .bench import folder as tmp_path
 from .counts import Tell
+
+__all__ = ['tmp_path']
 
 SOAK = bool(os.environ.get('SOAK'))
 EXAMPLES = 1500 if SOAK else 80

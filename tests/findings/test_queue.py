@@ -21,6 +21,7 @@ from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.sending import Tally
 
+from ..crash.bench import folder as tmp_path
 from ..functional.test_qp import Place
 from ..queue_fixtures import (
     CALLS,
@@ -36,6 +37,8 @@ from ..queue_fixtures import (
 )
 from ..smtp_server import ScriptedSMTPServer, accept_then, hold, reply
 from .world import MINUTE, World
+
+__all__ = ['tmp_path']
 
 MakeWorld = Callable[..., World]
 
