@@ -60,8 +60,8 @@ def in_child(place: Place, operation: Operation, policy: Policy) -> int:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """In memory where that can be had: thousands of cases wait for no disk. Modules that make as many
-    cases of their own have it as their ``tmp_path``."""
+    """In memory where that can be had: thousands of cases wait for no disk. Modules that make as
+    many cases of their own have it as their ``tmp_path``."""
     memory = Path('/dev/shm')
     if not os.access(memory, os.W_OK):
         yield tmp_path
