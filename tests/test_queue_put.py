@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.format import STATE_AT
+from pyramid_sendmail.queue.format import STATE_AT, encode
 from tests.crash.bench import folder as tmp_path
 from tests.queue_fixtures import (
     NOW,
@@ -130,6 +131,17 @@ def test_mails_of_a_transaction_are_written_before_one_is_synced(
     queue.put(_three())
     made = [call for call, _ in calls.made if call != 'open']
     assert made == ['pwrite'] * 3 + ['fsync'] * 2 + ['pwrite', 'fsync']
+
+
+@pytest.mark.parametrize('size', [1000, 262_143, 262_144, 3_000_000])
+def test_a_mail_of_any_size_is_in_its_file(queue: MaildirQueue, size: int) -> None:
+    """A large mail is written without a copy of it, and read back as it was."""
+    mails = [replace(make_envelope(), raw=b'Subject: x\r\n\r\n' + b'y' * size) for _ in range(2)]
+    put = queue.put(mails)
+    put.publish()
+    for ticket, mail in zip(put.tickets, mails, strict=True):
+        path = Path(queue.path, 'new', ticket.name)
+        assert path.read_bytes() == encode(mail, 'C')
 
 
 def test_a_large_transaction_has_few_files_open_at_once(

@@ -37,6 +37,7 @@ __all__ = [
     'Block',
     'LargeText',
     'Unreadable',
+    'block_of',
     'decode',
     'encode',
     'lengths_of',
@@ -206,6 +207,11 @@ class Block:
 
 def encode(envelope: Envelope, state: str) -> bytes:
     """The file of a new mail."""
+    return block_of(envelope, state) + envelope.raw
+
+
+def block_of(envelope: Envelope, state: str) -> bytes:
+    """The envelope block of a new mail, which the message follows."""
     recipients, raw = envelope.recipients, envelope.raw
     fixed = (
         f'X-Envelope-Id: {envelope.id}\r\n'
@@ -228,7 +234,6 @@ def encode(envelope: Envelope, state: str) -> bytes:
             write_slot((), count),
             fixed,
             lines,
-            raw,
         )
     )
 

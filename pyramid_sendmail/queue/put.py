@@ -27,7 +27,7 @@ from zope.interface import implementer
 from ..envelope import Envelope
 from ..exceptions import QueueError
 from ..interfaces import IMailQueuePut
-from .format import STATE_AT, encode
+from .format import STATE_AT, block_of
 from .names import Ticket, schedule_of
 from .store import Store
 from .trigger import Trigger
@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 
 _TOGETHER = 50
 """Files of a transaction that are open at once, at most."""
+
+
+_LARGE = 256 * 1024
+"""Octets from which on a copy costs more than a call of the system."""
 
 
 @implementer(IMailQueuePut)
@@ -82,7 +86,7 @@ class MaildirPut:
             with suppress(FileNotFoundError):
                 os.lstat(path)
                 raise FileExistsError(errno.EEXIST, 'a mail of the same name is waiting', path)
-        self._store.write(record, encode(first, 'W'))
+        self._fill(record, first, 'W')
         self._write_others(others)
         self._store.write(record, b'V', STATE_AT)
         self._store.sync_file(record)
@@ -96,12 +100,21 @@ class MaildirPut:
             try:
                 for name, envelope in zip(names[at:], envelopes[at : at + _TOGETHER], strict=False):
                     descriptors.append(self._create(name))
-                    self._store.write(descriptors[-1], encode(envelope, 'C'))
+                    self._fill(descriptors[-1], envelope, 'C')
                 for descriptor in descriptors:
                     self._store.sync_file(descriptor)
             finally:
                 for descriptor in descriptors:
                     self._store.close(descriptor)
+
+    def _fill(self, descriptor: int, envelope: Envelope, letter: str) -> None:
+        """Write a mail: in one piece, or a large one without a copy of it."""
+        block, raw = block_of(envelope, letter), envelope.raw
+        if len(raw) < _LARGE:
+            self._store.write(descriptor, block + raw)
+        else:
+            self._store.write(descriptor, block)
+            self._store.write(descriptor, raw, len(block))
 
     def _create(self, name: str) -> int:
         """A recovering processor may take the new file for an old one before it is locked, and

@@ -181,8 +181,8 @@ _PUT = (
     Mutant(
         'the vote before its followers',
         'queue/put.py',
-        "encode(first, 'W')",
-        "encode(first, 'V')",
+        "self._fill(record, first, 'W')",
+        "self._fill(record, first, 'V')",
         'a process that stops before its vote is done has sent nothing',
         'test_queue_put.py::test_a_crash_at_any_call_loses_and_doubles_nothing',
     ),
