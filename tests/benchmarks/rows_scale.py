@@ -105,7 +105,7 @@ def _many(place: Place) -> Sample:
     }
     there = _count(folder / 'mail')
     if there < place.queued:
-        run(contender('fill', write_ini(folder, settings), '2k', place.queued - there))
+        run(contender('fill', write_ini(folder, settings), '2k', place.queued - there, 'once'))
     ready(folder)
     with sink() as to, _processor(folder, to) as child:
         window = min(_WINDOW, place.queued // 2)
