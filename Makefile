@@ -9,6 +9,7 @@ ARGS ?=
 JOBS ?= 2
 DIRECTORY ?= /var/tmp
 QUEUED ?= 50000
+ROUNDS ?= 5
 
 INSTALLED := $(VENV)/.installed
 INSTALLED_LINT := $(VENV)/.installed-lint
@@ -39,7 +40,8 @@ lint: $(INSTALLED) $(INSTALLED_LINT) ## Check style (ruff) and types (mypy, stri
 	$(BIN)/python -m mypy pyramid_sendmail demo
 
 bench: $(INSTALLED) $(INSTALLED_BENCH) ## Run the benchmarks, and write their figures into README.rst
-	$(BIN)/python -m tests.benchmarks --directory $(DIRECTORY) --queued $(QUEUED) --json docs/benchmarks.json
+	$(BIN)/python -m tests.benchmarks --directory $(DIRECTORY) --queued $(QUEUED) --rounds $(ROUNDS) \
+	    --json docs/benchmarks.json
 	$(BIN)/python -m tests.benchmarks.readme
 
 bench-peers: $(INSTALLED_PEERS) ## Install what the benchmarks compare with into .venv-peers

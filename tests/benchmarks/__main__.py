@@ -7,7 +7,6 @@ them. A contender that is not on the machine is skipped, and the reason is print
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from . import rows_drain, rows_request, rows_scale
 from .processes import versions
-from .report import NO_JOURNAL, as_data, machine, table
+from .report import NO_JOURNAL, as_data, machine, table, write
 from .rounds import Place, Results, Row
 
 __all__ = ['main']
@@ -70,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             found.append(as_data(results))
             if arguments.json:
                 data = {'machine': about, 'peers': peers, 'rows': found}
-                arguments.json.write_text(json.dumps(data, indent=1) + '\n')
+                write(arguments.json, data)
     return int(failed)
 
 

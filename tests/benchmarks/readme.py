@@ -10,7 +10,7 @@ import textwrap
 from typing import Any
 
 from .processes import ROOT
-from .report import as_data, measured_text
+from .report import as_data, measured_text, write
 from .rounds import Results, Row
 
 __all__ = ['FIGURES', 'PICTURES', 'README', 'goals_table', 'judged', 'with_figures']
@@ -30,7 +30,8 @@ def goals_table(data: dict[str, Any]) -> str:
     versions = ', '.join(f'{name} {version}' for name, version in data['peers'].items())
     rounds = min(len(row['rounds']) for row in data['rows'])
     words = (
-        f'Measured on {about}, CPython {data["machine"]["python"]}, medians of {rounds} rounds; '
+        f'Measured on {about}, CPython {data["machine"]["python"]}; medians of {rounds} rounds, '
+        f'load {data["machine"]["load"]} before they began. '
         f'{versions}.'
     )
     lines = [*textwrap.wrap(words, 100, break_long_words=False, break_on_hyphens=False), '']
@@ -85,7 +86,7 @@ def main() -> int:
     from .pictures import draw
 
     data = judged(json.loads(FIGURES.read_text(encoding='utf-8')))
-    FIGURES.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
+    write(FIGURES, data)
     text = with_figures(README.read_text(encoding='utf-8'), data)
     README.write_text(text, encoding='utf-8')
     draw(data, FIGURES.parent)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from .rounds import Results, Verdict
 
-__all__ = ['NO_JOURNAL', 'as_data', 'machine', 'measured_text', 'table']
+__all__ = ['NO_JOURNAL', 'as_data', 'machine', 'measured_text', 'table', 'write']
 
 
 NO_JOURNAL = 'ext4 without a journal'
@@ -137,6 +139,13 @@ def as_data(results: Results) -> dict[str, Any]:
             for verdict in results.verdicts()
         ],
     }
+
+
+def write(path: Path, data: Mapping[str, Any]) -> None:
+    """As JSON, a line for each sample and each goal."""
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+    lines = re.sub(r'\{[^{}]*\}', lambda found: re.sub(r'\s*\n\s*', ' ', found[0]), text)
+    path.write_text(lines + '\n', encoding='utf-8')
 
 
 def _rounded(value: float | None) -> float | None:
