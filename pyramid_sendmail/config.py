@@ -24,7 +24,7 @@ The actions run in this order, whatever the order of the calls:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
@@ -45,13 +45,15 @@ from .interfaces import (
 )
 from .mailers.url import mailer_from_url
 from .message import Composer
-from .processor import QueueProcessor
 from .queue import MaildirQueue, MemoryQueue
 from .relay import mask_url
 from .reporting import MailReporter
 from .retry import AT_ONCE_OR_NEVER
 from .sending import Attempts
 from .settings import TABLE, MailSettings, parse_settings
+
+if TYPE_CHECKING:
+    from .processor import QueueProcessor
 
 __all__ = ['processor_of', 'set_mail_delivery', 'set_mail_queue', 'set_mailer']
 
@@ -251,6 +253,9 @@ def processor_of(
     registry: Registry, *, workers: int | None = None, batch: int | None = None
 ) -> QueueProcessor:
     """The queue processor of a configured application, whose queue must be there."""
+    # Most web processes have none.
+    from .processor import QueueProcessor
+
     settings = _settings(registry)
     reporter = registry.getUtility(IMailReporter)
     return QueueProcessor(
