@@ -230,20 +230,20 @@ ROWS = (
         'a queue of 2 KB mails, into a sink on loopback',
         [
             Contender(ONE, source('2k', 2_000, 1)),
-            Contender(TEN, source('2k', 15_000, 10)),
+            Contender(TEN, source('2k', 10_000, 10)),
             zope('2k', 600),
             repoze('2k', 500),
-            Contender('django-post_office', django('post_office', '2k', 500)),
-            Contender('django-mailer', django('mailer', '2k', 100)),
+            Contender('django-post_office', django('post_office', '2k', 300)),
+            Contender('django-mailer', django('mailer', '2k', 60)),
             Contender(SMTPLIB, reused('smtplib', '2k', 1_500)),
             Contender(AIOSMTPLIB, reused('aiosmtplib', '2k', 1_500)),
-            Contender(OURS, qp('2k', 5_000)),
+            Contender(OURS, qp('2k', 4_000)),
             Contender(
                 'pyramid_sendmail, a subscriber counts',
-                qp('2k', 5_000, settings={'benchmarks.subscriber': 'counts'}),
+                qp('2k', 4_000, settings={'benchmarks.subscriber': 'counts'}),
             ),
-            Contender(BOTH, qp('2k', 10_000, processes=2)),
-            Contender(WORKERS, qp('2k', 10_000, settings={'mail.processes': 2})),
+            Contender(BOTH, qp('2k', 8_000, processes=2)),
+            Contender(WORKERS, qp('2k', 8_000, settings={'mail.processes': 2})),
         ],
         (
             times(12, ZOPE),
@@ -259,17 +259,17 @@ ROWS = (
         'the same with a MailSentEvent subscriber that commits to SQLite',
         [
             zope('2k', 600),
-            Contender(EACH, subscribed(1_500, 'wal')),
+            Contender(EACH, subscribed(1_000, 'wal')),
             Contender(BATCHES, subscribed(3_000, 'wal', **{'mail.event_batch': BATCH})),
-            Contender('the commits alone, no mail', database_alone(1_500, 'wal')),
+            Contender('the commits alone, no mail', database_alone(1_000, 'wal')),
             Contender(
-                'pyramid_sendmail, a commit an event, SQLite as it comes', subscribed(300, 'delete')
+                'pyramid_sendmail, a commit an event, SQLite as it comes', subscribed(150, 'delete')
             ),
             Contender(
                 'pyramid_sendmail, a commit a batch, SQLite as it comes',
-                subscribed(2_000, 'delete', **{'mail.event_batch': BATCH}),
+                subscribed(1_000, 'delete', **{'mail.event_batch': BATCH}),
             ),
-            Contender('the commits alone, SQLite as it comes', database_alone(300, 'delete')),
+            Contender('the commits alone, SQLite as it comes', database_alone(150, 'delete')),
         ],
         (times(3, ZOPE, who=EACH), times(6, ZOPE, who=BATCHES)),
         'zope.sendmail has no events; SQLite with a write-ahead log, but where it says otherwise',
