@@ -45,8 +45,8 @@ put: lstat failed/: QueueError, as before; ENOENT: quiet, done
 put: lstat reasons/: QueueError, as before; ENOENT: quiet, done
 put: open tmp: QueueError, as before; ENOENT: quiet, done
 put: flock tmp: QueueError, as before; ENOENT: QueueError, between
-put: stat tmp: QueueError, as before; ENOENT: QueueError, between
 put: fstat tmp: QueueError, as before; ENOENT: QueueError, between
+put: stat tmp: QueueError, as before; ENOENT: QueueError, between
 put: lstat new: QueueError, as before; ENOENT: quiet, done
 put: pwrite tmp: QueueError, as before
 put: fsync tmp: QueueError, as before
@@ -73,12 +73,12 @@ put: lstat reasons/: QueueError, as before; ENOENT: quiet, done
 put: open tmp #1: QueueError, as before; ENOENT: quiet, done
 put: open tmp #2,3: QueueError, as before
 put: flock tmp #1: QueueError, as before; ENOENT: QueueError, between
-put: flock tmp #2,4: QueueError, as before
-put: flock tmp #3,5: quiet, done
-put: stat tmp #1: QueueError, as before; ENOENT: QueueError, between
-put: stat tmp #2,3: QueueError, as before
+put: flock tmp #2,3: QueueError, as before
+put: flock tmp #4,5: quiet, done
 put: fstat tmp #1: QueueError, as before; ENOENT: QueueError, between
 put: fstat tmp #2,3: QueueError, as before
+put: stat tmp #1: QueueError, as before; ENOENT: QueueError, between
+put: stat tmp #2,3: QueueError, as before
 put: lstat new: QueueError, as before; ENOENT: quiet, done
 put: pwrite tmp: QueueError, as before
 put: fsync tmp: QueueError, as before
@@ -115,9 +115,9 @@ doubt: close tmp: quiet, done, CRITICAL
 look: scandir tmp/: QueueError, as before; ENOENT: quiet, as before
 look: readdir tmp/: QueueError, as before; ENOENT: quiet, as before
 look: open tmp: quiet, as before
-look: fstat tmp: quiet, as before
 look: flock tmp #1: quiet, as before
 look: flock tmp #2: quiet, done
+look: fstat tmp: quiet, as before
 look: stat tmp: quiet, as before
 look: pread tmp: quiet, as before
 look: listdir tmp/: quiet, as before
@@ -137,13 +137,13 @@ look: readdir tmp/: QueueError, as before; ENOENT: quiet, as before
 look: open tmp #1: quiet, as before
 look: open tmp #2: quiet, as before; EPERM EACCES ENOENT: quiet, between, CRITICAL
 look: open tmp #3: quiet, between, CRITICAL
-look: fstat tmp #1,2,3,5: quiet, as before
-look: fstat tmp #4: quiet, as before; ENOENT: quiet, between, CRITICAL
-look: fstat tmp #6,7,8,9: quiet, between, CRITICAL
 look: flock tmp #1: quiet, as before
 look: flock tmp #2: quiet, as before; ENOENT: quiet, between, CRITICAL
 look: flock tmp #3,5,6: quiet, done, CRITICAL
 look: flock tmp #4: quiet, between, CRITICAL
+look: fstat tmp #1,3: quiet, as before
+look: fstat tmp #2: quiet, as before; ENOENT: quiet, between, CRITICAL
+look: fstat tmp #4,5,6: quiet, between, CRITICAL
 look: stat tmp #1: quiet, as before
 look: stat tmp #2: quiet, as before; ENOENT: quiet, between, CRITICAL
 look: stat tmp #3: quiet, between, CRITICAL
@@ -168,9 +168,9 @@ look: readdir cur/: QueueError, done, CRITICAL; ENOENT: quiet, done, CRITICAL
 look: scandir tmp/: QueueError, as before; ENOENT: quiet, as before
 look: readdir tmp/: QueueError, as before; ENOENT: quiet, as before
 look: open tmp: quiet, as before
-look: fstat tmp: quiet, as before
 look: flock tmp #1: quiet, as before
 look: flock tmp #2: quiet, done
+look: fstat tmp: quiet, as before
 look: stat tmp: quiet, as before
 look: pread tmp: quiet, as before
 look: listdir tmp/: quiet, as before
@@ -189,9 +189,9 @@ look: readdir cur/: QueueError, done; ENOENT: quiet, done
 """,
     'claim and release': """
 claim: open new: QueueError, done; EPERM EACCES: DamagedMail, between; ENOENT: quiet, done
-claim: fstat new #1,3: QueueError, done
-claim: fstat new #2: QueueError, done; ENOENT: quiet, done
 claim: flock new: QueueError, done; ENOENT: quiet, done
+claim: fstat new #1: QueueError, done; ENOENT: quiet, done
+claim: fstat new #2: QueueError, done
 claim: stat new: QueueError, done; ENOENT: quiet, done
 claim: pread new: QueueError, done
 claim: pwrite new: QueueError, done
@@ -311,10 +311,10 @@ attempt: readdir new/: QueueError, as before; ENOENT: quiet, as before
 attempt: scandir cur/: QueueError, as before; ENOENT: quiet, as before
 attempt: readdir cur/: QueueError, as before; ENOENT: quiet, as before
 attempt: open done: QueueError, as before; EPERM EACCES: quiet, between; ENOENT: quiet, as before
-attempt: fstat done #1,3: QueueError, as before
-attempt: fstat done #2: QueueError, as before; ENOENT: quiet, as before
 attempt: flock done #1: QueueError, as before; ENOENT: quiet, as before
 attempt: flock done #2: quiet, done
+attempt: fstat done #1: QueueError, as before; ENOENT: quiet, as before
+attempt: fstat done #2: QueueError, as before
 attempt: stat done: QueueError, as before; ENOENT: quiet, as before
 attempt: pread done: QueueError, as before
 attempt: pwrite done: quiet, as before
@@ -331,10 +331,10 @@ attempt: readdir new/: QueueError, as before; ENOENT: quiet, as before
 attempt: scandir cur/: QueueError, as before; ENOENT: quiet, as before
 attempt: readdir cur/: QueueError, as before; ENOENT: quiet, as before
 attempt: open new: QueueError, as before; EPERM EACCES: quiet, between; ENOENT: quiet, as before
-attempt: fstat new #1,3: QueueError, as before
-attempt: fstat new #2: QueueError, as before; ENOENT: quiet, as before
 attempt: flock new #1: QueueError, as before; ENOENT: quiet, as before
 attempt: flock new #2: quiet, done
+attempt: fstat new #1: QueueError, as before; ENOENT: quiet, as before
+attempt: fstat new #2: QueueError, as before
 attempt: stat new: QueueError, as before; ENOENT: quiet, as before
 attempt: pread new: QueueError, as before
 attempt: pwrite new #1: QueueError, as before
@@ -362,10 +362,10 @@ attempt: readdir new/: QueueError, as before; ENOENT: quiet, as before
 attempt: scandir cur/: QueueError, as before; ENOENT: quiet, as before
 attempt: readdir cur/: QueueError, as before; ENOENT: quiet, as before
 attempt: open new: QueueError, as before; EPERM EACCES: quiet, between; ENOENT: quiet, as before
-attempt: fstat new #1,3: QueueError, as before
-attempt: fstat new #2: QueueError, as before; ENOENT: quiet, as before
 attempt: flock new #1: QueueError, as before; ENOENT: quiet, as before
 attempt: flock new #2: quiet, done
+attempt: fstat new #1: QueueError, as before; ENOENT: quiet, as before
+attempt: fstat new #2: QueueError, as before
 attempt: stat new: QueueError, as before; ENOENT: quiet, as before
 attempt: pread new: QueueError, as before
 attempt: pwrite new #1: QueueError, as before
@@ -393,10 +393,10 @@ attempt: readdir new/: QueueError, as before; ENOENT: quiet, as before
 attempt: scandir cur/: QueueError, as before; ENOENT: quiet, as before
 attempt: readdir cur/: QueueError, as before; ENOENT: quiet, as before
 attempt: open new: QueueError, as before; EPERM EACCES: quiet, between; ENOENT: quiet, as before
-attempt: fstat new #1,3: QueueError, as before
-attempt: fstat new #2: QueueError, as before; ENOENT: quiet, as before
 attempt: flock new #1: QueueError, as before; ENOENT: quiet, as before
 attempt: flock new #2: quiet, done
+attempt: fstat new #1: QueueError, as before; ENOENT: quiet, as before
+attempt: fstat new #2: QueueError, as before
 attempt: stat new: QueueError, as before; ENOENT: quiet, as before
 attempt: pread new: QueueError, as before
 attempt: pwrite new #1: QueueError, as before
@@ -418,13 +418,13 @@ attempt: scandir cur/: QueueError, as before; ENOENT: quiet, as before
 attempt: readdir cur/: QueueError, as before; ENOENT: quiet, as before
 attempt: open new #1: QueueError, as before; EPERM EACCES ENOENT: quiet, between
 attempt: open new #2,3: QueueError, between; EPERM EACCES ENOENT: quiet, between
-attempt: fstat new #1,3: QueueError, as before
-attempt: fstat new #2: QueueError, as before; ENOENT: quiet, between
-attempt: fstat new #4,6,7,9: QueueError, between
-attempt: fstat new #5,8: QueueError, between; ENOENT: quiet, between
 attempt: flock new #1: QueueError, as before; ENOENT: quiet, between
 attempt: flock new #2,4,6: quiet, done
 attempt: flock new #3,5: QueueError, between; ENOENT: quiet, between
+attempt: fstat new #1: QueueError, as before; ENOENT: quiet, between
+attempt: fstat new #2: QueueError, as before
+attempt: fstat new #3,5: QueueError, between; ENOENT: quiet, between
+attempt: fstat new #4,6: QueueError, between
 attempt: stat new #1: QueueError, as before; ENOENT: quiet, between
 attempt: stat new #2,3: QueueError, between; ENOENT: quiet, between
 attempt: pread new #1: QueueError, as before
@@ -453,12 +453,12 @@ attempt: rename done: quiet, between; ENOENT: quiet, done
     'put aside': """
 claim: open new #1: QueueError, as before; EPERM EACCES: quiet, between; ENOENT: quiet, done
 claim: open new #2: QueueError, as before; EPERM EACCES: quiet, between; ENOENT: quiet, as before
-claim: fstat new #1,3,4,6: QueueError, as before
-claim: fstat new #2: QueueError, as before; ENOENT: quiet, done
-claim: fstat new #5: QueueError, as before; ENOENT: quiet, as before
 claim: flock new #1: QueueError, as before; ENOENT: quiet, done
 claim: flock new #2,4: quiet, done
 claim: flock new #3: QueueError, as before; ENOENT: quiet, as before
+claim: fstat new #1: QueueError, as before; ENOENT: quiet, done
+claim: fstat new #2,4,5: QueueError, as before
+claim: fstat new #3: QueueError, as before; ENOENT: quiet, as before
 claim: stat new #1: QueueError, as before; ENOENT: quiet, done
 claim: stat new #2: QueueError, as before; ENOENT: quiet, as before
 claim: pread new: QueueError, as before
@@ -480,22 +480,22 @@ claim: rename new: quiet, as before; ENOENT: quiet, done
     'adopt': """
 claim: open new #1: QueueError, as before; EPERM EACCES: DamagedMail, between; ENOENT: quiet, as before
 claim: open new #2: QueueError, between; EPERM EACCES: DamagedMail, between; ENOENT: quiet, between
-claim: fstat new #1,3: QueueError, as before
-claim: fstat new #2: QueueError, as before; ENOENT: quiet, as before
-claim: fstat new #4,6: QueueError, between
-claim: fstat new #5: QueueError, between; ENOENT: quiet, between
 claim: flock new #1: QueueError, as before; ENOENT: quiet, as before
 claim: flock new #2: QueueError, between; ENOENT: quiet, between
 claim: flock new #3: quiet, between
+claim: fstat new #1: QueueError, as before; ENOENT: quiet, as before
+claim: fstat new #2,3: QueueError, as before
+claim: fstat new #4: QueueError, between; ENOENT: quiet, between
+claim: fstat new #5: QueueError, between
 claim: stat new #1: QueueError, as before; ENOENT: quiet, as before
 claim: stat new #2: QueueError, between; ENOENT: quiet, between
-claim: pread new #1: QueueError, as before
-claim: pread new #2: QueueError, between
+claim: pread new #1,2: QueueError, as before
+claim: pread new #3: QueueError, between
 claim: open tmp: QueueError, as before
 claim: flock tmp #1: QueueError, as before; ENOENT: quiet, between
 claim: flock tmp #2: quiet, between
-claim: stat tmp: QueueError, as before; ENOENT: quiet, between
 claim: fstat tmp: QueueError, as before; ENOENT: quiet, between
+claim: stat tmp: QueueError, as before; ENOENT: quiet, between
 claim: pwrite tmp #1: QueueError, as before
 claim: pwrite tmp #2: QueueError, between
 claim: fsync tmp: QueueError, as before
