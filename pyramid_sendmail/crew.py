@@ -12,7 +12,7 @@ from .envelope import Envelope, Fate
 from .exceptions import MailerUnavailable, QueueError
 from .pace import Pace
 from .road import Road
-from .schedule import Gate, Pending
+from .schedule import Gate, Help, Pending
 from .sending import Tally
 from .threads import OwnThread
 
@@ -32,6 +32,7 @@ class Crew:
         roads: list[Road],
         drain: Callable[[Crew, Road, Tally], float],
         gate: Gate,
+        help: Help,
         pace: Pace,
         wake: Callable[[], None],
         stop: threading.Event,
@@ -40,6 +41,7 @@ class Crew:
     ) -> None:
         self.pending = Pending(pace)
         self.gate = gate
+        self._help = help
         self.once = once
         self.error: MailerUnavailable | QueueError | None = None
         self.next_look = 0.0
@@ -113,7 +115,7 @@ class Crew:
                 log.error('the queue could not be synced: %s', error)
 
     def _work(self, road: Road, tally: Tally) -> None:
-        while self.pending.await_work(self.gate.admit, idle=road.close):
+        while self.pending.await_work(self._admit, idle=road.close):
             try:
                 rest = self._drain(self, road, tally)
             except Exception as error:
@@ -128,6 +130,9 @@ class Crew:
             if rest:
                 self.pending.rest(rest)
         road.close()
+
+    def _admit(self) -> float:
+        return self._help.wait(self.pending.working) or self.gate.admit()
 
     def unheard(self, ticket: Any) -> bool:
         """Whether nobody has complained about this one yet."""

@@ -239,7 +239,12 @@ class ISMTPMailer(IMailer):
 
 
 class IMailSession(Interface):
-    """A conversation with the next hop, used by one thread at a time."""
+    """A conversation with the next hop, used by one thread at a time.
+
+    A session may have ``gives_way = True``: whatever it waits for stands in
+    :class:`pyramid_sendmail.threads.waiting`, so that the workers of a queue processor can take
+    turns over such sessions.
+    """
 
     name = Attribute(
         'Where it sends to, for people: the name of the mailer that connected, and in parentheses '

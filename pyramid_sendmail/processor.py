@@ -25,7 +25,7 @@ from .once import Harvest
 from .pace import Pace
 from .reporting import MailReporter
 from .road import Road
-from .schedule import FIRST_PAUSE, Gate
+from .schedule import FIRST_PAUSE, Gate, Help
 from .sending import Attempts, Tally, attempt, report_settled
 
 __all__ = ['QueueProcessor']
@@ -149,7 +149,8 @@ class QueueProcessor:
             for _ in range(self._workers)
         ]
         gate = Gate(self._monotonic, pause=self._pause, chance=self._chance)
-        return Crew(roads, self._drain, gate, self._pace, self._queue.wake, stop, once=once)
+        help = Help(self._attempts.turn)
+        return Crew(roads, self._drain, gate, help, self._pace, self._queue.wake, stop, once=once)
 
     def _watch(self, crew: Crew) -> None:
         """Look where mail is published until the next full look is due."""

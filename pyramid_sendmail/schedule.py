@@ -15,8 +15,9 @@ from typing import Any
 
 from .exceptions import QueueError
 from .pace import Pace
+from .threads import Turn
 
-__all__ = ['Gate', 'Pending']
+__all__ = ['Gate', 'Help', 'Pending']
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,12 @@ CROWDED_PAUSE = 30.0
 
 IDLE = 60.0
 """Seconds without work after which a worker gives its session up."""
+
+HELP = 0.02
+"""Seconds over which it is seen how much of the time somebody works."""
+
+ENOUGH = 0.6
+"""The part of it beyond which nobody else would be of help."""
 
 LOW = 8
 """The part of what was kept that is still there when more is looked for."""
@@ -148,6 +155,36 @@ class Gate:
     def _stop_trying(self) -> None:
         if self._trying == get_ident():
             self._trying = None
+
+
+class Help:
+    """Whether one more worker would be of any help to those who work already.
+
+    They take turns, so that it is none where somebody always works: a relay on the same machine is
+    served by one worker, and sooner than by four. Where they mostly wait for a relay far away, one
+    more joins at each look. Of sessions that take no turns nothing is known: all join.
+    """
+
+    def __init__(self, turn: Turn, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._turn = turn
+        self._monotonic = monotonic
+        self._looked = 0.0
+        self._worked = 0.0
+
+    def wait(self, working: int) -> float:
+        """Seconds until it can be told, beside so many who work; 0 to join them."""
+        worked, now = self._turn.worked, self._monotonic()
+        if not working:
+            self._looked, self._worked = now, worked
+            return 0.0
+        if not worked:
+            return 0.0
+        elapsed = now - self._looked
+        if elapsed < HELP:
+            return HELP - elapsed
+        share = (worked - self._worked) / elapsed
+        self._looked, self._worked = now, worked
+        return 0.0 if share < ENOUGH else HELP
 
 
 class Pending:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from .exceptions import MailerUnavailable, QueueError
 from .interfaces import IMailClaim, IMailReporter
 from .retry import RetryPolicy
 from .road import Road
+from .threads import Turn
 
 __all__ = ['Attempts', 'Tally', 'attempt', 'report_settled']
 
@@ -68,6 +70,7 @@ class Attempts:
 
     ``ambiguous``: 'resend' or 'hold'. ``unrecorded``: claims whose outcome could not be written
     down yet; they stay locked, and nothing more may be claimed until ``record`` has emptied it.
+    ``turn``: held over sessions that give it up while they wait.
     """
 
     policy: RetryPolicy
@@ -75,6 +78,7 @@ class Attempts:
     ambiguous: str = 'resend'
     clock: Callable[[], float] = time.time
     unrecorded: list[tuple[IMailClaim, list[Fate], float | None]] = field(default_factory=list)
+    turn: Turn = field(default_factory=Turn)
 
     def record(self) -> None:
         """Write down what could not be written before. Raises QueueError, and keeps it."""
@@ -193,6 +197,10 @@ class Batch:
 
     def send(self, session: Any) -> bool:
         """Send over this session; whether there is mail to be sent over another one."""
+        with self._attempts.turn.held() if getattr(session, 'gives_way', False) else nullcontext():
+            return self._send(session)
+
+    def _send(self, session: Any) -> bool:
         self._name = self._road.name
         outcomes = iter(session.send(self._envelopes(), sealing=self._sealing))
         while True:

@@ -119,7 +119,13 @@ TABLE: tuple[Setting, ...] = (
         'the name said in EHLO, and the right side of message ids; never resolved',
         "the host's name",
     ),
-    Setting('mail.workers', count, '4', 'connections that the queue processor keeps'),
+    Setting(
+        'mail.workers',
+        count,
+        '4',
+        'connections of the queue processor at most; one more is opened where those there are '
+        'mostly wait',
+    ),
     Setting('mail.batch', count, '100', 'mails per connection before it is opened anew'),
     Setting(
         'mail.event_batch',

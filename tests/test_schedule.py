@@ -13,7 +13,7 @@ import pytest
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.pace import Pace
 from pyramid_sendmail.queue.names import Ticket
-from pyramid_sendmail.schedule import CROWDED_PAUSE, LONGEST_PAUSE, Gate, Pending
+from pyramid_sendmail.schedule import CROWDED_PAUSE, HELP, LONGEST_PAUSE, Gate, Help, Pending
 
 from .queue_fixtures import Clock, until
 
@@ -544,3 +544,61 @@ def test_who_waits_long_for_a_place_gives_its_session_up(
     assert idle.wait(10)
     pending.close()
     assert workers[0].result() is False
+
+
+# Whether one more worker is of any help
+
+
+class Held:
+    """A turn whose time only a test knows."""
+
+    def __init__(self) -> None:
+        self.worked = 0.0
+
+
+@pytest.fixture
+def held() -> Held:
+    return Held()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(1000.0)
+
+
+@pytest.fixture
+def help(held: Any, clock: Clock) -> Help:
+    return Help(held, monotonic=clock)
+
+
+def test_the_first_worker_is_always_of_help(help: Help, held: Held) -> None:
+    """Mail that comes to an idle processor waits for nothing."""
+    held.worked = 500.0
+    assert help.wait(0) == 0
+
+
+def test_nobody_joins_one_who_always_works(help: Help, held: Held, clock: Clock) -> None:
+    """A relay on the same machine is served by one worker."""
+    assert help.wait(0) == 0
+    held.worked = 0.001
+    assert 0 < help.wait(1) <= HELP
+    for _ in range(5):
+        clock.now += 1.01 * HELP
+        held.worked += HELP * 0.9
+        assert help.wait(1) == HELP
+
+
+def test_one_at_a_time_joins_those_who_wait(help: Help, held: Held, clock: Clock) -> None:
+    """A relay far away is served by all, who join one after the other."""
+    assert help.wait(0) == 0
+    held.worked = 0.001
+    for working in range(1, 4):
+        clock.now += 1.01 * HELP
+        held.worked += HELP * 0.1
+        assert help.wait(working) == 0
+        assert 0 < help.wait(working + 1) <= HELP
+
+
+def test_all_join_where_nobody_takes_turns(help: Help) -> None:
+    """A session that does not say when it waits may wait all the time."""
+    assert [help.wait(working) for working in range(4)] == [0, 0, 0, 0]

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pyramid_sendmail.threads import EXIT_GRACE, OwnThreads, in_own_thread
+from pyramid_sendmail.threads import EXIT_GRACE, OwnThreads, Turn, in_own_thread, waiting
 
-from .queue_fixtures import forked, reap
+from .queue_fixtures import forked, reap, until
 
 
 class Component:
@@ -163,3 +163,74 @@ def test_a_fork_while_a_lock_is_held() -> None:
         pid = forked(work)
     assert reap(pid) == 0
     component.going_on.set()
+
+
+def test_one_thread_works_at_a_time() -> None:
+    """Whoever wants the turn waits until it is given up, even for a moment."""
+    turn, told = Turn(), []
+
+    def other() -> None:
+        with turn.held():
+            told.append('other')
+
+    thread = threading.Thread(target=other)
+    with turn.held():
+        thread.start()
+        # It is there, and does nothing.
+        thread.join(0.05)
+        assert told == []
+        with waiting():
+            until(lambda: told == ['other'])
+        told.append('first')
+    thread.join(10)
+    assert told == ['other', 'first']
+
+
+def test_the_turn_is_had_again_after_waiting() -> None:
+    """What follows a wait is done in turn, whatever the wait came to."""
+    turn = Turn()
+
+    def wait() -> None:
+        with waiting():
+            assert not taken()
+            with waiting():
+                assert not taken()
+            raise ZeroDivisionError
+
+    def taken() -> bool:
+        free = turn._lock.acquire(blocking=False)
+        if free:
+            turn._lock.release()
+        return not free
+
+    with turn.held():
+        assert taken()
+        with pytest.raises(ZeroDivisionError):
+            wait()
+        assert taken()
+    assert not taken()
+
+
+def test_who_holds_no_turn_gives_none_up() -> None:
+    """Waiting is the same for all threads, and means nothing to most."""
+    turn = Turn()
+    with turn.held():
+        thread = threading.Thread(target=lambda: waiting().__enter__())
+        thread.start()
+        thread.join(10)
+        assert not turn._lock.acquire(blocking=False)
+    with waiting():
+        assert turn._lock.acquire(blocking=False)
+
+
+def test_a_turn_tells_how_long_it_was_held() -> None:
+    """Also while somebody holds it; and not the time that he waits."""
+    turn = Turn()
+    assert turn.worked == 0
+    with turn.held():
+        until(lambda: turn.worked > 0.01)
+        with waiting():
+            worked = turn.worked
+            threading.Event().wait(0.02)
+            assert turn.worked == worked
+    assert turn.worked >= worked

@@ -71,6 +71,9 @@ class SMTPSession:
     relay answers the final dot for each accepted recipient (RFC 2033, 4.2).
     """
 
+    gives_way = True
+    """See IMailSession."""
+
     def __init__(
         self,
         wire: Wire,

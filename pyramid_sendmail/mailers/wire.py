@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..envelope import Reply
 from ..exceptions import SendmailError
+from ..threads import waiting
 
 if TYPE_CHECKING:
     import ssl
@@ -110,7 +111,9 @@ class Wire:
             while rest:
                 # TLS may have sent part of what it reports as failed.
                 risked = min(len(rest), BLOCK) if self.secure else 0
-                rest = rest[self._socket.send(rest[:BLOCK] if self.secure else rest) :]
+                with waiting():
+                    sent = self._socket.send(rest[:BLOCK] if self.secure else rest)
+                rest = rest[sent:]
         except OSError as error:
             self.lost = True
             raise LineLost(
@@ -225,7 +228,8 @@ class Wire:
                 raise TimeoutError
             # A second more or less is nothing to a time-out of minutes, and each change is a call.
             self._within(remaining if timeout < 10 or remaining < timeout - 1 else timeout)
-            data = self._socket.recv(BLOCK)
+            with waiting():
+                data = self._socket.recv(BLOCK)
         except OSError as error:
             self.lost = True
             raise LineLost(

@@ -14,6 +14,7 @@ from contextlib import suppress
 from math import inf
 
 from ..exceptions import QueueError
+from ..threads import waiting
 from .permissions import Permissions
 
 __all__ = ['FOLDERS', 'Store']
@@ -294,7 +295,8 @@ class Store:
 
     def sync_file(self, descriptor: int) -> None:
         if self.sync:
-            os.fsync(descriptor)
+            with waiting():
+                os.fsync(descriptor)
 
     def sync_folder(self, folder: str) -> None:
         """Make the folder's entries survive a power cut."""
@@ -302,7 +304,8 @@ class Store:
             return
         descriptor = os.open(f'{self.root}/{folder}', os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
         try:
-            os.fsync(descriptor)
+            with waiting():
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

@@ -383,6 +383,22 @@ _RECOVERY = (
 
 _STORE = (
     Mutant(
+        'the turn is kept by who waits',
+        'threads.py',
+        '        if self._turn is not None:\n            self._turn.give()\n',
+        '',
+        'others work while one waits',
+        'test_threads.py::test_one_thread_works_at_a_time',
+    ),
+    Mutant(
+        'nobody ever helps',
+        'schedule.py',
+        'return 0.0 if share < ENOUGH else HELP',
+        'return HELP',
+        'a relay far away is served by all workers',
+        'test_schedule.py::test_one_at_a_time_joins_those_who_wait',
+    ),
+    Mutant(
         'claims without a lock',
         'queue/store.py',
         '            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n            here',
@@ -457,7 +473,7 @@ _STORE = (
     Mutant(
         'folders are not synced',
         'queue/store.py',
-        '        try:\n            os.fsync(descriptor)\n',
+        '        try:\n            with waiting():\n                os.fsync(descriptor)\n',
         '        try:\n            pass\n',
         'the rename survives a power cut',
         'test_queue_put.py::test_a_mail_is_synced_before_it_is_published',
