@@ -7,7 +7,7 @@ from typing import Any
 
 from .application import heard
 from .drains import drained, files, psendmail_qp, queue, ready
-from .processes import Absent, contender, ours, peer, postfix, run
+from .processes import contender, ours, peer, postfix, run
 from .rounds import OURS, Contender, Goal, Place, Row, Sample, times
 from .sinks import Sink, chunking_sink, far, sink
 from .work import RECIPIENT_ADDRESS, SENDER_ADDRESS, wire
@@ -15,7 +15,6 @@ from .work import RECIPIENT_ADDRESS, SENDER_ADDRESS, wire
 __all__ = ['ROWS', 'zope']
 
 BOTH = 'pyramid_sendmail, two processors'
-WORKERS = 'pyramid_sendmail, two processes'
 EACH = 'pyramid_sendmail, a commit an event'
 BATCHES = 'pyramid_sendmail, a commit a batch of events'
 ZOPE = 'zope.sendmail'
@@ -192,27 +191,6 @@ def database_alone(steps: int, journal: str) -> Measure:
     return measure
 
 
-def chunking(mails: int) -> Measure:
-    """Ours, with a window of 8 mails where the relay offers CHUNKING."""
-    measure = qp(
-        '2k',
-        mails,
-        settings=_FAR,
-        url='?window=8',
-        sink=chunking_sink,
-        away=True,
-    )
-
-    def asked(place: Place) -> Sample:
-        from pyramid_sendmail.mailers.builders import RELAY_OPTIONS
-
-        if 'window' not in RELAY_OPTIONS:
-            raise Absent('this version has no ?window=')
-        return measure(place)
-
-    return asked
-
-
 def _memory() -> Goal:
     """A few blocks a connection: far less than the four messages under way."""
     return Goal(
@@ -243,7 +221,6 @@ ROWS = (
                 qp('2k', 4_000, settings={'benchmarks.subscriber': 'counts'}),
             ),
             Contender(BOTH, qp('2k', 8_000, processes=2)),
-            Contender(WORKERS, qp('2k', 8_000, settings={'mail.processes': 2})),
         ],
         (
             times(12, ZOPE),
@@ -330,7 +307,17 @@ ROWS = (
                     away=True,
                 ),
             ),
-            Contender(OURS, chunking(5_000)),
+            Contender(
+                OURS,
+                qp(
+                    '2k',
+                    5_000,
+                    settings=_FAR,
+                    url='?window=8',
+                    sink=chunking_sink,
+                    away=True,
+                ),
+            ),
         ],
         (times(400, ZOPE),),
     ),
