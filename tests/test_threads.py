@@ -168,22 +168,26 @@ def test_a_fork_while_a_lock_is_held() -> None:
 def test_one_thread_works_at_a_time() -> None:
     """Whoever wants the turn waits until it is given up, even for a moment."""
     turn, told = Turn(), []
+    started = threading.Event()
 
     def other() -> None:
+        started.set()
         with turn.held():
             told.append('other')
 
-    thread = threading.Thread(target=other)
-    with turn.held():
-        thread.start()
-        # It is there, and does nothing.
-        thread.join(0.05)
-        assert told == []
-        with waiting():
-            until(lambda: told == ['other'])
-        told.append('first')
+    def first() -> None:
+        with turn.held():
+            threading.Thread(target=other, daemon=True).start()
+            started.wait(10)
+            told.append('first')
+            with waiting():
+                until(lambda: 'other' in told)
+            told.append('first again')
+
+    thread = threading.Thread(target=first, daemon=True)
+    thread.start()
     thread.join(10)
-    assert told == ['other', 'first']
+    assert told == ['first', 'other', 'first again']
 
 
 def test_the_turn_is_had_again_after_waiting() -> None:

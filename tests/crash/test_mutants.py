@@ -7,6 +7,7 @@ no time.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -37,6 +38,9 @@ FAILED = 1
 LONGEST, PATIENCE = 120.0, 3.0
 """Seconds for one test, without a defect and with one: many make their test wait in vain."""
 
+HUNG = 300.0
+"""Seconds after which a run is given up, should it not even hear that its time is over."""
+
 HEAVY = (
     *('pyramid.config', 'pyramid_tm', 'webtest', 'waitress', 'trustme', 'psycopg'),
     *('sqlalchemy.orm', 'zope.sqlalchemy', 'ZODB.FileStorage', 'email.headerregistry'),
@@ -57,6 +61,8 @@ def serve() -> None:
             os.dup2(os.open(arguments.pop(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
             os.dup2(1, 2)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            # What a defect has locked up for good is noticed, too; the status is FAILED.
+            faulthandler.dump_traceback_later(HUNG, exit=True)
             try:
                 status = int(pytest.main(arguments))
             except BaseException:  # noqa: BLE001
