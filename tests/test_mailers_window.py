@@ -354,7 +354,8 @@ def test_the_window_is_as_wide_as_was_asked(server: ScriptedSMTPServer) -> None:
 def test_a_mail_is_refused_with_another_behind(server: ScriptedSMTPServer) -> None:
     """Nobody knows by then what becomes of the mail before: it is reset all the same."""
     joined = threading.Event()
-    server.always('RCPT', hold(joined, reply(550, 'no')), match='@1.')
+    server.script('RSET', hold(joined, reply(250, 'yes')))
+    server.always('RCPT', reply(550, 'no'), match='@1.')
 
     def source() -> Iterator[Envelope]:
         yield from some(3)
