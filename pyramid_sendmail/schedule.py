@@ -260,7 +260,9 @@ class Pending:
             if more or not fresh:
                 self._more, self._low = more, len(self) // LOW
             if not fresh:
-                self._again = self._told = False
+                self._again = False
+            # What came beside it may hide for a while that it is exhausted.
+            self._told = False
             self._changed.notify_all()
 
     def take(self) -> Any:

@@ -1258,3 +1258,36 @@ def test_a_clock_that_jumps(tmp_path: Path, shift: float) -> None:
     assert setup.reporter.fates == []
     assert empty(setup)
     setup.queue.close()
+
+
+def test_mail_given_back_while_fresh_mail_is_looked_for(on_disk: Setup) -> None:
+    """A road that closes over a retry while new mail is being listed: once it is open again the
+    retry does not wait for the next poll."""
+    look = on_disk.queue.look
+    coming, looking, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def slow_look(now: float, *, fresh: bool = False, **options: Any) -> Any:
+        found = look(now, fresh=fresh, **options)
+        if fresh and coming.is_set() and not looking.is_set():
+            looking.set()
+            closed.wait(10)
+            time.sleep(0.03)
+        return found
+
+    def close_once(envelope: Envelope) -> None:
+        if not closed.is_set():
+            looking.wait(10)
+            closed.set()
+            raise MailerUnavailable('closed for a moment')
+
+    on_disk.queue.look = slow_look
+    on_disk.mailer.script('ann@example.org', LATER)
+    with on_disk.running(policy=RetryPolicy(delays=(0.5,), jitter=0.0), pause=1.5):
+        on_disk.put('ann@example.org')
+        on_disk.mailer.wait_for(1)
+        on_disk.mailer.before = close_once
+        time.sleep(1)
+        coming.set()
+        on_disk.put('bob@example.org')
+        on_disk.mailer.wait_for(3, 5)
+    assert on_disk.mailer.accepted('ann@example.org') == 1

@@ -336,10 +336,24 @@ def test_more_is_looked_for_in_time() -> None:
     pending.fill([fresh('a')], fresh=True)
     assert not pending.exhausted
     pending.take()
-    assert not pending.tell()
+    assert [pending.tell(), pending.tell()] == [True, False]
     pending.fill([])
     assert not pending.exhausted
     assert not pending.tell()
+
+
+def test_what_was_given_back_is_told_again_behind_fresh_mail() -> None:
+    """Whoever was told of it found fresh mail there, and saw nothing to do."""
+    pending = Pending()
+    pending.fill([retried('a')])
+    pending.take()
+    pending.worked(again=True)
+    assert pending.tell()
+    pending.fill([fresh('b')], fresh=True)
+    assert not pending.exhausted
+    pending.take()
+    pending.worked()
+    assert pending.tell()
 
 
 def test_what_is_here_is_known() -> None:
