@@ -16,7 +16,7 @@ from .exceptions import DamagedMail, MailerUnavailable, QueueError
 from .interfaces import IMailer, IMailQueue
 from .road import Road
 from .sending import Attempts, Tally, attempt, report_settled
-from .threads import OwnThreads
+from .threads import OwnThreads, Turn
 
 __all__ = ['DirectSender']
 
@@ -53,6 +53,8 @@ class DirectSender:
     def _reset(self) -> None:
         self._jobs: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
+        # In a forked child a thread that does not exist there may hold the other one.
+        self._attempts.turn = Turn()
         self._look_at = 0.0 if self._durable else inf
         self._busy = False
         self._connected = False

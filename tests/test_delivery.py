@@ -1039,6 +1039,31 @@ def test_after_a_fork(smtp_server: ScriptedSMTPServer) -> None:
     assert smtp_server.verbs(2).count('MAIL') == 1
 
 
+def test_a_fork_while_the_sending_thread_works(smtp_server: ScriptedSMTPServer) -> None:
+    """A child sends though its parent's thread, which it has not, was in the middle of a mail."""
+    done = script(
+        """
+        reporter = delivery._sender._attempts.reporter
+        working, forked = threading.Event(), threading.Event()
+        real = reporter.wants
+        reporter.wants = lambda kind: (working.set(), forked.wait(10), real(kind))[-1]
+        send('parent')
+        working.wait(10)
+        pid = os.fork()
+        if pid == 0:
+            forked.set()
+            send('child')
+            sys.exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        forked.set()
+        """,
+        url=smtp_server.url,
+        direct_wait='false',
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    assert smtp_server.accepted('ann@example.org') == 2
+
+
 def test_a_forked_child_that_sends_nothing_says_nothing(smtp_server: ScriptedSMTPServer) -> None:
     """A child that only votes, or does nothing at all, never says QUIT on its parent's
     connection."""
