@@ -197,7 +197,9 @@ class Batch:
 
     def send(self, session: Any) -> bool:
         """Send over this session; whether there is mail to be sent over another one."""
-        with self._attempts.turn.held() if getattr(session, 'gives_way', False) else nullcontext():
+        # Its own promise: what wraps a session, and hands on what it is asked for, makes none.
+        gives_way = getattr(type(session), 'gives_way', False)
+        with self._attempts.turn.held() if gives_way else nullcontext():
             return self._send(session)
 
     def _send(self, session: Any) -> bool:

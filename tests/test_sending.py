@@ -21,8 +21,9 @@ from pyramid_sendmail.interfaces import IMailer, IMailReporter, IMailSession
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
 from pyramid_sendmail.road import Road
-from pyramid_sendmail.sending import Attempts, Tally, attempt, report_settled
+from pyramid_sendmail.sending import Attempts, Batch, Tally, attempt, report_settled
 
+from .doubles import RecordingMailer
 from .queue_fixtures import NOW, Clock, files, make_envelope
 
 DELIVERED = Verdict('delivered', Reply(250, '2.0.0 queued'))
@@ -1055,3 +1056,33 @@ def test_tally(kinds: list[Any], tally: Tally) -> None:
     assert count.total == 1
     count.add(tally)
     assert count.total == 2
+
+
+class Handing:
+    """What somebody wraps around a session, and hands on all that it does not do itself."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_a_wrapper_has_not_promised_to_give_way(wrapped: bool) -> None:
+    """Only a session whose own class says so works in turn: others may wait on their own."""
+
+    class Session:
+        gives_way = True
+        name = 'session:'
+
+        def send(self, envelopes: Any, *, sealing: Any = None) -> Iterator[Any]:
+            held.append(attempts.turn._lock.locked())
+            return iter(())
+
+    held: list[bool] = []
+    attempts = Attempts(POLICY, Reporter())
+    session = Handing(Session()) if wrapped else Session()
+    road = Road(RecordingMailer())
+    Batch(iter(()), road, attempts, Tally()).send(session)
+    assert held == [not wrapped]
