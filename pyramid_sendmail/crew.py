@@ -134,6 +134,11 @@ class Crew:
     def _admit(self) -> float:
         return self._help.wait(self.pending.working) or self.gate.admit()
 
+    def released(self, ticket: Any) -> None:
+        """A claim of it was released as it was; ``run_once`` looks for no mail a second time, and
+        has another worker take it."""
+        self.pending.unsent(ticket, again=self.once)
+
     def unheard(self, ticket: Any) -> bool:
         """Whether nobody has complained about this one yet."""
         heard = ticket in self._complaints
@@ -167,15 +172,22 @@ class Crew:
 
 class WatchedClaim:
     """A claim that tells when its mail, or an event of it, is due again: ``again(seconds)``, in
-    epoch seconds; and by ``unsent()`` that it was released as it was."""
+    epoch seconds; and by ``unsent()`` that it was released as it was, by ``untold()`` that an event
+    of it was not told, since too many wait already."""
 
     def __init__(
-        self, claim: Any, again: Callable[[float], None], unsent: Callable[[], None]
+        self,
+        claim: Any,
+        again: Callable[[float], None],
+        unsent: Callable[[], None],
+        untold: Callable[[], None],
     ) -> None:
         self._claim = claim
         self._again = again
         self._unsent = unsent
+        self._untold = untold
         self._settled = False
+        self._telling = bool(claim.fates)
         # What never changes and is asked for often.
         self.envelope: Envelope = claim.envelope
         self.todo: tuple[str, ...] = claim.todo
@@ -189,6 +201,7 @@ class WatchedClaim:
     ) -> None:
         self._settled = True
         self._claim.settle(fates, retry_at=retry_at, report=report)
+        self._telling = report
         if retry_at is not None:
             self._again(retry_at)
 
@@ -197,9 +210,11 @@ class WatchedClaim:
         self._again(due)
 
     def release(self) -> None:
-        if not self._settled:
-            self._unsent()
         self._claim.release()
+        if self._telling:
+            self._untold()
+        if self.todo and not self._settled:
+            self._unsent()
 
 
 class Aside:

@@ -53,8 +53,10 @@ class DirectSender:
     def _reset(self) -> None:
         self._jobs: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
-        # In a forked child a thread that does not exist there may hold the other one.
+        # In a forked child a thread that does not exist there may hold the other one, and what
+        # could not be recorded is the parent's.
         self._attempts.turn = Turn()
+        self._attempts.unrecorded = []
         self._look_at = 0.0 if self._durable else inf
         self._busy = False
         self._connected = False

@@ -53,7 +53,10 @@ ITS_OWN = frozenset({errno.EACCES, errno.EPERM, errno.EIO})
 EXPIRE, EXPIRED = 3600.0, 1_000
 """Seconds between two looks for old dead letters, and how many of them go at one."""
 
-REPORTS = 500
+UNTOLD = 1.0
+"""Seconds until an event is looked for that had no room among those that wait."""
+
+REPORTS = 200
 """Mails in ``done/`` reported at one look, so that the next look is not kept waiting."""
 
 Progress = Callable[[Tally, int], None]
@@ -204,6 +207,8 @@ class QueueProcessor:
             crew.look_by(here + next_due - now)
         try:
             self._report_done(crew, tickets[:REPORTS])
+            if len(tickets) > REPORTS and tickets[REPORTS].folder == 'done':
+                crew.look_by(here + UNTOLD)
         except QueueError as error:
             log.error('what lies in done/ could not be reported: %s', error)
         if not fresh:
@@ -275,7 +280,8 @@ class QueueProcessor:
             return claim and WatchedClaim(
                 claim,
                 lambda due: self._due_again(crew, due),
-                lambda: crew.pending.unsent(ticket),
+                lambda: crew.released(ticket),
+                lambda: self._due_again(crew, self._attempts.clock() + UNTOLD),
             )
         except DamagedMail as error:
             envelope = Envelope(

@@ -8,6 +8,7 @@ does can touch neither the mail nor the request that sent it.
 from __future__ import annotations
 
 import logging
+import resource
 import threading
 import time
 from collections import deque
@@ -51,8 +52,9 @@ class MailReporter:
     """See IMailReporter. One thread, started by the first event, again after a fork.
 
     ``batch``: how many events that wait share a request and a transaction, at most. ``backlog``:
-    how many claims may wait for the thread; beyond it they are released, and come back with the
-    next look at the queue.
+    how many claims may wait for the thread; beyond it they are released, and come back with a
+    later look at the queue. Each keeps a file open: a quarter of those that this process may have
+    open, a thousand at most.
     """
 
     def __init__(
@@ -62,13 +64,13 @@ class MailReporter:
         batch: int = 1,
         policy: RetryPolicy = EVENT_RETRY,
         clock: Callable[[], float] = time.time,
-        backlog: int = 1000,
+        backlog: int | None = None,
     ) -> None:
         self._registry = registry
         self._batch = batch
         self._policy = policy
         self._clock = clock
-        self._backlog = backlog
+        self._backlog = _room() if backlog is None else backlog
         self._requests = BlankRequests(registry)
         self._threads = OwnThreads(self._reset, self.join)
         self._reset()
@@ -204,7 +206,7 @@ class MailReporter:
                 envelope.message_id,
                 fate.kind,
                 fate.id,
-                f' and {len(reports) - 1} others' if len(reports) > 1 else '',
+                f' and {len(reports) - 1} more' if len(reports) > 1 else '',
                 _trouble(reports, told=told),
             )
         finally:
@@ -257,3 +259,9 @@ def _deactivate(request: Request) -> None:
     """What pyramid_tm does before it commits or aborts: from here on nothing joins any more."""
     request.environ.pop('tm.active', None)
     request.environ.pop('tm.manager', None)
+
+
+def _room() -> int:
+    """How many claims may wait, where nobody says it."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1_000 if limit == resource.RLIM_INFINITY else max(min(limit // 4, 1_000), 1)

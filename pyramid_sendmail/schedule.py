@@ -278,9 +278,13 @@ class Pending:
             self._places[ticket] = place
             return ticket
 
-    def unsent(self, ticket: Any) -> None:
-        """Nothing leaves for a ticket that was taken: its place is for another."""
+    def unsent(self, ticket: Any, *, again: bool = False) -> None:
+        """Nothing leaves for a ticket that was taken: its place is for another. ``again``: it may
+        be taken once more."""
         with self._changed:
+            if again and not self._closed:
+                heappush(self._lanes[ticket.folder == 'new'], (ticket.name, ticket))
+                self._changed.notify_all()
             place = self._places.pop(ticket, None)
             if place is not None:
                 self._pace.give_back(place)

@@ -1291,3 +1291,47 @@ def test_mail_given_back_while_fresh_mail_is_looked_for(on_disk: Setup) -> None:
         on_disk.put('bob@example.org')
         on_disk.mailer.wait_for(3, 5)
     assert on_disk.mailer.accepted('ann@example.org') == 1
+
+
+def test_once_sends_what_a_worker_had_to_give_back(setup: Setup) -> None:
+    """A worker whose connection is stale, and who gets no other, has pulled mail that this run
+    looks for no second time: another worker takes it."""
+    lock, both = threading.Lock(), threading.Barrier(2, timeout=10)
+    seen: list[int] = []
+
+    def before(envelope: Envelope) -> None:
+        me = threading.get_ident()
+        with lock:
+            new = me not in seen
+            if new:
+                seen.append(me)
+        if new:
+            both.wait()
+        elif me == seen[0] and setup.mailer.unavailable is None:
+            setup.mailer.unavailable = 'too many connections'
+            raise MailerUnavailable('a stale connection', stale=True)
+
+    setup.mailer.before = before
+    sent = setup.put_many(20)
+    assert setup.processor(workers=2).run_once().delivered == 20
+    assert setup.sent_ids() == Counter({each.message_id: 1 for each in sent})
+    assert empty(setup)
+
+
+def test_an_event_without_room_is_looked_for_soon(setup: Setup) -> None:
+    """Where too many events wait already the claim is released; it does not wait for the poll."""
+    released: list[Any] = []
+
+    def submit(claim: Any, fates: Any) -> None:
+        if not released:
+            released.append(fates)
+            claim.release()
+        else:
+            Reporter.submit(setup.reporter, claim, fates)
+
+    setup.reporter.kinds = ('sent',)
+    setup.reporter.submit = submit  # type: ignore[method-assign]
+    with setup.running():
+        setup.put()
+        until(lambda: empty(setup), 20.0)
+    assert len(released) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import resource
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import zope.sqlalchemy
 from pyramid.authorization import ACLHelper
 from pyramid.config import Configurator
 from pyramid.interfaces import IRequestExtensions, ISecurityPolicy
+from pyramid.registry import Registry
 from pyramid.request import Request
 from pyramid.threadlocal import get_current_registry, get_current_request, manager
 from pyramid_tm import explicit_manager
@@ -814,7 +816,7 @@ def test_one_bad_event_of_a_batch_costs_the_others_nothing(
     assert notes(sqlite) == [each for each in ids if each != bad]
     assert [claim[0][0] for claim in done] == ['reported'] * 4 + ['postponed'] + ['reported'] * 5
     assert done[4] == [('postponed', [bad], NOW + 1.0)]
-    assert 'and 9 others: a subscriber raised, the transaction was aborted' in caplog.text
+    assert 'and 9 more: a subscriber raised, the transaction was aborted' in caplog.text
 
 
 def test_a_batch_whose_commit_fails_is_told_one_by_one(
@@ -960,7 +962,7 @@ def test_a_finished_callback_of_a_batch_that_raises(
     done = Together(application).tell(*mails(3))
     assert [claim[0][0] for claim in done] == ['reported'] * 3
     assert len(application.heard) == 3
-    assert 'and 2 others: a finished callback raised, after the commit' in caplog.text
+    assert 'and 2 more: a finished callback raised, after the commit' in caplog.text
 
 
 def test_one_of_a_batch_that_cannot_be_settled(
@@ -1256,3 +1258,12 @@ def test_after_a_fork_the_child_has_a_thread_of_its_own() -> None:
     )
     assert (done.returncode, done.stderr) == (0, '')
     assert done.stdout.split('\n') == ['child 3', 'parent 1', 'parent 2', '']
+
+
+@pytest.mark.parametrize(
+    ('limit', 'room'), [(1024, 256), (100_000, 1_000), (2, 1), (resource.RLIM_INFINITY, 1_000)]
+)
+def test_room_for_those_who_wait(limit: int, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them keeps a file open: a slow subscriber shall not use up all that there are."""
+    monkeypatch.setattr(resource, 'getrlimit', lambda what: (limit, limit))
+    assert MailReporter(Registry())._backlog == room

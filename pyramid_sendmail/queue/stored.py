@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from ..envelope import BLOCK, is_crlf
+from ..threads import waiting
 from .format import Block, decode, lengths_of
 from .store import Store
 
@@ -31,7 +32,8 @@ def load(store: Store, descriptor: int) -> tuple[Block, StoredText | None]:
     if size > LARGE:
         data = store.read(descriptor, size)
     text = StoredText(store, descriptor, at=size, end=os.fstat(descriptor).st_size)
-    return decode(data[:size], text), text
+    with waiting():
+        return decode(data[:size], text), text
 
 
 class StoredText:
