@@ -288,7 +288,7 @@ class IMailQueueProcessor(Interface):
         ``progress(tally, left)`` is called now and then, from this thread. ``stop``: ends it
         early, after what is in flight.
 
-        Returns a Tally. Raises MailerUnavailable when the relay could not be reached and
+        Returns a Tally. Raises MailerUnavailable when no relay could be used and
         QueueError when the queue cannot be used.
         """
 

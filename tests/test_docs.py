@@ -53,6 +53,8 @@ from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.relay import SCHEMES
 from pyramid_sendmail.scripts.qp import _parser
 from pyramid_sendmail.settings import TABLE, parse_settings, table_rows
+from tests.benchmarks.__main__ import ROWS
+from tests.benchmarks.__main__ import _parser as benchmarks_parser
 from tests.doubles import RecordingMailer
 
 ROOT = Path(__file__).parent.parent
@@ -287,7 +289,13 @@ def test_names_in_the_text() -> None:
     functions = {'mail.make_delivery', 'mail.access_token'}
     foreign = {'mail.sendmail_app'}
     assert set(re.findall(r'\bmail\.[a-z_]+', source)) - functions - foreign <= known
-    options = {option for action in _parser()._actions for option in action.option_strings}
+    parsers = (_parser(), benchmarks_parser())
+    options = {
+        option
+        for parser in parsers
+        for action in parser._actions
+        for option in action.option_strings
+    }
     assert set(re.findall(r'(?<=\s)--[a-z]+', source)) <= options
     for name in set(re.findall(r'\bIMail[A-Za-z]*', source)):
         assert name in interfaces.__all__
@@ -361,6 +369,10 @@ def test_console() -> None:
                 assert program in scripts
             elif program == 'pip':
                 assert arguments == ['install', 'pyramid_sendmail']
+            elif program == '.venv/bin/python':
+                assert arguments[:2] == ['-m', 'tests.benchmarks']
+                known = {row.name for row in ROWS}
+                assert set(benchmarks_parser().parse_args(arguments[2:]).rows) <= known
             elif program == 'sudo':
                 assert arguments[0] in {'groupadd', 'usermod', 'install'}
             else:
@@ -395,10 +407,19 @@ def test_ini() -> None:
         parser = configparser.ConfigParser(interpolation=None)
         parser.optionxform = str  # type: ignore[assignment,method-assign]
         parser.read_string(block.text)
+        if kind == '[loggers]':
+            for what in ('logger', 'handler', 'formatter'):
+                assert f'{what}_{parser[f"{what}s"]["keys"]}' in parser
+            continue
         service = parser['Service'] if kind == '[Unit]' else parser['program:shop-mail']
         assert_runs_processor(service.get('ExecStart') or service['command'])
         assert float(service.get('TimeoutStopSec') or service['stopwaitsecs']) > GRACE
-    assert kinds == ['[app:main]'] * 4 + ['[Unit]', '[program:shop-mail]', '[app:main]']
+    assert kinds == ['[app:main]'] * 4 + [
+        '[Unit]',
+        '[program:shop-mail]',
+        '[app:main]',
+        '[loggers]',
+    ]
     for part in ('smtps://relay.example.org:465', 'smtps://other.example.org:465', 'sendmail:'):
         assert part in mailers[1]
     assert mailers[2:4] == ['smtp://smtp.example.com:587', 'lmtp+unix:/run/dovecot/lmtp']

@@ -209,7 +209,7 @@ def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
         (
             MailerUnavailable('smtp://relay:25: connecting: refused'),
             1,
-            'relay could not be reached',
+            'nothing can be sent now, all mail waits',
         ),
         (QueueError(30, 'the queue cannot be made: read-only', '/q'), 3, 'read-only'),
     ],
@@ -526,3 +526,19 @@ def test_what_is_no_ini(uri: str, tmp_path: Path) -> None:
     status, _, text = load_only(uri.format(tmp_path))
     assert status == 2
     assert 'psendmail-qp: ' in text
+
+
+def test_a_percent_sign_that_stands_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said where it stands, and not what is behind it: that may be a password."""
+    path = tmp_path / 'x.ini'
+    path.write_text(
+        '[app:main]\nuse = call:tests.applications:main\n'
+        'mail.url = smtp://ann%40x:secret@relay.example.org\n'
+    )
+    assert qp.run([str(path), '--once']) == 2
+    said = capsys.readouterr().err
+    assert 'mail.url in [app:main] has a % that stands alone' in said
+    assert '%%' in said
+    assert 'secret' not in said

@@ -54,7 +54,7 @@ def run(
 ) -> int:
     """Run the queue processor and return the exit status.
 
-    0: drained, or stopped by a signal; 1: the relay could not be reached (``--once``); 2: usage
+    0: drained, or stopped by a signal; 1: no relay could be used (``--once``); 2: usage
     or settings; 3: the queue cannot be used; 128 and the signal's number: a signal ended ``--once``
     before it was through.
 
@@ -89,7 +89,7 @@ def run(
         except QueueError as error:
             return _complain(str(error), UNUSABLE)
         except MailerUnavailable as error:
-            text = f'the relay could not be reached, all mail waits: {error}'
+            text = f'nothing can be sent now, all mail waits: {error}'
             return _complain(text, UNREACHABLE)
         return DRAINED
 
@@ -147,7 +147,7 @@ def _load(config_uri: str, options: dict[str, str]) -> Any:
     except OSError as error:
         raise UsageError(f'{config_uri}: {error.strerror or error}') from error
     except (ValueError, configparser.Error) as error:
-        raise UsageError(f'{config_uri}: {error}') from error
+        raise _unreadable(config_uri, error) from None
     except Exception as error:
         raise UsageError(f'{config_uri}: its logging sections are wrong: {error!r}') from error
     try:
@@ -156,13 +156,25 @@ def _load(config_uri: str, options: dict[str, str]) -> Any:
         if not isinstance(error.evalue, ConfigurationError):
             _unloadable(config_uri, error)
         raise UsageError(f'{config_uri}: {error.evalue}') from error
-    except (ConfigurationError, configparser.Error) as error:
+    except configparser.Error as error:
+        raise _unreadable(config_uri, error) from None
+    except ConfigurationError as error:
         raise UsageError(f'{config_uri}: {error}') from error
     except Exception as error:
         # PasteDeploy's own word for a section that is not there; an application raises KeyError.
         if type(error) is LookupError:
             raise UsageError(f'{config_uri}: {error}') from error
         _unloadable(config_uri, error)
+
+
+def _unreadable(config_uri: str, error: Exception) -> UsageError:
+    """What is wrong with the file, without a value: it may be a password."""
+    if isinstance(error, configparser.InterpolationSyntaxError):
+        return UsageError(
+            f'{config_uri}: {error.option} in [{error.section}] has a % that stands alone: '
+            'an ini file has it twice, %%'
+        )
+    return UsageError(f'{config_uri}: {error}')
 
 
 def _unloadable(config_uri: str, error: Exception) -> NoReturn:

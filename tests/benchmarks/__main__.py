@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = {row.name: row for row in ROWS}
     if arguments.list:
         for row in ROWS:
-            print(f'{row.name:16} {row.title}')
+            title = row.title.format(queued=arguments.queued)
+            print(f'{row.name:16} {title}')
         return 0
     unknown = [name for name in arguments.rows if name not in known]
     if unknown:
