@@ -161,8 +161,8 @@ class Help:
     """Whether one more worker would be of any help to those who work already.
 
     They take turns, so that it is none where somebody always works: a relay on the same machine is
-    served by one worker, and sooner than by four. Where they mostly wait for a relay far away, one
-    more joins at each look. Of sessions that take no turns nothing is known: all join.
+    served by one worker, and sooner than by four. Where they mostly wait for a relay far away, as
+    many more join at each look. Of sessions that take no turns nothing is known: all join.
     """
 
     def __init__(self, turn: Turn, *, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -170,21 +170,28 @@ class Help:
         self._monotonic = monotonic
         self._looked = 0.0
         self._worked = 0.0
+        self._welcome = 0
 
     def wait(self, working: int) -> float:
         """Seconds until it can be told, beside so many who work; 0 to join them."""
         worked, now = self._turn.worked, self._monotonic()
         if not working:
-            self._looked, self._worked = now, worked
+            self._looked, self._worked, self._welcome = now, worked, 0
             return 0.0
         if not worked:
+            return 0.0
+        if self._welcome:
+            self._welcome -= 1
             return 0.0
         elapsed = now - self._looked
         if elapsed < HELP:
             return HELP - elapsed
         share = (worked - self._worked) / elapsed
         self._looked, self._worked = now, worked
-        return 0.0 if share < ENOUGH else HELP
+        if share >= ENOUGH:
+            return HELP
+        self._welcome = working - 1
+        return 0.0
 
 
 class Pending:

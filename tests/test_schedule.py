@@ -602,15 +602,19 @@ def test_nobody_joins_one_who_always_works(help: Help, held: Held, clock: Clock)
         assert help.wait(1) == HELP
 
 
-def test_one_at_a_time_joins_those_who_wait(help: Help, held: Held, clock: Clock) -> None:
-    """A relay far away is served by all, who join one after the other."""
+def test_as_many_more_join_those_who_wait(help: Help, held: Held, clock: Clock) -> None:
+    """A relay far away is served by all, who have joined after a few looks."""
     assert help.wait(0) == 0
     held.worked = 0.001
-    for working in range(1, 4):
+    working = 1
+    for joining in (1, 2, 4):
+        assert 0 < help.wait(working) <= HELP
         clock.now += 1.01 * HELP
         held.worked += HELP * 0.1
-        assert help.wait(working) == 0
-        assert 0 < help.wait(working + 1) <= HELP
+        for _ in range(joining):
+            assert help.wait(working) == 0
+            working += 1
+    assert 0 < help.wait(working) <= HELP
 
 
 def test_all_join_where_nobody_takes_turns(help: Help) -> None:

@@ -393,10 +393,10 @@ _STORE = (
     Mutant(
         'nobody ever helps',
         'schedule.py',
-        'return 0.0 if share < ENOUGH else HELP',
-        'return HELP',
+        'if share >= ENOUGH:',
+        'if share >= 0:',
         'a relay far away is served by all workers',
-        'test_schedule.py::test_one_at_a_time_joins_those_who_wait',
+        'test_schedule.py::test_as_many_more_join_those_who_wait',
     ),
     Mutant(
         'claims without a lock',
