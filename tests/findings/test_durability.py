@@ -384,20 +384,23 @@ def test_without_descriptors_nothing_spins(tmp_path: Path) -> None:
             setup.put()
             setup.mailer.wait_for(1)
             until(lambda: not files(setup.queue))
+            reading, writing = os.pipe()
             used = max(int(name) for name in os.listdir('/proc/self/fd')) + 1
             free = [os.dup(0) for _ in range(used - len(os.listdir('/proc/self/fd')) + 1)]
             pid = os.fork()
             if pid == 0:
+                os.read(reading, 1)
                 setup.put()
                 os._exit(0)
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(free), limits[1]))
+            os.write(writing, b'!')
             before = time.process_time()
             time.sleep(1.0)  # the time that it has to waste
             spent = time.process_time() - before
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
             assert len(setup.mailer.sent) == 1
             assert reap(pid) == 0
-            for descriptor in free:
+            for descriptor in (reading, writing, *free):
                 os.close(descriptor)
             setup.mailer.wait_for(2, 30)
         assert spent < 0.4, f'{spent} of a second'
