@@ -6,7 +6,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from math import inf
 
 __all__ = ['Pace']
@@ -47,10 +46,13 @@ class Pace:
         self._taken.append(now)
         return now
 
-    def give_back(self, place: float) -> None:
-        """No mail has left for it. Without a rate, nothing is kept of any."""
-        with suppress(ValueError):  # it may be long past
-            self._taken.remove(place)
+    def give_back(self, place: float) -> bool:
+        """No mail has left for it; whether there is one place more now. Without a rate, nothing is
+        kept of any; and it may be long past."""
+        if place not in self._taken:
+            return False
+        self._taken.remove(place)
+        return True
 
     def wait(self, places: int = 1) -> float:
         """Seconds until there are so many places at once: 0 if there are, infinity if there never

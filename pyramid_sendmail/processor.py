@@ -348,7 +348,9 @@ class QueueProcessor:
             finally:
                 if not _leaves(claim, self._attempts.clock()):
                     crew.pending.unsent(ticket)
-            if claim is not None:
+            if claim is None:
+                crew.pending.missed(ticket)
+            else:
                 yield claim
             if road.answered > before:
                 before = road.answered

@@ -6,10 +6,11 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from heapq import heappop, heappush
+from itertools import chain
 from math import inf
-from random import random
+from random import random, shuffle
 from threading import get_ident
 from typing import Any
 
@@ -38,6 +39,9 @@ ENOUGH = 0.6
 
 LOW = 8
 """The part of what was kept that is still there when more is looked for."""
+
+BLOCK = 64
+"""Mails that are taken in no order where another processor takes them, too."""
 
 _PASSING = re.compile(
     r"""(?<!\S)
@@ -194,6 +198,47 @@ class Help:
         return 0.0
 
 
+class _Lane:
+    """Tickets of one kind, in the order of their names.
+
+    Where another processor works on the same queue, both would try each mail at the same moment,
+    one of them in vain. So once a ticket was ``missed``, the next BLOCK of the same priority have
+    no order. What comes before all of a block is taken before what is left of it.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[str, Any]] = []
+        self._block: list[tuple[str, Any]] = []
+        self._first: tuple[str, Any] = ('', None)
+        self._contested = False
+
+    def __len__(self) -> int:
+        return len(self._heap) + len(self._block)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (ticket for _, ticket in chain(self._block, self._heap))
+
+    def add(self, ticket: Any) -> None:
+        heappush(self._heap, (ticket.name, ticket))
+
+    def missed(self) -> None:
+        self._contested = True
+
+    def take(self) -> Any:
+        if self._contested and not self._block:
+            self._contested = False
+            self._first = self._heap[0]
+            while self._heap and len(self._block) < BLOCK and self._is_of_block(self._heap[0][0]):
+                self._block.append(heappop(self._heap))
+            shuffle(self._block)
+        if self._block and not (self._heap and self._heap[0] < self._first):
+            return self._block.pop()[1]
+        return heappop(self._heap)[1]
+
+    def _is_of_block(self, name: str) -> bool:
+        return name[:1] == self._first[0][:1]
+
+
 class Pending:
     """The tickets that are due and not yet taken: fresh ones and others in turn, each kind in the
     order of their names, at this pace."""
@@ -201,7 +246,7 @@ class Pending:
     def __init__(self, pace: Pace | None = None) -> None:
         self._pace = pace or Pace()
         self._places: dict[Any, float] = {}
-        self._lanes: dict[bool, list[tuple[str, Any]]] = {True: [], False: []}
+        self._lanes = {True: _Lane(), False: _Lane()}
         self._fresh_next = True
         self._known: set[Any] = set()
         self._examined: set[Any] = set()
@@ -263,7 +308,7 @@ class Pending:
             for ticket in tickets:
                 if ticket not in self._known:
                     self._known.add(ticket)
-                    heappush(self._lanes[ticket.folder == 'new'], (ticket.name, ticket))
+                    self._lanes[ticket.folder == 'new'].add(ticket)
             if more or not fresh:
                 self._more, self._low = more, len(self) // LOW
             if not fresh:
@@ -280,7 +325,7 @@ class Pending:
                 return None
             lane = self._lanes[self._fresh_next] or self._lanes[not self._fresh_next]
             self._fresh_next = not self._fresh_next
-            _, ticket = heappop(lane)
+            ticket = lane.take()
             self._taken.setdefault(get_ident(), []).append(ticket)
             self._places[ticket] = place
             return ticket
@@ -290,17 +335,21 @@ class Pending:
         be taken once more."""
         with self._changed:
             if again and not self._closed:
-                heappush(self._lanes[ticket.folder == 'new'], (ticket.name, ticket))
+                self._lanes[ticket.folder == 'new'].add(ticket)
                 self._changed.notify_all()
             place = self._places.pop(ticket, None)
-            if place is not None:
-                self._pace.give_back(place)
+            if place is not None and self._pace.give_back(place):
                 self._changed.notify_all()
+
+    def missed(self, ticket: Any) -> None:
+        """It was not to be had: another processor may be at work."""
+        with self._changed:
+            self._lanes[ticket.folder == 'new'].missed()
 
     def unexamined(self) -> list[Any]:
         """What is pending, and was not yet returned by this method."""
         with self._changed:
-            present = {ticket for lane in self._lanes.values() for _, ticket in lane}
+            present = {ticket for lane in self._lanes.values() for ticket in lane}
             found = present - self._examined
             self._examined = present
             return sorted(found, key=lambda ticket: str(ticket.name))

@@ -113,11 +113,11 @@ def test_a_place_is_given_back_as_what_it_was() -> None:
     assert early == 0.0
     clock.now = 0.5
     pace.take()
-    pace.give_back(early)
+    assert pace.give_back(early)
     assert pace.take() == 0.5
     assert pace.wait() == 1.0
     clock.now = 10.0
-    pace.give_back(early)
+    assert not pace.give_back(early)
     assert [pace.take() for _ in range(3)] == [10.0, 10.0, None]
 
 

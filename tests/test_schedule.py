@@ -13,7 +13,15 @@ import pytest
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.pace import Pace
 from pyramid_sendmail.queue.names import Ticket
-from pyramid_sendmail.schedule import CROWDED_PAUSE, HELP, LONGEST_PAUSE, Gate, Help, Pending
+from pyramid_sendmail.schedule import (
+    BLOCK,
+    CROWDED_PAUSE,
+    HELP,
+    LONGEST_PAUSE,
+    Gate,
+    Help,
+    Pending,
+)
 
 from .queue_fixtures import Clock, until
 
@@ -289,6 +297,55 @@ def test_fresh_and_retried_mail_in_turn() -> None:
     pending.fill([fresh('5-f1'), fresh('5-f2')], fresh=True)
     pending.fill([fresh('1-f')], fresh=True)
     assert taken(pending) == ['1-f', '5-r0', '5-f1', '5-r1', '5-f2', '5-r2', '5-r3']
+
+
+def test_no_order_where_another_processor_works() -> None:
+    """Two processors that take the same mails in the same order would take each in vain once. After
+    a mail that somebody else has, the next block has no order; after a block in which nobody had
+    any, there is order again. Each mail is there once."""
+    pending = Pending()
+    names = [f'5-{number:03d}' for number in range(2 * BLOCK + 9)]
+    pending.fill([fresh(name) for name in names])
+    first = pending.take()
+    pending.missed(first)
+    block = [pending.take().name for _ in range(BLOCK)]
+    assert block != names[1 : BLOCK + 1]
+    assert sorted(block) == names[1 : BLOCK + 1]
+    assert len(pending) == BLOCK + 8
+    assert taken(pending) == names[BLOCK + 1 :]
+
+
+def test_urgent_mail_goes_first_where_another_processor_works() -> None:
+    """A block is of one priority, and what is more urgent than all of it does not wait for it."""
+    pending = Pending()
+    urgent = [f'1-{number:02d}' for number in range(10)]
+    pending.fill([fresh(name) for name in urgent])
+    pending.fill([fresh(f'5-{number:02d}') for number in range(10)])
+    pending.missed(fresh('1'))
+    assert sorted(pending.take().name for _ in range(5)) < ['5']
+    pending.fill([fresh('0')], fresh=True)
+    assert pending.take() == fresh('0')
+    assert sorted(pending.take().name for _ in range(5)) < ['5']
+    assert len(pending.unexamined()) == 10
+    assert taken(pending) == [f'5-{number:02d}' for number in range(10)]
+
+
+def test_nobody_wakes_for_a_mail_that_was_not_to_be_had() -> None:
+    """Where no rate keeps them from it, those who wait have had their chance."""
+    woken = []
+
+    class Heard(threading.Condition):
+        def notify_all(self) -> None:
+            woken.append(1)
+            super().notify_all()
+
+    for rate, count in ((None, 0), ((1, 10), 1)):
+        pending = Pending(Pace(rate))
+        pending.fill([fresh('a')])
+        ticket = pending.take()
+        pending._changed = Heard()
+        pending.unsent(ticket)
+        assert len(woken) == count
 
 
 def test_nothing_twice() -> None:

@@ -391,6 +391,14 @@ _STORE = (
         'test_threads.py::test_one_thread_works_at_a_time',
     ),
     Mutant(
+        'two processors take the same mails in the same order',
+        'schedule.py',
+        '            shuffle(self._block)\n',
+        '',
+        "two processors on one queue do not stand in each other's way",
+        'test_schedule.py::test_no_order_where_another_processor_works',
+    ),
+    Mutant(
         'nobody ever helps',
         'schedule.py',
         'if share >= ENOUGH:',
