@@ -20,6 +20,7 @@ BATCHES = 'pyramid_sendmail, a commit a batch of events'
 ZOPE = 'zope.sendmail'
 REPOZE = 'repoze.sendmail, pyramid_mailer'
 SMTPLIB = 'smtplib, one connection'
+FLOOR = 'the same steps in bare Python'
 AIOSMTPLIB = 'aiosmtplib, 10 connections'
 ONE = 'smtp-source, 1 session'
 TEN = 'smtp-source, 10 sessions'
@@ -120,6 +121,15 @@ def reused(library: str, kind: str, mails: int, **options: Any) -> Measure:
     return of_files(kind, mails, command, **options)
 
 
+def floor(kind: str, mails: int) -> Measure:
+    """What no queue processor in Python can leave out: the limit on this machine."""
+
+    def command(maildir: object, port: int) -> list[str]:
+        return contender('floor', f'{maildir}/new', port)
+
+    return of_files(kind, mails, command)
+
+
 def source(kind: str, mails: int, sessions: int, *, away: bool = False) -> Measure:
     """smtp-source: a C program that sends one message from memory, over kept connections."""
 
@@ -215,6 +225,7 @@ ROWS = (
             Contender('django-mailer', django('mailer', '2k', 60)),
             Contender(SMTPLIB, reused('smtplib', '2k', 1_500)),
             Contender(AIOSMTPLIB, reused('aiosmtplib', '2k', 1_500)),
+            Contender(FLOOR, floor('2k', 4_000)),
             Contender(OURS, qp('2k', 4_000)),
             Contender(
                 'pyramid_sendmail, a subscriber counts',

@@ -11,6 +11,7 @@ __all__ = ['ROWS']
 
 UNSYNCED = 'pyramid_sendmail, queue_sync = off'
 BARE = 'bare write, fsync, rename, fsync'
+COMMITTED = 'the same when a transaction commits'
 
 
 def _measured(
@@ -39,8 +40,13 @@ def _contenders(kind: str, steps: int, threads: int, *, whole: bool = False) -> 
 
     peers = ('zope', 'repoze', 'pyramid_mailer')
     names = ('zope.sendmail', 'repoze.sendmail', 'pyramid_mailer')
+
+    def bare(name: str, *options: str) -> Contender:
+        return Contender(name, _measured('bare', steps, kind, threads=threads, options=options))
+
     return [
-        Contender(BARE, _measured('bare', steps, kind, threads=threads)),
+        bare(BARE),
+        bare(COMMITTED, 'committed'),
         ours_with(OURS),
         ours_with(UNSYNCED, 'mail.queue_sync=off'),
         *([ours_with('pyramid_sendmail, whole request', 'whole=yes')] if whole else []),
