@@ -10,9 +10,10 @@ from typing import Any
 
 from .envelope import Envelope, Fate
 from .exceptions import MailerUnavailable, QueueError
+from .gate import Gate, Help
 from .pace import Pace
 from .road import Road
-from .schedule import Gate, Help, Pending
+from .schedule import Pending
 from .sending import Tally
 from .threads import OwnThread
 

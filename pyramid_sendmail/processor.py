@@ -20,12 +20,12 @@ from zope.interface import implementer
 from .crew import Aside, Crew, WatchedClaim
 from .envelope import Envelope, Fate
 from .exceptions import DamagedMail, MailerUnavailable, QueueError
+from .gate import FIRST_PAUSE, Gate, Help
 from .interfaces import IMailClaim, IMailer, IMailQueue, IMailQueueProcessor
 from .once import Harvest
 from .pace import Pace
 from .reporting import MailReporter
 from .road import Road
-from .schedule import FIRST_PAUSE, Gate, Help
 from .sending import Attempts, Tally, attempt, report_settled
 
 __all__ = ['QueueProcessor']

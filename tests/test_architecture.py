@@ -29,7 +29,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ('message', 'queue', 'mailers'),
     (
         *('road', 'blank', 'reporting', 'sending', 'transactions', 'direct', 'delivery'),
-        *('pace', 'schedule', 'crew', 'once', 'processor', 'background'),
+        *('pace', 'gate', 'schedule', 'crew', 'once', 'processor', 'background'),
     ),
     ('config', ''),
     ('scripts',),

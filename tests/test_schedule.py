@@ -11,17 +11,10 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
+from pyramid_sendmail.gate import CROWDED_PAUSE, HELP, LONGEST_PAUSE, Gate, Help
 from pyramid_sendmail.pace import Pace
 from pyramid_sendmail.queue.names import Ticket
-from pyramid_sendmail.schedule import (
-    BLOCK,
-    CROWDED_PAUSE,
-    HELP,
-    LONGEST_PAUSE,
-    Gate,
-    Help,
-    Pending,
-)
+from pyramid_sendmail.schedule import BLOCK, Pending
 
 from .queue_fixtures import Clock, until
 
