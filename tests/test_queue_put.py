@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.exceptions import QueueError
-from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue import MaildirQueue, store
 from pyramid_sendmail.queue.format import STATE_AT, encode
 from tests.crash.bench import folder as tmp_path
 from tests.queue_fixtures import (
@@ -46,7 +46,7 @@ class Calls:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[tuple[str, str]] = []
         self.failing: Callable[[str, str], int | None] = lambda call, path: None
-        for name in ('open', 'pwrite', 'fsync', 'rename', 'unlink'):
+        for name in ('open', 'pwrite', 'posix_fadvise', 'fsync', 'rename', 'unlink'):
             monkeypatch.setattr(os, name, self._wrapper(name, getattr(os, name)))
 
     def _wrapper(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,11 +126,27 @@ def test_the_vote_of_the_record_comes_after_its_followers(
 def test_mails_of_a_transaction_are_written_before_one_is_synced(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The syncs come together, each after all writes but that of the vote: less work in all."""
+    """The syncs come together, each after all writes but that of the vote, and the system was told
+    of all of them before the first: they wait for the disk at the same time."""
     calls = Calls(monkeypatch)
     queue.put(_three())
     made = [call for call, _ in calls.made if call != 'open']
-    assert made == ['pwrite'] * 3 + ['fsync'] * 2 + ['pwrite', 'fsync']
+    syncs = ['posix_fadvise'] * 2 + ['fsync'] * 2
+    assert made == [*['pwrite'] * 3, *syncs, 'pwrite', 'fsync']
+
+
+def test_a_hint_that_is_not_taken_changes_nothing(
+    queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A system, or a file system, that knows no such hint has the mail synced all the same."""
+    calls = Calls(monkeypatch)
+    calls.failing = lambda call, path: errno.EINVAL if call == 'posix_fadvise' else None
+    queue.put(_three()).publish()
+    monkeypatch.setattr(store, '_CAN_ADVISE', False)
+    monkeypatch.delattr(os, 'posix_fadvise')
+    queue.put(_three()).publish()
+    assert len(files(queue)) == 6
+    assert len([call for call, _ in calls.made if call == 'fsync']) == 8
 
 
 @pytest.mark.parametrize('size', [1000, 262_143, 262_144, 3_000_000])
@@ -169,7 +185,7 @@ def test_without_sync_nothing_is_synced(tmp_path: Path, monkeypatch: pytest.Monk
     calls = Calls(monkeypatch)
     queue.put(_three()).publish()
     queue.sync()
-    assert 'fsync' not in dict(calls.made)
+    assert not {'fsync', 'posix_fadvise'} & {call for call, _ in calls.made}
     assert len(files(queue)) == 3
 
 

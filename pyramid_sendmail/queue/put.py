@@ -92,8 +92,7 @@ class MaildirPut:
         self._store.sync_file(record)
 
     def _write_others(self, envelopes: Sequence[Envelope]) -> None:
-        """Written all, then synced all: that is less work than a sync after each. To have the
-        system begin writing before the first sync was slower than both, on a journaled ext4."""
+        """Written all, then synced all, which by then are on their way to the disk."""
         names = [temporary for temporary, _ in self._moves]
         for at in range(0, len(envelopes), _TOGETHER):
             descriptors: list[int] = []
@@ -101,6 +100,8 @@ class MaildirPut:
                 for name, envelope in zip(names[at:], envelopes[at : at + _TOGETHER], strict=False):
                     descriptors.append(self._create(name))
                     self._fill(descriptors[-1], envelope, 'C')
+                for descriptor in descriptors:
+                    self._store.begin_sync(descriptor)
                 for descriptor in descriptors:
                     self._store.sync_file(descriptor)
             finally:

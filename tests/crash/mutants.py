@@ -171,6 +171,14 @@ _PUT = (
         'test_queue_put.py::test_ten_mails_are_ten_syncs_and_one_of_the_folder',
     ),
     Mutant(
+        'files of a transaction wait for each other',
+        'queue/put.py',
+        '                    self._store.begin_sync(descriptor)\n',
+        '                    pass\n',
+        'the mails of a transaction are written to disk at the same time',
+        'test_queue_put.py::test_mails_of_a_transaction_are_written_before_one_is_synced',
+    ),
+    Mutant(
         'no sync of new/',
         'queue/put.py',
         "            self._store.sync_folder('new')\n",
@@ -400,7 +408,7 @@ _STORE = (
     ),
     Mutant(
         'nobody ever helps',
-        'schedule.py',
+        'gate.py',
         'if share >= ENOUGH:',
         'if share >= 0:',
         'a relay far away is served by all workers',
@@ -1157,7 +1165,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'the gate never closes',
-        'schedule.py',
+        'gate.py',
         '                self._closures += 1\n',
         '                pass\n',
         'while the road is closed nothing is claimed',
@@ -1167,7 +1175,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'the pause does not grow',
-        'schedule.py',
+        'gate.py',
         'pause = min(self._pause * 2.0 ** min(self._failures, 20), LONGEST_PAUSE)',
         'pause = self._pause',
         'a closed road is tried less and less often',
@@ -1175,7 +1183,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'everybody tries a closed road',
-        'schedule.py',
+        'gate.py',
         '            self._trying = get_ident()\n',
         '            pass\n',
         'one worker at a time tries the road',
@@ -1183,7 +1191,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'a crowd closes the road',
-        'schedule.py',
+        'gate.py',
         'crowd = not isinstance(error, QueueError) and self._closures in self._inside.values()',
         'crowd = False',
         'a relay that takes two connections is used by two workers',
