@@ -116,7 +116,9 @@ TABLE: tuple[Setting, ...] = (
         'mail.hostname',
         hostname,
         '',
-        'the name said in EHLO, and the right side of message ids; never resolved',
+        'the name said in EHLO, and the right side of message ids; never resolved. Set it where '
+        "the host's name has no domain: some relays refuse it, and some filters count it against a "
+        'mail',
         "the host's name",
     ),
     Setting(
@@ -318,11 +320,12 @@ def _refuse_unknown(settings: Mapping[str, Any]) -> None:
             raise ConfigurationError(f'{key} is a setting of pyramid_mailer: {_NOT_OURS[key]}')
         word = key.removeprefix('mail.')
         nearest = difflib.get_close_matches(
-            word, [name.removeprefix('mail.') for name in known], n=1, cutoff=0.0
-        )[0]
+            word, [name.removeprefix('mail.') for name in known], n=1, cutoff=0.5
+        )
+        remedy = f'write mail.{nearest[0]}, which is the nearest, or' if nearest else 'write'
         raise ConfigurationError(
-            f'{key} is no setting of pyramid_sendmail: write mail.{nearest}, which is the nearest, '
-            f'or mail.ignore = {word} to keep it for the application'
+            f'{key} is no setting of pyramid_sendmail: {remedy} mail.ignore = {word} to keep it '
+            'for the application'
         )
 
 

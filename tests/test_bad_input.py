@@ -500,7 +500,11 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Send({'text': SECRET.encode()}), 'text: a bytes', 'give a str'),
     (Send({'html': f'{SECRET}\ud800'}), 'html: character 6', "errors='replace'"),
     (Send({'html': '<img src="cid:logo">'}), 'html: it refers to cid:logo', "content_id='logo'"),
-    (Send({'text': 'x' * 2000}, {}, {'max_size': '1K'}), 'mail.max_size = 1024', 'send less'),
+    (
+        Send({'text': 'x' * 2000}, {}, {'max_size': '1K'}),
+        'mail.max_size = 1K; send less',
+        'or raise',
+    ),
     # Attachments
     (Send({'attachments': 3}), 'attachments: int', 'give a list'),
     (Send({'attachments': ['a.pdf']}), 'attachments: str', 'give Attachment('),
@@ -516,7 +520,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (attached(None, path='/dev'), "'/dev' is no regular file", 'give the path'),
     (
         Send({'attachments': [Attachment('a', path=HERE)]}, {}, {'max_size': '1K'}),
-        'is larger than mail.max_size = 1024',
+        'is larger than mail.max_size = 1K; ',
         'send a link',
     ),
     (attached('a.pdf', '', content_type='pdf'), "'pdf' is not a content_type", 'application/'),

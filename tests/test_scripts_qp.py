@@ -22,9 +22,15 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
-from pyramid_sendmail.interfaces import IMailQueue, IMailQueueProcessor, IMailSettings
+from pyramid_sendmail.interfaces import (
+    IMailQueue,
+    IMailQueueProcessor,
+    IMailReporter,
+    IMailSettings,
+)
 from pyramid_sendmail.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from pyramid_sendmail.reporting import MailReporter
 from pyramid_sendmail.scripts import qp
 from pyramid_sendmail.sending import Tally
 
@@ -227,12 +233,30 @@ def test_errors(
     assert lines[1].startswith('psendmail-qp: ')
 
 
-def test_watch(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without --once it runs until it is stopped, and says what it watches."""
-    app = application(MaildirQueue('/somewhere/mail'))
-    processor = Processor(run=lambda self, stop: None)
-    assert run('x.ini', processor=processor, app=app) == 0
-    assert capsys.readouterr().err == 'psendmail-qp: watching /somewhere/mail\n'
+def test_watch(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without --once it runs until it is stopped, and says what it watches; of a queue that is not
+    there yet, whose path may be mistyped, it says that too."""
+    (tmp_path / 'mail').mkdir()
+    for name, lines in (('mail', []), ('mial', [f'{tmp_path}/mial is not there: a new queue'])):
+        app = application(MaildirQueue(str(tmp_path / name)))
+        processor = Processor(run=lambda self, stop: None)
+        assert run('x.ini', processor=processor, app=app) == 0
+        told = [*(f'{line} is made' for line in lines), f'watching {tmp_path}/{name}']
+        assert capsys.readouterr().err == ''.join(f'psendmail-qp: {line}\n' for line in told)
+
+
+def test_events_that_were_not_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    """A run to the end says that subscribers have failed: it would look like a success."""
+    app = application()
+    reporter = MailReporter(app.registry)
+    app.registry.registerUtility(reporter, IMailReporter)
+    reporter.untold = 2
+    processor = Processor(run_once=once(Tally(delivered=2)))
+    assert run('x.ini', '--once', processor=processor, app=app) == 0
+    assert capsys.readouterr().err == (
+        'psendmail-qp: 2 delivered, 0 deferred, 0 failed\n'
+        'psendmail-qp: 2 events that subscribers failed to take wait for another try\n'
+    )
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

@@ -425,8 +425,12 @@ def test_unknown_setting_names_the_nearest() -> None:
         assert nearest in text
         assert f'mail.ignore = {wrong}' in text
         assert SECRET not in text
-    assert 'is no setting' in refusal(xyz=None)
-    assert 'is no setting' in refusal(**{'': ''})
+    for unlike in ('xyz', 'colour', ''):
+        text = refusal(**{unlike: SECRET})
+        assert text.endswith(
+            f'mail.{unlike} is no setting of pyramid_sendmail: write mail.ignore = {unlike} to '
+            'keep it for the application'
+        )
 
 
 def test_ignored_settings() -> None:

@@ -16,7 +16,7 @@ from .headers import check_text, parameters, readable, shown
 from .mime import fits, lines, serialised
 from .part import Part, base64_lines, leaf
 
-__all__ = ['Attachment', 'read_files']
+__all__ = ['Attachment', 'read_files', 'size_text']
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +161,14 @@ def _refused(content_type: str) -> bool:
     return content_type.startswith(('multipart/', 'message/')) and content_type != 'message/rfc822'
 
 
+def size_text(octets: int) -> str:
+    """Octets as a setting has them: ``25M``."""
+    for unit, factor in (('G', 1 << 30), ('M', 1 << 20), ('K', 1 << 10)):
+        if octets and not octets % factor:
+            return f'{octets // factor}{unit}'
+    return str(octets)
+
+
 def _read(path: str | os.PathLike[str], max_size: int, where: str) -> bytes:
     """The content of a file, if it is no longer than a message may be."""
     if os.path.exists(path) and not os.path.isfile(path):
@@ -172,7 +180,8 @@ def _read(path: str | os.PathLike[str], max_size: int, where: str) -> bytes:
         raise MessageError(f'{where}: {shown(path)} cannot be read: {error}') from error
     if len(data) > max_size:
         raise MessageError(
-            f'{where}: {shown(path)} is larger than mail.max_size = {max_size}; send a link to it'
+            f'{where}: {shown(path)} is larger than mail.max_size = {size_text(max_size)}; '
+            'send a link to it'
         )
     return data
 

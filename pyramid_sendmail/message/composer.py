@@ -27,7 +27,7 @@ from .address import (
     parse_addresses,
     same,
 )
-from .attachment import Attachment
+from .attachment import Attachment, size_text
 from .content import content_tree
 from .copies import copied
 from .headers import (
@@ -299,7 +299,8 @@ class Composer:
             raw += b'\r\n'
         if len(raw) > self.max_size:
             raise MessageError(
-                f'message: its {len(raw)} octets are more than mail.max_size = {self.max_size}; '
+                f'message: its {len(raw)} octets are more than mail.max_size = '
+                f'{size_text(self.max_size)}; '
                 'send less, or raise the setting'
             )
         seen = raw

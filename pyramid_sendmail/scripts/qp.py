@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import configparser
 import logging
+import os
 import signal
 import sys
 import threading
@@ -21,7 +22,7 @@ from pyramid.registry import Registry
 
 from ..config import processor_of
 from ..exceptions import MailerUnavailable, QueueError
-from ..interfaces import IMailQueue, IMailSettings
+from ..interfaces import IMailQueue, IMailReporter, IMailSettings
 from ..sending import Tally
 from ..settings import table_rows
 
@@ -81,9 +82,11 @@ def run(
         except KeyboardInterrupt:
             return signals.status if arguments.once else DRAINED
         try:
+            if not arguments.quiet:
+                _announce(registry.queryUtility(IMailQueue))
             with _turns(registry):
                 if arguments.once:
-                    _once(processor, signals.stop, quiet=arguments.quiet)
+                    _once(processor, registry, signals.stop, quiet=arguments.quiet)
                     return signals.status
                 _watch(processor, registry, signals.stop, quiet=arguments.quiet)
         except QueueError as error:
@@ -224,6 +227,13 @@ def _turns(registry: Registry) -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
+def _announce(queue: Any) -> None:
+    """A queue that is not there yet may be one that is somewhere else: a path was mistyped."""
+    path = getattr(queue, 'path', None)
+    if path is not None and not os.path.lexists(path):
+        print(f'psendmail-qp: {path} is not there: a new queue is made', file=sys.stderr)
+
+
 def _watch(processor: Any, registry: Registry, stop: threading.Event, *, quiet: bool) -> None:
     if not quiet:
         queue = registry.queryUtility(IMailQueue)
@@ -231,7 +241,7 @@ def _watch(processor: Any, registry: Registry, stop: threading.Event, *, quiet: 
     processor.run(stop)
 
 
-def _once(processor: Any, stop: threading.Event, *, quiet: bool) -> None:
+def _once(processor: Any, registry: Registry, stop: threading.Event, *, quiet: bool) -> None:
     last = Tally()
 
     def keep(tally: Tally, left: int) -> None:
@@ -250,6 +260,13 @@ def _once(processor: Any, stop: threading.Event, *, quiet: bool) -> None:
                 f'{last.failed} failed',
                 file=sys.stderr,
             )
+            untold = getattr(registry.queryUtility(IMailReporter), 'untold', 0)
+            if untold:
+                print(
+                    f'psendmail-qp: {untold} events that subscribers failed to take wait for '
+                    'another try',
+                    file=sys.stderr,
+                )
 
 
 class Signals:
