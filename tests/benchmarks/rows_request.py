@@ -12,6 +12,7 @@ __all__ = ['ROWS']
 UNSYNCED = 'pyramid_sendmail, queue_sync = off'
 BARE = 'bare write, fsync, rename, fsync'
 COMMITTED = 'the same when a transaction commits'
+COMMITTED_UNSYNCED = 'the same when a transaction commits, no fsync'
 
 
 def _measured(
@@ -47,6 +48,7 @@ def _contenders(kind: str, steps: int, threads: int, *, whole: bool = False) -> 
     return [
         bare(BARE),
         bare(COMMITTED, 'committed'),
+        bare(COMMITTED_UNSYNCED, 'committed', 'unsynced'),
         ours_with(OURS),
         ours_with(UNSYNCED, 'mail.queue_sync=off'),
         *([ours_with('pyramid_sendmail, whole request', 'whole=yes')] if whole else []),

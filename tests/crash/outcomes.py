@@ -81,6 +81,7 @@ put: stat tmp #1: QueueError, as before; ENOENT: QueueError, between
 put: stat tmp #2,3: QueueError, as before
 put: lstat new: QueueError, as before; ENOENT: quiet, done
 put: pwrite tmp: QueueError, as before
+put: posix_fadvise tmp: quiet, done
 put: fsync tmp: QueueError, as before
 put: close tmp: quiet, done
 publish: pwrite tmp: quiet, between

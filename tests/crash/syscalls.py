@@ -31,7 +31,17 @@ _BY_PATH = (
 )
 _BY_DESCRIPTOR = (
     *('close', 'read', 'pread', 'readv', 'preadv', 'write', 'pwrite', 'writev', 'pwritev'),
-    *('fsync', 'fdatasync', 'fstat', 'ftruncate', 'posix_fallocate', 'fchmod', 'lseek', 'dup'),
+    *(
+        'fsync',
+        'fdatasync',
+        'posix_fadvise',
+        'fstat',
+        'ftruncate',
+        'posix_fallocate',
+        'fchmod',
+        'lseek',
+        'dup',
+    ),
 )
 _ELSEWHERE = ('scandir', 'pipe2', 'pipe', 'flock', 'lockf')
 

@@ -22,6 +22,7 @@ from .syscalls import Call, Watch
 
 KINDS = {
     'openat': 'open',
+    'fadvise64': 'posix_fadvise',
     'pread64': 'pread',
     'pwrite64': 'pwrite',
     'newfstatat': 'stat',

@@ -1,10 +1,10 @@
 """Bytes that are ready, into a file: write, fsync, rename, fsync of the directory.
 
-``bare DIRECTORY KIND STEPS THREADS [committed]``
+``bare DIRECTORY KIND STEPS THREADS [committed] [unsynced]``
 
 ``committed``: when a transaction commits, by the least of data managers. This is the limit for mail
 that joins a transaction: there is no message to make, nothing to look up, and nobody else to wait
-for.
+for. ``unsynced``: without fsync.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from .stopwatch import Step, measure
 _numbers = itertools.count()
 
 
-def main(directory: str, kind: str, steps: str, threads: str, *committed: str) -> None:
+def main(directory: str, kind: str, steps: str, threads: str, *options: str) -> None:
     """Measure."""
+    if 'unsynced' in options:
+        os.fsync = lambda descriptor: None
     data = wire(kind)
     for folder in ('tmp', 'new'):
         os.makedirs(f'{directory}/{folder}')
@@ -38,7 +40,7 @@ def main(directory: str, kind: str, steps: str, threads: str, *committed: str) -
             with manager:
                 manager.get().join(Committed(directory, data, into))
 
-        return commit if committed else step
+        return commit if 'committed' in options else step
 
     measure(make, steps=int(steps), threads=int(threads))
 
