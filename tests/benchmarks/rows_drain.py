@@ -300,7 +300,7 @@ ROWS = (
             zope('2k', 8, away=True),
             Contender(AIOSMTPLIB, reused('aiosmtplib', '2k', 150, away=True)),
             Contender(TEN, source('2k', 150, 10, away=True)),
-            Contender(OURS, qp('2k', 1_000, settings=_FAR, away=True)),
+            Contender(OURS, qp('2k', 2_000, settings=_FAR, away=True)),
         ],
         (times(70, ZOPE), times(3.5, AIOSMTPLIB)),
     ),
