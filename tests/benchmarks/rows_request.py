@@ -11,8 +11,8 @@ __all__ = ['ROWS']
 
 UNSYNCED = 'pyramid_sendmail, queue_sync = off'
 BARE = 'bare write, fsync, rename, fsync'
-COMMITTED = 'the same when a transaction commits'
-COMMITTED_UNSYNCED = 'the same when a transaction commits, no fsync'
+COMMITTED = 'bare files when a transaction commits'
+COMMITTED_UNSYNCED = 'bare files when a transaction commits, no fsync'
 
 
 def _measured(
