@@ -71,8 +71,8 @@ class MailReporter:
         self._policy = policy
         self._clock = clock
         self._backlog = _room() if backlog is None else backlog
-        self.untold = 0
-        """How often subscribers failed to take an event, which they are told again."""
+        self.failures = 0
+        """How often subscribers have failed to take an event."""
         self._requests = BlankRequests(registry)
         self._threads = OwnThreads(self._reset, self.join)
         self._reset()
@@ -141,7 +141,7 @@ class MailReporter:
         if told:
             claim.reported(told)
         if failed:
-            self.untold += len(failed)
+            self.failures += len(failed)
             delays = [self._policy.delay(fate.tries + 1, 0.0) or 0.0 for fate in failed]
             claim.postpone(failed, self._clock() + min(delays))
 

@@ -424,7 +424,7 @@ def test_a_subscriber_that_exits_ends_no_thread(
     for claim in claims:
         reporter.submit(claim, [sent(claim.envelope)])  # type: ignore[arg-type]
     assert reporter.join(WAIT)
-    assert reporter.untold == 1
+    assert reporter.failures == 1
     assert [claim.done[0][0] for claim in claims] == ['postponed', 'reported']
 
 

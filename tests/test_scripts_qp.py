@@ -250,12 +250,13 @@ def test_events_that_were_not_taken(capsys: pytest.CaptureFixture[str]) -> None:
     app = application()
     reporter = MailReporter(app.registry)
     app.registry.registerUtility(reporter, IMailReporter)
-    reporter.untold = 2
+    reporter.failures = 2
     processor = Processor(run_once=once(Tally(delivered=2)))
     assert run('x.ini', '--once', processor=processor, app=app) == 0
     assert capsys.readouterr().err == (
         'psendmail-qp: 2 delivered, 0 deferred, 0 failed\n'
-        'psendmail-qp: 2 events that subscribers failed to take wait for another try\n'
+        'psendmail-qp: failures of subscribers: 2; the events that they have not taken are '
+        'told again\n'
     )
 
 

@@ -260,11 +260,11 @@ def _once(processor: Any, registry: Registry, stop: threading.Event, *, quiet: b
                 f'{last.failed} failed',
                 file=sys.stderr,
             )
-            untold = getattr(registry.queryUtility(IMailReporter), 'untold', 0)
-            if untold:
+            failures = getattr(registry.queryUtility(IMailReporter), 'failures', 0)
+            if failures:
                 print(
-                    f'psendmail-qp: {untold} events that subscribers failed to take wait for '
-                    'another try',
+                    f'psendmail-qp: failures of subscribers: {failures}; the events that they have '
+                    'not taken are told again',
                     file=sys.stderr,
                 )
 
