@@ -316,10 +316,10 @@ def test_urgent_mail_goes_first_where_another_processor_works() -> None:
     pending.fill([fresh(name) for name in urgent])
     pending.fill([fresh(f'5-{number:02d}') for number in range(10)])
     pending.missed(fresh('1'))
-    assert sorted(pending.take().name for _ in range(5)) < ['5']
+    assert all(pending.take().name in urgent for _ in range(5))
     pending.fill([fresh('0')], fresh=True)
     assert pending.take() == fresh('0')
-    assert sorted(pending.take().name for _ in range(5)) < ['5']
+    assert all(pending.take().name in urgent for _ in range(5))
     assert len(pending.unexamined()) == 10
     assert taken(pending) == [f'5-{number:02d}' for number in range(10)]
 

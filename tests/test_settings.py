@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyramid.exceptions import ConfigurationError
 from zope.interface.verify import verifyObject
 
 from pyramid_sendmail import converters
 from pyramid_sendmail.interfaces import IMailSettings
+from pyramid_sendmail.message.attachment import size_text
 from pyramid_sendmail.settings import (
     TABLE,
     MailSettings,
@@ -409,6 +412,18 @@ def test_no_secret_in_the_repr() -> None:
 def test_secret_rows() -> None:
     """Whatever can hold a password is marked, so that no error and no listing shows it."""
     assert {row.name for row in TABLE if row.secret} == {'mail.url', 'mail.password'}
+
+
+@given(octets=st.one_of(st.integers(1, 2**40), st.sampled_from([1023, 1024, 25 * 2**20, 2**30])))
+def test_a_size_is_said_as_it_is_written(octets: int) -> None:
+    """An error says a size in the words of the setting, and none but that size."""
+    assert converters.size(size_text(octets)) == octets
+    assert [size_text(each) for each in (1024, 25 * 2**20, 2**30, 1025)] == [
+        '1K',
+        '25M',
+        '1G',
+        '1025',
+    ]
 
 
 def test_unknown_setting_names_the_nearest() -> None:

@@ -31,17 +31,8 @@ _BY_PATH = (
 )
 _BY_DESCRIPTOR = (
     *('close', 'read', 'pread', 'readv', 'preadv', 'write', 'pwrite', 'writev', 'pwritev'),
-    *(
-        'fsync',
-        'fdatasync',
-        'posix_fadvise',
-        'fstat',
-        'ftruncate',
-        'posix_fallocate',
-        'fchmod',
-        'lseek',
-        'dup',
-    ),
+    *('fsync', 'fdatasync', 'fstat', 'ftruncate', 'fchmod', 'lseek', 'dup'),
+    *('posix_fadvise', 'posix_fallocate'),
 )
 _ELSEWHERE = ('scandir', 'pipe2', 'pipe', 'flock', 'lockf')
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections.abc import Callable
 
 import transaction
 
@@ -23,44 +24,51 @@ _numbers = itertools.count()
 
 def main(directory: str, kind: str, steps: str, threads: str, *options: str) -> None:
     """Measure."""
-    if 'unsynced' in options:
-        os.fsync = lambda descriptor: None
     data = wire(kind)
+    sync = _unsynced if 'unsynced' in options else os.fsync
     for folder in ('tmp', 'new'):
         os.makedirs(f'{directory}/{folder}')
 
     def make() -> Step:
-        into = os.open(f'{directory}/new', os.O_RDONLY | os.O_DIRECTORY)
+        folder = Folder(directory, sync)
         manager = transaction.TransactionManager(explicit=True)
 
         def step() -> None:
-            publish(write(directory, data), directory, into)
+            folder.publish(folder.write(data))
 
         def commit() -> None:
             with manager:
-                manager.get().join(Committed(directory, data, into))
+                manager.get().join(Committed(folder, data))
 
         return commit if 'committed' in options else step
 
     measure(make, steps=int(steps), threads=int(threads))
 
 
-def write(directory: str, data: bytes) -> str:
-    """Write a file, synced; return its name."""
-    name = f'{next(_numbers):012d}'
-    file = os.open(f'{directory}/tmp/{name}', os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
-    os.fsync(file)
-    os.close(file)
-    return name
+class Folder:
+    """Where the files go."""
 
+    def __init__(self, directory: str, sync: Callable[[int], None]) -> None:
+        self._directory = directory
+        self._sync = sync
+        self._new = os.open(f'{directory}/new', os.O_RDONLY | os.O_DIRECTORY)
 
-def publish(name: str, directory: str, into: int) -> None:
-    """Move it to where it is found, for good."""
-    os.rename(f'{directory}/tmp/{name}', f'{directory}/new/{name}')
-    os.fsync(into)
+    def write(self, data: bytes) -> str:
+        """Write a file, for good; return its name."""
+        name = f'{next(_numbers):012d}'
+        path = f'{self._directory}/tmp/{name}'
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(file, view) :]
+        self._sync(file)
+        os.close(file)
+        return name
+
+    def publish(self, name: str) -> None:
+        """Move it to where it is found, for good."""
+        os.rename(f'{self._directory}/tmp/{name}', f'{self._directory}/new/{name}')
+        self._sync(self._new)
 
 
 class Committed:
@@ -68,10 +76,9 @@ class Committed:
 
     transaction_manager = None
 
-    def __init__(self, directory: str, data: bytes, into: int) -> None:
-        self._directory = directory
+    def __init__(self, folder: Folder, data: bytes) -> None:
+        self._folder = folder
         self._data = data
-        self._into = into
         self._name = ''
 
     def sortKey(self) -> str:
@@ -87,13 +94,17 @@ class Committed:
         """All is done by the vote."""
 
     def tpc_vote(self, transaction: object) -> None:
-        self._name = write(self._directory, self._data)
+        self._name = self._folder.write(self._data)
 
     def tpc_finish(self, transaction: object) -> None:
-        publish(self._name, self._directory, self._into)
+        self._folder.publish(self._name)
 
     def tpc_abort(self, transaction: object) -> None:
         raise RuntimeError('a transaction of the benchmark has failed')
+
+
+def _unsynced(descriptor: int) -> None:
+    """No promise."""
 
 
 if __name__ == '__main__':

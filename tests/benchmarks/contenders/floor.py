@@ -2,9 +2,9 @@
 
 What a queue on disk has to do for each mail that it must neither lose nor send twice, and nothing
 else: open the file, lock it, see that it is still the one, read it, mark it as being sent, mark it
-as about to leave, send it, mark what came of it, remove it. One pipelined connection, one round
-trip a mail, two mails under way; no reply is looked at but by its first digit, no setting, name,
-event, limit or log line is there, and any trouble ends it.
+as about to leave, send it, remove it. One pipelined connection, one round trip a mail, two mails
+under way; no reply is looked at but by its first digit, no setting, name, event, limit or log line
+is there, and any trouble ends it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def claimed(path: str) -> tuple[int, bytes]:
     return file, data.replace(b'\n', b'\r\n')
 
 
-def settle(path: str, file: int, data: bytes) -> None:
-    """Mark it, remove it, and let it go."""
+def settle(path: str, file: int) -> None:
+    """Remove it, and let it go."""
     os.unlink(path)
     fcntl.flock(file, fcntl.LOCK_UN)
     os.close(file)
@@ -64,7 +64,7 @@ def main(folder: str, port: str) -> None:
             os.pwrite(file, data[:1], 0)
             text = data.replace(b'\n.', b'\n..') + b'.\r\n'
             connection.sendall(text + _COMMANDS if after else text)
-            before = path, file, data
+            before = path, file
         expect(b'2')
         if before is not None:
             settle(*before)
