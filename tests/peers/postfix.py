@@ -152,6 +152,8 @@ class Postfix(Relay):
                 frozenset(recipient['address'] for recipient in entry['recipients']),
             )
             for entry in entries
+            # What its program has put there has neither its number nor its header fields yet.
+            if entry['queue_name'] != 'maildrop'
         ]
 
     def content(self, mail: Held) -> bytes:
