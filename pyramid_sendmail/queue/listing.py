@@ -8,6 +8,7 @@ first is kept.
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from itertools import islice
 
@@ -27,7 +28,7 @@ class Listing:
 
     def __init__(self, root: str, folder: str, *, limit: int) -> None:
         self._path = f'{root}/{folder}'
-        self._folder = folder
+        self.folder = folder
         self._limit = limit
         self._names: list[str] = []
         self._bound = _ABOVE
@@ -40,7 +41,12 @@ class Listing:
     def __iter__(self) -> Iterator[Ticket]:
         """What is due, in order."""
         self._shorten()
-        return (Ticket(self._folder, name) for name in self._names)
+        return (Ticket(self.folder, name) for name in self._names)
+
+    def behind(self, name: str, count: int) -> list[str]:
+        """So many of the names that come next."""
+        at = bisect_right(self._names, name)
+        return self._names[at : at + count]
 
     @property
     def next_due(self) -> float | None:

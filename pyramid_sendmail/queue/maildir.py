@@ -20,6 +20,7 @@ from zope.interface import implementer
 from ..envelope import Envelope
 from ..exceptions import DamagedMail
 from ..interfaces import IMailQueue
+from .ahead import ReadAhead
 from .claim import MaildirClaim
 from .format import STATE_AT, Block, Unreadable, decode
 from .history import DeadLetters
@@ -29,7 +30,7 @@ from .names import Schedule, Ticket, in_turn, parse, schedule_of, time_text
 from .put import MaildirPut
 from .recovery import recover, set_aside
 from .store import Store
-from .stored import load
+from .stored import LARGE, load
 from .trigger import Trigger
 
 __all__ = ['MaildirQueue']
@@ -83,6 +84,7 @@ class MaildirQueue:
         self._rest: Iterator[Ticket] = iter(())
         self._lock = threading.Lock()
         self._dead = DeadLetters(self._store)
+        self._ahead = ReadAhead(self._store)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.path!r})'
@@ -136,6 +138,7 @@ class MaildirQueue:
         if not fresh:
             with self._lock:
                 self._rest = iter(())
+            self._ahead.expect(())
             recover(self._store, publish_doubtful=self._in_doubt == 'send', clock=self._clock)
             done.read(inf if all_events else now, wrong=wrong, pause=pause)
         new.read(now, wrong=wrong, pause=pause, doubt=partial(self._doubt, doubts, time_text(here)))
@@ -147,6 +150,7 @@ class MaildirQueue:
         if not fresh:
             with self._lock:
                 self._rest = order
+            self._ahead.expect((new, cur))
         times = [listing.next_due for listing in (done, new, cur)]
         if len(doubts) >= _OPENED:
             times.append(now)
@@ -206,9 +210,11 @@ class MaildirQueue:
             raise self._store.error('cannot be claimed from', error) from error
 
     def _claim(self, ticket: Ticket, descriptor: int, settled: bool) -> MaildirClaim | None:
-        now = self._clock()
+        now, began = self._clock(), time.perf_counter()
         try:
-            block, text = load(self._store, descriptor)
+            data = self._store.read(descriptor, LARGE)
+            self._ahead.took(ticket, time.perf_counter() - began)
+            block, text = load(self._store, descriptor, data)
         except Unreadable as error:
             data = self._store.read(descriptor)
             adopted = adopt(self._store, ticket, data, now)

@@ -31,6 +31,8 @@ _LEFT = 1_000
 
 _CAN_ADVISE = hasattr(os, 'posix_fadvise')
 
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -302,6 +304,17 @@ class Store:
             with suppress(OSError):
                 # Of what is not yet on disk, all that this does is to begin with it.
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def begin_read(self, path: str, octets: int) -> None:
+        """Have the system read the first octets of a file while we do something else. A hint;
+        never raises an OSError."""
+        if _CAN_ADVISE:
+            with suppress(OSError):
+                descriptor = os.open(path, _READ_FLAGS)
+                try:
+                    os.posix_fadvise(descriptor, 0, octets, os.POSIX_FADV_WILLNEED)
+                finally:
+                    os.close(descriptor)
 
     def sync_file(self, descriptor: int) -> None:
         if self.sync:

@@ -22,10 +22,14 @@ LARGE = 4 * BLOCK
 """Octets of a file from which on its message is not held in memory."""
 
 
-def load(store: Store, descriptor: int) -> tuple[Block, StoredText | None]:
-    """Read an open file, and see that it is whole; the text is None where the envelope holds it.
-    Raises Unreadable and OSError."""
-    data = store.read(descriptor, LARGE)
+def load(
+    store: Store, descriptor: int, data: bytes | None = None
+) -> tuple[Block, StoredText | None]:
+    """Read an open file, of whose octets the first, LARGE at most, may be there already, and see
+    that it is whole; the text is None where the envelope holds it. Raises Unreadable and OSError.
+    """
+    if data is None:
+        data = store.read(descriptor, LARGE)
     if len(data) < LARGE:
         return decode(data), None
     size, _ = lengths_of(data)

@@ -1132,6 +1132,22 @@ _PROCESSOR = (
         'test_queue_listing.py::test_few_names_are_kept',
     ),
     Mutant(
+        'each file is waited for',
+        'queue/ahead.py',
+        '        if seconds < _SLOW or',
+        '        if True or',
+        'of a queue that has left the memory, what comes next is read while one is sent',
+        'test_queue_ahead.py::test_what_comes_next_is_asked_for_once',
+    ),
+    Mutant(
+        'files are asked for over and over',
+        'queue/ahead.py',
+        "or name < self._asked.get(folder, '')",
+        'or False',
+        'each file is asked for once',
+        'test_queue_ahead.py::test_what_comes_next_is_asked_for_once',
+    ),
+    Mutant(
         'done/ is not reported last',
         'processor.py',
         '            self._report_all_done(crew, done)\n            self._expire',
