@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any
 
 from .envelope import Envelope, Fate
@@ -17,9 +18,14 @@ from .schedule import Pending
 from .sending import Tally
 from .threads import OwnThread
 
-__all__ = ['Aside', 'Crew', 'WatchedClaim']
+__all__ = ['UNTOLD', 'Aside', 'Crew', 'WatchedClaim']
 
 log = logging.getLogger(__name__)
+
+UNTOLD = 1.0
+"""Seconds until an event is looked for that had no room among those that wait."""
+
+_total = attrgetter('total')
 
 
 class Crew:
@@ -39,6 +45,8 @@ class Crew:
         stop: threading.Event,
         *,
         once: bool,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
         self.pending = Pending(pace)
         self.gate = gate
@@ -50,6 +58,8 @@ class Crew:
         self.rested = {True: float('-inf'), False: float('-inf')}
         """When fresh mail, and the whole queue, may be looked at again."""
         self._drain = drain
+        self._clock = clock
+        self._monotonic = monotonic
         self._wake = wake
         self.stop = stop
         self._deadline: float | None = None
@@ -82,7 +92,7 @@ class Crew:
 
     @property
     def unsynced(self) -> int:
-        return sum([tally.total for tally in self._tallies]) - self._synced
+        return sum(map(_total, self._tallies)) - self._synced
 
     @property
     def left(self) -> int:
@@ -105,6 +115,15 @@ class Crew:
             if sooner:
                 self.next_look = moment
             return sooner
+
+    def due_again(self, due: float) -> None:
+        """Something has to be looked for then, in epoch seconds, perhaps before the next look."""
+        if self.look_by(self._monotonic() + max(due - self._clock(), 0.0)):
+            self._wake()
+
+    def untold(self) -> None:
+        """An event had no room among those that wait."""
+        self.due_again(self._clock() + UNTOLD)
 
     def sync(self, queue: Any) -> None:
         total = self.tally.total
@@ -172,30 +191,37 @@ class Crew:
 
 
 class WatchedClaim:
-    """A claim that tells when its mail, or an event of it, is due again: ``again(seconds)``, in
-    epoch seconds; and by ``unsent()`` that it was released as it was, by ``untold()`` that an event
-    of it was not told, since too many wait already."""
+    """A claim that tells the crew when its mail, or an event of it, is due again, that it was
+    released as it was, or that an event of it was not told, since too many wait already."""
 
-    def __init__(
-        self,
-        claim: Any,
-        again: Callable[[float], None],
-        unsent: Callable[[], None],
-        untold: Callable[[], None],
-    ) -> None:
+    __slots__ = (
+        *('_claim', '_crew', '_ticket', '_settled', '_telling'),
+        *('envelope', 'interrupted', 'sealing', 'todo'),
+    )
+
+    def __init__(self, claim: Any, crew: Crew, ticket: Any) -> None:
         self._claim = claim
-        self._again = again
-        self._unsent = unsent
-        self._untold = untold
+        self._crew = crew
+        self._ticket = ticket
         self._settled = False
         self._telling = bool(claim.fates)
         # What never changes and is asked for often.
         self.envelope: Envelope = claim.envelope
         self.todo: tuple[str, ...] = claim.todo
         self.interrupted: str = claim.interrupted
+        self.sealing: Callable[[Sequence[str]], None] = claim.sealing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._claim, name)
+
+    @property
+    def attempt(self) -> int:
+        return int(self._claim.attempt)
+
+    @property
+    def fates(self) -> Sequence[Fate]:
+        fates: Sequence[Fate] = self._claim.fates
+        return fates
 
     def settle(
         self, fates: Sequence[Fate], *, retry_at: float | None = None, report: bool = True
@@ -204,18 +230,18 @@ class WatchedClaim:
         self._claim.settle(fates, retry_at=retry_at, report=report)
         self._telling = report
         if retry_at is not None:
-            self._again(retry_at)
+            self._crew.due_again(retry_at)
 
     def postpone(self, fates: Iterable[Fate], due: float) -> None:
         self._claim.postpone(fates, due)
-        self._again(due)
+        self._crew.due_again(due)
 
     def release(self) -> None:
         self._claim.release()
         if self._telling:
-            self._untold()
+            self._crew.untold()
         if self.todo and not self._settled:
-            self._unsent()
+            self._crew.released(self._ticket)
 
 
 class Aside:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .queue.names import parse
+from .queue.names import is_ours
 from .schedule import Pending
 
 __all__ = ['Harvest']
@@ -42,7 +42,7 @@ class Harvest:
         that takes long, the first are pending already. Raises QueueError."""
         self.tick()
         if self._looked and (further := self._queue.further(limit)):
-            return self._unseen(further)
+            return self._unseen(further, [_id(ticket) for ticket in further])
         self._looked = True
         self.fresh = self.fresh or not self.more
         limit += self._stuck
@@ -54,34 +54,30 @@ class Harvest:
             early=self._early,
         )
         self.more = len(tickets) >= limit
+        ids = [_id(ticket) for ticket in tickets]
         # Found once more although nobody works on them.
         self._stuck = sum(
-            self._known(ticket) and not self._pending.knows(ticket) for ticket in tickets
+            id in self._seen and not self._pending.knows(ticket)
+            for id, ticket in zip(ids, tickets, strict=True)
         )
-        unseen = self._unseen(tickets)
-        self._seen = self._begun | set(map(_id, tickets))
+        unseen = self._unseen(tickets, ids)
+        self._seen = self._begun.union(ids)
         self._begun = set()
         return unseen
 
     def _early(self, tickets: list[Any]) -> None:
-        unseen = [ticket for ticket in tickets if not self._known(ticket)]
-        self._begun.update(map(_id, unseen))
+        ids = [_id(ticket) for ticket in tickets]
+        unseen = [ticket for id, ticket in zip(ids, tickets, strict=True) if id not in self._seen]
+        self._begun.update(id for id in ids if id not in self._seen)
         self._pending.fill(unseen, fresh=True)
 
-    def _unseen(self, tickets: list[Any]) -> list[Any]:
-        unseen = [
-            ticket
-            for ticket in tickets
-            if not self._known(ticket) and _id(ticket) not in self._begun
-        ]
-        self._seen.update(map(_id, unseen))
-        return unseen
-
-    def _known(self, ticket: Any) -> bool:
-        return _id(ticket) in self._seen
+    def _unseen(self, tickets: list[Any], ids: list[int]) -> list[Any]:
+        known = self._seen | self._begun
+        self._seen.update(ids)
+        return [ticket for id, ticket in zip(ids, tickets, strict=True) if id not in known]
 
 
 def _id(ticket: Any) -> int:
     """The same whatever the mail's schedule, and small; a foreign file has its name only."""
-    schedule = parse(ticket.name)
-    return hash(schedule.id if schedule else ticket.name)
+    ours = is_ours(ticket.name)
+    return hash(ours[4] if ours else ticket.name)

@@ -17,7 +17,7 @@ from typing import Any
 
 from zope.interface import implementer
 
-from .crew import Aside, Crew, WatchedClaim
+from .crew import UNTOLD, Aside, Crew, WatchedClaim
 from .envelope import Envelope, Fate
 from .exceptions import DamagedMail, MailerUnavailable, QueueError
 from .gate import FIRST_PAUSE, Gate, Help
@@ -52,9 +52,6 @@ ITS_OWN = frozenset({errno.EACCES, errno.EPERM, errno.EIO})
 
 EXPIRE, EXPIRED = 3600.0, 1_000
 """Seconds between two looks for old dead letters, and how many of them go at one."""
-
-UNTOLD = 1.0
-"""Seconds until an event is looked for that had no room among those that wait."""
 
 REPORTS = 200
 """Mails in ``done/`` reported at one look, so that the next look is not kept waiting."""
@@ -153,7 +150,12 @@ class QueueProcessor:
         ]
         gate = Gate(self._monotonic, pause=self._pause, chance=self._chance)
         help = Help(self._attempts.turn)
-        return Crew(roads, self._drain, gate, help, self._pace, self._queue.wake, stop, once=once)
+        return Crew(
+            *(roads, self._drain, gate, help, self._pace, self._queue.wake, stop),
+            once=once,
+            clock=self._attempts.clock,
+            monotonic=self._monotonic,
+        )
 
     def _watch(self, crew: Crew) -> None:
         """Look where mail is published until the next full look is due."""
@@ -277,12 +279,7 @@ class QueueProcessor:
         be read stays where it is, and stops nobody."""
         try:
             claim = self._queue.claim(ticket, settled=settled)
-            return claim and WatchedClaim(
-                claim,
-                lambda due: self._due_again(crew, due),
-                lambda: crew.released(ticket),
-                lambda: self._due_again(crew, self._attempts.clock() + UNTOLD),
-            )
+            return claim and WatchedClaim(claim, crew, ticket)
         except DamagedMail as error:
             envelope = Envelope(
                 id=error.name,
@@ -311,11 +308,6 @@ class QueueProcessor:
             if crew.unheard(ticket):
                 log.exception('%s cannot be claimed', ticket.name)
         return None
-
-    def _due_again(self, crew: Crew, due: float) -> None:
-        """Something has to be looked for then, perhaps before the next look."""
-        if crew.look_by(self._monotonic() + max(due - self._attempts.clock(), 0.0)):
-            self._queue.wake()
 
     def _drain(self, crew: Crew, road: Road, tally: Tally) -> float:
         """Send what is due over one session; return the seconds that this worker should rest."""

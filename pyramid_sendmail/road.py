@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 from .interfaces import IMailer
@@ -33,8 +33,8 @@ class Road:
         """How many mails were answered, over all sessions."""
         self.carried = 0
         """How many of them over the present one."""
-        self.waiting = 0
-        """How many mails wait for their answer, or to be sent once more."""
+        self.held: tuple[Sized, ...] = ()
+        """The mails that wait for their answer, or to be sent once more."""
         self.connecting = False
         """Whether its thread waits for a session, and holds no claim meanwhile."""
         self._batch = batch
@@ -60,6 +60,11 @@ class Road:
             self.carried = 0
         self._used = self._monotonic()
         return self._session
+
+    @property
+    def waiting(self) -> int:
+        """How many mails wait for their answer, or to be sent once more."""
+        return sum(map(len, self.held))
 
     @property
     def name(self) -> str:

@@ -81,7 +81,9 @@ class Pending:
         self._taken: dict[int, list[Any]] = {}
         self._coming: set[int] = set()
         self._waiting: list[int] = []
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._count = 0
         self._closed = False
         self._more = False
         self._low = 0
@@ -89,7 +91,7 @@ class Pending:
         self._told = False
 
     def __len__(self) -> int:
-        return len(self._lanes[True]) + len(self._lanes[False])
+        return self._count
 
     @property
     def closed(self) -> bool:
@@ -109,12 +111,12 @@ class Pending:
     def running_low(self) -> bool:
         """Whether a full look would find more than what was kept, of which most has gone: the
         next look is made while the rest is sent."""
-        return self._more and len(self) <= self._low
+        return self._more and self._count <= self._low
 
     @property
     def exhausted(self) -> bool:
         """Whether a full look would find something to do, and nothing, or little, is left here."""
-        return self.running_low or (self._again and not len(self))
+        return self.running_low or (self._again and not self._count)
 
     def tell(self) -> bool:
         """Whether somebody has to be told that it is exhausted: once, until it is filled."""
@@ -136,9 +138,9 @@ class Pending:
             for ticket in tickets:
                 if ticket not in self._known:
                     self._known.add(ticket)
-                    self._lanes[ticket.folder == 'new'].add(ticket)
+                    self._add(ticket)
             if more or not fresh:
-                self._more, self._low = more, len(self) // LOW
+                self._more, self._low = more, self._count // LOW
             if not fresh:
                 self._again = False
             # What came beside it may hide for a while that it is exhausted.
@@ -147,23 +149,29 @@ class Pending:
 
     def take(self) -> Any:
         """The next ticket, or None if there is none, or no place for it; never waits."""
-        with self._changed:
-            self._coming.discard(get_ident())
-            if self._closed or not len(self) or (place := self._pace.take()) is None:
+        me = get_ident()
+        with self._lock:
+            self._coming.discard(me)
+            if self._closed or not self._count or (place := self._pace.take()) is None:
                 return None
             lane = self._lanes[self._fresh_next] or self._lanes[not self._fresh_next]
             self._fresh_next = not self._fresh_next
             ticket = lane.take()
-            self._taken.setdefault(get_ident(), []).append(ticket)
+            self._count -= 1
+            self._taken.setdefault(me, []).append(ticket)
             self._places[ticket] = place
             return ticket
+
+    def _add(self, ticket: Any) -> None:
+        self._lanes[ticket.folder == 'new'].add(ticket)
+        self._count += 1
 
     def unsent(self, ticket: Any, *, again: bool = False) -> None:
         """Nothing leaves for a ticket that was taken: its place is for another. ``again``: it may
         be taken once more."""
         with self._changed:
             if again and not self._closed:
-                self._lanes[ticket.folder == 'new'].add(ticket)
+                self._add(ticket)
                 self._changed.notify_all()
             place = self._places.pop(ticket, None)
             if place is not None and self._pace.give_back(place):
@@ -214,7 +222,7 @@ class Pending:
         end = time.monotonic() + IDLE
         while not self._closed:
             before_me = len(self._coming) + len(self._waiting) - 1 - self._waiting.index(me)
-            wait = self._pace.wait(before_me + 1) if len(self) > before_me else inf
+            wait = self._pace.wait(before_me + 1) if self._count > before_me else inf
             if not wait:
                 break
             left = end - time.monotonic()
@@ -248,7 +256,7 @@ class Pending:
         too long."""
         with self._changed:
             return self._changed.wait_for(
-                lambda: self._closed or not (self._taken or len(self)), timeout
+                lambda: self._closed or not (self._taken or self._count), timeout
             )
 
     def close(self) -> None:

@@ -43,15 +43,16 @@ class Tally:
     delivered: int = 0
     deferred: int = 0
     failed: int = 0
+    total: int = field(init=False)
 
-    @property
-    def total(self) -> int:
-        return self.delivered + self.deferred + self.failed
+    def __post_init__(self) -> None:
+        self.total = self.delivered + self.deferred + self.failed
 
     def add(self, other: Tally) -> None:
         self.delivered += other.delivered
         self.deferred += other.deferred
         self.failed += other.failed
+        self.total += other.total
 
     def count(self, fates: Iterable[Fate]) -> None:
         """Add one mail."""
@@ -62,6 +63,7 @@ class Tally:
             self.failed += 1
         else:
             self.delivered += 1
+        self.total += 1
 
 
 @dataclass(slots=True)
@@ -148,10 +150,12 @@ class Attempts:
         if older:
             known = {fate.id for fate in fates}
             older = [fate for fate in older if fate.id not in known]
-        told = any(self.reporter.wants(fate.kind) for fate in (*older, *fates))
+            older += fates
+        events = older or fates
+        told = any(map(self.reporter.wants, {fate.kind for fate in events}))
         claim.settle(fates, retry_at=retry_at, report=told)
         if told:
-            self.reporter.submit(claim, [*older, *fates])
+            self.reporter.submit(claim, events)
 
 
 def attempt(claims: Iterable[IMailClaim], road: Road, attempts: Attempts, tally: Tally) -> None:
@@ -190,6 +194,7 @@ class Batch:
         self._pulled: deque[Any] = deque()
         self._again: deque[Any] = deque()
         self._sealed: dict[str, tuple[str, ...]] = {}
+        road.held = (self._pulled, self._again)
 
     @property
     def holding(self) -> bool:
@@ -237,7 +242,6 @@ class Batch:
                 return
             if self._ready(claim):
                 self._pulled.append(claim)
-                self._count()
                 yield _for_todo(claim)
 
     def _ready(self, claim: Any) -> bool:
@@ -265,7 +269,8 @@ class Batch:
             claim = next(claim for claim in self._pulled if claim.envelope.id == envelope.id)
         sealed = tuple(recipients)
         claim.sealing(sealed)
-        self._sealed[envelope.id] = (*self._sealed.get(envelope.id, ()), *sealed)
+        before = self._sealed.get(envelope.id)
+        self._sealed[envelope.id] = (*before, *sealed) if before else sealed
 
     def _unseal(self) -> None:
         """What was pulled and not answered is untouched, though its text may have left."""
@@ -276,7 +281,6 @@ class Batch:
     def _settle(self, outcome: Outcome) -> None:
         claim = self._pulled.popleft()
         self._attempts.settle(claim, outcome, self._name, self._tally)
-        self._count()
 
     def _lose(self, reason: str) -> None:
         """The session has failed over the first mail; what else is sealed has left as well."""
@@ -295,12 +299,8 @@ class Batch:
         left = (*self._pulled, *self._again)
         self._pulled.clear()
         self._again.clear()
-        self._count()
         for claim in left:
             claim.release()
-
-    def _count(self) -> None:
-        self._road.waiting = len(self._pulled) + len(self._again)
 
 
 def report_settled(claim: Any, reporter: Any) -> None:
