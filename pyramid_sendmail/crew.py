@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 UNTOLD = 1.0
 """Seconds until an event is looked for that had no room among those that wait."""
 
-_total = attrgetter('total')
+_total: Callable[[Tally], int] = attrgetter('total')
 
 
 class Crew:

@@ -117,14 +117,15 @@ class Attempts:
             now = self.clock()
             # Mail for a later day is not old on that day.
             delay = self.policy.delay(number, now - max(claim.since, envelope.not_before))
-        kinds = [self._kind(verdict, delay) for verdict, _ in groups]
+        again = None if delay is None else now + delay
         retry_at = None
-        if delay is not None and 'deferred' in kinds:
-            retry_at = now + delay
-        fates = []
-        for group, (kind, (verdict, recipients)) in enumerate(zip(kinds, groups, strict=True)):
+        fates: list[Fate] = []
+        for verdict, recipients in groups:
+            kind = self._kind(verdict, delay)
+            if kind == 'deferred':
+                retry_at = again
             fate = Fate(
-                id=f'{envelope.id}-{number}-{kind}-{group}',
+                id=f'{envelope.id}-{number}-{kind}-{len(fates)}',
                 kind=kind,
                 recipients=recipients,
                 attempt=number,
@@ -132,7 +133,7 @@ class Attempts:
                 reply=verdict.reply,
                 reason=_reason(verdict, kind, given_up=delay is None),
                 permanent=verdict.status == 'failed',
-                retry_at=retry_at if kind == 'deferred' else None,
+                retry_at=again if kind == 'deferred' else None,
             )
             _log_fate(fate, verdict, envelope)
             fates.append(fate)

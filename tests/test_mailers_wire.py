@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import Any
 
@@ -16,9 +17,17 @@ class Failing:
 
     def __init__(self, takes: int) -> None:
         self.left = takes
+        self._null = os.open(os.devnull, os.O_WRONLY)
+
+    def fileno(self) -> int:
+        """What can be written to at any time."""
+        return self._null
 
     def settimeout(self, seconds: float) -> None:
-        pass
+        assert seconds == 0, 'the time-outs are those of poll'
+
+    def close(self) -> None:
+        os.close(self._null)
 
     def send(self, data: memoryview) -> int:
         if not self.left:
@@ -47,6 +56,7 @@ def test_what_has_certainly_not_left(takes: int, secure: bool, unsent: int) -> N
         wire.write(b'x' * 100)
     assert caught.value.unsent == unsent
     assert wire.lost
+    wire.close()
 
 
 def test_only_the_failing_block_is_at_risk() -> None:
@@ -57,6 +67,7 @@ def test_only_the_failing_block_is_at_risk() -> None:
     with pytest.raises(LineLost) as caught:
         wire.write(b'x' * (5 * BLOCK))
     assert caught.value.unsent == 3 * BLOCK
+    wire.close()
 
 
 def pair() -> tuple[Wire, socket.socket]:

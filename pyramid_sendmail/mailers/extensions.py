@@ -109,7 +109,7 @@ class Extensions:
         command = f'MAIL FROM:<{envelope.sender}>'
         if self._size:
             command += f' SIZE={envelope.size}'
-        unicode = not (envelope.sender.isascii() and all(each.isascii() for each in recipients))
+        unicode = not (envelope.sender.isascii() and ''.join(recipients).isascii())
         if not envelope.is_ascii:
             command += ' BODY=8BITMIME'
             unicode = unicode or not envelope.has_ascii_head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 __all__ = ['is_path']
 
@@ -17,6 +18,7 @@ _PATH = re.compile(
 )
 
 
+@lru_cache(maxsize=256)
 def is_path(address: str) -> bool:
     """Whether the address can stand between ``<`` and ``>`` (RFC 5321, 4.1.2; RFC 6531, 3.3)."""
     try:

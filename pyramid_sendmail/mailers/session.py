@@ -62,6 +62,8 @@ _END = 5  # octets of CRLF.CRLF
 
 _OPTIONS = SessionOptions()
 
+_DATA = Command('DATA', b'DATA\r\n')
+
 
 @implementer(IMailSession)
 class SMTPSession:
@@ -179,30 +181,34 @@ class SMTPSession:
             for recipient in mail.asked:
                 self._unsaid.append(Command('RCPT', self._extensions.rcpt(recipient), recipient))
             if data:
-                self._unsaid.append(Command('DATA', b'DATA\r\n'))
+                self._unsaid.append(_DATA)
 
     def _group(self, mail: Mail) -> bytes:
         """The lines that may leave now."""
-        lines = []
-        while self._unsaid and len(self._said) < self._window:
-            command = self._unsaid.popleft()
-            if command.verb == 'DATA' and not self._said and not mail.accepted:
-                break  # there is nobody to get it (RFC 5321, 4.1.1.4)
-            lines.append(command.line)
-            self._said.append(command)
-        return b''.join(lines)
+        unsaid, said = self._unsaid, self._said
+        if unsaid and unsaid[0].verb == 'DATA' and not (said or mail.accepted):
+            unsaid.clear()  # there is nobody to get it (RFC 5321, 4.1.1.4)
+        room = self._window - len(said)
+        if len(unsaid) <= room:
+            group = list(unsaid)
+            unsaid.clear()
+        else:
+            group = [unsaid.popleft() for _ in range(room)]
+        said.extend(group)
+        return b''.join([command.line for command in group])
 
     def _converse(self, mail: Mail) -> None:
         """Say what there is to say up to DATA, and hear the answers."""
+        unsaid, said = self._unsaid, self._said
         self._expect_silence()
         while True:
-            if self._unsaid and len(self._said) <= self._window // 2:
+            if unsaid and len(said) <= self._window // 2:
                 group = self._group(mail)
                 if group:
                     self._wire.write(group)
-            if not self._said:
+            if not said:
                 return
-            command = self._said.popleft()
+            command = said.popleft()
             if mail.decided:
                 self._disregard(command)
                 self._expect_silence()
@@ -214,11 +220,16 @@ class SMTPSession:
 
         Raises LineLost, or MailerUnavailable where the answer closes the road.
         """
-        data = command.verb == 'DATA'
-        reply = self._wire.reply(self._timeouts.data if data else self._timeouts.command)
-        if reply.code // 100 == (3 if data else 2):
-            self._expect_silence(text=data)
-            return reply
+        if command.verb == 'DATA':
+            reply = self._wire.reply(self._timeouts.data)
+            if reply.code // 100 == 3:
+                self._expect_silence(text=True)
+                return reply
+        else:
+            reply = self._wire.reply(self._timeouts.command)
+            if reply.code // 100 == 2:
+                self._expect_silence()
+                return reply
         if closes(reply):
             reason, stale = f'{command.verb} was answered {reply}', reply.code == 421
             self._wire.lost = stale or bool(self._said)
@@ -364,7 +375,7 @@ class SMTPSession:
                     raise LineLost(f'the relay answered the final dot with {reply}')
                 if reply.code == 421:
                     closing = closing or LineLost(f'the relay has said {reply}')
-                answered = [open_ended.pop(0)] if self._lmtp else open_ended[:]
+                answered = [open_ended.pop(0)] if self._lmtp else open_ended
                 mail.give(answered, Verdict('delivered', reply) if positive else refusal(reply))
                 if not self._lmtp:
                     break

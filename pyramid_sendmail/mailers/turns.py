@@ -45,7 +45,9 @@ class Mail:
     @property
     def decided(self) -> bool:
         """Whether no answer up to DATA can change anything."""
-        return not self.accepted and all(each in self.verdicts for each in self.asked)
+        if self.accepted or not self.verdicts:
+            return False
+        return all(each in self.verdicts for each in self.asked)
 
     @property
     def refused(self) -> bool:

@@ -8,8 +8,10 @@ several commands may leave before the first reply is read (RFC 2920).
 from __future__ import annotations
 
 import re
+import select
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,8 @@ LINE_LIMIT = 4_096
 
 LINES_LIMIT = 256
 """Lines in a reply, so that a relay cannot fill the memory (or talk for ever)."""
+
+_TOO_LONG = f"a line of the relay's reply has more than {LINE_LIMIT} octets"
 
 _REPLY = re.compile(rb'([2-5][0-9]{2})(?:([ -])(.*))?', re.DOTALL)
 
@@ -84,7 +88,8 @@ class Wire:
     """A connected socket, and the reader of replies on it.
 
     After LineLost nothing more can be said on it: ``lost`` is true then. ``version``: that of TLS,
-    as 'TLSv1.3'. ``secrets``: what is not shown of replies, should they repeat it.
+    as 'TLSv1.3'. ``secrets``: what is not shown of replies, should they repeat it. The socket never
+    blocks: the time-outs are those of ``poll``, and cost nothing where nobody has to wait.
     """
 
     def __init__(self, connection: socket.socket, *, block: float) -> None:
@@ -94,26 +99,35 @@ class Wire:
         self.secrets: tuple[str, ...] = ()
         self._socket = connection
         self._block = block
-        self._timeout: float | None = None
-        self._buffer = bytearray()
+        self._poll = select.poll()
+        self._awaited: dict[type, int] = {BlockingIOError: 0}
+        self._lines: deque[bytes] = deque()
+        self._rest = b''  # the beginning of a line
         self._heard: dict[bytes, Reply] = {}
+        connection.settimeout(0)
 
     @property
     def unread(self) -> bytes:
         """The first octets, three at most, of what has come and was not read."""
-        return bytes(self._buffer[:3])
+        return (self._lines[0] + b'\n')[:3] if self._lines else self._rest[:3]
 
     def write(self, data: bytes | memoryview) -> None:
         """Send it all; whatever the socket takes at once has its own time. Raises LineLost."""
         rest = memoryview(data)
-        self._within(self._block)
         try:
             while rest:
                 # TLS may have sent part of what it reports as failed.
                 risked = min(len(rest), BLOCK) if self.secure else 0
-                with waiting():
+                if len(rest) > BLOCK:
+                    # Not as much as there is room for: the system says that there is room again
+                    # when a third of it is, and on a slow line that may take longer than a block.
+                    self._await(select.POLLOUT, self._block)
+                try:
                     sent = self._socket.send(rest[:BLOCK] if self.secure else rest)
-                rest = rest[sent:]
+                except OSError as error:
+                    self._retry(error, select.POLLOUT, self._block)
+                else:
+                    rest = rest[sent:]
         except OSError as error:
             self.lost = True
             raise LineLost(
@@ -122,37 +136,27 @@ class Wire:
 
     def reply(self, timeout: float) -> Reply:
         """Read one reply, within ``timeout`` seconds as a whole. Raises LineLost."""
-        buffer = self._buffer
         deadline = 0.0
-        if not buffer:
+        if not self._lines:
             deadline = time.monotonic() + timeout
             self._receive(deadline, timeout)
         # Nearly all replies are one line, there already, and the same for each mail.
-        end = buffer.find(b'\n', 0, LINE_LIMIT) + 1
-        if end:
-            line = bytes(buffer[:end])
-            reply = self._heard.get(line) or self._whole(line)
-            if reply is not None:
-                del buffer[:end]
-                return reply
-        code, lines = self._lines(deadline or time.monotonic() + timeout, timeout)
-        return Reply(code, said(lines))
-
-    def _whole(self, line: bytes) -> Reply | None:
-        """A reply that is this one line, its end included; None if it is not that."""
-        match = _REPLY.fullmatch(line.removesuffix(b'\n').removesuffix(b'\r'))
-        if match is None or match[2] == b'-':
-            return None
-        reply = Reply(int(match[1]), said([self._shown(match[3])]))
-        if len(self._heard) < HEARD:
-            self._heard[line] = reply
+        first = self._lines[0]
+        reply = self._heard.get(first)
+        if reply is not None:
+            self._lines.popleft()
+            return reply
+        code, texts = self._read(deadline or time.monotonic() + timeout, timeout)
+        reply = Reply(code, said(texts))
+        if len(texts) == 1 and len(self._heard) < HEARD:
+            self._heard[first] = reply
         return reply
 
     def lines(self, timeout: float) -> tuple[int, list[str]]:
         """Read one reply, and return its code and the text of each of its lines."""
-        return self._lines(time.monotonic() + timeout, timeout)
+        return self._read(time.monotonic() + timeout, timeout)
 
-    def _lines(self, deadline: float, timeout: float) -> tuple[int, list[str]]:
+    def _read(self, deadline: float, timeout: float) -> tuple[int, list[str]]:
         first = b''
         texts: list[str] = []
         try:
@@ -174,13 +178,20 @@ class Wire:
 
     def upgrade(self, context: ssl.SSLContext, host: str, timeout: float) -> None:
         """Speak TLS from now on. Raises LineLost, or the OSError of a failed handshake."""
+        import ssl
+
         self.lost = True
-        if self._buffer:
+        if self.unread:
             # Whoever sits on the line could have put replies there (CVE-2011-0411).
             raise LineLost('the relay sent more than its reply before the TLS handshake')
-        self._within(timeout)
+        self._socket.settimeout(timeout)
         secured = context.wrap_socket(self._socket, server_hostname=host)
         self._socket = secured
+        secured.settimeout(0)
+        self._awaited = {
+            ssl.SSLWantReadError: select.POLLIN,
+            ssl.SSLWantWriteError: select.POLLOUT,
+        }
         version = secured.version()
         if version is None:
             raise LineLost('the relay closed the connection')
@@ -200,7 +211,8 @@ class Wire:
     def close(self) -> None:
         """Close without a word: neither QUIT nor TLS's close_notify."""
         self.lost = True
-        self._buffer.clear()
+        self._lines.clear()
+        self._rest = b''
         self._socket.close()
 
     def _shown(self, text: bytes | None) -> str:
@@ -211,40 +223,63 @@ class Wire:
         return (words if words.isprintable() else _harmless(words)).strip()
 
     def _line(self, deadline: float, timeout: float) -> bytes:
-        scanned = 0
-        while (end := self._buffer.find(b'\n', scanned, LINE_LIMIT)) < 0:
-            scanned = len(self._buffer)
-            if scanned >= LINE_LIMIT:
-                raise LineLost(f"a line of the relay's reply has more than {LINE_LIMIT} octets")
+        if not self._lines:
             self._receive(deadline, timeout)
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 1]
+        line = self._lines.popleft()
+        if len(line) >= LINE_LIMIT:
+            raise LineLost(_TOO_LONG)
         return line.removesuffix(b'\r')
 
     def _receive(self, deadline: float, timeout: float) -> None:
-        try:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise TimeoutError
-            # A second more or less is nothing to a time-out of minutes, and each change is a call.
-            self._within(remaining if timeout < 10 or remaining < timeout - 1 else timeout)
-            with waiting():
-                data = self._socket.recv(BLOCK)
-        except OSError as error:
-            self.lost = True
-            raise LineLost(
-                f'while waiting for a reply: {describe(error, timeout)}',
-                hung_up=isinstance(error, ConnectionError),
-            ) from error
-        if not data:
-            self.lost = True
-            raise LineLost('the relay closed the connection', hung_up=True)
-        self._buffer += data
+        """Wait for the end of a line."""
+        while not self._lines:
+            if len(self._rest) >= LINE_LIMIT:
+                self.lost = True
+                raise LineLost(_TOO_LONG)
+            try:
+                data = self._take(deadline)
+            except OSError as error:
+                self.lost = True
+                raise LineLost(
+                    f'while waiting for a reply: {describe(error, timeout)}',
+                    hung_up=isinstance(error, ConnectionError),
+                ) from error
+            if not data:
+                self.lost = True
+                raise LineLost('the relay closed the connection', hung_up=True)
+            *lines, self._rest = (self._rest + data).split(b'\n')
+            self._lines.extend(lines)
 
-    def _within(self, seconds: float) -> None:
-        if seconds != self._timeout:
-            self._socket.settimeout(seconds)
-            self._timeout = seconds
+    def _take(self, deadline: float) -> bytes:
+        """What has come."""
+        # What TLS has decrypted already, nobody can wait for.
+        if not (self.secure and self._pending()):
+            self._await(select.POLLIN, deadline - time.monotonic())
+        while True:
+            try:
+                return self._socket.recv(BLOCK)
+            except OSError as error:
+                self._retry(error, select.POLLIN, deadline - time.monotonic())
+
+    def _pending(self) -> int:
+        """How many octets TLS has decrypted that nobody has read."""
+        pending: int = self._socket.pending()  # type: ignore[attr-defined]
+        return pending
+
+    def _retry(self, error: OSError, event: int, seconds: float) -> None:
+        """Wait until what failed can be done, or raise the error again."""
+        awaited = self._awaited.get(type(error))
+        if awaited is None:
+            raise error
+        self._await(awaited or event, seconds)
+
+    def _await(self, event: int, seconds: float) -> None:
+        if seconds <= 0:
+            raise TimeoutError
+        self._poll.register(self._socket, event)
+        with waiting():
+            if not self._poll.poll(seconds * 1000):
+                raise TimeoutError
 
 
 Resolve = Callable[..., list[Any]]

@@ -31,6 +31,13 @@ class MaildirClaim:
     file is renamed. Whoever finds a file between the two finds all that he needs in it.
     """
 
+    todo: tuple[str, ...] = ()
+    sealed: tuple[str, ...] = ()
+    interrupted = ''
+    _before = ''
+    _settled = False
+    _history = b''
+
     def __init__(
         self,
         store: Store,
@@ -51,16 +58,10 @@ class MaildirClaim:
         self._name = name
         self._hold = hold
         self._text = text
-        self._before = ''
-        self._settled = False
         self._now = now
-        self._history = b''
         self.attempt = attempt
-        self.todo: tuple[str, ...] = ()
         if folder in ('new', 'cur') and block.retry_at <= now:
             self.todo = _marked(block, 'T?')
-        self.sealed: tuple[str, ...] = ()
-        self.interrupted = ''
         if '?' in block.letters:
             self.interrupted = 'ambiguous'
             if self.todo:
@@ -142,11 +143,12 @@ class MaildirClaim:
 
     def _rest(self) -> None:
         """Write down what is known and move the file to where it waits next."""
+        folder, due = self._place()
         try:
-            self._record(*self._place())
+            self._record(folder, due)
         except OSError as error:
             raise self._store.error('cannot record what became of a mail', error) from error
-        if not self._telling:
+        if not (folder and self._telling):
             self.release()
 
     @property
@@ -158,13 +160,14 @@ class MaildirClaim:
         """The folder for a mail with these letters, and the time in its name; no folder for a
         mail with which everything is done."""
         block = self._block
-        telling = self._telling
-        if not set(block.letters).isdisjoint('T?'):
+        letters = set(block.letters)
+        telling = not letters.isdisjoint('df')
+        if not letters.isdisjoint('T?'):
             # Should nobody come to tell the events, they are found before the retry.
             return 'cur', block.envelope.queued_at if telling else block.retry_at
         if telling:
             return 'done', block.envelope.queued_at
-        if 'F' in block.letters:
+        if 'F' in letters:
             return 'failed', block.since
         return '', 0.0
 
@@ -224,7 +227,7 @@ class MaildirClaim:
         self._store.close(descriptor)
 
     def _write(self, data: bytes, at: int) -> None:
-        self._store.write(self._held(), data, at)
+        self._store.write(self._descriptor, data, at)
 
     def _sync(self) -> None:
         self._store.sync_file(self._held())
@@ -237,7 +240,7 @@ class MaildirClaim:
 
 def _marked(block: Block, letters: str) -> tuple[str, ...]:
     """The recipients with one of these letters."""
-    if not set(block.letters) - set(letters):
+    if set(letters).issuperset(block.letters):
         return block.envelope.recipients
     pairs = zip(block.envelope.recipients, block.letters, strict=True)
     return tuple([to for to, letter in pairs if letter in letters])

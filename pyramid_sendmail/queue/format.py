@@ -63,7 +63,9 @@ _FIXED = re.compile(
     'X-Envelope-From: (.*)\r\n'
     'X-Envelope-Options: ((?s:.*))\r\n'
 )
-_MARK = re.compile(r'X-Envelope-To: ([T?dfDF])([0-9]{5})\1 (.+)')
+_MARKS = re.compile('X-Envelope-To: ([T?dfDF])([0-9]{5})\\1 (.+)\r\n')
+_MARK_LENGTH = len('X-Envelope-To: T00000T \r\n')
+_read_json = json.JSONDecoder().raw_decode
 
 
 class Unreadable(ValueError):
@@ -109,9 +111,10 @@ class Block:
     def settle(self, fates: Sequence[Fate], *, report: bool = True) -> None:
         """Put down what an attempt came to, in place of what these recipients had before.
         ``report``: whether subscribers have to be told."""
-        for fate in fates:
-            self.mark(fate.recipients, 'T')
-        self._forget()
+        if self.entries:
+            for fate in fates:
+                self.mark(fate.recipients, 'T')
+            self._forget()
         for fate in fates:
             if report or fate.kind != 'sent':
                 self._add(fate)
@@ -328,16 +331,14 @@ def _decode(data: bytes, size: int, text: LargeText | None) -> Block:
 
 
 def _read_recipients(lines: bytes) -> tuple[list[str], list[int], list[str]]:
-    letters, pointers, recipients = [], [], []
-    for line in lines.decode().removesuffix('\r\n').split('\r\n'):
-        mark = _MARK.fullmatch(line)
-        if mark is None:
-            raise Unreadable('the line of a recipient is damaged')
-        letter, pointer, recipient = mark.groups()
-        letters.append(letter)
-        pointers.append(int(pointer))
-        recipients.append(recipient)
-    if max(pointers) >= len(recipients):
+    text = lines.decode()
+    marks = _MARKS.findall(text)
+    letters = [letter for letter, _, _ in marks]
+    pointers = [int(pointer) for _, pointer, _ in marks]
+    recipients = [recipient for _, _, recipient in marks]
+    # Nothing else stands between them.
+    length = _MARK_LENGTH * len(marks) + sum(map(len, recipients))
+    if length != len(text) or max(pointers) >= len(marks):
         raise Unreadable('the line of a recipient is damaged')
     return letters, pointers, recipients
 
@@ -348,7 +349,10 @@ def _envelope(fixed: bytes, recipients: Iterable[str], text: bytes | LargeText) 
         raise Unreadable('its envelope is damaged')
     id, message_id, sender, json_text = lines.groups()
     # JSON has no line breaks: those are ours, and a blank stood where they are.
-    options = json.loads(json_text.replace('\r\n', ''))
+    json_text = json_text.replace('\r\n', '')
+    options, end = _read_json(json_text)
+    if end != len(json_text):
+        raise Unreadable('its envelope is damaged')
     options['metadata'] = MappingProxyType(options['metadata'])
     options.update(id=id, message_id=message_id, sender=sender, recipients=tuple(recipients))
     if isinstance(text, bytes):

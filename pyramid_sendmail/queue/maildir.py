@@ -26,7 +26,7 @@ from .format import STATE_AT, Block, Unreadable, decode
 from .history import DeadLetters
 from .legacy import adopt
 from .listing import Listing
-from .names import Schedule, Ticket, in_turn, parse, schedule_of, time_text
+from .names import LENGTH, Schedule, Ticket, in_turn, parse, schedule_of, time_text
 from .put import MaildirPut
 from .recovery import recover, set_aside
 from .store import Store
@@ -223,17 +223,22 @@ class MaildirQueue:
             self._aside(ticket, str(error), data)
             return None
         folder, name = ticket.folder, ticket.name
-        schedule = parse(name) or _schedule(block)
-        attempt = max([schedule.attempt, *(entry.attempt for entry in block.entries)])
+        schedule, renamed = parse(name), len(name) != LENGTH
+        if schedule is None:
+            schedule, renamed = _schedule(block), True
+        attempt = schedule.attempt
+        if block.entries:
+            attempt = max(attempt, *(entry.attempt for entry in block.entries))
         if folder == 'new' and schedule.attempt:
             # Nothing of ours puts such a name there: a person has moved it from failed/.
             if settled:
                 return None
             block.start_over(now)
             self._store.write(descriptor, block.changing(), STATE_AT)
-            schedule, attempt = replace(schedule, attempt=0), 0
+            schedule, attempt, renamed = replace(schedule, attempt=0), 0, True
         # Where a clock was wrong: neither a time that never comes nor an age that never counts.
-        block.since = min(block.since, now)
+        if block.since > now:
+            block.since = now
         if block.retry_at > now + self._longest + 1:
             block.retry_at = now
         claim = MaildirClaim(
@@ -249,7 +254,8 @@ class MaildirQueue:
         )
         if settled and claim.todo:
             return None
-        claim.rename(folder, schedule.name)
+        if renamed:
+            claim.rename(folder, schedule.name)
         if not attempt and schedule.due > now and block.envelope.not_before > now:
             # It came under a foreign name, which did not tell that its time has not come.
             return None

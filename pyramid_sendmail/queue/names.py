@@ -17,6 +17,7 @@ from typing import NamedTuple
 from ..envelope import Envelope, Priority
 
 __all__ = [
+    'LENGTH',
     'Schedule',
     'Ticket',
     'in_turn',
@@ -30,6 +31,9 @@ __all__ = [
 
 _PRIORITY: dict[Priority, str] = {'high': '1', 'normal': '5', 'low': '9'}
 _NAME = re.compile(r'([159])-([0-9]{15})-([0-9]{4})-([0-9a-f]{32})(?::2,[A-Za-z]*)?')
+
+LENGTH = 55
+"""Characters of a name of ours that no mail program has changed."""
 
 is_ours = _NAME.fullmatch
 """Tells, by something that is true, whether ``parse`` can read a name, and is called a million

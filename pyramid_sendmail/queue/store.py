@@ -268,11 +268,13 @@ class Store:
         self._open.discard(descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
-        except OSError:
-            pass  # closing unlocks, but in a forked child
-        finally:
-            with suppress(OSError):
-                os.close(descriptor)
+        except OSError as error:
+            # Closing unlocks, but in a forked child.
+            log.debug('%s: a file could not be unlocked: %s', self.root, error)
+        try:
+            os.close(descriptor)
+        except OSError as error:
+            log.debug('%s: a file could not be closed: %s', self.root, error)
 
     def read(self, descriptor: int, limit: float = inf) -> bytes:
         """The whole file, or the first octets of a longer one."""
@@ -288,10 +290,10 @@ class Store:
             raise OSError(errno.EBADF, 'it was opened before a fork')
         return os.pread(descriptor, octets, at)
 
-    def write(self, descriptor: int, data: bytes, at: int = 0) -> None:
+    def write(self, descriptor: int | None, data: bytes, at: int = 0) -> None:
         """Write all of it, in place."""
-        if descriptor not in self._open:
-            raise OSError(errno.EBADF, 'it was opened before a fork')
+        if descriptor is None or descriptor not in self._open:
+            raise OSError(errno.EBADF, 'it was released, or opened before a fork')
         written = os.pwrite(descriptor, data, at)
         while written < len(data):
             data, at = data[written:], at + written
