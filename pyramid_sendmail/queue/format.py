@@ -63,7 +63,7 @@ _FIXED = re.compile(
     'X-Envelope-From: (.*)\r\n'
     'X-Envelope-Options: ((?s:.*))\r\n'
 )
-_MARKS = re.compile('X-Envelope-To: ([T?dfDF])([0-9]{5})\\1 (.+)\r\n')
+_MARKS = re.compile(r'X-Envelope-To: ([T?dfDF])([0-9]{5})\1 (.+)\r\n')
 _MARK_LENGTH = len('X-Envelope-To: T00000T \r\n')
 _read_json = json.JSONDecoder().raw_decode
 
