@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transaction
 from zope.interface import implementer
 
-from .direct import DirectSender
-from .envelope import Envelope, Outcome, Report
-from .exceptions import MailAmbiguous, MailRefused, MessageError
 from .interfaces import (
     IDirectMailDelivery,
     IMailDelivery,
@@ -20,11 +17,12 @@ from .interfaces import (
     IMailQueue,
     IQueuedMailDelivery,
 )
-from .message import Composer
-from .reporting import trouble_depth
-from .sending import Attempts
-from .threads import in_own_thread
-from .transactions import active_transaction, join
+from .standin import real, stand_in
+
+if TYPE_CHECKING:
+    from .envelope import Envelope, Outcome, Report
+    from .message import Composer
+    from .sending import Attempts
 
 __all__ = ['BoundMailDelivery', 'DirectMailDelivery', 'QueuedMailDelivery']
 
@@ -63,12 +61,21 @@ class QueuedMailDelivery:
 
     def freeze(self, message: Any, options: Mapping[str, Any]) -> Envelope:
         """The envelope of a message. Raises MessageError."""
+        from .reporting import trouble_depth
+
         return self._composer.envelope(message, depth=trouble_depth(), **options)
 
     def join(self, transaction: Any, envelope: Envelope) -> None:
         """Have the envelope put into the queue when the transaction commits."""
+        from .transactions import join
+
+        self._prepare()
         join(transaction, self, envelope)
         self._sent()
+
+    def _prepare(self) -> None:
+        """Have all there that a commit needs: what goes wrong over that, goes wrong before it."""
+        real(self._queue)
 
     @property
     def queue(self) -> IMailQueue:
@@ -109,11 +116,23 @@ class DirectMailDelivery(QueuedMailDelivery):
         self._durable = durable
         self._wait = wait
         self._timeout = timeout
-        self._sender = DirectSender(queue, mailer, attempts, durable=durable)
+        self._attempts = attempts
+        self._sender: Any = stand_in(self._new_sender)
+
+    def _new_sender(self) -> Any:
+        from .direct import DirectSender
+
+        parts = (real(self._queue), real(self._mailer), real(self._attempts))
+        return DirectSender(*parts, durable=self._durable)
+
+    def _prepare(self) -> None:
+        real(self._sender)
 
     def freeze(self, message: Any, options: Mapping[str, Any]) -> Envelope:
         envelope = super().freeze(message, options)
         if not self._durable and envelope.due > envelope.queued_at:
+            from .exceptions import MessageError
+
             raise MessageError(
                 'due: without a queue a mail cannot wait for its time; set mail.queue_path'
             )
@@ -123,6 +142,8 @@ class DirectMailDelivery(QueuedMailDelivery):
         self._sender.start()
 
     def published(self, transaction: Any, put: Any) -> None:
+        from .threads import in_own_thread
+
         answered = self._sender.hand_over(put.tickets)
         if self._wait and not in_own_thread():
             transaction.addAfterCommitHook(self._await, (answered,))
@@ -161,6 +182,8 @@ class BoundMailDelivery:
         priority: Any = None,
         metadata: Any = None,
     ) -> str:
+        from .transactions import active_transaction
+
         transaction = active_transaction(self._tm, self._environ)
         options = {
             'sender': sender,
@@ -192,6 +215,9 @@ class BoundMailDelivery:
 
 def send_now(envelope: Envelope, mailer: Any) -> Report:
     """Send over a connection of its own; see IMailDelivery.send_now."""
+    from .envelope import Report
+    from .exceptions import MailAmbiguous, MailRefused
+
     session = mailer.connect()
     try:
         outcome: Outcome = next(iter(session.send([envelope])))

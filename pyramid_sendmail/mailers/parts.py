@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote
 
 from pyramid.exceptions import ConfigurationError
@@ -17,14 +14,13 @@ __all__ = ['EXAMPLE', 'Parts', 'refuse', 'split']
 
 # RFC 3986, appendix B. The standard library's urlsplit drops tabs and line breaks, and
 # quotes the password in some of its errors.
-_URL = re.compile(
-    r'(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):)?'
-    r'(?://(?P<authority>[^/?#]*))?(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?',
-    re.DOTALL,
+_URL = (
+    r'(?s)(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):)?'
+    r'(?://(?P<authority>[^/?#]*))?(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?'
 )
-_PLACE = re.compile(r'(?:\[(?P<literal>[^\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<port>.*))?', re.DOTALL)
-_HOST = re.compile(r'[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?')
-_STRAY = re.compile(r'%(?![0-9A-Fa-f]{2})')
+_PLACE = r'(?s)(?:\[(?P<literal>[^\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<port>.*))?'
+_HOST = r'[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?'
+_STRAY = r'%(?![0-9A-Fa-f]{2})'
 
 _OPTIONS = (
     *('tls', 'ca_file', 'client_cert', 'client_key', 'timeout', 'pipelining'),
@@ -35,8 +31,7 @@ _OPTIONS = (
 EXAMPLE = 'smtp://relay.example.org:25'
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(NamedTuple):
     """A URL, taken apart; only the options are decoded. The methods raise ConfigurationError for
     what cannot be."""
 
@@ -94,6 +89,8 @@ class Parts:
     def _refuse_option(self, name: str, known: Collection[str]) -> NoReturn:
         if not known:
             refuse(f'has options, and {self.scheme}: takes none', 'it without ?...')
+        import difflib
+
         near = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f'{near[0]}= perhaps, or ' if near else ''
         names = ', '.join(f'{each}=' for each in known)
@@ -113,7 +110,7 @@ def split(url: str) -> Parts:
         refuse('is empty', f'one URL or more, such as {EXAMPLE}')
     if re.search(r'[\s\x00-\x1f\x7f]', url):
         refuse('has blanks in it that no URL follows', 'a blank as %20, and a scheme before a host')
-    match = _URL.fullmatch(url)
+    match = re.fullmatch(_URL, url)
     assert match is not None  # the pattern takes any text
     if match['fragment'] is not None:
         refuse('has a # in it', '# as %23')
@@ -142,12 +139,14 @@ def _options(query: str) -> dict[str, str]:
 def _shown(name: str) -> str:
     """The name of an option, or of what is nearly one: else it may be a piece of a secret that has
     an & in it."""
+    import difflib
+
     near = difflib.get_close_matches(name.lower(), _OPTIONS, n=1, cutoff=0.9)
     return name if near else '***'
 
 
 def _decoded(text: str, where: str) -> str:
-    if _STRAY.search(text):
+    if '%' in text and re.search(_STRAY, text):
         refuse(f'has a stray % in {where}', '% as %25')
     try:
         return unquote(text, errors='strict')
@@ -156,7 +155,7 @@ def _decoded(text: str, where: str) -> str:
 
 
 def _place(place: str, default: int, scheme: str) -> tuple[str, int]:
-    match = _PLACE.fullmatch(place)
+    match = re.fullmatch(_PLACE, place)
     if match is None:
         refuse('has a bad host', f'a name, or an IPv6 address in brackets: {EXAMPLE}')
     text = match['port']
@@ -167,6 +166,8 @@ def _place(place: str, default: int, scheme: str) -> tuple[str, int]:
         if not 0 < port < 65536:
             refuse('has a bad port', 'a number from 1 to 65535 behind the host')
     if match['literal'] is not None:
+        import ipaddress
+
         try:
             return str(ipaddress.IPv6Address(match['literal'])), port
         except ValueError:
@@ -175,12 +176,18 @@ def _place(place: str, default: int, scheme: str) -> tuple[str, int]:
     if not host:
         refuse('names no host', f'{scheme}://relay.example.org:{default}')
     try:
-        host = host.encode('idna').decode('ascii')
+        host = host if _is_ascii_name(host) else host.encode('idna').decode('ascii')
     except UnicodeError:
         host = ''
-    if not _HOST.fullmatch(host):
+    if not re.fullmatch(_HOST, host):
         refuse('has a bad host', f'a name of letters, digits, hyphens and dots: {EXAMPLE}')
     return host, port
+
+
+def _is_ascii_name(host: str) -> bool:
+    """Whether the codec would leave a name as it is. Its tables are not loaded for most."""
+    *labels, last = host.split('.')
+    return host.isascii() and all(0 < len(label) < 64 for label in labels) and len(last) < 64
 
 
 def refuse(problem: str, remedy: str, cause: Exception | None = None) -> NoReturn:
