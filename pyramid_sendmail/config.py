@@ -259,18 +259,26 @@ def _nothing() -> None:
 
 
 def _composer(settings: MailSettings) -> Composer:
-    from .exceptions import MessageError
+    """The composer of settings that ``_check_senders`` has verified."""
     from .message import Composer
 
-    try:
-        return Composer(
-            default_sender=settings.default_sender,
-            envelope_sender=settings.envelope_sender,
-            hostname=settings.hostname,
-            max_size=settings.max_size,
-        )
-    except MessageError as error:
-        raise ConfigurationError(str(error)) from error
+    return Composer(
+        default_sender=settings.default_sender,
+        envelope_sender=settings.envelope_sender,
+        hostname=settings.hostname,
+        max_size=settings.max_size,
+    )
+
+
+def _check_senders(settings: MailSettings) -> None:
+    if settings.default_sender or settings.envelope_sender:
+        from .exceptions import MessageError
+        from .message.address import check_senders
+
+        try:
+            check_senders(settings.default_sender, settings.envelope_sender)
+        except MessageError as error:
+            raise ConfigurationError(str(error)) from error
 
 
 def _reporter(registry: Registry, batch: int) -> MailReporter:
@@ -308,10 +316,8 @@ def _set_settings(config: Configurator) -> None:
         given = registry.settings or {}
         settings = parse_settings(given)
         registry.registerUtility(settings, IMailSettings)
-        composer = stand_in(lambda: _composer(settings))
-        if settings.default_sender or settings.envelope_sender:
-            real(composer)
-        registry.registerUtility(composer, _IComposer)
+        _check_senders(settings)
+        registry.registerUtility(stand_in(lambda: _composer(settings)), _IComposer)
         if registry.queryUtility(IMailReporter) is None:
             reporter = stand_in(lambda: _reporter(registry, settings.event_batch))
             registry.registerUtility(reporter, IMailReporter)

@@ -24,7 +24,7 @@ PACKAGE = Path(pyramid_sendmail.__file__).parent
 NAME = 'pyramid_sendmail'
 
 ROWS: tuple[tuple[str, ...], ...] = (
-    ('exceptions', 'envelope', 'retry', 'threads', 'converters', 'standin'),
+    ('exceptions', 'patterns', 'envelope', 'retry', 'threads', 'converters', 'standin'),
     ('interfaces', 'events', 'relay', 'settings'),
     ('message', 'queue', 'mailers'),
     (

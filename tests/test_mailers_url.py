@@ -22,7 +22,7 @@ from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.file import FileMailer
 from pyramid_sendmail.mailers.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.null import NullMailer
-from pyramid_sendmail.mailers.parts import _is_ascii_name
+from pyramid_sendmail.mailers.parts import _is_ascii_name, _place, split
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
 from pyramid_sendmail.mailers.smtp import SMTPMailer
 from pyramid_sendmail.mailers.url import mailer_from_url
@@ -506,3 +506,47 @@ def test_each_of_several_mailers_may_wait() -> None:
     first, second = (place.mailer for place in mailer._places)
     assert real(first) is not first
     assert real(second) is second
+
+
+_URL = re.compile(
+    r'(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):)?'
+    r'(?://(?P<authority>[^/?#]*))?(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?',
+    re.DOTALL,
+)
+"""RFC 3986, appendix B."""
+
+
+@hypothesis.given(st.text('aZ1+.-_:/?[]é%', max_size=12))
+@hypothesis.example('smtp://relay')
+def test_a_url_is_taken_apart_as_the_rfc_has_it(url: str) -> None:
+    """By its own regular expression, which is not compiled at each start."""
+    match = _URL.fullmatch(url)
+    assert match is not None
+    with suppress(ConfigurationError):
+        parts = split(url)
+        assert parts.scheme == (match['scheme'] or '').lower()
+        assert parts.authority == match['authority']
+        assert parts.path == match['path']
+
+
+_PLACE = re.compile(r'(?:\[(?P<literal>[^\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<port>.*))?', re.DOTALL)
+_HOST = re.compile(r'[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?')
+
+
+@hypothesis.given(st.text('aZ19._-:[]é', max_size=8) | st.just('[::1]:25') | st.just('relay:25'))
+def test_a_host_is_taken_apart_as_its_pattern_has_it(place: str) -> None:
+    """The name, and the port behind it."""
+    match = _PLACE.fullmatch(place)
+    try:
+        host, port = _place(place, 25, 'smtp')
+    except ConfigurationError:
+        host, port = '', 0
+    if match is None:
+        assert not host
+    elif match['host'] and match['host'].isascii():
+        number = match['port'] or ('25' if match['port'] is None else '')
+        good = bool(re.fullmatch('[0-9]{1,5}', number)) and 0 < int(number) < 65536
+        assert bool(host) == (
+            bool(_HOST.fullmatch(match['host'])) and good and _is_ascii_name(match['host'])
+        )
+        assert not host or (host, port) == (match['host'], int(number))

@@ -45,7 +45,7 @@ def mailer_from_url(
     has been verified before it is made. Raises ConfigurationError naming mail.url, which of
     several URLs, and what to write, never the password.
     """
-    if begins(r',\s*', url):
+    if ',' in url and begins(r',\s*', url):
         refuse('has a comma before a URL', 'a blank or a line break there, or , as %2C')
     urls = separate(url)
     beside = Beside(hostname, username or None, password or None)

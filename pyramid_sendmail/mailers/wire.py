@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..envelope import Reply
 from ..exceptions import SendmailError
+from ..patterns import pattern
 from ..threads import waiting
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ LINE_LIMIT = 4_096
 LINES_LIMIT = 256
 """Lines in a reply, so that a relay cannot fill the memory (or talk for ever)."""
 
-_REPLY = re.compile(rb'([2-5][0-9]{2})(?:([ -])(.*))?', re.DOTALL)
+_REPLY = pattern(rb'([2-5][0-9]{2})(?:([ -])(.*))?', re.DOTALL)
 
 TEXT_LIMIT = 4_096
 """Characters that are kept of a reply: it goes into logs, events and the queue."""
