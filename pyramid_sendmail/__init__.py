@@ -56,6 +56,10 @@ def __getattr__(name: str) -> Any:
     return found
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def mailer(request: Request) -> Any:
     """``request.mailer``: the registered delivery, joined to ``request.tm``."""
     return request.registry.getUtility(IMailDelivery).bind(request.tm, request.environ)

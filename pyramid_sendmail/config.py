@@ -64,10 +64,6 @@ _INTERFACES: Mapping[str, type[Interface]] = {
 Maker = Callable[[], Any]
 
 
-class _IComposer(Interface):
-    """The composer of this application's deliveries."""
-
-
 class _IDeliveryMaker(Interface):
     """What makes the delivery of the parts that are registered."""
 
@@ -216,7 +212,7 @@ def default_delivery(registry: Registry) -> Any:
     settings = _settings(registry)
     queue = registry.queryUtility(IMailQueue)
     mailer = registry.getUtility(IMailer)
-    composer = registry.getUtility(_IComposer)
+    composer = stand_in(lambda: _composer(settings))
     thread = registry.queryUtility(_IProcessorThread)
     sent = _nothing if thread is None else thread.sent
     if settings.delivery == 'queue' or (settings.delivery is None and queue is not None):
@@ -317,7 +313,6 @@ def _set_settings(config: Configurator) -> None:
         settings = parse_settings(given)
         registry.registerUtility(settings, IMailSettings)
         _check_senders(settings)
-        registry.registerUtility(stand_in(lambda: _composer(settings)), _IComposer)
         if registry.queryUtility(IMailReporter) is None:
             reporter = stand_in(lambda: _reporter(registry, settings.event_batch))
             registry.registerUtility(reporter, IMailReporter)

@@ -61,7 +61,7 @@ class QueuedMailDelivery:
 
     def freeze(self, message: Any, options: Mapping[str, Any]) -> Envelope:
         """The envelope of a message. Raises MessageError."""
-        from .reporting import trouble_depth
+        from .trouble import trouble_depth
 
         return self._composer.envelope(message, depth=trouble_depth(), **options)
 

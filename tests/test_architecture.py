@@ -28,7 +28,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ('interfaces', 'events', 'relay', 'settings'),
     ('message', 'queue', 'mailers'),
     (
-        *('road', 'blank', 'reporting', 'sending', 'transactions', 'direct', 'delivery'),
+        *('trouble', 'road', 'blank', 'reporting', 'sending', 'transactions', 'direct', 'delivery'),
         *('pace', 'gate', 'schedule', 'crew', 'once', 'processor', 'background'),
     ),
     ('config', ''),

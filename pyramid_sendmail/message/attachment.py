@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..exceptions import MessageError
 from ..patterns import pattern
@@ -16,8 +16,7 @@ from .values import Attachment
 __all__ = ['Attachment', 'read_files', 'size_text']
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
+class _File(NamedTuple):
     """An attachment, verified and read."""
 
     filename: str

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from email.message import Message as AnyMessage
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from ..envelope import Envelope, Priority
 from ..exceptions import MessageError
@@ -280,8 +280,7 @@ class Composer:
         return raw
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
+class _Draft(NamedTuple):
     """A message on its way to an envelope; ``lines``: every header but those of MIME, which
     ``content`` begins with, and whose names are ``content_names``."""
 
