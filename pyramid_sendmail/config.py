@@ -40,7 +40,6 @@ from .interfaces import (
     IMailReporter,
     IMailSettings,
 )
-from .relay import mask_url
 from .settings import DEFAULT_URL, TABLE, MailSettings, parse_settings
 from .standin import real, stand_in
 
@@ -346,9 +345,9 @@ def _delivery_of_settings(config: Configurator) -> Any:
 
 
 def _set_processor_thread(registry: Registry) -> None:
-    _need_queue(registry.queryUtility(IMailQueue), 'mail.processor = thread')
     from .background import ProcessorThread
 
+    _need_queue(registry.queryUtility(IMailQueue), 'mail.processor = thread')
     if registry.queryUtility(_IProcessorThread) is None:
         thread = ProcessorThread(lambda: processor_of(registry))
         registry.registerUtility(thread, _IProcessorThread)
@@ -362,7 +361,12 @@ def _shown(given: Mapping[str, Any], settings: MailSettings) -> dict[str, str]:
         for row in TABLE
         if given.get(row.name) is not None
     }
-    return {**shown, 'mail.url': mask_url(settings.url)}
+    url = settings.url
+    if url != DEFAULT_URL:
+        from .relay import mask_url
+
+        url = mask_url(url)
+    return {**shown, 'mail.url': url}
 
 
 def add_directives(config: Configurator) -> None:

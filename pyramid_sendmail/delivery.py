@@ -12,7 +12,6 @@ from zope.interface import implementer
 
 from .interfaces import (
     IDirectMailDelivery,
-    IMailDelivery,
     IMailer,
     IMailQueue,
     IQueuedMailDelivery,
@@ -20,16 +19,14 @@ from .interfaces import (
 from .standin import real, stand_in
 
 if TYPE_CHECKING:
-    from .envelope import Envelope, Outcome, Report
+    from .bound import BoundMailDelivery
+    from .envelope import Envelope, Report
     from .message import Composer
     from .sending import Attempts
 
-__all__ = ['BoundMailDelivery', 'DirectMailDelivery', 'QueuedMailDelivery']
+__all__ = ['DirectMailDelivery', 'QueuedMailDelivery']
 
 log = logging.getLogger(__name__)
-
-DEEPEST = 1
-"""Mail about trouble is sent; mail about trouble with mail about trouble is only logged."""
 
 
 @implementer(IQueuedMailDelivery)
@@ -53,10 +50,14 @@ class QueuedMailDelivery:
         return self.bind(transaction.manager).send(message, **options)
 
     def send_now(self, message: Any, *, sender: Any = None, recipients: Any = None) -> Report:
+        from .bound import send_now
+
         envelope = self._composer.envelope(message, sender=sender, recipients=recipients)
         return send_now(envelope, self._mailer)
 
     def bind(self, tm: Any, environ: Mapping[str, Any] | None = None) -> BoundMailDelivery:
+        from .bound import BoundMailDelivery
+
         return BoundMailDelivery(self, tm, environ)
 
     def freeze(self, message: Any, options: Mapping[str, Any]) -> Envelope:
@@ -158,89 +159,3 @@ class DirectMailDelivery(QueuedMailDelivery):
                 'still being sent',
                 self._timeout,
             )
-
-
-@implementer(IMailDelivery)
-class BoundMailDelivery:
-    """A delivery joined to a transaction manager: ``request.mailer``."""
-
-    def __init__(
-        self, delivery: QueuedMailDelivery, tm: Any, environ: Mapping[str, Any] | None
-    ) -> None:
-        self._delivery = delivery
-        self._tm = tm
-        self._environ = environ
-
-    def send(
-        self,
-        message: Any,
-        *,
-        sender: Any = None,
-        recipients: Any = None,
-        due: Any = None,
-        expires: Any = None,
-        priority: Any = None,
-        metadata: Any = None,
-    ) -> str:
-        from .transactions import active_transaction
-
-        transaction = active_transaction(self._tm, self._environ)
-        options = {
-            'sender': sender,
-            'recipients': recipients,
-            'due': due,
-            'expires': expires,
-            'priority': priority,
-            'metadata': metadata,
-        }
-        envelope = self._delivery.freeze(message, options)
-        if envelope.depth > DEEPEST:
-            log.error(
-                '%s: not sent, for it is mail about a failed mail about a failed mail; for %s, '
-                'subject %r',
-                envelope.message_id,
-                ', '.join(envelope.recipients),
-                envelope.subject,
-            )
-            return envelope.message_id
-        self._delivery.join(transaction, envelope)
-        return envelope.message_id
-
-    def send_now(self, message: Any, *, sender: Any = None, recipients: Any = None) -> Report:
-        return self._delivery.send_now(message, sender=sender, recipients=recipients)
-
-    def bind(self, tm: Any, environ: Mapping[str, Any] | None = None) -> BoundMailDelivery:
-        return self._delivery.bind(tm, environ)
-
-
-def send_now(envelope: Envelope, mailer: Any) -> Report:
-    """Send over a connection of its own; see IMailDelivery.send_now."""
-    from .envelope import Report
-    from .exceptions import MailAmbiguous, MailRefused
-
-    session = mailer.connect()
-    try:
-        outcome: Outcome = next(iter(session.send([envelope])))
-    finally:
-        session.close()
-    accepted = tuple(to for to, verdict in outcome.items() if verdict.status == 'delivered')
-    refused = {to: verdict for to, verdict in outcome.items() if verdict.status != 'delivered'}
-    replies = [outcome[to].reply for to in (accepted[:1] or tuple(refused)[-1:])]
-    report = Report(
-        envelope.message_id,
-        accepted,
-        {to: verdict.reply for to, verdict in refused.items()},
-        replies[0] if replies else None,
-    )
-    log.info(
-        '%s: send_now: accepted for %s; refused for %s',
-        envelope.message_id,
-        ', '.join(accepted) or 'nobody',
-        ', '.join(refused) or 'nobody',
-    )
-    if accepted:
-        return report
-    ambiguous = any(verdict.status == 'ambiguous' for verdict in refused.values())
-    error = MailAmbiguous if ambiguous else MailRefused
-    words = '; '.join(f'{to}: {verdict}' for to, verdict in refused.items())
-    raise error(f'{envelope.message_id}: no recipient was accepted: {words}', report)

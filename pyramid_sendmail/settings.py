@@ -14,7 +14,6 @@ from zope.interface import implementer
 from . import converters
 from .converters import boolean, choice, count, duration, durations, hostname, pause, port, text
 from .interfaces import IMailSettings
-from .relay import relay
 
 if TYPE_CHECKING:
     from .retry import RetryPolicy
@@ -27,8 +26,6 @@ class Setting:
     write; ``default`` is written as the reader would write it; ``shown``: the default in words,
     where it is not a value."""
 
-    __slots__ = ('convert', 'default', 'help', 'name', 'secret', 'shown')
-
     def __init__(
         self,
         name: str,
@@ -39,12 +36,8 @@ class Setting:
         *,
         secret: bool = False,
     ) -> None:
-        self.name = name
-        self.convert = convert
-        self.default = default
-        self.help = help
-        self.shown = shown
-        self.secret = secret
+        self.name, self.convert, self.default = name, convert, default
+        self.help, self.shown, self.secret = help, shown, secret
 
 
 def _pause_or_off(value: str) -> float | None:
@@ -213,6 +206,11 @@ TABLE: tuple[Setting, ...] = (
     ),
 )
 
+_RELAY = (
+    *('mail.url', 'mail.host', 'mail.port', 'mail.tls', 'mail.ssl'),
+    *('mail.username', 'mail.password', 'mail.password_file'),
+)
+
 _SWITCHES = (
     *('mail.tls', 'mail.ssl', 'mail.direct_wait'),
     *('mail.rate', 'mail.keep_failed', 'mail.queue_sync', 'mail.processor'),  # False is 'off'
@@ -323,7 +321,11 @@ def parse_settings(
             # What has a :// may be a URL with a password, in the wrong place.
             shown = '' if row.secret or '://' in written else f' = {_short(written)}'
             raise ConfigurationError(f'{row.name}{shown}: {error}') from error
-    values.update(relay(values, given, environ))
+    values['url_source'] = 'mail.url'
+    if any(given[name] for name in _RELAY) or {'MAIL_URL', 'MAIL_PASSWORD'} & environ.keys():
+        from .relay import relay
+
+        values.update(relay(values, given, environ))
     for spelling in ('host', 'port', 'tls', 'ssl', 'password_file', 'ignore'):
         del values[spelling]
     values['hostname'] = values['hostname'] or _own_hostname()

@@ -28,7 +28,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ('interfaces', 'events', 'relay', 'settings'),
     ('message', 'queue', 'mailers'),
     (
-        *('trouble', 'road', 'blank', 'reporting', 'sending', 'transactions', 'direct', 'delivery'),
+        *('trouble', 'road', 'blank', 'reporting', 'sending', 'transactions', 'bound'),
+        *('direct', 'delivery'),
         *('pace', 'gate', 'schedule', 'crew', 'once', 'processor', 'background'),
     ),
     ('config', ''),
@@ -244,11 +245,11 @@ def test_light_imports(module: str, heavy: tuple[str, ...]) -> None:
 
 
 INCLUDED = {
-    *('', 'config', 'converters', 'delivery', 'interfaces', 'relay', 'settings', 'standin'),
+    *('', 'config', 'converters', 'delivery', 'interfaces', 'settings', 'standin'),
 }
 """Our modules that ``config.include`` loads, whatever is set."""
 
-URL = {'mailers', 'mailers.builders', 'mailers.parts', 'mailers.url'}
+URL = {'mailers', 'mailers.builders', 'mailers.parts', 'mailers.url', 'relay'}
 """And those that verify ``mail.url``."""
 
 LATER = {

@@ -13,7 +13,8 @@ from zope.interface.verify import verifyClass
 
 import pyramid_sendmail
 from pyramid_sendmail import exceptions, interfaces, message, queue
-from pyramid_sendmail.delivery import BoundMailDelivery, DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail.bound import BoundMailDelivery
+from pyramid_sendmail.delivery import DirectMailDelivery, QueuedMailDelivery
 from pyramid_sendmail.envelope import Report
 from pyramid_sendmail.mailers.file import FileMailer, FileSession
 from pyramid_sendmail.mailers.null import NullMailer, NullSession

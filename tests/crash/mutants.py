@@ -1250,7 +1250,7 @@ _DELIVERY = (
     ),
     Mutant(
         'mail about mail without end',
-        'delivery.py',
+        'bound.py',
         '        if envelope.depth > DEEPEST:',
         '        if False:',
         'mail about a failed mail about a failed mail is only logged',
