@@ -11,7 +11,8 @@ from zope.interface import implementer
 from .envelope import Envelope, Outcome, Report
 from .exceptions import MailAmbiguous, MailRefused
 from .interfaces import IMailDelivery
-from .transactions import active_transaction
+from .transactions import active_transaction, join
+from .trouble import trouble_depth
 
 if TYPE_CHECKING:
     from .delivery import QueuedMailDelivery
@@ -54,6 +55,7 @@ class BoundMailDelivery:
             'expires': expires,
             'priority': priority,
             'metadata': metadata,
+            'depth': trouble_depth(),
         }
         envelope = self._delivery.freeze(message, options)
         if envelope.depth > DEEPEST:
@@ -65,7 +67,9 @@ class BoundMailDelivery:
                 envelope.subject,
             )
             return envelope.message_id
-        self._delivery.join(transaction, envelope)
+        self._delivery.prepare()
+        join(transaction, self._delivery, envelope)
+        self._delivery.joined()
         return envelope.message_id
 
     def send_now(self, message: Any, *, sender: Any = None, recipients: Any = None) -> Report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import transaction
@@ -56,27 +57,19 @@ class QueuedMailDelivery:
         return send_now(envelope, self._mailer)
 
     def bind(self, tm: Any, environ: Mapping[str, Any] | None = None) -> BoundMailDelivery:
-        from .bound import BoundMailDelivery
-
-        return BoundMailDelivery(self, tm, environ)
+        return _bound()(self, tm, environ)
 
     def freeze(self, message: Any, options: Mapping[str, Any]) -> Envelope:
         """The envelope of a message. Raises MessageError."""
-        from .trouble import trouble_depth
+        return self._composer.envelope(message, **options)
 
-        return self._composer.envelope(message, depth=trouble_depth(), **options)
-
-    def join(self, transaction: Any, envelope: Envelope) -> None:
-        """Have the envelope put into the queue when the transaction commits."""
-        from .transactions import join
-
-        self._prepare()
-        join(transaction, self, envelope)
-        self._sent()
-
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Have all there that a commit needs: what goes wrong over that, goes wrong before it."""
-        real(self._queue)
+        self._queue, self._composer = real(self._queue), real(self._composer)
+
+    def joined(self) -> None:
+        """A transaction has taken an envelope."""
+        self._sent()
 
     @property
     def queue(self) -> IMailQueue:
@@ -126,8 +119,9 @@ class DirectMailDelivery(QueuedMailDelivery):
         parts = (real(self._queue), real(self._mailer), real(self._attempts))
         return DirectSender(*parts, durable=self._durable)
 
-    def _prepare(self) -> None:
-        real(self._sender)
+    def prepare(self) -> None:
+        super().prepare()
+        self._sender = real(self._sender)
 
     def freeze(self, message: Any, options: Mapping[str, Any]) -> Envelope:
         envelope = super().freeze(message, options)
@@ -159,3 +153,11 @@ class DirectMailDelivery(QueuedMailDelivery):
                 'still being sent',
                 self._timeout,
             )
+
+
+@cache
+def _bound() -> type[BoundMailDelivery]:
+    """Its module has all that a send needs; an import statement would take longer each time."""
+    from .bound import BoundMailDelivery
+
+    return BoundMailDelivery

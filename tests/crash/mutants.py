@@ -1249,6 +1249,14 @@ _DELIVERY = (
         'test_delivery.py::test_direct_delivery_without_waiting',
     ),
     Mutant(
+        'a commit loads what it needs',
+        'bound.py',
+        '        self._delivery.prepare()\n',
+        '        pass\n',
+        'what can fail over that fails in send',
+        'test_architecture.py::test_nothing_is_loaded_in_a_commit',
+    ),
+    Mutant(
         'mail about mail without end',
         'bound.py',
         '        if envelope.depth > DEEPEST:',
