@@ -13,23 +13,25 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .exceptions import (
-    MailAmbiguous,
-    MailerUnavailable,
-    MailRefused,
-    MessageError,
-    NoActiveTransaction,
-    QueueError,
-    SendmailError,
-)
 from .interfaces import IMailDelivery
-from .message import Attachment, Message
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
     from pyramid.request import Request
+
+    from .exceptions import (
+        MailAmbiguous,
+        MailerUnavailable,
+        MailRefused,
+        MessageError,
+        NoActiveTransaction,
+        QueueError,
+        SendmailError,
+    )
+    from .message import Attachment, Message
 
 __all__ = [
     'Attachment',
@@ -45,9 +47,29 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> Any:
+    """The public names: who only includes the package does not wait for them (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    home = 'message' if name in ('Attachment', 'Message') else 'exceptions'
+    globals()[name] = found = getattr(import_module(f'.{home}', __name__), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def mailer(request: Request) -> Any:
     """``request.mailer``: the registered delivery, joined to ``request.tm``."""
     return request.registry.getUtility(IMailDelivery).bind(request.tm, request.environ)
+
+
+def mail_tag(value: str, config: Configurator) -> Any:
+    """The subscriber predicate: see :class:`pyramid_sendmail.events.MailTagPredicate`."""
+    from .events import MailTagPredicate
+
+    return MailTagPredicate(value, config)
 
 
 def includeme(config: Configurator) -> None:
@@ -57,6 +79,9 @@ def includeme(config: Configurator) -> None:
     ``config.set_mail_queue``, and the subscriber predicate ``mail_tag``. Includes ``pyramid_tm``.
     Starts no thread, opens no connection and makes no file.
     """
+    from .config import add_directives
+
     config.include('pyramid_tm')
-    config.include('.config')
+    add_directives(config)
+    config.add_subscriber_predicate('mail_tag', mail_tag)
     config.add_request_method(mailer, reify=True)

@@ -32,10 +32,7 @@ from pyramid.interfaces import INewRequest
 from pyramid.registry import Registry
 from zope.interface import Interface
 
-from .background import ProcessorThread
 from .delivery import DirectMailDelivery, QueuedMailDelivery
-from .events import MailTagPredicate
-from .exceptions import MessageError
 from .interfaces import (
     IMailDelivery,
     IMailer,
@@ -43,19 +40,17 @@ from .interfaces import (
     IMailReporter,
     IMailSettings,
 )
-from .mailers.url import mailer_from_url
-from .message import Composer
-from .queue import MaildirQueue, MemoryQueue
-from .relay import mask_url
-from .reporting import MailReporter
-from .retry import AT_ONCE_OR_NEVER
-from .sending import Attempts
-from .settings import TABLE, MailSettings, parse_settings
+from .settings import DEFAULT_URL, TABLE, MailSettings, parse_settings
+from .standin import real, stand_in
 
 if TYPE_CHECKING:
+    from .message import Composer
     from .processor import QueueProcessor
+    from .queue import MaildirQueue
+    from .reporting import MailReporter
+    from .sending import Attempts
 
-__all__ = ['processor_of', 'set_mail_delivery', 'set_mail_queue', 'set_mailer']
+__all__ = ['add_directives', 'processor_of', 'set_mail_delivery', 'set_mail_queue', 'set_mailer']
 
 SETTINGS, PARTS, DEFAULTS, DELIVERY, LAST = range(-2, 3)
 
@@ -66,10 +61,6 @@ _INTERFACES: Mapping[str, type[Interface]] = {
 }
 
 Maker = Callable[[], Any]
-
-
-class _IComposer(Interface):
-    """The composer of this application's deliveries."""
 
 
 class _IDeliveryMaker(Interface):
@@ -174,14 +165,23 @@ def _settings(registry: Registry) -> MailSettings:
 
 
 def default_mailer(registry: Registry) -> Any:
-    """The mailer that ``mail.url`` names."""
+    """The mailer that ``mail.url`` names, or what stands in for it: all is verified."""
     settings = _settings(registry)
+    if settings.url == DEFAULT_URL and not (settings.username or settings.password):
+        return stand_in(lambda: _mailer(settings))
+    return _mailer(settings, later=True)
+
+
+def _mailer(settings: MailSettings, *, later: bool = False) -> Any:
+    from .mailers.url import mailer_from_url
+
     try:
         return mailer_from_url(
             settings.url,
             hostname=settings.hostname,
             username=settings.username,
             password=settings.password,
+            later=later,
         )
     except ConfigurationError as error:
         if settings.url_source == 'mail.url':
@@ -192,6 +192,8 @@ def default_mailer(registry: Registry) -> Any:
 
 def default_queue(registry: Registry) -> MaildirQueue:
     """The Maildir at ``mail.queue_path``, which must be set."""
+    from .queue import MaildirQueue
+
     settings = _settings(registry)
     assert settings.queue_path is not None
     return MaildirQueue(
@@ -209,23 +211,37 @@ def default_delivery(registry: Registry) -> Any:
     settings = _settings(registry)
     queue = registry.queryUtility(IMailQueue)
     mailer = registry.getUtility(IMailer)
-    composer = registry.getUtility(_IComposer)
+    composer = stand_in(lambda: _composer(settings))
     thread = registry.queryUtility(_IProcessorThread)
     sent = _nothing if thread is None else thread.sent
     if settings.delivery == 'queue' or (settings.delivery is None and queue is not None):
         _need_queue(queue, 'mail.delivery = queue')
         return QueuedMailDelivery(queue, mailer, composer, sent=sent)
-    policy = settings.policy if queue is not None else AT_ONCE_OR_NEVER
     return DirectMailDelivery(
-        queue if queue is not None else MemoryQueue(keep_failed=False),
+        queue if queue is not None else stand_in(_memory_queue),
         mailer,
         composer,
-        Attempts(policy, registry.getUtility(IMailReporter), settings.ambiguous),
+        stand_in(lambda: _attempts(registry, durable=queue is not None)),
         durable=queue is not None,
         wait=settings.direct_wait,
         timeout=settings.direct_timeout,
         sent=sent,
     )
+
+
+def _memory_queue() -> Any:
+    from .queue import MemoryQueue
+
+    return MemoryQueue(keep_failed=False)
+
+
+def _attempts(registry: Registry, *, durable: bool) -> Attempts:
+    from .retry import AT_ONCE_OR_NEVER
+    from .sending import Attempts
+
+    settings = _settings(registry)
+    policy = settings.policy if durable else AT_ONCE_OR_NEVER
+    return Attempts(policy, real(registry.getUtility(IMailReporter)), settings.ambiguous)
 
 
 def _need_queue(queue: Any, what: str) -> None:
@@ -238,15 +254,32 @@ def _nothing() -> None:
 
 
 def _composer(settings: MailSettings) -> Composer:
-    try:
-        return Composer(
-            default_sender=settings.default_sender,
-            envelope_sender=settings.envelope_sender,
-            hostname=settings.hostname,
-            max_size=settings.max_size,
-        )
-    except MessageError as error:
-        raise ConfigurationError(str(error)) from error
+    """The composer of settings that ``_check_senders`` has verified."""
+    from .message import Composer
+
+    return Composer(
+        default_sender=settings.default_sender,
+        envelope_sender=settings.envelope_sender,
+        hostname=settings.hostname,
+        max_size=settings.max_size,
+    )
+
+
+def _check_senders(settings: MailSettings) -> None:
+    if settings.default_sender or settings.envelope_sender:
+        from .exceptions import MessageError
+        from .message.address import check_senders
+
+        try:
+            check_senders(settings.default_sender, settings.envelope_sender)
+        except MessageError as error:
+            raise ConfigurationError(str(error)) from error
+
+
+def _reporter(registry: Registry, batch: int) -> MailReporter:
+    from .reporting import MailReporter
+
+    return MailReporter(registry, batch=batch)
 
 
 def processor_of(
@@ -257,12 +290,12 @@ def processor_of(
     from .processor import QueueProcessor
 
     settings = _settings(registry)
-    reporter = registry.getUtility(IMailReporter)
+    reporter: Any = real(registry.getUtility(IMailReporter))
     return QueueProcessor(
-        registry.getUtility(IMailQueue),
-        registry.getUtility(IMailer),
+        real(registry.getUtility(IMailQueue)),
+        real(registry.getUtility(IMailer)),
         reporter,
-        Attempts(settings.policy, reporter, settings.ambiguous),
+        _attempts(registry, durable=True),
         workers=workers or settings.workers,
         batch=batch or settings.batch,
         rate=settings.rate,
@@ -278,9 +311,9 @@ def _set_settings(config: Configurator) -> None:
         given = registry.settings or {}
         settings = parse_settings(given)
         registry.registerUtility(settings, IMailSettings)
-        registry.registerUtility(_composer(settings), _IComposer)
+        _check_senders(settings)
         if registry.queryUtility(IMailReporter) is None:
-            reporter = MailReporter(registry, batch=settings.event_batch)
+            reporter = stand_in(lambda: _reporter(registry, settings.event_batch))
             registry.registerUtility(reporter, IMailReporter)
         introspectable['settings'] = _shown(given, settings)
 
@@ -292,7 +325,7 @@ def _set_defaults(config: Configurator) -> None:
         registry = config.registry
         _register_default(config, 'mailer', lambda: default_mailer(registry))
         if _settings(registry).queue_path is not None:
-            _register_default(config, 'queue', lambda: default_queue(registry))
+            _register_default(config, 'queue', lambda: stand_in(lambda: default_queue(registry)))
         if _settings(registry).processor == 'thread':
             _set_processor_thread(registry)
 
@@ -312,6 +345,8 @@ def _delivery_of_settings(config: Configurator) -> Any:
 
 
 def _set_processor_thread(registry: Registry) -> None:
+    from .background import ProcessorThread
+
     _need_queue(registry.queryUtility(IMailQueue), 'mail.processor = thread')
     if registry.queryUtility(_IProcessorThread) is None:
         thread = ProcessorThread(lambda: processor_of(registry))
@@ -326,13 +361,18 @@ def _shown(given: Mapping[str, Any], settings: MailSettings) -> dict[str, str]:
         for row in TABLE
         if given.get(row.name) is not None
     }
-    return {**shown, 'mail.url': mask_url(settings.url)}
+    url = settings.url
+    if url != DEFAULT_URL:
+        from .relay import mask_url
+
+        url = mask_url(url)
+    return {**shown, 'mail.url': url}
 
 
-def includeme(config: Configurator) -> None:
+def add_directives(config: Configurator) -> None:
+    """Add the directives, and have the commit register what the settings give."""
     config.add_directive('set_mail_delivery', set_mail_delivery)
     config.add_directive('set_mailer', set_mailer)
     config.add_directive('set_mail_queue', set_mail_queue)
-    config.add_subscriber_predicate('mail_tag', MailTagPredicate)
     _set_settings(config)
     _set_defaults(config)

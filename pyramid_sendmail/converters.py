@@ -3,7 +3,6 @@ what to write instead."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Callable
@@ -31,8 +30,6 @@ LONGEST = 3650 * 86400.0
 """Seconds; far beyond any use, and not yet where arithmetic ends."""
 
 _UNITS = {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}
-
-_LABEL = '[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?'
 
 
 def text(value: str) -> str:
@@ -70,32 +67,36 @@ def delivery(value: str) -> str:
 
 def count(value: str) -> int:
     # int() alone would take ' 4', '+4' and '1_0'.
-    if re.fullmatch('[0-9]{1,5}', value) and int(value):
+    if _digits(value, 5) and int(value):
         return int(value)
     raise ValueError('write a number from 1 to 99999')
 
 
 def port(value: str) -> int:
-    if re.fullmatch('[0-9]{1,5}', value) and 0 < int(value) < 65536:
+    if _digits(value, 5) and 0 < int(value) < 65536:
         return int(value)
     raise ValueError('write a number from 1 to 65535')
 
 
 def size(value: str) -> int:
     """Octets of ``500K``, ``25M``, ``1G`` or a bare number."""
-    match = re.fullmatch(r'([0-9]{1,15}) *([kmg]?)b?', value.lower())
-    if match is None or not int(match[1]):
+    number = value.lower().removesuffix('b')
+    power = 'kmg'.find(number[-1:]) + 1 if number else 0
+    number = (number[:-1] if power else number).rstrip(' ')
+    if not _digits(number, 15) or not int(number):
         raise ValueError('write a number of octets, or 500K, 25M, 1G')
-    factor: int = 1024 ** ' kmg'.index(match[2] or ' ')
-    return int(match[1]) * factor
+    factor: int = 1024**power
+    return int(number) * factor
 
 
 def duration(value: str) -> float:
     """Seconds of ``90s``, ``5m``, ``2h`` or ``3d``."""
-    match = re.fullmatch(r'([0-9]{1,9}(?:\.[0-9]{1,9})?) *([smhd])', value.strip())
-    if match is None:
+    text = value.strip()
+    number, unit = text[:-1].rstrip(' '), text[-1:]
+    whole, point, part = number.partition('.')
+    if unit not in _UNITS or not _digits(whole, 9) or (point and not _digits(part, 9)):
         raise ValueError('write a number and a unit: 90s, 5m, 2h, 3d')
-    seconds = float(match[1]) * _UNITS[match[2]]
+    seconds = float(number) * _UNITS[unit]
     if seconds > LONGEST:
         raise ValueError('write at most 3650d')
     return seconds
@@ -146,6 +147,8 @@ def hostname(value: str) -> str:
     """A name for EHLO and for the right side of message ids (RFC 5321, 4.1.2 and 4.1.3)."""
     name = value.removesuffix('.')
     if name.startswith('[') and name.endswith(']'):
+        import ipaddress
+
         literal = name[1:-1]
         version_6 = literal[:5].lower() == 'ipv6:'
         try:
@@ -154,7 +157,7 @@ def hostname(value: str) -> str:
             return f'[{ipaddress.IPv4Address(literal)}]'
         except ValueError as error:
             raise ValueError('write [192.0.2.1] or [IPv6:2001:db8::1]') from error
-    if len(name) <= 253 and re.fullmatch(rf'{_LABEL}(?:\.{_LABEL})*', name):
+    if len(name) <= 253 and all(map(_is_label, name.split('.'))):
         return name
     raise ValueError('write a host name of letters, digits, hyphens and dots')
 
@@ -166,6 +169,8 @@ def host(value: str) -> str:
     if value.count(':') == 1:
         raise ValueError('write the name of the host alone, and its port as mail.port')
     if ':' in value:
+        import ipaddress
+
         try:
             return f'[{ipaddress.IPv6Address(value.removeprefix("[").removesuffix("]"))}]'
         except ValueError as error:
@@ -173,3 +178,23 @@ def host(value: str) -> str:
     if re.fullmatch(r'\w(?:[\w.-]*\w)?\.?', value):
         return value
     raise ValueError('write a host name of letters, digits, hyphens and dots')
+
+
+# Without regular expressions: what nobody has set is converted as well, at each start, and Python
+# compiles a pattern for longer than all of that takes.
+
+
+def _digits(text: str, most: int) -> bool:
+    """Whether a text is a number of ASCII digits, at most so many."""
+    return text.isascii() and text.isdigit() and len(text) <= most
+
+
+def _is_label(text: str) -> bool:
+    """Whether a text can stand between the dots of a host name."""
+    return (
+        len(text) <= 63
+        and text.isascii()
+        and text.replace('-', '').isalnum()
+        and not text.startswith('-')
+        and not text.endswith('-')
+    )

@@ -5,33 +5,29 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import transaction
 from zope.interface import implementer
 
-from .direct import DirectSender
-from .envelope import Envelope, Outcome, Report
-from .exceptions import MailAmbiguous, MailRefused, MessageError
 from .interfaces import (
     IDirectMailDelivery,
-    IMailDelivery,
     IMailer,
     IMailQueue,
     IQueuedMailDelivery,
 )
-from .message import Composer
-from .reporting import trouble_depth
-from .sending import Attempts
-from .threads import in_own_thread
-from .transactions import active_transaction, join
+from .standin import real, stand_in
 
-__all__ = ['BoundMailDelivery', 'DirectMailDelivery', 'QueuedMailDelivery']
+if TYPE_CHECKING:
+    from .bound import BoundMailDelivery
+    from .envelope import Envelope, Report
+    from .message import Composer
+    from .sending import Attempts
+
+__all__ = ['DirectMailDelivery', 'QueuedMailDelivery']
 
 log = logging.getLogger(__name__)
-
-DEEPEST = 1
-"""Mail about trouble is sent; mail about trouble with mail about trouble is only logged."""
 
 
 @implementer(IQueuedMailDelivery)
@@ -55,19 +51,24 @@ class QueuedMailDelivery:
         return self.bind(transaction.manager).send(message, **options)
 
     def send_now(self, message: Any, *, sender: Any = None, recipients: Any = None) -> Report:
+        from .bound import send_now
+
         envelope = self._composer.envelope(message, sender=sender, recipients=recipients)
         return send_now(envelope, self._mailer)
 
     def bind(self, tm: Any, environ: Mapping[str, Any] | None = None) -> BoundMailDelivery:
-        return BoundMailDelivery(self, tm, environ)
+        return _bound()(self, tm, environ)
 
     def freeze(self, message: Any, options: Mapping[str, Any]) -> Envelope:
         """The envelope of a message. Raises MessageError."""
-        return self._composer.envelope(message, depth=trouble_depth(), **options)
+        return self._composer.envelope(message, **options)
 
-    def join(self, transaction: Any, envelope: Envelope) -> None:
-        """Have the envelope put into the queue when the transaction commits."""
-        join(transaction, self, envelope)
+    def prepare(self) -> None:
+        """Have all there that a commit needs: what goes wrong over that, goes wrong before it."""
+        self._queue, self._composer = real(self._queue), real(self._composer)
+
+    def joined(self) -> None:
+        """A transaction has taken an envelope."""
         self._sent()
 
     @property
@@ -109,11 +110,24 @@ class DirectMailDelivery(QueuedMailDelivery):
         self._durable = durable
         self._wait = wait
         self._timeout = timeout
-        self._sender = DirectSender(queue, mailer, attempts, durable=durable)
+        self._attempts = attempts
+        self._sender: Any = stand_in(self._new_sender)
+
+    def _new_sender(self) -> Any:
+        from .direct import DirectSender
+
+        parts = (real(self._queue), real(self._mailer), real(self._attempts))
+        return DirectSender(*parts, durable=self._durable)
+
+    def prepare(self) -> None:
+        super().prepare()
+        self._sender = real(self._sender)
 
     def freeze(self, message: Any, options: Mapping[str, Any]) -> Envelope:
         envelope = super().freeze(message, options)
         if not self._durable and envelope.due > envelope.queued_at:
+            from .exceptions import MessageError
+
             raise MessageError(
                 'due: without a queue a mail cannot wait for its time; set mail.queue_path'
             )
@@ -123,6 +137,8 @@ class DirectMailDelivery(QueuedMailDelivery):
         self._sender.start()
 
     def published(self, transaction: Any, put: Any) -> None:
+        from .threads import in_own_thread
+
         answered = self._sender.hand_over(put.tickets)
         if self._wait and not in_own_thread():
             transaction.addAfterCommitHook(self._await, (answered,))
@@ -139,82 +155,9 @@ class DirectMailDelivery(QueuedMailDelivery):
             )
 
 
-@implementer(IMailDelivery)
-class BoundMailDelivery:
-    """A delivery joined to a transaction manager: ``request.mailer``."""
+@cache
+def _bound() -> type[BoundMailDelivery]:
+    """Its module has all that a send needs; an import statement would take longer each time."""
+    from .bound import BoundMailDelivery
 
-    def __init__(
-        self, delivery: QueuedMailDelivery, tm: Any, environ: Mapping[str, Any] | None
-    ) -> None:
-        self._delivery = delivery
-        self._tm = tm
-        self._environ = environ
-
-    def send(
-        self,
-        message: Any,
-        *,
-        sender: Any = None,
-        recipients: Any = None,
-        due: Any = None,
-        expires: Any = None,
-        priority: Any = None,
-        metadata: Any = None,
-    ) -> str:
-        transaction = active_transaction(self._tm, self._environ)
-        options = {
-            'sender': sender,
-            'recipients': recipients,
-            'due': due,
-            'expires': expires,
-            'priority': priority,
-            'metadata': metadata,
-        }
-        envelope = self._delivery.freeze(message, options)
-        if envelope.depth > DEEPEST:
-            log.error(
-                '%s: not sent, for it is mail about a failed mail about a failed mail; for %s, '
-                'subject %r',
-                envelope.message_id,
-                ', '.join(envelope.recipients),
-                envelope.subject,
-            )
-            return envelope.message_id
-        self._delivery.join(transaction, envelope)
-        return envelope.message_id
-
-    def send_now(self, message: Any, *, sender: Any = None, recipients: Any = None) -> Report:
-        return self._delivery.send_now(message, sender=sender, recipients=recipients)
-
-    def bind(self, tm: Any, environ: Mapping[str, Any] | None = None) -> BoundMailDelivery:
-        return self._delivery.bind(tm, environ)
-
-
-def send_now(envelope: Envelope, mailer: Any) -> Report:
-    """Send over a connection of its own; see IMailDelivery.send_now."""
-    session = mailer.connect()
-    try:
-        outcome: Outcome = next(iter(session.send([envelope])))
-    finally:
-        session.close()
-    accepted = tuple(to for to, verdict in outcome.items() if verdict.status == 'delivered')
-    refused = {to: verdict for to, verdict in outcome.items() if verdict.status != 'delivered'}
-    replies = [outcome[to].reply for to in (accepted[:1] or tuple(refused)[-1:])]
-    report = Report(
-        envelope.message_id,
-        accepted,
-        {to: verdict.reply for to, verdict in refused.items()},
-        replies[0] if replies else None,
-    )
-    log.info(
-        '%s: send_now: accepted for %s; refused for %s',
-        envelope.message_id,
-        ', '.join(accepted) or 'nobody',
-        ', '.join(refused) or 'nobody',
-    )
-    if accepted:
-        return report
-    ambiguous = any(verdict.status == 'ambiguous' for verdict in refused.values())
-    error = MailAmbiguous if ambiguous else MailRefused
-    words = '; '.join(f'{to}: {verdict}' for to, verdict in refused.items())
-    raise error(f'{envelope.message_id}: no recipient was accepted: {words}', report)
+    return BoundMailDelivery

@@ -11,6 +11,7 @@ from random import random
 from threading import get_ident
 
 from .exceptions import QueueError
+from .patterns import pattern
 from .threads import Turn
 
 __all__ = ['FIRST_PAUSE', 'Gate', 'Help']
@@ -29,7 +30,7 @@ HELP = 0.02
 ENOUGH = 0.6
 """The part of it beyond which nobody else would be of help."""
 
-_PASSING = re.compile(
+_PASSING = pattern(
     r"""(?<!\S)
     (?! (\d{3} | \d\.\d{1,3}\.\d{1,3}) [,:;]? (?!\S) )  # a reply's code, and an enhanced one
     \S*\d\S*""",

@@ -9,13 +9,15 @@ of it is an ``IMailEvent``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
-from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zope.interface import Attribute, Interface
 
-from .envelope import Envelope, Fate, Outcome, Priority, Report
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+    from threading import Event
+
+    from .envelope import Envelope, Fate, Outcome, Priority, Report
 
 __all__ = [
     'IDirectMailDelivery',

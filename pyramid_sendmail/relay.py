@@ -18,21 +18,24 @@ SCHEMES = (*_WITH_CREDENTIALS, 'lmtp+unix', 'sendmail', 'file', 'null')
 
 _BEGIN = rf'(?:(?i:{"|".join(map(re.escape, SCHEMES))}):|[A-Za-z][A-Za-z0-9+.-]*://)'
 
-_BETWEEN = re.compile(rf'([ \t\r\n]+(?={_BEGIN}))')
+_BETWEEN = rf'([ \t\r\n]+(?={_BEGIN}))'
 
-_CREDENTIALS = re.compile(
-    r'(?P<user>[A-Za-z][A-Za-z0-9+.-]*://[^/?#:]*)(?P<password>:[^/?#]*)?(?=@)'
-)
+_CREDENTIALS = r'(?P<user>[A-Za-z][A-Za-z0-9+.-]*://[^/?#:]*)(?P<password>:[^/?#]*)?(?=@)'
 """As the mailers have it: what stands before the last @ of the authority. The standard library's
 urlsplit quotes passwords in its errors."""
 
-_TOKEN = re.compile(r'[?&]token(?:_file)?=')
+_TOKEN = r'[?&]token(?:_file)?='
 
 
 def separate(text: str) -> list[str]:
     """Return the URLs of a text, which blanks separate: those alone that a scheme follows, so that
     a blank in a password is found, and not shown as the beginning of a URL."""
-    return _BETWEEN.split(text.strip())[::2]
+    return _with_between(text.strip())[::2]
+
+
+def _with_between(text: str) -> list[str]:
+    """The URLs, and what stands between them. Most settings are one URL without a blank."""
+    return re.split(_BETWEEN, text) if any(blank in text for blank in ' \t\r\n') else [text]
 
 
 def begins(what: str, text: str) -> bool:
@@ -49,12 +52,14 @@ def takes_credentials(url: str) -> bool:
 def mask_url(text: str) -> str:
     """Return one URL or more with ``***`` for each password, even if it is not encoded as it
     should be."""
-    return ''.join(map(_masked, _BETWEEN.split(text)))
+    return ''.join(map(_masked, _with_between(text)))
 
 
 def _masked(url: str) -> str:
     if '@' in url:
         pattern, mask = r'\A(\s*(?>(?:[A-Za-z][A-Za-z0-9+.-]*://)?)[^:]*:).*@', r'\1***@'
+    elif _is_place(url):
+        return url
     else:
         # What is no port may be a password that a blank has cut off.
         pattern, mask = (
@@ -62,6 +67,12 @@ def _masked(url: str) -> str:
             r'\1***',
         )
     return re.sub(pattern, mask, url, flags=re.DOTALL)
+
+
+def _is_place(url: str) -> bool:
+    """Whether a URL ends with a host or its port."""
+    port = url.partition('://')[2].partition(':')[2]
+    return not port or (port.isascii() and port.isdigit())
 
 
 def relay(
@@ -80,9 +91,9 @@ def relay(
     if environ.get('MAIL_URL'):
         url, source = environ['MAIL_URL'], 'MAIL_URL'
     takers = [each for each in separate(url) if takes_credentials(each)]
-    if source == 'MAIL_URL' and all(map(_CREDENTIALS.match, takers)):
+    if source == 'MAIL_URL' and all(re.match(_CREDENTIALS, each) for each in takers):
         username = password = file = None
-    if theirs and takers and all(map(_TOKEN.search, takers)):
+    if theirs and takers and all(re.search(_TOKEN, each) for each in takers):
         raise ConfigurationError(
             f'MAIL_PASSWORD in the environment, and a token in {source}: keep one of them'
         )
@@ -105,7 +116,7 @@ def _with_password(urls: list[str], password: str, source: str) -> list[str] | N
     named = {
         at: found
         for at, url in enumerate(urls)
-        if (found := _CREDENTIALS.match(url)) and not _TOKEN.search(url)
+        if (found := re.match(_CREDENTIALS, url)) and not re.search(_TOKEN, url)
     }
     if not named:
         return None

@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextvars import ContextVar
 from typing import Any, cast
 
 from pyramid.registry import Registry
@@ -26,8 +25,9 @@ from .events import KINDS, event_of
 from .interfaces import IMailClaim, IMailReporter
 from .retry import EVENT_RETRY, RetryPolicy
 from .threads import OwnThreads
+from .trouble import depth as _depth
 
-__all__ = ['MailReporter', 'trouble_depth']
+__all__ = ['MailReporter']
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +35,8 @@ TOGETHER = 0.01
 """Seconds that an event waits for others to make a batch, at most. Without it the events thread,
 which is the faster one, would find one event at a time, and take the processor from the senders."""
 
-_depth: ContextVar[int | None] = ContextVar('pyramid_sendmail_depth', default=None)
-
-
 Report = tuple[Fate, Envelope]
 """What is to be told, and the mail that it is about."""
-
-
-def trouble_depth() -> int:
-    """How many reports of trouble led to the code that is running now: the depth of its mail."""
-    return _depth.get() or 0
 
 
 @implementer(IMailReporter)

@@ -2,52 +2,42 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import FrozenInstanceError
+from typing import TYPE_CHECKING, Any
 
 from pyramid.exceptions import ConfigurationError
 from pyramid.settings import falsey
 from zope.interface import implementer
 
-from .converters import (
-    absolute_path,
-    boolean,
-    choice,
-    count,
-    delivery,
-    duration,
-    durations,
-    host,
-    hostname,
-    pause,
-    port,
-    rate,
-    size,
-    text,
-)
+from . import converters
+from .converters import boolean, choice, count, duration, durations, hostname, pause, port, text
 from .interfaces import IMailSettings
-from .relay import relay
-from .retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from .retry import RetryPolicy
 
 __all__ = ['TABLE', 'MailSettings', 'Setting', 'duration', 'parse_settings', 'table_rows']
 
 
-@dataclass(frozen=True, slots=True)
 class Setting:
     """One row: ``convert`` makes the value of the text, or raises ValueError saying what to
-    write; ``default`` is written as the reader would write it."""
+    write; ``default`` is written as the reader would write it; ``shown``: the default in words,
+    where it is not a value."""
 
-    name: str
-    convert: Callable[[str], Any]
-    default: str
-    help: str
-    shown: str = ''
-    """The default in words, where it is not a value."""
-    secret: bool = False
+    def __init__(
+        self,
+        name: str,
+        convert: Callable[[str], Any],
+        default: str,
+        help: str,
+        shown: str = '',
+        *,
+        secret: bool = False,
+    ) -> None:
+        self.name, self.convert, self.default = name, convert, default
+        self.help, self.shown, self.secret = help, shown, secret
 
 
 def _pause_or_off(value: str) -> float | None:
@@ -60,10 +50,13 @@ def _pause_or_off(value: str) -> float | None:
         raise ValueError(f'{error}; or off') from error
 
 
+DEFAULT_URL = 'smtp://localhost:25'
+"""``mail.url`` where nobody has set it."""
+
 TABLE: tuple[Setting, ...] = (
     Setting(
         'mail.delivery',
-        delivery,
+        converters.delivery,
         '',
         '``direct``, ``queue``, or the dotted name of an IMailDelivery',
         '``queue`` when ``mail.queue_path`` is set, else ``direct``',
@@ -71,14 +64,22 @@ TABLE: tuple[Setting, ...] = (
     Setting(
         'mail.url',
         text,
-        'smtp://localhost:25',
+        DEFAULT_URL,
         'how mail leaves: ``smtp:``, ``smtps:``, ``smtp+insecure:``, ``lmtp:``, ``lmtp+unix:``, '
         '``sendmail:``, ``file:`` or ``null:``; several in the order in which to try them; '
         '``MAIL_URL`` in the environment wins',
         secret=True,
     ),
-    Setting('mail.host', host, '', "the relay, in pyramid_mailer's spelling", '``localhost``'),
-    Setting('mail.port', port, '', 'its port, beside ``mail.host``', '25; 465 beside ``mail.ssl``'),
+    Setting(
+        'mail.host', converters.host, '', "the relay, in pyramid_mailer's spelling", '``localhost``'
+    ),
+    Setting(
+        'mail.port',
+        port,
+        '',
+        'its port, beside ``mail.host``',
+        '25; 465 beside ``mail.ssl``',
+    ),
     Setting('mail.tls', boolean, '', 'demand STARTTLS, beside ``mail.host``', '``false``'),
     Setting('mail.ssl', boolean, '', 'TLS from the first byte, beside ``mail.host``', '``false``'),
     Setting('mail.username', text, '', 'who we are, where ``mail.url`` does not say it', 'none'),
@@ -92,14 +93,14 @@ TABLE: tuple[Setting, ...] = (
     ),
     Setting(
         'mail.password_file',
-        absolute_path,
+        converters.absolute_path,
         '',
         'a file whose first line is the password',
         'none',
     ),
     Setting(
         'mail.queue_path',
-        absolute_path,
+        converters.absolute_path,
         '',
         'the Maildir in which mail waits: an absolute path, ``%(here)s/mail``',
         'no queue',
@@ -137,7 +138,7 @@ TABLE: tuple[Setting, ...] = (
     ),
     Setting(
         'mail.rate',
-        rate,
+        converters.rate,
         'off',
         'how many mails leave at most, per queue processor: ``20/s``, ``600/m``, ``2000/d``',
     ),
@@ -155,7 +156,7 @@ TABLE: tuple[Setting, ...] = (
         'the age at which the queue processor removes dead letters from ``failed/``: ``30d``; '
         'mail in doubt, held, damaged or foreign stays until a person decides; ``off`` keeps all',
     ),
-    Setting('mail.max_size', size, '25M', 'larger messages are refused by ``send``'),
+    Setting('mail.max_size', converters.size, '25M', 'larger messages are refused by ``send``'),
     Setting(
         'mail.queue_sync',
         choice('always', 'off'),
@@ -205,6 +206,11 @@ TABLE: tuple[Setting, ...] = (
     ),
 )
 
+_RELAY = (
+    *('mail.url', 'mail.host', 'mail.port', 'mail.tls', 'mail.ssl'),
+    *('mail.username', 'mail.password', 'mail.password_file'),
+)
+
 _SWITCHES = (
     *('mail.tls', 'mail.ssl', 'mail.direct_wait'),
     *('mail.rate', 'mail.keep_failed', 'mail.queue_sync', 'mail.processor'),  # False is 'off'
@@ -233,9 +239,11 @@ _NOT_YET = {
 
 
 @implementer(IMailSettings)
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MailSettings:
-    """The parsed settings. Durations in seconds, sizes in octets."""
+    """The parsed settings, all of them by name. Durations in seconds, sizes in octets.
+
+    Frozen by hand: to make a dataclass of so many fields takes longer than to parse them.
+    """
 
     delivery: str | None
     """'direct', 'queue' or a dotted name; None goes by whether there is a queue."""
@@ -265,8 +273,28 @@ class MailSettings:
     direct_wait: bool
     direct_timeout: float
 
+    def __init__(self, **values: Any) -> None:
+        names = type(self).__annotations__
+        if values.keys() != names.keys():
+            raise TypeError(f'{type(self).__name__} takes each of {", ".join(names)}')
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise FrozenInstanceError(f'cannot assign to field {name!r}')
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f'cannot delete field {name!r}')
+
+    def __eq__(self, other: object) -> bool:
+        return vars(self) == vars(other) if isinstance(other, MailSettings) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(frozenset(vars(self).items()))
+
     @property
     def policy(self) -> RetryPolicy:
+        from .retry import RetryPolicy
+
         return RetryPolicy(delays=self.retry, give_up_after=self.give_up_after)
 
     def __repr__(self) -> str:
@@ -293,7 +321,11 @@ def parse_settings(
             # What has a :// may be a URL with a password, in the wrong place.
             shown = '' if row.secret or '://' in written else f' = {_short(written)}'
             raise ConfigurationError(f'{row.name}{shown}: {error}') from error
-    values.update(relay(values, given, environ))
+    values['url_source'] = 'mail.url'
+    if any(given[name] for name in _RELAY) or {'MAIL_URL', 'MAIL_PASSWORD'} & environ.keys():
+        from .relay import relay
+
+        values.update(relay(values, given, environ))
     for spelling in ('host', 'port', 'tls', 'ssl', 'password_file', 'ignore'):
         del values[spelling]
     values['hostname'] = values['hostname'] or _own_hostname()
@@ -318,6 +350,8 @@ def _refuse_unknown(settings: Mapping[str, Any]) -> None:
             raise ConfigurationError(f'{key} is not here yet: {_NOT_YET[key]}')
         if key in _NOT_OURS:
             raise ConfigurationError(f'{key} is a setting of pyramid_mailer: {_NOT_OURS[key]}')
+        import difflib
+
         word = key.removeprefix('mail.')
         nearest = difflib.get_close_matches(
             word, [name.removeprefix('mail.') for name in known], n=1, cutoff=0.5
@@ -350,6 +384,8 @@ def _short(written: str) -> str:
 
 
 def _own_hostname() -> str:
+    import socket
+
     try:
         return hostname(socket.gethostname())
     except ValueError:

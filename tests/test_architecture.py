@@ -24,11 +24,12 @@ PACKAGE = Path(pyramid_sendmail.__file__).parent
 NAME = 'pyramid_sendmail'
 
 ROWS: tuple[tuple[str, ...], ...] = (
-    ('exceptions', 'envelope', 'retry', 'threads', 'converters'),
+    ('exceptions', 'patterns', 'envelope', 'retry', 'threads', 'converters', 'standin'),
     ('interfaces', 'events', 'relay', 'settings'),
     ('message', 'queue', 'mailers'),
     (
-        *('road', 'blank', 'reporting', 'sending', 'transactions', 'direct', 'delivery'),
+        *('trouble', 'road', 'blank', 'reporting', 'sending', 'transactions', 'bound'),
+        *('direct', 'delivery'),
         *('pace', 'gate', 'schedule', 'crew', 'once', 'processor', 'background'),
     ),
     ('config', ''),
@@ -241,6 +242,101 @@ def test_light_imports(module: str, heavy: tuple[str, ...]) -> None:
         [sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True
     )
     assert run.stdout.split() == []
+
+
+INCLUDED = {
+    *('', 'config', 'converters', 'delivery', 'interfaces', 'settings', 'standin'),
+}
+"""Our modules that ``config.include`` loads, whatever is set."""
+
+URL = {'mailers', 'mailers.builders', 'mailers.parts', 'mailers.url', 'relay'}
+"""And those that verify ``mail.url``."""
+
+LATER = {
+    *('difflib', 'email.headerregistry', 'email.policy', 'fcntl', 'ipaddress', 'mimetypes'),
+    *('resource', 'secrets', 'smtplib', 'ssl', 'stringprep', 'subprocess', 'unicodedata'),
+}
+"""What is imported when somebody sends, or has made a mistake."""
+
+_NEW = """
+import sys
+from pyramid.config import Configurator
+from pyramid.request import Request
+import pyramid_tm
+config = Configurator(settings=dict(each.split('=', 1) for each in sys.argv[1:]))
+before = set(sys.modules)
+config.include('pyramid_sendmail')
+config.make_wsgi_app()
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def names_of(run: subprocess.CompletedProcess[str]) -> tuple[set[str], set[str]]:
+    """Our own modules, and the others."""
+    new = set(run.stdout.split())
+    own = {name for name in new if name.partition('.')[0] == NAME}
+    return {name.removeprefix(NAME).removeprefix('.') for name in own}, new - own
+
+
+@pytest.mark.parametrize(
+    ('settings', 'own'),
+    [
+        ([], INCLUDED),
+        (['mail.queue_path=/srv/mail'], INCLUDED),
+        (['mail.queue_path=/srv/mail', 'mail.url=smtps://a:b@relay:465'], INCLUDED | URL),
+        (['mail.queue_path=/srv/mail', 'mail.host=relay', 'mail.tls=true'], INCLUDED | URL),
+        (['mail.queue_path=/srv/mail', 'mail.url=sendmail:'], INCLUDED | URL),
+    ],
+)
+def test_light_include(settings: list[str], own: set[str]) -> None:
+    """A web process loads no queue, no mailer and nothing about messages before it sends."""
+    run = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', _NEW, *settings],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ours, others = names_of(run)
+    assert ours == own
+    assert others & LATER == set()
+
+
+_SENT = """
+import sys
+import transaction
+from pyramid.config import Configurator
+from pyramid_sendmail import Message
+from pyramid_sendmail.interfaces import IMailDelivery
+config = Configurator(settings=dict(each.split('=', 1) for each in sys.argv[1:]))
+config.include('pyramid_sendmail')
+config.commit()
+with transaction.manager:
+    message = Message(to='ann@example.org', sender='shop@example.org', subject='x', text='x')
+    config.registry.getUtility(IMailDelivery).send(message)
+    before = set(sys.modules)
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        ['mail.queue_path={folder}/mail'],
+        ['mail.queue_path={folder}/mail', 'mail.delivery=direct', 'mail.url=null:'],
+        ['mail.url=file://{folder}/mail'],
+    ],
+)
+def test_nothing_is_loaded_in_a_commit(settings: list[str], tmp_path: Path) -> None:
+    """What is not there any more, after an upgrade perhaps, is missed by the first ``send``."""
+    given = [setting.format(folder=tmp_path) for setting in settings]
+    run = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', _SENT, 'mail.hostname=web.example.org', *given],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert names_of(run) == (set(), set())
+    assert (tmp_path / 'mail').exists()
 
 
 def test_short_modules() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 from contextlib import suppress
@@ -21,10 +22,12 @@ from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.file import FileMailer
 from pyramid_sendmail.mailers.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.null import NullMailer
+from pyramid_sendmail.mailers.parts import _is_ascii_name, _place, split
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
 from pyramid_sendmail.mailers.smtp import SMTPMailer
 from pyramid_sendmail.mailers.url import mailer_from_url
 from pyramid_sendmail.relay import mask_url
+from pyramid_sendmail.standin import real
 from tests.smtp_server import ScriptedSMTPServer, TLSAuthority
 
 SECRET = 's3kr1t'
@@ -431,3 +434,119 @@ def test_pieces_of_a_secret_are_not_shown(url: str) -> None:
     while error is not None:
         assert 'CRET' not in str(error)
         error = error.__cause__
+
+
+@hypothesis.given(st.text('a:/@[]?#19 \n.é٣', max_size=12))
+def test_a_host_and_its_port_are_shown(rest: str) -> None:
+    """Without a look at them by a regular expression, which would not change them."""
+    pattern = r'\A(\s*[A-Za-z][A-Za-z0-9+.-]*://[^/?#:[]*:)(?![0-9]*(?:[/?#]|\Z)).*'
+    url = f'smtp://{rest}'
+    if '@' not in url and not re.search(r'[ \t\r\n]', url):
+        assert mask_url(url) == re.sub(pattern, r'\1***', url, flags=re.DOTALL)
+
+
+@hypothesis.given(st.text('aZ.9-é', max_size=70))
+@hypothesis.example('a' * 63)
+@hypothesis.example('a' * 64)
+@hypothesis.example('a..b')
+@hypothesis.example('.a')
+@hypothesis.example('')
+def test_ascii_names_need_no_codec(host: str) -> None:
+    """What IDNA would leave as it is."""
+    try:
+        encoded = host.encode('idna').decode('ascii')
+    except UnicodeError:
+        encoded = None
+    if _is_ascii_name(host):
+        assert encoded == host
+    else:
+        assert encoded != host
+
+
+@pytest.mark.parametrize(
+    ('url', 'waits'),
+    [
+        ('smtp://relay', True),
+        ('smtps://ann:secret@relay', True),
+        ('smtp://relay?tls=required', True),
+        ('lmtp+unix:/run/lmtp', True),
+        ('sendmail:', True),
+        ('sendmail:/usr/bin/msmtp', True),
+        ('file:///var/tmp/mail', True),
+        ('null:', True),
+        ('smtp://relay?window=8', False),
+        ('smtp+insecure://relay', False),
+        ('lmtp://store', False),
+    ],
+)
+def test_a_mailer_is_made_later_where_that_cannot_fail(url: str, waits: bool) -> None:
+    """It is the same mailer then."""
+    mailer = make(url, later=True)
+    assert (real(mailer) is not mailer) is waits
+    assert type(real(mailer)) is type(make(url))
+    assert mailer.name == make(url).name
+
+
+@pytest.mark.parametrize(
+    'url', ['lmtp://store:25', 'smtps://ann:a%00b@relay', 'smtps://relay?ca_file=/no/such/file']
+)
+def test_a_mailer_that_cannot_be_made_is_none_later(url: str) -> None:
+    """What its class has against the arguments is said at once, in the same words."""
+    with pytest.raises(ConfigurationError) as at_once:
+        make(url)
+    with pytest.raises(ConfigurationError) as caught:
+        make(url, later=True)
+    assert str(caught.value) == str(at_once.value)
+
+
+def test_each_of_several_mailers_may_wait() -> None:
+    """The first that can connect is asked alone."""
+    mailer = make('smtp://one lmtp://two', later=True)
+    assert type(mailer) is FailoverMailer
+    first, second = (place.mailer for place in mailer._places)
+    assert real(first) is not first
+    assert real(second) is second
+
+
+_URL = re.compile(
+    r'(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):)?'
+    r'(?://(?P<authority>[^/?#]*))?(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?',
+    re.DOTALL,
+)
+"""RFC 3986, appendix B."""
+
+
+@hypothesis.given(st.text('aZ1+.-_:/?[]é%', max_size=12))
+@hypothesis.example('smtp://relay')
+def test_a_url_is_taken_apart_as_the_rfc_has_it(url: str) -> None:
+    """By its own regular expression, which is not compiled at each start."""
+    match = _URL.fullmatch(url)
+    assert match is not None
+    with suppress(ConfigurationError):
+        parts = split(url)
+        assert parts.scheme == (match['scheme'] or '').lower()
+        assert parts.authority == match['authority']
+        assert parts.path == match['path']
+
+
+_PLACE = re.compile(r'(?:\[(?P<literal>[^\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<port>.*))?', re.DOTALL)
+_HOST = re.compile(r'[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?')
+
+
+@hypothesis.given(st.text('aZ19._-:[]é', max_size=8) | st.just('[::1]:25') | st.just('relay:25'))
+def test_a_host_is_taken_apart_as_its_pattern_has_it(place: str) -> None:
+    """The name, and the port behind it."""
+    match = _PLACE.fullmatch(place)
+    try:
+        host, port = _place(place, 25, 'smtp')
+    except ConfigurationError:
+        host, port = '', 0
+    if match is None:
+        assert not host
+    elif match['host'] and match['host'].isascii():
+        number = match['port'] or ('25' if match['port'] is None else '')
+        good = bool(re.fullmatch('[0-9]{1,5}', number)) and 0 < int(number) < 65536
+        assert bool(host) == (
+            bool(_HOST.fullmatch(match['host'])) and good and _is_ascii_name(match['host'])
+        )
+        assert not host or (host, port) == (match['host'], int(number))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from importlib.resources import files
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from zope.interface import Interface
 from zope.interface.verify import verifyClass
 
 import pyramid_sendmail
-from pyramid_sendmail import exceptions, interfaces
-from pyramid_sendmail.delivery import BoundMailDelivery, DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail import exceptions, interfaces, message, queue
+from pyramid_sendmail.bound import BoundMailDelivery
+from pyramid_sendmail.delivery import DirectMailDelivery, QueuedMailDelivery
 from pyramid_sendmail.envelope import Report
 from pyramid_sendmail.mailers.file import FileMailer, FileSession
 from pyramid_sendmail.mailers.null import NullMailer, NullSession
@@ -37,6 +39,16 @@ def test_public_names() -> None:
     assert set(pyramid_sendmail.__all__) == PUBLIC
     for name in PUBLIC:
         assert getattr(pyramid_sendmail, name).__doc__
+
+
+@pytest.mark.parametrize('package', [pyramid_sendmail, message, queue])
+def test_names_that_are_imported_later(package: ModuleType) -> None:
+    """They are listed as others are, and what is none is an AttributeError as elsewhere."""
+    for name in package.__all__:
+        assert getattr(package, name) is getattr(package, name)
+    with pytest.raises(AttributeError, match=r"'pyramid_sendmail.*' has no attribute 'Massage'"):
+        _ = package.Massage
+    assert set(dir(pyramid_sendmail)) >= {*PUBLIC, '__doc__'}
 
 
 @pytest.mark.parametrize(

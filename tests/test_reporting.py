@@ -47,9 +47,10 @@ from pyramid_sendmail.interfaces import (
     IMailSentEvent,
 )
 from pyramid_sendmail.queue import MemoryQueue
-from pyramid_sendmail.reporting import MailReporter, trouble_depth
+from pyramid_sendmail.reporting import MailReporter
 from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.threads import in_own_thread
+from pyramid_sendmail.trouble import trouble_depth
 
 from .databases import NOTES, make_notes, notes
 from .doubles import RecordingMailer

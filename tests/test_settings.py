@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 import socket
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -574,3 +576,70 @@ def test_table_rows_and_help() -> None:
         assert default not in ('', '````'), name
         assert meaning
         assert '\n' not in meaning
+
+
+_LABEL = '[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?'
+
+
+def takes(convert: Callable[[str], Any], text: str) -> bool:
+    try:
+        convert(text)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ('convert', 'pattern', 'letters'),
+    [
+        (converters.count, '0*[1-9][0-9]*(?<![0-9]{6})', '019.٣ '),
+        (
+            converters.size,
+            '(?=[0-9]*[1-9])[0-9]{1,15} *[kmgKMG\u212a]?[bB]?',
+            '019kKMmgGbBs. \u212a٣',
+        ),
+        (converters.duration, r'\s*[0-9]{1,4}(?:\.[0-9]{1,9})? *[smhd]\s*', '019.smhdSk٣ \n'),
+        (converters.hostname, rf'{_LABEL}(?:\.{_LABEL})*\.?', 'aZ09.-_é٣ \n'),
+    ],
+)
+@given(data=st.data())
+def test_converters_take_what_their_pattern_says(
+    convert: Callable[[str], Any], pattern: str, letters: str, data: st.DataObject
+) -> None:
+    """They compile none at each start: it is written here."""
+    text = data.draw(st.text(letters, max_size=5))
+    assert takes(convert, text) == bool(re.fullmatch(pattern, text))
+
+
+@pytest.mark.parametrize(
+    ('convert', 'text', 'taken'),
+    [
+        (converters.size, '1' * 15, True),
+        (converters.size, '1' * 16, False),
+        (converters.size, '25 mb', True),
+        (converters.size, '25m b', False),
+        (converters.duration, '000000001.123456789s', True),
+        (converters.duration, '0000000001s', False),
+        (converters.duration, '1.1234567890s', False),
+        (converters.hostname, 'a' * 63, True),
+        (converters.hostname, 'a' * 64, False),
+        (converters.hostname, '.'.join(['a' * 63] * 3 + ['a' * 61]), True),
+        (converters.hostname, '.'.join(['a' * 63] * 3 + ['a' * 62]), False),
+    ],
+)
+def test_how_long_a_value_may_be(convert: Callable[[str], Any], text: str, taken: bool) -> None:
+    """Digits, labels and names."""
+    assert takes(convert, text) is taken
+
+
+def test_settings_are_frozen() -> None:
+    """As a dataclass would be, with each of the names."""
+    settings = parse()
+    for change in (lambda: setattr(settings, 'url', 'null:'), lambda: delattr(settings, 'url')):
+        with pytest.raises(AttributeError, match='url'):
+            change()
+    assert hash(settings) == hash(parse())
+    assert settings != parse(url='null:')
+    assert settings != vars(settings)
+    with pytest.raises(TypeError, match='each of delivery, url'):
+        MailSettings(url='null:')

@@ -8,6 +8,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable
 
 from ..envelope import Reply
+from ..patterns import pattern
 from .wire import Wire
 
 __all__ = ['Bearer', 'Credentials', 'Identity', 'Token', 'mechanism']
@@ -20,7 +21,7 @@ _COMMAND_LIMIT = 510
 
 _STATUS_LIMIT = 20
 
-_TOKEN = re.compile(r'[A-Za-z0-9._~+/-]+=*')  # RFC 6750, 2.1
+_TOKEN = pattern(r'[A-Za-z0-9._~+/-]+=*')  # RFC 6750, 2.1
 
 
 def mechanism(offered: str, spoken: tuple[str, ...]) -> str | None:

@@ -1,6 +1,6 @@
 """What makes a mailer of a URL's parts, one function a scheme.
 
-A module is imported when a URL asks for its mailer.
+Each verifies the parts and returns what makes the mailer, whose module is imported only then.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyramid.path import DottedNameResolver
 
@@ -23,13 +22,15 @@ if TYPE_CHECKING:
 __all__ = ['BUILDERS', 'RELAY_OPTIONS', 'Beside']
 
 
-@dataclass(frozen=True, slots=True)
-class Beside:
+class Beside(NamedTuple):
     """What other settings say."""
 
     hostname: str
     username: str | None
     password: str | None
+
+
+Maker = Callable[[], IMailer]
 
 
 def _text(value: str) -> str:
@@ -89,77 +90,106 @@ _LMTP_OPTIONS: Mapping[str, Callable[[str], Any]] = {
 RELAY_OPTIONS: Mapping[str, Callable[[str], Any]] = {**_LMTP_OPTIONS, **_WINDOW}
 
 
-def _smtp(parts: Parts, beside: Beside) -> IMailer:
-    from .smtp import SMTPMailer
-
+def _smtp(parts: Parts, beside: Beside) -> Maker:
     host, port = parts.place(465 if parts.scheme == 'smtps' else 25)
     given = parts.known_options(RELAY_OPTIONS)
-    return SMTPMailer(
-        host,
-        port,
-        hostname=beside.hostname,
-        tls=_security(parts.scheme, given),
-        insecure=parts.scheme == 'smtp+insecure',
-        **_credentials(parts, beside, given, host),
-        **_conversation(given),
-        **_among(given, _TRUST),
-    )
+    security = _security(parts.scheme, given)
+    credentials = _credentials(parts, beside, given, host)
+
+    def make() -> IMailer:
+        from .smtp import SMTPMailer
+
+        return SMTPMailer(
+            host,
+            port,
+            hostname=beside.hostname,
+            tls=security,
+            insecure=parts.scheme == 'smtp+insecure',
+            **credentials,
+            **_conversation(given),
+            **_among(given, _TRUST),
+        )
+
+    return make
 
 
-def _lmtp(parts: Parts, beside: Beside) -> IMailer:
-    from .lmtp import LMTPMailer
-
+def _lmtp(parts: Parts, beside: Beside) -> Maker:
     host, port = parts.place(24)
     given = parts.known_options(_LMTP_OPTIONS)
-    return LMTPMailer(
-        host,
-        port,
-        hostname=beside.hostname,
-        tls=_security(parts.scheme, given),
-        **_credentials(parts, beside, given, host),
-        **_conversation(given),
-        **_among(given, _TRUST),
-    )
+    security = _security(parts.scheme, given)
+    credentials = _credentials(parts, beside, given, host)
+
+    def make() -> IMailer:
+        from .lmtp import LMTPMailer
+
+        return LMTPMailer(
+            host,
+            port,
+            hostname=beside.hostname,
+            tls=security,
+            **credentials,
+            **_conversation(given),
+            **_among(given, _TRUST),
+        )
+
+    return make
 
 
-def _lmtp_unix(parts: Parts, beside: Beside) -> IMailer:
-    from .lmtp import LMTPMailer
-
+def _lmtp_unix(parts: Parts, beside: Beside) -> Maker:
     parts.no_credentials()
     given = parts.known_options({**_TIMEOUT, **_SESSION})
     path = parts.absolute_path('lmtp+unix:/absolute/socket')
-    return LMTPMailer.unix(path, hostname=beside.hostname, **_conversation(given))
+
+    def make() -> IMailer:
+        from .lmtp import LMTPMailer
+
+        return LMTPMailer.unix(path, hostname=beside.hostname, **_conversation(given))
+
+    return make
 
 
-def _sendmail(parts: Parts, beside: Beside) -> IMailer:
-    from .sendmail import SendmailMailer
-
+def _sendmail(parts: Parts, beside: Beside) -> Maker:
     parts.no_credentials()
-    given = parts.known_options(_TIMEOUT)
-    if not parts.path and not parts.authority:
+    given: dict[str, Any] = parts.known_options(_TIMEOUT)
+    if parts.path or parts.authority:
+        given['path'] = parts.absolute_path('sendmail:/absolute/program')
+
+    def make() -> IMailer:
+        from .sendmail import SendmailMailer
+
         return SendmailMailer(**given)
-    return SendmailMailer(parts.absolute_path('sendmail:/absolute/program'), **given)
+
+    return make
 
 
-def _file(parts: Parts, beside: Beside) -> IMailer:
-    from .file import FileMailer
-
+def _file(parts: Parts, beside: Beside) -> Maker:
     parts.no_credentials()
     parts.known_options({})
-    return FileMailer(parts.absolute_path('file:///absolute/folder'))
+    path = parts.absolute_path('file:///absolute/folder')
+
+    def make() -> IMailer:
+        from .file import FileMailer
+
+        return FileMailer(path)
+
+    return make
 
 
-def _null(parts: Parts, beside: Beside) -> IMailer:
-    from .null import NullMailer
-
+def _null(parts: Parts, beside: Beside) -> Maker:
     parts.no_credentials()
     parts.known_options({})
     if parts.authority or parts.path not in ('', '/'):
         refuse('has more than null:', 'null: alone')
-    return NullMailer()
+
+    def make() -> IMailer:
+        from .null import NullMailer
+
+        return NullMailer()
+
+    return make
 
 
-BUILDERS: Mapping[str, Callable[[Parts, Beside], IMailer]] = {
+BUILDERS: Mapping[str, Callable[[Parts, Beside], Maker]] = {
     'smtp': _smtp,
     'smtps': _smtp,
     'smtp+insecure': _smtp,
@@ -169,7 +199,7 @@ BUILDERS: Mapping[str, Callable[[Parts, Beside], IMailer]] = {
     'file': _file,
     'null': _null,
 }
-"""Each raises ConfigurationError, or a mailer's own ValueError."""
+"""Each raises ConfigurationError; what it returns, perhaps a mailer's own ValueError."""
 
 
 def _security(scheme: str, given: Mapping[str, Any]) -> Security:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..envelope import Envelope, Reply, Verdict
+from ..patterns import pattern
 from .path import is_path
 
 __all__ = ['Extensions', 'SessionOptions', 'closes', 'is_crowded', 'refusal', 'xtext']
@@ -15,7 +15,7 @@ _NOTIFY = ('success', 'failure', 'delay')
 
 _RET = {'full': 'FULL', 'headers': 'HDRS'}
 
-_ENHANCED = re.compile(r'[245]\.([0-9]{1,3}\.[0-9]{1,3})(?![0-9.])')
+_ENHANCED = pattern(r'[245]\.([0-9]{1,3}\.[0-9]{1,3})(?![0-9.])')
 
 _TOO_MANY_RECIPIENTS = '5.3'
 

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote
 
 from pyramid.exceptions import ConfigurationError
 
 __all__ = ['EXAMPLE', 'Parts', 'refuse', 'split']
 
-# RFC 3986, appendix B. The standard library's urlsplit drops tabs and line breaks, and
-# quotes the password in some of its errors.
-_URL = re.compile(
-    r'(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):)?'
-    r'(?://(?P<authority>[^/?#]*))?(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?',
-    re.DOTALL,
-)
-_PLACE = re.compile(r'(?:\[(?P<literal>[^\]]*)\]|(?P<host>[^:\[\]]*))(?::(?P<port>.*))?', re.DOTALL)
-_HOST = re.compile(r'[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?\.?')
-_STRAY = re.compile(r'%(?![0-9A-Fa-f]{2})')
 
 _OPTIONS = (
     *('tls', 'ca_file', 'client_cert', 'client_key', 'timeout', 'pipelining'),
@@ -35,8 +22,7 @@ _OPTIONS = (
 EXAMPLE = 'smtp://relay.example.org:25'
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(NamedTuple):
     """A URL, taken apart; only the options are decoded. The methods raise ConfigurationError for
     what cannot be."""
 
@@ -94,6 +80,8 @@ class Parts:
     def _refuse_option(self, name: str, known: Collection[str]) -> NoReturn:
         if not known:
             refuse(f'has options, and {self.scheme}: takes none', 'it without ?...')
+        import difflib
+
         near = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f'{near[0]}= perhaps, or ' if near else ''
         names = ', '.join(f'{each}=' for each in known)
@@ -111,19 +99,29 @@ def split(url: str) -> Parts:
     """Take a URL apart."""
     if not url:
         refuse('is empty', f'one URL or more, such as {EXAMPLE}')
-    if re.search(r'[\s\x00-\x1f\x7f]', url):
+    if not (url.isprintable() and ' ' not in url) and re.search(r'[\s\x00-\x1f\x7f]', url):
         refuse('has blanks in it that no URL follows', 'a blank as %20, and a scheme before a host')
-    match = _URL.fullmatch(url)
-    assert match is not None  # the pattern takes any text
-    if match['fragment'] is not None:
+    # RFC 3986, appendix B. The standard library's urlsplit drops tabs and line breaks, and quotes
+    # the password in some of its errors.
+    if '#' in url:
         refuse('has a # in it', '# as %23')
-    query = match['query'] or ''
+    hierarchy, _, query = url.partition('?')
+    scheme, _, rest = hierarchy.partition(':')
     if '@' in query:
         # It may be the rest of a password with a question mark in it.
         refuse('has an @ behind the ?', '@ as %40, and ? in a password as %3F')
-    return Parts(
-        (match['scheme'] or '').lower(), match['authority'], match['path'], _options(query)
-    )
+    if ':' not in hierarchy or not _is_scheme(scheme):
+        scheme, rest = '', hierarchy
+    authority, path = None, rest
+    if rest.startswith('//'):
+        authority, slash, path = rest[2:].partition('/')
+        path = slash + path
+    return Parts(scheme.lower(), authority, path, _options(query))
+
+
+def _is_scheme(text: str) -> bool:
+    letters = text.translate(dict.fromkeys(map(ord, '+.-')))
+    return text.isascii() and text[:1].isalpha() and letters.isalnum()
 
 
 def _options(query: str) -> dict[str, str]:
@@ -142,12 +140,14 @@ def _options(query: str) -> dict[str, str]:
 def _shown(name: str) -> str:
     """The name of an option, or of what is nearly one: else it may be a piece of a secret that has
     an & in it."""
+    import difflib
+
     near = difflib.get_close_matches(name.lower(), _OPTIONS, n=1, cutoff=0.9)
     return name if near else '***'
 
 
 def _decoded(text: str, where: str) -> str:
-    if _STRAY.search(text):
+    if '%' in text and re.search('%(?![0-9A-Fa-f]{2})', text):
         refuse(f'has a stray % in {where}', '% as %25')
     try:
         return unquote(text, errors='strict')
@@ -156,31 +156,56 @@ def _decoded(text: str, where: str) -> str:
 
 
 def _place(place: str, default: int, scheme: str) -> tuple[str, int]:
-    match = _PLACE.fullmatch(place)
-    if match is None:
+    is_literal = place.startswith('[')
+    if is_literal:
+        host, bracket, rest = place[1:].partition(']')
+        is_bad = not bracket or rest[:1] not in ('', ':')
+    else:
+        host, colon, rest = place.partition(':')
+        rest = colon + rest
+        is_bad = '[' in host or ']' in host
+    if is_bad:
         refuse('has a bad host', f'a name, or an IPv6 address in brackets: {EXAMPLE}')
-    text = match['port']
     port = default
-    if text is not None:
+    if rest:
+        text = rest[1:]
         # int() alone would take ' 25', '+25' and '2_5'.
-        port = int(text) if re.fullmatch('[0-9]{1,5}', text) else 0
+        port = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
         if not 0 < port < 65536:
             refuse('has a bad port', 'a number from 1 to 65535 behind the host')
-    if match['literal'] is not None:
+    if is_literal:
+        import ipaddress
+
         try:
-            return str(ipaddress.IPv6Address(match['literal'])), port
+            return str(ipaddress.IPv6Address(host)), port
         except ValueError:
             refuse('has no IPv6 address in the brackets', f'{scheme}://[2001:db8::25]:{default}')
-    host = match['host']
     if not host:
         refuse('names no host', f'{scheme}://relay.example.org:{default}')
     try:
-        host = host.encode('idna').decode('ascii')
+        host = host if _is_ascii_name(host) else host.encode('idna').decode('ascii')
     except UnicodeError:
         host = ''
-    if not _HOST.fullmatch(host):
+    if not _is_host(host):
         refuse('has a bad host', f'a name of letters, digits, hyphens and dots: {EXAMPLE}')
     return host, port
+
+
+def _is_host(host: str) -> bool:
+    name = host.removesuffix('.')
+    letters = name.translate(dict.fromkeys(map(ord, '._-')))
+    return (
+        name.isascii()
+        and (letters.isalnum() or not letters)
+        and name[:1] not in ('', '.', '-')
+        and name[-1] not in '.-'
+    )
+
+
+def _is_ascii_name(host: str) -> bool:
+    """Whether the codec would leave a name as it is. Its tables are not loaded for most."""
+    *labels, last = host.split('.')
+    return host.isascii() and all(0 < len(label) < 64 for label in labels) and len(last) < 64
 
 
 def refuse(problem: str, remedy: str, cause: Exception | None = None) -> NoReturn:

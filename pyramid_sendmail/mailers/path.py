@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from ..patterns import pattern
+
 __all__ = ['is_path']
 
-_PATH = re.compile(
+_PATH = pattern(
     r"""
     (?: "(?: [^"\\\x00-\x1f\x7f] | \\[^\x00-\x1f\x7f] )*"   # a quoted local part
       | [^\s"\\<>,;:@()\[\]\x00-\x1f\x7f]+                  # or a dotted one

@@ -61,7 +61,6 @@ buffers of a connection, or both sides would wait for the other to read (RFC 292
 _END = 5  # octets of CRLF.CRLF
 
 _OPTIONS = SessionOptions()
-
 _DATA = Command('DATA', b'DATA\r\n')
 
 
@@ -189,11 +188,7 @@ class SMTPSession:
         if unsaid and unsaid[0].verb == 'DATA' and not (said or mail.accepted):
             unsaid.clear()  # there is nobody to get it (RFC 5321, 4.1.1.4)
         room = self._window - len(said)
-        if len(unsaid) <= room:
-            group = list(unsaid)
-            unsaid.clear()
-        else:
-            group = [unsaid.popleft() for _ in range(room)]
+        group = [unsaid.popleft() for _ in range(min(room, len(unsaid)))]
         said.extend(group)
         return b''.join([command.line for command in group])
 
@@ -220,16 +215,11 @@ class SMTPSession:
 
         Raises LineLost, or MailerUnavailable where the answer closes the road.
         """
-        if command.verb == 'DATA':
-            reply = self._wire.reply(self._timeouts.data)
-            if reply.code // 100 == 3:
-                self._expect_silence(text=True)
-                return reply
-        else:
-            reply = self._wire.reply(self._timeouts.command)
-            if reply.code // 100 == 2:
-                self._expect_silence()
-                return reply
+        data = command.verb == 'DATA'
+        reply = self._wire.reply(self._timeouts.data if data else self._timeouts.command)
+        if reply.code // 100 == (3 if data else 2):
+            self._expect_silence(text=data)
+            return reply
         if closes(reply):
             reason, stale = f'{command.verb} was answered {reply}', reply.code == 421
             self._wire.lost = stale or bool(self._said)

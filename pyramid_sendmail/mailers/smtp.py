@@ -14,6 +14,7 @@ from zope.interface import implementer
 from ..envelope import Reply
 from ..exceptions import MailerUnavailable
 from ..interfaces import ISMTPMailer
+from ..patterns import pattern
 from .authentication import Bearer, Credentials, Identity, Token, mechanism
 from .extensions import SessionOptions
 from .session import SMTPSession
@@ -30,11 +31,11 @@ log = logging.getLogger(__name__)
 
 Security = Literal['auto', 'starttls', 'implicit', 'none']
 
-_HOSTNAME = re.compile(r'[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]')
+_HOSTNAME = pattern(r'[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]')
 
 _NO_EHLO = frozenset({500, 501, 502, 504})
 
-_OLD_SPELLING = re.compile('^AUTH=', re.IGNORECASE)
+_OLD_SPELLING = pattern('^AUTH=', re.IGNORECASE)
 
 _SHOWN = 200
 """Characters of the mechanisms that a relay offers."""

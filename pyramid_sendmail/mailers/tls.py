@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import ssl
 from typing import Any
+
+from ..patterns import pattern
 
 __all__ = ['Trust', 'client_context', 'remedy']
 
@@ -112,7 +113,7 @@ _NO_TLS = frozenset({'WRONG_VERSION_NUMBER', 'PACKET_LENGTH_TOO_LONG', 'RECORD_L
 _OLD_TLS = frozenset({'TLSV1_ALERT_PROTOCOL_VERSION', 'UNSUPPORTED_PROTOCOL', 'WRONG_SSL_VERSION'})
 
 # What a peer says about our certificate, or about our having none.
-_OUR_CERTIFICATE = re.compile('ALERT_(.*CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED)')
+_OUR_CERTIFICATE = pattern('ALERT_(.*CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED)')
 
 
 def remedy(error: BaseException, *, agreed: bool = False) -> str:

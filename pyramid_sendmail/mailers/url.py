@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pyramid.exceptions import ConfigurationError
 
-from ..interfaces import IMailer
 from ..relay import SCHEMES, begins, separate, takes_credentials
+from ..standin import stand_in
 from .builders import BUILDERS, Beside
 from .parts import EXAMPLE, Parts, refuse, split
 
@@ -20,8 +19,13 @@ _ORDINALS = ('first', 'second', 'third', 'fourth', 'fifth', 'sixth', 'seventh', 
 
 
 def mailer_from_url(
-    url: str, *, hostname: str, username: str | None = None, password: str | None = None
-) -> IMailer:
+    url: str,
+    *,
+    hostname: str,
+    username: str | None = None,
+    password: str | None = None,
+    later: bool = False,
+) -> Any:
     """Return the mailer that the text of ``mail.url`` describes; of several URLs with blanks
     between them, one that tries theirs in this order.
 
@@ -37,10 +41,11 @@ def mailer_from_url(
     percent-encoded: ``@`` as ``%40``.
 
     ``hostname``: our own name. ``username``, ``password``: from their own settings, for each URL
-    that takes them and has none. Raises ConfigurationError naming mail.url, which of several URLs,
-    and what to write, never the password.
+    that takes them and has none. ``later``: return what stands in for a mailer, where everything
+    has been verified before it is made. Raises ConfigurationError naming mail.url, which of
+    several URLs, and what to write, never the password.
     """
-    if begins(r',\s*', url):
+    if ',' in url and begins(r',\s*', url):
         refuse('has a comma before a URL', 'a blank or a line break there, or , as %2C')
     urls = separate(url)
     beside = Beside(hostname, username or None, password or None)
@@ -49,15 +54,27 @@ def mailer_from_url(
         with _naming(number, len(urls)):
             parts.append(_split(each, number))
     _check_beside(parts, beside)
-    mailers = []
+    mailers: list[Any] = []
     for number, part in enumerate(parts):
         with _naming(number, len(urls)):
-            mailers.append(BUILDERS[part.scheme](part, beside))
+            make = BUILDERS[part.scheme](part, beside)
+            mailers.append(stand_in(make) if later and _is_certain(part, beside) else make())
     if len(mailers) == 1:
         return mailers[0]
     from .failover import FailoverMailer
 
     return FailoverMailer(mailers)
+
+
+def _is_certain(part: Parts, beside: Beside) -> bool:
+    """Whether making the mailer can neither fail nor has anything to say: LMTP refuses a port,
+    ``smtp+insecure:`` warns, options name files, and credentials must not hold a NUL."""
+    words = (*part.credentials(), beside.username or '', beside.password or '')
+    return (
+        part.scheme not in ('lmtp', 'smtp+insecure')
+        and part.options.keys() <= {'tls'}
+        and not any('\0' in word for word in words)
+    )
 
 
 @contextmanager
@@ -87,6 +104,8 @@ def _split(url: str, number: int) -> Parts:
 
 
 def _refuse_scheme(parts: Parts, number: int) -> NoReturn:
+    import difflib
+
     near = difflib.get_close_matches(parts.scheme, SCHEMES, n=1, cutoff=0.5)
     hint = f'{near[0]}: perhaps, or ' if near else ''
     if number:

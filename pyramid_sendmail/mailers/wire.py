@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..envelope import Reply
 from ..exceptions import SendmailError
+from ..patterns import pattern
 from ..threads import waiting
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ LINES_LIMIT = 256
 
 _TOO_LONG = f"a line of the relay's reply has more than {LINE_LIMIT} octets"
 
-_REPLY = re.compile(rb'([2-5][0-9]{2})(?:([ -])(.*))?', re.DOTALL)
+_REPLY = pattern(rb'([2-5][0-9]{2})(?:([ -])(.*))?', re.DOTALL)
 
 TEXT_LIMIT = 4_096
 """Characters that are kept of a reply: it goes into logs, events and the queue."""

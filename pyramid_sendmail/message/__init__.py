@@ -1,11 +1,27 @@
 """What an application writes, and how an envelope is made of it.
 
-``composer`` takes a message apart and freezes it; ``address`` and ``headers`` write the header
-lines; ``content``, ``attachment`` and ``part`` the parts of a message of ours; ``copies`` and
-``mime`` those of other people's; ``options`` are those of ``send``.
+``values`` are what is written; ``composer`` takes a message apart and freezes it; ``address`` and
+``headers`` write the header lines; ``content``, ``attachment`` and ``part`` the parts of a message
+of ours; ``copies`` and ``mime`` those of other people's; ``raw`` has the last look; ``options`` are
+those of ``send``.
 """
 
-from .attachment import Attachment
-from .composer import Composer, Message
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .values import Attachment, Message
+
+if TYPE_CHECKING:
+    from .composer import Composer
 
 __all__ = ['Attachment', 'Composer', 'Message']
+
+
+def __getattr__(name: str) -> Any:
+    """``Composer``: who only writes messages does not wait for it (PEP 562)."""
+    if name != 'Composer':
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from .composer import Composer
+
+    return Composer

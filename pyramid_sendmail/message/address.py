@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import unicodedata
+import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from email.headerregistry import Address
 from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeGuard
 
 from ..exceptions import MessageError
+from ..patterns import pattern
 from .headers import WIDTH, check_text, decoded, encoded_words, fold, readable, shown
 
 __all__ = [
@@ -19,6 +18,7 @@ __all__ = [
     'Mailbox',
     'address_line',
     'check_address',
+    'check_senders',
     'mailboxes',
     'parse_address',
     'parse_addresses',
@@ -26,20 +26,24 @@ __all__ = [
     'same',
 ]
 
-Addresses = str | Address | Iterable[str | Address]
+if TYPE_CHECKING:
+    from email.headerregistry import Address
+
+Addresses: TypeAlias = 'str | Address | Iterable[str | Address]'
 """What ``to``, ``cc``, ``bcc``, ``reply_to`` and ``recipients`` take."""
 
 _ATOM = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = '[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?'
 
-_DOT_ATOM = re.compile(rf'{_ATOM}(?:\.{_ATOM})*')
-_DOMAIN = re.compile(rf'{_LABEL}(?:\.{_LABEL})*')
-_PLAIN = re.compile(rf'(?!-)({_ATOM}(?:\.{_ATOM})*)@{_LABEL}(?:\.{_LABEL})*')
-_PHRASE = re.compile(rf'{_ATOM}(?: {_ATOM})*')
-_LEXEME = re.compile(
+_DOT_ATOM = pattern(rf'{_ATOM}(?:\.{_ATOM})*')
+_DOMAIN = pattern(rf'{_LABEL}(?:\.{_LABEL})*')
+_PLAIN = pattern(rf'(?!-)({_ATOM}(?:\.{_ATOM})*)@{_LABEL}(?:\.{_LABEL})*')
+_PHRASE = pattern(rf'{_ATOM}(?: {_ATOM})*')
+_LEXEME = pattern(
     r'(?P<blank>[ \t]+)|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<literal>\[[^\[\]\\]*\])'
     r'|(?P<special>[<>:;,@])|(?P<atom>[^ \t"()<>:;,@\[\]\\]+)'
 )
+
 
 _WRITE = 'write name@example.org, or "Name" <name@example.org>'
 
@@ -49,16 +53,14 @@ _REMEMBERED = 320
 """Characters of an address list, at most, that is remembered with what it means."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mailbox:
+class Mailbox(NamedTuple):
     """A display name (or '') and a bare address, its domain in ASCII."""
 
     name: str
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """A name for several mailboxes, or for none: ``undisclosed-recipients:;``."""
 
     name: str
@@ -76,7 +78,7 @@ def parse_addresses(value: object, where: str) -> tuple[Mailbox | Group, ...]:
         return parse_list(value, where)
     if value == ():
         return ()
-    if isinstance(value, Address):
+    if _is_object(value):
         return (_of_object(value, where),)
     if type(value) is not tuple and (
         not isinstance(value, Iterable) or isinstance(value, bytes | bytearray | dict)
@@ -95,7 +97,7 @@ def parse_addresses(value: object, where: str) -> tuple[Mailbox | Group, ...]:
                     f'{where}: {shown(item)} is not one address; give each a place in the list'
                 )
             found.extend(entries)
-        elif isinstance(item, Address):
+        elif _is_object(item):
             found.append(_of_object(item, where))
         else:
             raise MessageError(
@@ -111,6 +113,14 @@ def parse_address(value: object, where: str) -> str:
     if len(found) != 1 or not isinstance(found[0], Mailbox):
         raise MessageError(f'{where}: {shown(value)} is not exactly one address; {_WRITE}')
     return found[0].address
+
+
+def check_senders(default_sender: str | None, envelope_sender: str | None) -> None:
+    """Verify the settings of these names. Raises MessageError."""
+    if default_sender:
+        parse_address(default_sender, 'mail.default_sender')
+    if envelope_sender:
+        parse_address(envelope_sender, 'mail.envelope_sender')
 
 
 def parse_list(text: str, where: str, *, encoded: bool = True) -> tuple[Mailbox | Group, ...]:
@@ -225,6 +235,13 @@ def same(address: str) -> str:
     return f'{local}@{domain.lower()}'
 
 
+def _is_object(value: object) -> TypeGuard[Address]:
+    """Whether it is an Address: whoever has one has imported its module, which takes longer than
+    all of ours."""
+    module = sys.modules.get('email.headerregistry')
+    return module is not None and isinstance(value, module.Address)
+
+
 def _of_object(value: Address, where: str) -> Mailbox:
     return Mailbox(check_text(value.display_name, where), check_address(value.addr_spec, where))
 
@@ -311,6 +328,8 @@ def _atoms(local: str) -> bool:
 
 def _domain(domain: str, text: str, where: str) -> str:
     if domain.startswith('[') and domain.endswith(']'):
+        import ipaddress
+
         try:
             if domain[1:6].lower() == 'ipv6:':
                 return f'[IPv6:{ipaddress.IPv6Address(domain[6:-1]).compressed}]'
@@ -319,6 +338,8 @@ def _domain(domain: str, text: str, where: str) -> str:
             why = 'a literal is written [192.0.2.1] or [IPv6:2001:db8::1]'
             raise _wrong(text, where, why) from None
     if not domain.isascii():
+        import unicodedata
+
         domain = unicodedata.normalize('NFC', domain).lower()
         try:
             ascii_domain = domain.encode('idna').decode('ascii')

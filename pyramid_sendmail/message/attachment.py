@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-import mimetypes
 import os
 import re
-import unicodedata
-from dataclasses import dataclass, field
-from email.parser import BytesParser
-from email.policy import compat32
+from typing import NamedTuple
 
 from ..exceptions import MessageError
-from .copies import copied
+from ..patterns import pattern
 from .headers import check_text, parameters, readable, shown
-from .mime import fits, lines, serialised
 from .part import Part, base64_lines, leaf
+from .raw import fits, lines
+from .values import Attachment
 
 __all__ = ['Attachment', 'read_files', 'size_text']
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """A file that goes with a message: its content, or the path that ``send`` reads it from.
-
-    ``filename`` is shown to the reader; None takes the last part of ``path``. ``data``: bytes, or
-    a str, which is encoded in UTF-8. ``content_type`` is guessed from the name.
-    ``content_id``: the picture's name in ``<img src="cid:...">``; one that html does not refer to
-    is an ordinary attachment.
-    """
-
-    filename: str | None
-    data: bytes | str | None = field(default=None, repr=False)
-    path: str | os.PathLike[str] | None = None
-    content_type: str | None = None
-    content_id: str | None = None
-
-    def __post_init__(self) -> None:
-        data: object = self.data
-        if isinstance(data, bytearray | memoryview):
-            object.__setattr__(self, 'data', bytes(data))
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
+class _File(NamedTuple):
     """An attachment, verified and read."""
 
     filename: str
@@ -137,6 +111,8 @@ def _content_type(
     given: object, filename: str, where: str
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
     if given is None:
+        import mimetypes
+
         guessed, encoding = mimetypes.guess_type(f'./{filename}')
         if guessed is None or encoding or _refused(guessed):
             guessed = 'application/octet-stream'
@@ -190,6 +166,8 @@ def _ascii_name(filename: str) -> str:
     """For readers that do not know RFC 2231."""
     if readable(filename):
         return filename[:60].rstrip()
+    import unicodedata
+
     letters = unicodedata.normalize('NFKD', filename).encode('ascii', 'ignore').decode('ascii')
     stem, suffix = os.path.splitext(re.sub('[^A-Za-z0-9._-]+', '_', letters))
     return (stem[:40] + suffix[:20]) or 'file'
@@ -199,6 +177,12 @@ def _attached_message(data: bytes, filename: str) -> bytes:
     """A whole mail in lines of 7 bits, which is all that may be done to it (RFC 2046, 5.2.1)."""
     if data.isascii() and fits(data.decode('ascii')):
         return '\r\n'.join(lines(data.decode('ascii'))).encode('ascii')
+    from email.parser import BytesParser
+    from email.policy import compat32
+
+    from .copies import copied
+    from .mime import serialised
+
     try:
         message = serialised(copied(BytesParser(policy=compat32).parsebytes(data)))
         message.decode('ascii')
@@ -209,12 +193,12 @@ def _attached_message(data: bytes, filename: str) -> bytes:
     return message
 
 
-_CONTENT_ID = re.compile(r"""<[!#-&(-;=?-~]+>|[!#-&(-;=?-~]+""")
+_CONTENT_ID = pattern(r"""<[!#-&(-;=?-~]+>|[!#-&(-;=?-~]+""")
 
 
-_PARAMETER = re.compile(r"""\s*;\s*([A-Za-z0-9!#$&+.^_`{|}~-]+)=("[^"\\]*"|[^\s"();,<>@]+)""")
+_PARAMETER = pattern(r"""\s*;\s*([A-Za-z0-9!#$&+.^_`{|}~-]+)=("[^"\\]*"|[^\s"();,<>@]+)""")
 
 
-_CONTENT_TYPE = re.compile(
+_CONTENT_TYPE = pattern(
     rf'([A-Za-z0-9!#$&+.^_-]+/[A-Za-z0-9!#$&+.^_-]+)((?:{_PARAMETER.pattern})*)'
 )

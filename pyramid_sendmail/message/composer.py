@@ -8,12 +8,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from email.headerregistry import Address
+from dataclasses import dataclass
 from email.message import Message as AnyMessage
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from ..envelope import Envelope, Priority
 from ..exceptions import MessageError
@@ -22,15 +20,16 @@ from .address import (
     Group,
     Mailbox,
     address_line,
+    check_senders,
     mailboxes,
     parse_address,
     parse_addresses,
     same,
 )
-from .attachment import Attachment, size_text
+from .attachment import size_text
 from .content import content_tree
-from .copies import copied
 from .headers import (
+    ADDRESSES,
     check_date,
     check_message_id,
     check_name,
@@ -41,47 +40,16 @@ from .headers import (
     structured,
     unstructured,
 )
-from .mime import ADDRESSES, entries_of, line_of, serialised, text_of, verify
 from .options import checked_metadata, checked_tag, moment
 from .part import Base64
+from .raw import verify
+from .values import Message
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+    from email.headerregistry import Address
 
 __all__ = ['Composer', 'Message']
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """What an application wants to say, and to whom.
-
-    Addresses are a string (one, or several between commas), an
-    ``email.headerregistry.Address``, or a list of these. ``text``, ``html`` or both must be given.
-    ``headers`` are any others, by name; ``tag`` names the kind of mail for the events.
-
-    Nothing is checked before ``send``; whatever lists and dicts were given are copied here.
-    """
-
-    subject: str = ''
-    to: Addresses = ()
-    cc: Addresses = ()
-    bcc: Addresses = ()
-    reply_to: Addresses = ()
-    text: str | None = field(default=None, repr=False)
-    html: str | None = field(default=None, repr=False)
-    sender: Addresses | None = None
-    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
-    attachments: Iterable[Attachment] = ()
-    tag: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments'):
-            value = getattr(self, name)
-            if value is None or type(value) in (str, tuple):
-                continue
-            if type(value) is list or (
-                isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
-            ):
-                object.__setattr__(self, name, tuple(value))
-        if type(self.headers) is not MappingProxyType and isinstance(self.headers, Mapping):
-            object.__setattr__(self, 'headers', MappingProxyType(dict(self.headers)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +67,7 @@ class Composer:
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
-        if self.default_sender:
-            parse_address(self.default_sender, 'mail.default_sender')
-        if self.envelope_sender:
-            parse_address(self.envelope_sender, 'mail.envelope_sender')
+        check_senders(self.default_sender, self.envelope_sender)
         check_message_id(f'<1@{self.hostname}>', 'mail.hostname')
 
     def envelope(
@@ -219,6 +184,10 @@ class Composer:
 
     def _adopted(self, message: AnyMessage, now: float, send_to: Any) -> _Draft:
         """The draft of a message that is not ours; ``send_to``: its recipients, if it told them."""
+        # They import most of the email package, which no message of ours needs.
+        from .copies import copied
+        from .mime import entries_of, line_of, serialised, text_of
+
         lines: list[tuple[str, bytes]] = []
         texts: dict[str, str] = {}
         addresses: dict[str, list[Mailbox]] = {}
@@ -311,8 +280,7 @@ class Composer:
         return raw
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
+class _Draft(NamedTuple):
     """A message on its way to an envelope; ``lines``: every header but those of MIME, which
     ``content`` begins with, and whose names are ``content_names``."""
 

@@ -7,6 +7,7 @@ import re
 from urllib.parse import unquote
 
 from ..exceptions import MessageError
+from ..patterns import pattern
 from .attachment import read_files
 from .part import Part, container, encoded_text, leaf
 
@@ -61,4 +62,4 @@ def _text_part(text: object, subtype: str, where: str) -> Part:
     return leaf(f'text/{subtype}; charset="utf-8"', *encoded_text(data))
 
 
-_CID = re.compile(r"""(?:=|\burl\()\s*(?:["']\s*)?cid:([^"'\s)>]+)""", re.IGNORECASE)
+_CID = pattern(r"""(?:=|\burl\()\s*(?:["']\s*)?cid:([^"'\s)>]+)""", re.IGNORECASE)

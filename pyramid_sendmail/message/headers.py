@@ -10,14 +10,17 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import string
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from functools import lru_cache
 
 from ..exceptions import MessageError
+from ..patterns import pattern
 
 __all__ = [
+    'ADDRESSES',
     'check_date',
     'check_message_id',
     'check_name',
@@ -42,19 +45,19 @@ WIDTH = 76
 LIMIT = 998
 """Octets of a line without its CRLF (RFC 5322, 2.1.1)."""
 
-_CONTROL = re.compile('[\0-\x08\n-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
+_CONTROL = pattern('[\0-\x08\n-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
-_NAME = re.compile('[!-9;-~]+')
+_NAME = pattern('[!-9;-~]+')
 
-_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+")
+_TOKEN = pattern(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+")
 
-_LOOKS_ENCODED = re.compile(r'=\?[^?]*\?[bBqQ]\?')
+_LOOKS_ENCODED = pattern(r'=\?[^?]*\?[bBqQ]\?')
 
-_ENCODED = re.compile(r'=\?([^?*\s]+)(?:\*[^?\s]*)?\?([bBqQ])\?([^?\s]*)\?=')
+_ENCODED = pattern(r'=\?([^?*\s]+)(?:\*[^?\s]*)?\?([bBqQ])\?([^?\s]*)\?=')
 
-_MESSAGE_ID = re.compile(r'<[!-;=?A-~]+@(?:[!-;=?A-Z^-~]+|\[[!-Z^-~]*\])>')
+_MESSAGE_ID = pattern(r'<[!-;=?A-~]+@(?:[!-;=?A-Z^-~]+|\[[!-Z^-~]*\])>')
 
-_DATE = re.compile(
+_DATE = pattern(
     r'(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), *)?[0-9]{1,2} '
     r'(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) [0-9]{4} '
     r'[0-9]{2}:[0-9]{2}(?::[0-9]{2})? (?:[+-][0-9]{4}|UT|GMT|[ECMP][SD]T)(?: *\([ -~]*\))?'
@@ -68,16 +71,28 @@ _IDENTIFIERS = frozenset(
     }
 )
 
-_Q = [
-    chr(octet) if re.match('[A-Za-z0-9!*+/-]', chr(octet)) else f'={octet:02X}'
-    for octet in range(256)
-]
+ADDRESSES = frozenset(
+    {
+        *('from', 'sender', 'reply-to', 'to', 'cc', 'bcc', 'resent-from', 'resent-sender'),
+        *('resent-to', 'resent-cc', 'resent-bcc', 'resent-reply-to', 'errors-to'),
+        *('disposition-notification-to', 'return-receipt-to', 'mail-followup-to', 'mail-reply-to'),
+    }
+)
+"""Headers that hold addresses."""
+
+_LETTERS = string.ascii_letters + string.digits
+
+
+def _table(escape: str, plain: str) -> list[str]:
+    """How each octet is written: as it is, or in hexadecimal."""
+    letters = map(chr, range(256))
+    return [each if each in plain else f'{escape}{ord(each):02X}' for each in letters]
+
+
+_Q = _table('=', f'{_LETTERS}!*+/-')
 _Q[0x20] = '_'
 
-_ATTRIBUTE = [
-    chr(octet) if re.match('[A-Za-z0-9!#$&+.^_`{|}~-]', chr(octet)) else f'%{octet:02X}'
-    for octet in range(256)
-]
+_ATTRIBUTE = _table('%', f'{_LETTERS}!#$&+.^_`{{|}}~-')
 
 
 def unstructured(name: str, text: str) -> bytes:
@@ -294,7 +309,7 @@ def check_text(text: object, where: str) -> str:
     """Return ``text`` if it is a string without line breaks and other control characters."""
     if not isinstance(text, str):
         raise MessageError(f'{where}: {shown(text)} is not a string; give a str')
-    found = _CONTROL.search(text)
+    found = None if text.isascii() and text.isprintable() else _CONTROL.search(text)
     if found:
         character = ord(found[0])
         what = f'the control character U+{character:04X}'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from email import errors
 from email.generator import BytesGenerator
 from email.header import Header
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..exceptions import MessageError
 from .address import Group, Mailbox, address_line, parse_list
 from .headers import (
-    LIMIT,
+    ADDRESSES,
     check_name,
     check_text,
     decoded,
@@ -27,9 +26,9 @@ from .headers import (
     unfolded,
     unstructured,
 )
+from .raw import fits, lines, verify
 
 __all__ = [
-    'ADDRESSES',
     'ODD',
     'WIRE',
     'entries_of',
@@ -94,46 +93,6 @@ def serialised(tree: EmailMessage) -> bytes:
     return buffer.getvalue()
 
 
-def verify(raw: bytes, names: list[str]) -> None:
-    """The last look: nothing but the headers that were meant, in short lines of 7 bits."""
-    head, _, body = raw.partition(b'\r\n\r\n')
-    if _NAMES.findall(head.decode('latin-1')) != names:
-        raise MessageError('headers: what would leave is not what was given; nothing is sent')
-    breaks = raw.count(b'\n')
-    if (
-        b'\0' in raw
-        or raw.count(b'\r') != breaks
-        or raw.count(b'\r\n') != breaks
-        or not (raw.isascii() or body.isascii())
-        or not _short(raw)
-    ):
-        raise MessageError('message: its content cannot be sent in short lines of 7 bits')
-
-
-def _short(raw: bytes) -> bool:
-    """Whether no line is longer than LIMIT. Between two breaks that are no further from each other
-    than that, nobody has to count."""
-    at = 0
-    while at < len(raw):
-        found = raw.rfind(b'\r\n', at, at + LIMIT + 2)
-        if found < 0:
-            return False
-        at = found + 2
-    return True
-
-
-_NAMES = re.compile('(?:^|\r\n(?![ \t]))((?:[^:\r]*(?=:))?)')
-"""Whatever begins a header, up to its colon; nothing where there is none."""
-
-
-def lines(text: str) -> list[str]:
-    return re.split('\r\n|\r|\n', text)
-
-
-def fits(text: str) -> bool:
-    return '\0' not in text and max(map(len, lines(text))) <= LIMIT
-
-
 def _source_of(name: str, value: Any) -> str:
     if isinstance(value, Header):
         try:
@@ -175,15 +134,6 @@ WIRE = _WirePolicy(linesep='\r\n')
 
 ODD = (errors.MessageError, ValueError, TypeError, LookupError, AttributeError)
 """What the standard library raises for messages that it cannot write."""
-
-
-ADDRESSES = frozenset(
-    {
-        *('from', 'sender', 'reply-to', 'to', 'cc', 'bcc', 'resent-from', 'resent-sender'),
-        *('resent-to', 'resent-cc', 'resent-bcc', 'resent-reply-to', 'errors-to'),
-        *('disposition-notification-to', 'return-receipt-to', 'mail-followup-to', 'mail-reply-to'),
-    }
-)
 
 
 _HARMLESS = (errors.ObsoleteHeaderDefect, errors.NonASCIILocalPartDefect)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import binascii
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from struct import Struct
+from typing import NamedTuple
 
 from .headers import parameters, source
 
 __all__ = ['Base64', 'Part', 'base64_lines', 'container', 'encoded_text', 'leaf']
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """``names`` of the headers; ``pieces``: their lines, an empty line and the body, CRLF at the
     end of each line."""
 

@@ -28,6 +28,7 @@ from types import MappingProxyType
 from typing import Literal, Protocol
 
 from ..envelope import Envelope, Fate, StoredEnvelope, Text
+from ..patterns import pattern
 from .names import milliseconds
 from .slot import Entry, lost, read_slot, slot_length, write_slot
 
@@ -57,13 +58,13 @@ _SUM_END = _SUM_AT + 64
 STATE_AT = _SUM_END + len(_END + _STATE)
 _STATE_END = STATE_AT + 1 + 1 + 15 + 1 + 15
 _SLOT_AT = _STATE_END + len(_END)
-_FIXED = re.compile(
+_FIXED = pattern(
     'X-Envelope-Id: (.*)\r\n'
     'X-Envelope-Message-Id: (.*)\r\n'
     'X-Envelope-From: (.*)\r\n'
     'X-Envelope-Options: ((?s:.*))\r\n'
 )
-_MARKS = re.compile(r'X-Envelope-To: ([T?dfDF])([0-9]{5})\1 (.+)\r\n')
+_MARKS = pattern(r'X-Envelope-To: ([T?dfDF])([0-9]{5})\1 (.+)\r\n')
 _MARK_LENGTH = len('X-Envelope-To: T00000T \r\n')
 _read_json = json.JSONDecoder().raw_decode
 

@@ -8,7 +8,6 @@ encoded by RFC 2047, perhaps; the recipients are separated by commas.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from contextlib import suppress
 from email import message_from_bytes
@@ -17,15 +16,16 @@ from email.header import decode_header, make_header
 from email.utils import getaddresses, make_msgid
 
 from ..envelope import Envelope
+from ..patterns import pattern
 from .format import STATE_AT, encode
 from .names import Ticket, schedule_of
 from .store import Store
 
 __all__ = ['adopt']
 
-_ENVELOPE = re.compile(rb'(?im)^X-(?:Zope|Actually)-(From|To):(.*\r\n(?:[ \t].*\r\n)*)')
-_LINE_END = re.compile(rb'\r\n|\r|\n')
-_MESSAGE_ID = re.compile(r'<[!-;=?-~]+>')
+_ENVELOPE = pattern(rb'(?im)^X-(?:Zope|Actually)-(From|To):(.*\r\n(?:[ \t].*\r\n)*)')
+_LINE_END = pattern(rb'\r\n|\r|\n')
+_MESSAGE_ID = pattern(r'<[!-;=?-~]+>')
 
 
 def adopt(store: Store, ticket: Ticket, data: bytes, now: float) -> Ticket | None:

@@ -10,7 +10,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from math import inf
@@ -235,7 +234,7 @@ class MaildirQueue:
                 return None
             block.start_over(now)
             self._store.write(descriptor, block.changing(), STATE_AT)
-            schedule, attempt, renamed = replace(schedule, attempt=0), 0, True
+            schedule, attempt, renamed = schedule._replace(attempt=0), 0, True
         # Where a clock was wrong: neither a time that never comes nor an age that never counts.
         if block.since > now:
             block.since = now

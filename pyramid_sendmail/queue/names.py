@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -53,8 +52,7 @@ class Ticket(NamedTuple):
         return schedule.due if schedule else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(NamedTuple):
     """What a name says: ``due`` in epoch seconds, ``attempt`` the attempts counted so far."""
 
     priority: str

@@ -13,7 +13,6 @@ import os
 import pwd
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
 
 from ..exceptions import QueueError
 
@@ -26,11 +25,13 @@ what the other user has made."""
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-@dataclass(frozen=True, slots=True)
 class Permissions:
     """``group``: whether the members of the group of the queue's folder share it."""
 
-    group: bool = False
+    __slots__ = ('group',)
+
+    def __init__(self, group: bool = False) -> None:
+        self.group = group
 
     @property
     def file(self) -> int:

@@ -6,7 +6,6 @@ import errno
 import fcntl
 import logging
 import os
-import re
 import stat
 import threading
 import weakref
@@ -14,6 +13,7 @@ from contextlib import suppress
 from math import inf
 
 from ..exceptions import QueueError
+from ..patterns import pattern
 from ..threads import waiting
 from .permissions import Permissions
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 FOLDERS = ('tmp', 'new', 'cur', 'done', 'failed')
 _REASONS = 'reasons'
 
-_PROBE = re.compile(r'(?:lock-)?probe-[0-9]+-[0-9]+|making-[0-9a-f.-]+')
+_PROBE = pattern(r'(?:lock-)?probe-[0-9]+-[0-9]+|making-[0-9a-f.-]+')
 
 _LEFT = 1_000
 """Files that only another user can read, each said once."""

@@ -1265,8 +1265,16 @@ _DELIVERY = (
         'test_delivery.py::test_direct_delivery_without_waiting',
     ),
     Mutant(
+        'a commit loads what it needs',
+        'bound.py',
+        '        self._delivery.prepare()\n',
+        '        pass\n',
+        'what can fail over that fails in send',
+        'test_architecture.py::test_nothing_is_loaded_in_a_commit',
+    ),
+    Mutant(
         'mail about mail without end',
-        'delivery.py',
+        'bound.py',
         '        if envelope.depth > DEEPEST:',
         '        if False:',
         'mail about a failed mail about a failed mail is only logged',
@@ -1844,8 +1852,8 @@ _MESSAGE = (
     Mutant(
         'line breaks are let through',
         'message/headers.py',
-        '    found = _CONTROL.search(text)\n    if found:\n        character',
-        "    found = _CONTROL.search('')\n    if found:\n        character",
+        'text.isprintable() else _CONTROL.search(text)\n',
+        'text.isprintable() else None\n',
         'CR or LF in a header, an address or a file name is refused',
         'test_message.py::test_bad_message test_message_address.py::test_no_control_character',
     ),

@@ -1,0 +1,75 @@
+"""What an application writes: a message, and the files that go with it.
+
+Nothing is verified here, and nothing is imported for it: applications import this when they start.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .address import Addresses
+
+__all__ = ['Attachment', 'Message']
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that goes with a message: its content, or the path that ``send`` reads it from.
+
+    ``filename`` is shown to the reader; None takes the last part of ``path``. ``data``: bytes, or
+    a str, which is encoded in UTF-8. ``content_type`` is guessed from the name.
+    ``content_id``: the picture's name in ``<img src="cid:...">``; one that html does not refer to
+    is an ordinary attachment.
+    """
+
+    filename: str | None
+    data: bytes | str | None = field(default=None, repr=False)
+    path: str | os.PathLike[str] | None = None
+    content_type: str | None = None
+    content_id: str | None = None
+
+    def __post_init__(self) -> None:
+        data: object = self.data
+        if isinstance(data, bytearray | memoryview):
+            object.__setattr__(self, 'data', bytes(data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What an application wants to say, and to whom.
+
+    Addresses are a string (one, or several between commas), an
+    ``email.headerregistry.Address``, or a list of these. ``text``, ``html`` or both must be given.
+    ``headers`` are any others, by name; ``tag`` names the kind of mail for the events.
+
+    Nothing is checked before ``send``; whatever lists and dicts were given are copied here.
+    """
+
+    subject: str = ''
+    to: Addresses = ()
+    cc: Addresses = ()
+    bcc: Addresses = ()
+    reply_to: Addresses = ()
+    text: str | None = field(default=None, repr=False)
+    html: str | None = field(default=None, repr=False)
+    sender: Addresses | None = None
+    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    attachments: Iterable[Attachment] = ()
+    tag: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments'):
+            value = getattr(self, name)
+            if value is None or type(value) in (str, tuple):
+                continue
+            if type(value) is list or (
+                isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+            ):
+                object.__setattr__(self, name, tuple(value))
+        if type(self.headers) is not MappingProxyType and isinstance(self.headers, Mapping):
+            object.__setattr__(self, 'headers', MappingProxyType(dict(self.headers)))
