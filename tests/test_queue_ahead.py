@@ -102,7 +102,7 @@ def test_files_that_have_gone(queue: MaildirQueue, asked: list[str]) -> None:
     _take(queue, tickets[:1])
     names = [ticket.name for ticket in tickets]
     assert asked[-len(names[20 : 1 + ahead._FILES]) :] == names[20 : 1 + ahead._FILES]
-    assert queue._store._open == set()
+    assert queue._store._open == {}
 
 
 def test_without_a_word_for_it(

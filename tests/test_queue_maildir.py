@@ -643,7 +643,7 @@ def test_other_errors_of_lock_are_errors_of_the_queue(
         patch.setattr(fcntl, 'flock', flock)
         with pytest.raises(QueueError, match='Input/output error'):
             queue.claim(ticket)
-    assert queue._store._open == set()
+    assert queue._store._open == {}
 
 
 def test_a_read_in_pieces_is_a_whole_read(

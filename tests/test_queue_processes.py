@@ -191,7 +191,7 @@ def test_locks_do_not_pass_to_commands(queue: MaildirQueue) -> None:
     for descriptor in queue._store._open:
         assert fcntl.fcntl(descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     claim.release()
-    assert queue._store._open == set()
+    assert queue._store._open == {}
 
 
 def test_the_memory_of_a_parent_is_not_the_childs(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ class Store:
         self.root = root
         self.sync = sync
         self.permissions = Permissions(group)
-        self._open: set[int] = set()
+        self._open: dict[int, int] = {}
+        """How large each file was when it was opened; it is locked, and changes in place alone."""
         self._left: set[str] = set()
         self._owner: int | None = None
         reference = weakref.ref(self)
@@ -166,9 +167,9 @@ class Store:
             descriptor = self._create_shared(path)
         else:
             descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
-            self._open.add(descriptor)
+            self._open[descriptor] = 0
         try:
-            return self._locked(descriptor, path)
+            return None if self._locked(descriptor, path) is None else descriptor
         except BaseException:
             with suppress(OSError):
                 os.unlink(path)
@@ -180,7 +181,7 @@ class Store:
         making = f'{self.root}/making-{os.path.basename(path)}'
         while True:
             descriptor = os.open(making, _FLAGS | os.O_CREAT | os.O_EXCL, self.permissions.file)
-            self._open.add(descriptor)
+            self._open[descriptor] = 0
             try:
                 os.fchmod(descriptor, self.permissions.file)
                 if os.path.lexists(path):
@@ -216,8 +217,12 @@ class Store:
                 self._leave(path, reason)
                 return None
             raise
-        self._open.add(descriptor)
-        return self._locked(descriptor, path)
+        self._open[descriptor] = 0
+        size = self._locked(descriptor, path)
+        if size is None:
+            return None
+        self._open[descriptor] = size
+        return descriptor
 
     def _leave(self, path: str, reason: str) -> None:
         if path not in self._left and len(self._left) < _LEFT:
@@ -243,7 +248,8 @@ class Store:
 
     def _locked(self, descriptor: int, path: str) -> int | None:
         """Lock, then see that the path still names this file: it may have been removed, or moved
-        and settled, between the open and the lock."""
+        and settled, between the open and the lock. Return its size; close it and return None where
+        it is not to be had."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             here = os.fstat(descriptor)
@@ -259,13 +265,12 @@ class Store:
         if here.st_ino != there.st_ino or here.st_dev != there.st_dev:
             self.close(descriptor)
             return None
-        return descriptor
+        return here.st_size
 
     def close(self, descriptor: int) -> None:
         """Unlock and close. Never raises."""
-        if descriptor not in self._open:
+        if self._open.pop(descriptor, None) is None:
             return  # inherited from before a fork, and closed there
-        self._open.discard(descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         except OSError as error:
@@ -277,8 +282,8 @@ class Store:
             log.debug('%s: a file could not be closed: %s', self.root, error)
 
     def read(self, descriptor: int, limit: float = inf) -> bytes:
-        """The whole file, or the first octets of a longer one."""
-        size = int(min(os.fstat(descriptor).st_size, limit))
+        """The whole of a file that was opened, or the first octets of a longer one."""
+        size = int(min(self._open[descriptor], limit))
         data = os.pread(descriptor, size, 0)
         while len(data) < size and (part := os.pread(descriptor, size - len(data), len(data))):
             data += part

@@ -21,7 +21,7 @@ from .sinks import Sink, chunking_sink
 
 __all__ = ['MAILS', 'instructions', 'system_calls']
 
-MAILS = {'valgrind': 50, 'strace': 200}
+MAILS = {'valgrind': 50, 'strace': 60}
 """Mails in each phase: valgrind takes its time."""
 
 _MARK = 'getpriority'

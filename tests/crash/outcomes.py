@@ -142,9 +142,9 @@ look: flock tmp #1: quiet, as before
 look: flock tmp #2: quiet, as before; ENOENT: quiet, between, CRITICAL
 look: flock tmp #3,5,6: quiet, done, CRITICAL
 look: flock tmp #4: quiet, between, CRITICAL
-look: fstat tmp #1,3: quiet, as before
+look: fstat tmp #1: quiet, as before
 look: fstat tmp #2: quiet, as before; ENOENT: quiet, between, CRITICAL
-look: fstat tmp #4,5,6: quiet, between, CRITICAL
+look: fstat tmp #3: quiet, between, CRITICAL
 look: stat tmp #1: quiet, as before
 look: stat tmp #2: quiet, as before; ENOENT: quiet, between, CRITICAL
 look: stat tmp #3: quiet, between, CRITICAL
@@ -191,8 +191,7 @@ look: readdir cur/: QueueError, done; ENOENT: quiet, done
     'claim and release': """
 claim: open new: QueueError, done; EPERM EACCES: DamagedMail, between; ENOENT: quiet, done
 claim: flock new: QueueError, done; ENOENT: quiet, done
-claim: fstat new #1: QueueError, done; ENOENT: quiet, done
-claim: fstat new #2: QueueError, done
+claim: fstat new: QueueError, done; ENOENT: quiet, done
 claim: stat new: QueueError, done; ENOENT: quiet, done
 claim: pread new: QueueError, done
 claim: pwrite new: QueueError, done
@@ -314,8 +313,7 @@ attempt: readdir cur/: QueueError, as before; ENOENT: quiet, as before
 attempt: open done: QueueError, as before; EPERM EACCES: quiet, between; ENOENT: quiet, as before
 attempt: flock done #1: QueueError, as before; ENOENT: quiet, as before
 attempt: flock done #2: quiet, done
-attempt: fstat done #1: QueueError, as before; ENOENT: quiet, as before
-attempt: fstat done #2: QueueError, as before
+attempt: fstat done: QueueError, as before; ENOENT: quiet, as before
 attempt: stat done: QueueError, as before; ENOENT: quiet, as before
 attempt: pread done: QueueError, as before
 attempt: pwrite done: quiet, as before
@@ -334,8 +332,7 @@ attempt: readdir cur/: QueueError, as before; ENOENT: quiet, as before
 attempt: open new: QueueError, as before; EPERM EACCES: quiet, between; ENOENT: quiet, as before
 attempt: flock new #1: QueueError, as before; ENOENT: quiet, as before
 attempt: flock new #2: quiet, done
-attempt: fstat new #1: QueueError, as before; ENOENT: quiet, as before
-attempt: fstat new #2: QueueError, as before
+attempt: fstat new: QueueError, as before; ENOENT: quiet, as before
 attempt: stat new: QueueError, as before; ENOENT: quiet, as before
 attempt: pread new: QueueError, as before
 attempt: pwrite new #1: QueueError, as before
@@ -365,8 +362,7 @@ attempt: readdir cur/: QueueError, as before; ENOENT: quiet, as before
 attempt: open new: QueueError, as before; EPERM EACCES: quiet, between; ENOENT: quiet, as before
 attempt: flock new #1: QueueError, as before; ENOENT: quiet, as before
 attempt: flock new #2: quiet, done
-attempt: fstat new #1: QueueError, as before; ENOENT: quiet, as before
-attempt: fstat new #2: QueueError, as before
+attempt: fstat new: QueueError, as before; ENOENT: quiet, as before
 attempt: stat new: QueueError, as before; ENOENT: quiet, as before
 attempt: pread new: QueueError, as before
 attempt: pwrite new #1: QueueError, as before
@@ -396,8 +392,7 @@ attempt: readdir cur/: QueueError, as before; ENOENT: quiet, as before
 attempt: open new: QueueError, as before; EPERM EACCES: quiet, between; ENOENT: quiet, as before
 attempt: flock new #1: QueueError, as before; ENOENT: quiet, as before
 attempt: flock new #2: quiet, done
-attempt: fstat new #1: QueueError, as before; ENOENT: quiet, as before
-attempt: fstat new #2: QueueError, as before
+attempt: fstat new: QueueError, as before; ENOENT: quiet, as before
 attempt: stat new: QueueError, as before; ENOENT: quiet, as before
 attempt: pread new: QueueError, as before
 attempt: pwrite new #1: QueueError, as before
@@ -423,9 +418,7 @@ attempt: flock new #1: QueueError, as before; ENOENT: quiet, between
 attempt: flock new #2,4,6: quiet, done
 attempt: flock new #3,5: QueueError, between; ENOENT: quiet, between
 attempt: fstat new #1: QueueError, as before; ENOENT: quiet, between
-attempt: fstat new #2: QueueError, as before
-attempt: fstat new #3,5: QueueError, between; ENOENT: quiet, between
-attempt: fstat new #4,6: QueueError, between
+attempt: fstat new #2,3: QueueError, between; ENOENT: quiet, between
 attempt: stat new #1: QueueError, as before; ENOENT: quiet, between
 attempt: stat new #2,3: QueueError, between; ENOENT: quiet, between
 attempt: pread new #1: QueueError, as before
@@ -458,8 +451,7 @@ claim: flock new #1: QueueError, as before; ENOENT: quiet, done
 claim: flock new #2,4: quiet, done
 claim: flock new #3: QueueError, as before; ENOENT: quiet, as before
 claim: fstat new #1: QueueError, as before; ENOENT: quiet, done
-claim: fstat new #2,4,5: QueueError, as before
-claim: fstat new #3: QueueError, as before; ENOENT: quiet, as before
+claim: fstat new #2: QueueError, as before; ENOENT: quiet, as before
 claim: stat new #1: QueueError, as before; ENOENT: quiet, done
 claim: stat new #2: QueueError, as before; ENOENT: quiet, as before
 claim: pread new: QueueError, as before
@@ -485,9 +477,7 @@ claim: flock new #1: QueueError, as before; ENOENT: quiet, as before
 claim: flock new #2: QueueError, between; ENOENT: quiet, between
 claim: flock new #3: quiet, between
 claim: fstat new #1: QueueError, as before; ENOENT: quiet, as before
-claim: fstat new #2,3: QueueError, as before
-claim: fstat new #4: QueueError, between; ENOENT: quiet, between
-claim: fstat new #5: QueueError, between
+claim: fstat new #2: QueueError, between; ENOENT: quiet, between
 claim: stat new #1: QueueError, as before; ENOENT: quiet, as before
 claim: stat new #2: QueueError, between; ENOENT: quiet, between
 claim: pread new #1,2: QueueError, as before

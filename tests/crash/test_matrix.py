@@ -19,7 +19,7 @@ FLOORS = {
     'adopt': 60,
     'attempt': 251,
     'check': 28,
-    'claim and release': 25,
+    'claim and release': 24,
     'discard one': 21,
     'discard three': 28,
     'doubt': 10,

@@ -891,7 +891,7 @@ class QueueMachine(RuleBasedStateMachine):
         hold = self._pick(pick)
         assert hold is not None
         descriptor = hold.real._descriptor
-        hold.real._store._open.discard(descriptor)
+        hold.real._store._open.pop(descriptor, None)
         os.close(descriptor)
         hold.file.lock = None
         self._forget_released()

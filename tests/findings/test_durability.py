@@ -689,7 +689,7 @@ def test_a_lock_of_what_was_removed_is_worth_nothing(queue: MaildirQueue) -> Non
     finally:
         fcntl.flock = lock
     assert taken
-    assert queue._store._open == set()
+    assert queue._store._open == {}
 
 
 # 104. Nobody is written to about it
