@@ -6,9 +6,9 @@ import ipaddress
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from email.headerregistry import Address
 from functools import lru_cache
+from typing import NamedTuple
 
 from ..exceptions import MessageError
 from .headers import WIDTH, check_text, decoded, encoded_words, fold, readable, shown
@@ -49,16 +49,14 @@ _REMEMBERED = 320
 """Characters of an address list, at most, that is remembered with what it means."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mailbox:
+class Mailbox(NamedTuple):
     """A display name (or '') and a bare address, its domain in ASCII."""
 
     name: str
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """A name for several mailboxes, or for none: ``undisclosed-recipients:;``."""
 
     name: str
@@ -72,10 +70,10 @@ def parse_addresses(value: object, where: str) -> tuple[Mailbox | Group, ...]:
     RFC 2047 encoding; a string in a list, one. ``where`` names the argument in a MessageError,
     which also names the address.
     """
-    if isinstance(value, str):
-        return parse_list(value, where)
     if value == ():
         return ()
+    if isinstance(value, str):
+        return parse_list(value, where)
     if isinstance(value, Address):
         return (_of_object(value, where),)
     if type(value) is not tuple and (
@@ -115,12 +113,20 @@ def parse_address(value: object, where: str) -> str:
 
 def parse_list(text: str, where: str, *, encoded: bool = True) -> tuple[Mailbox | Group, ...]:
     """The mailboxes and groups of an address list; ``encoded``: names may hold encoded words."""
+    if type(text) is not str or len(text) > _REMEMBERED:
+        return _parsed(text, where, encoded)
+    return _known(text, where, encoded)
+
+
+def _parsed(text: str, where: str, encoded: bool) -> tuple[Mailbox | Group, ...]:
     text = check_text(text, where)
     if _PLAIN.fullmatch(text):
         return (Mailbox('', check_address(text, where)),)
-    if len(text) > _REMEMBERED:
-        return tuple(_entries(text, where, encoded))
-    return _known_entries(text, where, encoded)
+    return tuple(_entries(text, where, encoded))
+
+
+_known = lru_cache(maxsize=256)(_parsed)
+"""Most applications send from a few addresses, over and over."""
 
 
 def _entries(text: str, where: str, encoded: bool) -> Iterator[Mailbox | Group]:
@@ -153,12 +159,6 @@ def _entries(text: str, where: str, encoded: bool) -> Iterator[Mailbox | Group]:
         else:
             yield _mailbox(current, where, encoded)
         current = []
-
-
-@lru_cache(maxsize=256)
-def _known_entries(text: str, where: str, encoded: bool) -> tuple[Mailbox | Group, ...]:
-    """Most applications send from a few addresses, over and over."""
-    return tuple(_entries(text, where, encoded))
 
 
 def check_address(text: str, where: str) -> str:

@@ -1,4 +1,4 @@
-"""Messages: what an application writes, and how a Composer makes an envelope of it.
+"""The Composer, which makes an envelope of a message.
 
 Everything that can be wrong with a message is found here, before anything is queued.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.headerregistry import Address
 from email.message import Message as AnyMessage
@@ -27,7 +27,7 @@ from .address import (
     parse_addresses,
     same,
 )
-from .attachment import Attachment, size_text
+from .attachment import size_text
 from .content import content_tree
 from .copies import copied
 from .headers import (
@@ -35,53 +35,17 @@ from .headers import (
     check_message_id,
     check_name,
     check_text,
-    date_of,
+    date_line,
     is_identifier,
     shown,
     structured,
     unstructured,
 )
+from .message import Message
 from .mime import ADDRESSES, entries_of, line_of, serialised, text_of, verify
 from .options import checked_metadata, checked_tag, moment
-from .part import Base64
 
-__all__ = ['Composer', 'Message']
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """What an application wants to say, and to whom.
-
-    Addresses are a string (one, or several between commas), an
-    ``email.headerregistry.Address``, or a list of these. ``text``, ``html`` or both must be given.
-    ``headers`` are any others, by name; ``tag`` names the kind of mail for the events.
-
-    Nothing is checked before ``send``; whatever lists and dicts were given are copied here.
-    """
-
-    subject: str = ''
-    to: Addresses = ()
-    cc: Addresses = ()
-    bcc: Addresses = ()
-    reply_to: Addresses = ()
-    text: str | None = field(default=None, repr=False)
-    html: str | None = field(default=None, repr=False)
-    sender: Addresses | None = None
-    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
-    attachments: Iterable[Attachment] = ()
-    tag: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments'):
-            value = getattr(self, name)
-            if value is None or type(value) in (str, tuple):
-                continue
-            if type(value) is list or (
-                isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
-            ):
-                object.__setattr__(self, name, tuple(value))
-        if type(self.headers) is not MappingProxyType and isinstance(self.headers, Mapping):
-            object.__setattr__(self, 'headers', MappingProxyType(dict(self.headers)))
+__all__ = ['Composer']
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +87,10 @@ class Composer:
         the header or the recipient, and the remedy.
         """
         now = self.clock()
-        draft = self._draft(message, now)
+        # One call of the system for both; neither tells anything about the other.
+        digits = os.urandom(28).hex()
+        fresh_id = f'<{digits[32:]}.{int(now * 1000):x}@{self.hostname}>'
+        draft = self._draft(message, now, fresh_id)
         path = draft.sender
         if sender is not None:
             path = parse_address(sender, 'option sender') if sender != '' else ''
@@ -144,11 +111,11 @@ class Composer:
         if priority is not None and priority not in get_args(Priority):
             raise MessageError(f"priority: {shown(priority)}; write 'high', 'normal' or 'low'")
         return Envelope(
-            id=os.urandom(16).hex(),
+            id=digits[:32],
             message_id=draft.message_id,
             sender=path,
             recipients=to,
-            raw=self._raw(draft),
+            raw=self._seen(draft),
             queued_at=now,
             due=due_at,
             expires=expires_at,
@@ -159,16 +126,17 @@ class Composer:
             depth=depth,
         )
 
-    def _draft(self, message: object, now: float) -> _Draft:
+    def _draft(self, message: object, now: float, fresh_id: str) -> _Draft:
+        """``fresh_id``: the message id of a message that has none."""
         if isinstance(message, Message):
-            return self._composed(message, now)
+            return self._composed(message, now, fresh_id)
         if isinstance(message, AnyMessage):
-            return self._adopted(message, now, None)
+            return self._adopted(message, now, fresh_id, None)
         to_message = getattr(message, 'to_message', None)
         if not isinstance(message, type) and callable(to_message):
             given = to_message()
             if isinstance(given, AnyMessage):
-                return self._adopted(given, now, getattr(message, 'send_to', None))
+                return self._adopted(given, now, fresh_id, getattr(message, 'send_to', None))
             raise MessageError(
                 f'message: to_message() of {type(message).__name__} gave a '
                 f'{type(given).__name__}; it has to give an email.message.EmailMessage'
@@ -178,46 +146,49 @@ class Composer:
             'email.message.EmailMessage, or an object with to_message()'
         )
 
-    def _composed(self, message: Message, now: float) -> _Draft:
+    def _composed(self, message: Message, now: float, fresh_id: str) -> _Draft:
         to = parse_addresses(message.to, 'to')
         cc = parse_addresses(message.cc, 'cc')
         bcc = parse_addresses(message.bcc, 'bcc')
         reply_to = parse_addresses(message.reply_to, 'reply_to')
         given = _given_headers(message.headers)
         senders = self._senders(message.sender, 'sender')
-        lines = [('From', address_line('From', senders))]
+        head = {'From': address_line('From', senders)}
         if reply_to:
-            lines.append(('Reply-To', address_line('Reply-To', reply_to)))
+            head['Reply-To'] = address_line('Reply-To', reply_to)
         if to or not cc:
-            lines.append(('To', address_line('To', to or (Group('undisclosed-recipients'),))))
+            head['To'] = address_line('To', to or (Group('undisclosed-recipients'),))
         if cc:
-            lines.append(('Cc', address_line('Cc', cc)))
+            head['Cc'] = address_line('Cc', cc)
         subject = check_text(message.subject, 'subject')
-        lines.append(('Subject', unstructured('Subject', subject)))
-        lines += [(name, _given_line(name, value)) for name, value in given.values()]
+        head['Subject'] = unstructured('Subject', subject)
+        for name, value in given.values():
+            head[name] = _given_line(name, value)
+        message_id = fresh_id
         if 'message-id' in given:
             message_id = check_message_id(given['message-id'][1], 'Message-ID')
-        else:
-            message_id = self._new_id(now)
+        content = content_tree(message.text, message.html, message.attachments, self.max_size)
+        pieces = [*head.values()]
+        seen = b''.join([*pieces, content.seen, b'\r\n'])
+        # From here on everything is ours.
         if 'date' not in given:
-            lines.append(('Date', b'Date: %b\r\n' % date_of(now).encode('ascii')))
+            pieces.append(date_line(now))
         if 'message-id' not in given:
-            lines.append(('Message-ID', b'Message-ID: %b\r\n' % message_id.encode('ascii')))
+            pieces.append(f'Message-ID: {message_id}\r\n'.encode('ascii'))
         if 'auto-submitted' not in given:
-            lines.append(('Auto-Submitted', b'Auto-Submitted: auto-generated\r\n'))
-        part = content_tree(message.text, message.html, message.attachments, self.max_size)
+            pieces.append(b'Auto-Submitted: auto-generated\r\n')
         return _Draft(
             sender=self._reverse_path(senders, given.get('sender', (None, None))[1]),
             recipients=_each_once(mailboxes([*to, *cc, *bcc])),
             subject=subject,
             message_id=message_id,
-            lines=lines,
-            content=part.pieces,
-            content_names=part.names,
+            raw=b''.join([*pieces, _MIME, *content.pieces]),
+            seen=seen,
+            names=[*head, *content.names],
             tag=None if message.tag is None else checked_tag(message.tag),
         )
 
-    def _adopted(self, message: AnyMessage, now: float, send_to: Any) -> _Draft:
+    def _adopted(self, message: AnyMessage, now: float, fresh_id: str, send_to: Any) -> _Draft:
         """The draft of a message that is not ours; ``send_to``: its recipients, if it told them."""
         lines: list[tuple[str, bytes]] = []
         texts: dict[str, str] = {}
@@ -238,11 +209,12 @@ class Composer:
             addresses['from'] = list(self._senders(None, 'From'))
             lines.insert(0, ('From', address_line('From', addresses['from'])))
         if 'date' not in texts:
-            lines.append(('Date', structured('Date', date_of(now))))
-        check_date(texts.get('date', date_of(now)), 'Date')
+            lines.append(('Date', date_line(now)))
+        else:
+            check_date(texts['date'], 'Date')
         message_id = texts.get('message-id')
         if message_id is None:
-            message_id = self._new_id(now)
+            message_id = fresh_id
             lines.append(('Message-ID', structured('Message-ID', message_id)))
         # Whom a mail goes to that is sent on, only its sender knows: it may have been before.
         resent = 'resent-to' in addresses or 'resent-cc' in addresses
@@ -252,14 +224,18 @@ class Composer:
         if len(sender) > 1:
             raise MessageError('Sender: it holds several addresses; give one (RFC 5322, 3.6.2)')
         tree = copied(message, root=True)
+        names, written = zip(*lines, strict=True)
+        raw = b''.join([*written, _MIME, serialised(tree)])
+        if not raw.endswith(b'\r\n'):
+            raw += b'\r\n'
         return _Draft(
             sender=self._reverse_path(addresses['from'], sender[0].address if sender else None),
             recipients=_each_once(listed) if send_to is None else _chosen(listed, send_to),
             subject=check_text(texts.get('subject', ''), 'Subject'),
             message_id=check_message_id(message_id, 'Message-ID'),
-            lines=lines,
-            content=(serialised(tree),),
-            content_names=tuple(tree.keys()),
+            raw=raw,
+            seen=raw,
+            names=[*names, 'MIME-Version', *tree.keys()],
             tag=None,
         )
 
@@ -271,10 +247,9 @@ class Composer:
                 )
             given, where = self.default_sender, 'mail.default_sender'
         found = parse_addresses(given, where)
-        senders = tuple([entry for entry in found if isinstance(entry, Mailbox)])
-        if not found or senders != found:
+        if not found or Group in map(type, found):
             raise MessageError(f'{where}: {shown(given)} is not an address, nor a list of them')
-        return senders
+        return tuple(mailboxes(found))
 
     def _reverse_path(self, senders: Iterable[Mailbox], sender: str | None) -> str:
         first, *others = senders
@@ -287,42 +262,30 @@ class Composer:
             return parse_address(self.envelope_sender, 'mail.envelope_sender')
         return parse_address(sender, 'Sender') if others else first.address
 
-    def _new_id(self, now: float) -> str:
-        return f'<{os.urandom(12).hex()}.{int(now * 1000):x}@{self.hostname}>'
-
-    def _raw(self, draft: _Draft) -> bytes:
-        names = [name for name, _ in draft.lines]
-        lines = [line for _, line in draft.lines]
-        pieces = [*lines, b'MIME-Version: 1.0\r\n', *draft.content]
-        raw = b''.join(pieces)
-        if not raw.endswith(b'\r\n'):
-            raw += b'\r\n'
+    def _seen(self, draft: _Draft) -> bytes:
+        raw = draft.raw
         if len(raw) > self.max_size:
             raise MessageError(
                 f'message: its {len(raw)} octets are more than mail.max_size = '
                 f'{size_text(self.max_size)}; '
                 'send less, or raise the setting'
             )
-        seen = raw
-        if any(type(piece) is Base64 for piece in draft.content):
-            # Megabytes, perhaps, of letters that have just been put into lines.
-            seen = b''.join([piece for piece in pieces if type(piece) is not Base64]) + b'\r\n'
-        verify(seen, [*names, 'MIME-Version', *draft.content_names])
+        verify(draft.seen, draft.names)
         return raw
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Draft:
-    """A message on its way to an envelope; ``lines``: every header but those of MIME, which
-    ``content`` begins with, and whose names are ``content_names``."""
+    """A message on its way to an envelope; ``seen``: what of it has to be looked at, ``names``: the
+    headers there."""
 
     sender: str
     recipients: tuple[str, ...]
     subject: str
     message_id: str
-    lines: list[tuple[str, bytes]]
-    content: tuple[bytes, ...]
-    content_names: tuple[str, ...]
+    raw: bytes
+    seen: bytes
+    names: list[str]
     tag: str | None
 
 
@@ -367,6 +330,9 @@ def _given_line(name: str, value: str) -> bytes:
     if key == 'date':
         check_date(value, name)
     return structured(name, value) if is_identifier(name) else unstructured(name, value)
+
+
+_MIME = b'MIME-Version: 1.0\r\n'
 
 
 _SINGLE = frozenset(

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from ..exceptions import MessageError
 from .attachment import read_files
-from .part import Part, container, encoded_text, leaf
+from .part import Part, container, text_leaf
 
 __all__ = ['content_tree']
 
@@ -58,7 +58,7 @@ def _text_part(text: object, subtype: str, where: str) -> Part:
         ) from error
     if data and not data.endswith((b'\n', b'\r')):
         data += b'\n'
-    return leaf(f'text/{subtype}; charset="utf-8"', *encoded_text(data))
+    return text_leaf(subtype, data)
 
 
 _CID = re.compile(r"""(?:=|\burl\()\s*(?:["']\s*)?cid:([^"'\s)>]+)""", re.IGNORECASE)

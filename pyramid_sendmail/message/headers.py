@@ -22,7 +22,7 @@ __all__ = [
     'check_message_id',
     'check_name',
     'check_text',
-    'date_of',
+    'date_line',
     'decoded',
     'encoded_words',
     'fold',
@@ -292,6 +292,8 @@ def check_name(name: object, where: str = 'headers') -> str:
 
 def check_text(text: object, where: str) -> str:
     """Return ``text`` if it is a string without line breaks and other control characters."""
+    if type(text) is str and text.isascii() and text.isprintable():
+        return text
     if not isinstance(text, str):
         raise MessageError(f'{where}: {shown(text)} is not a string; give a str')
     found = _CONTROL.search(text)
@@ -331,14 +333,14 @@ def check_date(value: str, where: str) -> str:
     )
 
 
-def date_of(moment: float) -> str:
-    """Epoch seconds as a header has them, in UTC."""
-    return _date_of(int(moment // 1))
+def date_line(moment: float) -> bytes:
+    """The header ``Date`` with epoch seconds, in UTC."""
+    return _date_line(int(moment // 1))
 
 
 @lru_cache(maxsize=4)
-def _date_of(second: int) -> str:
-    return format_datetime(datetime.fromtimestamp(second, UTC))
+def _date_line(second: int) -> bytes:
+    return structured('Date', format_datetime(datetime.fromtimestamp(second, UTC)))
 
 
 def shown(value: object, limit: int = 60) -> str:

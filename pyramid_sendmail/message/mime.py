@@ -12,6 +12,7 @@ from email.policy import Policy
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from ..envelope import is_crlf
 from ..exceptions import MessageError
 from .address import Group, Mailbox, address_line, parse_list
 from .headers import (
@@ -97,16 +98,10 @@ def serialised(tree: EmailMessage) -> bytes:
 def verify(raw: bytes, names: list[str]) -> None:
     """The last look: nothing but the headers that were meant, in short lines of 7 bits."""
     head, _, body = raw.partition(b'\r\n\r\n')
-    if _NAMES.findall(head.decode('latin-1')) != names:
+    begins = _NAMES.findall('\r\n' + head.decode('latin-1'))
+    if begins != names or head.startswith((b' ', b'\t')):
         raise MessageError('headers: what would leave is not what was given; nothing is sent')
-    breaks = raw.count(b'\n')
-    if (
-        b'\0' in raw
-        or raw.count(b'\r') != breaks
-        or raw.count(b'\r\n') != breaks
-        or not (raw.isascii() or body.isascii())
-        or not _short(raw)
-    ):
+    if b'\0' in raw or not is_crlf(raw) or not (raw.isascii() or body.isascii()) or not _short(raw):
         raise MessageError('message: its content cannot be sent in short lines of 7 bits')
 
 
@@ -122,8 +117,9 @@ def _short(raw: bytes) -> bool:
     return True
 
 
-_NAMES = re.compile('(?:^|\r\n(?![ \t]))((?:[^:\r]*(?=:))?)')
-"""Whatever begins a header, up to its colon; nothing where there is none."""
+_NAMES = re.compile('\r\n(?![ \t])(?:([^:\r]*):)?')
+"""Whatever begins a header, up to its colon; nothing where there is none. That it begins with a
+text, the break before the header, is what makes it fast."""
 
 
 def lines(text: str) -> list[str]:
