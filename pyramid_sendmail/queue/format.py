@@ -219,23 +219,13 @@ def block_of(envelope: Envelope, state: str) -> bytes:
         f'X-Envelope-From: {envelope.sender}\r\n'
         f'X-Envelope-Options: {_folded(_options(envelope))}\r\n'
     ).encode()
-    lines = b''.join([_recipient_line('T', 0, to) for to in recipients])
-    count = len(recipients)
-    size = _SLOT_AT + slot_length(count) + len(fixed) + len(lines)
+    lines = ''.join([f'X-Envelope-To: T00000T {to}\r\n' for to in recipients]).encode()
+    slot = write_slot((), len(recipients))
+    size = _SLOT_AT + len(slot) + len(fixed) + len(lines)
     lengths = b'1 %08d %012d ' % (size, len(raw))
-    return b''.join(
-        (
-            _FIRST,
-            lengths,
-            _checksum(lengths, fixed, recipients, raw),
-            _END,
-            _STATE,
-            _state_line(state, envelope.queued_at, 0.0),
-            write_slot((), count),
-            fixed,
-            lines,
-        )
-    )
+    checksum = _checksum(lengths, fixed, recipients, raw)
+    changing = _state_line(state, envelope.queued_at, 0.0)
+    return b''.join((_FIRST, lengths, checksum, _END, _STATE, changing, slot, fixed, lines))
 
 
 def _options(envelope: Envelope) -> str:

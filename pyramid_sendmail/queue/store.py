@@ -269,8 +269,10 @@ class Store:
         except OSError:
             pass  # closing unlocks, but in a forked child
         finally:
-            with suppress(OSError):
+            try:
                 os.close(descriptor)
+            except OSError:
+                pass
 
     def read(self, descriptor: int, limit: float = inf) -> bytes:
         """The whole file, or the first octets of a longer one."""
