@@ -210,13 +210,15 @@ def _line(name: str, entries: tuple[Mailbox | Group, ...]) -> bytes:
 _known_line = lru_cache(maxsize=256)(_line)
 
 
-def mailboxes(entries: Iterable[Mailbox | Group]) -> Iterator[Mailbox]:
+def mailboxes(entries: Iterable[Mailbox | Group]) -> list[Mailbox]:
     """The mailboxes, those of groups included."""
+    found: list[Mailbox] = []
     for entry in entries:
         if isinstance(entry, Group):
-            yield from entry.members
+            found.extend(entry.members)
         else:
-            yield entry
+            found.append(entry)
+    return found
 
 
 def same(address: str) -> str:

@@ -64,8 +64,6 @@ class _File:
 
 
 def read_files(attachments: object, max_size: int) -> list[_File]:
-    if attachments == ():
-        return []
     if not isinstance(attachments, tuple):
         raise MessageError(
             f'attachments: {type(attachments).__name__} is no list; give a list of Attachment'

@@ -17,6 +17,8 @@ def content_tree(text: object, html: object, attachments: object, max_size: int)
     """The MIME structure that mail programs expect: mixed over alternative over related."""
     if text is None and html is None:
         raise MessageError('text: the message has no content; give text, html or both')
+    if html is None and attachments == ():
+        return _text_part(text, 'plain', 'text')
     files = read_files(attachments, max_size)
     wanted = _references(html)
     for content_id in wanted:

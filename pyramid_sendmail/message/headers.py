@@ -86,12 +86,12 @@ def unstructured(name: str, text: str) -> bytes:
     A reader that decodes the line gets exactly ``text`` (RFC 2047; whole characters only).
     Raises MessageError for a line break or another control character.
     """
-    text = check_text(text, name)
     if readable(text):
         if len(name) + len(text) + 2 <= WIDTH:
             return f'{name}: {text}\r\n'.encode('ascii')
         if max(map(len, text.split(' '))) + len(name) < LIMIT - 1:
             return fold(name, re.findall(' +[^ ]+', f' {text}'))
+    text = check_text(text, name)
     tokens = re.findall(' *[^ ]+', text)
     looks = bool(_LOOKS_ENCODED.search(text))
     marked = [

@@ -32,21 +32,24 @@ class Message:
     text: str | None = field(default=None, repr=False)
     html: str | None = field(default=None, repr=False)
     sender: Addresses | None = None
-    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS, hash=False)
     attachments: Iterable[Attachment] = ()
     tag: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value in zip(_MANY, _many(self), strict=True):
-            kind = type(value)
+        for name, kind in zip(_MANY, map(type, _many(self)), strict=True):
             if kind in _FIXED:
                 continue
+            value = getattr(self, name)
             if kind is list or (
                 isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
             ):
                 object.__setattr__(self, name, tuple(value))
         if type(self.headers) is not MappingProxyType and isinstance(self.headers, Mapping):
             object.__setattr__(self, 'headers', MappingProxyType(dict(self.headers)))
+
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 _MANY = ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments')

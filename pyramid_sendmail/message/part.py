@@ -73,13 +73,12 @@ def encoded_text(data: bytes) -> tuple[str, Lines]:
     """How a text, of whatever line ends, is written in lines of 7 bits: encoding and octets."""
     if b'\r' in data:
         data = data.replace(b'\r\n', b'\n').replace(b'\r', b'\n')
-    lines = data.split(b'\n')
-    # What is left when every octet that may stand there has been taken out.
-    left = data.translate(None, _READABLE)
-    if not left and max(map(len, lines)) <= 78:
-        return '7bit', Lines(b'\r\n'.join(lines))
+    if data.translate(_SHOWN) == data:
+        lines = data.split(b'\n')
+        if max(map(len, lines)) <= 78:
+            return '7bit', Lines(b'\r\n'.join(lines))
     # Up to there it can still be read, by a person and by a filter that looks at the source.
-    if len(left) * 2 <= len(data):
+    if len(data.translate(None, _READABLE)) * 2 <= len(data):
         printable = binascii.b2a_qp(data)
         if len(printable) <= len(data) * 2:
             return 'quoted-printable', Lines(printable.replace(b'\n', b'\r\n'))
@@ -104,3 +103,6 @@ _LINES = Struct('76s' * 512)
 _BLOCK = 512 * 57
 
 _READABLE = bytes([*b'\t\n', *range(0x20, 0x7F)])
+
+_SHOWN = bytes(octet if octet in _READABLE else ord('?') for octet in range(256))
+"""What is as before afterwards can be read."""

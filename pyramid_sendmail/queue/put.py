@@ -167,10 +167,9 @@ class MaildirPut:
 
     def _publish(self, record: int) -> None:
         try:
-            try:
+            with suppress(OSError):
+                # Where this fails, the moves may do without it.
                 self._store.write(record, b'C', STATE_AT)
-            except OSError:
-                pass  # the moves may do without it
             while self._moves:
                 temporary, name = self._moves[0]
                 # Gone: moved before an interrupt, and delivered, perhaps.

@@ -269,10 +269,8 @@ class Store:
         except OSError:
             pass  # closing unlocks, but in a forked child
         finally:
-            try:
+            with suppress(OSError):
                 os.close(descriptor)
-            except OSError:
-                pass
 
     def read(self, descriptor: int, limit: float = inf) -> bytes:
         """The whole file, or the first octets of a longer one."""
