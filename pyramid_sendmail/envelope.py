@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 __all__ = [
     'BLOCK',
@@ -149,9 +149,10 @@ class Draft:
     def fixed(self) -> Envelope:
         """This very object, which from now on is an Envelope: classes with the same slots may take
         each other's place."""
-        made = cast(Any, self)
+        made: Any = self
         made.__class__ = Envelope
-        return cast(Envelope, made)
+        envelope: Envelope = made
+        return envelope
 
 
 class Text(Protocol):

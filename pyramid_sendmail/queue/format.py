@@ -230,10 +230,14 @@ def block_of(envelope: Envelope, state: str) -> bytes:
 
 def _options(envelope: Envelope) -> str:
     """As JSON. The dict's own encoder costs as much as all else in the block."""
-    tag, metadata = envelope.tag, envelope.metadata
+    tag, metadata, expires = envelope.tag, envelope.metadata, envelope.expires
+    queued_at = due = repr(envelope.queued_at)
+    if envelope.due != envelope.queued_at:
+        due = repr(envelope.due)
     return (
-        f'{{"queued_at": {_number(envelope.queued_at)}, "due": {_number(envelope.due)}, '
-        f'"expires": {_number(envelope.expires)}, "priority": {_json(envelope.priority)}, '
+        f'{{"queued_at": {queued_at}, "due": {due}, '
+        f'"expires": {"null" if expires is None else repr(expires)}, '
+        f'"priority": {_json(envelope.priority)}, '
         f'"subject": {_json(envelope.subject)}, "tag": {"null" if tag is None else _json(tag)}, '
         f'"metadata": {json.dumps(dict(metadata)) if metadata else "{}"}, '
         f'"depth": {envelope.depth}}}'
@@ -241,10 +245,6 @@ def _options(envelope: Envelope) -> str:
 
 
 _json = json.encoder.encode_basestring_ascii
-
-
-def _number(moment: float | None) -> str:
-    return 'null' if moment is None else repr(moment)
 
 
 def _state_line(state: str, since: float, retry_at: float) -> bytes:

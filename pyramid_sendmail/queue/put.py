@@ -55,9 +55,12 @@ class MaildirPut:
         self._record: int | None = None
         self._outcome = ''
         names = [fresh_name(envelope) for envelope in envelopes]
-        self.tickets = tuple([Ticket('new', name) for name in names])
         # The record comes last here: it is the first file to be made and the last to move.
         self._moves = [(f'{name}.{names[0]}', name) for name in names[1:]] + [(names[0], names[0])]
+
+    @property
+    def tickets(self) -> tuple[Ticket, ...]:
+        return tuple([Ticket('new', fresh_name(envelope)) for envelope in self._envelopes])
 
     def write(self) -> None:
         """Write and sync every file. Raises QueueError, and leaves nothing then."""
