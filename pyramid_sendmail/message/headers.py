@@ -268,8 +268,7 @@ def readable(text: str) -> bool:
     return (
         text.isascii()
         and text.isprintable()
-        and text[:1] != ' '
-        and text[-1:] != ' '
+        and text == text.strip(' ')
         and not ('=?' in text and _LOOKS_ENCODED.search(text))
     )
 
