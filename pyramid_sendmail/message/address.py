@@ -35,10 +35,12 @@ _LABEL = '[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?'
 _DOT_ATOM = re.compile(rf'{_ATOM}(?:\.{_ATOM})*')
 _DOMAIN = re.compile(rf'{_LABEL}(?:\.{_LABEL})*')
 _PLAIN = re.compile(rf'(?!-)({_ATOM}(?:\.{_ATOM})*)@{_LABEL}(?:\.{_LABEL})*')
+_WORD = r'[^ \t"()<>:;,@\[\]\\]+'
+_NAMED = re.compile(rf'(?:({_WORD}(?: {_WORD})*)|"([^"\\]*)") <([^ <>"]+)>')
 _PHRASE = re.compile(rf'{_ATOM}(?: {_ATOM})*')
 _LEXEME = re.compile(
     r'(?P<blank>[ \t]+)|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<literal>\[[^\[\]\\]*\])'
-    r'|(?P<special>[<>:;,@])|(?P<atom>[^ \t"()<>:;,@\[\]\\]+)'
+    rf'|(?P<special>[<>:;,@])|(?P<atom>{_WORD})'
 )
 
 _WRITE = 'write name@example.org, or "Name" <name@example.org>'
@@ -122,6 +124,10 @@ def _parsed(text: str, where: str, encoded: bool) -> tuple[Mailbox | Group, ...]
     text = check_text(text, where)
     if _PLAIN.fullmatch(text):
         return (Mailbox('', check_address(text, where)),)
+    # What nearly all others are; _entries reads them in the same way.
+    named = _NAMED.fullmatch(text)
+    if named and _PLAIN.fullmatch(named[3]) and not (named[1] and '=?' in named[1]):
+        return (Mailbox(named[1] or named[2], check_address(named[3], where)),)
     return tuple(_entries(text, where, encoded))
 
 
