@@ -1310,6 +1310,7 @@ def test_the_longest_line_is_found_wherever_it_stands(length: int) -> None:
 @given(st.binary(max_size=300) | st.lists(st.sampled_from([b'word ', b'x' * 78, b'\xe9', b'\n'])))
 @example(b'\r\0\r\n')
 @example(b'x' * 5000 + b'\r')
+@example(b'\xe9x' * 100)
 def test_lines_that_nobody_looks_at_again(data: bytes | list[bytes]) -> None:
     """What an encoded text or file is written in, the last look would have let through."""
     from pyramid_sendmail.message.mime import verify
