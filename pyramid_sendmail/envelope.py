@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from .patterns import pattern
 
 __all__ = [
     'BLOCK',
+    'Draft',
     'Envelope',
     'Fate',
     'Outcome',
@@ -119,6 +120,40 @@ class Envelope:
         raw = self.raw
         for at in range(0, len(raw), BLOCK):
             yield raw[at : at + BLOCK]
+
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """An Envelope in the making: its fields, in its order, still to be changed.
+
+    A frozen dataclass fills each of its fields by a call, which takes longer than all else about
+    them, and there are thirteen.
+    """
+
+    id: str
+    message_id: str
+    sender: str = ''
+    recipients: tuple[str, ...] = ()
+    raw: bytes = b''
+    queued_at: float
+    due: float
+    expires: float | None = None
+    priority: Priority = 'normal'
+    subject: str = ''
+    tag: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    depth: int = 0
+
+    def fixed(self) -> Envelope:
+        """This very object, which from now on is an Envelope: classes with the same slots may take
+        each other's place."""
+        made: Any = self
+        made.__class__ = Envelope
+        envelope: Envelope = made
+        return envelope
 
 
 class Text(Protocol):

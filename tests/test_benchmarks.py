@@ -112,6 +112,8 @@ def test_phases_of_a_trace() -> None:
     trace = """7 openat(AT_FDCWD, "x") = 3
 7 getpriority(PRIO_PROCESS, 0) = 20
 7 getpriority(PRIO_PROCESS, 0) = 20
+9 read(3) = 0
+7 getpriority(PRIO_PROCESS, 0) = 20
 7 fsync(3 <unfinished ...>
 8 futex(0x1, FUTEX_WAIT) = 0
 7 <... fsync resumed>) = 0
@@ -119,7 +121,12 @@ def test_phases_of_a_trace() -> None:
 8 unlink("x") = 0
 7 getpriority(PRIO_PROCESS, 0) = 20
 """
-    assert _phases(trace) == {'reference': {}, 'send': {'fsync': 1}, 'drain': {'unlink': 1}}
+    assert _phases(trace) == {
+        'reference': {},
+        'build': {'read': 1},
+        'send': {'fsync': 1},
+        'drain': {'unlink': 1},
+    }
 
 
 def test_readme_has_the_figures() -> None:

@@ -1307,6 +1307,21 @@ def test_the_longest_line_is_found_wherever_it_stands(length: int) -> None:
                 verify(raw, ['A'])
 
 
+@given(st.binary(max_size=300) | st.lists(st.sampled_from([b'word ', b'x' * 78, b'\xe9', b'\n'])))
+@example(b'\r\0\r\n')
+@example(b'x' * 5000 + b'\r')
+@example(b'\xe9x' * 100)
+def test_lines_that_nobody_looks_at_again(data: bytes | list[bytes]) -> None:
+    """What an encoded text or file is written in, the last look would have let through."""
+    from pyramid_sendmail.message.mime import verify
+    from pyramid_sendmail.message.part import Lines, base64_lines, encoded_text
+
+    data = data if isinstance(data, bytes) else b''.join(data)
+    for octets in (encoded_text(data)[1], base64_lines(data)):
+        assert type(octets) is Lines
+        verify(b'A: b\r\n\r\n' + octets + b'\r\n', ['A'])
+
+
 @pytest.mark.parametrize('length', [0, 1, 56, 57, 58, 29183, 29184, 29185, 29241, 90000])
 def test_base64_is_cut_into_lines_of_76(length: int) -> None:
     """As the standard library's, with the line ends of mail, however long the data is."""

@@ -267,6 +267,67 @@ def test_parsed_as_others_write_it(name: str) -> None:
     assert list(parse_list(str(address), 'to', encoded=False)) == [Mailbox(name, 'a@example.org')]
 
 
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            *(
+                'Ann',
+                'J\u00f6rg',
+                '"Doe, J"',
+                '""',
+                '"a\\"b"',
+                '=?utf-8?q?x?=',
+                '.',
+                ':',
+                ';',
+                ',',
+                '\\',
+            ),
+            *(
+                ' ',
+                ' ',
+                '  ',
+                '\t',
+                '\xa0',
+                '(c)',
+                '<a@b.c>',
+                '<a.b@c>',
+                '<-a@b.c>',
+                '<=?x?=@b.c>',
+                '<',
+            ),
+            *(
+                f'<{"x" * 65}@b.c>',
+                f'<a@{"x." * 130}c>',
+                '<a@\u00e9.c>',
+                '<"q q"@b.c>',
+                '< a@b.c >',
+                'a@b',
+            ),
+        ]
+    ),
+    max_size=5,
+).map(''.join)
+
+
+@given(PIECES | PIECES.map(lambda name: f'{name} <a@b.c>'), st.booleans())
+@example('Ann Lee <a@b.c>', True)
+@example('"Doe, Ann" <a@b.c>', True)
+@example('"" <a@b.c>', False)
+@example('=?utf-8?q?x?= <a@b.c>', False)
+def test_the_short_way_is_the_long_way(text: str, encoded: bool) -> None:
+    """A name and an address are read at a glance, unless a blank at the end prevents it: they mean
+    the same, or are as wrong."""
+
+    def read(text: str) -> object:
+        try:
+            return parse_list(text, 'to', encoded=encoded)
+        except MessageError as error:
+            return str(error).partition(' is not a mail address: ')[2]
+
+    assert read(text) == read(f'{text} ')
+
+
 @given(LOCAL)
 def test_local_part_round_trip(local: str) -> None:
     """Any local part survives quoting: what is parsed from the header is the same address."""

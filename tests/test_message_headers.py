@@ -17,7 +17,7 @@ from pyramid_sendmail.message.headers import (
     check_message_id,
     check_name,
     check_text,
-    date_of,
+    date_line,
     decoded,
     encoded_words,
     fold,
@@ -280,9 +280,9 @@ def test_bad_dates(value: str) -> None:
         check_date(value, 'Date')
 
 
-def test_date_of() -> None:
+def test_date_line() -> None:
     """Epoch seconds in UTC, with a zone that says so."""
-    assert date_of(0.9) == 'Thu, 01 Jan 1970 00:00:00 +0000'
+    assert date_line(0.9) == b'Date: Thu, 01 Jan 1970 00:00:00 +0000\r\n'
 
 
 def test_fold_never_after_the_colon() -> None:

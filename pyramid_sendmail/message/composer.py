@@ -1,4 +1,4 @@
-"""Messages: what an application writes, and how a Composer makes an envelope of it.
+"""The Composer, which makes an envelope of a message.
 
 Everything that can be wrong with a message is found here, before anything is queued.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from email.message import Message as AnyMessage
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from ..envelope import Envelope, Priority
+from ..envelope import Draft, Envelope, Priority
 from ..exceptions import MessageError
 from .address import (
     Addresses,
@@ -34,14 +34,13 @@ from .headers import (
     check_message_id,
     check_name,
     check_text,
-    date_of,
+    date_line,
     is_identifier,
     shown,
     structured,
     unstructured,
 )
 from .options import checked_metadata, checked_tag, moment
-from .part import Base64
 from .raw import verify
 from .values import Message
 
@@ -49,7 +48,10 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from email.headerregistry import Address
 
-__all__ = ['Composer', 'Message']
+__all__ = ['Composer']
+
+_Look = tuple[bytes, list[str]]
+"""What of a message has to be looked at once more, and the names of the headers there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,52 +90,54 @@ class Composer:
         the header or the recipient, and the remedy.
         """
         now = self.clock()
-        draft = self._draft(message, now)
-        path = draft.sender
+        # One call of the system for both; neither tells anything about the other.
+        digits = os.urandom(28).hex()
+        draft = Draft(
+            id=digits[:32],
+            message_id=f'<{digits[32:]}.{int(now * 1000):x}@{self.hostname}>',
+            queued_at=now,
+            due=now,
+            depth=depth,
+        )
+        look = self._write(draft, message)
         if sender is not None:
-            path = parse_address(sender, 'option sender') if sender != '' else ''
-        to = draft.recipients
+            draft.sender = parse_address(sender, 'option sender') if sender != '' else ''
         if recipients is not None:
-            to = _each_once(mailboxes(parse_addresses(recipients, 'option recipients')))
-        if not to:
+            given = parse_addresses(recipients, 'option recipients')
+            draft.recipients = _each_once(mailboxes(given))
+        if not draft.recipients:
             raise MessageError(
                 'to: the message has no recipient; give to, cc, bcc or the option recipients (which'
                 ' a message with Resent-To or Resent-Cc needs)'
             )
-        due_at = now if due is None else max(now, moment(due, 'due', now))
-        expires_at = None if expires is None else moment(expires, 'expires', now)
-        if expires_at is not None and expires_at <= due_at:
-            raise MessageError(
-                f'expires: {shown(expires)} is not after the mail is due; give a later moment'
-            )
-        if priority is not None and priority not in get_args(Priority):
-            raise MessageError(f"priority: {shown(priority)}; write 'high', 'normal' or 'low'")
-        return Envelope(
-            id=os.urandom(16).hex(),
-            message_id=draft.message_id,
-            sender=path,
-            recipients=to,
-            raw=self._raw(draft),
-            queued_at=now,
-            due=due_at,
-            expires=expires_at,
-            priority=priority or 'normal',
-            subject=draft.subject,
-            tag=draft.tag,
-            metadata=checked_metadata(metadata),
-            depth=depth,
-        )
+        if due is not None:
+            draft.due = max(now, moment(due, 'due', now))
+        if expires is not None:
+            draft.expires = moment(expires, 'expires', now)
+            if draft.expires <= draft.due:
+                raise MessageError(
+                    f'expires: {shown(expires)} is not after the mail is due; give a later moment'
+                )
+        if priority is not None:
+            if priority not in get_args(Priority):
+                raise MessageError(f"priority: {shown(priority)}; write 'high', 'normal' or 'low'")
+            draft.priority = priority
+        self._look(draft.raw, *look)
+        if metadata is not None:
+            draft.metadata = checked_metadata(metadata)
+        return draft.fixed()
 
-    def _draft(self, message: object, now: float) -> _Draft:
+    def _write(self, draft: Draft, message: object) -> _Look:
+        """Fill the draft with a message. Returns what ``verify`` has to look at."""
         if isinstance(message, Message):
-            return self._composed(message, now)
+            return self._compose(draft, message)
         if isinstance(message, AnyMessage):
-            return self._adopted(message, now, None)
+            return self._adopt(draft, message, None)
         to_message = getattr(message, 'to_message', None)
         if not isinstance(message, type) and callable(to_message):
             given = to_message()
             if isinstance(given, AnyMessage):
-                return self._adopted(given, now, getattr(message, 'send_to', None))
+                return self._adopt(draft, given, getattr(message, 'send_to', None))
             raise MessageError(
                 f'message: to_message() of {type(message).__name__} gave a '
                 f'{type(given).__name__}; it has to give an email.message.EmailMessage'
@@ -143,47 +147,45 @@ class Composer:
             'email.message.EmailMessage, or an object with to_message()'
         )
 
-    def _composed(self, message: Message, now: float) -> _Draft:
+    def _compose(self, draft: Draft, message: Message) -> _Look:
         to = parse_addresses(message.to, 'to')
         cc = parse_addresses(message.cc, 'cc')
         bcc = parse_addresses(message.bcc, 'bcc')
         reply_to = parse_addresses(message.reply_to, 'reply_to')
         given = _given_headers(message.headers)
         senders = self._senders(message.sender, 'sender')
-        lines = [('From', address_line('From', senders))]
+        head = {'From': address_line('From', senders)}
         if reply_to:
-            lines.append(('Reply-To', address_line('Reply-To', reply_to)))
+            head['Reply-To'] = address_line('Reply-To', reply_to)
         if to or not cc:
-            lines.append(('To', address_line('To', to or (Group('undisclosed-recipients'),))))
+            head['To'] = address_line('To', to or (Group('undisclosed-recipients'),))
         if cc:
-            lines.append(('Cc', address_line('Cc', cc)))
-        subject = check_text(message.subject, 'subject')
-        lines.append(('Subject', unstructured('Subject', subject)))
-        lines += [(name, _given_line(name, value)) for name, value in given.values()]
+            head['Cc'] = address_line('Cc', cc)
+        draft.subject = check_text(message.subject, 'subject')
+        head['Subject'] = unstructured('Subject', draft.subject)
+        for name, value in given.values():
+            head[name] = _given_line(name, value)
         if 'message-id' in given:
-            message_id = check_message_id(given['message-id'][1], 'Message-ID')
-        else:
-            message_id = self._new_id(now)
+            draft.message_id = check_message_id(given['message-id'][1], 'Message-ID')
+        content = content_tree(message.text, message.html, message.attachments, self.max_size)
+        pieces = [*head.values()]
+        seen = b''.join([*pieces, content.seen, b'\r\n'])
+        # From here on everything is ours.
         if 'date' not in given:
-            lines.append(('Date', b'Date: %b\r\n' % date_of(now).encode('ascii')))
+            pieces.append(date_line(draft.queued_at))
         if 'message-id' not in given:
-            lines.append(('Message-ID', b'Message-ID: %b\r\n' % message_id.encode('ascii')))
+            pieces.append(f'Message-ID: {draft.message_id}\r\n'.encode('ascii'))
         if 'auto-submitted' not in given:
-            lines.append(('Auto-Submitted', b'Auto-Submitted: auto-generated\r\n'))
-        part = content_tree(message.text, message.html, message.attachments, self.max_size)
-        return _Draft(
-            sender=self._reverse_path(senders, given.get('sender', (None, None))[1]),
-            recipients=_each_once(mailboxes([*to, *cc, *bcc])),
-            subject=subject,
-            message_id=message_id,
-            lines=lines,
-            content=part.pieces,
-            content_names=part.names,
-            tag=None if message.tag is None else checked_tag(message.tag),
-        )
+            pieces.append(b'Auto-Submitted: auto-generated\r\n')
+        draft.raw = b''.join([*pieces, _MIME, *content.pieces])
+        draft.sender = self._reverse_path(senders, given.get('sender', (None, None))[1])
+        draft.recipients = _each_once(mailboxes([*to, *cc, *bcc]))
+        if message.tag is not None:
+            draft.tag = checked_tag(message.tag)
+        return seen, [*head, *content.names]
 
-    def _adopted(self, message: AnyMessage, now: float, send_to: Any) -> _Draft:
-        """The draft of a message that is not ours; ``send_to``: its recipients, if it told them."""
+    def _adopt(self, draft: Draft, message: AnyMessage, send_to: Any) -> _Look:
+        """A message that is not ours; ``send_to``: its recipients, if it told them."""
         # They import most of the email package, which no message of ours needs.
         from .copies import copied
         from .mime import entries_of, line_of, serialised, text_of
@@ -199,19 +201,19 @@ class Composer:
             if key in ADDRESSES:
                 if not texts[key].strip():
                     continue
-                found = list(mailboxes(entries_of(name, value)))
-                addresses.setdefault(key, []).extend(found)
+                addresses.setdefault(key, []).extend(mailboxes(entries_of(name, value)))
             if key not in _DROPPED and not key.startswith('content-'):
                 lines.append((name, line_of(name, value)))
         if not addresses.get('from'):
-            addresses['from'] = list(self._senders(None, 'From'))
+            addresses['from'] = self._senders(None, 'From')
             lines.insert(0, ('From', address_line('From', addresses['from'])))
         if 'date' not in texts:
-            lines.append(('Date', structured('Date', date_of(now))))
-        check_date(texts.get('date', date_of(now)), 'Date')
+            lines.append(('Date', date_line(draft.queued_at)))
+        else:
+            check_date(texts['date'], 'Date')
         message_id = texts.get('message-id')
         if message_id is None:
-            message_id = self._new_id(now)
+            message_id = draft.message_id
             lines.append(('Message-ID', structured('Message-ID', message_id)))
         # Whom a mail goes to that is sent on, only its sender knows: it may have been before.
         resent = 'resent-to' in addresses or 'resent-cc' in addresses
@@ -221,18 +223,18 @@ class Composer:
         if len(sender) > 1:
             raise MessageError('Sender: it holds several addresses; give one (RFC 5322, 3.6.2)')
         tree = copied(message, root=True)
-        return _Draft(
-            sender=self._reverse_path(addresses['from'], sender[0].address if sender else None),
-            recipients=_each_once(listed) if send_to is None else _chosen(listed, send_to),
-            subject=check_text(texts.get('subject', ''), 'Subject'),
-            message_id=check_message_id(message_id, 'Message-ID'),
-            lines=lines,
-            content=(serialised(tree),),
-            content_names=tuple(tree.keys()),
-            tag=None,
-        )
+        names, written = zip(*lines, strict=True)
+        raw = b''.join([*written, _MIME, serialised(tree)])
+        if not raw.endswith(b'\r\n'):
+            raw += b'\r\n'
+        draft.raw = raw
+        draft.sender = self._reverse_path(addresses['from'], sender[0].address if sender else None)
+        draft.recipients = _each_once(listed) if send_to is None else _chosen(listed, send_to)
+        draft.subject = check_text(texts.get('subject', ''), 'Subject')
+        draft.message_id = check_message_id(message_id, 'Message-ID')
+        return raw, [*names, 'MIME-Version', *tree.keys()]
 
-    def _senders(self, given: Addresses | None, where: str) -> tuple[Mailbox, ...]:
+    def _senders(self, given: Addresses | None, where: str) -> list[Mailbox]:
         if given is None:
             if not self.default_sender:
                 raise MessageError(
@@ -240,10 +242,9 @@ class Composer:
                 )
             given, where = self.default_sender, 'mail.default_sender'
         found = parse_addresses(given, where)
-        senders = tuple([entry for entry in found if isinstance(entry, Mailbox)])
-        if not found or senders != found:
+        if not found or Group in map(type, found):
             raise MessageError(f'{where}: {shown(given)} is not an address, nor a list of them')
-        return senders
+        return mailboxes(found)
 
     def _reverse_path(self, senders: Iterable[Mailbox], sender: str | None) -> str:
         first, *others = senders
@@ -256,52 +257,26 @@ class Composer:
             return parse_address(self.envelope_sender, 'mail.envelope_sender')
         return parse_address(sender, 'Sender') if others else first.address
 
-    def _new_id(self, now: float) -> str:
-        return f'<{os.urandom(12).hex()}.{int(now * 1000):x}@{self.hostname}>'
-
-    def _raw(self, draft: _Draft) -> bytes:
-        names = [name for name, _ in draft.lines]
-        lines = [line for _, line in draft.lines]
-        pieces = [*lines, b'MIME-Version: 1.0\r\n', *draft.content]
-        raw = b''.join(pieces)
-        if not raw.endswith(b'\r\n'):
-            raw += b'\r\n'
+    def _look(self, raw: bytes, seen: bytes, names: list[str]) -> None:
         if len(raw) > self.max_size:
             raise MessageError(
                 f'message: its {len(raw)} octets are more than mail.max_size = '
                 f'{size_text(self.max_size)}; '
                 'send less, or raise the setting'
             )
-        seen = raw
-        if any(type(piece) is Base64 for piece in draft.content):
-            # Megabytes, perhaps, of letters that have just been put into lines.
-            seen = b''.join([piece for piece in pieces if type(piece) is not Base64]) + b'\r\n'
-        verify(seen, [*names, 'MIME-Version', *draft.content_names])
-        return raw
+        verify(seen, names)
 
 
-class _Draft(NamedTuple):
-    """A message on its way to an envelope; ``lines``: every header but those of MIME, which
-    ``content`` begins with, and whose names are ``content_names``."""
-
-    sender: str
-    recipients: tuple[str, ...]
-    subject: str
-    message_id: str
-    lines: list[tuple[str, bytes]]
-    content: tuple[bytes, ...]
-    content_names: tuple[str, ...]
-    tag: str | None
-
-
-def _each_once(found: Iterable[Mailbox]) -> tuple[str, ...]:
+def _each_once(found: Sequence[Mailbox]) -> tuple[str, ...]:
+    if len(found) == 1:
+        return (found[0].address,)
     addresses: dict[str, str] = {}
     for mailbox in found:
         addresses.setdefault(same(mailbox.address), mailbox.address)
     return tuple(addresses.values())
 
 
-def _chosen(listed: Iterable[Mailbox], send_to: Any) -> tuple[str, ...]:
+def _chosen(listed: Sequence[Mailbox], send_to: Any) -> tuple[str, ...]:
     """The recipients that a message told itself, in the order of its headers where they stand."""
     chosen = _each_once(mailboxes(parse_addresses(send_to, 'send_to')))
     order = {same(address): number for number, address in enumerate(_each_once(listed))}
@@ -335,6 +310,9 @@ def _given_line(name: str, value: str) -> bytes:
     if key == 'date':
         check_date(value, name)
     return structured(name, value) if is_identifier(name) else unstructured(name, value)
+
+
+_MIME = b'MIME-Version: 1.0\r\n'
 
 
 _SINGLE = frozenset(

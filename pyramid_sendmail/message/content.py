@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from ..exceptions import MessageError
 from ..patterns import pattern
 from .attachment import read_files
-from .part import Part, container, encoded_text, leaf
+from .part import Part, container, text_leaf
 
 __all__ = ['content_tree']
 
@@ -18,6 +18,8 @@ def content_tree(text: object, html: object, attachments: object, max_size: int)
     """The MIME structure that mail programs expect: mixed over alternative over related."""
     if text is None and html is None:
         raise MessageError('text: the message has no content; give text, html or both')
+    if html is None and attachments == ():
+        return _text_part(text, 'plain', 'text')
     files = read_files(attachments, max_size)
     wanted = _references(html)
     for content_id in wanted:
@@ -59,7 +61,7 @@ def _text_part(text: object, subtype: str, where: str) -> Part:
         ) from error
     if data and not data.endswith((b'\n', b'\r')):
         data += b'\n'
-    return leaf(f'text/{subtype}; charset="utf-8"', *encoded_text(data))
+    return text_leaf(subtype, data)
 
 
 _CID = pattern(r"""(?:=|\burl\()\s*(?:["']\s*)?cid:([^"'\s)>]+)""", re.IGNORECASE)

@@ -25,7 +25,7 @@ __all__ = [
     'check_message_id',
     'check_name',
     'check_text',
-    'date_of',
+    'date_line',
     'decoded',
     'encoded_words',
     'fold',
@@ -101,12 +101,12 @@ def unstructured(name: str, text: str) -> bytes:
     A reader that decodes the line gets exactly ``text`` (RFC 2047; whole characters only).
     Raises MessageError for a line break or another control character.
     """
-    text = check_text(text, name)
     if readable(text):
         if len(name) + len(text) + 2 <= WIDTH:
             return f'{name}: {text}\r\n'.encode('ascii')
         if max(map(len, text.split(' '))) + len(name) < LIMIT - 1:
             return fold(name, re.findall(' +[^ ]+', f' {text}'))
+    text = check_text(text, name)
     tokens = re.findall(' *[^ ]+', text)
     looks = bool(_LOOKS_ENCODED.search(text))
     marked = [
@@ -283,8 +283,7 @@ def readable(text: str) -> bool:
     return (
         text.isascii()
         and text.isprintable()
-        and text[:1] != ' '
-        and text[-1:] != ' '
+        and text == text.strip(' ')
         and not ('=?' in text and _LOOKS_ENCODED.search(text))
     )
 
@@ -307,6 +306,8 @@ def check_name(name: object, where: str = 'headers') -> str:
 
 def check_text(text: object, where: str) -> str:
     """Return ``text`` if it is a string without line breaks and other control characters."""
+    if type(text) is str and text.isascii() and text.isprintable():
+        return text
     if not isinstance(text, str):
         raise MessageError(f'{where}: {shown(text)} is not a string; give a str')
     found = None if text.isascii() and text.isprintable() else _CONTROL.search(text)
@@ -346,14 +347,14 @@ def check_date(value: str, where: str) -> str:
     )
 
 
-def date_of(moment: float) -> str:
-    """Epoch seconds as a header has them, in UTC."""
-    return _date_of(int(moment // 1))
+def date_line(moment: float) -> bytes:
+    """The header ``Date`` with epoch seconds, in UTC."""
+    return _date_line(int(moment // 1))
 
 
 @lru_cache(maxsize=4)
-def _date_of(second: int) -> str:
-    return format_datetime(datetime.fromtimestamp(second, UTC))
+def _date_line(second: int) -> bytes:
+    return structured('Date', format_datetime(datetime.fromtimestamp(second, UTC)))
 
 
 def shown(value: object, limit: int = 60) -> str:

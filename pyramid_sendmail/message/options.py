@@ -34,12 +34,9 @@ def moment(value: datetime | timedelta, where: str, now: float) -> float:
     return moment
 
 
-def checked_metadata(given: Mapping[str, str] | None) -> Mapping[str, str]:
-    if given is None:
-        return _NONE
-    metadata = given
+def checked_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
     if not isinstance(metadata, Mapping):
-        raise MessageError(f'metadata: {shown(given)} is not a dict; give a dict of strings')
+        raise MessageError(f'metadata: {shown(metadata)} is not a dict; give a dict of strings')
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise MessageError(f'metadata: {shown(key)} or its value is not a string; use str()')
@@ -53,9 +50,6 @@ def checked_metadata(given: Mapping[str, str] | None) -> Mapping[str, str]:
             'the rest'
         )
     return MappingProxyType(dict(metadata))
-
-
-_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def checked_tag(tag: object) -> str:

@@ -11,21 +11,29 @@ from typing import NamedTuple
 
 from .headers import parameters, source
 
-__all__ = ['Base64', 'Part', 'base64_lines', 'container', 'encoded_text', 'leaf']
+__all__ = ['Part', 'base64_lines', 'container', 'encoded_text', 'leaf', 'text_leaf']
 
 
 class Part(NamedTuple):
-    """``names`` of the headers; ``pieces``: their lines, an empty line and the body, CRLF at the
-    end of each line."""
+    """``pieces``: the lines of the headers, an empty line and the body, CRLF at the end of each
+    line; ``seen``: what of these holds anything that is not ours, and has to be looked at again;
+    ``names`` of the headers there."""
 
-    names: tuple[str, ...]
     pieces: tuple[bytes, ...]
+    seen: bytes = b''
+    names: tuple[str, ...] = ()
+
+
+def text_leaf(subtype: str, data: bytes) -> Part:
+    """A part with a text in UTF-8."""
+    encoding, body = encoded_text(data)
+    return Part((_head(f'text/{subtype}; charset="utf-8"', encoding, ())[1], body))
 
 
 def leaf(content_type: str, encoding: str, body: bytes, *more: tuple[str, str]) -> Part:
     """A part with a body that is encoded already; ``more`` of its headers."""
     names, head = _head(content_type, encoding, more)
-    return Part(names, (head, body))
+    return Part((head, body), head if type(body) is Lines else head + body, names)
 
 
 @lru_cache(maxsize=64)
@@ -49,34 +57,35 @@ def container(subtype: str, parts: Iterable[Part], *given: tuple[str, str]) -> P
     delimiter = f'\r\n--{boundary}'.encode('ascii')
     # The CRLF before the first delimiter is the end of the headers.
     pieces = [source('Content-Type', value)]
+    seen = pieces[:]
     for part in parts:
         pieces += (delimiter, b'\r\n', *part.pieces)
+        seen += (delimiter, b'\r\n', part.seen)
     pieces += (delimiter, b'--\r\n')
-    return Part(('Content-Type',), tuple(pieces))
+    return Part(tuple(pieces), b''.join(seen), ('Content-Type',))
 
 
-def encoded_text(data: bytes) -> tuple[str, bytes]:
+class Lines(bytes):
+    """Short lines of 7 bits that a function here has made: nobody has to look at them again."""
+
+
+def encoded_text(data: bytes) -> tuple[str, Lines]:
     """How a text, of whatever line ends, is written in lines of 7 bits: encoding and octets."""
     if b'\r' in data:
         data = data.replace(b'\r\n', b'\n').replace(b'\r', b'\n')
-    lines = data.split(b'\n')
-    # What is left when every octet that may stand there has been taken out.
-    left = data.translate(None, _READABLE)
-    if not left and max(map(len, lines)) <= 78:
-        return '7bit', b'\r\n'.join(lines)
+    if data.translate(_SHOWN) == data:
+        lines = data.split(b'\n')
+        if max(map(len, lines)) <= 78:
+            return '7bit', Lines(b'\r\n'.join(lines))
     # Up to there it can still be read, by a person and by a filter that looks at the source.
-    if len(left) * 2 <= len(data):
+    if len(data.translate(None, _READABLE)) * 2 <= len(data):
         printable = binascii.b2a_qp(data)
         if len(printable) <= len(data) * 2:
-            return 'quoted-printable', printable.replace(b'\n', b'\r\n')
+            return 'quoted-printable', Lines(printable.replace(b'\n', b'\r\n'))
     return 'base64', base64_lines(data.replace(b'\n', b'\r\n'))
 
 
-class Base64(bytes):
-    """Lines that base64_lines has made, and nobody has to look at again."""
-
-
-def base64_lines(data: bytes) -> Base64:
+def base64_lines(data: bytes) -> Lines:
     """Base64 in lines of 76 characters (RFC 2045, 6.8)."""
     pieces = []
     for at in range(0, len(data), _BLOCK):
@@ -85,7 +94,7 @@ def base64_lines(data: bytes) -> Base64:
             pieces.append(b'\r\n'.join(_LINES.unpack(block)))
         else:
             pieces += [block[start : start + 76] for start in range(0, len(block), 76)]
-    return Base64(b'\r\n'.join([*pieces, b'']))
+    return Lines(b'\r\n'.join([*pieces, b'']))
 
 
 _LINES = Struct('76s' * 512)
@@ -94,3 +103,6 @@ _LINES = Struct('76s' * 512)
 _BLOCK = 512 * 57
 
 _READABLE = bytes([*b'\t\n', *range(0x20, 0x7F)])
+
+_SHOWN = bytes(octet if octet in _READABLE else ord('?') for octet in range(256))
+"""What is as before afterwards can be read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ..envelope import is_crlf
 from ..exceptions import MessageError
 from ..patterns import pattern
 from .headers import LIMIT
@@ -14,16 +15,10 @@ __all__ = ['fits', 'lines', 'verify']
 def verify(raw: bytes, names: list[str]) -> None:
     """The last look: nothing but the headers that were meant, in short lines of 7 bits."""
     head, _, body = raw.partition(b'\r\n\r\n')
-    if _NAMES.findall(head.decode('latin-1')) != names:
+    begins = _NAMES.findall('\r\n' + head.decode('latin-1'))
+    if begins != names or head.startswith((b' ', b'\t')):
         raise MessageError('headers: what would leave is not what was given; nothing is sent')
-    breaks = raw.count(b'\n')
-    if (
-        b'\0' in raw
-        or raw.count(b'\r') != breaks
-        or raw.count(b'\r\n') != breaks
-        or not (raw.isascii() or body.isascii())
-        or not _short(raw)
-    ):
+    if b'\0' in raw or not is_crlf(raw) or not (raw.isascii() or body.isascii()) or not _short(raw):
         raise MessageError('message: its content cannot be sent in short lines of 7 bits')
 
 
@@ -39,8 +34,9 @@ def _short(raw: bytes) -> bool:
     return True
 
 
-_NAMES = pattern('(?:^|\r\n(?![ \t]))((?:[^:\r]*(?=:))?)')
-"""Whatever begins a header, up to its colon; nothing where there is none."""
+_NAMES = pattern('\r\n(?![ \t])(?:([^:\r]*):)?')
+"""Whatever begins a header, up to its colon; nothing where there is none. That it begins with a
+text, the break before the header, is what makes it fast."""
 
 
 def lines(text: str) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -58,18 +59,31 @@ class Message:
     text: str | None = field(default=None, repr=False)
     html: str | None = field(default=None, repr=False)
     sender: Addresses | None = None
-    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS, hash=False)
     attachments: Iterable[Attachment] = ()
     tag: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments'):
-            value = getattr(self, name)
-            if value is None or type(value) in (str, tuple):
+        for name, kind in zip(_MANY, map(type, _many(self)), strict=True):
+            if kind in _FIXED:
                 continue
-            if type(value) is list or (
+            value = getattr(self, name)
+            if kind is list or (
                 isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
             ):
                 object.__setattr__(self, name, tuple(value))
         if type(self.headers) is not MappingProxyType and isinstance(self.headers, Mapping):
             object.__setattr__(self, 'headers', MappingProxyType(dict(self.headers)))
+
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+_MANY = ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments')
+"""What a Message may be given as a list."""
+
+_many = attrgetter(*_MANY)
+
+
+_FIXED = frozenset({str, tuple, type(None)})
+"""Types of that which nobody can change, and which need not be copied."""

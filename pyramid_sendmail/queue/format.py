@@ -223,31 +223,25 @@ def block_of(envelope: Envelope, state: str) -> bytes:
         f'X-Envelope-From: {envelope.sender}\r\n'
         f'X-Envelope-Options: {_folded(_options(envelope))}\r\n'
     ).encode()
-    lines = b''.join([_recipient_line('T', 0, to) for to in recipients])
-    count = len(recipients)
-    size = _SLOT_AT + slot_length(count) + len(fixed) + len(lines)
+    lines = ''.join([f'X-Envelope-To: T00000T {to}\r\n' for to in recipients]).encode()
+    slot = write_slot((), len(recipients))
+    size = _SLOT_AT + len(slot) + len(fixed) + len(lines)
     lengths = b'1 %08d %012d ' % (size, len(raw))
-    return b''.join(
-        (
-            _FIRST,
-            lengths,
-            _checksum(lengths, fixed, recipients, raw),
-            _END,
-            _STATE,
-            _state_line(state, envelope.queued_at, 0.0),
-            write_slot((), count),
-            fixed,
-            lines,
-        )
-    )
+    checksum = _checksum(lengths, fixed, recipients, raw)
+    changing = _state_line(state, envelope.queued_at, 0.0)
+    return b''.join((_FIRST, lengths, checksum, _END, _STATE, changing, slot, fixed, lines))
 
 
 def _options(envelope: Envelope) -> str:
     """As JSON. The dict's own encoder costs as much as all else in the block."""
-    tag, metadata = envelope.tag, envelope.metadata
+    tag, metadata, expires = envelope.tag, envelope.metadata, envelope.expires
+    queued_at = due = repr(envelope.queued_at)
+    if envelope.due != envelope.queued_at:
+        due = repr(envelope.due)
     return (
-        f'{{"queued_at": {_number(envelope.queued_at)}, "due": {_number(envelope.due)}, '
-        f'"expires": {_number(envelope.expires)}, "priority": {_json(envelope.priority)}, '
+        f'{{"queued_at": {queued_at}, "due": {due}, '
+        f'"expires": {"null" if expires is None else repr(expires)}, '
+        f'"priority": {_json(envelope.priority)}, '
         f'"subject": {_json(envelope.subject)}, "tag": {"null" if tag is None else _json(tag)}, '
         f'"metadata": {json.dumps(dict(metadata)) if metadata else "{}"}, '
         f'"depth": {envelope.depth}}}'
@@ -255,10 +249,6 @@ def _options(envelope: Envelope) -> str:
 
 
 _json = json.encoder.encode_basestring_ascii
-
-
-def _number(moment: float | None) -> str:
-    return 'null' if moment is None else repr(moment)
 
 
 def _state_line(state: str, since: float, retry_at: float) -> bytes:

@@ -19,6 +19,7 @@ __all__ = [
     'LENGTH',
     'Schedule',
     'Ticket',
+    'fresh_name',
     'in_turn',
     'is_ours',
     'milliseconds',
@@ -62,7 +63,16 @@ class Schedule(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f'{self.priority}-{time_text(self.due)}-{min(self.attempt, 9999):04d}-{self.id}'
+        return _name(self.priority, self.due, self.attempt, self.id)
+
+
+def fresh_name(envelope: Envelope) -> str:
+    """The name of a new mail: that of its schedule, which nobody needs."""
+    return _name(_PRIORITY[envelope.priority], envelope.due, 0, envelope.id)
+
+
+def _name(priority: str, due: float, attempt: int, id: str) -> str:
+    return f'{priority}-{time_text(due)}-{min(attempt, 9999):04d}-{id}'
 
 
 def schedule_of(envelope: Envelope, *, due: float, attempt: int) -> Schedule:

@@ -28,7 +28,7 @@ from ..envelope import Envelope
 from ..exceptions import QueueError
 from ..interfaces import IMailQueuePut
 from .format import STATE_AT, block_of
-from .names import Ticket, schedule_of
+from .names import Ticket, fresh_name
 from .store import Store
 from .trigger import Trigger
 
@@ -54,10 +54,13 @@ class MaildirPut:
         self._envelopes = envelopes
         self._record: int | None = None
         self._outcome = ''
-        names = [schedule_of(envelope, due=envelope.due, attempt=0).name for envelope in envelopes]
-        self.tickets = tuple(Ticket('new', name) for name in names)
+        names = [fresh_name(envelope) for envelope in envelopes]
         # The record comes last here: it is the first file to be made and the last to move.
         self._moves = [(f'{name}.{names[0]}', name) for name in names[1:]] + [(names[0], names[0])]
+
+    @property
+    def tickets(self) -> tuple[Ticket, ...]:
+        return tuple([Ticket('new', fresh_name(envelope)) for envelope in self._envelopes])
 
     def write(self) -> None:
         """Write and sync every file. Raises QueueError, and leaves nothing then."""
@@ -83,11 +86,14 @@ class MaildirPut:
         for _, name in self._moves:
             # A rename would replace it.
             path = self._store.path('new', name)
-            with suppress(FileNotFoundError):
+            try:
                 os.lstat(path)
-                raise FileExistsError(errno.EEXIST, 'a mail of the same name is waiting', path)
+            except FileNotFoundError:
+                continue
+            raise FileExistsError(errno.EEXIST, 'a mail of the same name is waiting', path)
         self._fill(record, first, 'W')
-        self._write_others(others)
+        if others:
+            self._write_others(others)
         self._store.write(record, b'V', STATE_AT)
         self._store.sync_file(record)
 

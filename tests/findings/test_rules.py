@@ -263,7 +263,7 @@ NAMES = TEXT.filter(lambda text: text == ' '.join(text.split()) and text != '')
 
 
 def is_file_name(text: str) -> bool:
-    return re.split(r'[/\\]', text)[-1].strip(' .') != ''
+    return re.split(r'[/\\]', text)[-1].strip().strip('.') != ''
 
 
 FAMILY = '👩\u200d👩\u200d👧\u200d👦'

@@ -1,6 +1,6 @@
 """What valgrind and strace count, one phase after the other: ``counted FOLDER PORT MAILS``.
 
-``reference``: the standard library's EmailMessage made into bytes. ``send``:
+``reference``: the standard library's EmailMessage made into bytes. ``build``: ours. ``send``:
 ``request.mailer.send`` and the commit, into a queue on disk. ``drain``: the queue processor sends
 these mails to the sink at PORT, over one connection. Between the phases stands a call of
 getpriority, which nothing else makes: valgrind dumps its counts there, and strace shows it.
@@ -18,9 +18,10 @@ from pyramid.scripting import prepare
 from pyramid_sendmail.config import processor_of
 
 from ..work import email_message, mail_of
+from .build import by_ours
 from .request import application, message
 
-PHASES = ('reference', 'send', 'drain')
+PHASES = ('reference', 'build', 'send', 'drain')
 
 _WARM_UP = 10
 
@@ -36,10 +37,15 @@ def main(folder: str, port: str, mails: str) -> None:
     }
     app = application(settings, mail, 1)
     request: Any = prepare(registry=app.registry)['request']
+    ours = by_ours()
 
     def reference(count: int) -> None:
         for _ in range(count):
             email_message(mail, policy.SMTP).as_bytes()
+
+    def build(count: int) -> None:
+        for _ in range(count):
+            ours(mail)
 
     def send(count: int) -> None:
         for _ in range(count):
@@ -49,7 +55,7 @@ def main(folder: str, port: str, mails: str) -> None:
     def drain(count: int) -> None:
         processor_of(app.registry).run_once()
 
-    phases = (reference, send, drain)
+    phases = (reference, build, send, drain)
     for phase in phases:
         phase(_WARM_UP)
     for phase in phases:
