@@ -241,7 +241,11 @@ def _attempts(registry: Registry, *, durable: bool) -> Attempts:
 
     settings = _settings(registry)
     policy = settings.policy if durable else AT_ONCE_OR_NEVER
-    return Attempts(policy, real(registry.getUtility(IMailReporter)), settings.ambiguous)
+    reporter = real(registry.getUtility(IMailReporter))
+    attempts = Attempts(policy, reporter, settings.ambiguous)
+    # A reporter of the application's own may have none.
+    attempts.turn = getattr(reporter, 'turn', attempts.turn)
+    return attempts
 
 
 def _need_queue(queue: Any, what: str) -> None:

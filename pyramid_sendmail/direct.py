@@ -16,7 +16,7 @@ from .exceptions import DamagedMail, MailerUnavailable, QueueError
 from .interfaces import IMailer, IMailQueue
 from .road import Road
 from .sending import Attempts, Tally, attempt, report_settled
-from .threads import OwnThreads, Turn
+from .threads import OwnThreads
 
 __all__ = ['DirectSender']
 
@@ -53,9 +53,7 @@ class DirectSender:
     def _reset(self) -> None:
         self._jobs: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
-        # In a forked child a thread that does not exist there may hold the other one, and what
-        # could not be recorded is the parent's.
-        self._attempts.turn = Turn()
+        # In a forked child, what could not be recorded is the parent's.
         self._attempts.unrecorded = []
         self._look_at = 0.0 if self._durable else inf
         self._busy = False

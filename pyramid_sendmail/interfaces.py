@@ -300,7 +300,11 @@ class IMailQueueProcessor(Interface):
 
 class IMailReporter(Interface):
     """Tells subscribers, each event in a request and a transaction of its own, or a batch of those
-    that wait in one."""
+    that wait in one.
+
+    A reporter may have a ``turn``, which sessions with ``gives_way`` take as well: see
+    :class:`pyramid_sendmail.threads.Turn`.
+    """
 
     def wants(kind: str) -> bool:
         """Whether anybody subscribes to 'sent', 'deferred' or 'error'."""

@@ -24,16 +24,19 @@ from .envelope import Envelope, Fate
 from .events import KINDS, event_of
 from .interfaces import IMailClaim, IMailReporter
 from .retry import EVENT_RETRY, RetryPolicy
-from .threads import OwnThreads
+from .threads import OwnThreads, Turn
 from .trouble import depth as _depth
 
 __all__ = ['MailReporter']
 
 log = logging.getLogger(__name__)
 
-TOGETHER = 0.01
-"""Seconds that an event waits for others to make a batch, at most. Without it the events thread,
-which is the faster one, would find one event at a time, and take the processor from the senders."""
+TOGETHER, ENOUGH = 0.01, 64
+"""Seconds that an event waits for others, at most, and how many are enough. Without it the events
+thread would find one event at a time, and interrupt the senders for each."""
+
+SPAN, REST = 0.01, 0.002
+"""Seconds for which events are told while nobody sends, and those that are for sending, then."""
 
 Report = tuple[Fate, Envelope]
 """What is to be told, and the mail that it is about."""
@@ -60,11 +63,14 @@ class MailReporter:
     ) -> None:
         self._registry = registry
         self._batch = batch
+        self._enough = max(batch, ENOUGH)
         self._policy = policy
         self._clock = clock
         self._backlog = _room() if backlog is None else backlog
         self.failures = 0
         """How often subscribers have failed to take an event."""
+        self.turn = Turn()
+        """Of the subscribers, and of whoever sends beside them."""
         self._requests = BlankRequests(registry)
         self._threads = OwnThreads(self._reset, self.join)
         self._reset()
@@ -84,7 +90,7 @@ class MailReporter:
             taken = len(self._waiting) < self._backlog
             if taken:
                 self._waiting.append((claim, tuple(fates)))
-                if len(self._waiting) == 1 or len(self._waiting) >= self._batch:
+                if len(self._waiting) in (1, self._enough):
                     self._changed.notify_all()
         if taken:
             self._threads.start('pyramid_sendmail events', self._run)
@@ -98,30 +104,47 @@ class MailReporter:
 
     def _run(self) -> None:
         while True:
-            taken = self._next()
-            told = self._told(taken)
-            for claim, fates in taken:
-                try:
-                    self._settle(claim, fates, told)
-                except Exception:
-                    log.exception('%s: an event could not be settled', claim.envelope.message_id)
-                    claim.release()
+            self._await_events()
+            with self.turn.borrowed() as in_turn:
+                end = time.perf_counter() + SPAN
+                while taken := self._take():
+                    self._tell(taken)
+                    if time.perf_counter() >= end:
+                        break
+            if in_turn:
+                # Who waits for the turn has to wake up to have it.
+                time.sleep(REST)
 
-    def _next(self) -> list[tuple[Any, Sequence[Fate]]]:
-        """Wait for a claim with events to report, and take as many as make a batch."""
+    def _await_events(self) -> None:
+        """Wait for a claim with events to report, and a moment for others."""
         with self._changed:
+            alone = not self._waiting
             self._busy = False
             self._changed.notify_all()
             self._changed.wait_for(lambda: bool(self._waiting))
-            if self._batch > 1:
-                self._changed.wait_for(lambda: len(self._waiting) >= self._batch, TOGETHER)
-            self._busy = True
-            taken = [self._waiting.popleft()]
-            room = self._batch - len(taken[0][1])
-            while self._waiting and len(self._waiting[0][1]) <= room:
+            # Those that have come meanwhile have waited already.
+            if alone or len(self._waiting) < self._batch:
+                self._changed.wait_for(lambda: len(self._waiting) >= self._enough, TOGETHER)
+
+    def _take(self) -> list[tuple[Any, Sequence[Fate]]]:
+        """As many claims as make a batch; nothing where none waits."""
+        taken: list[tuple[Any, Sequence[Fate]]] = []
+        with self._changed:
+            room = self._batch
+            while self._waiting and (not taken or len(self._waiting[0][1]) <= room):
+                self._busy = True
                 taken.append(self._waiting.popleft())
                 room -= len(taken[-1][1])
-            return taken
+        return taken
+
+    def _tell(self, taken: Sequence[tuple[Any, Sequence[Fate]]]) -> None:
+        told = self._told(taken)
+        for claim, fates in taken:
+            try:
+                self._settle(claim, fates, told)
+            except Exception:
+                log.exception('%s: an event could not be settled', claim.envelope.message_id)
+                claim.release()
 
     def _settle(self, claim: Any, fates: Sequence[Fate], taken: Set[str]) -> None:
         told: list[Fate] = []
@@ -191,7 +214,7 @@ class MailReporter:
         before = _depth.set(max(_depth_of(*report) for report in reports))
         try:
             with self._requests.pushed() as request:
-                self._tell(reports, request)
+                self._notify(reports, request)
                 told = True
         except BaseException:
             # A subscriber that calls sys.exit() is no reason to tell nobody else.
@@ -208,7 +231,7 @@ class MailReporter:
             _depth.reset(before)
         return told
 
-    def _tell(self, reports: Sequence[Report], request: Request) -> None:
+    def _notify(self, reports: Sequence[Report], request: Request) -> None:
         manager = request.tm
         request.environ['tm.active'] = True
         request.environ['tm.manager'] = manager

@@ -16,6 +16,13 @@ __all__ = ['EXIT_GRACE', 'OwnThread', 'OwnThreads', 'Turn', 'in_own_thread', 'wa
 EXIT_GRACE = 10.0
 """Seconds that a process waits at exit for what is pending."""
 
+PATIENCE = 0.05
+"""Seconds for which a thread waits for its turn."""
+
+PENANCE, BUSY = 10.0, 0.5
+"""How many times as long as it took nothing is lent to one that has mostly waited; and the part of
+the time from which on it has not."""
+
 
 class OwnThread(threading.Thread):
     """A thread that this package started."""
@@ -91,33 +98,50 @@ class Turn:
 
     Python runs one thread at a time anyway, but hands the interpreter over at each system call, a
     dozen times a mail: that costs more than the mail. A thread that holds the turn gives it up in
-    ``waiting`` alone.
+    ``waiting`` alone. It is a courtesy, not a lock: who has waited for it for PATIENCE passes the
+    holder over, and both work.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._worked = 0.0
         self._since = 0.0
+        self._lends_at = 0.0
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Work in turn. Whatever may take long has to stand in ``waiting``."""
-        self.take()
-        _holding.turn = self
+        before = _holding.hold
+        if before is not None and before.turn is self:
+            yield
+            return
+        hold = _Hold(self)
+        hold.take()
+        _holding.hold = hold
         try:
             yield
         finally:
-            _holding.turn = None
-            self.give()
+            _holding.hold = before
+            hold.give()
 
-    def take(self) -> None:
-        self._lock.acquire()
-        self._since = time.perf_counter()
+    @contextmanager
+    def borrowed(self) -> Iterator[bool]:
+        """Work in turn, where that is of use: whether it is.
 
-    def give(self) -> None:
-        self._worked += time.perf_counter() - self._since
-        self._since = 0.0
-        self._lock.release()
+        Whoever mostly waits, for what he does not tell, would have the others wait for it too. For
+        PENANCE times as long he works without it then.
+        """
+        if time.perf_counter() < self._lends_at:
+            yield False
+            return
+        with self.held():
+            began, computed = time.perf_counter(), time.thread_time()
+            try:
+                yield True
+            finally:
+                now = time.perf_counter()
+                if time.thread_time() - computed < BUSY * (now - began):
+                    self._lends_at = now + PENANCE * (now - began)
 
     @property
     def worked(self) -> float:
@@ -126,8 +150,39 @@ class Turn:
         return self._worked + (time.perf_counter() - since if since else 0.0)
 
 
+class _Hold:
+    """What one thread has of a turn, and may give up and take again."""
+
+    __slots__ = ('_lock', '_since', 'turn')
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+
+    def take(self) -> None:
+        turn = self.turn
+        while True:
+            lock = turn._lock
+            if not lock.acquire(timeout=PATIENCE):
+                if turn._lock is lock:
+                    # The holder, who may be a thread that no fork has taken along, keeps the old
+                    # one. Two who are that late at once may both go on: that harms nobody.
+                    turn._lock = threading.Lock()
+            elif turn._lock is lock:
+                break
+            else:
+                lock.release()
+        self._lock = lock
+        turn._since = self._since = time.perf_counter()
+
+    def give(self) -> None:
+        turn = self.turn
+        turn._worked += time.perf_counter() - self._since
+        turn._since = 0.0
+        self._lock.release()
+
+
 class _Holding(threading.local):
-    turn: Turn | None = None
+    hold: _Hold | None = None
     """What this thread has to give up while it waits."""
 
 
@@ -137,14 +192,14 @@ _holding = _Holding()
 class waiting:
     """``with waiting():`` others may work; nothing happens in a thread that holds no turn."""
 
-    __slots__ = ('_turn',)
+    __slots__ = ('_hold',)
 
     def __enter__(self) -> None:
-        self._turn, _holding.turn = _holding.turn, None
-        if self._turn is not None:
-            self._turn.give()
+        self._hold, _holding.hold = _holding.hold, None
+        if self._hold is not None:
+            self._hold.give()
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._turn is not None:
-            self._turn.take()
-            _holding.turn = self._turn
+        if self._hold is not None:
+            self._hold.take()
+            _holding.hold = self._hold

@@ -194,6 +194,33 @@ def test_processor_settings(tmp_path: Path) -> None:
     assert processor_of(registry, workers=1, batch=2)._workers == 1
 
 
+@implementer(IMailReporter)
+class OwnReporter:
+    """One of an application's own."""
+
+    def wants(self, kind: str) -> bool:
+        return False
+
+    def join(self, timeout: float) -> bool:
+        return True
+
+    def submit(self, claim: Any, fates: Any) -> None:
+        raise AssertionError
+
+
+def test_subscribers_and_senders_share_a_turn(tmp_path: Path) -> None:
+    """Whoever sends in this process, and what the events thread runs, work in turn; a reporter of
+    the application's own need know nothing of that."""
+    registry = committed(url='null:', queue_path=tmp_path, delivery='direct')
+    turn = registry.getUtility(IMailReporter).turn
+    assert processor_of(registry)._attempts.turn is turn
+    assert registry.getUtility(IMailDelivery)._sender._attempts.turn is turn
+    config = configured(url='null:', queue_path=tmp_path)
+    config.registry.registerUtility(OwnReporter(), IMailReporter)
+    config.commit()
+    assert processor_of(config.registry)._attempts.turn is not turn
+
+
 def test_message_settings() -> None:
     """Sender, envelope sender, host name and size reach the messages."""
     registry = committed(

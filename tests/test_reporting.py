@@ -36,6 +36,7 @@ from zope.interface.verify import verifyObject
 
 from pyramid_sendmail import Message, NoActiveTransaction, QueueError
 from pyramid_sendmail.blank import BlankRequests
+from pyramid_sendmail.config import processor_of
 from pyramid_sendmail.envelope import Envelope, Fate, Reply, Verdict
 from pyramid_sendmail.events import MailDeferredEvent, MailErrorEvent, MailSentEvent
 from pyramid_sendmail.interfaces import (
@@ -49,12 +50,13 @@ from pyramid_sendmail.interfaces import (
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.reporting import MailReporter
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.threads import in_own_thread
+from pyramid_sendmail.threads import in_own_thread, waiting
 from pyramid_sendmail.trouble import trouble_depth
 
 from .databases import NOTES, make_notes, notes
 from .doubles import RecordingMailer
 from .queue_fixtures import NOW, Clock, deferred, failed, make_envelope, sent, until
+from .smtp_server import ScriptedSMTPServer
 
 WAIT = 10.0
 
@@ -1269,3 +1271,85 @@ def test_room_for_those_who_wait(limit: int, room: int, monkeypatch: pytest.Monk
     """Each of them keeps a file open: a slow subscriber shall not use up all that there are."""
     monkeypatch.setattr(resource, 'getrlimit', lambda what: (limit, limit))
     assert MailReporter(Registry())._backlog == room
+
+
+# In turn with the senders
+
+
+def test_subscribers_work_in_turn(application: Application) -> None:
+    """A subscriber has the turn, that of the sessions of the same application, and gives it back
+    when there is nothing more to tell, though it has raised."""
+
+    def subscriber(event: Any) -> None:
+        application.heard.append(reporter.turn._lock.locked())
+        raise ZeroDivisionError
+
+    application.subscribe(subscriber)
+    reporter = application.reporter
+    envelope = make_envelope()
+    reporter.submit(Claim(envelope), [sent(envelope)])
+    assert reporter.join(WAIT)
+    until(lambda: not reporter.turn._lock.locked())
+    assert application.heard == [True]
+
+
+def test_a_slow_subscriber_stops_no_worker(application: Application) -> None:
+    """Work goes on while a subscriber waits for something, if only for that work."""
+    worked = threading.Event()
+    application.subscribe(lambda event: application.heard.append(worked.wait(WAIT)))
+    reporter = application.reporter
+    envelope = make_envelope()
+    claim: Any = Claim(envelope)
+    reporter.submit(claim, [sent(envelope)])
+    until(reporter.turn._lock.locked)
+    assert not reporter.join(0.01)
+    with reporter.turn.held():
+        worked.set()
+        assert reporter.join(WAIT)
+    assert application.heard == [True]
+    assert claim.done == [('reported', [sent(envelope).id])]
+
+
+@pytest.mark.parametrize('batch', [1, 10])
+def test_mail_leaves_while_a_subscriber_waits(
+    tmp_path: Path, smtp_server: ScriptedSMTPServer, batch: int
+) -> None:
+    """The queue is drained by one worker, to the end, while the first subscriber waits for that."""
+    config = Configurator(
+        settings={
+            'mail.url': smtp_server.url,
+            'mail.queue_path': tmp_path / 'mail',
+            'mail.workers': 1,
+            'mail.event_batch': batch,
+        }
+    )
+    config.include('pyramid_sendmail')
+    heard: list[str] = []
+
+    def subscriber(event: Any) -> None:
+        smtp_server.wait_for(30)
+        heard.append(event.message_id)
+
+    config.add_subscriber(subscriber, IMailSentEvent)
+    config.commit()
+    delivery = config.registry.getUtility(IMailDelivery)
+    with transaction.manager:
+        sent = {delivery.send(message(f'Number {number}')) for number in range(30)}
+    assert processor_of(config.registry).run_once().delivered == 30
+    assert set(heard) == sent
+
+
+def test_a_subscriber_that_sends_at_once_gives_the_turn_up(application: Application) -> None:
+    """While a session inside of a subscriber waits for its relay, others work."""
+
+    def subscriber(event: Any) -> None:
+        with waiting():
+            application.heard.append(reporter.turn._lock.locked())
+        application.heard.append(reporter.turn._lock.locked())
+
+    application.subscribe(subscriber)
+    reporter = application.reporter
+    envelope = make_envelope()
+    reporter.submit(Claim(envelope), [sent(envelope)])
+    assert reporter.join(WAIT)
+    assert application.heard == [False, True]

@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -168,6 +169,7 @@ def test_a_fork_while_a_lock_is_held() -> None:
 def test_one_thread_works_at_a_time() -> None:
     """Whoever wants the turn waits until it is given up, even for a moment."""
     turn, told = Turn(), []
+    lock = turn._lock
     started = threading.Event()
 
     def other() -> None:
@@ -188,6 +190,7 @@ def test_one_thread_works_at_a_time() -> None:
     thread.start()
     thread.join(10)
     assert told == ['first', 'other', 'first again']
+    assert turn._lock is lock, 'nobody had to be passed over'
 
 
 def test_the_turn_is_had_again_after_waiting() -> None:
@@ -238,3 +241,129 @@ def test_a_turn_tells_how_long_it_was_held() -> None:
             threading.Event().wait(0.02)
             assert turn.worked == worked
     assert turn.worked >= worked
+
+
+def test_the_turn_is_held_once() -> None:
+    """What works in turn may call what does so, too: it goes on, and gives the turn up once."""
+    turn, other = Turn(), Turn()
+    lock = turn._lock
+    with turn.held():
+        with turn.held():
+            assert turn._lock is lock, 'it waited for itself, until it was passed over'
+            with waiting():
+                assert not lock.locked()
+        assert lock.locked()
+        with other.held(), waiting():
+            assert not other._lock.locked()
+            assert lock.locked()
+        assert lock.locked()
+    assert not lock.locked()
+
+
+def test_who_takes_long_is_passed_over() -> None:
+    """The others do not wait for it, once they have; afterwards there is one turn again."""
+    turn = Turn()
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        with turn.held():
+            started.set()
+            go_on.wait(10)
+
+    thread = threading.Thread(target=slow, daemon=True)
+    thread.start()
+    started.wait(10)
+    late = turn._lock
+    with turn.held():
+        assert turn._lock is not late
+        assert turn._lock.locked()
+        go_on.set()
+        thread.join(10)
+        assert not late.locked()
+        assert turn._lock.locked(), 'the one who was late has not given back what is not his'
+    assert not turn._lock.locked()
+    assert turn.worked > 0
+
+
+def test_who_waited_for_one_that_was_late_waits_for_the_turn() -> None:
+    """What he gets from the one who was late is nothing to work with."""
+    turn, told = Turn(), []
+    late = turn._lock
+    late.acquire()
+    wanted = threading.Event()
+
+    class Watched:
+        """The lock of one who is late, which tells when somebody else waits for it."""
+
+        def acquire(self, timeout: float) -> bool:
+            wanted.set()
+            return late.acquire()
+
+        def release(self) -> None:
+            late.release()
+
+    def other() -> None:
+        with turn.held():
+            told.append('other')
+
+    watched: Any = Watched()
+    turn._lock = watched
+    thread = threading.Thread(target=other, daemon=True)
+    thread.start()
+    wanted.wait(10)
+    turn._lock = threading.Lock()
+    with turn.held():
+        late.release()
+        thread.join(0.02)
+        told.append('first')
+    thread.join(10)
+    assert told == ['first', 'other']
+    assert not late.locked()
+
+
+def test_who_computes_has_the_turn() -> None:
+    """Whoever uses the processor may have it again at once."""
+    turn = Turn()
+    for _ in range(3):
+        with turn.borrowed() as in_turn:
+            assert in_turn
+            assert turn._lock.locked()
+            end = time.thread_time() + 0.005
+            while time.thread_time() < end:
+                pass
+        if turn._lends_at:  # this machine had no time for us
+            turn._lends_at = 0.0
+        assert not turn._lock.locked()
+
+
+def test_who_mostly_waits_works_beside_the_others() -> None:
+    """For a while, whatever he waited for, and though it has failed."""
+    turn = Turn()
+
+    def wait() -> None:
+        with turn.borrowed() as in_turn:
+            assert in_turn
+            time.sleep(0.05)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        wait()
+    assert not turn._lock.locked()
+    with turn.borrowed() as in_turn:
+        assert not in_turn
+        assert not turn._lock.locked()
+    turn._lends_at = 0.0
+    with turn.borrowed() as in_turn:
+        assert in_turn
+
+
+def test_a_turn_that_was_held_at_a_fork() -> None:
+    """In the child nobody will give it back: it is passed over."""
+    turn = Turn()
+    turn._lock.acquire()
+
+    def work() -> None:
+        with turn.held():
+            pass
+
+    assert reap(forked(work)) == 0
