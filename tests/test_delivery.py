@@ -775,7 +775,8 @@ def test_what_a_stopped_process_has_left_is_found(
     durable.commit()
     until(lambda: 'error' in dict(durable.reporter.kinds).values())
     assert failures == []
-    [path] = Path(durable.queue.path, 'failed').iterdir()
+    # It is moved once the event has been taken.
+    [path] = until(lambda: list(Path(durable.queue.path, 'failed').iterdir()))
     assert b'X-Envelope-Outcome' in path.read_bytes()
 
 

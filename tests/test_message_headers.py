@@ -207,7 +207,12 @@ def test_unfolded() -> None:
     assert unfolded('\udcff') == '\udcff'
 
 
-@given(TEXT.filter(lambda text: text.strip() == text and text != ''))
+def _is_no_msg_id(name: str) -> bool:
+    """The old reader takes angle brackets around a whole name off, whatever the header is."""
+    return not (name.startswith('<') and name.endswith('>'))
+
+
+@given(TEXT.filter(lambda text: text.strip() == text and text != '').filter(_is_no_msg_id))
 @example('x' * 300 + '.pdf')
 @example('ü' * 300 + '.pdf')
 @example('a"b\\c.pdf')

@@ -289,16 +289,17 @@ def test_files_that_move_during_a_run(world: World) -> None:
     first = world.send(priority='high')
     world.server.script('dot', meddle)
     world.server.extensions = ()
+
+    def arrived() -> set[str]:
+        return {message_id for message_id, _ in world.server.pairs()}
+
     with world.running():
-        world.server.wait_for(6)
+        until(lambda: arrived() >= {first, *others})
         until(lambda: len(world.told('error')) == 1)
 
-    arrived = {message_id for message_id, _ in world.server.pairs()}
-    assert arrived >= {first, *others}
     assert world.server.connections == 1
     world.run()
-    arrived = {message_id for message_id, _ in world.server.pairs()}
-    assert len(arrived & set(victims)) == 1, 'the renamed one is still ours'
+    assert len(arrived() & set(victims)) == 1, 'the renamed one is still ours'
     assert world.folders() == ['failed']
 
 
