@@ -595,7 +595,7 @@ def refusals(registry: Any) -> list[tuple[str, str, str]]:
 
 def test_outbox() -> None:
     """The test mailer keeps the contract, and has the mail when the request has ended."""
-    block, memory = in_section('Testing your application')
+    block, main, memory = in_section('Testing your application')
     config = configurator(**{'mail.default_sender': 'shop@example.org'})
     execute(block, namespace := {'config': config})
     outbox: Any = namespace['outbox']
@@ -614,6 +614,10 @@ def test_outbox() -> None:
     assert envelope.message_id == message_id
     for name in ('sender', 'recipients', 'subject', 'tag', 'metadata', 'raw'):
         assert hasattr(envelope, name)
+
+    execute(main, namespace := {})
+    app = namespace['main']({}, mailer=outbox, **{'mail.default_sender': 'shop@example.org'})
+    assert app.registry.getUtility(IMailer) is outbox
 
     config = configurator()
     execute(memory, namespace := {'config': config})

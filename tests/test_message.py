@@ -1227,6 +1227,27 @@ def test_to_message() -> None:
     assert send(Plain()).recipients == ('ann@x', 'b@x')
 
 
+def test_to_message_without_a_sender() -> None:
+    """pyramid_mailer's message raises without one; it is asked as if it had mail.default_sender,
+    and stays as it was."""
+
+    class Senderless:
+        sender: str | None = None
+
+        def to_message(self) -> EmailMessage:
+            message = stdlib()
+            del message['From']
+            message['From'] = self.sender
+            return message
+
+    given = Senderless()
+    ours = Composer(default_sender='shop@x')
+    assert ours.envelope(given).sender == 'shop@x'
+    assert given.sender is None
+    given.sender = 'bob@x'
+    assert ours.envelope(given).sender == 'bob@x'
+
+
 def test_registry_objects() -> None:
     """Addresses and groups of the standard library's headers are written by us."""
     message = stdlib()

@@ -260,9 +260,9 @@ def test_events_that_were_not_taken(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals(number: int) -> None:
-    """SIGTERM and SIGINT stop it, with status 0; handlers are as before then."""
+    """SIGTERM, SIGINT and SIGHUP stop it, with status 0; handlers are as before then."""
     before = signal.getsignal(number)
 
     def work(processor: Processor, stop: threading.Event) -> None:
@@ -273,6 +273,21 @@ def test_signals(number: int) -> None:
 
     assert run('x.ini', processor=Processor(run=work)) == 0
     assert signal.getsignal(number) == before
+
+
+def test_nohup() -> None:
+    """Who started it has said that a terminal which is closed is no reason to stop."""
+
+    def work(processor: Processor, stop: threading.Event) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.wait(0.02)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run('x.ini', processor=Processor(run=work)) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(('batch', 'turn'), [(1, None), (50, qp.TURN)])

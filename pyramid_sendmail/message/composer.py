@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from email.message import Message as AnyMessage
 from types import MappingProxyType
@@ -135,7 +136,7 @@ class Composer:
             return self._adopt(draft, message, None)
         to_message = getattr(message, 'to_message', None)
         if not isinstance(message, type) and callable(to_message):
-            given = to_message()
+            given = self._converted(message)
             if isinstance(given, AnyMessage):
                 return self._adopt(draft, given, getattr(message, 'send_to', None))
             raise MessageError(
@@ -146,6 +147,14 @@ class Composer:
             f'message: {type(message).__name__} is no message; pass a pyramid_sendmail.Message, an '
             'email.message.EmailMessage, or an object with to_message()'
         )
+
+    def _converted(self, message: Any) -> object:
+        """What ``to_message()`` gives; a message that has a sender, and none yet, is asked as if it
+        had ours: pyramid_mailer's own raises without one."""
+        if self.default_sender and getattr(message, 'sender', '') is None:
+            message = copy(message)
+            message.sender = self.default_sender
+        return message.to_message()
 
     def _compose(self, draft: Draft, message: Message) -> _Look:
         to = parse_addresses(message.to, 'to')

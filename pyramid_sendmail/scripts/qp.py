@@ -270,8 +270,9 @@ def _once(processor: Any, registry: Registry, stop: threading.Event, *, quiet: b
 
 
 class Signals:
-    """SIGTERM and SIGINT set ``stop``, and a second one ends the process as it would without us;
-    before there is anything to ``wake``, they raise KeyboardInterrupt.
+    """SIGTERM, SIGINT, and SIGHUP of a terminal that is closed, set ``stop``, and a second one ends
+    the process as it would without us; before there is anything to ``wake``, they raise
+    KeyboardInterrupt. Under nohup SIGHUP stays ignored.
 
     One of each is no second one: a process manager whose terminal gets Ctrl-C sends SIGTERM after
     the SIGINT that its children had from the terminal.
@@ -285,7 +286,8 @@ class Signals:
     def __enter__(self) -> Signals:
         self._before = {
             number: signal.signal(number, self._handle)
-            for number in (signal.SIGTERM, signal.SIGINT)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
         }
         return self
 
