@@ -48,7 +48,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The public names: who only includes the package does not wait for them (PEP 562)."""
+    """The public names, and where they are: who only includes the package does not wait for them
+    (PEP 562)."""
+    if name in ('exceptions', 'message'):
+        return import_module(f'.{name}', __name__)
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     home = 'message' if name in ('Attachment', 'Message') else 'exceptions'

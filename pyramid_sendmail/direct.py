@@ -46,15 +46,18 @@ class DirectSender:
         self._mailer = mailer
         self._attempts = attempts
         self._durable = durable
-        self._threads = OwnThreads(self._reset, self.finish)
+        self._threads = OwnThreads(self._forked, self.finish)
         self._road = Road(mailer)
+        self._reset()
+
+    def _forked(self) -> None:
+        # What could not be recorded is the parent's.
+        self._attempts.unrecorded = []
         self._reset()
 
     def _reset(self) -> None:
         self._jobs: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
-        # In a forked child, what could not be recorded is the parent's.
-        self._attempts.unrecorded = []
         self._look_at = 0.0 if self._durable else inf
         self._busy = False
         self._connected = False

@@ -31,7 +31,7 @@ def real(part: Part) -> Part:
 
 
 class _StandIn:
-    __slots__ = ('__made', '__make')
+    __slots__ = ('__made', '__make', '__weakref__')
 
     __component_name__ = ''
     """``registerUtility`` asks for it."""
@@ -44,6 +44,10 @@ class _StandIn:
         made: dict[str, Any] = self.__made
         # No lock, which a fork could leave held for ever: setdefault() is atomic.
         return made['part'] if made else made.setdefault('part', self.__make())
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A copy is one of the part."""
+        return real(self).__reduce_ex__(protocol)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(real(self), name)

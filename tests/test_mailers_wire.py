@@ -137,3 +137,15 @@ def test_describe() -> None:
     assert describe(OSError('x'), 1) == 'x'
     assert describe(OSError(2, 'No such file'), 1) == 'No such file'
     assert describe(TimeoutError(), 1.5) == 'timed out after 1.5 s'
+
+
+def test_a_line_that_was_closed_is_lost() -> None:
+    """Whoever closed it, and whatever is asked of it then."""
+    wire, peer = pair()
+    with peer:
+        wire.close()
+        with pytest.raises(LineLost, match='it was closed'):
+            wire.reply(1)
+        for octets in (1, 100_000):
+            with pytest.raises(LineLost, match='while sending'):
+                wire.write(b'x' * octets)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from importlib.resources import files
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from zope.interface import Interface
@@ -32,6 +34,21 @@ PUBLIC = {
     *('SendmailError', 'MessageError', 'NoActiveTransaction', 'QueueError'),
     *('MailerUnavailable', 'MailRefused', 'MailAmbiguous'),
 }
+
+
+@pytest.mark.parametrize('value', [message.Message, message.Attachment])
+def test_annotations_can_be_evaluated(value: type) -> None:
+    """As those do who make forms, schemas or documentation of them."""
+    hints = get_type_hints(value)
+    assert hints.keys() == value.__dataclass_fields__.keys()  # type: ignore[attr-defined]
+    assert inspect.signature(value, eval_str=True).parameters.keys() == hints.keys()
+
+
+def test_modules_of_the_public_names() -> None:
+    """They are there with the package alone."""
+    names = 'import pyramid_sendmail as p; print(p.exceptions.__name__, p.message.__name__)'
+    run = subprocess.run([sys.executable, '-c', names], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ['pyramid_sendmail.exceptions', 'pyramid_sendmail.message']
 
 
 def test_public_names() -> None:

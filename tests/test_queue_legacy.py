@@ -52,6 +52,18 @@ def _repoze(sender: str, recipients: list[str], *, encoded: bool) -> bytes:
     return bytes(message.as_string(maxheaderlen=78), 'ascii')
 
 
+def test_an_adopted_mail_leaves_no_file_open(queue: MaildirQueue) -> None:
+    """Old queues may hold more mails than a process may open files."""
+    for _ in range(3):
+        _lay(queue, ZOPE)
+        (ticket,), _ = queue.look(NOW)
+        claim = queue.claim(ticket)
+        assert claim is not None
+        assert len(queue._store._open) == 1
+        claim.settle([sent(claim.envelope)], report=False)
+    assert queue._store._open == {}
+
+
 @pytest.mark.parametrize('folder', ['new', 'cur'])
 def test_zope_mail_is_adopted(queue: MaildirQueue, folder: str) -> None:
     """The first claim gives the mail as one of ours: recipients, id, and the bytes with CRLF."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
+import weakref
 from pathlib import Path
 
 from zope.interface.verify import verifyObject
@@ -49,6 +52,15 @@ def test_it_is_as_good_as_the_part() -> None:
     queue = stand_in(MemoryQueue)
     assert IMailQueue.providedBy(queue)
     assert verifyObject(IMailQueue, queue)
+
+
+def test_a_copy_is_one_of_the_part() -> None:
+    """By whatever way; and it can be referred to weakly."""
+    part = stand_in(Part)
+    for copied in (copy.copy(part), copy.deepcopy(part), pickle.loads(pickle.dumps(part))):
+        assert type(copied) is Part
+        assert copied.number == part.number
+    assert weakref.ref(part)() is part
 
 
 def test_what_is_no_stand_in_is_itself() -> None:

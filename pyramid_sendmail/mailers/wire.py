@@ -7,6 +7,7 @@ several commands may leave before the first reply is read (RFC 2920).
 
 from __future__ import annotations
 
+import errno
 import re
 import select
 import socket
@@ -277,6 +278,8 @@ class Wire:
     def _await(self, event: int, seconds: float) -> None:
         if seconds <= 0:
             raise TimeoutError
+        if self._socket.fileno() < 0:
+            raise OSError(errno.EBADF, 'it was closed')
         self._poll.register(self._socket, event)
         with waiting():
             if not self._poll.poll(seconds * 1000):

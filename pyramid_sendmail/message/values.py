@@ -10,10 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .address import Addresses
+else:
+    # For whoever evaluates the annotations: the class of the standard library that belongs here
+    # would import most of its email package.
+    Addresses = str | Iterable[Any]
 
 __all__ = ['Attachment', 'Message']
 

@@ -81,6 +81,10 @@ class MaildirClaim:
     def fates(self) -> list[Fate]:
         return self._block.fates()
 
+    def has(self, descriptor: int) -> bool:
+        """Whether it is the claim of this open file."""
+        return self._descriptor == descriptor
+
     def begin(self) -> None:
         """Write ``S``: from now on a crash counts as an attempt. Raises OSError."""
         self._write(b'S', STATE_AT)

@@ -202,7 +202,8 @@ class MaildirQueue:
             try:
                 claim = self._claim(ticket, descriptor, settled)
             finally:
-                if claim is None:
+                # That of an ancestor's file is another file's.
+                if claim is None or not claim.has(descriptor):
                     self._store.close(descriptor)
             return claim
         except OSError as error:

@@ -1165,6 +1165,14 @@ _PROCESSOR = (
         'test_queue_listing.py::test_few_names_are_kept',
     ),
     Mutant(
+        'the file of an ancestor stays open',
+        'queue/maildir.py',
+        'if claim is None or not claim.has(descriptor):',
+        'if claim is None:',
+        'an old queue may hold more mail than a process may open files',
+        'test_queue_legacy.py::test_an_adopted_mail_leaves_no_file_open',
+    ),
+    Mutant(
         'each file is waited for',
         'queue/ahead.py',
         '        if seconds < _SLOW or',

@@ -475,7 +475,7 @@ claim: open new #1: QueueError, as before; EPERM EACCES: DamagedMail, between; E
 claim: open new #2: QueueError, between; EPERM EACCES: DamagedMail, between; ENOENT: quiet, between
 claim: flock new #1: QueueError, as before; ENOENT: quiet, as before
 claim: flock new #2: QueueError, between; ENOENT: quiet, between
-claim: flock new #3: quiet, between
+claim: flock new #3,4: quiet, between
 claim: fstat new #1: QueueError, as before; ENOENT: quiet, as before
 claim: fstat new #2: QueueError, between; ENOENT: quiet, between
 claim: stat new #1: QueueError, as before; ENOENT: quiet, as before
