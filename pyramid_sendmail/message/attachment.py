@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..exceptions import MessageError
 from ..patterns import pattern
 from .headers import check_text, parameters, readable, shown
-from .part import Part, base64_lines, leaf
+from .part import Part, base64_leaf, leaf
 from .raw import fits, lines
 from .values import Attachment
 
@@ -34,7 +34,7 @@ class _File(NamedTuple):
         if self.content_type == 'message/rfc822':
             message = _attached_message(self.data, self.filename)
             return leaf(content_type, '7bit', message, *more)
-        return leaf(content_type, 'base64', base64_lines(self.data), *more)
+        return base64_leaf(content_type, self.data, *more)
 
 
 def read_files(attachments: object, max_size: int) -> list[_File]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import binascii
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
 
 from .headers import parameters, source
 
-__all__ = ['Part', 'base64_lines', 'container', 'encoded_text', 'leaf', 'text_leaf']
+__all__ = ['Part', 'base64_leaf', 'base64_lines', 'container', 'encoded_text', 'leaf', 'text_leaf']
 
 
 class Part(NamedTuple):
@@ -33,7 +33,13 @@ def text_leaf(subtype: str, data: bytes) -> Part:
 def leaf(content_type: str, encoding: str, body: bytes, *more: tuple[str, str]) -> Part:
     """A part with a body that is encoded already; ``more`` of its headers."""
     names, head = _head(content_type, encoding, more)
-    return Part((head, body), head if type(body) is Lines else head + body, names)
+    return Part((head, body), head + body, names)
+
+
+def base64_leaf(content_type: str, data: bytes, *more: tuple[str, str]) -> Part:
+    """A part with a file; ``more`` of its headers."""
+    names, head = _head(content_type, 'base64', more)
+    return Part((head, *_base64_pieces(data)), head, names)
 
 
 @lru_cache(maxsize=64)
@@ -65,36 +71,36 @@ def container(subtype: str, parts: Iterable[Part], *given: tuple[str, str]) -> P
     return Part(tuple(pieces), b''.join(seen), ('Content-Type',))
 
 
-class Lines(bytes):
-    """Short lines of 7 bits that a function here has made: nobody has to look at them again."""
-
-
-def encoded_text(data: bytes) -> tuple[str, Lines]:
+def encoded_text(data: bytes) -> tuple[str, bytes]:
     """How a text, of whatever line ends, is written in lines of 7 bits: encoding and octets."""
     if b'\r' in data:
         data = data.replace(b'\r\n', b'\n').replace(b'\r', b'\n')
     if data.translate(_SHOWN) == data:
         lines = data.split(b'\n')
         if max(map(len, lines)) <= 78:
-            return '7bit', Lines(b'\r\n'.join(lines))
+            return '7bit', b'\r\n'.join(lines)
     # Up to there it can still be read, by a person and by a filter that looks at the source.
     if len(data.translate(None, _READABLE)) * 2 <= len(data):
         printable = binascii.b2a_qp(data)
         if len(printable) <= len(data) * 2:
-            return 'quoted-printable', Lines(printable.replace(b'\n', b'\r\n'))
+            return 'quoted-printable', printable.replace(b'\n', b'\r\n')
     return 'base64', base64_lines(data.replace(b'\n', b'\r\n'))
 
 
-def base64_lines(data: bytes) -> Lines:
+def base64_lines(data: bytes) -> bytes:
     """Base64 in lines of 76 characters (RFC 2045, 6.8)."""
-    pieces = []
+    return b''.join(_base64_pieces(data))
+
+
+def _base64_pieces(data: bytes) -> Iterator[bytes]:
+    """The same in blocks, for whoever joins them with more."""
     for at in range(0, len(data), _BLOCK):
         block = binascii.b2a_base64(data[at : at + _BLOCK], newline=False)
         if len(block) == _LINES.size:
-            pieces.append(b'\r\n'.join(_LINES.unpack(block)))
+            lines: Iterable[bytes] = _LINES.unpack(block)
         else:
-            pieces += [block[start : start + 76] for start in range(0, len(block), 76)]
-    return Lines(b'\r\n'.join([*pieces, b'']))
+            lines = [block[start : start + 76] for start in range(0, len(block), 76)]
+        yield b'\r\n'.join((*lines, b''))
 
 
 _LINES = Struct('76s' * 512)

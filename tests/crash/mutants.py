@@ -1332,8 +1332,8 @@ _DELIVERY = (
     Mutant(
         'nothing is finished at exit',
         'direct.py',
-        'OwnThreads(self._reset, self.finish)',
-        'OwnThreads(self._reset, self._forget)\n        self._forget = None',
+        'OwnThreads(self._forked, self.finish)',
+        'OwnThreads(self._forked, self._forget)\n        self._forget = None',
         'what is pending is sent at exit',
         'test_delivery.py::test_pending_mail_is_sent_at_exit',
     ),
