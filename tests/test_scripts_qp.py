@@ -185,8 +185,11 @@ def test_variables_that_are_none(word: str, capsys: pytest.CaptureFixture[str]) 
 def test_main(monkeypatch: pytest.MonkeyPatch) -> None:
     """The console script takes its arguments from the command line."""
     monkeypatch.setattr(sys, 'argv', ['psendmail-qp', '--nonsense'])
+    ends: list[str] = []
+    monkeypatch.setattr(gc, 'freeze', lambda: ends.append('at once'))
     assert qp.main() == 2
     assert qp.main(['--version']) == 0
+    assert ends == ['at once'] * 2
 
 
 # Exit statuses
