@@ -21,6 +21,7 @@ from zope.interface.verify import verifyObject
 
 from pyramid_sendmail.envelope import Envelope, Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
+from pyramid_sendmail.gate import Gate
 from pyramid_sendmail.interfaces import IMailQueueProcessor
 from pyramid_sendmail.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
@@ -1296,11 +1297,22 @@ def test_mail_given_back_while_fresh_mail_is_looked_for(on_disk: Setup) -> None:
     assert on_disk.mailer.accepted('ann@example.org') == 1
 
 
-def test_once_sends_what_a_worker_had_to_give_back(setup: Setup) -> None:
+def test_once_sends_what_a_worker_had_to_give_back(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A worker whose connection is stale, and who gets no other, has pulled mail that this run
     looks for no second time: another worker takes it."""
     lock, both = threading.Lock(), threading.Barrier(2, timeout=10)
     seen: list[int] = []
+    told = threading.Event()
+    failed = Gate.failed
+
+    def tell(gate: Gate, error: Exception) -> float:
+        rest = failed(gate, error)
+        told.set()
+        return rest
+
+    monkeypatch.setattr(Gate, 'failed', tell)
 
     def before(envelope: Envelope) -> None:
         me = threading.get_ident()
@@ -1313,6 +1325,9 @@ def test_once_sends_what_a_worker_had_to_give_back(setup: Setup) -> None:
         elif me == seen[0] and setup.mailer.unavailable is None:
             setup.mailer.unavailable = 'too many connections'
             raise MailerUnavailable('a stale connection', stale=True)
+        elif me != seen[0]:
+            # Who is still sending when the other fails.
+            told.wait(10)
 
     setup.mailer.before = before
     sent = setup.put_many(20)
