@@ -91,48 +91,44 @@ RELAY_OPTIONS: Mapping[str, Callable[[str], Any]] = {**_LMTP_OPTIONS, **_WINDOW}
 
 
 def _smtp(parts: Parts, beside: Beside) -> Maker:
-    host, port = parts.place(465 if parts.scheme == 'smtps' else 25)
-    given = parts.known_options(RELAY_OPTIONS)
-    security = _security(parts.scheme, given)
-    credentials = _credentials(parts, beside, given, host)
-
-    def make() -> IMailer:
+    def mailer(*place: Any, **arguments: Any) -> IMailer:
         from .smtp import SMTPMailer
 
-        return SMTPMailer(
-            host,
-            port,
-            hostname=beside.hostname,
-            tls=security,
-            insecure=parts.scheme == 'smtp+insecure',
-            **credentials,
-            **_conversation(given),
-            **_among(given, _TRUST),
-        )
+        return SMTPMailer(*place, **arguments)
 
-    return make
+    port = 465 if parts.scheme == 'smtps' else 25
+    insecure = parts.scheme == 'smtp+insecure'
+    return _to_host(mailer, parts, beside, port, RELAY_OPTIONS, insecure=insecure)
 
 
 def _lmtp(parts: Parts, beside: Beside) -> Maker:
-    host, port = parts.place(24)
-    given = parts.known_options(_LMTP_OPTIONS)
-    security = _security(parts.scheme, given)
-    credentials = _credentials(parts, beside, given, host)
-
-    def make() -> IMailer:
+    def mailer(*place: Any, **arguments: Any) -> IMailer:
         from .lmtp import LMTPMailer
 
-        return LMTPMailer(
-            host,
-            port,
-            hostname=beside.hostname,
-            tls=security,
-            **credentials,
-            **_conversation(given),
-            **_among(given, _TRUST),
-        )
+        return LMTPMailer(*place, **arguments)
 
-    return make
+    return _to_host(mailer, parts, beside, 24, _LMTP_OPTIONS)
+
+
+def _to_host(
+    mailer: Callable[..., IMailer],
+    parts: Parts,
+    beside: Beside,
+    port: int,
+    options: Mapping[str, Callable[[str], Any]],
+    **more: Any,
+) -> Maker:
+    """A mailer to a host, at this port where the URL has none."""
+    host, port = parts.place(port)
+    given = parts.known_options(options)
+    arguments = {
+        'hostname': beside.hostname,
+        'tls': _security(parts.scheme, given),
+        **_credentials(parts, beside, given, host),
+        **_among(given, _TRUST),
+        **more,
+    }
+    return lambda: mailer(host, port, **arguments, **_conversation(given))
 
 
 def _lmtp_unix(parts: Parts, beside: Beside) -> Maker:
