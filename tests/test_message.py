@@ -1271,7 +1271,7 @@ def test_registry_objects() -> None:
 
 def test_nothing_but_what_was_given() -> None:
     """The last look finds a header that should not be there, and a line that is too long."""
-    from pyramid_sendmail.message.mime import verify
+    from pyramid_sendmail.message.raw import verify
 
     good = b'A: b\r\nC: d\r\n\r\nx\r\n'
     verify(good, ['A', 'C'])
@@ -1308,7 +1308,7 @@ def test_mapping_stays_read_only() -> None:
 def test_the_last_look_finds_what_was_not_meant(raw: bytes) -> None:
     """A header that is hidden, empty, without a name or smuggled in, a line that has no end or
     half of one: none of these leaves."""
-    from pyramid_sendmail.message.mime import verify
+    from pyramid_sendmail.message.raw import verify
 
     with pytest.raises(MessageError):
         verify(raw, ['A', 'C'])
@@ -1317,7 +1317,7 @@ def test_the_last_look_finds_what_was_not_meant(raw: bytes) -> None:
 @pytest.mark.parametrize('length', [1, 997, 998, 999, 1000, 1998, 5000])
 def test_the_longest_line_is_found_wherever_it_stands(length: int) -> None:
     """998 octets are a line, and 999 are not (RFC 5322, 2.1.1)."""
-    from pyramid_sendmail.message.mime import verify
+    from pyramid_sendmail.message.raw import verify
 
     for before in (0, 1, 500, 996, 997, 998):
         raw = b'A: b\r\n\r\n' + b'x' * before + b'\r\n' + b'y' * length + b'\r\nz\r\n'
@@ -1334,8 +1334,8 @@ def test_the_longest_line_is_found_wherever_it_stands(length: int) -> None:
 @example(b'\xe9x' * 100)
 def test_lines_that_nobody_looks_at_again(data: bytes | list[bytes]) -> None:
     """What an encoded text or file is written in, the last look would have let through."""
-    from pyramid_sendmail.message.mime import verify
     from pyramid_sendmail.message.part import base64_lines, encoded_text
+    from pyramid_sendmail.message.raw import verify
 
     data = data if isinstance(data, bytes) else b''.join(data)
     for octets in (encoded_text(data)[1], base64_lines(data)):

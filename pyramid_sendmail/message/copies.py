@@ -11,8 +11,9 @@ from io import BytesIO
 
 from ..exceptions import MessageError
 from .headers import check_name, shown
-from .mime import ODD, WIRE, fits, lines
+from .mime import ODD, WIRE
 from .part import base64_lines, encoded_text
+from .raw import fits, lines
 
 __all__ = ['copied']
 

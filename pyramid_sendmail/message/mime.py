@@ -26,19 +26,8 @@ from .headers import (
     unfolded,
     unstructured,
 )
-from .raw import fits, lines, verify
 
-__all__ = [
-    'ODD',
-    'WIRE',
-    'entries_of',
-    'fits',
-    'line_of',
-    'lines',
-    'serialised',
-    'text_of',
-    'verify',
-]
+__all__ = ['ODD', 'WIRE', 'entries_of', 'line_of', 'serialised', 'text_of']
 
 
 def text_of(name: str, value: Any) -> str:
