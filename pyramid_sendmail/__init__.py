@@ -69,8 +69,8 @@ def mailer(request: Request) -> Any:
 
 
 def mail_tag(value: str, config: Configurator) -> Any:
-    """The subscriber predicate: see :class:`pyramid_sendmail.events.MailTagPredicate`."""
-    from .events import MailTagPredicate
+    """The subscriber predicate: see :class:`pyramid_sendmail.events.types.MailTagPredicate`."""
+    from .events.types import MailTagPredicate
 
     return MailTagPredicate(value, config)
 
@@ -82,7 +82,7 @@ def includeme(config: Configurator) -> None:
     ``config.set_mail_queue``, and the subscriber predicate ``mail_tag``. Includes ``pyramid_tm``.
     Starts no thread, opens no connection and makes no file.
     """
-    from .config import add_directives
+    from .config.factories import add_directives
 
     config.include('pyramid_tm')
     add_directives(config)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from zope.interface import implementer
 
+from .delivery.data_manager import active_transaction, join
 from .envelope import Envelope, Outcome, Report
+from .events.loop_guard import trouble_depth
 from .exceptions import MailAmbiguous, MailRefused
 from .interfaces import IMailDelivery
-from .transactions import active_transaction, join
-from .trouble import trouble_depth
 
 if TYPE_CHECKING:
-    from .delivery import QueuedMailDelivery
+    from .delivery.queued import QueuedMailDelivery
 
 __all__ = ['BoundMailDelivery', 'send_now']
 

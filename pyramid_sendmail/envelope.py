@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
-
-from .patterns import pattern
 
 __all__ = [
     'BLOCK',
@@ -36,7 +35,7 @@ Status = Literal['delivered', 'deferred', 'failed', 'ambiguous']
 _SHORT = 8 * 1024
 """Octets of a text that is counted rather than measured."""
 
-_BARE_CR = pattern(rb'\r(?!\n)')
+_BARE_CR = re.compile(rb'\r(?!\n)')
 
 
 def is_crlf(text: bytes) -> bool:

@@ -14,14 +14,13 @@ from hypothesis import settings
 
 from pyramid_sendmail import Message
 from pyramid_sendmail.message import Composer
-
-from .findings.strict import faults
+from tests.support.smtp.strict_reader import faults
 
 # How long an example takes says something about the machine.
 settings.register_profile('untimed', deadline=None)
 settings.load_profile('untimed')
 
-pytest_plugins = ['tests.smtp_fixtures', 'tests.databases', 'tests.crash.counts']
+pytest_plugins = ['tests.support.smtp.fixtures', 'tests.support.databases', 'tests.crash.counts']
 
 
 @pytest.fixture(scope='session', autouse=True)

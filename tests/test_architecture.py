@@ -153,8 +153,8 @@ def test_layers() -> None:
     ('name', 'source', 'found'),
     [
         ('retry', 'from .settings import TABLE', 'retry imports settings'),
-        ('retry', 'from pyramid_sendmail.settings import TABLE', 'retry imports settings'),
-        ('retry', 'import pyramid_sendmail.config', 'retry imports config'),
+        ('retry', 'from pyramid_sendmail.settings.table import TABLE', 'retry imports settings'),
+        ('retry', 'import pyramid_sendmail.config.factories', 'retry imports config'),
         ('envelope', 'from . import retry', 'envelope imports retry'),
         ('sending', 'from .delivery import send_now', 'sending imports delivery'),
         ('sending', 'def f():\n    from .config import x', 'sending imports config'),

@@ -37,7 +37,7 @@ from webtest import TestApp
 from zope.interface.verify import verifyObject
 
 from pyramid_sendmail import interfaces
-from pyramid_sendmail.config import processor_of
+from pyramid_sendmail.config.factories import processor_of
 from pyramid_sendmail.envelope import Envelope, Reply, Verdict
 from pyramid_sendmail.interfaces import (
     IMailDelivery,
@@ -46,16 +46,16 @@ from pyramid_sendmail.interfaces import (
     IMailReporter,
     IMailSession,
 )
-from pyramid_sendmail.mailers.builders import RELAY_OPTIONS
-from pyramid_sendmail.mailers.url import mailer_from_url
-from pyramid_sendmail.processor import GRACE, POLL
+from pyramid_sendmail.mailers.factory import mailer_from_url
+from pyramid_sendmail.mailers.schemes import RELAY_OPTIONS
+from pyramid_sendmail.processor.processor import GRACE, POLL
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
-from pyramid_sendmail.relay import SCHEMES
 from pyramid_sendmail.scripts.qp import _parser
-from pyramid_sendmail.settings import TABLE, parse_settings, table_rows
+from pyramid_sendmail.settings.credentials import SCHEMES
+from pyramid_sendmail.settings.table import TABLE, parse_settings, table_rows
 from tests.benchmarks.__main__ import ROWS
 from tests.benchmarks.__main__ import _parser as benchmarks_parser
-from tests.doubles import RecordingMailer
+from tests.support.doubles import RecordingMailer
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / 'README.rst'

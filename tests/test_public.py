@@ -16,18 +16,18 @@ from zope.interface.verify import verifyClass
 import pyramid_sendmail
 from pyramid_sendmail import exceptions, interfaces, message, queue
 from pyramid_sendmail.bound import BoundMailDelivery
-from pyramid_sendmail.delivery import DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
 from pyramid_sendmail.envelope import Report
+from pyramid_sendmail.events.dispatcher import MailReporter
 from pyramid_sendmail.mailers.file import FileMailer, FileSession
 from pyramid_sendmail.mailers.null import NullMailer, NullSession
-from pyramid_sendmail.mailers.session import SMTPSession
-from pyramid_sendmail.mailers.smtp import SMTPMailer
-from pyramid_sendmail.processor import QueueProcessor
+from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.session import SMTPSession
+from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
-from pyramid_sendmail.queue.claim import MaildirClaim
+from pyramid_sendmail.queue.maildir.claim import MaildirClaim
+from pyramid_sendmail.queue.maildir.staging import MaildirPut
 from pyramid_sendmail.queue.memory import MemoryClaim, MemoryPut
-from pyramid_sendmail.queue.put import MaildirPut
-from pyramid_sendmail.reporting import MailReporter
 
 PUBLIC = {
     *('Attachment', 'Message', 'includeme'),

@@ -13,9 +13,9 @@ from zope.interface import implementer
 from ..envelope import Envelope, Outcome, Reply, Verdict
 from ..exceptions import MailerUnavailable
 from ..interfaces import IMailer, IMailSession
-from .path import is_path
-from .session import Sealing
-from .wire import describe
+from .path_syntax import is_path
+from .smtp.connection import describe
+from .smtp.session import Sealing
 
 __all__ = ['FileMailer', 'FileSession']
 

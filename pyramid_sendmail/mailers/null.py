@@ -9,7 +9,7 @@ from zope.interface import implementer
 from ..envelope import Envelope, Outcome, Reply, Verdict
 from ..exceptions import MailerUnavailable
 from ..interfaces import IMailer, IMailSession
-from .session import Sealing
+from .smtp.session import Sealing
 
 __all__ = ['NullMailer', 'NullSession']
 

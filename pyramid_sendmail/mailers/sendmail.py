@@ -47,9 +47,9 @@ from zope.interface import implementer
 from ..envelope import Envelope, Outcome, Reply, Verdict
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailer, IMailSession
-from .path import is_path
-from .session import Sealing
-from .wire import BLOCK, describe
+from .path_syntax import is_path
+from .smtp.connection import BLOCK, describe
+from .smtp.session import Sealing
 
 __all__ = ['SendmailMailer', 'SendmailSession']
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .values import Attachment, Message
+from .message import Attachment, Message
 
 if TYPE_CHECKING:
-    from .composer import Composer
+    from .freeze import Composer
 
 __all__ = ['Attachment', 'Composer', 'Message']
 
@@ -22,6 +22,6 @@ def __getattr__(name: str) -> Any:
     """``Composer``: who only writes messages does not wait for it (PEP 562)."""
     if name != 'Composer':
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from .composer import Composer
+    from .freeze import Composer
 
     return Composer

@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeGuard
 
 from ..exceptions import MessageError
-from ..patterns import pattern
 from .headers import WIDTH, check_text, decoded, encoded_words, fold, readable, shown
 
 __all__ = [
@@ -35,13 +34,13 @@ Addresses: TypeAlias = 'str | Address | Iterable[str | Address]'
 _ATOM = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = '[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?'
 
-_DOT_ATOM = pattern(rf'{_ATOM}(?:\.{_ATOM})*')
-_DOMAIN = pattern(rf'{_LABEL}(?:\.{_LABEL})*')
-_PLAIN = pattern(rf'(?!-)({_ATOM}(?:\.{_ATOM})*)@{_LABEL}(?:\.{_LABEL})*')
+_DOT_ATOM = re.compile(rf'{_ATOM}(?:\.{_ATOM})*')
+_DOMAIN = re.compile(rf'{_LABEL}(?:\.{_LABEL})*')
+_PLAIN = re.compile(rf'(?!-)({_ATOM}(?:\.{_ATOM})*)@{_LABEL}(?:\.{_LABEL})*')
 _WORD = r'[^ \t"()<>:;,@\[\]\\]+'
-_NAMED = pattern(rf'(?:({_WORD}(?: {_WORD})*)|"([^"\\]*)") <([^ <>"]+)>')
-_PHRASE = pattern(rf'{_ATOM}(?: {_ATOM})*')
-_LEXEME = pattern(
+_NAMED = re.compile(rf'(?:({_WORD}(?: {_WORD})*)|"([^"\\]*)") <([^ <>"]+)>')
+_PHRASE = re.compile(rf'{_ATOM}(?: {_ATOM})*')
+_LEXEME = re.compile(
     r'(?P<blank>[ \t]+)|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<literal>\[[^\[\]\\]*\])'
     rf'|(?P<special>[<>:;,@])|(?P<atom>{_WORD})'
 )

@@ -7,11 +7,10 @@ import re
 from typing import NamedTuple
 
 from ..exceptions import MessageError
-from ..patterns import pattern
 from .headers import check_text, parameters, readable, shown
-from .part import Part, base64_leaf, leaf
-from .raw import fits, lines
-from .values import Attachment
+from .message import Attachment
+from .mime import Part, base64_leaf, leaf
+from .verify import fits, lines
 
 __all__ = ['Attachment', 'read_files', 'size_text']
 
@@ -181,7 +180,7 @@ def _attached_message(data: bytes, filename: str) -> bytes:
     from email.policy import compat32
 
     from .copies import copied
-    from .mime import serialised
+    from .foreign import serialised
 
     try:
         message = serialised(copied(BytesParser(policy=compat32).parsebytes(data)))
@@ -193,12 +192,12 @@ def _attached_message(data: bytes, filename: str) -> bytes:
     return message
 
 
-_CONTENT_ID = pattern(r"""<[!#-&(-;=?-~]+>|[!#-&(-;=?-~]+""")
+_CONTENT_ID = re.compile(r"""<[!#-&(-;=?-~]+>|[!#-&(-;=?-~]+""")
 
 
-_PARAMETER = pattern(r"""\s*;\s*([A-Za-z0-9!#$&+.^_`{|}~-]+)=("[^"\\]*"|[^\s"();,<>@]+)""")
+_PARAMETER = re.compile(r"""\s*;\s*([A-Za-z0-9!#$&+.^_`{|}~-]+)=("[^"\\]*"|[^\s"();,<>@]+)""")
 
 
-_CONTENT_TYPE = pattern(
+_CONTENT_TYPE = re.compile(
     rf'([A-Za-z0-9!#$&+.^_-]+/[A-Za-z0-9!#$&+.^_-]+)((?:{_PARAMETER.pattern})*)'
 )

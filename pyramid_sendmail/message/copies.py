@@ -10,10 +10,10 @@ from email.message import Message as AnyMessage
 from io import BytesIO
 
 from ..exceptions import MessageError
+from .foreign import ODD, WIRE
 from .headers import check_name, shown
-from .mime import ODD, WIRE
-from .part import base64_lines, encoded_text
-from .raw import fits, lines
+from .mime import base64_lines, encoded_text
+from .verify import fits, lines
 
 __all__ = ['copied']
 

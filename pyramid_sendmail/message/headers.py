@@ -17,7 +17,6 @@ from email.utils import format_datetime, parsedate_to_datetime
 from functools import lru_cache
 
 from ..exceptions import MessageError
-from ..patterns import pattern
 
 __all__ = [
     'ADDRESSES',
@@ -45,19 +44,19 @@ WIDTH = 76
 LIMIT = 998
 """Octets of a line without its CRLF (RFC 5322, 2.1.1)."""
 
-_CONTROL = pattern('[\0-\x08\n-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
+_CONTROL = re.compile('[\0-\x08\n-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
-_NAME = pattern('[!-9;-~]+')
+_NAME = re.compile('[!-9;-~]+')
 
-_TOKEN = pattern(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+")
 
-_LOOKS_ENCODED = pattern(r'=\?[^?]*\?[bBqQ]\?')
+_LOOKS_ENCODED = re.compile(r'=\?[^?]*\?[bBqQ]\?')
 
-_ENCODED = pattern(r'=\?([^?*\s]+)(?:\*[^?\s]*)?\?([bBqQ])\?([^?\s]*)\?=')
+_ENCODED = re.compile(r'=\?([^?*\s]+)(?:\*[^?\s]*)?\?([bBqQ])\?([^?\s]*)\?=')
 
-_MESSAGE_ID = pattern(r'<[!-;=?A-~]+@(?:[!-;=?A-Z^-~]+|\[[!-Z^-~]*\])>')
+_MESSAGE_ID = re.compile(r'<[!-;=?A-~]+@(?:[!-;=?A-Z^-~]+|\[[!-Z^-~]*\])>')
 
-_DATE = pattern(
+_DATE = re.compile(
     r'(?:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), *)?[0-9]{1,2} '
     r'(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) [0-9]{4} '
     r'[0-9]{2}:[0-9]{2}(?::[0-9]{2})? (?:[+-][0-9]{4}|UT|GMT|[ECMP][SD]T)(?: *\([ -~]*\))?'

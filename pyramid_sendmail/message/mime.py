@@ -1,128 +1,114 @@
-"""MIME parts in short lines of 7 bits, and headers of other people's messages as they leave."""
+"""MIME parts of our own as they leave: header lines and octets, joined once and never parsed."""
 
 from __future__ import annotations
 
-from email import errors
-from email.generator import BytesGenerator
-from email.header import Header
-from email.headerregistry import BaseHeader, ContentDispositionHeader, ContentTypeHeader
-from email.message import EmailMessage
-from email.policy import Policy
-from io import BytesIO
-from typing import TYPE_CHECKING, Any
+import binascii
+import secrets
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from struct import Struct
+from typing import NamedTuple
 
-from ..exceptions import MessageError
-from .address import Group, Mailbox, address_line, parse_list
-from .headers import (
-    ADDRESSES,
-    check_name,
-    check_text,
-    decoded,
-    is_identifier,
-    parameters,
-    shown,
-    source,
-    structured,
-    unfolded,
-    unstructured,
-)
+from .headers import parameters, source
 
-__all__ = ['ODD', 'WIRE', 'entries_of', 'line_of', 'serialised', 'text_of']
+__all__ = ['Part', 'base64_leaf', 'base64_lines', 'container', 'encoded_text', 'leaf', 'text_leaf']
 
 
-def text_of(name: str, value: Any) -> str:
-    """The text of a header as a reader would see it."""
-    if isinstance(value, BaseHeader):
-        return check_text(str(value), name)
-    text = unfolded(_source_of(name, value)).strip()
-    return check_text(text if is_identifier(name) else decoded(text), name)
+class Part(NamedTuple):
+    """``pieces``: the lines of the headers, an empty line and the body, CRLF at the end of each
+    line; ``seen``: what of these holds anything that is not ours, and has to be looked at again;
+    ``names`` of the headers there."""
+
+    pieces: tuple[bytes, ...]
+    seen: bytes = b''
+    names: tuple[str, ...] = ()
 
 
-def entries_of(name: str, value: Any) -> tuple[Mailbox | Group, ...]:
-    if isinstance(value, BaseHeader):
-        entries = parse_list(str(value), name, encoded=False)
-        # Such a header has already forgotten what it did not understand: 'a@x b@y' is 'a@x'.
-        for defect in value.defects:
-            if not isinstance(defect, _HARMLESS):
-                raise MessageError(
-                    f'{name}: {shown(str(value))} is what was understood of its addresses '
-                    f'({defect}); separate them by commas, or set email.headerregistry.Address'
-                )
-        return entries
-    return parse_list(unfolded(_source_of(name, value)), name)
+def text_leaf(subtype: str, data: bytes) -> Part:
+    """A part with a text in UTF-8."""
+    encoding, body = encoded_text(data)
+    return Part((_head(f'text/{subtype}; charset="utf-8"', encoding, ())[1], body))
 
 
-def line_of(name: str, value: Any) -> bytes:
-    """A header as it leaves: encoded and folded by us, unless it is already."""
-    check_name(name, 'message')
-    if isinstance(value, ContentTypeHeader):
-        return source(name, parameters(name, value.content_type, value.params.items()))
-    if isinstance(value, ContentDispositionHeader) and value.content_disposition:
-        return source(name, parameters(name, value.content_disposition, value.params.items()))
-    if not isinstance(value, BaseHeader):
-        text = _source_of(name, value)
-        if name.lower() in ADDRESSES and not text.isascii():
-            return address_line(name, entries_of(name, value))
-        return source(name, text)
-    if name.lower() in ADDRESSES and value.strip():
-        return address_line(name, entries_of(name, value))
-    if is_identifier(name) or name.lower().startswith('content-'):
-        return structured(name, str(value))
-    return unstructured(name, str(value))
+def leaf(content_type: str, encoding: str, body: bytes, *more: tuple[str, str]) -> Part:
+    """A part with a body that is encoded already; ``more`` of its headers."""
+    names, head = _head(content_type, encoding, more)
+    return Part((head, body), head + body, names)
 
 
-def serialised(tree: EmailMessage) -> bytes:
-    buffer = BytesIO()
-    try:
-        BytesGenerator(buffer, mangle_from_=False, policy=WIRE).flatten(tree)
-    except MessageError:
-        raise
-    except ODD as error:
-        raise MessageError(f'message: it cannot be serialised: {error}') from error
-    return buffer.getvalue()
+def base64_leaf(content_type: str, data: bytes, *more: tuple[str, str]) -> Part:
+    """A part with a file; ``more`` of its headers."""
+    names, head = _head(content_type, 'base64', more)
+    return Part((head, *_base64_pieces(data)), head, names)
 
 
-def _source_of(name: str, value: Any) -> str:
-    if isinstance(value, Header):
-        try:
-            return value.encode()
-        except (errors.MessageError, ValueError, LookupError) as error:
-            raise MessageError(f'{name}: it cannot be encoded: {error}') from error
-    if not isinstance(value, str):
-        raise MessageError(f'{name}: {shown(value)} is not a string; give a str')
-    return value
+@lru_cache(maxsize=64)
+def _head(
+    content_type: str, encoding: str, more: tuple[tuple[str, str], ...]
+) -> tuple[tuple[str, ...], bytes]:
+    headers = (
+        ('Content-Type', content_type),
+        ('Content-Transfer-Encoding', encoding),
+        *more,
+    )
+    lines = [source(name, value) for name, value in headers]
+    return tuple(name for name, _ in headers), b''.join([*lines, b'\r\n'])
 
 
-if TYPE_CHECKING:
-    _AnyPolicy = Policy[Any]
-else:
-    _AnyPolicy = Policy
+def container(subtype: str, parts: Iterable[Part], *given: tuple[str, str]) -> Part:
+    """A multipart (RFC 2046, 5.1.1)."""
+    # '=_' stands in no quoted-printable nor base64 (RFC 2045, 6.7); nobody guesses the rest.
+    boundary = f'=_{secrets.token_hex(16)}'
+    value = parameters('Content-Type', f'multipart/{subtype}', [*given, ('boundary', boundary)])
+    delimiter = f'\r\n--{boundary}'.encode('ascii')
+    # The CRLF before the first delimiter is the end of the headers.
+    pieces = [source('Content-Type', value)]
+    seen = pieces[:]
+    for part in parts:
+        pieces += (delimiter, b'\r\n', *part.pieces)
+        seen += (delimiter, b'\r\n', part.seen)
+    pieces += (delimiter, b'--\r\n')
+    return Part(tuple(pieces), b''.join(seen), ('Content-Type',))
 
 
-class _WirePolicy(_AnyPolicy):
-    """Keeps headers as they are given, and folds them by our own functions."""
-
-    def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
-        raise AssertionError('nothing is parsed by this policy')
-
-    def header_store_parse(self, name: str, value: Any) -> tuple[str, Any]:
-        return name, value
-
-    def header_fetch_parse(self, name: str, value: Any) -> str:
-        return str(value)
-
-    def fold(self, name: str, value: Any) -> str:
-        raise AssertionError('text is not asked for')
-
-    def fold_binary(self, name: str, value: Any) -> bytes:
-        return line_of(name, value)
+def encoded_text(data: bytes) -> tuple[str, bytes]:
+    """How a text, of whatever line ends, is written in lines of 7 bits: encoding and octets."""
+    if b'\r' in data:
+        data = data.replace(b'\r\n', b'\n').replace(b'\r', b'\n')
+    if data.translate(_SHOWN) == data:
+        lines = data.split(b'\n')
+        if max(map(len, lines)) <= 78:
+            return '7bit', b'\r\n'.join(lines)
+    # Up to there it can still be read, by a person and by a filter that looks at the source.
+    if len(data.translate(None, _READABLE)) * 2 <= len(data):
+        printable = binascii.b2a_qp(data)
+        if len(printable) <= len(data) * 2:
+            return 'quoted-printable', printable.replace(b'\n', b'\r\n')
+    return 'base64', base64_lines(data.replace(b'\n', b'\r\n'))
 
 
-WIRE = _WirePolicy(linesep='\r\n')
+def base64_lines(data: bytes) -> bytes:
+    """Base64 in lines of 76 characters (RFC 2045, 6.8)."""
+    return b''.join(_base64_pieces(data))
 
 
-ODD = (errors.MessageError, ValueError, TypeError, LookupError, AttributeError)
-"""What the standard library raises for messages that it cannot write."""
+def _base64_pieces(data: bytes) -> Iterator[bytes]:
+    """The same in blocks, for whoever joins them with more."""
+    for at in range(0, len(data), _BLOCK):
+        block = binascii.b2a_base64(data[at : at + _BLOCK], newline=False)
+        if len(block) == _LINES.size:
+            lines: Iterable[bytes] = _LINES.unpack(block)
+        else:
+            lines = [block[start : start + 76] for start in range(0, len(block), 76)]
+        yield b'\r\n'.join((*lines, b''))
 
 
-_HARMLESS = (errors.ObsoleteHeaderDefect, errors.NonASCIILocalPartDefect)
+_LINES = Struct('76s' * 512)
+"""Takes apart what is as long as this faster than slices do."""
+
+_BLOCK = 512 * 57
+
+_READABLE = bytes([*b'\t\n', *range(0x20, 0x7F)])
+
+_SHOWN = bytes(octet if octet in _READABLE else ord('?') for octet in range(256))
+"""What is as before afterwards can be read."""

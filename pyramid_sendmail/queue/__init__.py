@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .maildir import MaildirQueue
+    from .maildir.queue import MaildirQueue
     from .memory import MemoryQueue
 
 __all__ = ['MaildirQueue', 'MemoryQueue']
@@ -14,7 +14,7 @@ __all__ = ['MaildirQueue', 'MemoryQueue']
 def __getattr__(name: str) -> Any:
     """Each is imported by who uses it (PEP 562): hardly any process has both."""
     if name == 'MaildirQueue':
-        from .maildir import MaildirQueue
+        from .maildir.queue import MaildirQueue
 
         return MaildirQueue
     if name == 'MemoryQueue':

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .listing import Listing
-from .names import Ticket
-from .store import Store
-from .stored import LARGE
+from .maildir.filename import Ticket
+from .maildir.files import Store
+from .maildir.large_text import LARGE
+from .maildir.scan import Listing
 
 __all__ = ['ReadAhead']
 

@@ -18,8 +18,8 @@ from zope.interface import implementer
 
 from ..envelope import Envelope, Fate
 from ..interfaces import IMailClaim, IMailQueue, IMailQueuePut
-from .history import doubtful
-from .names import Ticket, in_turn, schedule_of
+from .maildir.filename import Ticket, in_turn, schedule_of
+from .maildir.history import doubtful
 
 __all__ = ['MemoryQueue']
 

@@ -21,11 +21,11 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.paster import get_app, setup_logging
 from pyramid.registry import Registry
 
-from ..config import processor_of
+from ..config.factories import processor_of
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailQueue, IMailReporter, IMailSettings
-from ..sending import Tally
-from ..settings import table_rows
+from ..sending.attempt import Tally
+from ..settings.table import table_rows
 
 __all__ = ['main', 'run']
 

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import rows_drain, rows_request, rows_scale
-from .processes import versions
-from .report import NO_JOURNAL, as_data, machine, table, write
-from .rounds import Place, Results, Row
+from tests.benchmarks import rows_drain, rows_request, rows_scale
+from tests.benchmarks.processes import versions
+from tests.benchmarks.report import NO_JOURNAL, as_data, machine, table, write
+from tests.benchmarks.rounds import Place, Results, Row
 
 __all__ = ['main']
 

@@ -75,7 +75,7 @@ def _count(config: Configurator) -> None:
 
 
 def _commit(config: Configurator, path: str, journal: str) -> None:
-    from .database import Heard, session_factory
+    from tests.benchmarks.database import Heard, session_factory
 
     factory, register = session_factory(path, journal)
 

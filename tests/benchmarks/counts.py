@@ -15,9 +15,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from .contenders.counted import PHASES
-from .processes import ROOT, Absent, contender
-from .sinks import Sink, chunking_sink
+from tests.benchmarks.contenders.counted import PHASES
+from tests.benchmarks.processes import ROOT, Absent, contender
+from tests.benchmarks.sinks import Sink, chunking_sink
 
 __all__ = ['MAILS', 'instructions', 'system_calls']
 

@@ -18,11 +18,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .application import write_ini
-from .processes import contender, finish, ours, run, start
-from .rounds import Place, Sample
-from .sinks import Sink
-from .work import RECIPIENT_ADDRESS, SENDER_ADDRESS, wire
+from tests.benchmarks.application import write_ini
+from tests.benchmarks.processes import contender, finish, ours, run, start
+from tests.benchmarks.rounds import Place, Sample
+from tests.benchmarks.sinks import Sink
+from tests.benchmarks.work import RECIPIENT_ADDRESS, SENDER_ADDRESS, wire
 
 __all__ = ['drained', 'ended', 'files', 'memory', 'psendmail_qp', 'queue', 'ready']
 

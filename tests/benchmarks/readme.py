@@ -9,9 +9,9 @@ import sys
 import textwrap
 from typing import Any
 
-from .processes import ROOT
-from .report import as_data, measured_text, write
-from .rounds import Results, Row
+from tests.benchmarks.processes import ROOT
+from tests.benchmarks.report import as_data, measured_text, write
+from tests.benchmarks.rounds import Results, Row
 
 __all__ = ['FIGURES', 'PICTURES', 'README', 'goals_table', 'judged', 'with_figures']
 
@@ -70,7 +70,7 @@ def with_figures(readme: str, data: dict[str, Any]) -> str:
 
 def judged(data: dict[str, Any]) -> dict[str, Any]:
     """The same samples, by the goals of today."""
-    from .__main__ import ROWS
+    from tests.benchmarks.__main__ import ROWS
 
     goals = {row.name: row.goals for row in ROWS}
     rows = []
@@ -83,7 +83,7 @@ def judged(data: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     """Write the table and draw the pictures."""
-    from .pictures import draw
+    from tests.benchmarks.pictures import draw
 
     data = judged(json.loads(FIGURES.read_text(encoding='utf-8')))
     write(FIGURES, data)

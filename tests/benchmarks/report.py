@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .rounds import Results, Verdict
+from tests.benchmarks.rounds import Results, Verdict
 
 __all__ = ['NO_JOURNAL', 'as_data', 'machine', 'measured_text', 'table', 'write']
 

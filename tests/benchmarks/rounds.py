@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from .processes import Absent
+from tests.benchmarks.processes import Absent
 
 __all__ = [
     'OURS',

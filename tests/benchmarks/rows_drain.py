@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .application import heard
-from .drains import drained, files, psendmail_qp, queue, ready
-from .processes import contender, ours, peer, postfix, run
-from .rounds import OURS, Contender, Goal, Place, Row, Sample, times
-from .sinks import Sink, chunking_sink, far, sink
-from .work import RECIPIENT_ADDRESS, SENDER_ADDRESS, wire
+from tests.benchmarks.application import heard
+from tests.benchmarks.drains import drained, files, psendmail_qp, queue, ready
+from tests.benchmarks.processes import contender, ours, peer, postfix, run
+from tests.benchmarks.rounds import OURS, Contender, Goal, Place, Row, Sample, times
+from tests.benchmarks.sinks import Sink, chunking_sink, far, sink
+from tests.benchmarks.work import RECIPIENT_ADDRESS, SENDER_ADDRESS, wire
 
 __all__ = ['ROWS', 'zope']
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .processes import contender, ours, peer, run
-from .rounds import OURS, Contender, Place, Row, Sample, times
+from tests.benchmarks.processes import contender, ours, peer, run
+from tests.benchmarks.rounds import OURS, Contender, Place, Row, Sample, times
 
 __all__ = ['ROWS']
 

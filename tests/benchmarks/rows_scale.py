@@ -13,13 +13,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pyramid_sendmail.queue.trigger import Trigger
-
-from .application import write_ini
-from .drains import ended, memory, psendmail_qp, queue, ready
-from .processes import Absent, contender, finish, ours, peer, run, start, until
-from .rounds import OURS, Contender, Goal, Place, Row, Sample, at_most, ratio, times
-from .sinks import Sink, sink
+from pyramid_sendmail.queue.maildir.wakeup import Trigger
+from tests.benchmarks.application import write_ini
+from tests.benchmarks.drains import ended, memory, psendmail_qp, queue, ready
+from tests.benchmarks.processes import Absent, contender, finish, ours, peer, run, start, until
+from tests.benchmarks.rounds import OURS, Contender, Goal, Place, Row, Sample, at_most, ratio, times
+from tests.benchmarks.sinks import Sink, sink
 
 __all__ = ['ROWS']
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .processes import finish, free_port, postfix, start, until
+from tests.benchmarks.processes import finish, free_port, postfix, start, until
 
 __all__ = ['ONE_WAY', 'Sink', 'chunking_sink', 'far', 'sink']
 

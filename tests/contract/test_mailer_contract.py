@@ -19,15 +19,15 @@ from zope.interface.verify import verifyObject
 from pyramid_sendmail.envelope import Envelope, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, SendmailError
 from pyramid_sendmail.interfaces import IMailer, IMailSession
-from pyramid_sendmail.mailers.extensions import SessionOptions
 from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.file import FileMailer
-from pyramid_sendmail.mailers.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.null import NullMailer
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
-from pyramid_sendmail.mailers.smtp import SMTPMailer
-from tests.doubles import RecordingMailer
-from tests.smtp_server import ScriptedSMTPServer, TLSAuthority
+from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
+from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
+from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from tests.support.doubles import RecordingMailer
+from tests.support.smtp.server import ScriptedSMTPServer, TLSAuthority
 
 CHUNKING = ('PIPELINING', '8BITMIME', 'SIZE', 'CHUNKING')
 

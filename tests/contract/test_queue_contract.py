@@ -19,7 +19,7 @@ from pyramid_sendmail.envelope import Envelope, Fate, Priority, Reply
 from pyramid_sendmail.interfaces import IMailClaim, IMailQueue, IMailQueuePut
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from tests.crash.bench import folder as tmp_path
-from tests.queue_fixtures import (
+from tests.support.queues import (
     NOW,
     Clock,
     claimed,

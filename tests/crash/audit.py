@@ -18,9 +18,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from pyramid_sendmail.queue.format import Block, decode
-
-from ..smtp_server import ScriptedSMTPServer
+from pyramid_sendmail.queue.maildir.format import Block, decode
+from tests.support.smtp.server import ScriptedSMTPServer
 
 __all__ = ['audit']
 

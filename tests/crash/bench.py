@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from ..queue_fixtures import NOW, reap
-from .operations import Operation
-from .place import Lines, Place, restore, snapshot
-from .syscalls import Call, Policy, Watch
+from tests.crash.operations import Operation
+from tests.crash.place import Lines, Place, restore, snapshot
+from tests.crash.syscalls import Call, Policy, Watch
+from tests.support.queues import NOW, reap
 
 __all__ = ['Bench', 'folder', 'in_child', 'log', 'play']
 

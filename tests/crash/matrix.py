@@ -17,12 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .bench import Bench, in_child
-from .operations import OPERATIONS, Operation
-from .place import Lines
-from .schedules import Log, Walk
-from .schedules import walk as walk_schedule
-from .syscalls import STOPPED, WRITES, stopping
+from tests.crash.bench import Bench, in_child
+from tests.crash.operations import OPERATIONS, Operation
+from tests.crash.place import Lines
+from tests.crash.schedules import Log, Walk
+from tests.crash.schedules import walk as walk_schedule
+from tests.crash.syscalls import STOPPED, WRITES, stopping
 
 __all__ = ['Walk', 'Walker']
 

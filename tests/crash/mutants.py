@@ -28,7 +28,7 @@ class Mutant:
 _TRANSACTIONS = (
     Mutant(
         'sort key before two-phase databases',
-        'transactions.py',
+        'delivery/data_manager.py',
         "f'~pyramid_sendmail:{",
         "f'!pyramid_sendmail:{",
         'ZODB and two-phase SQLAlchemy finish before mail is published',
@@ -36,7 +36,7 @@ _TRANSACTIONS = (
     ),
     Mutant(
         'sort key after the one-phase database',
-        'transactions.py',
+        'delivery/data_manager.py',
         "f'~pyramid_sendmail:{",
         "f'~zyramid_sendmail:{",
         'our vote, which can fail, comes before the one-phase database commits',
@@ -45,7 +45,7 @@ _TRANSACTIONS = (
     ),
     Mutant(
         'the last voter sorts first',
-        'transactions.py',
+        'delivery/data_manager.py',
         """f'{"~" * 16}pyramid_sendmail'""",
         """f'{"!" * 16}pyramid_sendmail'""",
         'whether everybody has voted is told by the one who votes last',
@@ -53,7 +53,7 @@ _TRANSACTIONS = (
     ),
     Mutant(
         'no-op savepoint',
-        'transactions.py',
+        'delivery/data_manager.py',
         'del self._envelopes[self._length :]',
         'pass',
         'what was sent since a savepoint is dropped with it',
@@ -61,7 +61,7 @@ _TRANSACTIONS = (
     ),
     Mutant(
         'savepoint drops one too few',
-        'transactions.py',
+        'delivery/data_manager.py',
         'del self._envelopes[self._length :]',
         'del self._envelopes[self._length + 1 :]',
         'what was sent since a savepoint is dropped with it',
@@ -69,7 +69,7 @@ _TRANSACTIONS = (
     ),
     Mutant(
         'joined for ever',
-        'transactions.py',
+        'delivery/data_manager.py',
         '        self._joined = False\n        self._envelopes.clear()',
         '        self._envelopes.clear()',
         'mail sent after a rollback that un-joined the manager leaves with the commit',
@@ -77,7 +77,7 @@ _TRANSACTIONS = (
     ),
     Mutant(
         'abort keeps the list',
-        'transactions.py',
+        'delivery/data_manager.py',
         '        self._joined = False\n        self._envelopes.clear()',
         '        self._joined = False',
         'mail of before a rollback is not stored by the commit',
@@ -86,7 +86,7 @@ _TRANSACTIONS = (
     ),
     Mutant(
         'abort keeps what was stored',
-        'transactions.py',
+        'delivery/data_manager.py',
         '        if self._put is not None:\n            self._drop()',
         '        pass',
         'an abort removes what the vote has stored',
@@ -94,7 +94,7 @@ _TRANSACTIONS = (
     ),
     Mutant(
         'raise in finish',
-        'transactions.py',
+        'delivery/data_manager.py',
         '        self._finishing = True\n',
         "        self._finishing = True\n        raise ValueError('finish')\n",
         'tpc_finish never raises',
@@ -102,7 +102,7 @@ _TRANSACTIONS = (
     ),
     Mutant(
         'finish forgets that it has begun',
-        'transactions.py',
+        'delivery/data_manager.py',
         '        self._finishing = True\n',
         '        self._finishing = False\n',
         'an interrupted finish is completed by the abort that follows',
@@ -111,7 +111,7 @@ _TRANSACTIONS = (
     ),
     Mutant(
         'in doubt is an abort',
-        'transactions.py',
+        'delivery/data_manager.py',
         '        if self._last.voted:',
         '        if False:',
         'mail is kept where another resource failed after everybody had voted',
@@ -120,7 +120,7 @@ _TRANSACTIONS = (
     ),
     Mutant(
         'every abort is in doubt',
-        'transactions.py',
+        'delivery/data_manager.py',
         '    voted = False\n',
         '    voted = True\n',
         'an abort before everybody has voted leaves nothing',
@@ -128,7 +128,7 @@ _TRANSACTIONS = (
     ),
     Mutant(
         'what the delivery raises goes through',
-        'transactions.py',
+        'delivery/data_manager.py',
         "        except Exception:\n            log.exception('mail was published, and",
         "        except KeyError:\n            log.exception('mail was published, and",
         'tpc_finish never raises',
@@ -136,7 +136,7 @@ _TRANSACTIONS = (
     ),
     Mutant(
         'what was put is forgotten first',
-        'transactions.py',
+        'delivery/data_manager.py',
         '        self._put.publish()\n',
         '        put, self._put = self._put, None\n        put.publish()\n        return\n',
         'an interrupt in publish leaves the rest to the next call',
@@ -144,7 +144,7 @@ _TRANSACTIONS = (
     ),
     Mutant(
         'a committing transaction takes mail',
-        'transactions.py',
+        'delivery/data_manager.py',
         "_OPEN = ('Active', 'Doomed')",
         "_OPEN = ('Active', 'Doomed', 'Committing', 'Committed')",
         'send raises where nothing would ever leave',
@@ -156,7 +156,7 @@ _TRANSACTIONS = (
 _PUT = (
     Mutant(
         'no sync of the record',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         '        self._store.sync_file(record)\n',
         '        pass\n',
         'what was voted survives a power cut',
@@ -164,7 +164,7 @@ _PUT = (
     ),
     Mutant(
         'no sync of a follower',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         '                    self._store.sync_file(descriptor)\n',
         '                    pass\n',
         'every mail of a transaction survives a power cut',
@@ -172,7 +172,7 @@ _PUT = (
     ),
     Mutant(
         'files of a transaction wait for each other',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         '                    self._store.begin_sync(descriptor)\n',
         '                    pass\n',
         'the mails of a transaction are written to disk at the same time',
@@ -180,7 +180,7 @@ _PUT = (
     ),
     Mutant(
         'no sync of new/',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         "            self._store.sync_folder('new')\n",
         '            pass\n',
         'the rename survives a power cut',
@@ -188,7 +188,7 @@ _PUT = (
     ),
     Mutant(
         'the vote before its followers',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         "self._fill(record, first, 'W')",
         "self._fill(record, first, 'V')",
         'a process that stops before its vote is done has sent nothing',
@@ -196,7 +196,7 @@ _PUT = (
     ),
     Mutant(
         'V is not written',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         "self._store.write(record, b'V', STATE_AT)",
         "self._store.write(record, b'W', STATE_AT)",
         'mail of a transaction that may have committed is kept',
@@ -204,7 +204,7 @@ _PUT = (
     ),
     Mutant(
         'C is not written',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         "self._store.write(record, b'C', STATE_AT)",
         "self._store.write(record, b'V', STATE_AT)",
         'mail of a transaction that has committed is published, not in doubt',
@@ -212,7 +212,7 @@ _PUT = (
     ),
     Mutant(
         'a discard leaves V',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         "self._store.write(record, b'W', STATE_AT)",
         "self._store.write(record, b'V', STATE_AT)",
         'what a stopped discard leaves is removed',
@@ -220,7 +220,7 @@ _PUT = (
     ),
     Mutant(
         'a discard leaves C',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         "self._store.write(record, b'W', STATE_AT)",
         "self._store.write(record, b'C', STATE_AT)",
         'mail of an aborted transaction is never published',
@@ -228,7 +228,7 @@ _PUT = (
     ),
     Mutant(
         'the record moves first',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         "[(f'{name}.{names[0]}', name) for name in names[1:]] + [(names[0], names[0])]",
         "[(names[0], names[0])] + [(f'{name}.{names[0]}', name) for name in names[1:]]",
         'the record, by which recovery knows what to do, is the last to move',
@@ -236,7 +236,7 @@ _PUT = (
     ),
     Mutant(
         'the record is unlocked before the end',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         '        self._record = record\n',
         '        self._record = record\n        import fcntl; fcntl.flock(record, fcntl.LOCK_UN)\n',
         'recovery leaves a live writer alone',
@@ -245,7 +245,7 @@ _PUT = (
     ),
     Mutant(
         'a failed put leaves its files',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         '        except BaseException as error:\n            self.discard()\n',
         '        except BaseException as error:\n',
         'a vote that fails leaves nothing',
@@ -253,7 +253,7 @@ _PUT = (
     ),
     Mutant(
         'the last call decides',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         'self._outcome = self._outcome or outcome',
         'self._outcome = outcome',
         'what was called first decides, publish or discard',
@@ -262,7 +262,7 @@ _PUT = (
     ),
     Mutant(
         'publish raises',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         "        except Exception:\n            log.critical(\n                'mail that was comm",
         "        except KeyError:\n            log.critical(\n                'mail that was comm",
         'publish never raises',
@@ -270,7 +270,7 @@ _PUT = (
     ),
     Mutant(
         'the trigger is not pulled',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         '            self._trigger.pull()\n',
         '            pass\n',
         'a processor wakes at once',
@@ -278,7 +278,7 @@ _PUT = (
     ),
     Mutant(
         'the trigger is pulled before the rename',
-        'queue/put.py',
+        'queue/maildir/staging.py',
         "        if self._outcome == 'published':\n            self._publish(record)\n",
         "        if self._outcome == 'published':\n"
         '            self._trigger.pull()\n            self._publish(record)\n'
@@ -291,7 +291,7 @@ _PUT = (
 _RECOVERY = (
     Mutant(
         'W is kept',
-        'queue/recovery.py',
+        'queue/maildir/recovery.py',
         "            if state == b'W':\n",
         "            if state == b'X':\n",
         'what was not voted is removed',
@@ -299,7 +299,7 @@ _RECOVERY = (
     ),
     Mutant(
         'V is removed',
-        'queue/recovery.py',
+        'queue/maildir/recovery.py',
         "            if state == b'W':\n",
         "            if state in b'WV':\n",
         'mail in doubt is kept',
@@ -307,7 +307,7 @@ _RECOVERY = (
     ),
     Mutant(
         'V is published',
-        'queue/recovery.py',
+        'queue/maildir/recovery.py',
         "elif state == b'C' or publish_doubtful:",
         "elif state in b'CV' or publish_doubtful:",
         'mail in doubt is held where mail.in_doubt says so',
@@ -315,7 +315,7 @@ _RECOVERY = (
     ),
     Mutant(
         'mail.in_doubt = send is not heard',
-        'queue/recovery.py',
+        'queue/maildir/recovery.py',
         "elif state == b'C' or publish_doubtful:",
         "elif state == b'C':",
         'mail in doubt is sent where mail.in_doubt says so',
@@ -323,7 +323,7 @@ _RECOVERY = (
     ),
     Mutant(
         'C is in doubt',
-        'queue/recovery.py',
+        'queue/maildir/recovery.py',
         "elif state == b'C' or publish_doubtful:",
         'elif publish_doubtful:',
         'what was being finished is published',
@@ -331,7 +331,7 @@ _RECOVERY = (
     ),
     Mutant(
         'recovery takes the record first',
-        'queue/recovery.py',
+        'queue/maildir/recovery.py',
         'key=lambda name: (name == record, name)',
         'key=lambda name: (name != record, name)',
         'a recovery that stops is completed by the next one',
@@ -339,7 +339,7 @@ _RECOVERY = (
     ),
     Mutant(
         'a busy record is none',
-        'queue/recovery.py',
+        'queue/maildir/recovery.py',
         '            return False  # busy\n',
         "            state = b'W'  # busy\n",
         'files of a live writer are left alone',
@@ -347,7 +347,7 @@ _RECOVERY = (
     ),
     Mutant(
         'orphans are removed',
-        'queue/recovery.py',
+        'queue/maildir/recovery.py',
         "            state = b'?'\n",
         "            state = b'W'\n",
         'followers whose record has gone are in doubt, not rubbish',
@@ -355,7 +355,7 @@ _RECOVERY = (
     ),
     Mutant(
         'the old listing counts',
-        'queue/recovery.py',
+        'queue/maildir/recovery.py',
         "            names = [name for name in os.listdir(f'{store.root}/tmp') "
         'if record_of(name) == record]\n',
         '            pass\n',
@@ -364,7 +364,7 @@ _RECOVERY = (
     ),
     Mutant(
         'recovery does not sync',
-        'queue/recovery.py',
+        'queue/maildir/recovery.py',
         "            store.sync_folder('new')\n",
         '            pass\n',
         'what recovery has published survives a power cut',
@@ -372,7 +372,7 @@ _RECOVERY = (
     ),
     Mutant(
         'one error ends recovery',
-        'queue/recovery.py',
+        'queue/maildir/recovery.py',
         "        except OSError as error:\n            log.error('%s: what a",
         "        except KeyError as error:\n            log.error('%s: what a",
         'an error over one transaction stops no other',
@@ -380,7 +380,7 @@ _RECOVERY = (
     ),
     Mutant(
         'no recovery at a look',
-        'queue/maildir.py',
+        'queue/maildir/queue.py',
         "            recover(self._store, publish_doubtful=self._in_doubt == 'send', "
         'clock=self._clock)\n',
         '            pass\n',
@@ -425,7 +425,7 @@ _STORE = (
     ),
     Mutant(
         'subscribers interrupt the senders',
-        'reporting.py',
+        'events/dispatcher.py',
         '            with self.turn.borrowed() as in_turn:\n',
         '            with nullcontext() as in_turn:\n',
         'subscribers and senders take turns',
@@ -433,7 +433,7 @@ _STORE = (
     ),
     Mutant(
         'two processors take the same mails in the same order',
-        'schedule.py',
+        'processor/active_queue.py',
         '            shuffle(self._block)\n',
         '',
         "two processors on one queue do not stand in each other's way",
@@ -441,7 +441,7 @@ _STORE = (
     ),
     Mutant(
         'nobody ever helps',
-        'gate.py',
+        'processor/circuit_breaker.py',
         'if share >= ENOUGH:',
         'if share >= 0:',
         'a relay far away is served by all workers',
@@ -449,7 +449,7 @@ _STORE = (
     ),
     Mutant(
         'claims without a lock',
-        'queue/store.py',
+        'queue/maildir/files.py',
         '            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n            here',
         '            here',
         'a mail is claimed by one process at a time',
@@ -457,7 +457,7 @@ _STORE = (
     ),
     Mutant(
         'a shared lock',
-        'queue/store.py',
+        'queue/maildir/files.py',
         '            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n            here',
         '            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)\n            here',
         'a mail is claimed by one process at a time',
@@ -465,7 +465,7 @@ _STORE = (
     ),
     Mutant(
         'the inode is not looked at',
-        'queue/store.py',
+        'queue/maildir/files.py',
         'if here.st_ino != there.st_ino or here.st_dev != there.st_dev:',
         'if False:',
         'a file that was exchanged between open and lock is not claimed',
@@ -473,7 +473,7 @@ _STORE = (
     ),
     Mutant(
         'a file that is gone is claimed',
-        'queue/store.py',
+        'queue/maildir/files.py',
         'there = os.stat(path, follow_symlinks=False)',
         'there = os.fstat(descriptor)',
         'a file that was settled between open and lock is not claimed',
@@ -481,7 +481,7 @@ _STORE = (
     ),
     Mutant(
         'a fork keeps the locks',
-        'queue/store.py',
+        'queue/maildir/files.py',
         '        os.register_at_fork(after_in_child=forget)\n',
         '',
         'a forked child holds no lock of its parent',
@@ -489,7 +489,7 @@ _STORE = (
     ),
     Mutant(
         'no unlock before close',
-        'queue/store.py',
+        'queue/maildir/files.py',
         '            fcntl.flock(descriptor, fcntl.LOCK_UN)\n',
         '            pass\n',
         'a release frees the mail although a forked child shares the file',
@@ -497,7 +497,7 @@ _STORE = (
     ),
     Mutant(
         'files overwrite each other',
-        'queue/store.py',
+        'queue/maildir/files.py',
         '_FLAGS | os.O_CREAT | os.O_EXCL, 0o600',
         '_FLAGS | os.O_CREAT, 0o600',
         'a new file is new',
@@ -505,7 +505,7 @@ _STORE = (
     ),
     Mutant(
         'a short write is a write',
-        'queue/store.py',
+        'queue/maildir/files.py',
         '            data, at = data[written:], at + written\n',
         "            data = b''\n",
         'a short write is continued',
@@ -513,7 +513,7 @@ _STORE = (
     ),
     Mutant(
         'fsync does nothing',
-        'queue/store.py',
+        'queue/maildir/files.py',
         '            os.fsync(descriptor)\n\n    def sync_folder',
         '            pass\n\n    def sync_folder',
         'what was voted survives a power cut',
@@ -521,7 +521,7 @@ _STORE = (
     ),
     Mutant(
         'folders are not synced',
-        'queue/store.py',
+        'queue/maildir/files.py',
         '        try:\n            with waiting():\n                os.fsync(descriptor)\n',
         '        try:\n            pass\n',
         'the rename survives a power cut',
@@ -529,7 +529,7 @@ _STORE = (
     ),
     Mutant(
         'locks are not proved',
-        'queue/maildir.py',
+        'queue/maildir/queue.py',
         '        self._store.prove_locks()\n',
         '',
         'a file system whose locks exclude nobody is refused',
@@ -537,7 +537,7 @@ _STORE = (
     ),
     Mutant(
         'the probe is not written',
-        'queue/store.py',
+        'queue/maildir/files.py',
         "                _write(descriptor, b' ' * 4096)\n",
         '                pass\n',
         'a full disk is found before anything is sent',
@@ -545,7 +545,7 @@ _STORE = (
     ),
     Mutant(
         'no probe',
-        'queue/maildir.py',
+        'queue/maildir/queue.py',
         '    def check(self) -> None:\n        self._store.prove_writable()\n',
         '    def check(self) -> None:\n        pass\n',
         'a read-only queue sends nothing',
@@ -556,7 +556,7 @@ _STORE = (
 _CLAIM = (
     Mutant(
         'S is not written',
-        'queue/maildir.py',
+        'queue/maildir/queue.py',
         '            claim.begin()\n',
         '            pass\n',
         'who died over a mail is known, and counts as an attempt',
@@ -565,7 +565,7 @@ _CLAIM = (
     ),
     Mutant(
         '? is not written',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         "            self._block.mark(recipients, '?')\n            self._write(",
         "            self._block.mark(recipients, '?')\n            (lambda *_: None)(",
         'a crash after the final dot is known to be ambiguous',
@@ -574,7 +574,7 @@ _CLAIM = (
     ),
     Mutant(
         'the seal is not synced',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         '            if self._hold:\n                self._sync()\n',
         '',
         'under mail.ambiguous = hold a power cut sends nothing twice',
@@ -582,7 +582,7 @@ _CLAIM = (
     ),
     Mutant(
         'partly delivered letters are not synced',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         "set(self._block.letters).isdisjoint('dD'):\n            self._sync()\n",
         "set(self._block.letters).isdisjoint('dD'):\n            pass\n",
         'a power cut does not send again to who has it',
@@ -590,7 +590,7 @@ _CLAIM = (
     ),
     Mutant(
         'the rename before the letters',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         "        self._write(self._block.changing(), STATE_AT)\n        if folder == 'cur'",
         '        self.rename(folder, schedule_of(self.envelope, due=due, '
         'attempt=self.attempt).name)\n'
@@ -600,7 +600,7 @@ _CLAIM = (
     ),
     Mutant(
         'letters are not written',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         "        self._write(self._block.changing(), STATE_AT)\n        if folder == 'cur'",
         "        if folder == 'cur'",
         'a recipient that has the mail does not get it again',
@@ -608,7 +608,7 @@ _CLAIM = (
     ),
     Mutant(
         'an outcome leaves S',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         "                block.state = 'C'\n",
         "                block.state = 'S'\n",
         'a settled attempt is counted once',
@@ -617,7 +617,7 @@ _CLAIM = (
     ),
     Mutant(
         'a release leaves S',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         "        if self._before and '?' not in self._block.letters:",
         '        if False:',
         'a release without an attempt counts none',
@@ -625,7 +625,7 @@ _CLAIM = (
     ),
     Mutant(
         'delivered recipients are tried again',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         "            self.todo = _marked(block, 'T?')\n",
         "            self.todo = _marked(block, 'T?dD')\n",
         'a recipient that has the mail does not get it again',
@@ -633,7 +633,7 @@ _CLAIM = (
     ),
     Mutant(
         'in doubt is not to be tried',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         "            self.todo = _marked(block, 'T?')\n",
         "            self.todo = _marked(block, 'T')\n",
         'an ambiguous recipient is tried again',
@@ -641,7 +641,7 @@ _CLAIM = (
     ),
     Mutant(
         '? is overlooked',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         "            self.interrupted = 'ambiguous'\n",
         "            self.interrupted = 'sending'\n",
         'a crash after the final dot is called ambiguous',
@@ -649,7 +649,7 @@ _CLAIM = (
     ),
     Mutant(
         'S is overlooked',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         "        elif block.state == 'S':\n",
         "        elif block.state == 'X':\n",
         'a mail over which a process died waits by the retry policy',
@@ -657,7 +657,7 @@ _CLAIM = (
     ),
     Mutant(
         'a delivered mail that stays is forgotten',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         '            self._write(self._block.changing(), STATE_AT)\n            if not isinst',
         '            if not isinst',
         'delivered mail that cannot be removed is not sent again',
@@ -665,7 +665,7 @@ _CLAIM = (
     ),
     Mutant(
         'a mail with an event is removed',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         "        if telling:\n            return 'done', block.envelope.queued_at\n",
         '',
         'an event that nobody has taken yet is kept',
@@ -673,7 +673,7 @@ _CLAIM = (
     ),
     Mutant(
         'dead letters are removed',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         "        if 'F' in letters:\n",
         "        if 'X' in block.letters:\n",
         'what has failed lies in failed/',
@@ -681,7 +681,7 @@ _CLAIM = (
     ),
     Mutant(
         'a retry waits for its event',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         "return 'cur', block.envelope.queued_at if telling else block.retry_at",
         "return 'cur', block.retry_at",
         'an event does not wait for the retry of the other recipients',
@@ -689,7 +689,7 @@ _CLAIM = (
     ),
     Mutant(
         'a mail is tried before its time',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         "if folder in ('new', 'cur') and block.retry_at <= now:",
         "if folder in ('new', 'cur'):",
         'a retry waits for its time',
@@ -698,7 +698,7 @@ _CLAIM = (
     ),
     Mutant(
         'no clock was ever wrong',
-        'queue/maildir.py',
+        'queue/maildir/queue.py',
         '        wrong = here + self._longest + 1\n',
         '        wrong = inf\n',
         'a clock that was wrong stops no retry',
@@ -706,7 +706,7 @@ _CLAIM = (
     ),
     Mutant(
         'a wrong age counts',
-        'queue/maildir.py',
+        'queue/maildir/queue.py',
         '            block.since = now\n',
         '            pass\n',
         'an age that a wrong clock gave counts from now',
@@ -714,7 +714,7 @@ _CLAIM = (
     ),
     Mutant(
         'a person is not heard',
-        'queue/maildir.py',
+        'queue/maildir/queue.py',
         '            block.start_over(now)\n',
         '            pass\n',
         'mail moved from failed/ into new/ is tried again for those that failed',
@@ -722,7 +722,7 @@ _CLAIM = (
     ),
     Mutant(
         'all are tried again',
-        'queue/format.py',
+        'queue/maildir/format.py',
         "'T' if letter in 'fF?' else letter",
         "'T'",
         'a recipient that has the mail does not get it again by hand either',
@@ -730,7 +730,7 @@ _CLAIM = (
     ),
     Mutant(
         'new/ is not synced after deliveries',
-        'queue/maildir.py',
+        'queue/maildir/queue.py',
         "        for folder in ('new', 'cur'):\n",
         "        for folder in ('cur',):\n",
         'after a second no power cut brings delivered mail back',
@@ -741,7 +741,7 @@ _CLAIM = (
 _FORMAT = (
     Mutant(
         'no checksum',
-        'queue/format.py',
+        'queue/maildir/format.py',
         'if data[_SUM_AT:_SUM_END] != _checksum(lengths, fixed, recipients, raw, text):',
         'if False:',
         'a damaged mail is never sent',
@@ -750,7 +750,7 @@ _FORMAT = (
     ),
     Mutant(
         'the checksum leaves out the message',
-        'queue/format.py',
+        'queue/maildir/format.py',
         '    digest.update(raw)\n',
         '',
         'a damaged mail is never sent',
@@ -759,7 +759,7 @@ _FORMAT = (
     ),
     Mutant(
         'the length is not looked at',
-        'queue/format.py',
+        'queue/maildir/format.py',
         '    if length != size + rest:',
         '    if False:',
         'a truncated mail is found, and the reason says so',
@@ -768,7 +768,7 @@ _FORMAT = (
     ),
     Mutant(
         'the text of a large mail is not surveyed',
-        'queue/format.py',
+        'queue/maildir/format.py',
         '        text.survey(digest.update)\n',
         '        text.survey(lambda block: None)\n',
         'a damaged mail is never sent',
@@ -777,7 +777,7 @@ _FORMAT = (
     ),
     Mutant(
         'a released text is read',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         '            self._text.close()\n',
         '            pass\n',
         'the text of another mail is never taken for that of this one',
@@ -785,7 +785,7 @@ _FORMAT = (
     ),
     Mutant(
         'a text that is shorter is sent',
-        'queue/stored.py',
+        'queue/maildir/large_text.py',
         '            if len(block) != octets:\n',
         '            if False:\n',
         'a file that was cut while it was sent is not sent',
@@ -793,7 +793,7 @@ _FORMAT = (
     ),
     Mutant(
         'one letter is enough',
-        'queue/format.py',
+        'queue/maildir/format.py',
         '([0-9]{5})\\1 (.+)',
         '([0-9]{5})[T?dfDF] (.+)',
         'a flipped bit in a letter does not lose a mail',
@@ -801,7 +801,7 @@ _FORMAT = (
     ),
     Mutant(
         'any state will do',
-        'queue/format.py',
+        'queue/maildir/format.py',
         "if state not in ('W', 'V', 'C', 'S'):",
         'if False:',
         'a damaged state line is found',
@@ -810,7 +810,7 @@ _FORMAT = (
     ),
     Mutant(
         'foreign files are deleted',
-        'queue/recovery.py',
+        'queue/maildir/recovery.py',
         "        moved = store.rename(folder, name, 'failed', target)\n",
         '        os.unlink(store.path(folder, name))\n        moved = True\n',
         'what is no mail of ours is put aside, never deleted',
@@ -821,7 +821,7 @@ _FORMAT = (
 _TRIGGER = (
     Mutant(
         'a pull may wait',
-        'queue/trigger.py',
+        'queue/maildir/wakeup.py',
         'self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC',
         'self._path, os.O_RDWR | os.O_CLOEXEC',
         'publishing never waits for whoever listens',
@@ -830,7 +830,7 @@ _TRIGGER = (
     ),
     Mutant(
         'a child listens with its parent',
-        'queue/trigger.py',
+        'queue/maildir/wakeup.py',
         'self._own is not None and self._pid == os.getpid():\n            return',
         'self._own is not None:\n            return',
         'a forked child has a pipe of its own',
@@ -838,7 +838,7 @@ _TRIGGER = (
     ),
     Mutant(
         'a wake before the wait is lost',
-        'queue/trigger.py',
+        'queue/maildir/wakeup.py',
         'poll.poll(0 if self._woken else max(timeout, 0.0) * 1000)',
         'poll.poll(max(timeout, 0.0) * 1000)',
         'a wake ends the next wait',
@@ -849,7 +849,7 @@ _TRIGGER = (
 _SENDING = (
     Mutant(
         'a deferral is an error',
-        'sending.py',
+        'sending/attempt.py',
         "        if verdict.status == 'failed' or delay is None:",
         "        if verdict.status != 'delivered':",
         'a temporary failure is tried again',
@@ -857,7 +857,7 @@ _SENDING = (
     ),
     Mutant(
         'a refusal is tried again',
-        'sending.py',
+        'sending/attempt.py',
         "        if verdict.status == 'failed' or delay is None:",
         '        if delay is None:',
         'a permanent failure is an error at once',
@@ -865,7 +865,7 @@ _SENDING = (
     ),
     Mutant(
         'nothing is given up',
-        'sending.py',
+        'sending/attempt.py',
         "        if verdict.status == 'failed' or delay is None:",
         "        if verdict.status == 'failed':",
         'a mail that is too old is given up',
@@ -873,7 +873,7 @@ _SENDING = (
     ),
     Mutant(
         'ambiguous is never held',
-        'sending.py',
+        'sending/attempt.py',
         "return 'error' if verdict.status == 'ambiguous' and self.ambiguous == 'hold' else 'defe",
         "return 'defe",
         'mail.ambiguous = hold sends nothing twice',
@@ -881,7 +881,7 @@ _SENDING = (
     ),
     Mutant(
         'ambiguous is always held',
-        'sending.py',
+        'sending/attempt.py',
         "verdict.status == 'ambiguous' and self.ambiguous == 'hold' else",
         "verdict.status == 'ambiguous' else",
         'mail.ambiguous = resend loses nothing',
@@ -889,7 +889,7 @@ _SENDING = (
     ),
     Mutant(
         'ambiguous is not called so',
-        'sending.py',
+        'sending/attempt.py',
         "    word = 'ambiguous' if verdict.status == 'ambiguous' else fate.kind\n",
         '    word = fate.kind\n',
         'each repeat was called ambiguous in the log',
@@ -897,7 +897,7 @@ _SENDING = (
     ),
     Mutant(
         'silence is delivery',
-        'sending.py',
+        'sending/attempt.py',
         "_SILENCE = Verdict('deferred',",
         "_SILENCE = Verdict('delivered',",
         'a recipient without an answer is tried again',
@@ -905,7 +905,7 @@ _SENDING = (
     ),
     Mutant(
         'what could not be recorded is forgotten',
-        'sending.py',
+        'sending/attempt.py',
         '            self.unrecorded.append((claim, fates, retry_at))\n',
         '',
         'an outcome that could not be recorded is kept until it is',
@@ -913,7 +913,7 @@ _SENDING = (
     ),
     Mutant(
         'what could not be recorded stops nobody',
-        'sending.py',
+        'sending/attempt.py',
         '                claim.envelope.message_id,\n            )\n            raise\n',
         '                claim.envelope.message_id,\n            )\n',
         'nothing more is sent until the outcome is recorded',
@@ -921,7 +921,7 @@ _SENDING = (
     ),
     Mutant(
         'the record is dropped before it is written',
-        'sending.py',
+        'sending/attempt.py',
         '            self._record(*self.unrecorded[0])\n            del self.unrecorded[0]\n',
         '            self._record(*self.unrecorded.pop(0))\n',
         'an outcome that cannot be recorded again is still kept',
@@ -930,7 +930,7 @@ _SENDING = (
     ),
     Mutant(
         'stale is believed for ever',
-        'sending.py',
+        'sending/attempt.py',
         'if not (error.stale and self._road.carried):',
         'if not error.stale:',
         'a relay that always hangs up closes the road',
@@ -938,7 +938,7 @@ _SENDING = (
     ),
     Mutant(
         'stale is a closed road',
-        'sending.py',
+        'sending/attempt.py',
         'if not (error.stale and self._road.carried):',
         'if True:',
         'mail on a stale connection is tried at once on a new one',
@@ -946,7 +946,7 @@ _SENDING = (
     ),
     Mutant(
         'pulled mail is not sent again',
-        'sending.py',
+        'sending/attempt.py',
         '        self._again.extendleft(reversed(self._pulled))\n        self._pulled.clear()',
         '        self._pulled.clear()',
         'what a lost session had pulled is sent over the next one',
@@ -954,7 +954,7 @@ _SENDING = (
     ),
     Mutant(
         'claims are not released',
-        'sending.py',
+        'sending/attempt.py',
         '        for claim in left:\n            claim.release()\n',
         '        for claim in left:\n            pass\n',
         'what was not sent is released, unchanged',
@@ -962,7 +962,7 @@ _SENDING = (
     ),
     Mutant(
         'who died over a mail does not count',
-        'sending.py',
+        'sending/attempt.py',
         '        if claim.interrupted:\n',
         '        if False:\n',
         'a poison mail waits by the retry policy, and is given up',
@@ -970,7 +970,7 @@ _SENDING = (
     ),
     Mutant(
         'died after the dot is no doubt',
-        'sending.py',
+        'sending/attempt.py',
         "_lost(claim, claim.sealed, 'a",
         "_lost(claim, (), 'a",
         'a crash after the final dot goes by mail.ambiguous',
@@ -978,7 +978,7 @@ _SENDING = (
     ),
     Mutant(
         'nothing expires',
-        'sending.py',
+        'sending/attempt.py',
         'if envelope.expires is not None and attempts.clock() >= envelope.expires:',
         'if False:',
         'a mail is never sent after its time',
@@ -986,7 +986,7 @@ _SENDING = (
     ),
     Mutant(
         'the seal is not told',
-        'sending.py',
+        'sending/attempt.py',
         '        claim.sealing(sealed)\n',
         '',
         'the letter ? is on disk before the final dot leaves',
@@ -994,7 +994,7 @@ _SENDING = (
     ),
     Mutant(
         'all of a mail are in doubt',
-        'sending.py',
+        'sending/attempt.py',
         "'ambiguous' if to in sealed else 'deferred'",
         "'ambiguous' if sealed else 'deferred'",
         'only who was sealed may have got a mail',
@@ -1002,7 +1002,7 @@ _SENDING = (
     ),
     Mutant(
         'all of a mail are said to be sealed',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         "                self.sealed = _marked(block, '?')\n",
         '                self.sealed = self.todo\n',
         'a claim tells who was sealed by a process that stopped',
@@ -1010,7 +1010,7 @@ _SENDING = (
     ),
     Mutant(
         'a bug after the dot is no doubt',
-        'sending.py',
+        'sending/attempt.py',
         '            self._settle(_lost(claim, sealed, reason))',
         '            self._settle(_lost(claim, (), reason))',
         'a session that fails after the dot leaves its mail ambiguous',
@@ -1018,7 +1018,7 @@ _SENDING = (
     ),
     Mutant(
         'older events are not told',
-        'sending.py',
+        'sending/attempt.py',
         'self.reporter.submit(claim, events)',
         'self.reporter.submit(claim, fates)',
         'an event from before is reported with the next one',
@@ -1026,7 +1026,7 @@ _SENDING = (
     ),
     Mutant(
         'event ids count attempts from nothing',
-        'sending.py',
+        'sending/attempt.py',
         "id=f'{envelope.id}-{number}-{kind}-{len(fates)}',",
         "id=f'{envelope.id}-{kind}',",
         'two events have two ids',
@@ -1035,7 +1035,7 @@ _SENDING = (
     ),
     Mutant(
         'age counts from send',
-        'sending.py',
+        'sending/attempt.py',
         'now - max(claim.since, envelope.not_before)',
         'now - claim.since',
         'mail for a later day is not old on that day',
@@ -1070,7 +1070,7 @@ _SENDING = (
 _PROCESSOR = (
     Mutant(
         'no probe before connecting',
-        'processor.py',
+        'processor/processor.py',
         '            self._queue.check()\n            with self._recording:',
         '            with self._recording:',
         'a queue that cannot record sends nothing',
@@ -1078,7 +1078,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'nothing is recorded later',
-        'processor.py',
+        'processor/processor.py',
         '                self._attempts.record()\n            attempt(',
         '                pass\n            attempt(',
         'an outcome that could not be recorded is recorded before more is sent',
@@ -1086,7 +1086,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'nothing is recorded at the end',
-        'processor.py',
+        'processor/processor.py',
         '(QueueError), self._recording:\n            self._attempts.record()\n',
         '(QueueError), self._recording:\n            pass\n',
         'an outcome that could not be recorded is recorded at the end',
@@ -1094,7 +1094,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'a closed road stops nobody who is in',
-        'processor.py',
+        'processor/processor.py',
         'while crew.gate.passable and (ticket :=',
         'while (ticket :=',
         'once the road is closed nothing more is claimed',
@@ -1102,7 +1102,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'what died is not looked for at the start',
-        'processor.py',
+        'processor/processor.py',
         'self._look(crew, all_events=starting)',
         'self._look(crew)',
         'events are told again at each start',
@@ -1110,7 +1110,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'once takes no fresh mail',
-        'processor.py',
+        'processor/processor.py',
         '                if not tickets:\n                    break\n',
         '                break\n',
         '--once takes what subscribers send meanwhile',
@@ -1118,7 +1118,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'once takes mail twice',
-        'once.py',
+        'processor/single_pass.py',
         'for id, ticket in zip(ids, tickets, strict=True) if id not in known]',
         'for id, ticket in zip(ids, tickets, strict=True)]',
         '--once tries no mail twice, and ends although a file cannot be claimed',
@@ -1126,7 +1126,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'once remembers every mail',
-        'once.py',
+        'processor/single_pass.py',
         '        self._seen = self._begun.union(ids)\n',
         '        self._seen |= self._begun.union(ids)\n',
         'the memory of --once does not grow with the mails sent',
@@ -1134,7 +1134,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'each few mails cost a listing',
-        'processor.py',
+        'processor/processor.py',
         '            if further:\n',
         '            if False:\n',
         'what a look has found beyond the limit is sent without another',
@@ -1142,7 +1142,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'looks take all the time',
-        'processor.py',
+        'processor/processor.py',
         '        crew.rested[fresh] = end + min(LEISURE * (end - here), self._poll)\n',
         '        crew.rested[fresh] = end\n',
         'however long a look takes, most of the time is left for the sending',
@@ -1150,7 +1150,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'everything waits for the end of a look',
-        'queue/maildir.py',
+        'queue/maildir/queue.py',
         'if early is not None and (new or cur)',
         'if early is None and (new or cur)',
         'mail leaves while a million others are listed',
@@ -1158,7 +1158,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'all names are kept',
-        'queue/listing.py',
+        'queue/maildir/scan.py',
         '            del self._names[self._limit :]\n',
         '            pass\n',
         'the memory for a look is bounded',
@@ -1166,7 +1166,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'the file of an ancestor stays open',
-        'queue/maildir.py',
+        'queue/maildir/queue.py',
         'if claim is None or not claim.has(descriptor):',
         'if claim is None:',
         'an old queue may hold more mail than a process may open files',
@@ -1190,7 +1190,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'done/ is not reported last',
-        'processor.py',
+        'processor/processor.py',
         '            self._report_all_done(crew, done)\n            self._expire',
         '            self._expire',
         '--once reports what lies in done/ first and last',
@@ -1198,7 +1198,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'a closed road settles nothing',
-        'processor.py',
+        'processor/processor.py',
         '                self._settle_without_road(crew)\n',
         '                pass\n',
         'what only needs settling needs no relay',
@@ -1206,7 +1206,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'the end does not wait',
-        'processor.py',
+        'processor/processor.py',
         '        crew.dismiss(self._grace)\n        with suppress',
         '        crew.pending.close()\n        with suppress',
         'what is in flight at the end is finished',
@@ -1214,7 +1214,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'no sync after deliveries',
-        'crew.py',
+        'processor/worker_pool.py',
         '                queue.sync()\n',
         '                pass\n',
         'what was delivered does not come back by a power cut',
@@ -1222,7 +1222,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'the gate never closes',
-        'gate.py',
+        'processor/circuit_breaker.py',
         '                self._closures += 1\n',
         '                pass\n',
         'while the road is closed nothing is claimed',
@@ -1232,7 +1232,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'the pause does not grow',
-        'gate.py',
+        'processor/circuit_breaker.py',
         'pause = min(self._pause * 2.0 ** min(self._failures, 20), LONGEST_PAUSE)',
         'pause = self._pause',
         'a closed road is tried less and less often',
@@ -1240,7 +1240,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'everybody tries a closed road',
-        'gate.py',
+        'processor/circuit_breaker.py',
         '            self._trying = get_ident()\n',
         '            pass\n',
         'one worker at a time tries the road',
@@ -1248,7 +1248,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'a crowd closes the road',
-        'gate.py',
+        'processor/circuit_breaker.py',
         'crowd = not isinstance(error, QueueError) and self._closures in self._inside.values()',
         'crowd = False',
         'a relay that takes two connections is used by two workers',
@@ -1256,7 +1256,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'fresh mail only',
-        'schedule.py',
+        'processor/active_queue.py',
         '            self._fresh_next = not self._fresh_next\n',
         '',
         'neither fresh nor retried mail starves the other',
@@ -1264,7 +1264,7 @@ _PROCESSOR = (
     ),
     Mutant(
         'tickets are taken twice',
-        'schedule.py',
+        'processor/active_queue.py',
         '                if ticket not in self._known:\n',
         '                if True:\n',
         'a mail is here once',
@@ -1275,7 +1275,7 @@ _PROCESSOR = (
 _DELIVERY = (
     Mutant(
         'the commit does not wait',
-        'delivery.py',
+        'delivery/queued.py',
         '        if self._wait and not in_own_thread():',
         '        if False:',
         'the commit waits until the relay has answered',
@@ -1283,7 +1283,7 @@ _DELIVERY = (
     ),
     Mutant(
         'a subscriber waits for itself',
-        'delivery.py',
+        'delivery/queued.py',
         '        if self._wait and not in_own_thread():',
         '        if self._wait:',
         'a commit in one of our own threads never waits',
@@ -1291,7 +1291,7 @@ _DELIVERY = (
     ),
     Mutant(
         'the commit waits for ever',
-        'delivery.py',
+        'delivery/queued.py',
         'if not answered.wait(self._timeout):',
         'if not answered.wait(15):',
         'the commit waits no longer than mail.direct_timeout',
@@ -1299,7 +1299,7 @@ _DELIVERY = (
     ),
     Mutant(
         'no thread is started in the vote',
-        'delivery.py',
+        'delivery/queued.py',
         '        self._sender.start()\n',
         '        pass\n',
         'mail that was handed over is sent, and a system without threads votes no',
@@ -1323,7 +1323,7 @@ _DELIVERY = (
     ),
     Mutant(
         'a closed road is silent',
-        'direct.py',
+        'delivery/direct_sender.py',
         '                self._attempts.settle(claim, outcome, self._mailer.name)\n',
         '                claim.release()\n',
         'without a queue what cannot leave now is an error event',
@@ -1331,7 +1331,7 @@ _DELIVERY = (
     ),
     Mutant(
         'nothing is finished at exit',
-        'direct.py',
+        'delivery/direct_sender.py',
         'OwnThreads(self._forked, self.finish)',
         'OwnThreads(self._forked, self._forget)\n        self._forget = None',
         'what is pending is sent at exit',
@@ -1348,7 +1348,7 @@ _DELIVERY = (
     ),
     Mutant(
         'a child hangs up for its parent',
-        'road.py',
+        'sending/connection.py',
         '            session.abandon()  # it is our parent',
         '            session.close()  # it is our parent',
         'an inherited connection is closed without a word',
@@ -1356,7 +1356,7 @@ _DELIVERY = (
     ),
     Mutant(
         'a child uses the connection of its parent',
-        'road.py',
+        'sending/connection.py',
         'if self._pid != os.getpid() or self._monotonic() - self._used > self.idle:',
         'if self._monotonic() - self._used > self.idle:',
         'an inherited connection is not spoken on',
@@ -1364,7 +1364,7 @@ _DELIVERY = (
     ),
     Mutant(
         'an idle session is trusted',
-        'road.py',
+        'sending/connection.py',
         'if self._pid != os.getpid() or self._monotonic() - self._used > self.idle:',
         'if self._pid != os.getpid():',
         'a session that nobody used for a minute is opened anew',
@@ -1392,7 +1392,7 @@ _DELIVERY = (
 _REPORTING = (
     Mutant(
         'no commit after an event',
-        'reporting.py',
+        'events/dispatcher.py',
         '            manager.commit()\n',
         '            manager.abort()\n',
         'what a subscriber wrote is committed',
@@ -1400,7 +1400,7 @@ _REPORTING = (
     ),
     Mutant(
         'no transaction is begun',
-        'reporting.py',
+        'events/dispatcher.py',
         '        transaction = manager.begin()\n',
         '        transaction = manager.get()\n',
         'an event has a transaction of its own',
@@ -1409,7 +1409,7 @@ _REPORTING = (
     ),
     Mutant(
         'no abort after a subscriber has raised',
-        'reporting.py',
+        'events/dispatcher.py',
         '            _deactivate(request)\n            manager.abort()\n',
         '            _deactivate(request)\n            manager.commit()\n',
         'a subscriber that raises aborts its transaction alone',
@@ -1417,7 +1417,7 @@ _REPORTING = (
     ),
     Mutant(
         'a subscriber that raises has been told',
-        'reporting.py',
+        'events/dispatcher.py',
         '    told = False\n',
         '    told = True\n',
         'the event is reported again where a subscriber has raised',
@@ -1425,7 +1425,7 @@ _REPORTING = (
     ),
     Mutant(
         'an event is never given up',
-        'reporting.py',
+        'events/dispatcher.py',
         '        if age < self._policy.give_up_after:\n',
         '        if True:\n',
         'after a day an event is given up, at CRITICAL',
@@ -1433,7 +1433,7 @@ _REPORTING = (
     ),
     Mutant(
         'an event is told once',
-        'reporting.py',
+        'events/dispatcher.py',
         '        if age < self._policy.give_up_after:\n            return False\n',
         '',
         'an event is told at least once',
@@ -1441,7 +1441,7 @@ _REPORTING = (
     ),
     Mutant(
         'deferred events come back',
-        'reporting.py',
+        'events/dispatcher.py',
         "            if fate.kind != 'deferred':\n",
         '            if True:\n',
         'a deferred event is reported at most once',
@@ -1449,7 +1449,7 @@ _REPORTING = (
     ),
     Mutant(
         'exit ends the thread',
-        'reporting.py',
+        'events/dispatcher.py',
         '        except BaseException:\n            # A subscriber',
         '        except Exception:\n            # A subscriber',
         'a subscriber that exits ends no thread',
@@ -1457,7 +1457,7 @@ _REPORTING = (
     ),
     Mutant(
         'the backlog grows',
-        'reporting.py',
+        'events/dispatcher.py',
         'taken = len(self._waiting) < self._backlog',
         'taken = True',
         'events that wait are bounded',
@@ -1465,7 +1465,7 @@ _REPORTING = (
     ),
     Mutant(
         'depth is not counted',
-        'reporting.py',
+        'events/dispatcher.py',
         "return envelope.depth + (fate.kind != 'sent')",
         'return envelope.depth',
         'mail about a failed mail about a failed mail is only logged',
@@ -1473,7 +1473,7 @@ _REPORTING = (
     ),
     Mutant(
         'a batch that failed is not told again',
-        'reporting.py',
+        'events/dispatcher.py',
         '            if len(batch) > 1 and self._report(batch):\n',
         '            if len(batch) > 1 and (self._report(batch) or True):\n',
         'one bad event of a batch costs the others nothing',
@@ -1481,7 +1481,7 @@ _REPORTING = (
     ),
     Mutant(
         'a batch does not notice the end of its transaction',
-        'reporting.py',
+        'events/dispatcher.py',
         'if len(reports) > 1 and manager.get() is not transaction:',
         'if False:',
         'a subscriber that aborts takes nothing of the other events with it',
@@ -1489,7 +1489,7 @@ _REPORTING = (
     ),
     Mutant(
         'deferred events are in batches',
-        'reporting.py',
+        'events/dispatcher.py',
         "if fate.kind == 'deferred' or fate.tries or not self.wants(fate.kind):",
         'if fate.tries or not self.wants(fate.kind):',
         'a deferred event is reported at most once, though a batch fails',
@@ -1497,7 +1497,7 @@ _REPORTING = (
     ),
     Mutant(
         'what has failed before is in batches',
-        'reporting.py',
+        'events/dispatcher.py',
         "if fate.kind == 'deferred' or fate.tries or not self.wants(fate.kind):",
         "if fate.kind == 'deferred' or not self.wants(fate.kind):",
         'an event that has failed before costs no batch an abort',
@@ -1505,7 +1505,7 @@ _REPORTING = (
     ),
     Mutant(
         'a batch has one depth',
-        'reporting.py',
+        'events/dispatcher.py',
         '                depth = _depth.set(_depth_of(fate, envelope))\n',
         '                depth = _depth.set(_depth.get())\n',
         'mail about trouble is as deep as its own event has it',
@@ -1513,7 +1513,7 @@ _REPORTING = (
     ),
     Mutant(
         'an error event without its bytes',
-        'events.py',
+        'events/types.py',
         '        raw=envelope.raw,\n',
         "        raw=b'',\n",
         'an error event has the bytes, so that nothing is lost',
@@ -1521,7 +1521,7 @@ _REPORTING = (
     ),
     Mutant(
         'any tag will do',
-        'events.py',
+        'events/types.py',
         'return event.tag == self.value',
         'return True',
         'mail_tag limits a subscriber to its mail',
@@ -1529,7 +1529,7 @@ _REPORTING = (
     ),
     Mutant(
         'the attempt on disk gives another id',
-        'queue/format.py',
+        'queue/maildir/format.py',
         "id=f'{self.envelope.id}-{entry.attempt}-{kind}-{entry.group}',",
         "id=f'{self.envelope.id}-{entry.attempt}-{kind}-{entry.group}-{entry.tries}',",
         'an event that is reported again has the same id',
@@ -1541,7 +1541,7 @@ _REPORTING = (
 _SMTP = (
     Mutant(
         'no dot stuffing',
-        'mailers/text.py',
+        'mailers/smtp/dot_stuffing.py',
         "block.replace(b'\\r\\n.', b'\\r\\n..')",
         'block',
         'a line that begins with a dot arrives so',
@@ -1550,7 +1550,7 @@ _SMTP = (
     ),
     Mutant(
         'a dot behind the border of blocks is not doubled',
-        'mailers/text.py',
+        'mailers/smtp/dot_stuffing.py',
         "        return b'\\n.' + text[1:]\n",
         '        return text\n',
         'a line that begins with a dot arrives so, wherever a block ends',
@@ -1558,7 +1558,7 @@ _SMTP = (
     ),
     Mutant(
         'the first dot is not doubled',
-        'mailers/text.py',
+        'mailers/smtp/dot_stuffing.py',
         "        return b'.' + text\n",
         '        return text\n',
         'a message that begins with a dot arrives so',
@@ -1567,7 +1567,7 @@ _SMTP = (
     ),
     Mutant(
         'the window is unbounded',
-        'mailers/session.py',
+        'mailers/smtp/session.py',
         'room = self._window - len(said)',
         'room = len(unsaid)',
         'commands that wait for an answer are bounded; lock-step without PIPELINING',
@@ -1576,7 +1576,7 @@ _SMTP = (
     ),
     Mutant(
         'the dot before the seal',
-        'mailers/session.py',
+        'mailers/smtp/session.py',
         '            if sealing is not None:\n'
         '                sealing(mail.envelope, recipients)\n'
         '            # Somebody has',
@@ -1586,7 +1586,7 @@ _SMTP = (
     ),
     Mutant(
         'everybody is sealed',
-        'mailers/session.py',
+        'mailers/smtp/session.py',
         '                sealing(mail.envelope, recipients)\n',
         '                sealing(mail.envelope, mail.envelope.recipients)\n',
         'who was refused is not in doubt',
@@ -1594,7 +1594,7 @@ _SMTP = (
     ),
     Mutant(
         'a time that nobody has asked for is waited for',
-        'queue/maildir.py',
+        'queue/maildir/queue.py',
         '            if unasked:\n',
         '            if False:\n',
         'mail sent by a clock that was ahead is due when it is right again',
@@ -1602,7 +1602,7 @@ _SMTP = (
     ),
     Mutant(
         'a refused stranger closes the road',
-        'mailers/session.py',
+        'mailers/smtp/session.py',
         'return not mail.sealed and (self._carried or not mail.refused)',
         'return not mail.sealed',
         'a mail with many unknown recipients does not close the road for ever',
@@ -1610,7 +1610,7 @@ _SMTP = (
     ),
     Mutant(
         'no RSET in a window',
-        'mailers/window.py',
+        'mailers/smtp/chunking.py',
         'self._open(mail, data=False, reset=True)',
         'self._open(mail, data=False)',
         'a mail that was refused does not spoil the next one',
@@ -1618,7 +1618,7 @@ _SMTP = (
     ),
     Mutant(
         'a window is sealed behind its text',
-        'mailers/window.py',
+        'mailers/smtp/chunking.py',
         '            flight.sealing(mail.envelope, tuple(recipients))\n',
         '            pass\n',
         'a crash with a window under way is known to be ambiguous',
@@ -1627,7 +1627,7 @@ _SMTP = (
     ),
     Mutant(
         'the window is not bounded in octets',
-        'mailers/window.py',
+        'mailers/smtp/chunking.py',
         ' + mail.envelope.size <= OCTETS',
         ' + mail.envelope.size <= 100 * OCTETS',
         'what is in doubt at once is bounded',
@@ -1635,7 +1635,7 @@ _SMTP = (
     ),
     Mutant(
         'the window is not bounded in commands',
-        'mailers/window.py',
+        'mailers/smtp/chunking.py',
         'len(self._said) + len(mail.todo) + _AROUND <= WINDOW',
         'True',
         'commands that wait for an answer are bounded',
@@ -1643,7 +1643,7 @@ _SMTP = (
     ),
     Mutant(
         'a lost window is a deferral',
-        'mailers/window.py',
+        'mailers/smtp/chunking.py',
         "                'ambiguous', None,",
         "                'deferred', None,",
         'from its last octet on a mail whose line is lost is ambiguous',
@@ -1652,7 +1652,7 @@ _SMTP = (
     ),
     Mutant(
         'a text that has not left is in doubt',
-        'mailers/window.py',
+        'mailers/smtp/chunking.py',
         'each.left = end <= length - lost.unsent',
         'each.left = True',
         'a mail that has certainly not left is untouched',
@@ -1660,7 +1660,7 @@ _SMTP = (
     ),
     Mutant(
         'a mail that is untouched stays sealed',
-        'sending.py',
+        'sending/attempt.py',
         '                claim.unseal()\n',
         '                pass\n',
         'a closed road leaves no doubt behind',
@@ -1669,7 +1669,7 @@ _SMTP = (
     ),
     Mutant(
         'LMTP pipelines across mails',
-        'mailers/session.py',
+        'mailers/smtp/session.py',
         'if self._window > 1 and not self._lmtp:',
         'if self._window > 1:',
         'an answer to the next mail is not taken for a recipient of this one',
@@ -1693,7 +1693,7 @@ _SMTP = (
     ),
     Mutant(
         'the pace forgets its places at once',
-        'pace.py',
+        'processor/rate_limiter.py',
         'self._taken.append(now)',
         'pass',
         'never more mails than mail.rate says',
@@ -1701,7 +1701,7 @@ _SMTP = (
     ),
     Mutant(
         'no RSET',
-        'mailers/session.py',
+        'mailers/smtp/session.py',
         "                self._unsaid.append(Command('RSET', b'RSET\\r\\n'))\n",
         '                pass\n',
         'a mail that ended before its text does not spoil the next one',
@@ -1709,7 +1709,7 @@ _SMTP = (
     ),
     Mutant(
         'DATA for nobody',
-        'mailers/session.py',
+        'mailers/smtp/session.py',
         "        if unsaid and unsaid[0].verb == 'DATA' and not (said or mail.accepted):\n",
         '        if False:\n',
         'no DATA without an accepted recipient',
@@ -1717,7 +1717,7 @@ _SMTP = (
     ),
     Mutant(
         '535 is about the mail',
-        'mailers/extensions.py',
+        'mailers/smtp/extensions.py',
         '_CLOSED = frozenset({421, 530, 534, 535, 538})',
         '_CLOSED = frozenset({421})',
         'a password rotation discards no mail',
@@ -1725,7 +1725,7 @@ _SMTP = (
     ),
     Mutant(
         '421 is about the mail',
-        'mailers/extensions.py',
+        'mailers/smtp/extensions.py',
         '_CLOSED = frozenset({421, 530, 534, 535, 538})',
         '_CLOSED = frozenset({530, 534, 535, 538})',
         'a relay that closes counts no attempt',
@@ -1733,7 +1733,7 @@ _SMTP = (
     ),
     Mutant(
         '454 4.7.0 is about the mail',
-        'mailers/extensions.py',
+        'mailers/smtp/extensions.py',
         " or (reply.code == 454 and reply.text.startswith('4.7.'))\n",
         '\n',
         'a relay whose authentication ails discards no mail',
@@ -1741,7 +1741,7 @@ _SMTP = (
     ),
     Mutant(
         'lost after the dot is a deferral',
-        'mailers/session.py',
+        'mailers/smtp/session.py',
         "            mail.give(open_ended, Verdict('ambiguous', None, reason))\n",
         "            mail.give(open_ended, Verdict('deferred', None, reason))\n",
         'from the final dot on a lost line is ambiguous',
@@ -1749,7 +1749,7 @@ _SMTP = (
     ),
     Mutant(
         'lost after the dot is delivery',
-        'mailers/session.py',
+        'mailers/smtp/session.py',
         "            mail.give(open_ended, Verdict('ambiguous', None, reason))\n",
         "            mail.give(open_ended, Verdict('delivered', None, reason))\n",
         'from the final dot on a lost line is ambiguous',
@@ -1757,7 +1757,7 @@ _SMTP = (
     ),
     Mutant(
         'lost before the dot is stale at once',
-        'mailers/session.py',
+        'mailers/smtp/session.py',
         'if self._untouched(mail) and (self._carried or not mail.answered):',
         'if self._untouched(mail):',
         'a line that is lost over a mail counts against it',
@@ -1765,7 +1765,7 @@ _SMTP = (
     ),
     Mutant(
         'who was refused is tried again',
-        'mailers/extensions.py',
+        'mailers/smtp/extensions.py',
         "    return Verdict('deferred' if passing else 'failed', reply)",
         "    return Verdict('deferred', reply)",
         '5xx is final',
@@ -1773,7 +1773,7 @@ _SMTP = (
     ),
     Mutant(
         'greylisting is final',
-        'mailers/extensions.py',
+        'mailers/smtp/extensions.py',
         "    return Verdict('deferred' if passing else 'failed', reply)",
         "    return Verdict('failed', reply)",
         '4xx is tried again',
@@ -1781,7 +1781,7 @@ _SMTP = (
     ),
     Mutant(
         'one refusal for all',
-        'mailers/session.py',
+        'mailers/smtp/session.py',
         '                mail.verdicts[command.recipient] = refusal(reply, crowded=crowded)\n',
         '                mail.give(mail.asked, refusal(reply, crowded=crowded))\n',
         'each recipient keeps an answer of its own',
@@ -1790,7 +1790,7 @@ _SMTP = (
     ),
     Mutant(
         'a full mailbox is a crowd',
-        'mailers/extensions.py',
+        'mailers/smtp/extensions.py',
         '        enhanced is None or enhanced.group(1) == _TOO_MANY_RECIPIENTS\n',
         '        True\n',
         'a full mailbox is deferred, not asked for again and again',
@@ -1799,7 +1799,7 @@ _SMTP = (
     ),
     Mutant(
         'certificates are not verified',
-        'mailers/tls.py',
+        'mailers/smtp/tls.py',
         '    return context\n',
         '    context.check_hostname = False\n    context.verify_mode = 0\n    return context\n',
         'every certificate is verified',
@@ -1807,7 +1807,7 @@ _SMTP = (
     ),
     Mutant(
         'STARTTLS is not demanded',
-        'mailers/smtp.py',
+        'mailers/smtp/mailer.py',
         "not offered:\n                self._fail('STARTTLS'",
         "not offered:\n                return False\n                self._fail('STARTTLS'",
         'a password never goes over plain text',
@@ -1816,7 +1816,7 @@ _SMTP = (
     ),
     Mutant(
         'no EHLO inside TLS',
-        'mailers/smtp.py',
+        'mailers/smtp/mailer.py',
         '(RFC 3207, 4.2).\n            extensions = self._hello(wire)\n',
         '(RFC 3207, 4.2).\n            pass\n',
         'what was offered before TLS is forgotten',
@@ -1824,7 +1824,7 @@ _SMTP = (
     ),
     Mutant(
         'replies from before TLS count',
-        'mailers/wire.py',
+        'mailers/smtp/connection.py',
         '        if self.unread:\n            # Whoever',
         '        if False:\n            # Whoever',
         'what was injected behind STARTTLS is not believed',
@@ -1832,7 +1832,7 @@ _SMTP = (
     ),
     Mutant(
         'what is said unasked is an answer',
-        'mailers/session.py',
+        'mailers/smtp/session.py',
         "            raise LineLost('the relay has said more than it was asked')\n",
         '            pass\n',
         'a yes before the text is no answer to it',
@@ -1841,7 +1841,7 @@ _SMTP = (
     ),
     Mutant(
         'the time of a reply begins anew with each octet',
-        'mailers/wire.py',
+        'mailers/smtp/connection.py',
         '            self._await(select.POLLIN, deadline - time.monotonic())\n',
         '            self._await(select.POLLIN, 5.0)\n',
         'a reply has its time as a whole',
@@ -1849,7 +1849,7 @@ _SMTP = (
     ),
     Mutant(
         'a greeting is a greeting',
-        'mailers/smtp.py',
+        'mailers/smtp/mailer.py',
         '        if greeting.code != 220:\n',
         '        if False:\n',
         'a relay that greets with 554 is not spoken to',
@@ -1857,7 +1857,7 @@ _SMTP = (
     ),
     Mutant(
         'QUIT undoes a delivery',
-        'mailers/wire.py',
+        'mailers/smtp/connection.py',
         '            except LineLost:\n                pass\n        self.close()',
         '            except KeyError:\n                pass\n        self.close()',
         'a QUIT that fails cannot undo an acceptance',
@@ -1868,7 +1868,7 @@ _SMTP = (
 _MESSAGE = (
     Mutant(
         'Bcc leaves',
-        'message/composer.py',
+        'message/freeze.py',
         "_DROPPED = frozenset({'bcc', 'resent-bcc', 'return-path', 'mime-version'})",
         "_DROPPED = frozenset({'return-path', 'mime-version'})",
         'Bcc is not in the bytes',
@@ -1876,7 +1876,7 @@ _MESSAGE = (
     ),
     Mutant(
         'who is in Bcc gets nothing',
-        'message/composer.py',
+        'message/freeze.py',
         'recipients = _each_once(mailboxes([*to, *cc, *bcc]))',
         'recipients = _each_once(mailboxes([*to, *cc]))',
         'to, cc and bcc are recipients',
@@ -1884,7 +1884,7 @@ _MESSAGE = (
     ),
     Mutant(
         'recipients twice',
-        'message/composer.py',
+        'message/freeze.py',
         'recipients = _each_once(mailboxes([*to, *cc, *bcc]))',
         'recipients = tuple(m.address for m in mailboxes([*to, *cc, *bcc]))',
         'duplicates give one RCPT',
@@ -1900,7 +1900,7 @@ _MESSAGE = (
     ),
     Mutant(
         'any size will do',
-        'message/composer.py',
+        'message/freeze.py',
         '        if len(raw) > self.max_size:\n',
         '        if False:\n',
         'a message over mail.max_size is refused by send',
@@ -1911,7 +1911,7 @@ _MESSAGE = (
 _PERMISSIONS = (
     Mutant(
         'a queue may be a link',
-        'queue/permissions.py',
+        'queue/maildir/permissions.py',
         '    if stat.S_ISLNK(found.st_mode):\n',
         '    if False:\n',
         'a queue that is a symbolic link is refused',
@@ -1919,7 +1919,7 @@ _PERMISSIONS = (
     ),
     Mutant(
         'everybody may write to a queue',
-        'queue/permissions.py',
+        'queue/maildir/permissions.py',
         '    if found.st_mode & stat.S_IWOTH:\n',
         '    if False:\n',
         'a queue that every user may write to is refused',
@@ -1927,7 +1927,7 @@ _PERMISSIONS = (
     ),
     Mutant(
         'a queue belongs to whoever comes',
-        'queue/permissions.py',
+        'queue/maildir/permissions.py',
         '        elif found.st_uid != os.geteuid():\n',
         '        elif False:\n',
         'the private queue of another user is refused',
@@ -1935,7 +1935,7 @@ _PERMISSIONS = (
     ),
     Mutant(
         'the umask decides over a shared file',
-        'queue/store.py',
+        'queue/maildir/files.py',
         '                os.fchmod(descriptor, self.permissions.file)\n',
         '                pass\n',
         'files of a shared queue are 0660 whatever the umask',
@@ -1943,7 +1943,7 @@ _PERMISSIONS = (
     ),
     Mutant(
         'folders without the setgid bit',
-        'queue/permissions.py',
+        'queue/maildir/permissions.py',
         '        return 0o2770 if self.group else 0o700\n',
         '        return 0o770 if self.group else 0o700\n',
         'what is made in a shared queue has its group',
@@ -1951,7 +1951,7 @@ _PERMISSIONS = (
     ),
     Mutant(
         'what the other user has is damaged',
-        'queue/store.py',
+        'queue/maildir/files.py',
         '                if not self.permissions.group:\n',
         '                if True:\n',
         'a file that only the other user of a shared queue can read is left to him',
@@ -1959,7 +1959,7 @@ _PERMISSIONS = (
     ),
     Mutant(
         'a shared file has its name before its mode',
-        'queue/store.py',
+        'queue/maildir/files.py',
         "        making = f'{self.root}/making-{os.path.basename(path)}'\n",
         '        making = path\n',
         'the other user finds no file that he cannot read',
@@ -1969,7 +1969,7 @@ _PERMISSIONS = (
     ),
     Mutant(
         'a shared file overwrites another',
-        'queue/store.py',
+        'queue/maildir/files.py',
         '                if os.path.lexists(path):\n                    raise FileExistsError',
         '                if False:\n                    raise FileExistsError',
         'a new file is new in a shared queue, too',
@@ -1977,7 +1977,7 @@ _PERMISSIONS = (
     ),
     Mutant(
         'a half-made file is not swept',
-        'queue/store.py',
+        'queue/maildir/files.py',
         '|making-[0-9a-f.-]+',
         '',
         'what a stopped process leaves beside the folders is removed',
@@ -1986,7 +1986,7 @@ _PERMISSIONS = (
     ),
     Mutant(
         'a group may write to a private queue',
-        'queue/permissions.py',
+        'queue/maildir/permissions.py',
         '            if found.st_mode & stat.S_IWGRP:\n',
         '            if False:\n',
         'a process that does not know of the group puts no mail that the other cannot send',
@@ -1995,7 +1995,7 @@ _PERMISSIONS = (
     ),
     Mutant(
         'the mail of a private queue stays private',
-        'queue/permissions.py',
+        'queue/maildir/permissions.py',
         '            self._share_files(path, group)\n',
         '            pass\n',
         'mail that waits while a queue is shared can be sent by the other user',
@@ -2003,7 +2003,7 @@ _PERMISSIONS = (
     ),
     Mutant(
         'files are opened to whatever group they have',
-        'queue/permissions.py',
+        'queue/maildir/permissions.py',
         '                        if os.fstat(descriptor).st_gid == group:\n',
         '                        if True:\n',
         'only the group of the queue is let in',
@@ -2011,7 +2011,7 @@ _PERMISSIONS = (
     ),
     Mutant(
         'an owner need not be a member',
-        'queue/permissions.py',
+        'queue/maildir/permissions.py',
         '    if user == 0 or found.st_gid in',
         '    if user in (0, found.st_uid) or found.st_gid in',
         'an owner who is no member of the group is told so',
@@ -2019,7 +2019,7 @@ _PERMISSIONS = (
     ),
     Mutant(
         'a slash hides a link',
-        'queue/permissions.py',
+        'queue/maildir/permissions.py',
         "        path = root.rstrip('/') or '/'\n",
         '        path = root\n',
         'a queue that is a symbolic link is refused however it is written',
@@ -2027,7 +2027,7 @@ _PERMISSIONS = (
     ),
     Mutant(
         'a trigger keeps its mode',
-        'queue/trigger.py',
+        'queue/maildir/wakeup.py',
         '                if stat.S_IMODE(mode) != self._mode:\n',
         '                if False:\n',
         'the trigger has the mode of its queue',
@@ -2038,7 +2038,7 @@ _PERMISSIONS = (
 _HISTORY = (
     Mutant(
         'what was delivered has a history',
-        'queue/history.py',
+        'queue/maildir/history.py',
         "    if all(fate.kind == 'sent' for fate in fates):\n        return b''\n",
         '',
         'mail that is delivered at once costs no history',
@@ -2046,7 +2046,7 @@ _HISTORY = (
     ),
     Mutant(
         'a history without end',
-        'queue/history.py',
+        'queue/maildir/history.py',
         '            if room < len(lines):\n',
         '            if False:\n',
         'a history has 64 KB at most',
@@ -2054,7 +2054,7 @@ _HISTORY = (
     ),
     Mutant(
         'a history is never removed',
-        'queue/claim.py',
+        'queue/maildir/claim.py',
         '            forget(self._store, self.envelope)\n',
         '            pass\n',
         'a history goes with its mail',
@@ -2062,7 +2062,7 @@ _HISTORY = (
     ),
     Mutant(
         'a history that cannot be written fails the mail',
-        'queue/history.py',
+        'queue/maildir/history.py',
         '    with suppress(OSError):\n        descriptor',
         '    with suppress(ValueError):\n        descriptor',
         'an error over the history is no error of the mail',
@@ -2070,7 +2070,7 @@ _HISTORY = (
     ),
     Mutant(
         'what is in doubt expires',
-        'queue/history.py',
+        'queue/maildir/history.py',
         '    if any(map(doubtful, answers)):\n',
         '    if False:\n',
         'mail in doubt stays until a person decides',
@@ -2078,7 +2078,7 @@ _HISTORY = (
     ),
     Mutant(
         'mail with an event to tell expires',
-        'queue/history.py',
+        'queue/maildir/history.py',
         "    if not set(block.letters) <= {'D', 'F'}:\n",
         "    if not set(block.letters) <= {'D', 'F', 'T', '?', 'd', 'f'}:\n",
         'only mail of which every recipient is settled is removed',
@@ -2086,7 +2086,7 @@ _HISTORY = (
     ),
     Mutant(
         'a time to come is old',
-        'queue/history.py',
+        'queue/maildir/history.py',
         'max(found.st_ctime, found.st_mtime) < before',
         'min(found.st_ctime, found.st_mtime) < before',
         'the age of a dead letter counts from the newer of its times',
@@ -2094,7 +2094,7 @@ _HISTORY = (
     ),
     Mutant(
         'a dead letter that somebody has is removed',
-        'queue/history.py',
+        'queue/maildir/history.py',
         '        if descriptor is None:\n            return False\n',
         '        if descriptor is None:\n            os.unlink(path)\n            return True\n',
         'a dead letter is claimed before it is removed',
@@ -2102,7 +2102,7 @@ _HISTORY = (
     ),
     Mutant(
         'dead letters are looked for at each look',
-        'processor.py',
+        'processor/processor.py',
         'if self._keep_failed is None or here < self._expire_at:',
         'if self._keep_failed is None:',
         'old dead letters are looked for once an hour at most',
@@ -2110,7 +2110,7 @@ _HISTORY = (
     ),
     Mutant(
         'a name remembered is a file remembered',
-        'queue/maildir.py',
+        'queue/maildir/queue.py',
         'hash((name, entry.inode()))',
         'hash((name, 0))',
         'a file put in the place of another is looked at anew',
@@ -2118,7 +2118,7 @@ _HISTORY = (
     ),
     Mutant(
         'direct delivery leaves what was left',
-        'direct.py',
+        'delivery/direct_sender.py',
         '        self._look_at = 0.0 if self._durable else inf\n',
         '        self._look_at = inf\n',
         'direct delivery finds what stopped processes have left',
@@ -2126,7 +2126,7 @@ _HISTORY = (
     ),
     Mutant(
         'direct delivery looks once',
-        'direct.py',
+        'delivery/direct_sender.py',
         '                self.look(self._attempts.clock() + EVERY)\n',
         '                pass\n',
         'what could not be moved is looked for again',

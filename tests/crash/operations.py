@@ -13,12 +13,11 @@ from typing import Any
 
 from pyramid_sendmail.envelope import Envelope, Verdict
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
-from pyramid_sendmail.processor import QueueProcessor
-from pyramid_sendmail.queue.format import STATE_AT
-from pyramid_sendmail.sending import Tally, attempt
-
-from ..queue_fixtures import forked, reap
-from .place import BAD, GOOD, LATER, Place, Relay, mail
+from pyramid_sendmail.processor.processor import QueueProcessor
+from pyramid_sendmail.queue.maildir.format import STATE_AT
+from pyramid_sendmail.sending.attempt import Tally, attempt
+from tests.crash.place import BAD, GOOD, LATER, Place, Relay, mail
+from tests.support.queues import forked, reap
 
 __all__ = ['OPERATIONS', 'Operation']
 

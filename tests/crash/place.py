@@ -23,13 +23,12 @@ from pyramid_sendmail.envelope import Envelope, Fate, Outcome, Reply, Verdict
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.interfaces import IMailer, IMailReporter, IMailSession
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.format import STATE_AT, Unreadable, decode
-from pyramid_sendmail.queue.names import Ticket, parse, record_of
+from pyramid_sendmail.queue.maildir.filename import Ticket, parse, record_of
+from pyramid_sendmail.queue.maildir.format import STATE_AT, Unreadable, decode
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.road import Road
-from pyramid_sendmail.sending import Attempts, Tally, attempt
-
-from ..queue_fixtures import Clock, make_envelope
+from pyramid_sendmail.sending.attempt import Attempts, Tally, attempt
+from pyramid_sendmail.sending.connection import Road
+from tests.support.queues import Clock, make_envelope
 
 __all__ = ['FOLDERS', 'Found', 'Ledger', 'Lines', 'Place', 'mail', 'restore', 'snapshot']
 
@@ -171,7 +170,7 @@ class Subscribers:
                 claim.reported(lasting)
         except QueueError:
             # As MailReporter does: what could not be settled is found again.
-            logging.getLogger('pyramid_sendmail.reporting').exception('not settled')
+            logging.getLogger('pyramid_sendmail.events.dispatcher').exception('not settled')
             claim.release()
         else:
             if lasting:

@@ -21,13 +21,12 @@ from random import Random
 from typing import Any
 
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
-from pyramid_sendmail.sending import Tally, attempt
-
-from ..queue_fixtures import reap
-from .bench import Bench, in_child, play
-from .operations import Operation
-from .place import FOLDERS, Place
-from .syscalls import STOPPED, Call, Policy, Watch, stopping
+from pyramid_sendmail.sending.attempt import Tally, attempt
+from tests.crash.bench import Bench, in_child, play
+from tests.crash.operations import Operation
+from tests.crash.place import FOLDERS, Place
+from tests.crash.syscalls import STOPPED, Call, Policy, Watch, stopping
+from tests.support.queues import reap
 
 __all__ = ['SCHEDULES', 'Log', 'Walk', 'walk']
 

@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from pyramid_sendmail.queue import MaildirQueue
-
-from ..smtp_server import EXTENSIONS, ScriptedSMTPServer
-from .audit import audit
-from .soak_parts import SharedClock, make_queue, misbehave, process, produce
+from tests.crash.audit import audit
+from tests.crash.soak_parts import SharedClock, make_queue, misbehave, process, produce
+from tests.support.smtp.server import EXTENSIONS, ScriptedSMTPServer
 
 __all__ = ['Options', 'Soak', 'main', 'run']
 

@@ -21,16 +21,15 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.orm import Session
 
 from pyramid_sendmail import Message
-from pyramid_sendmail.delivery import QueuedMailDelivery
+from pyramid_sendmail.delivery.queued import QueuedMailDelivery
+from pyramid_sendmail.events.dispatcher import MailReporter
 from pyramid_sendmail.interfaces import IMailer, IMailReporter
 from pyramid_sendmail.message import Composer
-from pyramid_sendmail.processor import QueueProcessor
+from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.reporting import MailReporter
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending import Attempts
-
-from ..smtp_server import (
+from pyramid_sendmail.sending.attempt import Attempts
+from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
     accept_then,

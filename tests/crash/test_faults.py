@@ -17,13 +17,12 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
-
-from .bench import Bench, folder, log
-from .counts import Count
-from .operations import OPERATIONS, Operation
-from .outcomes import NEVER, OUTCOMES
-from .place import FOLDERS, Lines, Place, snapshot
-from .syscalls import Call, Watch
+from tests.crash.bench import Bench, folder, log
+from tests.crash.counts import Count
+from tests.crash.operations import OPERATIONS, Operation
+from tests.crash.outcomes import NEVER, OUTCOMES
+from tests.crash.place import FOLDERS, Lines, Place, snapshot
+from tests.crash.syscalls import Call, Watch
 
 __all__ = ['folder', 'log']
 

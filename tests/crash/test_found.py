@@ -12,10 +12,9 @@ import pytest
 
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.format import decode
-
-from ..queue_fixtures import NOW, Clock, claimed, files, forked, make_envelope, reap, the_file
-from .syscalls import STOPPED, Call, Watch
+from pyramid_sendmail.queue.maildir.format import decode
+from tests.crash.syscalls import STOPPED, Call, Watch
+from tests.support.queues import NOW, Clock, claimed, files, forked, make_envelope, reap, the_file
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from .bench import folder
-from .counts import Count
-from .matrix import Walker
-from .operations import OPERATIONS, Operation
+from tests.crash.bench import folder
+from tests.crash.counts import Count
+from tests.crash.matrix import Walker
+from tests.crash.operations import OPERATIONS, Operation
 
 __all__ = ['folder']
 

@@ -25,8 +25,8 @@ from typing import Any
 
 import pytest
 
-from .counts import Tell
-from .mutants import MUTANTS, Mutant
+from tests.crash.counts import Tell
+from tests.crash.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / 'pyramid_sendmail'

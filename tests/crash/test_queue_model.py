@@ -36,13 +36,12 @@ from hypothesis.stateful import (
 from pyramid_sendmail.envelope import Envelope, Fate, Reply
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
-from pyramid_sendmail.queue.format import decode
-from pyramid_sendmail.queue.names import Ticket
-from pyramid_sendmail.queue.store import FOLDERS, Store
-
-from ..queue_fixtures import NOW, Clock, forked, make_envelope, reap
-from .bench import folder as tmp_path
-from .counts import Tell
+from pyramid_sendmail.queue.maildir.filename import Ticket
+from pyramid_sendmail.queue.maildir.files import FOLDERS, Store
+from pyramid_sendmail.queue.maildir.format import decode
+from tests.crash.bench import folder as tmp_path
+from tests.crash.counts import Tell
+from tests.support.queues import NOW, Clock, forked, make_envelope, reap
 
 __all__ = ['tmp_path']
 

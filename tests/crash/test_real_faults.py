@@ -18,12 +18,11 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from pyramid_sendmail.exceptions import QueueError
-from pyramid_sendmail.processor import QueueProcessor
+from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.sending import Tally, attempt
-
-from ..queue_fixtures import NOW, files, make_envelope, reap
-from .place import Place, Relay, mail
+from pyramid_sendmail.sending.attempt import Tally, attempt
+from tests.crash.place import Place, Relay, mail
+from tests.support.queues import NOW, files, make_envelope, reap
 
 NOBODY = 65534
 

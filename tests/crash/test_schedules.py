@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from .bench import folder
-from .counts import Count
-from .matrix import Walker
-from .operations import OPERATIONS
-from .schedules import SCHEDULES
+from tests.crash.bench import folder
+from tests.crash.counts import Count
+from tests.crash.matrix import Walker
+from tests.crash.operations import OPERATIONS
+from tests.crash.schedules import SCHEDULES
 
 __all__ = ['folder']
 

@@ -19,10 +19,9 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.queue import MaildirQueue
-
-from ..queue_fixtures import NOW, claimed, failed, make_envelope, until
-from .audit import audit
-from .counts import Tell
+from tests.crash.audit import audit
+from tests.crash.counts import Tell
+from tests.support.queues import NOW, claimed, failed, make_envelope, until
 
 ROOT = Path(__file__).resolve().parents[2]
 SOAK = bool(os.environ.get('SOAK'))

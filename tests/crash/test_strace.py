@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from .bench import Bench
-from .counts import Count
-from .operations import OPERATIONS
-from .syscalls import Call, Watch
+from tests.crash.bench import Bench
+from tests.crash.counts import Count
+from tests.crash.operations import OPERATIONS
+from tests.crash.syscalls import Call, Watch
 
 KINDS = {
     'openat': 'open',

@@ -14,14 +14,13 @@ import pytest
 from pyramid_sendmail.envelope import Envelope
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.format import STATE_AT, decode
-from pyramid_sendmail.queue.put import MaildirPut
-from pyramid_sendmail.queue.recovery import recover
-from pyramid_sendmail.queue.store import Store
-from pyramid_sendmail.queue.trigger import Trigger
-from pyramid_sendmail.sending import Tally
-
-from ..queue_fixtures import (
+from pyramid_sendmail.queue.maildir.files import Store
+from pyramid_sendmail.queue.maildir.format import STATE_AT, decode
+from pyramid_sendmail.queue.maildir.recovery import recover
+from pyramid_sendmail.queue.maildir.staging import MaildirPut
+from pyramid_sendmail.queue.maildir.wakeup import Trigger
+from pyramid_sendmail.sending.attempt import Tally
+from tests.support.queues import (
     NOW,
     Clock,
     claimed,
@@ -35,7 +34,7 @@ from ..queue_fixtures import (
     sent,
     until,
 )
-from ..test_processor import Setup
+from tests.unit.processor.test_processor import Setup
 
 
 class Observer:

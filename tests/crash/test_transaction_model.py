@@ -40,18 +40,17 @@ from transaction.interfaces import (
 )
 
 from pyramid_sendmail import Message, NoActiveTransaction, QueueError
-from pyramid_sendmail.delivery import DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
 from pyramid_sendmail.envelope import Envelope, Fate
 from pyramid_sendmail.message import Composer
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
-from pyramid_sendmail.queue.store import FOLDERS, Store
+from pyramid_sendmail.queue.maildir.files import FOLDERS, Store
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER
-from pyramid_sendmail.sending import Attempts
-
-from ..doubles import RecordingMailer
-from ..queue_fixtures import NOW, until
-from .bench import folder as tmp_path
-from .counts import Tell
+from pyramid_sendmail.sending.attempt import Attempts
+from tests.crash.bench import folder as tmp_path
+from tests.crash.counts import Tell
+from tests.support.doubles import RecordingMailer
+from tests.support.queues import NOW, until
 
 __all__ = ['tmp_path']
 

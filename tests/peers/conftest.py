@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import trustme
 
-from .dovecot import Dovecot
-from .exim import Exim
-from .opensmtpd import OpenSMTPD
-from .postfix import Postfix
-from .relay import Certificate, Relay
-from .roots import HOST, missing
+from tests.peers.dovecot import Dovecot
+from tests.peers.exim import Exim
+from tests.peers.opensmtpd import OpenSMTPD
+from tests.peers.postfix import Postfix
+from tests.peers.relay import Certificate, Relay
+from tests.peers.roots import HOST, missing
 
 RELAYS = {kind.name: kind for kind in (Postfix, Exim, OpenSMTPD)}
 

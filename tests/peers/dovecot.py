@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from .roots import HOST, Root, free_ports
+from tests.peers.roots import HOST, Root, free_ports
 
 __all__ = ['Dovecot']
 

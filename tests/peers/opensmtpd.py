@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .relay import ANN, PASSWORD, SIZE, Certificate, Held, Ports, Relay
-from .roots import HOST, Root
+from tests.peers.relay import ANN, PASSWORD, SIZE, Certificate, Held, Ports, Relay
+from tests.peers.roots import HOST, Root
 
 __all__ = ['OpenSMTPD']
 

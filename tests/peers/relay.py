@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 import trustme
 
-from .roots import HOST, Root, free_ports
+from tests.peers.roots import HOST, Root, free_ports
 
 __all__ = ['ANN', 'PASSWORD', 'SIZE', 'Certificate', 'Held', 'Ports', 'Relay']
 

@@ -8,12 +8,11 @@ from pyramid.paster import get_app
 from webtest import TestApp
 
 from pyramid_sendmail.queue import MaildirQueue
-
-from ..applications import events, write_ini
-from ..functional.test_qp import Child
-from ..queue_fixtures import files, until
-from .relay import Relay
-from .roots import PATIENCE
+from tests.integration.test_qp import Child
+from tests.peers.relay import Relay
+from tests.peers.roots import PATIENCE
+from tests.support.applications import events, write_ini
+from tests.support.queues import files, until
 
 
 def test_from_request_to_relay(relay: Relay, tmp_path: Path, sender: str) -> None:
@@ -31,7 +30,7 @@ def test_from_request_to_relay(relay: Relay, tmp_path: Path, sender: str) -> Non
             'mail.retry': '1h',
             'tests.database': database,
         },
-        use='call:tests.applications:main',
+        use='call:tests.support.applications:main',
     )
 
     def once(number: int) -> int:

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp import SMTPMailer
-from pyramid_sendmail.mailers.wire import Timeouts
-
-from .mail import fronted, make_mail, statuses
-from .relay import ANN, PASSWORD, Relay
-from .roots import HOST, PATIENCE
+from pyramid_sendmail.mailers.smtp.connection import Timeouts
+from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from tests.peers.mail import fronted, make_mail, statuses
+from tests.peers.relay import ANN, PASSWORD, Relay
+from tests.peers.roots import HOST, PATIENCE
 
 KINDS = {'starttls': 'plain', 'implicit': 'implicit'}
 """How TLS begins, and the port for it."""

@@ -9,14 +9,13 @@ import pytest
 
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.road import Road
-from pyramid_sendmail.sending import Attempts, Tally, attempt
-
-from ..queue_fixtures import NOW, Clock
-from ..test_sending import Reporter
-from .mail import make_mail, statuses
-from .relay import Relay
-from .test_relays import mailer
+from pyramid_sendmail.sending.attempt import Attempts, Tally, attempt
+from pyramid_sendmail.sending.connection import Road
+from tests.peers.mail import make_mail, statuses
+from tests.peers.relay import Relay
+from tests.peers.test_relays import mailer
+from tests.support.queues import NOW, Clock
+from tests.unit.sending.test_attempt import Reporter
 
 
 def test_more_mail_than_a_session_may_carry(relay: Relay, sender: str) -> None:

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from pyramid_sendmail.mailers.lmtp import LMTPMailer
-
-from .dovecot import Dovecot
-from .mail import BODIES, fronted, make_mail, statuses
-from .roots import HOST
+from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
+from tests.peers.dovecot import Dovecot
+from tests.peers.mail import BODIES, fronted, make_mail, statuses
+from tests.peers.roots import HOST
 
 
 @pytest.fixture(params=['tcp', 'unix'])

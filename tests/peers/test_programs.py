@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
-
-from .mail import BODIES, fronted, make_mail, statuses
-from .relay import SIZE, Relay
+from tests.peers.mail import BODIES, fronted, make_mail, statuses
+from tests.peers.relay import SIZE, Relay
 
 
 @pytest.fixture

@@ -11,16 +11,15 @@ import psutil
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.extensions import SessionOptions
-from pyramid_sendmail.mailers.session import SMTPSession
-from pyramid_sendmail.mailers.smtp import SMTPMailer
-from pyramid_sendmail.mailers.window import WindowSession
-from pyramid_sendmail.mailers.wire import Timeouts
-
-from ..queue_fixtures import until
-from .mail import BODIES, fronted, make_mail, statuses
-from .relay import SIZE, Relay
-from .roots import HOST, PATIENCE
+from pyramid_sendmail.mailers.smtp.chunking import WindowSession
+from pyramid_sendmail.mailers.smtp.connection import Timeouts
+from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
+from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.session import SMTPSession
+from tests.peers.mail import BODIES, fronted, make_mail, statuses
+from tests.peers.relay import SIZE, Relay
+from tests.peers.roots import HOST, PATIENCE
+from tests.support.queues import until
 
 TIMEOUTS = Timeouts().capped(PATIENCE)
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 import transaction
 
-from ..work import wire
-from .stopwatch import Step, measure
+from tests.benchmarks.contenders.stopwatch import Step, measure
+from tests.benchmarks.work import wire
 
 _numbers = itertools.count()
 

@@ -13,8 +13,8 @@ from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 from typing import Any
 
-from ..work import Mail, email_message, mail_of
-from .stopwatch import measure
+from tests.benchmarks.contenders.stopwatch import measure
+from tests.benchmarks.work import Mail, email_message, mail_of
 
 
 def by_email(mail: Mail) -> bytes:
@@ -28,8 +28,7 @@ def by_email(mail: Mail) -> bytes:
 def by_ours() -> Callable[[Mail], bytes]:
     """What ``send`` does with a message before it joins the transaction."""
     from pyramid_sendmail.message import Composer
-
-    from .request import message
+    from tests.benchmarks.contenders.request import message
 
     composer = Composer(hostname='web.example.org')
     return lambda mail: composer.envelope(message(mail)).raw

@@ -15,11 +15,10 @@ from typing import Any
 
 from pyramid.scripting import prepare
 
-from pyramid_sendmail.config import processor_of
-
-from ..work import email_message, mail_of
-from .build import by_ours
-from .request import application, message
+from pyramid_sendmail.config.factories import processor_of
+from tests.benchmarks.contenders.build import by_ours
+from tests.benchmarks.contenders.request import application, message
+from tests.benchmarks.work import email_message, mail_of
 
 PHASES = ('reference', 'build', 'send', 'drain')
 

@@ -9,8 +9,8 @@ import sys
 
 from transaction import TransactionManager
 
-from ..database import Heard, session_factory
-from .stopwatch import Step, measure
+from tests.benchmarks.contenders.stopwatch import Step, measure
+from tests.benchmarks.database import Heard, session_factory
 
 
 def main(path: str, journal: str, steps: str) -> None:

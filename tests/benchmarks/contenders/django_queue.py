@@ -14,7 +14,7 @@ import django
 from django.conf import settings
 from django.core.management import call_command
 
-from ..work import RECIPIENT, SENDER, mail_of
+from tests.benchmarks.work import RECIPIENT, SENDER, mail_of
 
 
 def main(verb: str, application: str, folder: str, kind: str, count: str, port: str) -> None:

@@ -17,9 +17,8 @@ from pyramid.paster import bootstrap
 
 from pyramid_sendmail.interfaces import IMailQueue
 from pyramid_sendmail.message import Composer
-
-from ..work import mail_of
-from .request import message
+from tests.benchmarks.contenders.request import message
+from tests.benchmarks.work import mail_of
 
 _A_TRANSACTION = 500
 

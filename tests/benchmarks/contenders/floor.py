@@ -14,7 +14,7 @@ import os
 import socket
 import sys
 
-from ..work import RECIPIENT_ADDRESS, SENDER_ADDRESS
+from tests.benchmarks.work import RECIPIENT_ADDRESS, SENDER_ADDRESS
 
 _COMMANDS = f'MAIL FROM:<{SENDER_ADDRESS}>\r\nRCPT TO:<{RECIPIENT_ADDRESS}>\r\nDATA\r\n'.encode()
 

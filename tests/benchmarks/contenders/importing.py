@@ -15,7 +15,7 @@ import transaction
 from pyramid.config import Configurator
 from pyramid.request import Request
 
-from .stopwatch import peak_memory, report
+from tests.benchmarks.contenders.stopwatch import peak_memory, report
 
 
 def main(package: str) -> None:

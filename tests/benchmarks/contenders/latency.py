@@ -20,12 +20,12 @@ from typing import Any
 
 from pyramid.paster import bootstrap
 
-from ...smtp_server import Action, ScriptedSMTPServer, Session
-from ..application import write_ini
-from ..processes import finish, ours, start, until
-from ..work import mail_of
-from .request import message
-from .stopwatch import report
+from tests.benchmarks.application import write_ini
+from tests.benchmarks.contenders.request import message
+from tests.benchmarks.contenders.stopwatch import report
+from tests.benchmarks.processes import finish, ours, start, until
+from tests.benchmarks.work import mail_of
+from tests.support.smtp.server import Action, ScriptedSMTPServer, Session
 
 _WARM_UP = 5
 

@@ -10,7 +10,7 @@ import time
 
 from pyramid.paster import get_app, setup_logging
 
-from .stopwatch import report
+from tests.benchmarks.contenders.stopwatch import report
 
 if __name__ == '__main__':
     setup_logging(sys.argv[1])

@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import transaction
 
-from ..work import (
+from tests.benchmarks.contenders.stopwatch import Step, measure
+from tests.benchmarks.work import (
     RECIPIENT,
     RECIPIENT_ADDRESS,
     SENDER,
@@ -23,7 +24,6 @@ from ..work import (
     email_message,
     mail_of,
 )
-from .stopwatch import Step, measure
 
 
 def main(

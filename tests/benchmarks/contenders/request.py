@@ -16,9 +16,8 @@ from pyramid.request import Request
 from pyramid.scripting import prepare
 
 from pyramid_sendmail import Attachment, Message
-
-from ..work import RECIPIENT, SENDER, Mail, mail_of
-from .stopwatch import Step, measure
+from tests.benchmarks.contenders.stopwatch import Step, measure
+from tests.benchmarks.work import RECIPIENT, SENDER, Mail, mail_of
 
 
 def main(directory: str, kind: str, steps: str, threads: str, *pairs: str) -> None:

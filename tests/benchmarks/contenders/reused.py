@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..work import RECIPIENT_ADDRESS, SENDER_ADDRESS
+from tests.benchmarks.work import RECIPIENT_ADDRESS, SENDER_ADDRESS
 
 _HOST = '127.0.0.1'
 

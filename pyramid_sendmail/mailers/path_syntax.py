@@ -1,0 +1,28 @@
+"""The form of a mailbox in a command, so that none can smuggle a second command in."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+__all__ = ['is_path']
+
+_PATH = re.compile(
+    r"""
+    (?: "(?: [^"\\\x00-\x1f\x7f] | \\[^\x00-\x1f\x7f] )*"   # a quoted local part
+      | [^\s"\\<>,;:@()\[\]\x00-\x1f\x7f]+                  # or a dotted one
+    )
+    (?: @ [^\s"\\<>,;@()\x00-\x1f\x7f]+ )?                  # Postmaster needs no domain
+    """,
+    re.VERBOSE,
+)
+
+
+@lru_cache(maxsize=256)
+def is_path(address: str) -> bool:
+    """Whether the address can stand between ``<`` and ``>`` (RFC 5321, 4.1.2; RFC 6531, 3.3)."""
+    try:
+        address.encode()
+    except UnicodeEncodeError:
+        return False
+    return _PATH.fullmatch(address) is not None

@@ -1,0 +1,5 @@
+"""SMTP and LMTP."""
+
+from .mailer import SMTPMailer
+
+__all__ = ['SMTPMailer']

@@ -1,0 +1,392 @@
+"""The queue processor: the loop that drains a queue.
+
+One thread looks at the queue, the workers claim what it found and send it, each over a session of
+its own. While the road is closed nothing is claimed, and one worker at a time tries it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from random import random
+from typing import Any
+
+from zope.interface import implementer
+
+from ..envelope import Envelope, Fate
+from ..events.dispatcher import MailReporter
+from ..exceptions import DamagedMail, MailerUnavailable, QueueError
+from ..interfaces import IMailClaim, IMailer, IMailQueue, IMailQueueProcessor
+from ..sending.attempt import Attempts, Tally, attempt, report_settled
+from ..sending.connection import Road
+from .circuit_breaker import FIRST_PAUSE, Gate, Help
+from .rate_limiter import Pace
+from .single_pass import Harvest
+from .worker_pool import UNTOLD, Aside, Crew, WatchedClaim
+
+__all__ = ['QueueProcessor']
+
+log = logging.getLogger(__name__)
+
+POLL = 30.0
+"""Seconds after which the queue is looked at although nothing woke the processor."""
+
+SYNC, SYNC_MAILS = 1.0, 100
+"""Seconds and mails, at most, from a delivery to the sync of the folder that it has left."""
+
+GRACE = 60.0
+"""Seconds that mail in flight has at the end."""
+
+LIMIT = 20_000
+"""Names kept in memory."""
+
+LEISURE = 10.0
+"""How many times as long as a look took another of its kind waits, where nobody waits for it."""
+
+ITS_OWN = frozenset({errno.EACCES, errno.EPERM, errno.EIO})
+"""Errors over one file that say nothing about the others."""
+
+EXPIRE, EXPIRED = 3600.0, 1_000
+"""Seconds between two looks for old dead letters, and how many of them go at one."""
+
+REPORTS = 200
+"""Mails in ``done/`` reported at one look, so that the next look is not kept waiting."""
+
+Progress = Callable[[Tally, int], None]
+
+
+@implementer(IMailQueueProcessor)
+class QueueProcessor:
+    """See IMailQueueProcessor. ``workers``: connections at once; ``batch``: mails on each;
+    ``rate``: how many mails leave in how many seconds at most, over all connections, or None;
+    ``keep_failed``: seconds after which a dead letter is removed, or None for never;
+    ``poll``, ``limit``, ``grace``, ``pause``: see POLL, LIMIT, GRACE and FIRST_PAUSE; ``chance``:
+    see Gate."""
+
+    def __init__(
+        self,
+        queue: IMailQueue,
+        mailer: IMailer,
+        reporter: MailReporter,
+        attempts: Attempts,
+        *,
+        workers: int = 4,
+        batch: int = 100,
+        rate: tuple[int, int] | None = None,
+        keep_failed: float | None = None,
+        poll: float = POLL,
+        limit: int = LIMIT,
+        grace: float = GRACE,
+        pause: float = FIRST_PAUSE,
+        monotonic: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random,
+    ) -> None:
+        self._queue: Any = queue
+        self._mailer = mailer
+        self._reporter = reporter
+        self._attempts = attempts
+        self._workers = workers
+        self._batch = batch
+        self._keep_failed = keep_failed
+        self._poll = poll
+        self._limit = limit
+        self._grace = grace
+        self._pause = pause
+        self._monotonic = monotonic
+        self._chance = chance
+        self._pace = Pace(rate, monotonic=monotonic)
+        self._recording = threading.Lock()
+        self._expire_at = float('-inf')
+
+    def wake(self) -> None:
+        self._queue.wake()
+
+    def run(self, stop: threading.Event) -> None:
+        self._queue.prepare()
+        crew = self._crew(stop, once=False)
+        starting = True
+        try:
+            while not crew.stop.is_set():
+                try:
+                    # What subscribers have not taken from the last process they get at once.
+                    self._look(crew, all_events=starting)
+                    starting = False
+                    self._watch(crew)
+                except Exception:
+                    log.exception('the queue processor failed, and goes on')
+                    crew.pending.rest(1.0)
+        finally:
+            self._end(crew)
+
+    def run_once(
+        self, progress: Progress | None = None, stop: threading.Event | None = None
+    ) -> Tally:
+        self._queue.prepare()
+        crew = self._crew(stop or threading.Event(), once=True)
+        try:
+            self._drain_once(crew, progress or _no_progress)
+            crew.dismiss(self._grace)
+            self._await_subscribers(crew)
+            now = self._attempts.clock()
+            done, _ = self._queue.look(now, limit=self._limit, all_events=True)
+            self._report_all_done(crew, done)
+            self._expire()
+        finally:
+            self._end(crew)
+            if progress is not None:
+                progress(crew.tally, crew.left)
+        if crew.error is not None:
+            raise crew.error
+        return crew.tally
+
+    def _crew(self, stop: threading.Event, *, once: bool) -> Crew:
+        roads = [
+            Road(self._mailer, batch=self._batch, monotonic=self._monotonic)
+            for _ in range(self._workers)
+        ]
+        gate = Gate(self._monotonic, pause=self._pause, chance=self._chance)
+        help = Help(self._attempts.turn)
+        return Crew(
+            *(roads, self._drain, gate, help, self._pace, self._queue.wake, stop),
+            once=once,
+            clock=self._attempts.clock,
+            monotonic=self._monotonic,
+        )
+
+    def _watch(self, crew: Crew) -> None:
+        """Look where mail is published until the next full look is due."""
+        woken = False
+        while not crew.stop.is_set():
+            here = self._monotonic()
+            moments = [max(crew.next_look, crew.rested[False])]
+            if moments[0] <= here:
+                break
+            if woken:
+                moments.append(crew.rested[True])
+            if crew.busy:
+                moments.append(here + SYNC)
+            woken = self._queue.wait(max(min(moments) - here, 0.0)) or woken
+            crew.sync(self._queue)
+            if crew.pending.exhausted:
+                return
+            if woken and self._monotonic() >= crew.rested[True]:
+                woken = False
+                # What nobody can send now need not be looked at each time that more comes.
+                if not (crew.gate.closed_for() and len(crew.pending)):
+                    self._look(crew, fresh=True)
+
+    def _look(self, crew: Crew, *, fresh: bool = False, all_events: bool = False) -> None:
+        now, here = self._attempts.clock(), self._monotonic()
+        limit = self._limit_now(crew)
+        if not fresh and here < crew.next_look and crew.pending.running_low:
+            further = self._queue.further(limit)
+            if further:
+                crew.pending.fill(_unsettled(further), more=True)
+                return
+        if not fresh:
+            # Before the look: what is deferred during it may not be seen by it.
+            crew.next_look = here + self._poll
+        try:
+            tickets, next_due = self._queue.look(
+                now,
+                limit=limit,
+                fresh=fresh,
+                all_events=all_events,
+                early=lambda tickets: crew.pending.fill(tickets, fresh=True),
+            )
+        except QueueError as error:
+            crew.gate.failed(error)
+            crew.next_look = here + max(crew.gate.closed_for(), 1.0)
+            return
+        crew.pending.fill(_unsettled(tickets), more=len(tickets) >= limit, fresh=fresh)
+        end = self._monotonic()
+        crew.rested[fresh] = end + min(LEISURE * (end - here), self._poll)
+        if next_due is not None:
+            crew.look_by(here + next_due - now)
+        try:
+            self._report_done(crew, tickets[:REPORTS])
+            if len(tickets) > REPORTS and tickets[REPORTS].folder == 'done':
+                crew.look_by(here + UNTOLD)
+        except QueueError as error:
+            log.error('what lies in done/ could not be reported: %s', error)
+        if not fresh:
+            self._expire()
+
+    def _expire(self) -> None:
+        """Remove what has lain in failed/ for too long, now and then; no mail waits for it."""
+        here = self._monotonic()
+        if self._keep_failed is None or here < self._expire_at:
+            return
+        self._expire_at = here + EXPIRE
+        try:
+            self._queue.expire(self._attempts.clock() - self._keep_failed, limit=EXPIRED)
+        except QueueError as error:
+            log.error('old dead letters could not be removed: %s', error)
+
+    def _drain_once(self, crew: Crew, progress: Progress) -> None:
+        harvest = Harvest(self._queue, crew.pending, self._attempts.clock)
+        while not crew.pending.closed:
+            tickets = harvest.look(self._limit_now(crew))
+            if harvest.fresh and not (tickets or harvest.more):
+                # What subscribers send meanwhile is fresh mail too.
+                self._await_subscribers(crew)
+                tickets = harvest.look(self._limit_now(crew))
+                if not tickets:
+                    break
+            self._report_all_done(crew, tickets)
+            if crew.stop.is_set():
+                break
+            crew.pending.fill(_unsettled(tickets), more=harvest.more)
+            while not (crew.pending.await_rest(0.1) or crew.pending.running_low):
+                progress(crew.tally, crew.left)
+                harvest.tick()
+                if crew.stop.is_set():
+                    crew.pending.close()
+
+    def _limit_now(self, crew: Crew) -> int:
+        """How many tickets to ask for: those of the mails in work are found too."""
+        return self._limit + crew.pending.working * self._batch
+
+    def _report_all_done(self, crew: Crew, tickets: list[Any]) -> None:
+        """Report ``done/``, at the pace of the subscribers."""
+        done = [ticket for ticket in tickets if ticket.folder == 'done']
+        for at in range(0, len(done), REPORTS):
+            if crew.stop.is_set():
+                break
+            self._report_done(crew, done[at : at + REPORTS])
+            self._await_subscribers(crew)
+
+    def _await_subscribers(self, crew: Crew) -> None:
+        """Wait until they have heard all, or too long: they are told again what they have not."""
+        end = time.monotonic() + self._grace
+        while not (crew.stop.is_set() or self._reporter.join(0.1)) and time.monotonic() < end:
+            pass
+
+    def _report_done(self, crew: Crew, tickets: list[Any]) -> None:
+        """Report what lies in ``done/``, which needs no relay."""
+        for ticket in tickets:
+            if ticket.folder == 'done':
+                claim = self._claim(crew, ticket)
+                if claim is not None:
+                    report_settled(claim, self._reporter)
+
+    def _claim(self, crew: Crew, ticket: Any, *, settled: bool = False) -> Any:
+        """A claim, or None. What is damaged has been put aside, and is an error event; what cannot
+        be read stays where it is, and stops nobody."""
+        try:
+            claim = self._queue.claim(ticket, settled=settled)
+            return claim and WatchedClaim(claim, crew, ticket)
+        except DamagedMail as error:
+            envelope = Envelope(
+                id=error.name,
+                message_id=error.name,
+                sender='',
+                recipients=(),
+                raw=error.raw,
+                queued_at=self._attempts.clock(),
+            )
+            fate = Fate(
+                id=f'{error.name}-0-error-0',
+                kind='error',
+                recipients=(),
+                attempt=0,
+                mailer='',
+                reason=f'damaged: {error.reason}',
+            )
+            aside: Any = Aside(envelope)
+            self._reporter.submit(aside, [fate])
+        except QueueError as error:
+            if error.errno not in ITS_OWN:
+                raise
+            if crew.unheard(ticket):
+                log.error('%s cannot be claimed: %s', ticket.name, error)
+        except Exception:
+            if crew.unheard(ticket):
+                log.exception('%s cannot be claimed', ticket.name)
+        return None
+
+    def _drain(self, crew: Crew, road: Road, tally: Tally) -> float:
+        """Send what is due over one session; return the seconds that this worker should rest."""
+        before = road.answered
+        try:
+            self._queue.check()
+            with self._recording:
+                self._attempts.record()
+            attempt(self._claims(crew, road), road, self._attempts, tally)
+            if road.answered > before:
+                crew.gate.answered()
+        except (MailerUnavailable, QueueError) as error:
+            return self._closed(crew, error)
+        return 0.0
+
+    def _claims(self, crew: Crew, road: Road) -> Iterator[IMailClaim]:
+        """Claim what is due, one by one, until nothing is left, the gate has been closed, or the
+        pace has no place: it never waits."""
+        crew.gate.enter()
+        crew.pending.nudge()
+        before = road.answered
+        while crew.gate.passable and (ticket := crew.pending.take()) is not None:
+            if crew.pending.tell():
+                self._queue.wake()
+            if crew.unsynced >= SYNC_MAILS:
+                crew.sync(self._queue)
+            claim = None
+            try:
+                claim = self._claim(crew, ticket)
+            finally:
+                if not _leaves(claim, self._attempts.clock()):
+                    crew.pending.unsent(ticket)
+            if claim is None:
+                crew.pending.missed(ticket)
+            else:
+                yield claim
+            if road.answered > before:
+                before = road.answered
+                crew.gate.answered()
+
+    def _closed(self, crew: Crew, error: MailerUnavailable | QueueError) -> float:
+        if crew.pending.closed:
+            return 0.0
+        rest = crew.gate.failed(error)
+        if crew.once and not rest:
+            # Before what takes time: nobody else shall try the road meanwhile.
+            crew.give_up(error)
+        if isinstance(error, MailerUnavailable) and not rest:
+            with suppress(QueueError):
+                self._settle_without_road(crew)
+        return rest
+
+    def _settle_without_road(self, crew: Crew) -> None:
+        """What only waits for its event, or to be moved, needs no relay."""
+        for ticket in crew.pending.unexamined():
+            claim = self._claim(crew, ticket, settled=True)
+            if claim is not None:
+                report_settled(claim, self._reporter)
+
+    def _end(self, crew: Crew) -> None:
+        crew.dismiss(self._grace)
+        with suppress(QueueError), self._recording:
+            self._attempts.record()
+        self._reporter.join(crew.grace_left)
+        crew.sync(self._queue)
+        self._queue.close()
+
+
+def _unsettled(tickets: list[Any]) -> list[Any]:
+    return [ticket for ticket in tickets if ticket.folder != 'done']
+
+
+def _leaves(claim: Any, now: float) -> bool:
+    """Whether a claim is one, and of a mail that will be sent: not of one that is only settled."""
+    if claim is None or not claim.todo or claim.interrupted:
+        return False
+    expires: float | None = claim.envelope.expires
+    return expires is None or now < expires
+
+
+def _no_progress(tally: Tally, left: int) -> None:
+    """Nobody looks."""

@@ -1,0 +1,369 @@
+"""The file of a queued mail: an envelope block of ``X-Envelope`` header lines, then the message.
+
+The file is a plain ``.eml``. Its first line carries the format's version, the lengths of block and
+message in octets, and a SHA-256 over all but what changes in place:
+
+=====================  ==========================================================================
+state line             the mail's letter; when its retry policy began to count; when it is due
+                       again (both in milliseconds since the epoch)
+slot                   replies, mailers and reasons not yet reported, as JSON: 976 octets for each
+                       eight recipients
+mark of a recipient    its letter, which reply in the slot is its own, and its letter once more
+=====================  ==========================================================================
+
+Letters of a mail: ``W`` being written, ``V`` voted, ``C`` finish has begun (and waiting, after
+that), ``S`` an attempt has started. Letters of a recipient: ``T`` to do, ``?`` sent and awaiting
+the last word, ``d`` and ``f`` delivered and failed with an event to report, ``D`` and ``F`` the
+same, settled. They stand twice, because one flipped bit makes ``D`` of ``T``, and a mail lost.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from types import MappingProxyType
+from typing import Literal, Protocol
+
+from ...envelope import Envelope, Fate, StoredEnvelope, Text
+from .filename import milliseconds
+from .reply_slot import Entry, lost, read_slot, slot_length, write_slot
+
+__all__ = [
+    'LETTERS',
+    'STATE_AT',
+    'Block',
+    'LargeText',
+    'Unreadable',
+    'block_of',
+    'decode',
+    'encode',
+    'lengths_of',
+]
+
+VERSION = b'1'
+LETTERS = {'sent': 'd', 'error': 'f', 'deferred': 'T'}
+
+_FIRST = b'X-Envelope: '
+_STATE = b'X-Envelope-State: '
+_TO = b'X-Envelope-To: '
+_END = b'\r\n'
+
+_LENGTHS_AT = len(_FIRST)
+_SUM_AT = _LENGTHS_AT + len(b'1 00000000 000000000000 ')
+_SUM_END = _SUM_AT + 64
+STATE_AT = _SUM_END + len(_END + _STATE)
+_STATE_END = STATE_AT + 1 + 1 + 15 + 1 + 15
+_SLOT_AT = _STATE_END + len(_END)
+_FIXED = re.compile(
+    'X-Envelope-Id: (.*)\r\n'
+    'X-Envelope-Message-Id: (.*)\r\n'
+    'X-Envelope-From: (.*)\r\n'
+    'X-Envelope-Options: ((?s:.*))\r\n'
+)
+_MARKS = re.compile(r'X-Envelope-To: ([T?dfDF])([0-9]{5})\1 (.+)\r\n')
+_MARK_LENGTH = len('X-Envelope-To: T00000T \r\n')
+_read_json = json.JSONDecoder().raw_decode
+
+
+class Unreadable(ValueError):
+    """The bytes are not a whole and undamaged mail of ours; the text says why."""
+
+
+class LargeText(Text, Protocol):
+    """The text of a message that stays in its file."""
+
+    def survey(self, see: Callable[[bytes], object]) -> None:
+        """Read it once and show each block; what else Text promises is known afterwards."""
+
+
+@dataclass(slots=True)
+class Block:
+    """The envelope block in memory: what is fixed, and what changes in place."""
+
+    envelope: Envelope
+    fixed: bytes
+    """The lines after the slot and before the recipients."""
+    state: str = 'W'
+    since: float = 0.0
+    retry_at: float = 0.0
+    letters: list[str] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    pointers: list[int] = field(default_factory=list)
+
+    @property
+    def letters_at(self) -> int:
+        """Where the recipients' lines begin."""
+        return _SLOT_AT + slot_length(len(self.letters)) + len(self.fixed)
+
+    def recipient_lines(self) -> bytes:
+        """The bytes at ``letters_at``."""
+        return b''.join(map(_recipient_line, self.letters, self.pointers, self.envelope.recipients))
+
+    def changing(self) -> bytes:
+        """All from STATE_AT to the end of the block: one write records an outcome."""
+        state = _state_line(self.state, self.since, self.retry_at)
+        slot = write_slot(self.entries, len(self.letters))
+        return b''.join((state, slot, self.fixed, self.recipient_lines()))
+
+    def settle(self, fates: Sequence[Fate], *, report: bool = True) -> None:
+        """Put down what an attempt came to, in place of what these recipients had before.
+        ``report``: whether subscribers have to be told."""
+        if self.entries:
+            for fate in fates:
+                self.mark(fate.recipients, 'T')
+            self._forget()
+        for fate in fates:
+            if report or fate.kind != 'sent':
+                self._add(fate)
+            else:
+                # Nobody asks for the reply.
+                self.mark(fate.recipients, 'D')
+        if not report and ('d' in self.letters or 'f' in self.letters):
+            self.letters = [letter.upper() if letter in 'df' else letter for letter in self.letters]
+
+    def mark(self, recipients: Iterable[str], letter: str) -> None:
+        """Give the recipients a letter."""
+        if recipients == self.envelope.recipients:
+            self.letters = [letter] * len(self.letters)
+            return
+        chosen = set(recipients)
+        for n, to in enumerate(self.envelope.recipients):
+            if to in chosen:
+                self.letters[n] = letter
+
+    def _add(self, fate: Fate) -> None:
+        """Give the fate's recipients their letter and an entry for its reply."""
+        about = set(fate.recipients)
+        chosen = [n for n, to in enumerate(self.envelope.recipients) if to in about]
+        for n in chosen:
+            self.letters[n] = LETTERS[fate.kind]
+            self.pointers[n] = len(self.entries)
+        if chosen:
+            words = fate.reason if fate.reply is None or fate.reason != str(fate.reply) else None
+            self.entries.append(
+                Entry(
+                    fate.attempt,
+                    int(fate.id.rpartition('-')[2]),
+                    fate.mailer,
+                    fate.reply,
+                    words,
+                    fate.permanent,
+                    fate.tries,
+                )
+            )
+
+    def _forget(self) -> None:
+        """Drop the replies that no settled recipient needs, before a new attempt's come."""
+        if not self.entries:
+            return
+        marks = zip(self.pointers, self.letters, strict=True)
+        kept = sorted({pointer for pointer, letter in marks if letter in 'dfF'})
+        places = {old: new for new, old in enumerate(kept)}
+        self.entries = [self.entries[pointer] for pointer in kept]
+        self.pointers = [places.get(pointer, 0) for pointer in self.pointers]
+
+    def start_over(self, now: float) -> None:
+        """A person wants the recipients that failed tried again, with a retry policy's patience."""
+        self.letters = ['T' if letter in 'fF?' else letter for letter in self.letters]
+        self._forget()
+        self.state, self.since, self.retry_at = 'C', now, 0.0
+
+    def postpone(self, fates: Iterable[Fate]) -> None:
+        """Subscribers have failed to take these once more."""
+        late = {(fate.attempt, int(fate.id.rpartition('-')[2])): fate.tries for fate in fates}
+        for entry in self.entries:
+            if (entry.attempt, entry.group) in late:
+                entry.tries = late[entry.attempt, entry.group] + 1
+
+    def fates(self) -> list[Fate]:
+        """What subscribers have not taken yet, in the order in which it was marked."""
+        if 'd' not in self.letters and 'f' not in self.letters:
+            return []
+        groups: dict[tuple[int, str], list[str]] = {}
+        for to, letter, pointer in zip(
+            self.envelope.recipients, self.letters, self.pointers, strict=True
+        ):
+            if letter in 'df':
+                groups.setdefault((pointer, letter), []).append(to)
+        fates = []
+        for (pointer, letter), recipients in sorted(groups.items()):
+            entry = self.entries[pointer]
+            kind: Literal['sent', 'error'] = 'sent' if letter == 'd' else 'error'
+            fates.append(
+                Fate(
+                    id=f'{self.envelope.id}-{entry.attempt}-{kind}-{entry.group}',
+                    kind=kind,
+                    recipients=tuple(recipients),
+                    attempt=entry.attempt,
+                    mailer=entry.mailer,
+                    reply=entry.reply,
+                    reason=str(entry.reply) if entry.reason is None else entry.reason,
+                    permanent=entry.permanent,
+                    tries=entry.tries,
+                )
+            )
+        return fates
+
+
+def encode(envelope: Envelope, state: str) -> bytes:
+    """The file of a new mail."""
+    return block_of(envelope, state) + envelope.raw
+
+
+def block_of(envelope: Envelope, state: str) -> bytes:
+    """The envelope block of a new mail, which the message follows."""
+    recipients, raw = envelope.recipients, envelope.raw
+    fixed = (
+        f'X-Envelope-Id: {envelope.id}\r\n'
+        f'X-Envelope-Message-Id: {envelope.message_id}\r\n'
+        f'X-Envelope-From: {envelope.sender}\r\n'
+        f'X-Envelope-Options: {_folded(_options(envelope))}\r\n'
+    ).encode()
+    lines = ''.join([f'X-Envelope-To: T00000T {to}\r\n' for to in recipients]).encode()
+    slot = write_slot((), len(recipients))
+    size = _SLOT_AT + len(slot) + len(fixed) + len(lines)
+    lengths = b'1 %08d %012d ' % (size, len(raw))
+    checksum = _checksum(lengths, fixed, recipients, raw)
+    changing = _state_line(state, envelope.queued_at, 0.0)
+    return b''.join((_FIRST, lengths, checksum, _END, _STATE, changing, slot, fixed, lines))
+
+
+def _options(envelope: Envelope) -> str:
+    """As JSON. The dict's own encoder costs as much as all else in the block."""
+    tag, metadata, expires = envelope.tag, envelope.metadata, envelope.expires
+    queued_at = due = repr(envelope.queued_at)
+    if envelope.due != envelope.queued_at:
+        due = repr(envelope.due)
+    return (
+        f'{{"queued_at": {queued_at}, "due": {due}, '
+        f'"expires": {"null" if expires is None else repr(expires)}, '
+        f'"priority": {_json(envelope.priority)}, '
+        f'"subject": {_json(envelope.subject)}, "tag": {"null" if tag is None else _json(tag)}, '
+        f'"metadata": {json.dumps(dict(metadata)) if metadata else "{}"}, '
+        f'"depth": {envelope.depth}}}'
+    )
+
+
+_json = json.encoder.encode_basestring_ascii
+
+
+def _state_line(state: str, since: float, retry_at: float) -> bytes:
+    return f'{state} {milliseconds(since):015d} {milliseconds(retry_at):015d}\r\n'.encode()
+
+
+def _recipient_line(letter: str, pointer: int, to: str) -> bytes:
+    return f'X-Envelope-To: {letter}{pointer:05d}{letter} {to}\r\n'.encode()
+
+
+def lengths_of(data: bytes) -> tuple[int, int]:
+    """The octets of the envelope block and of the message, as the file's first line says them.
+    Raises Unreadable."""
+    if not data.startswith(_FIRST):
+        raise Unreadable('it is not a file of this queue' if data else 'it is empty')
+    try:
+        version, block_length, message_length = data[_LENGTHS_AT:_SUM_AT].split()
+        size, rest = int(block_length), int(message_length)
+    except ValueError:
+        raise Unreadable('its first line is damaged') from None
+    if version != VERSION:
+        raise Unreadable(f'its format, version {version.decode("ascii", "replace")}, is unknown')
+    return size, rest
+
+
+def decode(data: bytes, text: LargeText | None = None) -> Block:
+    """Read a file's bytes; without its message where the ``text`` of that stays in the file.
+    Raises Unreadable."""
+    size, rest = lengths_of(data)
+    length = len(data) if text is None else len(data) + text.size
+    if length != size + rest:
+        raise Unreadable(f'it has {length} octets where its first line says {size + rest}')
+    try:
+        return _decode(data, size, text)
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        if isinstance(error, Unreadable):
+            raise
+        raise Unreadable(f'its envelope is damaged ({error})') from None
+
+
+def _decode(data: bytes, size: int, text: LargeText | None) -> Block:
+    entries, at = read_slot(data, _SLOT_AT)
+    to_at = data.find(_END + _TO, at, size) + len(_END)
+    if to_at < at:
+        raise Unreadable('its envelope names no recipient')
+    fixed = data[at:to_at]
+    letters, pointers, recipients = _read_recipients(data[to_at:size])
+    raw = data[size:]
+    lengths = data[_LENGTHS_AT:_SUM_AT]
+    if data[_SUM_AT:_SUM_END] != _checksum(lengths, fixed, recipients, raw, text):
+        raise Unreadable('its checksum does not match: it was damaged or changed')
+    # No checksum holds these lines together.
+    if data[_SUM_END:STATE_AT] != _END + _STATE or data[_STATE_END:_SLOT_AT] != _END:
+        raise Unreadable('its state line is damaged')
+    state, since, retry_at = data[STATE_AT:_STATE_END].decode().split(' ')
+    if state not in ('W', 'V', 'C', 'S'):
+        raise Unreadable('its state line is damaged')
+    if letters.count('T') < len(letters):
+        settled = [n for n, letter in zip(pointers, letters, strict=True) if letter in 'dfF']
+        entries += [lost(group) for group in range(len(entries), max(settled, default=-1) + 1)]
+    return Block(
+        _envelope(fixed, recipients, raw if text is None else text),
+        fixed,
+        state=state,
+        since=int(since) / 1000,
+        retry_at=int(retry_at) / 1000,
+        letters=letters,
+        entries=entries,
+        pointers=pointers,
+    )
+
+
+def _read_recipients(lines: bytes) -> tuple[list[str], list[int], list[str]]:
+    text = lines.decode()
+    marks = _MARKS.findall(text)
+    letters = [letter for letter, _, _ in marks]
+    pointers = [int(pointer) for _, pointer, _ in marks]
+    recipients = [recipient for _, _, recipient in marks]
+    # Nothing else stands between them.
+    length = _MARK_LENGTH * len(marks) + sum(map(len, recipients))
+    if length != len(text) or max(pointers) >= len(marks):
+        raise Unreadable('the line of a recipient is damaged')
+    return letters, pointers, recipients
+
+
+def _envelope(fixed: bytes, recipients: Iterable[str], text: bytes | LargeText) -> Envelope:
+    lines = _FIXED.fullmatch(fixed.decode())
+    if lines is None:
+        raise Unreadable('its envelope is damaged')
+    id, message_id, sender, json_text = lines.groups()
+    # JSON has no line breaks: those are ours, and a blank stood where they are.
+    json_text = json_text.replace('\r\n', '')
+    options, end = _read_json(json_text)
+    if end != len(json_text):
+        raise Unreadable('its envelope is damaged')
+    options['metadata'] = MappingProxyType(options['metadata'])
+    options.update(id=id, message_id=message_id, sender=sender, recipients=tuple(recipients))
+    if isinstance(text, bytes):
+        return Envelope(raw=text, **options)
+    return StoredEnvelope(text=text, **options)
+
+
+def _checksum(
+    lengths: bytes,
+    fixed: bytes,
+    recipients: Iterable[str],
+    raw: bytes,
+    text: LargeText | None = None,
+) -> bytes:
+    digest = sha256(b''.join((lengths, fixed, '\n'.join(recipients).encode())))
+    digest.update(raw)
+    if text is not None:
+        text.survey(digest.update)
+    return digest.hexdigest().encode()
+
+
+def _folded(text: str) -> str:
+    """Fold at blanks, so that any mail program takes the line (RFC 5322, 2.1.1)."""
+    return text if len(text) <= 800 else re.sub(r'(.{800,}?) (?=[^ ])', '\\1\r\n ', text)

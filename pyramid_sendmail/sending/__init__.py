@@ -1,0 +1,1 @@
+"""One attempt: claimed mail through a session."""

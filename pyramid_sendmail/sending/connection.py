@@ -1,0 +1,92 @@
+"""The road that mail takes: a mailer, and the session that is kept with it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sized
+from typing import Any
+
+from ..interfaces import IMailer
+
+__all__ = ['Road']
+
+
+class Road:
+    """A mailer and the one session that is kept with it, for use by one thread.
+
+    ``batch``: mails after which the session is closed. ``idle``: seconds after which a session
+    that nobody used is not trusted any more.
+    """
+
+    def __init__(
+        self,
+        mailer: IMailer,
+        *,
+        batch: int = 100,
+        idle: float = 60.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.mailer = mailer
+        self.idle = idle
+        self.answered = 0
+        """How many mails were answered, over all sessions."""
+        self.carried = 0
+        """How many of them over the present one."""
+        self.held: tuple[Sized, ...] = ()
+        """The mails that wait for their answer, or to be sent once more."""
+        self.connecting = False
+        """Whether its thread waits for a session, and holds no claim meanwhile."""
+        self._batch = batch
+        self._monotonic = monotonic
+        self._session: Any = None
+        self._pid = os.getpid()
+        self._used = 0.0
+
+    def session(self, *, holding: bool = False) -> Any:
+        """The IMailSession, opened if need be; ``holding``: while the caller has claims already.
+
+        Raises MailerUnavailable.
+        """
+        if self._pid != os.getpid() or self._monotonic() - self._used > self.idle:
+            self.close()
+        if self._session is None:
+            self.connecting = not holding
+            try:
+                self._session = self.mailer.connect()
+            finally:
+                self.connecting = False
+            self._pid = os.getpid()
+            self.carried = 0
+        self._used = self._monotonic()
+        return self._session
+
+    @property
+    def waiting(self) -> int:
+        """How many mails wait for their answer, or to be sent once more."""
+        return sum(map(len, self.held))
+
+    @property
+    def name(self) -> str:
+        """Where the session sends to; of a mailer that leads to several places, which it is."""
+        name: str = getattr(self._session, 'name', self.mailer.name)
+        return name
+
+    def carry(self) -> None:
+        """A mail was answered."""
+        self.answered += 1
+        self.carried += 1
+        self._used = self._monotonic()
+
+    def spent(self, waiting: int = 0) -> bool:
+        """Whether the session has carried its share, ``waiting`` mails included."""
+        return self.carried + waiting >= self._batch
+
+    def close(self) -> None:
+        session, self._session = self._session, None
+        if session is None:
+            return
+        if self._pid == os.getpid():
+            session.close()
+        else:
+            session.abandon()  # it is our parent's, who goes on with it

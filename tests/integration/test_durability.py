@@ -1,0 +1,733 @@
+"""RELIABILITY 17 to 106: copies of a queue, holders and triggers of others, writers while somebody
+looks, deaths in a commit, and what a processor without descriptors costs."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from transaction import TransactionManager
+
+from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail.interfaces import IMailSentEvent
+from pyramid_sendmail.message import Composer
+from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from pyramid_sendmail.queue.maildir.format import STATE_AT
+from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
+from pyramid_sendmail.sending.attempt import Attempts, Tally
+from tests.crash.syscalls import Call, Watch
+from tests.crash.test_real_faults import in_child
+from tests.support.doubles import RecordingMailer
+from tests.support.queues import (
+    NOW,
+    Clock,
+    child,
+    claimed,
+    deferred,
+    failed,
+    files,
+    forked,
+    make_envelope,
+    reap,
+    sent,
+    the_file,
+    until,
+)
+from tests.support.smtp.server import reply
+from tests.support.world import MINUTE, World
+from tests.unit.delivery.test_data_manager import AFTER, BEFORE, Other, message
+from tests.unit.processor.test_processor import Setup, maildir
+from tests.unit.sending.test_attempt import Reporter
+
+MakeWorld = Callable[..., World]
+
+NOBODY = 65534
+HOUR, DAY = 60 * MINUTE, 24 * 60 * MINUTE
+WORKERS = 40
+"""Hours, of a writer that takes its time (RELIABILITY 106)."""
+
+LARGE = bool(os.environ.get('SOAK'))
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason='needs root, to be two users (a container)')
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Iterator[MaildirQueue]:
+    queue = MaildirQueue(str(tmp_path / 'mail'), sync=False, clock=Clock())
+    queue.prepare()
+    yield queue
+    queue.close()
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory: many files are made there in no time."""
+    with TemporaryDirectory(dir='/dev/shm' if os.access('/dev/shm', os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that everybody may enter, which those of pytest are not."""
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+# 24. Who holds a mail
+
+
+@as_root
+def test_a_holder_of_another_user_is_not_robbed(queue: MaildirQueue) -> None:
+    """RELIABILITY 24: nobody asks whether a process is alive, so that one of another user, of which
+    that cannot be asked, keeps what it holds; killed, it frees it at once."""
+    queue.put([make_envelope()]).publish()
+    ((ticket,), _) = queue.look(NOW)
+    held: list[Any] = []
+
+    def hold() -> None:
+        held.append(MaildirQueue(queue.path, clock=Clock()).claim(ticket))
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+
+    with child(hold):
+        assert queue.claim(ticket) is None
+    claim = queue.claim(ticket)
+    assert claim is not None
+    claim.release()
+
+
+HOLDER = """
+import sys
+from pyramid_sendmail.queue import MaildirQueue
+
+queue = MaildirQueue(sys.argv[1])
+(ticket,), _ = queue.look(float(sys.argv[2]))
+held = queue.claim(ticket)
+print(held is not None, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_holder_in_another_container_is_not_robbed(queue: MaildirQueue) -> None:
+    """RELIABILITY 24: nor is a process whose number means nothing here, or somebody else."""
+    queue.put([make_envelope()]).publish()
+    ((ticket,), _) = queue.look(NOW)
+    program = shutil.which('unshare')
+    if program is None:
+        pytest.skip('needs unshare (Debian: apt-get install util-linux)')
+    container = [program, '--pid', '--fork', '--kill-child']
+    if subprocess.run([*container, 'true'], capture_output=True).returncode:
+        pytest.skip('unshare is not allowed here: it needs root (a container, --privileged)')
+    holder = subprocess.Popen(
+        [*container, sys.executable, '-W', 'ignore', '-c', HOLDER, queue.path, str(NOW)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == 'True\n'
+        assert queue.claim(ticket) is None
+        holder.kill()
+    claim = until(lambda: queue.claim(ticket))
+    claim.release()
+
+
+# 20 and 100. Many deferred mails
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_fresh_mail_beside_many_deferred_ones(memory: Path) -> None:
+    """RELIABILITY 20 and 100: a processor that starts on 40,000 deferred mails (500,000 with
+    SOAK=1) takes little memory for them, and sends a new one at once, and the first of those that
+    are due as soon as it has read their names."""
+    count = 500_000 if LARGE else 40_000
+    queue = MaildirQueue(str(memory / 'mail'), sync=False, longest=DAY)
+    queue.prepare()
+    setup = Setup(queue)
+    later = int(time.time() + HOUR) * 1000
+    for number in range(count):
+        name = f'5-{later + number:015d}-0001-{number:032x}'
+        os.close(os.open(memory / 'mail' / 'cur' / name, os.O_CREAT | os.O_WRONLY, 0o600))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    setup.put()
+    start = time.monotonic()
+    with setup.running():
+        setup.mailer.wait_for(1)
+        first = time.monotonic() - start
+        taken = []
+        for number in range(3):
+            begun = time.monotonic()
+            setup.put()
+            setup.mailer.wait_for(2 + number)
+            taken.append(time.monotonic() - begun)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert first < 1.0 + count / 20_000, 'the first delivery, on a machine that is busy'
+    assert min(taken) < 2.0, 'a new mail'
+    assert grown < 64_000, 'KB'
+    setup.queue.close()
+
+
+# 85. A subscriber that fails twice
+
+
+def test_a_subscriber_that_fails_twice(make_world: MakeWorld) -> None:
+    """RELIABILITY 85: one mail, three times the same event, the last of which is committed; between
+    them the mail is in done/, whoever stops."""
+    world = make_world()
+    heard: list[tuple[str, str]] = []
+
+    def subscriber(event: Any) -> None:
+        if len(heard) < 2:
+            heard.append((event.id, 'aborted'))
+            raise LookupError('not now')
+        event.request.tm.get().addAfterCommitHook(
+            lambda committed: heard.append((event.id, 'committed'))
+        )
+
+    world.config.add_subscriber(subscriber, IMailSentEvent)
+    world.config.commit()
+    world.send()
+    # --once tells what lies in done/ at its end once more.
+    assert world.run() == Tally(delivered=1)
+    assert world.reporter.join(10)
+    assert [ends for _, ends in heard] == ['aborted', 'aborted']
+    assert world.folders() == ['done']
+    assert world.run() == Tally()
+    assert world.reporter.join(10)
+    assert [ends for _, ends in heard] == ['aborted', 'aborted', 'committed']
+    assert len({id for id, _ in heard}) == 1
+    assert world.server.accepted('ann@example.org') == 1
+    assert world.files() == {}
+
+
+# 82 to 84. Death in a commit
+
+
+STEPS = [(BEFORE, 'finish'), (AFTER, 'vote'), (AFTER, 'finish'), ('', '')]
+
+
+@pytest.mark.parametrize(('key', 'step'), STEPS)
+def test_each_fault_beside_another_that_fails(memory: Path, key: str, step: str) -> None:
+    """RELIABILITY 82: each call of vote and finish fails in its turn, while another data manager
+    fails, or none: mail can be claimed if and only if the transaction committed, is kept where
+    nobody can know, and nothing is left where it did not; no error comes out of finish."""
+    logger = logging.getLogger('pyramid_sendmail')
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        number = 1
+        while _commit(memory / str(number), number, key, step):
+            number += 1
+    finally:
+        logger.setLevel(logging.NOTSET)
+    assert number > 40
+
+
+def _commit(path: Path, number: int, key: str, step: str) -> bool:
+    """Whether there was such a call."""
+    queue = MaildirQueue(str(path), clock=Clock())
+    manager = TransactionManager(explicit=True)
+    bound = QueuedMailDelivery(queue, RecordingMailer(), Composer()).bind(manager)
+    other = Other(key or AFTER, fails=step)
+    current = manager.begin()
+    current.join(other)
+    for subject in ('one', 'two'):
+        bound.send(message(subject))
+    hit = False
+
+    def policy(call: Call) -> Any:
+        nonlocal hit
+        if call.number == number:
+            hit = True
+            if call.name == 'close':
+                call.perform()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return call.perform()
+
+    failure = None
+    with Watch(queue.path, policy):
+        try:
+            manager.commit()
+        except (OSError, RuntimeError) as error:
+            failure = error
+        current.abort()
+    _check_commit(queue, key, step, failure)
+    queue.close()
+    return hit
+
+
+def _check_commit(queue: MaildirQueue, key: str, step: str, failure: Exception | None) -> None:
+    everybody = step != 'vote' and not isinstance(failure, OSError)
+    if not step:
+        assert (failure is None) == everybody, 'no error comes out of finish'
+    MaildirQueue(queue.path, clock=Clock()).look(NOW)
+    folders = Counter(path.parent.name for path in Path(queue.path).glob('*/5-*'))
+    if not everybody:
+        assert folders == {}, (failure, folders)
+    elif (key, step) == (BEFORE, 'finish'):
+        assert folders.keys() <= {'done'}, folders
+        assert folders.total() == 2
+    else:
+        assert folders == {'new': 2}, (failure, folders)
+
+
+DEATHS = {
+    (BEFORE, 'vote'): 'nothing',
+    (BEFORE, 'finish'): 'in doubt',
+    (AFTER, 'vote'): 'in doubt',
+    (AFTER, 'finish'): 'queued',
+}
+
+
+@pytest.mark.parametrize('mails', [1, 3])
+@pytest.mark.parametrize(('key', 'step'), DEATHS)
+def test_death_in_another_data_manager(
+    queue: MaildirQueue, key: str, step: str, mails: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RELIABILITY 83: a process that dies in another's vote or finish, behind our vote and before
+    our finish, leaves mail of which nobody can know: it is told and kept, and neither sent nor
+    removed; behind our finish it is mail like any other, before our vote it never was."""
+
+    def die() -> None:
+        os._exit(9)
+
+    def run() -> None:
+        manager = TransactionManager(explicit=True)
+        bound = QueuedMailDelivery(
+            MaildirQueue(queue.path), RecordingMailer(), Composer(clock=Clock())
+        ).bind(manager)
+        manager.begin().join(Other(key, **{step: die}))
+        for number in range(mails):
+            bound.send(message(f'mail {number}'))
+        manager.commit()
+
+    assert reap(forked(run)) == 9
+    queue.look(NOW)
+    critical = [each for each in caplog.records if each.levelno == logging.CRITICAL]
+    outcome = DEATHS[key, step]
+    assert len(critical) == (mails if outcome == 'in doubt' else 0)
+    assert all('in doubt' in each.getMessage() for each in critical)
+    if outcome == 'nothing':
+        assert files(queue) == []
+        return
+    setup = Setup(queue, clock=Clock())
+    setup.reporter = Reporter('sent', 'error')
+    setup.processor().run_once()
+    kinds = [fate.kind for fate in setup.reporter.fates]
+    assert kinds == (['error'] if outcome == 'in doubt' else ['sent']) * mails
+    assert len(setup.mailer.sent) == (0 if outcome == 'in doubt' else mails)
+    assert len(files(queue)) == (mails if outcome == 'in doubt' else 0)
+    assert {name.partition('/')[0] for name in files(queue)} <= {'failed'}
+
+
+@pytest.mark.parametrize('durable', [True, False], ids=['with a queue', 'without'])
+def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bool) -> None:
+    """RELIABILITY 84: killed when the database has committed and the relay has not heard of it:
+    with a queue the mail is there, as it was; without one it is lost, which the README says."""
+
+    class Deadly(RecordingMailer):
+        def connect(self) -> Any:
+            os._exit(9)
+
+    def run() -> None:
+        manager = TransactionManager(explicit=True)
+        reporter: Any = Reporter()
+        attempts = Attempts(RetryPolicy() if durable else AT_ONCE_OR_NEVER, reporter)
+        delivery = DirectMailDelivery(
+            MaildirQueue(queue.path) if durable else MemoryQueue(),
+            Deadly(),
+            Composer(),
+            attempts,
+            durable=durable,
+        )
+        with manager:
+            delivery.bind(manager).send(message())
+
+    assert reap(forked(run)) == 9
+    setup = Setup(queue)
+    tally = setup.processor().run_once()
+    assert tally == (Tally(delivered=1) if durable else Tally())
+    readme = Path(__file__).parents[2] / 'README.rst'
+    assert 'at most once' in ' '.join(readme.read_text().split())
+
+
+# 91. Without descriptors
+
+
+def test_without_descriptors_nothing_spins(tmp_path: Path) -> None:
+    """RELIABILITY 91: a processor that may open nothing more sends nothing, takes next to no time
+    of the machine, and goes on as soon as it may."""
+    setup = Setup(maildir(tmp_path / 'mail'))
+
+    def work() -> None:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with setup.running(poll=0.1, pause=0.02):
+            setup.put()
+            setup.mailer.wait_for(1)
+            until(lambda: not files(setup.queue))
+            reading, writing = os.pipe()
+            used = max(int(name) for name in os.listdir('/proc/self/fd')) + 1
+            free = [os.dup(0) for _ in range(used - len(os.listdir('/proc/self/fd')) + 1)]
+            pid = os.fork()
+            if pid == 0:
+                os.read(reading, 1)
+                setup.put()
+                os._exit(0)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(free), limits[1]))
+            os.write(writing, b'!')
+            before = time.process_time()
+            time.sleep(1.0)  # the time that it has to waste
+            spent = time.process_time() - before
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert len(setup.mailer.sent) == 1
+            assert reap(pid) == 0
+            for descriptor in (reading, writing, *free):
+                os.close(descriptor)
+            setup.mailer.wait_for(2, 30)
+        assert spent < 0.4, f'{spent} of a second'
+
+    in_child(work)
+    setup.queue.close()
+
+
+# 93. Copies
+
+
+HOWS: dict[str, Callable[[str, str], list[list[str]]]] = {
+    'cp -a': lambda source, target: [['cp', '-a', source, target]],
+    'cp -r, which forgets the times': lambda source, target: [['cp', '-r', source, target]],
+    'tar, which forgets them, too': lambda source, target: [
+        ['mkdir', target],
+        ['tar', '-C', source, '-cf', f'{target}.tar', '.'],
+        ['tar', '-C', target, '-xmf', f'{target}.tar'],
+    ],
+}
+
+
+@pytest.mark.parametrize('how', HOWS)
+def test_a_copy_keeps_its_schedule(tmp_path: Path, how: str) -> None:
+    """RELIABILITY 93: a backup that was brought back has the same mail due at the same times: times
+    of files mean nothing, no mail is forgotten and there is no storm."""
+    clock = Clock()
+    queue = MaildirQueue(str(tmp_path / 'mail'), sync=False, clock=clock, longest=2 * HOUR)
+    later = make_envelope(due=NOW + DAY)
+    put_off, dead, telling = (make_envelope() for _ in range(3))
+    for envelope, settle in (
+        (put_off, lambda claim: claim.settle([deferred(put_off)], retry_at=NOW + HOUR)),
+        (dead, lambda claim: claim.settle([failed(dead)], report=False)),
+        (telling, lambda claim: claim.settle([sent(telling)])),
+    ):
+        queue.put([envelope]).publish()
+        claim = claimed(queue)
+        settle(claim)
+        claim.release()
+    queue.put([later]).publish()
+    os.mkfifo(f'{queue.path}/trigger.old')  # what a copy may make of it is nobody's concern
+    os.unlink(f'{queue.path}/trigger.old')
+    for command in HOWS[how](queue.path, str(tmp_path / 'copy')):
+        subprocess.run(command, check=True)
+    copy = MaildirQueue(str(tmp_path / 'copy'), sync=False, clock=clock, longest=2 * HOUR)
+    copy.prepare()
+    for moment in (NOW, NOW + HOUR - 1, NOW + HOUR, NOW + DAY - 1, NOW + DAY):
+        assert copy.look(moment) == queue.look(moment)
+    assert files(copy) == files(queue)
+    setup = Setup(copy, clock=clock)
+    setup.reporter = Reporter('sent')
+    arrived = []
+    for moment in (NOW, NOW + HOUR - 1, NOW + HOUR, NOW + DAY - 1, NOW + DAY):
+        clock.now = moment
+        setup.processor().run_once()
+        arrived.append([envelope.id for envelope in setup.mailer.sent])
+    one, both = [put_off.id], [put_off.id, later.id]
+    assert arrived == [[], [], one, one, both]
+    assert setup.reporter.fates[0] == sent(telling)
+    assert [name.partition('/')[0] for name in files(copy)] == ['failed']
+    copy.close()
+    queue.close()
+
+
+# 99. Writers while somebody looks
+
+
+def test_mail_that_comes_during_looks(queue: MaildirQueue) -> None:
+    """RELIABILITY 99: two processes put mail as fast as they can while others are looked for and
+    taken away; when they have ended one look finds all that is left, and none has been missed or
+    seen twice."""
+    turns = 120
+    reading, writing = os.pipe()
+
+    def write() -> None:
+        own = MaildirQueue(queue.path, sync=False, clock=Clock())
+        for number in range(turns):
+            mails = [make_envelope() for _ in range(1 + number % 3)]
+            own.put(mails).publish()
+            os.write(writing, ''.join(f'{mail.id}\n' for mail in mails).encode())
+
+    pids = [forked(write) for _ in range(2)]
+    os.close(writing)
+    published: list[bytes] = []
+    listener = threading.Thread(target=lambda: published.append(_all_of(reading)))
+    listener.start()
+    taken: list[str] = []
+    looks = 0
+    while looks < 5 or not all(map(_has_ended, pids)):
+        looks += 1
+        taken += _take(queue)
+    assert [reap(pid) for pid in pids] == [0, 0]
+    taken += _take(queue)
+    listener.join()
+    os.close(reading)
+    assert sorted(taken) == sorted(published[0].decode().split())
+    assert len(taken) == len(set(taken)) == 2 * 2 * turns
+    assert files(queue) == []
+
+
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _all_of(descriptor: int) -> bytes:
+    with open(descriptor, 'rb', closefd=False) as file:
+        return file.read()
+
+
+def _take(queue: MaildirQueue) -> list[str]:
+    taken = []
+    for ticket in queue.look(NOW)[0]:
+        claim = queue.claim(ticket)
+        if claim is not None:  # else its writer has not let go of it yet
+            taken.append(claim.envelope.id)
+            claim.settle([sent(claim.envelope)], report=False)
+    return taken
+
+
+# 101. Triggers of no use
+
+
+def _full(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        while os.write(descriptor, bytes(4096)):
+            pass
+    os.close(descriptor)
+
+
+TRIGGERS: dict[str, Callable[[Path], object]] = {
+    'a file': lambda path: path.write_bytes(b''),
+    'a folder': lambda path: path.mkdir(),
+    'a link to nowhere': lambda path: path.symlink_to('nowhere'),
+    'a link to a device': lambda path: path.symlink_to('/dev/full'),
+    'removed': lambda path: None,
+    'full': lambda path: None,
+}
+
+
+@pytest.mark.parametrize('kind', TRIGGERS)
+def test_a_trigger_of_no_use(tmp_path: Path, kind: str) -> None:
+    """RELIABILITY 101: whatever lies where the trigger should be, a commit does not notice, and the
+    mail leaves at the processor's next look."""
+    setup = Setup(maildir(tmp_path / 'mail'))
+    trigger = tmp_path / 'mail' / 'trigger'
+    trigger.unlink()
+    TRIGGERS[kind](trigger)
+    setup.queue.close()
+    with setup.running(poll=0.1):
+        setup.put()
+        setup.mailer.wait_for(1)
+        until(lambda: not files(setup.queue))
+        if kind == 'removed':
+            trigger.unlink()
+        elif kind == 'full':
+            _full(trigger)
+        setup.put()
+        setup.mailer.wait_for(2)
+    setup.queue.close()
+
+
+@as_root
+def test_a_trigger_of_another_user(public: Path) -> None:
+    """RELIABILITY 101: nor does it matter that the trigger is somebody else's, whom we can neither
+    wake nor hear."""
+    root = public / 'mail'
+
+    def work() -> None:
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        setup = Setup(MaildirQueue(str(root), sync=False))
+        with setup.running(poll=0.1):
+            setup.put()
+            setup.mailer.wait_for(1)
+        setup.queue.close()
+
+    maildir(root).close()
+    for path in (root, *root.iterdir()):
+        if path.is_dir():
+            os.chown(path, NOBODY, NOBODY)
+    assert (root / 'trigger').stat().st_uid == 0
+    in_child(work)
+
+
+# 106. Who takes his time
+
+
+@pytest.mark.parametrize('letter', ['W', 'V', 'C'])
+def test_a_slow_writer_is_not_robbed(tmp_path: Path, letter: str) -> None:
+    """RELIABILITY 106: a writer that has held its record for forty hours, by its file's times and
+    everybody's clock, is left alone; only who has let go is recovered from, and mail that was voted
+    is never removed, however old."""
+    clock = Clock()
+    queue = MaildirQueue(str(tmp_path / 'mail'), sync=False, clock=clock)
+    put = queue.put([make_envelope(), make_envelope()])
+    record = tmp_path / 'mail' / 'tmp' / put.tickets[0].name
+    with record.open('r+b') as file:
+        file.seek(STATE_AT)
+        file.write(letter.encode())
+    before = files(queue)
+    for path in record.parent.iterdir():
+        os.utime(path, (NOW - WORKERS * HOUR, NOW - WORKERS * HOUR))
+    clock.now += WORKERS * HOUR
+    other = MaildirQueue(queue.path, sync=False, clock=clock)
+    assert other.look(clock.now) == ([], None)
+    assert files(queue) == before
+    queue._store._forget()
+    other.look(clock.now)
+    folders = [name.partition('/')[0] for name in files(queue)]
+    assert folders == {'W': [], 'V': ['done'] * 2, 'C': ['new'] * 2}[letter]
+
+
+def test_the_first_attempt_is_never_too_late(make_world: MakeWorld) -> None:
+    """RELIABILITY 94: a mail that is older than mail.give_up_after when a processor comes to it is
+    tried all the same."""
+    world = make_world()
+    world.send()
+    world.clock.now += 30 * DAY
+    assert world.run() == Tally(delivered=1)
+
+
+# 12. What may be read and not written
+
+
+@as_root
+def test_a_queue_that_may_only_be_read(public: Path) -> None:
+    """RELIABILITY 12: a processor that may read the mail, and not write what became of it, connects
+    to nobody."""
+    root = public / 'mail'
+    setup = Setup(maildir(root))
+    setup.put_many(2)
+    setup.queue.close()
+    before = files(setup.queue)
+    for path in (root, *root.rglob('*')):
+        os.chown(path, NOBODY, NOBODY)
+        path.chmod(0o500 if path.is_dir() else 0o400)
+
+    def work() -> None:
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        own = Setup(MaildirQueue(str(root), sync=False))
+        with pytest.raises(OSError, match='give this user the right to write there'):
+            own.processor().run_once()
+        assert own.mailer.connections == 0
+
+    in_child(work)
+    assert files(setup.queue) == before
+
+
+# 96. Locks
+
+
+def test_the_lock_is_no_lockf(queue: MaildirQueue) -> None:
+    """RELIABILITY 96: whoever opens and closes the file of a claimed mail, as a mail program or a
+    backup in this very process does, takes no lock away, as those of POSIX would be."""
+    queue.put([make_envelope()]).publish()
+    claim = claimed(queue)
+    ((ticket,), _) = queue.look(NOW)
+    the_file(queue, 'new').read_bytes()
+
+    def other() -> None:
+        assert MaildirQueue(queue.path, clock=Clock()).claim(ticket) is None
+
+    assert reap(forked(other)) == 0
+    claim.release()
+    assert fcntl.flock is not fcntl.lockf
+
+
+def test_a_lock_of_what_was_removed_is_worth_nothing(queue: MaildirQueue) -> None:
+    """RELIABILITY 96: a file can be locked when it has no name any more: it is not claimed."""
+    envelope = make_envelope()
+    queue.put([envelope]).publish()
+    ((ticket,), _) = queue.look(NOW)
+    lock = fcntl.flock
+    taken = []
+
+    def late(descriptor: int, operation: int) -> None:
+        if operation & fcntl.LOCK_EX and not taken:
+            taken.append(os.unlink(the_file(queue, 'new')))
+        lock(descriptor, operation)
+
+    fcntl.flock = late
+    try:
+        assert queue.claim(ticket) is None
+    finally:
+        fcntl.flock = lock
+    assert taken
+    assert queue._store._open == {}
+
+
+# 104. Nobody is written to about it
+
+
+def test_a_mail_of_nobody_that_fails_makes_no_mail(world: World) -> None:
+    """RELIABILITY 104: mail without a sender that fails is a dead letter and an event; nothing is
+    written about it to anybody."""
+    world.server.always('RCPT', reply(550, '5.1.1 no such user'))
+    world.send(sender='')
+    for _ in range(3):
+        world.run()
+        world.clock.now += DAY
+    assert len(world.told('error')) == 1
+    assert world.folders() == ['failed']
+    (line,) = [line for _, verb, line in world.server.commands if verb == 'MAIL']
+    assert line.startswith('MAIL FROM:<>')
+
+
+def test_sigstop_is_no_death(queue: MaildirQueue) -> None:
+    """RELIABILITY 97: who sleeps over a mail, as a suspended machine does, still has it when he
+    wakes up, and writes down what became of it, whatever others have tried meanwhile."""
+    envelope = make_envelope()
+    queue.put([envelope]).publish()
+    ((ticket,), _) = queue.look(NOW)
+
+    def work() -> None:
+        claim = MaildirQueue(queue.path, sync=False, clock=Clock()).claim(ticket)
+        assert claim is not None
+        claim.sealing(envelope.recipients)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        claim.settle([sent(envelope)], report=False)
+
+    pid = forked(work)
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    for moment in (NOW, NOW + 365 * DAY):
+        assert queue.claim(ticket) is None
+        assert len(queue.look(moment)[0]) == 1
+    os.kill(pid, signal.SIGCONT)
+    assert reap(pid) == 0
+    assert files(queue) == []

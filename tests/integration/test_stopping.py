@@ -1,0 +1,165 @@
+"""``psendmail-qp`` stopped wherever it may be: nothing is lost, nothing is sent twice, and whoever
+comes next finishes it. The phases of a single mail are those of ``test_qp``."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyramid.config import Configurator
+
+from tests.integration.test_qp import PROMPT, Place, once_each, place
+from tests.support.queues import files, make_envelope, until
+from tests.support.smtp.server import ScriptedSMTPServer
+
+__all__ = ['place']
+
+Start = Callable[..., ScriptedSMTPServer]
+
+SLOW = 'call:tests.integration.test_stopping:slow'
+"""An application whose subscriber waits until a file is there."""
+
+
+def slow(global_config: Mapping[str, str], **settings: str) -> Any:
+    """``tests.told``: a file to which the subscriber adds a line when it begins and one when it has
+    ended; ``tests.go_on``: the file that it waits for."""
+    told, go_on = Path(settings.pop('tests.told')), Path(settings.pop('tests.go_on'))
+
+    def subscriber(event: Any) -> None:
+        with told.open('a') as file:
+            print('begun', file=file)
+        while not go_on.exists():
+            time.sleep(0.01)
+        with told.open('a') as file:
+            print(event.id, file=file)
+
+    with Configurator(settings=settings) as config:
+        config.include('pyramid_tm')
+        config.include('pyramid_sendmail')
+        config.add_subscriber(subscriber, 'pyramid_sendmail.interfaces.IMailSentEvent')
+        return config.make_wsgi_app()
+
+
+@pytest.fixture
+def mute() -> Iterator[socket.socket]:
+    """A port that is listened to, where nobody ever says a word."""
+    with closing(socket.create_server(('127.0.0.1', 0))) as listening:
+        listening.settimeout(20)
+        yield listening
+
+
+def finish(place: Place, message_ids: list[str]) -> None:
+    """The next process sends what is left, and no recipient gets a mail twice."""
+    assert place.once(place.ini()).process.returncode == 0
+    assert files(place.queue) == []
+    assert once_each(place.server, message_ids)
+
+
+def test_while_the_road_is_closed(place: Place) -> None:
+    """The pause before the next try is not waited for, and the mail is as it was."""
+    place.server.stop()
+    message_ids = place.put(3)
+    before = files(place.queue)
+    child = place.start(place.ini())
+    child.says('nothing can be sent now')
+    assert child.stop() == 0
+    assert files(place.queue) == before
+    place.server.start()
+    finish(place, message_ids)
+
+
+@pytest.mark.parametrize('scheme', ['smtp', 'smtps'], ids=['greeting', 'handshake'])
+def test_while_nobody_answers(place: Place, mute: socket.socket, scheme: str) -> None:
+    """A relay that is silent from the first octet on, in clear and in TLS, is not waited for."""
+    message_ids = place.put(3)
+    before = files(place.queue)
+    url = f'{scheme}://127.0.0.1:{mute.getsockname()[1]}'
+    child = place.start(place.ini(mail_url=url), '--workers', 1)
+    connection, _ = mute.accept()
+    with connection:
+        if scheme == 'smtps':
+            connection.settimeout(20)
+            assert connection.recv(1), 'the handshake has begun'
+        assert child.stop() == 0
+    assert files(place.queue) == before
+    finish(place, message_ids)
+
+
+def test_while_it_waits_for_its_pace(place: Place) -> None:
+    """mail.rate has the next mail wait for an hour: it holds nobody up, and nobody has it."""
+    message_ids = place.put(3)
+    child = place.start(place.ini(mail_rate='1/h'))
+    place.server.wait_for(1, 20)
+    until(lambda: len(files(place.queue)) == 2)
+    assert child.stop() == 0
+    assert len(place.server.messages) == 1
+    finish(place, message_ids)
+
+
+def test_in_the_middle_of_a_text(place: Place, start_smtp_server: Start) -> None:
+    """A large message on a slow line is sent to its end, and no other one is begun."""
+    size = 65_536
+    place.server = start_smtp_server(
+        extensions=(), read_pause=0.02, read_size=size, socket_buffer=size
+    )
+    mails = [make_envelope(body='All work and no play.\r\n' * 150_000, queued_at=time.time())]
+    place.queue.put(mails).publish()
+    child = place.start(place.ini(), '--workers', 1)
+    place.server.wait_for(lambda server: 'DATA' in server.verbs(), 20)
+    message_ids = [mails[0].message_id, *place.put(2)]
+    child.signal(signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(0.3)
+    assert child.process.poll() is None, 'it waits for what is in flight'
+    assert child.wait(30) == 0
+    [message] = place.server.messages
+    assert message.data.count(b'All work') == 150_000, 'the whole of it'
+    assert len(files(place.queue)) == 2
+    finish(place, message_ids)
+
+
+@pytest.mark.parametrize('hurry', [False, True], ids=['it ends', 'it never ends'])
+def test_while_a_subscriber_is_at_work(place: Place, hurry: bool) -> None:
+    """What it is told is waited for; who does not want to wait asks twice, and the event is told
+    again by the next process. The mail is sent once."""
+    told, go_on = place.path / 'told', place.path / 'go_on'
+    ini = place.ini(SLOW, tests_told=told, tests_go_on=go_on)
+    message_ids = place.put()
+    child = place.start(ini)
+    until(told.exists, 20)
+    child.signal(signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(0.3)
+    assert child.process.poll() is None, 'it waits for the subscriber'
+    if hurry:
+        child.signal(signal.SIGTERM)
+        assert child.wait(PROMPT) == -signal.SIGTERM
+        assert [name.split('/')[0] for name in files(place.queue)] == ['done']
+    go_on.touch()
+    if hurry:
+        assert place.once(ini).process.returncode == 0
+    else:
+        assert child.wait(PROMPT) == 0
+    assert files(place.queue) == []
+    lines = told.read_text().splitlines()
+    assert lines[:-1] == ['begun'] * (1 + hurry)
+    assert lines[-1].endswith('-1-sent-0')
+    assert once_each(place.server, message_ids)
+
+
+def test_while_it_looks_at_many(place: Place) -> None:
+    """A stop in the middle of a look at a large queue is heard before anything is sent for long."""
+    message_ids = place.put(1500)
+    child = place.start(place.ini())
+    child.says('watching')
+    assert child.stop() == 0
+    sent = {message_id for message_id, _ in place.server.pairs()}
+    assert len(files(place.queue)) == len(message_ids) - len(sent)
+    finish(place, message_ids)

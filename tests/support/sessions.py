@@ -1,0 +1,128 @@
+"""Mail to send over an SMTP session, and what came of it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pyramid_sendmail.envelope import Envelope, Outcome, Reply
+from pyramid_sendmail.mailers.smtp.connection import LineLost, Timeouts
+from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
+from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.session import SMTPSession
+from tests.support.smtp.server import (
+    Action,
+    ScriptedSMTPServer,
+    delay,
+    drop,
+    hang,
+    raw,
+    reply,
+    reply_then_drop,
+    reset,
+    stream_forever,
+)
+
+RAW = b'Subject: hello\r\nMessage-ID: <0@example.org>\r\n\r\n.dot\r\nend\r\n'
+
+TINY = Timeouts(connect=5, greeting=0.3, command=0.3, data=0.3, block=0.3, final=0.3, quit=0.3)
+"""For tests in which a time-out is what is to happen."""
+
+A, B, C = 'a@example.org', 'b@example.org', 'c@example.org'
+
+
+def envelope(*recipients: str, **changes: Any) -> Envelope:
+    values: dict[str, Any] = {
+        'id': '0' * 32,
+        'message_id': '<0@example.org>',
+        'sender': 'from@example.org',
+        'recipients': recipients or (A,),
+        'raw': RAW,
+        'queued_at': 0.0,
+    }
+    return Envelope(**(values | changes))
+
+
+def connect(
+    server: ScriptedSMTPServer, timeouts: Timeouts | None = None, **options: Any
+) -> SMTPSession:
+    """A session with a scripted server; ``options``: those of SessionOptions."""
+    return SMTPMailer(
+        server.host,
+        server.port,
+        hostname='web.example.org',
+        timeouts=timeouts or Timeouts().capped(10),
+        options=SessionOptions(**options),
+    ).connect()
+
+
+def send(session: SMTPSession, *envelopes: Envelope) -> list[Outcome]:
+    return list(session.send(envelopes))
+
+
+def statuses(outcome: Outcome) -> dict[str, str]:
+    return {recipient: verdict.status for recipient, verdict in outcome.items()}
+
+
+def idle(server: ScriptedSMTPServer) -> None:
+    """Wait until the server has seen the end of every connection."""
+    deadline = time.monotonic() + 10
+    while server.open_connections:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+class BreakingWire:
+    """A line that breaks while the end of a message is written: ``unsent`` octets of the text, and
+    what stands behind it, have not left."""
+
+    lost = False
+    unread = b''
+
+    def __init__(self, unsent: int, *last_words: Reply) -> None:
+        self._unsent = unsent
+        self._replies = iter([Reply(250, ''), Reply(250, ''), Reply(354, ''), *last_words])
+
+    def write(self, data: bytes) -> None:
+        _, dot, behind = bytes(data).partition(b'\r\n.\r\n')
+        if dot:
+            raise LineLost('while sending: Broken pipe', unsent=self._unsent + len(behind))
+
+    def reply(self, timeout: float) -> Reply:
+        answer = next(self._replies, None)
+        if answer is None:
+            raise LineLost('the relay closed the connection')
+        return answer
+
+    def close(self) -> None:
+        pass
+
+
+# The matrix: answers at a verb that are nobody's fault.
+
+LOST: dict[str, tuple[Action, Timeouts | None]] = {
+    'dropped': (drop(), None),
+    'reset': (reset(), None),
+    'malformed': (raw(b'HTTP/1.1 400 Bad Request\r\n'), None),
+    'too short': (raw(b'25\r\n'), None),
+    'no space': (raw(b'250OK\r\n'), None),
+    'out of range': (raw(b'600 what\r\n'), None),
+    'mind changed': (raw(b'250-yes\r\n550 no\r\n'), None),
+    'half a reply': (raw(b'250 yes', then=drop()), None),
+    'half a multi-line reply': (raw(b'250-yes\r\n', then=drop()), None),
+    'endless': (stream_forever(), None),
+    'endless line': (stream_forever(b'250 and so on '), None),
+    'silent': (hang(), TINY),
+    'drips': (raw(b'250', then=delay(0.1, raw(b'-x\r\n', then=delay(0.1, hang())))), TINY),
+    'out of place': (reply(199, 'just so'), None),
+}
+
+CLOSED = {
+    '421': reply_then_drop(421, '4.3.2 closing'),
+    '421 and silent': reply(421, '4.3.2 closing', then=hang()),
+    '530': reply(530, '5.7.0 who are you'),
+    '534': reply(534, '5.7.9 too weak'),
+    '535': reply(535, '5.7.8 expired'),
+    '538': reply(538, '5.7.11 not in clear'),
+    '454': reply(454, '4.7.0 later'),
+}

@@ -1,0 +1,192 @@
+"""An application with subscribers, a queue on disk and a scripted relay: from ``send`` to the
+octets that the relay has received, and back to the events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from pyramid.config import Configurator
+from transaction import TransactionManager
+
+from pyramid_sendmail import Message
+from pyramid_sendmail.delivery.queued import QueuedMailDelivery
+from pyramid_sendmail.envelope import Envelope
+from pyramid_sendmail.exceptions import MailerUnavailable
+from pyramid_sendmail.interfaces import IMailEvent, IMailReporter
+from pyramid_sendmail.mailers.factory import mailer_from_url
+from pyramid_sendmail.mailers.smtp.connection import Timeouts
+from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.message import Composer
+from pyramid_sendmail.processor.processor import QueueProcessor
+from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue.maildir.filename import parse
+from pyramid_sendmail.retry import RetryPolicy
+from pyramid_sendmail.sending.attempt import Attempts, Tally
+from tests.support.queues import Clock, make_envelope
+from tests.support.smtp.server import ScriptedSMTPServer
+
+__all__ = ['MINUTE', 'PATIENT', 'World', 'welcome']
+
+MINUTE = 60.0
+
+PATIENT = Timeouts().capped(10)
+
+STATES = ('tmp', 'new', 'cur', 'done', 'failed')
+
+
+def welcome(**changes: Any) -> Message:
+    """The common message."""
+    given: dict[str, Any] = {
+        'subject': 'Welcome',
+        'sender': 'Shop <shop@example.org>',
+        'to': ['ann@example.org'],
+        'text': 'A line of text.',
+    }
+    return Message(**(given | changes))
+
+
+class World:
+    """``clock`` stands still unless a test moves it. ``events``: what subscribers were told.
+
+    ``url``: how to reach the relay, in place of plain SMTP with ``timeouts``. ``composer``: what
+    the Composer is made with.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        server: ScriptedSMTPServer,
+        *,
+        policy: RetryPolicy | None = None,
+        ambiguous: str = 'resend',
+        timeouts: Timeouts = PATIENT,
+        composer: dict[str, Any] | None = None,
+        url: str = '',
+    ) -> None:
+        self.server = server
+        self.clock = Clock()
+        self.policy = policy or RetryPolicy(delays=(MINUTE,), jitter=0.0)
+        self.path = path / 'mail'
+        self.queue = self.new_queue()
+        self.events: list[Any] = []
+        self._ambiguous = ambiguous
+        self.mailer: Any = SMTPMailer(
+            server.host, server.port, hostname='web.example.org', timeouts=timeouts
+        )
+        if url:
+            self.mailer = mailer_from_url(url, hostname='web.example.org')
+        self.config = Configurator(settings={})
+        self.config.include('pyramid_tm')
+        self.config.include('pyramid_sendmail')
+        self.config.set_mail_queue(self.queue)
+        self.config.set_mailer(self.mailer)
+        self.delivery = QueuedMailDelivery(
+            self.queue,
+            self.mailer,
+            Composer(**({'hostname': 'web.example.org', 'clock': self.clock} | (composer or {}))),
+        )
+        self.config.set_mail_delivery(self.delivery)
+        self.config.add_subscriber(self.events.append, IMailEvent)
+        self.config.commit()
+        self.reporter: Any = self.config.registry.getUtility(IMailReporter)
+
+    def new_queue(self) -> MaildirQueue:
+        """The queue, as another process would open it."""
+        queue = MaildirQueue(
+            str(self.path), sync=False, longest=self.policy.longest, clock=self.clock
+        )
+        queue.prepare()
+        return queue
+
+    def send(self, message: Any = None, **options: Any) -> str:
+        """Commit a mail; its Message-ID."""
+        manager = TransactionManager(explicit=True)
+        with manager:
+            return self.delivery.bind(manager).send(message or welcome(), **options)
+
+    def put(self, *recipients: str, **options: Any) -> Envelope:
+        """A mail into the queue that no ``send`` has looked at."""
+        raw = options.pop('raw', None)
+        envelope = make_envelope(*recipients, queued_at=self.clock(), **options)
+        if raw is not None:
+            envelope = replace(envelope, raw=raw)
+        self.queue.put([envelope]).publish()
+        return envelope
+
+    def processor(self, **options: Any) -> QueueProcessor:
+        """Another processor on the same queue, as after a restart."""
+        attempts = Attempts(self.policy, self.reporter, self._ambiguous, clock=self.clock)
+        return QueueProcessor(
+            self.new_queue(),
+            options.pop('mailer', self.mailer),
+            self.reporter,
+            attempts,
+            **({'workers': 1, 'pause': 0.02, 'poll': 3600.0} | options),
+        )
+
+    def run(self, **options: Any) -> Tally:
+        """Deliver what is due now."""
+        tally: Tally = self.processor(**options).run_once()
+        return tally
+
+    def attempt(self, **options: Any) -> Tally | str:
+        """Deliver what is due, or find the road closed; the count, or what the error says."""
+        try:
+            return self.run(**options)
+        except MailerUnavailable as error:
+            return str(error)
+
+    def closed(self, **options: Any) -> str:
+        """Try to deliver, and find the road closed; what the error says."""
+        with pytest.raises(MailerUnavailable) as caught:
+            self.run(**options)
+        return str(caught.value)
+
+    @contextmanager
+    def running(self, **options: Any) -> Iterator[QueueProcessor]:
+        """A processor at work, in a thread."""
+        processor, stop = self.processor(**options), Event()
+        thread = Thread(target=processor.run, args=(stop,))
+        thread.start()
+        try:
+            yield processor
+        finally:
+            stop.set()
+            processor.wake()
+            thread.join(20)
+        assert not thread.is_alive()
+
+    def files(self) -> dict[str, bytes]:
+        """Every file of the queue's folders, with what stands in it; none that goes meanwhile."""
+        found = {}
+        for folder in STATES:
+            for path in sorted((self.path / folder).iterdir()):
+                with suppress(FileNotFoundError):
+                    found[f'{folder}/{path.name}'] = path.read_bytes()
+        return found
+
+    def folders(self) -> list[str]:
+        """The folder of each mail."""
+        return [name.partition('/')[0] for name in self.files()]
+
+    def due(self) -> float:
+        """When the only deferred mail is due again."""
+        (name,) = (path.name for path in (self.path / 'cur').iterdir())
+        schedule = parse(name)
+        assert schedule is not None
+        return schedule.due
+
+    def told(self, kind: str) -> list[Any]:
+        """The events of one kind: 'sent', 'deferred' or 'error'."""
+        assert self.reporter.join(10)
+        return [each for each in self.events if type(each).__name__ == f'Mail{kind.title()}Event']
+
+    def close(self) -> None:
+        self.queue.close()
+        assert self.server.violations == []

@@ -1,0 +1,1354 @@
+"""Telling subscribers: each event in a request and a transaction of its own."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+import transaction
+import zope.sqlalchemy
+from pyramid.authorization import ACLHelper
+from pyramid.config import Configurator
+from pyramid.interfaces import IRequestExtensions, ISecurityPolicy
+from pyramid.registry import Registry
+from pyramid.request import Request
+from pyramid.threadlocal import get_current_registry, get_current_request, manager
+from pyramid_tm import explicit_manager
+from sqlalchemy.orm import scoped_session, sessionmaker
+from sqlalchemy.pool import QueuePool
+from transaction._transaction import Status
+from transaction.interfaces import NoTransaction, TransientError
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from pyramid_sendmail import Message, NoActiveTransaction, QueueError
+from pyramid_sendmail.config.factories import processor_of
+from pyramid_sendmail.envelope import Envelope, Fate, Reply, Verdict
+from pyramid_sendmail.events.dispatcher import MailReporter
+from pyramid_sendmail.events.loop_guard import trouble_depth
+from pyramid_sendmail.events.request import BlankRequests
+from pyramid_sendmail.events.types import MailDeferredEvent, MailErrorEvent, MailSentEvent
+from pyramid_sendmail.interfaces import (
+    IMailDelivery,
+    IMailer,
+    IMailErrorEvent,
+    IMailEvent,
+    IMailReporter,
+    IMailSentEvent,
+)
+from pyramid_sendmail.queue import MemoryQueue
+from pyramid_sendmail.retry import RetryPolicy
+from pyramid_sendmail.threads import in_own_thread, waiting
+from tests.support.databases import NOTES, make_notes, notes
+from tests.support.doubles import RecordingMailer
+from tests.support.queues import NOW, Clock, deferred, failed, make_envelope, sent, until
+from tests.support.smtp.server import ScriptedSMTPServer
+
+WAIT = 10.0
+
+REFUSED = Verdict('failed', Reply(550, '5.1.1 no such user'))
+
+
+class Claim:
+    """A claim of which only what the reporter does is of interest."""
+
+    def __init__(self, envelope: Envelope) -> None:
+        self.envelope = envelope
+        self.done: list[Any] = []
+        self.fails: Exception | None = None
+
+    def reported(self, fates: Sequence[Fate]) -> None:
+        self.done.append(('reported', [fate.id for fate in fates]))
+        if self.fails is not None:
+            raise self.fails
+
+    def postpone(self, fates: Sequence[Fate], due: float) -> None:
+        self.done.append(('postponed', [fate.id for fate in fates], due))
+
+    def release(self) -> None:
+        self.done.append(('released',))
+
+
+class Application:
+    """A configured application without views, and its reporter."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.mailer = RecordingMailer()
+        self.heard: list[Any] = []
+        self.config = Configurator(settings={'mail.url': 'null:', **settings})
+        self.config.include('pyramid_sendmail')
+        self.config.set_mailer(self.mailer)
+        self.registry = self.config.registry
+
+    def subscribe(
+        self, function: Callable[[Any], object], event: Any = IMailEvent, **predicates: Any
+    ) -> None:
+        self.config.add_subscriber(function, event, **predicates)
+
+    @property
+    def reporter(self) -> MailReporter:
+        """With the application's subscribers, and a clock that stands still."""
+        self.config.commit()
+        return MailReporter(self.registry, clock=Clock())
+
+    def tell(self, *fates: Fate, envelope: Envelope | None = None) -> Claim:
+        """Report fates by the events thread; return what became of their claim."""
+        claim: Any = Claim(envelope or make_envelope())
+        reporter = self.reporter
+        reporter.submit(claim, fates or [sent(claim.envelope)])
+        assert reporter.join(WAIT)
+        return claim  # type: ignore[no-any-return]
+
+    @property
+    def delivery(self) -> Any:
+        self.config.commit()
+        return self.registry.getUtility(IMailDelivery)
+
+    def send(self, subject: str = 'Hello', **options: Any) -> str:
+        """Send in a transaction, directly; wait for all events."""
+        with transaction.manager:
+            message_id = self.delivery.send(message(subject), **options)
+        self.delivery._sender.finish(WAIT)
+        return str(message_id)
+
+    @property
+    def subjects(self) -> list[str]:
+        return [envelope.subject for envelope in self.mailer.sent]
+
+
+def message(subject: str, to: str = 'ann@example.org') -> Message:
+    return Message(subject=subject, to=to, text='Hi', sender='shop@example.org')
+
+
+@pytest.fixture
+def application() -> Iterator[Application]:
+    application = Application()
+    yield application
+    if application.registry.queryUtility(IMailDelivery) is not None:
+        application.delivery._sender.finish(WAIT)
+
+
+@pytest.fixture
+def explicit() -> Application:
+    return Application(**{'tm.manager_hook': 'pyramid_tm.explicit_manager'})
+
+
+def quiet(caplog: pytest.LogCaptureFixture) -> bool:
+    return not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+# The request
+
+
+def test_the_interface_is_kept(application: Application) -> None:
+    """The reporter is an IMailReporter, and the registered one is a MailReporter."""
+    assert verifyObject(IMailReporter, application.reporter)
+    assert isinstance(application.registry.getUtility(IMailReporter), MailReporter)
+
+
+def test_an_event_has_a_request_of_its_own(application: Application) -> None:
+    """Blank, of the application's registry, and the current one while subscribers run."""
+    seen: list[Any] = []
+
+    def subscriber(event: Any) -> None:
+        assert get_current_request() is event.request
+        assert get_current_registry() is application.registry
+        assert event.request.registry is application.registry
+        assert event.request.path == '/'
+        assert in_own_thread()
+        seen.append(event.request)
+
+    application.subscribe(subscriber)
+    first, second = make_envelope(), make_envelope()
+    application.tell(sent(first), failed(first), envelope=first)
+    application.tell(sent(second), envelope=second)
+    assert len(set(map(id, seen))) == len(seen) == 3
+
+
+def test_threadlocals_are_restored(application: Application) -> None:
+    """In whatever thread it runs, the stack of threadlocals is afterwards as it was before."""
+    application.subscribe(lambda event: None)
+    envelope = make_envelope()
+    manager.push({'request': 'mine', 'registry': application.registry})
+    try:
+        before = list(manager.stack)
+        assert application.reporter.notify(sent(envelope), envelope)
+        assert manager.stack == before
+    finally:
+        manager.pop()
+
+
+def test_the_request_factory_is_the_applications(application: Application) -> None:
+    """The factory that the application has set makes the event's request."""
+
+    class OwnRequest(Request):  # type: ignore[misc]
+        pass
+
+    seen: list[Any] = []
+    application.config.set_request_factory(OwnRequest)
+    application.subscribe(lambda event: seen.append(isinstance(event.request, OwnRequest)))
+    application.tell()
+    assert seen == [True]
+
+
+def test_request_extensions_are_applied(application: Application) -> None:
+    """What ``add_request_method`` and ``add_request_property`` gave is there."""
+    seen: list[Any] = []
+    application.config.add_request_method(lambda request: 'value', 'own', property=True)
+    application.config.add_request_method(lambda request, n: n + 1, 'more')
+    application.subscribe(lambda event: seen.append((event.request.own, event.request.more(1))))
+    application.tell()
+    assert seen == [('value', 2)]
+
+
+def test_each_request_has_extensions_of_its_own(application: Application) -> None:
+    """What a property has computed, or a subscriber has set, is seen by no other event; requests
+    have one class, for Pyramid's of each request is dear."""
+    seen: list[Any] = []
+    count = iter(range(10))
+    application.config.add_request_method(lambda request: next(count), 'number', reify=True)
+    application.config.add_request_method(lambda request: [request], 'me')
+
+    def subscriber(event: Any) -> None:
+        request = event.request
+        assert not hasattr(request, 'special')
+        request.set_property(lambda request: 'own', 'special')
+        seen.append((request.number, request.number, request.me() == [request]))
+        assert not hasattr(request, 'mark')
+        request.mark = True
+
+    application.subscribe(subscriber)
+    reporter = application.reporter
+    envelope = make_envelope()
+    for _ in range(3):
+        assert reporter.notify(sent(envelope), envelope)
+    assert seen == [(n, n, True) for n in range(3)]
+
+
+def test_extensions_that_come_later_are_applied(application: Application) -> None:
+    """What is added after the first event, by an application that commits as it goes, is there."""
+    seen: list[Any] = []
+    application.subscribe(lambda event: seen.append(getattr(event.request, 'late', None)))
+    reporter = application.reporter
+    envelope = make_envelope()
+    assert reporter.notify(sent(envelope), envelope)
+    application.config.add_request_method(lambda request: 'late', 'late', property=True)
+    application.config.commit()
+    assert reporter.notify(sent(envelope), envelope)
+    assert seen == [None, 'late']
+
+
+def test_an_application_without_extensions(application: Application) -> None:
+    """Where nothing extends requests, an event has a plain one."""
+    application.config.commit()
+    application.registry.unregisterUtility(provided=IRequestExtensions)
+    with BlankRequests(application.registry).pushed() as request:
+        assert type(request) is Request
+        assert not hasattr(request, 'mailer')
+
+
+def test_finished_callbacks_run(application: Application) -> None:
+    """They run once, after the commit, also where the subscriber raised."""
+    calls: list[str] = []
+
+    def subscriber(event: Any) -> None:
+        event.request.tm.get().addAfterCommitHook(lambda committed: calls.append('committed'))
+        event.request.add_finished_callback(lambda request: calls.append('finished'))
+        if event.attempt == 2:
+            raise ZeroDivisionError
+
+    application.subscribe(subscriber)
+    application.tell()
+    assert calls == ['committed', 'finished']
+    envelope = make_envelope()
+    application.tell(sent(envelope, attempt=2), envelope=envelope)
+    assert calls == ['committed', 'finished', 'finished']
+
+
+def test_a_finished_callback_that_raises_is_logged(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The event's transaction has committed by then: it is not reported a second time."""
+
+    def subscriber(event: Any) -> None:
+        event.request.add_finished_callback(lambda request: 1 / 0)
+
+    application.subscribe(subscriber)
+    claim = application.tell()
+    assert [done[0] for done in claim.done] == ['reported']
+    assert 'a finished callback raised, after the commit' in caplog.text
+    assert 'ZeroDivisionError' in caplog.text
+
+
+def test_the_security_policy_is_not_consulted(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A policy that raises, as one without its headers does, keeps no event from its
+    subscribers."""
+
+    @implementer(ISecurityPolicy)
+    class Policy:
+        def refuse(self, request: Any, *args: Any, **options: Any) -> Any:
+            raise ACLHelper
+
+        identity = authenticated_userid = permits = remember = forget = refuse
+
+    application.config.set_security_policy(Policy())
+    application.subscribe(application.heard.append)
+    application.tell()
+    assert len(application.heard) == 1
+    assert quiet(caplog)
+
+
+# The transaction
+
+
+@pytest.mark.parametrize('hook', [None, 'pyramid_tm.explicit_manager'])
+def test_an_event_has_a_transaction_of_its_own(hook: str | None) -> None:
+    """``request.tm`` is what the application's pyramid_tm gives: its manager hook's, or the
+    thread-local one, begun and marked as active, with a note."""
+    application = Application(**({'tm.manager_hook': hook} if hook else {}))
+    seen: list[Any] = []
+
+    def subscriber(event: Any) -> None:
+        tm = event.request.tm
+        assert event.request.environ['tm.active'] is True
+        assert event.request.environ['tm.manager'] is tm
+        assert tm.explicit == bool(hook)
+        assert hook or tm is transaction.manager
+        seen.append((tm, tm.get(), tm.get().description))
+        tm.get().addAfterCommitHook(seen.append)
+
+    application.subscribe(subscriber)
+    claim = application.tell()
+    (tm, current, note), committed = seen
+    assert committed is True
+    assert note == f'pyramid_sendmail MailSentEvent {claim.envelope.message_id}'
+    assert current.status is Status.COMMITTED
+    if hook:
+        with pytest.raises(NoTransaction):
+            tm.get()
+
+
+def test_the_transaction_is_over_when_the_request_ends(explicit: Application) -> None:
+    """In finished callbacks nothing joins any more: ``send`` raises there, as in a web request."""
+    raised: list[Exception] = []
+
+    def late(request: Any) -> None:
+        assert 'tm.active' not in request.environ
+        try:
+            request.mailer.send(message('late'))
+        except NoActiveTransaction as error:
+            raised.append(error)
+
+    explicit.subscribe(lambda event: event.request.add_finished_callback(late))
+    explicit.tell()
+    assert len(raised) == 1
+
+
+def test_an_implicit_transaction_of_the_thread_is_no_hindrance(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a subscriber left behind in the thread-local manager is nothing to the next event."""
+
+    def subscriber(event: Any) -> None:
+        event.request.add_finished_callback(lambda request: transaction.get())
+
+    application.subscribe(subscriber)
+    envelope = make_envelope()
+    claim = application.tell(sent(envelope), failed(envelope), envelope=envelope)
+    assert [done[0] for done in claim.done] == ['reported']
+    assert quiet(caplog)
+
+
+def test_a_doomed_event_is_reported_again(application: Application) -> None:
+    """A subscriber that dooms its transaction has not taken the event."""
+    application.subscribe(lambda event: event.request.tm.doom())
+    claim = application.tell()
+    assert [done[0] for done in claim.done] == ['postponed']
+
+
+def test_a_subscriber_that_raises_aborts_its_transaction_alone(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other events of the same mail are told and committed; the traceback is in the log."""
+    committed: list[str] = []
+
+    def subscriber(event: Any) -> None:
+        kind = type(event).__name__
+        event.request.tm.get().addAfterCommitHook(lambda done: committed.append(kind))
+        if isinstance(event, MailSentEvent):
+            raise ZeroDivisionError
+
+    application.subscribe(subscriber)
+    envelope = make_envelope('ann@example.org', 'bob@example.org')
+    fates = sent(envelope, 'ann@example.org'), failed(envelope, 'bob@example.org')
+    claim = application.tell(*fates, envelope=envelope)
+    assert committed == ['MailErrorEvent']
+    assert claim.done == [
+        ('reported', [fates[1].id]),
+        ('postponed', [fates[0].id], NOW + 1.0),
+    ]
+    assert 'ZeroDivisionError' in caplog.text
+    assert envelope.message_id in caplog.text
+    assert fates[0].id in caplog.text
+
+
+@pytest.mark.parametrize('error', [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_a_subscriber_that_exits_ends_no_thread(
+    application: Application, error: BaseException
+) -> None:
+    """``sys.exit()`` in a subscriber is a failure as any other: the claim is given back and the
+    next event is told."""
+    raising = [error]
+
+    def subscriber(event: Any) -> None:
+        application.heard.append(event)
+        if raising:
+            raise raising.pop()
+
+    application.subscribe(subscriber)
+    reporter = application.reporter
+    claims = [Claim(make_envelope()) for _ in range(2)]
+    for claim in claims:
+        reporter.submit(claim, [sent(claim.envelope)])  # type: ignore[arg-type]
+    assert reporter.join(WAIT)
+    assert reporter.failures == 1
+    assert [claim.done[0][0] for claim in claims] == ['postponed', 'reported']
+
+
+def test_a_commit_that_fails_is_a_failure(application: Application) -> None:
+    """An event whose transaction could not commit is reported again."""
+
+    def subscriber(event: Any) -> None:
+        event.request.tm.get().addBeforeCommitHook(lambda: 1 / 0)
+
+    application.subscribe(subscriber)
+    assert application.tell().done[0][0] == 'postponed'
+
+
+# Reporting again
+
+
+def test_events_are_reported_again_after_growing_pauses(application: Application) -> None:
+    """After 1 s, 5 s, 30 s and then every 5 minutes, always with the same id."""
+
+    def subscriber(event: Any) -> None:
+        application.heard.append(event.id)
+        raise TransientError
+
+    application.subscribe(subscriber)
+    envelope = make_envelope()
+    pauses = []
+    for tries in range(6):
+        fate = again(sent(envelope), tries)
+        (done,) = application.tell(fate, envelope=envelope).done
+        assert done[:2] == ('postponed', [fate.id])
+        pauses.append(done[2] - NOW)
+    assert pauses == [1.0, 5.0, 30.0, 300.0, 300.0, 300.0]
+    assert application.heard == [sent(envelope).id] * 6
+
+
+def again(fate: Fate, tries: int) -> Fate:
+    return replace(fate, tries=tries)
+
+
+def test_after_a_day_an_event_is_given_up(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last try is made about a day after the first one; then the event counts as told, and a
+    CRITICAL line says what nobody took."""
+
+    def subscriber(event: Any) -> None:
+        application.heard.append(event)
+        raise ZeroDivisionError
+
+    application.subscribe(subscriber)
+    envelope = make_envelope()
+    last = next(
+        tries
+        for tries in range(400)
+        if application.tell(again(failed(envelope), tries), envelope=envelope).done[0][0]
+        == 'reported'
+    )
+    assert len(application.heard) == last + 1
+    age = 1 + 5 + 30 + 300 * (last - 3)
+    assert 86_400 - 300 <= age < 86_400
+    (record,) = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    for word in (envelope.message_id, failed(envelope).id, 'ann@example.org', str(last + 1)):
+        assert word in record.getMessage()
+
+
+def test_a_policy_without_delays_gives_up_at_once(application: Application) -> None:
+    """Where the policy knows no second time, the first failure is the last."""
+    application.subscribe(lambda event: 1 / 0)
+    application.config.commit()
+    policy = RetryPolicy(delays=(), give_up_after=0.0)
+    reporter = MailReporter(application.registry, policy=policy)
+    claim: Any = Claim(make_envelope())
+    reporter.submit(claim, [sent(claim.envelope)])
+    assert reporter.join(WAIT)
+    assert claim.done == [('reported', [sent(claim.envelope).id])]
+
+
+def test_the_soonest_of_several_events_decides(application: Application) -> None:
+    """Two events of a mail that failed unequally often come back together, by the shorter pause."""
+    application.subscribe(lambda event: 1 / 0)
+    envelope = make_envelope('ann@example.org', 'bob@example.org')
+    fates = again(sent(envelope), 3), again(failed(envelope), 1)
+    claim = application.tell(*fates, envelope=envelope)
+    assert claim.done == [('postponed', [fate.id for fate in fates], NOW + 5.0)]
+
+
+def test_deferred_events_are_told_at_most_once(application: Application) -> None:
+    """A subscriber that raises over a deferred event does not get it again."""
+
+    def subscriber(event: Any) -> None:
+        application.heard.append(event)
+        raise ZeroDivisionError
+
+    application.subscribe(subscriber)
+    envelope = make_envelope()
+    claim = application.tell(deferred(envelope, until=NOW + 60), envelope=envelope)
+    assert len(application.heard) == 1
+    assert claim.done == []
+
+
+def test_an_event_that_cannot_be_settled_is_given_back(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nobody can write down that subscribers took it, the claim is released, to be found
+    and reported again; the thread goes on."""
+    application.subscribe(application.heard.append)
+    reporter = application.reporter
+    claims: list[Any] = [Claim(make_envelope()) for _ in range(2)]
+    claims[0].fails = QueueError(errno.ENOSPC, 'no space left on device')
+    for claim in claims:
+        reporter.submit(claim, [sent(claim.envelope)])
+    assert reporter.join(WAIT)
+    assert [[done[0] for done in claim.done] for claim in claims] == [
+        ['reported', 'released'],
+        ['reported'],
+    ]
+    assert 'no space left' in caplog.text
+
+
+def test_the_backlog_is_bounded(application: Application) -> None:
+    """Beyond so many claims the reporter takes no more, and gives them back at once."""
+    going_on = threading.Event()
+    application.subscribe(lambda event: going_on.wait(WAIT))
+    application.config.commit()
+    reporter = MailReporter(application.registry, backlog=2)
+    claims: list[Any] = [Claim(make_envelope()) for _ in range(4)]
+    reporter.submit(claims[0], [sent(claims[0].envelope)])
+    until(lambda: reporter._busy)
+    for claim in claims[1:]:
+        reporter.submit(claim, [sent(claim.envelope)])
+    assert [claim.done for claim in claims] == [[], [], [], [('released',)]]
+    assert not reporter.join(0.01)
+    going_on.set()
+    assert reporter.join(WAIT)
+    assert [claim.done[0][0] for claim in claims[:3]] == ['reported'] * 3
+
+
+# Who wants to know
+
+
+def test_wants(application: Application) -> None:
+    """Whether anybody subscribes to a kind of event: by its class, an interface, all of them, or
+    with a predicate that may not fit."""
+    assert [application.reporter.wants(kind) for kind in ('sent', 'deferred', 'error')] == [
+        False,
+        False,
+        False,
+    ]
+    application.subscribe(application.heard.append, MailSentEvent)
+    assert [application.reporter.wants(kind) for kind in ('sent', 'deferred', 'error')] == [
+        True,
+        False,
+        False,
+    ]
+    application.subscribe(application.heard.append, IMailErrorEvent, mail_tag='bill')
+    assert application.reporter.wants('error')
+    application.subscribe(application.heard.append)
+    assert application.reporter.wants('deferred')
+
+
+def test_nobody_wants_it_nothing_is_made(application: Application) -> None:
+    """Without a subscriber there is neither request nor transaction, and the event counts as
+    told."""
+    factories: list[Any] = []
+
+    class OwnRequest(Request):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            factories.append(self)
+            super().__init__(*args, **options)
+
+    application.config.set_request_factory(OwnRequest)
+    claim = application.tell()
+    assert factories == []
+    assert claim.done[0][0] == 'reported'
+
+
+# Databases
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[sqlalchemy.Engine]:
+    """A database whose pool has one connection."""
+    engine = sqlalchemy.create_engine(
+        f'sqlite:///{tmp_path}/pool.sqlite',
+        poolclass=QueuePool,
+        pool_size=1,
+        max_overflow=0,
+        pool_timeout=WAIT,
+        connect_args={'check_same_thread': False},
+    )
+    make_notes(engine)
+    yield engine
+    engine.dispose()
+
+
+def use_dbsession(application: Application, engine: sqlalchemy.Engine) -> None:
+    """``request.dbsession``, as Pyramid's cookiecutter has it."""
+    factory = sessionmaker(engine)
+
+    def dbsession(request: Any) -> Any:
+        session = factory()
+        zope.sqlalchemy.register(session, transaction_manager=request.tm)
+        return session
+
+    application.config.add_request_method(dbsession, 'dbsession', reify=True)
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_subscriber_writes_through_request_tm(
+    explicit: Application, sqlite: sqlalchemy.Engine, fails: bool
+) -> None:
+    """A row that a subscriber adds to ``request.dbsession`` is committed with the event, or
+    aborted with it."""
+    use_dbsession(explicit, sqlite)
+
+    def subscriber(event: Any) -> None:
+        event.request.dbsession.execute(NOTES.insert().values(text=event.subject))
+        zope.sqlalchemy.mark_changed(event.request.dbsession, event.request.tm)
+        if fails:
+            raise TransientError
+
+    explicit.subscribe(subscriber)
+    envelope = make_envelope(subject='a row')
+    claim = explicit.tell(sent(envelope), envelope=envelope)
+    assert notes(sqlite) == ([] if fails else ['a row'])
+    assert claim.done[0][0] == ('postponed' if fails else 'reported')
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_subscriber_writes_through_a_scoped_session(
+    application: Application, sqlite: sqlalchemy.Engine, fails: bool
+) -> None:
+    """The same by a scoped session on the thread-local manager."""
+    session = scoped_session(sessionmaker(sqlite))
+    zope.sqlalchemy.register(session)
+
+    def subscriber(event: Any) -> None:
+        session.execute(NOTES.insert().values(text=event.subject))
+        zope.sqlalchemy.mark_changed(session())
+        if fails:
+            raise ZeroDivisionError
+
+    application.subscribe(subscriber)
+    for subject in ('first', 'second'):
+        envelope = make_envelope(subject=subject)
+        application.tell(sent(envelope), envelope=envelope)
+    assert notes(sqlite) == ([] if fails else ['first', 'second'])
+
+
+def test_a_subscriber_sees_what_the_sender_committed(
+    application: Application, sqlite: sqlalchemy.Engine
+) -> None:
+    """The transaction that sent the mail has finished when its event is told."""
+    session = scoped_session(sessionmaker(sqlite))
+    zope.sqlalchemy.register(session)
+    application.subscribe(lambda event: application.heard.append(notes(sqlite)))
+    with transaction.manager:
+        session.execute(NOTES.insert().values(text='order'))
+        zope.sqlalchemy.mark_changed(session())
+        application.delivery.send(message('Hello'))
+    application.delivery._sender.finish(WAIT)
+    assert application.heard == [['order']]
+
+
+def test_a_subscriber_that_needs_the_only_connection(
+    explicit: Application, pool: sqlalchemy.Engine
+) -> None:
+    """A subscriber that needs the pool's only connection, which the committing transaction still
+    holds, keeps neither waiting: the commit waits for the relay alone."""
+    use_dbsession(explicit, pool)
+
+    def subscriber(event: Any) -> None:
+        event.request.dbsession.execute(NOTES.insert().values(text=event.subject))
+        zope.sqlalchemy.mark_changed(event.request.dbsession, event.request.tm)
+
+    explicit.subscribe(subscriber)
+    delivery = explicit.delivery
+    tm = explicit_manager(None)
+    tm.begin()
+    start = time.monotonic()
+    with pool.connect():
+        delivery.bind(tm).send(message('Hello'))
+        tm.commit()
+        assert explicit.subjects == ['Hello']
+    delivery._sender.finish(WAIT)
+    assert time.monotonic() - start < WAIT / 2
+    assert notes(pool) == ['Hello']
+
+
+# Batches
+
+
+class Together:
+    """Events that wait for the events thread when it comes to them, and what became of them."""
+
+    def __init__(self, application: Application, *, batch: int = 10) -> None:
+        self.application = application
+        application.config.commit()
+        self.reporter = MailReporter(application.registry, batch=batch, clock=Clock())
+        self.claims: list[Any] = []
+
+    def tell(self, *mails: Sequence[Fate], depth: int = 0) -> list[list[Any]]:
+        """Report the fates of each mail, all mails at once; return what was done to each claim."""
+        claims: list[Any] = [Claim(make_envelope(depth=depth)) for _ in mails]
+        with self.reporter._changed:
+            for claim, fates in zip(claims, mails, strict=True):
+                self.reporter.submit(claim, fates)
+        assert self.reporter.join(WAIT)
+        return [claim.done for claim in claims]
+
+
+def mails(number: int) -> list[list[Fate]]:
+    """One sent event each."""
+    return [[sent(make_envelope())] for _ in range(number)]
+
+
+def test_a_batch_has_one_request_and_one_transaction(explicit: Application) -> None:
+    """Events that wait are told one by one, as ever, in one request and one transaction, with a
+    note; each mail is settled for itself."""
+    commits: list[bool] = []
+
+    def subscriber(event: Any) -> None:
+        if not explicit.heard:
+            event.request.tm.get().addAfterCommitHook(commits.append)
+        explicit.heard.append(event)
+        assert get_current_request() is event.request
+        assert event.request.tm.get().description.startswith('pyramid_sendmail 10 events, <')
+
+    explicit.subscribe(subscriber)
+    told = mails(10)
+    done = Together(explicit).tell(*told)
+    assert [event.id for event in explicit.heard] == [fates[0].id for fates in told]
+    assert len({id(event.request) for event in explicit.heard}) == 1
+    assert commits == [True]
+    assert done == [[('reported', [fates[0].id])] for fates in told]
+
+
+def test_a_batch_is_no_larger_than_the_setting(application: Application) -> None:
+    """Five events in batches of two have three requests; without the setting each has its own."""
+    application.subscribe(application.heard.append)
+    for batch, requests in ((2, 3), (1, 5)):
+        application.heard.clear()
+        Together(application, batch=batch).tell(*mails(5))
+        assert len({id(event.request) for event in application.heard}) == requests
+
+
+def test_events_of_one_mail_are_settled_together(application: Application) -> None:
+    """A mail with more events than a batch has is settled once, when all of them were told."""
+    application.subscribe(application.heard.append)
+    envelope = make_envelope()
+    fates = [sent(envelope, group=group) for group in range(3)]
+    done = Together(application, batch=2).tell(fates, *mails(1))
+    assert done[0] == [('reported', [fate.id for fate in fates])]
+    requests = [id(event.request) for event in application.heard]
+    assert (requests[0] == requests[1], len(set(requests))) == (True, 3)
+
+
+def test_nothing_waits_long_for_a_batch_to_fill(application: Application) -> None:
+    """One event alone is told soon, however many would make a batch."""
+    application.subscribe(application.heard.append)
+    start = time.monotonic()
+    assert Together(application, batch=1000).tell(*mails(1))[0][0][0] == 'reported'
+    assert time.monotonic() - start < WAIT / 2
+
+
+@pytest.mark.parametrize('error', [ZeroDivisionError, SystemExit])
+def test_one_bad_event_of_a_batch_costs_the_others_nothing(
+    explicit: Application,
+    sqlite: sqlalchemy.Engine,
+    caplog: pytest.LogCaptureFixture,
+    error: type[BaseException],
+) -> None:
+    """Where a subscriber raises for one of ten, each is told again by itself, at once, under the
+    same id: nine rows are committed once each, and one event is reported again later."""
+    use_dbsession(explicit, sqlite)
+    told = mails(10)
+    bad = told[4][0].id
+
+    def subscriber(event: Any) -> None:
+        explicit.heard.append(event.id)
+        event.request.dbsession.execute(NOTES.insert().values(text=event.id))
+        zope.sqlalchemy.mark_changed(event.request.dbsession, event.request.tm)
+        if event.id == bad:
+            raise error
+
+    explicit.subscribe(subscriber)
+    done = Together(explicit).tell(*told)
+    ids = [fates[0].id for fates in told]
+    assert explicit.heard == ids[:5] + ids
+    assert notes(sqlite) == [each for each in ids if each != bad]
+    assert [claim[0][0] for claim in done] == ['reported'] * 4 + ['postponed'] + ['reported'] * 5
+    assert done[4] == [('postponed', [bad], NOW + 1.0)]
+    assert 'and 9 more: a subscriber raised, the transaction was aborted' in caplog.text
+
+
+def test_a_batch_whose_commit_fails_is_told_one_by_one(
+    explicit: Application, sqlite: sqlalchemy.Engine
+) -> None:
+    """A commit that fails leaves nothing behind, and each event is told in a transaction of its
+    own; those whose commit fails again are reported again later."""
+    use_dbsession(explicit, sqlite)
+    told = mails(3)
+
+    def subscriber(event: Any) -> None:
+        explicit.heard.append(event)
+        event.request.dbsession.execute(NOTES.insert().values(text=event.id))
+        zope.sqlalchemy.mark_changed(event.request.dbsession, event.request.tm)
+        if event.id == told[1][0].id:
+            event.request.tm.get().addBeforeCommitHook(lambda: 1 / 0)
+
+    explicit.subscribe(subscriber)
+    done = Together(explicit).tell(*told)
+    assert len(explicit.heard) == 6
+    assert len({id(event.request) for event in explicit.heard}) == 4
+    assert notes(sqlite) == [told[0][0].id, told[2][0].id]
+    assert [claim[0][0] for claim in done] == ['reported', 'postponed', 'reported']
+
+
+@pytest.mark.parametrize('hook', [None, 'pyramid_tm.explicit_manager'])
+@pytest.mark.parametrize('end', ['abort', 'commit'])
+def test_a_subscriber_that_ends_the_transaction_of_a_batch(
+    sqlite: sqlalchemy.Engine, end: str, hook: str | None
+) -> None:
+    """One that aborts, or commits, and begins anew takes nothing of the other events with it."""
+    application = Application(**({'tm.manager_hook': hook} if hook else {}))
+    use_dbsession(application, sqlite)
+
+    def subscriber(event: Any) -> None:
+        application.heard.append(event.id)
+        session = event.request.dbsession
+        session.execute(NOTES.insert().values(text=event.id))
+        zope.sqlalchemy.mark_changed(session, event.request.tm)
+        if event.subject == '' and len(application.heard) == 2:
+            getattr(event.request.tm, end)()
+            event.request.tm.begin()
+
+    application.subscribe(subscriber)
+    told = mails(3)
+    done = Together(application).tell(*told)
+    assert [claim[0][0] for claim in done] == ['reported'] * 3
+    ids = [fates[0].id for fates in told]
+    assert sorted(set(notes(sqlite))) == sorted(ids)
+    assert application.heard == [*ids[:2], *ids]
+
+
+def test_what_has_failed_before_is_told_by_itself(application: Application) -> None:
+    """An event that subscribers have not taken before would cost the others another abort, and a
+    deferred one could not be told again: neither is in a batch."""
+    application.subscribe(application.heard.append)
+    plain = [sent(make_envelope()) for _ in range(3)]
+    late, later = again(sent(make_envelope()), 1), deferred(make_envelope(), until=NOW + 60)
+    Together(application).tell(*([fate] for fate in (plain[0], late, plain[1], later, plain[2])))
+    requests = {event.id: id(event.request) for event in application.heard}
+    assert len(requests) == 5
+    assert len({requests[fate.id] for fate in plain}) == 1
+    assert len(set(requests.values())) == 3
+
+
+def test_deferred_events_are_told_once_though_a_batch_fails(application: Application) -> None:
+    """They are at most once, whatever befalls the events beside them."""
+    kinds: list[str] = []
+
+    def subscriber(event: Any) -> None:
+        kinds.append(type(event).__name__)
+        if isinstance(event, MailErrorEvent):
+            raise ZeroDivisionError
+
+    application.subscribe(subscriber)
+    envelope = make_envelope()
+    fates = [sent(envelope), deferred(envelope, until=NOW + 60), failed(envelope)]
+    (done,) = Together(application).tell(fates)
+    assert kinds.count('MailDeferredEvent') == 1
+    assert done == [
+        ('reported', [fates[0].id]),
+        ('postponed', [fates[2].id], NOW + 1.0),
+    ]
+
+
+def test_nobody_wants_it_no_batch_is_made(application: Application) -> None:
+    """Events of a kind that nobody subscribes to count as told, beside others that are told."""
+    application.subscribe(application.heard.append, IMailErrorEvent)
+    envelope = make_envelope()
+    done = Together(application).tell([failed(envelope)], *mails(2), [failed(envelope, group=1)])
+    assert [claim[0][0] for claim in done] == ['reported'] * 4
+    assert len({id(event.request) for event in application.heard}) == 1
+    assert len(application.heard) == 2
+
+
+def test_the_depth_in_a_batch_is_each_events_own(application: Application) -> None:
+    """Mail about trouble is as deep as its own event has it, whatever is told beside it; what a
+    hook of the commit sends is about the deepest of them."""
+    depths: list[int] = []
+
+    def subscriber(event: Any) -> None:
+        depths.append(trouble_depth())
+        if len(depths) == 1:
+            event.request.tm.get().addBeforeCommitHook(lambda: depths.append(-trouble_depth()))
+
+    application.subscribe(subscriber)
+    envelope = make_envelope()
+    Together(application).tell([sent(envelope)], [failed(envelope)], [sent(envelope, group=1)])
+    assert depths == [0, 1, 0, -1]
+    assert trouble_depth() == 0
+
+
+def test_mail_of_subscribers_in_a_batch_leaves_once(application: Application) -> None:
+    """What they have sent when another of them raised is aborted with the batch, and leaves when
+    its event is told by itself."""
+    told = mails(4)
+
+    def subscriber(event: Any) -> None:
+        if event.subject == 'of a subscriber':
+            return
+        event.request.mailer.send(message('of a subscriber', to=f'{event.id}@example.org'))
+        if event.id == told[3][0].id:
+            raise ZeroDivisionError
+
+    application.subscribe(subscriber)
+    assert application.delivery is not None
+    Together(application).tell(*told)
+    application.delivery._sender.finish(WAIT)
+    recipients = [envelope.recipients[0] for envelope in application.mailer.sent]
+    assert recipients == [f'{fates[0].id}@example.org' for fates in told[:3]]
+
+
+def test_a_finished_callback_of_a_batch_that_raises(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The batch has committed by then, and is not told again."""
+
+    def subscriber(event: Any) -> None:
+        application.heard.append(event)
+        event.request.add_finished_callback(lambda request: 1 / 0)
+
+    application.subscribe(subscriber)
+    done = Together(application).tell(*mails(3))
+    assert [claim[0][0] for claim in done] == ['reported'] * 3
+    assert len(application.heard) == 3
+    assert 'and 2 more: a finished callback raised, after the commit' in caplog.text
+
+
+def test_one_of_a_batch_that_cannot_be_settled(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is given back, to be found and told again; the others are settled."""
+    application.subscribe(application.heard.append)
+    together = Together(application)
+    claims: list[Any] = [Claim(make_envelope()) for _ in range(3)]
+    claims[1].fails = QueueError(errno.ENOSPC, 'no space left on device')
+    with together.reporter._changed:
+        for claim in claims:
+            together.reporter.submit(claim, [sent(claim.envelope)])
+    assert together.reporter.join(WAIT)
+    assert [[done[0] for done in claim.done] for claim in claims] == [
+        ['reported'],
+        ['reported', 'released'],
+        ['reported'],
+    ]
+    assert 'no space left' in caplog.text
+
+
+def test_the_setting_makes_batches() -> None:
+    """``mail.event_batch`` is the registered reporter's; by default each event is told alone."""
+    for settings, batch in (({}, 1), ({'mail.event_batch': '50'}, 50)):
+        application = Application(**settings)
+        application.config.commit()
+        assert application.registry.getUtility(IMailReporter)._batch == batch
+
+
+def test_killed_after_the_commit_of_a_batch(tmp_path: Path) -> None:
+    """kill -9 between the commit of a batch and the settling of its mails: no mail is sent again,
+    and the batch's events are told again under the same ids."""
+    work = """
+        import os, signal, sqlite3, sys, time
+        from pyramid.config import Configurator
+        from pyramid_sendmail.config.factories import processor_of
+        from pyramid_sendmail.interfaces import IMailQueue, IMailSentEvent
+        from tests.support.queues import make_envelope, until
+        import sqlalchemy, zope.sqlalchemy
+        from sqlalchemy.orm import sessionmaker
+        from tests.support.databases import METADATA, NOTES
+
+        root, killed = sys.argv[1], sys.argv[2] == 'killed'
+        os.makedirs(root + '/sent/new', exist_ok=True)
+        factory = sessionmaker(sqlalchemy.create_engine(f'sqlite:///{root}/notes.sqlite'))
+        METADATA.create_all(factory.kw['bind'])
+        requests = []
+
+        def kill(request):
+            if requests.count(request) > 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def subscriber(event):
+            if killed and not requests:
+                until(lambda: len(os.listdir(root + '/sent/new')) == 20)
+            requests.append(event.request)
+            if killed:
+                event.request.add_finished_callback(kill)
+            event.request.dbsession.execute(NOTES.insert().values(text=event.id))
+            zope.sqlalchemy.mark_changed(event.request.dbsession, event.request.tm)
+
+        def dbsession(request):
+            session = factory()
+            zope.sqlalchemy.register(session, transaction_manager=request.tm)
+            return session
+
+        with Configurator(settings={
+            'mail.url': f'file://{root}/sent',
+            'mail.queue_path': f'{root}/queue',
+            'mail.event_batch': '50',
+            'tm.manager_hook': 'pyramid_tm.explicit_manager',
+        }) as config:
+            config.include('pyramid_sendmail')
+            config.add_request_method(dbsession, reify=True)
+            config.add_subscriber(subscriber, IMailSentEvent)
+        queue = config.registry.getUtility(IMailQueue)
+        if killed:
+            queue.prepare()
+            queue.put([make_envelope(queued_at=time.time()) for _ in range(20)]).publish()
+        processor_of(config.registry).run_once()
+    """
+
+    def run(how: str) -> int:
+        command = [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(work), str(tmp_path), how]
+        return subprocess.run(
+            command, check=False, timeout=60, cwd=Path(__file__).parents[1]
+        ).returncode
+
+    engine = sqlalchemy.create_engine(f'sqlite:///{tmp_path}/notes.sqlite')
+    assert run('killed') == -signal.SIGKILL
+    before = notes(engine)
+    assert len(before) > 1
+    assert run('again') == 0
+    after = notes(engine)
+    engine.dispose()
+    assert len(set(after)) == 20
+    again = [each for each in set(after) if after.count(each) > 1]
+    assert set(again) <= set(before)
+    assert len(again) > 1
+    assert len(list((tmp_path / 'sent/new').iterdir())) == 20
+    assert not [file for file in (tmp_path / 'queue').rglob('*-*') if file.parent.name != 'queue']
+
+
+# Subscribers that send
+
+
+def test_a_subscriber_sends_with_its_commit(application: Application) -> None:
+    """Mail that a subscriber sends leaves when the event's transaction has committed, and the
+    subscriber does not wait for it."""
+
+    def subscriber(event: Any) -> None:
+        if event.subject == 'Hello':
+            event.request.mailer.send(message('of a subscriber'))
+            application.heard.append(application.subjects)
+
+    application.subscribe(subscriber, IMailSentEvent)
+    application.send()
+    assert application.heard == [['Hello']]
+    assert application.subjects == ['Hello', 'of a subscriber']
+
+
+def test_a_subscriber_sends_through_the_utility(application: Application) -> None:
+    """The delivery itself joins the thread-local manager, which is the event's."""
+    application.subscribe(
+        lambda event: event.subject == 'Hello' and application.delivery.send(message('of it'))
+    )
+    application.send()
+    assert application.subjects == ['Hello', 'of it']
+
+
+def test_mail_of_a_subscriber_that_raises_is_aborted(application: Application) -> None:
+    """It does not leave; it does when the event is reported again and taken."""
+    policy = RetryPolicy(delays=(0.01,), give_up_after=60.0, jitter=0.0)
+    raising = [ZeroDivisionError, TransientError]
+
+    def subscriber(event: Any) -> None:
+        if event.subject == 'Hello':
+            application.heard.append(event.id)
+            event.request.mailer.send(message('of a subscriber'))
+            if raising:
+                raise raising.pop()
+
+    application.subscribe(subscriber)
+    application.config.commit()
+    application.registry.getUtility(IMailReporter)._policy = policy
+    application.send()
+    until(lambda: application.subjects == ['Hello', 'of a subscriber'])
+    assert len(application.heard) == 3
+    assert len(set(application.heard)) == 1
+
+
+def test_mail_about_a_failed_mail_about_a_failed_mail(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A subscriber that reports every failure by mail, over a relay that refuses everything, sends
+    one such mail and no second: that one is logged, and ends the chain."""
+    application.mailer.always('ann@example.org', REFUSED)
+
+    def subscriber(event: Any) -> None:
+        application.heard.append(event.subject)
+        # No more than it takes to fail: a chain without an end is long.
+        if len(application.heard) < 5:
+            message_id = event.request.mailer.send(message(f'failed: {event.subject}'))
+            assert message_id.startswith('<')
+
+    application.subscribe(subscriber, IMailErrorEvent)
+    application.send('Hello')
+    assert application.subjects == ['Hello', 'failed: Hello']
+    assert [envelope.depth for envelope in application.mailer.sent] == [0, 1]
+    assert application.heard == application.subjects
+    assert 'failed: failed: Hello' in caplog.text
+    assert 'mail about a failed mail' in caplog.text
+
+
+def test_mail_about_a_sent_mail_is_no_trouble(application: Application) -> None:
+    """A chain of good news has no depth, and trouble that led to it is not forgotten."""
+    depths: list[int] = []
+
+    def subscriber(event: Any) -> None:
+        depths.append(trouble_depth())
+
+    application.subscribe(subscriber)
+    for depth in (0, 1):
+        envelope = make_envelope(depth=depth)
+        application.tell(sent(envelope), deferred(envelope), failed(envelope), envelope=envelope)
+    assert depths == [0, 1, 1, 1, 2, 2]
+    assert trouble_depth() == 0
+
+
+def test_a_subscriber_that_raises_sends_no_mail_twice(application: Application) -> None:
+    """Whatever subscribers raise, the mail itself is sent once and the commit stands."""
+
+    def subscriber(event: Any) -> None:
+        application.heard.append(event)
+        raise TransientError
+
+    application.subscribe(subscriber)
+    application.config.commit()
+    policy = RetryPolicy(delays=(0.01,), give_up_after=0.03, jitter=0.0)
+    application.registry.getUtility(IMailReporter)._policy = policy
+    application.send()
+    until(lambda: len(application.heard) == 3)
+    application.send('another')
+    until(lambda: len(application.heard) == 6)
+    assert application.subjects == ['Hello', 'another']
+
+
+# In memory, from the relay to the subscriber
+
+
+def test_from_the_relay_to_the_subscriber(application: Application) -> None:
+    """Three recipients, three fates: each event with its own recipients, once."""
+    application.mailer.always('bob@example.org', REFUSED)
+    for cls in (MailSentEvent, MailErrorEvent, MailDeferredEvent):
+        application.subscribe(application.heard.append, cls)
+    with transaction.manager:
+        message_id = application.delivery.send(
+            message('Hello', 'ann@example.org, bob@example.org'), metadata={'order': '7'}
+        )
+    application.delivery._sender.finish(WAIT)
+    events = {type(event): event for event in application.heard}
+    assert set(events) == {MailSentEvent, MailErrorEvent}
+    assert events[MailSentEvent].recipients == ('ann@example.org',)
+    assert events[MailErrorEvent].recipients == ('bob@example.org',)
+    for event in application.heard:
+        assert (event.message_id, event.metadata) == (message_id, {'order': '7'})
+        assert event.mailer == application.registry.getUtility(IMailer).name
+
+
+def test_a_queue_keeps_no_event_that_was_told(application: Application) -> None:
+    """After the last subscriber nothing of a delivered mail is left."""
+    application.subscribe(application.heard.append)
+    application.send()
+    queue = application.delivery.queue
+    assert isinstance(queue, MemoryQueue)
+    assert queue.look(1e11) == ([], None)
+
+
+# A fork
+
+
+def test_after_a_fork_the_child_has_a_thread_of_its_own() -> None:
+    """What the parent has still to tell is the parent's; the child tells its own, though the fork
+    came while the parent's thread was busy."""
+    work = """
+        import os, sys, threading, warnings
+        from pyramid.config import Configurator
+        from pyramid_sendmail.interfaces import IMailEvent
+        from pyramid_sendmail.events.dispatcher import MailReporter
+        from tests.support.queues import make_envelope, sent
+        from tests.unit.events.test_dispatcher import Claim
+        warnings.simplefilter('error')
+        warnings.filterwarnings('ignore', '.*fork.*', DeprecationWarning)
+
+        parent = os.getpid()
+        busy, going_on = threading.Event(), threading.Event()
+
+        def subscriber(event):
+            if os.getpid() == parent:
+                busy.set()
+                assert going_on.wait(10)
+            print('child' if os.getpid() != parent else 'parent', event.subject, flush=True)
+
+        config = Configurator(settings={'mail.url': 'null:'})
+        config.include('pyramid_sendmail')
+        config.add_subscriber(subscriber, IMailEvent)
+        config.commit()
+        reporter = MailReporter(config.registry)
+
+        def tell(subject):
+            claim = Claim(make_envelope(subject=subject))
+            reporter.submit(claim, [sent(claim.envelope)])
+
+        tell('1')
+        tell('2')
+        busy.wait(10)
+        with reporter._changed:
+            pid = os.fork()
+        if pid == 0:
+            tell('3')
+            sys.exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        going_on.set()
+    """
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(work)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parents[1],
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    assert done.stdout.split('\n') == ['child 3', 'parent 1', 'parent 2', '']
+
+
+@pytest.mark.parametrize(
+    ('limit', 'room'), [(1024, 256), (100_000, 1_000), (2, 1), (resource.RLIM_INFINITY, 1_000)]
+)
+def test_room_for_those_who_wait(limit: int, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them keeps a file open: a slow subscriber shall not use up all that there are."""
+    monkeypatch.setattr(resource, 'getrlimit', lambda what: (limit, limit))
+    assert MailReporter(Registry())._backlog == room
+
+
+# In turn with the senders
+
+
+def test_subscribers_work_in_turn(application: Application) -> None:
+    """A subscriber has the turn, that of the sessions of the same application, and gives it back
+    when there is nothing more to tell, though it has raised."""
+
+    def subscriber(event: Any) -> None:
+        application.heard.append(reporter.turn._lock.locked())
+        raise ZeroDivisionError
+
+    application.subscribe(subscriber)
+    reporter = application.reporter
+    envelope = make_envelope()
+    reporter.submit(Claim(envelope), [sent(envelope)])
+    assert reporter.join(WAIT)
+    until(lambda: not reporter.turn._lock.locked())
+    assert application.heard == [True]
+
+
+def test_a_slow_subscriber_stops_no_worker(application: Application) -> None:
+    """Work goes on while a subscriber waits for something, if only for that work."""
+    worked = threading.Event()
+    application.subscribe(lambda event: application.heard.append(worked.wait(WAIT)))
+    reporter = application.reporter
+    envelope = make_envelope()
+    claim: Any = Claim(envelope)
+    reporter.submit(claim, [sent(envelope)])
+    until(reporter.turn._lock.locked)
+    assert not reporter.join(0.01)
+    with reporter.turn.held():
+        worked.set()
+        assert reporter.join(WAIT)
+    assert application.heard == [True]
+    assert claim.done == [('reported', [sent(envelope).id])]
+
+
+@pytest.mark.parametrize('batch', [1, 10])
+def test_mail_leaves_while_a_subscriber_waits(
+    tmp_path: Path, smtp_server: ScriptedSMTPServer, batch: int
+) -> None:
+    """The queue is drained by one worker, to the end, while the first subscriber waits for that."""
+    config = Configurator(
+        settings={
+            'mail.url': smtp_server.url,
+            'mail.queue_path': tmp_path / 'mail',
+            'mail.workers': 1,
+            'mail.event_batch': batch,
+        }
+    )
+    config.include('pyramid_sendmail')
+    heard: list[str] = []
+
+    def subscriber(event: Any) -> None:
+        smtp_server.wait_for(30)
+        heard.append(event.message_id)
+
+    config.add_subscriber(subscriber, IMailSentEvent)
+    config.commit()
+    delivery = config.registry.getUtility(IMailDelivery)
+    with transaction.manager:
+        sent = {delivery.send(message(f'Number {number}')) for number in range(30)}
+    assert processor_of(config.registry).run_once().delivered == 30
+    assert set(heard) == sent
+
+
+def test_a_subscriber_that_sends_at_once_gives_the_turn_up(application: Application) -> None:
+    """While a session inside of a subscriber waits for its relay, others work."""
+
+    def subscriber(event: Any) -> None:
+        with waiting():
+            application.heard.append(reporter.turn._lock.locked())
+        application.heard.append(reporter.turn._lock.locked())
+
+    application.subscribe(subscriber)
+    reporter = application.reporter
+    envelope = make_envelope()
+    reporter.submit(Claim(envelope), [sent(envelope)])
+    assert reporter.join(WAIT)
+    assert application.heard == [False, True]

@@ -1,0 +1,796 @@
+"""CHUNKING (RFC 3030) with several mails under way: what came of each is what arrived."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyramid_sendmail.envelope import BLOCK, Envelope, Outcome, Reply
+from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
+from pyramid_sendmail.mailers.smtp.chunking import OCTETS, WindowSession
+from pyramid_sendmail.mailers.smtp.connection import LineLost, Timeouts
+from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
+from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
+from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.session import WINDOW, SMTPSession
+from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue.maildir.format import decode
+from pyramid_sendmail.retry import RetryPolicy
+from pyramid_sendmail.sending.attempt import Attempts, Tally, attempt
+from pyramid_sendmail.sending.connection import Road
+from tests.support.doubles import RecordingMailer
+from tests.support.queues import NOW, Clock, files, forked, make_envelope, reap, until
+from tests.support.sessions import CLOSED, LOST, RAW, TINY, connect, envelope, idle, send, statuses
+from tests.support.smtp.server import (
+    Action,
+    ScriptedSMTPServer,
+    Session,
+    delay,
+    drop,
+    hang,
+    hold,
+    reply,
+    reply_then_drop,
+)
+from tests.unit.mailers.smtp.test_pipelining import (
+    ANSWERS,
+    Fault,
+    RecordingWire,
+    came_of,
+    mails,
+    told,
+)
+from tests.unit.sending.test_attempt import Reporter
+
+CHUNKING = ('PIPELINING', '8BITMIME', 'SIZE', 'CHUNKING')
+
+PLACES = ['MAIL', 'RCPT 1', 'RCPT 2', 'RCPT 3', 'dot']
+
+REPLIES = [
+    name
+    for name, action in ANSWERS.items()
+    if name not in CLOSED and name not in LOST and name not in ('354', '199', '454', '299')
+]
+"""Answers that are about a mail, and leave the connection what it is."""
+
+CROWDED = ('452 ', '452 many')
+
+
+@pytest.fixture
+def server(smtp_server: ScriptedSMTPServer) -> ScriptedSMTPServer:
+    smtp_server.extensions = CHUNKING
+    return smtp_server
+
+
+def one(number: int, **changes: Any) -> Envelope:
+    """The mail of that number, to one recipient."""
+    return envelope(to(number), id=f'{number:032x}', **changes)
+
+
+def to(number: int) -> str:
+    return f'r@{number}.example.org'
+
+
+def some(count: int, **changes: Any) -> list[Envelope]:
+    return [one(number, **changes) for number in range(count)]
+
+
+# The reply matrix.
+
+
+@pytest.mark.parametrize('answer', REPLIES)
+@pytest.mark.parametrize('place', PLACES)
+def test_the_same_outcomes(place: str, answer: str) -> None:
+    """What a relay says of a mail has the outcome that it has in lock-step, for the first mail and
+    for one that leaves with others, and the same mail arrives."""
+    # 452 at MAIL is about the session, once it has carried a mail.
+    for number in (0, 2)[: 1 if place == 'MAIL' and answer in CROWDED else 2]:
+        faults = [(number, place, answer)]
+        assert came_of(CHUNKING, faults, window=8) == came_of(('8BITMIME', 'SIZE'), faults)
+
+
+FAULTS = st.lists(
+    st.tuples(st.integers(0, 3), st.sampled_from(PLACES), st.sampled_from(REPLIES)).filter(
+        lambda fault: fault[1] != 'MAIL' or fault[2] not in CROWDED
+    ),
+    min_size=2,
+    max_size=8,
+    unique_by=lambda fault: fault[:2],
+)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(faults=FAULTS, window=st.integers(2, 5))
+def test_the_same_outcomes_of_many_answers(faults: list[Fault], window: int) -> None:
+    """Several answers at once, at any place of any mail, and windows of any size."""
+    lock_step = came_of(('8BITMIME', 'SIZE'), faults)
+    assert came_of(CHUNKING, faults, window=window) == lock_step
+
+
+def true_of(outcomes: dict[str, str], copies: Counter[tuple[str, str]]) -> None:
+    """Delivered was delivered, once, and what was not or is untouched was not."""
+    for recipient, status in outcomes.items():
+        count = sum(n for (_, each), n in copies.items() if each == recipient)
+        allowed = {'delivered': (1,), 'ambiguous': (0, 1)}.get(status, (0,))
+        assert count in allowed, (recipient, status, count)
+
+
+def found_by(
+    server: ScriptedSMTPServer, each: list[Envelope], place: Any = None
+) -> tuple[dict[str, str], MailerUnavailable | None]:
+    """What one session tells of each recipient: 'untouched' where it tells nothing."""
+    found = {recipient: 'untouched' for mail in each for recipient in mail.recipients}
+    trouble = None
+    session = None
+    try:
+        session = connect(place or server, window=8)
+        for outcome in session.send(each):
+            found |= statuses(outcome)
+    except MailerUnavailable as error:
+        trouble = error
+    if session is not None:
+        session.close()
+    idle(server)
+    return found, trouble
+
+
+ENDS = [name for name in ANSWERS if name not in REPLIES and name not in ('199', '299')]
+
+
+@pytest.mark.parametrize('answer', ENDS)
+@pytest.mark.parametrize('place', PLACES)
+def test_an_end_in_the_middle(place: str, answer: str) -> None:
+    """An answer that closes the road, or a line that is lost, anywhere: the first mails have their
+    answers, and what is told of the others is true of what arrived."""
+    for number in (0, 1, 3):
+        with ScriptedSMTPServer(extensions=CHUNKING) as server:
+            told(server, [(number, place, answer)])
+            found, _ = found_by(server, mails())
+            true_of(found, server.pairs())
+            for earlier in range(number):
+                assert found[f'r1@{earlier}.example.org'] == 'delivered'
+            assert not server.violations, server.dump()
+
+
+@pytest.mark.parametrize('verb', ['MAIL', 'RCPT'])
+@pytest.mark.parametrize('code', [530, 534, 535, 538, 454])
+def test_a_road_that_is_closed_to_all(server: ScriptedSMTPServer, verb: str, code: int) -> None:
+    """Where nobody behind it got his mail either, a closed road is nobody's fault."""
+    server.script(verb, reply(250, 'yes'), reply(250, 'yes'))
+    server.always(verb, reply(code, '4.7.0 who are you?'))
+    found, trouble = found_by(server, some(8))
+    assert [*found.values()] == [*['delivered'] * 2, *['untouched'] * 6]
+    assert trouble is not None
+    assert not trouble.stale
+    assert f'{verb} was answered {code}' in str(trouble)
+    assert not server.violations
+
+
+def test_a_road_that_is_closed_to_one(server: ScriptedSMTPServer) -> None:
+    """Where somebody behind it has got his mail, a mail that was told to be someone else's is
+    deferred: it has had its turn. The session is over, as in lock-step."""
+    server.always('RCPT', reply(530, '5.7.0 who are you?'), match='@2.')
+    found, trouble = found_by(server, some(20))
+    assert [found[to(n)] for n in range(5)] == [
+        *('delivered', 'delivered', 'deferred', 'delivered', 'delivered')
+    ]
+    assert found[to(19)] == 'untouched'
+    true_of(found, server.pairs())
+    assert trouble is not None
+    assert not trouble.stale
+
+
+def test_a_road_that_closes_behind_a_recipient(server: ScriptedSMTPServer) -> None:
+    """Who was accepted gets the mail, and the other is deferred, though nobody is to blame."""
+    server.always('RCPT', reply(530, '5.7.0 who are you?'), match='<c@')
+    mail = envelope('a@example.org', 'c@example.org', id='a' * 32)
+    found, trouble = found_by(server, [one(0), mail])
+    assert found == {
+        to(0): 'delivered',
+        'a@example.org': 'delivered',
+        'c@example.org': 'deferred',
+    }
+    assert trouble is None
+
+
+@pytest.mark.parametrize('end', [reply_then_drop(421, 'closing'), reply(421, 'closing')])
+@pytest.mark.parametrize('verb', ['RSET', 'MAIL', 'RCPT'])
+def test_a_relay_that_says_that_it_closes(
+    server: ScriptedSMTPServer, verb: str, end: Action
+) -> None:
+    """What stands behind a 421 is untouched where the relay hangs up as it said; where it goes on
+    all the same, its answers count."""
+    server.script(verb, *[reply(250, 'yes')] * (1 if verb == 'RSET' else 2), end)
+    found, trouble = found_by(server, some(8))
+    true_of(found, server.pairs())
+    behind = 'untouched' if end.then else 'delivered'  # type: ignore[union-attr]
+    assert found[to(7)] == behind
+    if end.then:  # type: ignore[union-attr]
+        assert trouble is not None
+        assert trouble.stale
+        assert [*found.values()].count('untouched') == 6
+
+
+def test_a_relay_that_says_that_it_closes_and_is_silent(server: ScriptedSMTPServer) -> None:
+    """Whether it goes on reading, nobody can know."""
+    server.script('MAIL', reply(250, 'yes'), reply(421, 'closing', then=hang()))
+    session = connect(server, TINY, window=8)
+    outcomes = send(session, *some(3))
+    assert [statuses(outcome) for outcome in outcomes] == [
+        {to(0): 'delivered'},
+        {to(1): 'ambiguous'},
+        {to(2): 'ambiguous'},
+    ]
+    session.close()
+
+
+def test_a_session_that_has_had_its_share(server: ScriptedSMTPServer) -> None:
+    """452 at MAIL: the connection is stale, and no mail is put off."""
+    server.script('MAIL', *[reply(250, 'yes')] * 3)
+    server.always('MAIL', reply(452, '4.5.3 enough for now'))
+    found, trouble = found_by(server, some(8))
+    assert [*found.values()] == [*['delivered'] * 3, *['untouched'] * 5]
+    assert trouble is not None
+    assert trouble.stale
+
+
+def test_a_lost_line(server: ScriptedSMTPServer) -> None:
+    """All that was under way is in doubt, but who was refused before; the rest is untouched."""
+    server.script('dot', reply(250, 'yes'), reply(250, 'yes'), drop())
+    server.always('MAIL', reply(550, '5.7.1 not you'), match='<strange@')
+    each = some(12)
+    each[1] = one(1, sender='strange@example.org')
+    found, trouble = found_by(server, each)
+    assert [found[to(n)] for n in range(3)] == ['delivered', 'failed', 'delivered']
+    assert set(found.values()) == {'delivered', 'failed', 'ambiguous', 'untouched'}
+    assert 6 <= [*found.values()].count('ambiguous') <= 8
+    assert trouble is not None
+    assert trouble.stale
+
+
+def test_a_connection_that_died_in_silence(server: ScriptedSMTPServer) -> None:
+    """A relay that hung up while nothing was sent: every mail is untouched."""
+    session = connect(server, window=8)
+    send(session, *some(3))
+    server.always('MAIL', drop())
+    with pytest.raises(MailerUnavailable) as caught:
+        send(session, *some(8))
+    assert caught.value.stale
+    session.close()
+
+
+@pytest.mark.parametrize('how', ['rst', 'fin'])
+@pytest.mark.parametrize('side', ['client', 'server'])
+def test_cut_at_every_octet_of_four_mails(
+    server: ScriptedSMTPServer, cutting_proxy: Callable[..., Any], side: str, how: str
+) -> None:
+    """RELIABILITY 109, with a window: wherever the line is cut, delivered was delivered, untouched
+    and deferred were not."""
+    four = some(4)
+    found_by(server, four)
+    octets = len(server.raw(1) if side == 'client' else server.sent(1))
+    proxy = cutting_proxy(server.port, after=0, side=side, how=how)
+    seen = set()
+    for after in (*range(0, octets, 1 if how == 'fin' else 7), octets):
+        proxy.after = after
+        before = {to(n): server.accepted(to(n)) for n in range(4)}
+        found, _ = found_by(server, four, proxy)
+        seen |= set(found.items())
+        for each, status in found.items():
+            copies = server.accepted(each) - before[each]
+            assert copies in {'delivered': (1,), 'ambiguous': (0, 1)}.get(status, (0,)), after
+    assert {(to(3), 'untouched'), (to(3), 'ambiguous'), (to(3), 'delivered')} <= seen
+
+
+# What leaves when.
+
+
+def recorded(server: ScriptedSMTPServer, **options: Any) -> tuple[RecordingWire, WindowSession]:
+    wire = RecordingWire(server)
+    return wire, WindowSession(
+        wire,
+        name='smtp://relay:25',
+        extensions={'PIPELINING': '', 'CHUNKING': ''},
+        timeouts=Timeouts().capped(10),
+        options=SessionOptions(**options),
+    )
+
+
+def test_the_window_leaves_in_one_go(server: ScriptedSMTPServer) -> None:
+    """The first mail is asked about; its text leaves with as many mails as the window has room
+    for, to the octet and without a dot that is not the text's own."""
+    wire, session = recorded(server, window=3)
+    outcomes = send(session, *some(3))
+    session.close()
+
+    def opening(number: int, *, reset: bool) -> bytes:
+        mail = f'MAIL FROM:<from@example.org>\r\nRCPT TO:<{to(number)}>\r\n'.encode()
+        return b'RSET\r\n' * reset + mail
+
+    chunk = b'BDAT %d LAST\r\n' % len(RAW) + RAW
+    assert wire.writes == [
+        opening(0, reset=False),
+        chunk + opening(1, reset=True) + chunk + opening(2, reset=True) + chunk,
+        b'QUIT\r\n',
+    ]
+    assert [statuses(each) for each in outcomes] == [{to(n): 'delivered'} for n in range(3)]
+    assert [message.data for message in server.messages] == [RAW] * 3
+    assert not server.violations
+
+
+@pytest.mark.parametrize(
+    'raw', [b'', b'x', b'.', b'\r\n.\r\n', 'x: y\r\n\r\nGrüße'.encode(), b'.\r\n' * 999]
+)
+def test_texts_arrive_as_they_are(server: ScriptedSMTPServer, raw: bytes) -> None:
+    """Whatever looks like the end of a text by DATA is text here, and nothing is added."""
+    each = [one(0), one(1, raw=raw), one(2)]
+    found, _ = found_by(server, each)
+    assert set(found.values()) == {'delivered'}
+    assert [message.data for message in server.messages] == [RAW, raw, RAW]
+    assert ('BODY=8BITMIME' in server.messages[1].mail_arguments) == (not raw.isascii())
+    assert f'SIZE={len(raw)}' in server.messages[1].mail_arguments
+
+
+def test_the_window_is_as_wide_as_was_asked(server: ScriptedSMTPServer) -> None:
+    """Mail is pulled when it can leave, and one that waits for its turn; no other."""
+    pulled: list[int] = []
+
+    def source() -> Iterator[Envelope]:
+        for each in some(20):
+            pulled.append(len(server.messages))
+            yield each
+
+    session = connect(server, window=4)
+    yielded = 0
+    for _ in session.send(source()):
+        yielded += 1
+        assert len(pulled) <= yielded + 4
+    session.close()
+    assert yielded == 20
+
+
+def test_a_mail_is_refused_with_another_behind(server: ScriptedSMTPServer) -> None:
+    """Nobody knows by then what becomes of the mail before: it is reset all the same."""
+    joined = threading.Event()
+    server.script('RSET', hold(joined, reply(250, 'yes')))
+    server.always('RCPT', reply(550, 'no'), match='@1.')
+
+    def source() -> Iterator[Envelope]:
+        yield from some(3)
+        joined.set()
+        yield one(3)
+
+    session = connect(server, window=2)
+    outcomes = list(session.send(source()))
+    session.close()
+    assert [next(iter(statuses(outcome).values())) for outcome in outcomes] == [
+        *('delivered', 'failed', 'delivered', 'delivered')
+    ]
+    assert not server.violations
+
+
+def test_few_octets_are_under_way(server: ScriptedSMTPServer) -> None:
+    """However wide the window is: what is in doubt at once is bounded."""
+    wire, session = recorded(server, window=100)
+    raw = RAW + b'x\r\n' * (BLOCK // 3 - 100)
+    outcomes = send(session, *some(12, raw=raw))
+    session.close()
+    assert {*map(str, map(statuses, outcomes))} == {str({to(n): 'delivered'}) for n in range(12)}
+    assert max(map(len, wire.writes)) <= OCTETS + 2_000
+
+
+def test_few_commands_are_under_way(server: ScriptedSMTPServer) -> None:
+    """A relay that answers slowly and at length is never sent more than it has room to answer."""
+    server.always('RCPT', delay(0.0005, reply(250, 'x' * 500)))
+    wire, session = recorded(server, window=100)
+    each = [
+        envelope(*(f'r{n}@{number}.example.org' for n in range(20)), id=f'{number:032x}')
+        for number in range(20)
+    ]
+    outcomes = send(session, *each)
+    session.close()
+    assert all(set(statuses(outcome).values()) == {'delivered'} for outcome in outcomes)
+    assert WINDOW // 2 < wire.most <= WINDOW
+    assert len(server.messages) == 20
+
+
+@pytest.mark.parametrize(
+    'heavy',
+    [
+        one(5, raw=RAW + b'x\r\n' * BLOCK),
+        envelope(*(f'r{n}@5.example.org' for n in range(WINDOW)), id=f'{5:032x}'),
+    ],
+)
+def test_heavy_mail_goes_alone(server: ScriptedSMTPServer, heavy: Envelope) -> None:
+    """A large mail, and one to many, is sent by DATA while nothing else is under way."""
+    each = [*some(5), heavy, *(one(number) for number in range(6, 9))]
+    found, _ = found_by(server, each)
+    assert set(found.values()) == {'delivered'}
+    assert [message.recipients for message in server.messages] == [mail.recipients for mail in each]
+    verbs = server.verbs()
+    assert verbs.count('DATA') == 1
+    assert verbs.count('BDAT') == 8
+    assert not server.violations
+
+
+def test_unfit_mail_in_the_window(server: ScriptedSMTPServer) -> None:
+    """Mail that this relay cannot be asked about is answered in its turn; such mail alone too."""
+    bad = envelope('no address', id='b' * 32)
+    session = connect(server, window=8)
+    outcomes = send(session, bad, one(0), bad, bad, one(1), bad)
+    assert [next(iter(statuses(outcome).values())) for outcome in outcomes] == [
+        *('failed', 'delivered', 'failed', 'failed', 'delivered', 'failed')
+    ]
+    session.close()
+
+
+def test_many_recipients_one_by_one(server: ScriptedSMTPServer) -> None:
+    """Recipients that were one too many for a mail get it when nothing else is under way; the
+    outcomes keep their order."""
+    many = reply(452, '4.5.3 too many')
+
+    def crowded(session: Session) -> Action | None:
+        return many if len(session.recipients) == 2 else None
+
+    server.always('RCPT', crowded)
+    each = [
+        envelope(*(f'r{n}@{number}.example.org' for n in range(5)), id=f'{number:032x}')
+        for number in range(3)
+    ]
+    session = connect(server, window=8)
+    outcomes = send(session, one(7), *each, one(8))
+    session.close()
+    assert [tuple(outcome) for outcome in outcomes] == [
+        (to(7),),
+        *(mail.recipients for mail in each),
+        (to(8),),
+    ]
+    assert all(set(statuses(outcome).values()) == {'delivered'} for outcome in outcomes)
+    assert all(server.accepted(to) == 1 for mail in each for to in mail.recipients)
+    assert not server.violations
+
+
+def test_many_recipients_and_no_room_for_a_letter(server: ScriptedSMTPServer) -> None:
+    """Where the rest of a mail cannot be sealed, all that was under way has its answer before
+    the trouble is told."""
+    server.script('RCPT', *[reply(250, 'yes')] * 2, reply(452, '4.5.3 too many'))
+    server.script('RCPT', *[reply(250, 'yes')], reply(452, '4.5.3 too many'))
+    mail = envelope('a@example.org', 'b@example.org', id='a' * 32)
+    other = envelope('c@example.org', 'd@example.org', id='b' * 32)
+    left = [1, 1, 1]
+
+    def sealing(mail: Envelope, recipients: Any) -> None:
+        if not left:
+            raise QueueError(28, 'no space')
+        left.pop()
+
+    session = connect(server, window=8)
+    outcomes: list[Outcome] = []
+    with pytest.raises(QueueError):
+        outcomes.extend(session.send([one(0), mail, other], sealing=sealing))
+    session.close()
+    assert [statuses(outcome) for outcome in outcomes] == [
+        {to(0): 'delivered'},
+        {'a@example.org': 'delivered', 'b@example.org': 'deferred'},
+        {'c@example.org': 'delivered', 'd@example.org': 'deferred'},
+    ]
+
+
+def test_many_recipients_and_the_line_is_lost(server: ScriptedSMTPServer) -> None:
+    """Those that were one too many have certainly not got it: they are put off."""
+    server.script('RCPT', *[reply(250, 'yes')] * 2, reply(452, '4.5.3 too many'))
+    server.script('dot', reply(250, 'yes'), reply(250, 'yes'), drop())
+    mail = envelope('a@example.org', 'b@example.org', id='a' * 32)
+    found, trouble = found_by(server, [one(0), mail, one(1)])
+    assert found == {
+        to(0): 'delivered',
+        'a@example.org': 'delivered',
+        'b@example.org': 'deferred',
+        to(1): 'ambiguous',
+    }
+    assert trouble is None
+
+
+# Who is told before.
+
+
+def test_the_seal_is_there_before_the_text(server: ScriptedSMTPServer) -> None:
+    """Of the first mail for whom the relay has accepted, of the others for whom it is asked."""
+    server.always('RCPT', reply(550, 'no'), match='<x@')
+    sealed: list[tuple[str, tuple[str, ...], int]] = []
+
+    def sealing(mail: Envelope, recipients: Any) -> None:
+        sealed.append((mail.id, tuple(recipients), len(server.messages)))
+
+    each = [envelope('x@example.org', to(n), id=f'{n:032x}') for n in range(3)]
+    session = connect(server, window=8)
+    list(session.send(each, sealing=sealing))
+    session.close()
+    assert sealed == [
+        (each[0].id, (to(0),), 0),
+        (each[1].id, ('x@example.org', to(1)), 0),
+        (each[2].id, ('x@example.org', to(2)), 0),
+    ]
+
+
+@pytest.mark.parametrize('where', [0, 1, 3])
+def test_a_seal_that_cannot_be_written(server: ScriptedSMTPServer, where: int) -> None:
+    """What is under way gets its answers first; the mail itself does not leave."""
+
+    def sealing(mail: Envelope, recipients: Any) -> None:
+        if mail.id == f'{where:032x}':
+            raise QueueError(28, 'no space')
+
+    session = connect(server, window=8)
+    outcomes: list[Outcome] = []
+    with pytest.raises(QueueError):
+        outcomes.extend(session.send(some(6), sealing=sealing))
+    session.close()
+    idle(server)
+    assert [statuses(outcome) for outcome in outcomes] == [
+        {to(n): 'delivered'} for n in range(where)
+    ]
+    assert len(server.messages) == where
+
+
+def test_a_source_that_fails(server: ScriptedSMTPServer) -> None:
+    """A bug comes through, and the connection ends without a word."""
+
+    def source() -> Iterator[Envelope]:
+        yield from some(2)
+        raise ZeroDivisionError
+
+    session = connect(server, window=8)
+    with pytest.raises(ZeroDivisionError):
+        list(session.send(source()))
+    session.close()
+    idle(server)
+    assert b'QUIT' not in server.raw(1)
+
+
+def test_a_bug_in_the_middle(server: ScriptedSMTPServer) -> None:
+    """A bug while the answers are heard ends the connection without a word, too."""
+    wire, session = recorded(server, window=3)
+    outcomes = session.send(some(3))
+    next(outcomes)
+    wire.reply = None  # type: ignore[assignment, method-assign]
+    with pytest.raises(TypeError):
+        list(outcomes)
+    session.close()
+    idle(server)
+    assert b'QUIT' not in server.raw(1)
+
+
+def test_a_conversation_left_in_the_middle(server: ScriptedSMTPServer) -> None:
+    """The next caller does not hear answers that were meant for this one."""
+    session = connect(server, window=8)
+    outcomes = session.send(some(4))
+    next(outcomes)
+    outcomes.close()
+    with pytest.raises(MailerUnavailable) as caught:
+        send(session, one(9))
+    assert caught.value.stale
+    session.close()
+    idle(server)
+    assert server.accepted(to(9)) == 0
+
+
+class Narrow:
+    """A line that breaks in the second write: ``unsent`` octets of it have certainly not left."""
+
+    lost, unread = False, b''
+
+    def __init__(self, unsent: int, *heard: Reply) -> None:
+        self._unsent = unsent
+        self._writes = 0
+        self._heard = iter([Reply(250, ''), Reply(250, ''), *heard])
+
+    def write(self, data: bytes) -> None:
+        self._writes += 1
+        if self._writes == 2:
+            raise LineLost('while sending: Broken pipe', unsent=self._unsent)
+
+    def reply(self, timeout: float) -> Reply:
+        answer = next(self._heard, None)
+        if answer is None:
+            raise LineLost('the relay closed the connection', hung_up=True)
+        return answer
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ('unsent', 'heard', 'expected'),
+    [
+        (0, (), ['ambiguous'] * 3),
+        (1, (), ['ambiguous'] * 2),
+        (len(RAW) + 200, (Reply(250, 'yes'),), ['delivered']),
+        (1, (Reply(250, 'yes'), *[Reply(250, '')] * 3, Reply(550, 'no')), ['delivered', 'failed']),
+        (0, (Reply(421, 'closing'),), ['deferred']),
+    ],
+)
+def test_a_write_that_fails(unsent: int, heard: tuple[Reply, ...], expected: list[str]) -> None:
+    """What the relay has said before counts; a text that has not left to its last octet has not
+    arrived; a mail behind a 421 neither."""
+    session = WindowSession(
+        Narrow(unsent, *heard),
+        name='smtp://relay:25',
+        extensions={'PIPELINING': ''},
+        timeouts=TINY,
+        options=SessionOptions(window=8),
+    )
+    outcomes: list[Outcome] = []
+    try:
+        outcomes.extend(session.send(some(3)))
+    except MailerUnavailable:
+        assert len(expected) < 3
+    assert [next(iter(statuses(outcome).values())) for outcome in outcomes] == expected
+
+
+# Claims.
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> MaildirQueue:
+    queue = MaildirQueue(str(tmp_path / 'queue'), sync=False, clock=Clock())
+    queue.prepare()
+    queue.put([make_envelope(to(n), due=NOW + n / 1000 - 1) for n in range(8)]).publish()
+    return queue
+
+
+def letters(queue: MaildirQueue) -> list[str]:
+    """What stands on disk of each mail."""
+    found = []
+    for file in files(queue):
+        block = decode((Path(queue.path) / file).read_bytes())
+        found.append(''.join([block.state, *block.letters]))
+    return found
+
+
+def drained(queue: MaildirQueue, server: ScriptedSMTPServer, **options: Any) -> Tally:
+    """Send what is due, over as many connections as it takes."""
+    mailer = SMTPMailer(
+        server.host,
+        server.port,
+        hostname='web.example.org',
+        timeouts=Timeouts().capped(10),
+        options=SessionOptions(window=8),
+    )
+    tally, road = Tally(), Road(mailer)
+    attempts = Attempts(RetryPolicy(jitter=0.0), Reporter(), clock=Clock(), **options)
+    tickets, _ = queue.look(NOW)
+    claims = (queue.claim(ticket) for ticket in tickets)
+    while tally.total < 8:
+        attempt(claims, road, attempts, tally)
+    road.close()
+    idle(server)
+    return tally
+
+
+def test_a_process_that_stops_leaves_all_in_doubt(
+    queue: MaildirQueue, server: ScriptedSMTPServer
+) -> None:
+    """When the first text arrives, every mail of the window has its mark on disk."""
+    seen: list[list[str]] = []
+
+    def look(session: Session) -> None:
+        seen.append(letters(queue))
+
+    server.script('dot', look)
+    assert drained(queue, server) == Tally(delivered=8)
+    assert seen == [['S?'] * 8]
+    assert files(queue) == []
+
+
+@pytest.mark.parametrize('answered', [0, 3])
+def test_a_process_that_is_killed(
+    queue: MaildirQueue, server: ScriptedSMTPServer, answered: int
+) -> None:
+    """kill -9 with a window under way: what was answered is gone, all the rest is ambiguous and
+    goes by mail.ambiguous."""
+    never = threading.Event()
+    server.script('dot', *[reply(250, 'yes')] * answered, hold(never))
+    pid = forked(lambda: drained(MaildirQueue(queue.path, clock=Clock()), server))
+    server.wait_for(lambda server: server.verbs().count('dot') > answered)
+    until(lambda: len(files(queue)) == 8 - answered)
+    os.kill(pid, signal.SIGKILL)
+    reap(pid)
+    claims = [queue.claim(ticket) for ticket in queue.look(NOW)[0]]
+    assert [claim and (claim.interrupted, claim.sealed) for claim in claims] == [
+        ('ambiguous', (to(n),)) for n in range(answered, 8)
+    ]
+    tally = Tally()
+    attempts = Attempts(RetryPolicy(jitter=0.0), Reporter(), clock=Clock())
+    attempt([claim for claim in claims if claim], Road(RecordingMailer()), attempts, tally)
+    assert tally == Tally(deferred=8 - answered)
+
+
+def test_a_stale_connection_costs_no_attempt(
+    queue: MaildirQueue, server: ScriptedSMTPServer
+) -> None:
+    """421 in the middle of a window: each mail arrives once, over another connection."""
+    server.script('MAIL', *[reply(250, 'yes')] * 3, reply_then_drop(421, 'closing'))
+    assert drained(queue, server) == Tally(delivered=8)
+    assert server.connections == 2
+    assert [server.accepted(to(n)) for n in range(8)] == [1] * 8
+
+
+def test_a_closed_road_leaves_what_was_there(
+    queue: MaildirQueue, server: ScriptedSMTPServer
+) -> None:
+    """No mark and no attempt is left on mail that nobody is to blame for."""
+    before = letters(queue)
+    server.script('MAIL', *[reply(250, 'yes')] * 3)
+    server.always('MAIL', reply(530, '5.7.0 who are you?'))
+    with pytest.raises(MailerUnavailable):
+        drained(queue, server)
+    assert letters(queue) == before[3:]
+    server.reset_script()
+    queue.put([make_envelope(to(n)) for n in range(3)]).publish()
+    assert drained(queue, server) == Tally(delivered=8)
+
+
+@pytest.mark.parametrize('ambiguous', ['resend', 'hold'])
+def test_a_lost_line_puts_all_in_doubt(
+    queue: MaildirQueue, server: ScriptedSMTPServer, ambiguous: str
+) -> None:
+    """Each mail of the window goes by mail.ambiguous."""
+    server.script('dot', reply(250, 'yes'), drop())
+    tally = drained(queue, server, ambiguous=ambiguous)
+    assert tally.delivered == 1
+    assert (tally.deferred, tally.failed) == ((7, 0) if ambiguous == 'resend' else (0, 7))
+    assert len(server.messages) == 1
+
+
+# When it is not to be had.
+
+
+@pytest.mark.parametrize(
+    ('extensions', 'options'),
+    [
+        (('PIPELINING',), {'window': 8}),
+        (('CHUNKING',), {'window': 8}),
+        (CHUNKING, {}),
+        (CHUNKING, {'window': 8, 'pipelining': False}),
+    ],
+)
+def test_ordinary_where_it_is_not_to_be_had(
+    extensions: tuple[str, ...], options: dict[str, Any]
+) -> None:
+    """Without the extensions, or without being asked for, mail goes by DATA."""
+    with ScriptedSMTPServer(extensions=extensions) as server:
+        session = connect(server, **options)
+        assert type(session) is SMTPSession
+        send(session, *some(2))
+        session.close()
+        assert 'BDAT' not in server.verbs()
+
+
+def test_lmtp_goes_one_by_one() -> None:
+    """An LMTP service answers each recipient: it is sent one mail at a time."""
+    with ScriptedSMTPServer(extensions=CHUNKING, lmtp=True) as server:
+        mailer = LMTPMailer(
+            server.host,
+            server.port,
+            hostname='web.example.org',
+            options=SessionOptions(window=8),
+        )
+        session = mailer.connect()
+        assert type(session) is SMTPSession
+        session.close()
+
+
+def test_a_window_of_none() -> None:
+    """The error says what to write."""
+    with pytest.raises(ValueError, match='window=0: write 1 or more'):
+        SessionOptions(window=0)

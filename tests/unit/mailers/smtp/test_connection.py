@@ -1,0 +1,158 @@
+"""The line itself: what has left when a write fails, and how long anything may take."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import pytest
+
+from pyramid_sendmail.envelope import Reply
+from pyramid_sendmail.mailers.smtp.connection import (
+    BLOCK,
+    LINE_LIMIT,
+    LineLost,
+    Timeouts,
+    Wire,
+    describe,
+)
+
+
+class Failing:
+    """A socket that takes so many octets, and then fails."""
+
+    def __init__(self, takes: int) -> None:
+        self.left = takes
+        self._null = os.open(os.devnull, os.O_WRONLY)
+
+    def fileno(self) -> int:
+        """What can be written to at any time."""
+        return self._null
+
+    def settimeout(self, seconds: float) -> None:
+        assert seconds == 0, 'the time-outs are those of poll'
+
+    def close(self) -> None:
+        os.close(self._null)
+
+    def send(self, data: memoryview) -> int:
+        if not self.left:
+            raise BrokenPipeError(32, 'Broken pipe')
+        taken = min(self.left, len(data))
+        self.left -= taken
+        return taken
+
+
+@pytest.mark.parametrize(
+    ('takes', 'secure', 'unsent'),
+    [
+        (0, False, 100),
+        (0, True, 0),
+        (60, False, 40),
+        (60, True, 0),
+        (99, False, 1),
+    ],
+)
+def test_what_has_certainly_not_left(takes: int, secure: bool, unsent: int) -> None:
+    """A plain socket tells how much it took; TLS may have sent part of a block that failed."""
+    connection: Any = Failing(takes)
+    wire = Wire(connection, block=1)
+    wire.secure = secure
+    with pytest.raises(LineLost, match='while sending: Broken pipe') as caught:
+        wire.write(b'x' * 100)
+    assert caught.value.unsent == unsent
+    assert wire.lost
+    wire.close()
+
+
+def test_only_the_failing_block_is_at_risk() -> None:
+    """Of what comes behind the block that failed in TLS, nothing can have left."""
+    connection: Any = Failing(BLOCK)
+    wire = Wire(connection, block=1)
+    wire.secure = True
+    with pytest.raises(LineLost) as caught:
+        wire.write(b'x' * (5 * BLOCK))
+    assert caught.value.unsent == 3 * BLOCK
+    wire.close()
+
+
+def pair() -> tuple[Wire, socket.socket]:
+    ours, theirs = socket.socketpair()
+    return Wire(ours, block=0.1), theirs
+
+
+def test_replies_come_one_by_one() -> None:
+    """Several replies in one segment are read as several, bare LF and no text included."""
+    wire, peer = pair()
+    with peer:
+        peer.sendall(b'250-a\r\n250-\r\n250 b\r\n354\n550 no\n')
+        assert wire.reply(1) == Reply(250, 'a b')
+        assert wire.reply(1) == Reply(354, '')
+        assert wire.lines(1) == (550, ['no'])
+        wire.close()
+
+
+@pytest.mark.parametrize('length', [LINE_LIMIT - 6, LINE_LIMIT + 2, 3 * LINE_LIMIT])
+@pytest.mark.parametrize('end', [b'\r\n', b''])
+def test_long_lines(length: int, end: bytes) -> None:
+    """A line may be so long and no longer, ended or not."""
+    wire, peer = pair()
+    with peer:
+        peer.sendall(b'250 ' + b'x' * length + end)
+        if length < LINE_LIMIT:
+            if end:
+                assert len(wire.reply(1).text) == length
+            else:
+                with pytest.raises(LineLost, match='timed out'):
+                    wire.reply(0.02)
+        else:
+            with pytest.raises(LineLost, match=f'more than {LINE_LIMIT} octets'):
+                wire.reply(1)
+            assert wire.lost
+        wire.close()
+
+
+def test_no_time_left() -> None:
+    """A reply whose time is over before it is looked for is not waited for."""
+    wire, peer = pair()
+    with peer, pytest.raises(LineLost, match='timed out after 0 s'):
+        wire.reply(0)
+    wire.close()
+
+
+def test_farewell_does_not_wait_to_write() -> None:
+    """QUIT into a full line takes no longer than its own time."""
+    wire, peer = pair()
+    with peer:
+        with pytest.raises(LineLost, match='timed out'):
+            wire.write(b'x' * 10_000_000)
+        wire.lost = False
+        wire.farewell(0.01)
+    assert wire.lost
+
+
+def test_timeouts_can_be_capped() -> None:
+    """No phase is longer than the cap, and none becomes longer by it."""
+    assert Timeouts().capped(60) == Timeouts(30, 60, 60, 60, 60, 60, 5)
+    assert Timeouts().capped(9999) == Timeouts()
+
+
+def test_describe() -> None:
+    """An error without a text is named by its class."""
+    assert describe(OSError(), 1) == 'OSError'
+    assert describe(OSError('x'), 1) == 'x'
+    assert describe(OSError(2, 'No such file'), 1) == 'No such file'
+    assert describe(TimeoutError(), 1.5) == 'timed out after 1.5 s'
+
+
+def test_a_line_that_was_closed_is_lost() -> None:
+    """Whoever closed it, and whatever is asked of it then."""
+    wire, peer = pair()
+    with peer:
+        wire.close()
+        with pytest.raises(LineLost, match='it was closed'):
+            wire.reply(1)
+        for octets in (1, 100_000):
+            with pytest.raises(LineLost, match='while sending'):
+                wire.write(b'x' * octets)

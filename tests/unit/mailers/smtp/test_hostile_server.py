@@ -1,0 +1,339 @@
+"""What only a broken or hostile relay does: it says more than it was asked, talks without end or
+with control characters, repeats passwords; and lines that are cut where nobody looks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pyramid_sendmail.envelope import Reply, Verdict
+from pyramid_sendmail.exceptions import MailerUnavailable
+from pyramid_sendmail.mailers.smtp.connection import TEXT_LIMIT, Timeouts
+from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
+from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from tests.support.queues import until
+from tests.support.sessions import RAW, A, B, C, connect, envelope, idle, send, statuses
+from tests.support.smtp.server import (
+    Action,
+    CuttingProxy,
+    ScriptedSMTPServer,
+    Session,
+    TLSAuthority,
+    delay,
+    raw,
+    reply,
+)
+
+Start = Callable[..., ScriptedSMTPServer]
+
+PASSWORD = 'gehe1m'
+
+
+@pytest.fixture(params=['pipelining', 'lock-step'])
+def server(
+    request: pytest.FixtureRequest, smtp_server: ScriptedSMTPServer
+) -> Iterator[ScriptedSMTPServer]:
+    if request.param == 'lock-step':
+        smtp_server.extensions = ('SIZE',)
+    yield smtp_server
+    assert not smtp_server.violations
+
+
+# More than was asked
+
+
+@pytest.mark.parametrize('carried', [False, True], ids=['fresh', 'carried'])
+def test_yes_before_the_text(server: ScriptedSMTPServer, carried: bool) -> None:
+    """A 250 that comes together with 354 is no answer to a text that nobody has sent: the mail is
+    not delivered, and its text stays here."""
+    session = connect(server)
+    if carried:
+        send(session, envelope())
+    server.script('DATA', raw(b'354 go on\r\n250 2.0.0 queued\r\n'))
+    server.script('dot', reply(550, '5.7.1 spam'))
+    if carried:
+        with pytest.raises(MailerUnavailable, match='more than it was asked') as caught:
+            send(session, envelope())
+        assert caught.value.stale
+    else:
+        [outcome] = send(session, envelope())
+        assert statuses(outcome) == {A: 'deferred'}
+        assert 'more than it was asked' in outcome[A].reason
+    session.close()
+    idle(server)
+    assert server.accepted(A) == carried
+    assert b'QUIT' not in server.raw(1)
+
+
+@pytest.mark.parametrize('more', [b'250 yes\r\n', b'550 no\r\n', b'354 go on\r\n', b'2'])
+def test_two_answers_to_a_text(server: ScriptedSMTPServer, more: bytes) -> None:
+    """The second is not taken for the next mail's first: who was refused is refused, and nobody
+    else, over another connection."""
+    server.script('dot', raw(b'250 2.0.0 queued\r\n' + more))
+    server.always('RCPT', reply(550, '5.1.1 unknown'), match='<b@')
+    session = connect(server)
+    outcomes = session.send([envelope(C), envelope(A, B)])
+    assert statuses(next(outcomes)) == {C: 'delivered'}
+    with pytest.raises(MailerUnavailable) as caught:
+        next(outcomes)
+    assert caught.value.stale
+    session.close()
+    session = connect(server)
+    [outcome] = send(session, envelope(A, B))
+    assert statuses(outcome) == {A: 'delivered', B: 'failed'}
+    session.close()
+
+
+def test_more_answers_than_recipients() -> None:
+    """LMTP: one answer more than was due ends the session, behind the mail."""
+    with ScriptedSMTPServer(lmtp=True) as server:
+        server.script('dot', reply(250, 'for a'), raw(b'250 for b\r\n250 for nobody\r\n'))
+        server.always('RCPT', reply(550, '5.1.1 unknown'), match='<c@')
+        session = LMTPMailer(server.host, server.port, hostname='web.example.org').connect()
+        outcomes = session.send([envelope(A, B), envelope(A, C)])
+        assert statuses(next(outcomes)) == {A: 'delivered', B: 'delivered'}
+        with pytest.raises(MailerUnavailable, match='more than it was asked') as caught:
+            next(outcomes)
+        assert caught.value.stale
+        session.close()
+
+
+@pytest.mark.parametrize('verb', ['EHLO', 'MAIL', 'RCPT'])
+def test_two_answers_to_a_command(smtp_server: ScriptedSMTPServer, verb: str) -> None:
+    """In lock-step nothing is said into what the relay says unasked."""
+    smtp_server.extensions = ()
+    smtp_server.script(verb, raw(b'250 yes\r\n250 yes\r\n'))
+    session = connect(smtp_server)
+    if verb in ('EHLO', 'MAIL'):
+        with pytest.raises(MailerUnavailable, match='more than it was asked'):
+            send(session, envelope())
+    else:
+        assert statuses(send(session, envelope())[0]) == {A: 'deferred'}
+    session.close()
+    assert smtp_server.verbs()[-1] == verb
+
+
+@pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA', 'dot'])
+def test_421_behind_an_answer(server: ScriptedSMTPServer, verb: str) -> None:
+    """A relay may say 421 at any time, unasked (RFC 5321, 3.8): it is heard where the next answer
+    is due, and what it has said before counts."""
+    code = 354 if verb == 'DATA' else 250
+    server.script(verb, raw(f'{code} yes\r\n421 4.3.2 closing\r\n'.encode()))
+    session = connect(server)
+    if verb in ('MAIL', 'RCPT'):
+        with pytest.raises(MailerUnavailable, match=r'421 4\.3\.2 closing'):
+            send(session, envelope())
+    elif verb == 'DATA':
+        assert send(session, envelope()) == [{A: Verdict('deferred', Reply(421, '4.3.2 closing'))}]
+    else:
+        outcomes = session.send([envelope(A), envelope(B)])
+        assert next(outcomes) == {A: Verdict('delivered', Reply(250, 'yes'))}
+        with pytest.raises(MailerUnavailable, match=r'421 4\.3\.2 closing') as caught:
+            next(outcomes)
+        assert caught.value.stale
+    session.close()
+
+
+# Talk without end
+
+
+def test_drops_without_end(server: ScriptedSMTPServer) -> None:
+    """A reply has its time as a whole: some octets now and then do not prolong it."""
+
+    def drip(_session: Session) -> Action:
+        return raw(b'drop after drop ', then=delay(0.02, drip))
+
+    server.script('dot', raw(b'250-', then=drip))
+    session = connect(server, Timeouts(final=0.3, quit=0.3))
+    begun = time.monotonic()
+    [outcome] = send(session, envelope())
+    session.close()
+    assert statuses(outcome) == {A: 'ambiguous'}
+    assert 'timed out after 0.3 s' in outcome[A].reason
+    assert time.monotonic() - begun < 5
+
+
+def test_a_long_story(server: ScriptedSMTPServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a reply of a megabyte what anybody would read is kept."""
+    story = (b'550-' + b'x' * 4_000 + b'\r\n') * 255 + b'550 the end\r\n'
+    server.script('RCPT', raw(story))
+    session = connect(server)
+    [outcome] = send(session, envelope())
+    session.close()
+    reply = outcome[A].reply
+    assert reply is not None
+    assert (reply.code, reply.text[:4_001]) == (550, 'x' * 4_000 + ' ')
+    assert len(reply.text) == TEXT_LIMIT
+    server.script('EHLO', raw(story))
+    with pytest.raises(MailerUnavailable) as caught:
+        connect(server)
+    assert len(str(caught.value)) < TEXT_LIMIT + 200
+
+
+def test_mechanisms_without_end(start_smtp_server: Start) -> None:
+    """Nor does the list of what a relay offers fill the log."""
+    offers = [f'AUTH {"GSSAPI " * 500}'] * 200
+    server = start_smtp_server(extensions=offers)
+    with pytest.raises(MailerUnavailable, match='and not PLAIN or LOGIN') as caught:
+        insecure(server).connect()
+    assert len(str(caught.value)) < 400
+
+
+# What a reply may hold
+
+
+def test_signs_that_are_not_seen(server: ScriptedSMTPServer) -> None:
+    """Line ends of Unicode begin no line of a log, and nothing turns what follows it around; blanks
+    of other languages are blanks."""
+    words = 'no\u2028250 yes\u2029\x85and\u202eon\u200b\u00a0so\x1b[2J'
+    server.script('RCPT', raw(f'550 5.1.1 {words}\r\n'.encode()))
+    session = connect(server)
+    [outcome] = send(session, envelope())
+    session.close()
+    assert outcome[A].reply == Reply(550, '5.1.1 no 250 yes  and\ufffdon\ufffd so\ufffd[2J')
+
+
+def insecure(server: ScriptedSMTPServer, **options: Any) -> SMTPMailer:
+    values: dict[str, Any] = {'username': 'ann', 'password': PASSWORD, 'hostname': 'x'}
+    return SMTPMailer(server.host, server.port, tls='none', insecure=True, **(values | options))
+
+
+@pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA', 'dot'])
+@pytest.mark.parametrize('kind', ['password', 'token'])
+def test_secrets_are_repeated_later(
+    start_smtp_server: Start, verb: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RELIABILITY 40: also where a relay repeats password, token or their base64 when the mail is
+    under way, they are in no outcome and in no error."""
+    caplog.set_level(logging.DEBUG)
+    secret = {'password': PASSWORD} if kind == 'password' else {'password': None}
+    if kind == 'token':
+        secret['token'] = lambda: PASSWORD  # type: ignore[assignment]
+    server = start_smtp_server(
+        auth={'ann': PASSWORD}, auth_mechanisms=('PLAIN', 'XOAUTH2'), auth_required=True
+    )
+    session = insecure(server, **secret).connect()
+    said = next(line for _, verb, line in server.commands if verb == 'AUTH').split()[-1]
+    server.script(verb, reply(554, f'{said} was', f'refused: {PASSWORD}'))
+    [outcome] = send(session, envelope())
+    assert outcome[A].reply == Reply(554, '*** was refused: ***')
+    server.script(verb, reply(535, f'{said} has expired'))
+    if verb == 'dot':
+        [outcome] = send(session, envelope())
+        assert outcome[A].reply == Reply(535, '*** has expired')
+    else:
+        with pytest.raises(MailerUnavailable, match=r'535 \*\*\* has expired'):
+            send(session, envelope())
+    session.close()
+    assert PASSWORD not in caplog.text
+
+
+# Lines that are cut
+
+
+def believed(mailer: SMTPMailer, mail: Any) -> dict[str, str]:
+    """What is known of each recipient after one attempt."""
+    try:
+        session = mailer.connect()
+        try:
+            [outcome] = send(session, mail)
+        finally:
+            session.close()
+    except MailerUnavailable:
+        return dict.fromkeys(mail.recipients, 'untouched')
+    return statuses(outcome)
+
+
+def cut(
+    server: ScriptedSMTPServer, proxy: CuttingProxy, mailer: SMTPMailer, places: range
+) -> set[str]:
+    """Cut at each of these octets, and compare what is believed with what has arrived; the
+    statuses that there were."""
+    mail = envelope(A, B, C)
+    seen = set()
+    for after in places:
+        proxy.after = after
+        before = {each: server.accepted(each) for each in mail.recipients}
+        found = believed(mailer, mail)
+        idle(server)
+        for each, status in found.items():
+            copies = server.accepted(each) - before[each]
+            assert copies in {'delivered': (1,), 'ambiguous': (0, 1)}.get(status, (0,)), after
+        seen |= set(found.values())
+    return seen
+
+
+def whole(server: ScriptedSMTPServer, mailer: SMTPMailer, side: str) -> int:
+    """How many octets a conversation has, before encryption."""
+    assert set(believed(mailer, envelope(A, B, C)).values()) == {'delivered'}
+    return len(server.raw(1) if side == 'client' else server.sent(1))
+
+
+@pytest.mark.parametrize('how', ['rst', 'fin'])
+@pytest.mark.parametrize('side', ['client', 'server'])
+def test_lmtp_is_cut_at_every_octet(
+    start_smtp_server: Start, cutting_proxy: Callable[..., CuttingProxy], side: str, how: str
+) -> None:
+    """RELIABILITY 109: by LMTP each recipient is what the service knows of it, between the answers
+    too."""
+    server = start_smtp_server(lmtp=True)
+    proxy = cutting_proxy(server.port, after=None, side=side, how=how)
+    mailer = LMTPMailer(proxy.host, proxy.port, hostname='web.example.org')
+    octets = whole(server, mailer, side)
+    seen = cut(server, proxy, mailer, range(octets + 1))
+    assert seen >= {'untouched', 'ambiguous', 'delivered'}
+
+
+@pytest.mark.parametrize('mechanism', ['PLAIN', 'LOGIN', 'XOAUTH2'])
+@pytest.mark.parametrize('side', ['client', 'server'])
+def test_cut_at_every_octet_of_auth(
+    start_smtp_server: Start,
+    cutting_proxy: Callable[..., CuttingProxy],
+    side: str,
+    mechanism: str,
+) -> None:
+    """RELIABILITY 109: a line that is cut while we say who we are is a closed road."""
+    server = start_smtp_server(
+        auth={'ann': PASSWORD}, auth_mechanisms=(mechanism,), auth_required=True
+    )
+    proxy = cutting_proxy(server.port, after=None, side=side, how='rst')
+    options: dict[str, Any] = {}
+    if mechanism == 'XOAUTH2':
+        options = {'password': None, 'token': lambda: PASSWORD}
+    mailer = insecure(proxy, **options)  # type: ignore[arg-type]
+    octets = whole(server, mailer, side)
+    seen = cut(server, proxy, mailer, range(octets + 1))
+    assert seen >= {'untouched', 'ambiguous', 'delivered'}
+
+
+@pytest.mark.parametrize('tls', ['starttls', 'implicit'])
+@pytest.mark.parametrize('side', ['client', 'server'])
+def test_cut_within_tls(
+    start_smtp_server: Start,
+    tls_authority: TLSAuthority,
+    cutting_proxy: Callable[..., CuttingProxy],
+    tls: Any,
+    side: str,
+) -> None:
+    """RELIABILITY 109: nor does a line that is cut in a handshake, or in the middle of a record,
+    have anything believed that the relay does not know; every seventh octet."""
+    server = start_smtp_server(tls=tls, context=tls_authority.context())
+    proxy = cutting_proxy(server.port, after=None, side=side, how='rst')
+    mailer = SMTPMailer(
+        proxy.host,
+        proxy.port,
+        hostname='web.example.org',
+        tls=tls,
+        ca_file=str(tls_authority.path),
+        timeouts=Timeouts().capped(10),
+    )
+    whole(server, mailer, side)
+    until(lambda: proxy.forwarded)
+    octets = proxy.forwarded[0][side == 'server']
+    seen = cut(server, proxy, mailer, range(0, octets + 7, 7))
+    assert seen >= {'untouched', 'ambiguous', 'delivered'}
+    assert server.raw(1).count(RAW.replace(b'\r\n.', b'\r\n..')) == 1

@@ -1,0 +1,335 @@
+"""Passwords and tokens: what they may hold, when they are said, and who gets to see them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pyramid_sendmail.exceptions import MailerUnavailable
+from pyramid_sendmail.mailers.smtp.authentication import Bearer, Credentials
+from pyramid_sendmail.mailers.smtp.connection import Timeouts
+from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from tests.support.sessions import A, envelope, send, statuses
+from tests.support.smtp.server import ScriptedSMTPServer, TLSAuthority, reply, reply_then_drop
+
+Start = Callable[..., ScriptedSMTPServer]
+
+USER, PASSWORD, TOKEN = 'ann@example.org', 'gehe1m', 'ya29.a0Af_H6'
+
+BEFORE = ['EHLO', 'STARTTLS', 'EHLO', 'AUTH']
+
+NEVER_ENDING = b64encode(b'[' * 3_000).decode()
+
+
+@pytest.fixture
+def relay(start_smtp_server: Start, tls_authority: TLSAuthority) -> Iterator[Start]:
+    """Start a server that offers STARTTLS and AUTH, and check its log at the end."""
+    servers = []
+
+    def start(**options: Any) -> ScriptedSMTPServer:
+        server = start_smtp_server(
+            **{
+                'tls': 'starttls',
+                'context': tls_authority.context(),
+                'auth': {USER: PASSWORD},
+                'auth_required': True,
+                **options,
+            }
+        )
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        assert not server.violations
+        assert not server.script_left()
+
+
+@pytest.fixture
+def mailer(tls_authority: TLSAuthority) -> Callable[..., SMTPMailer]:
+    """Make a mailer that says who it is."""
+
+    def make(server: ScriptedSMTPServer, **options: Any) -> SMTPMailer:
+        if 'token' not in options:
+            options.setdefault('password', PASSWORD)
+        return SMTPMailer(
+            server.host,
+            server.port,
+            hostname='web.example.org',
+            ca_file=str(tls_authority.path),
+            timeouts=Timeouts().capped(10),
+            **{'username': USER, **options},
+        )
+
+    return make
+
+
+Make = Callable[..., SMTPMailer]
+
+
+def deliver(mailer: SMTPMailer) -> None:
+    session = mailer.connect()
+    assert statuses(send(session, envelope(A))[0]) == {A: 'delivered'}
+    session.close()
+
+
+def refused(mailer: SMTPMailer) -> str:
+    with pytest.raises(MailerUnavailable) as caught:
+        mailer.connect()
+    assert not caught.value.stale
+    return str(caught.value)
+
+
+# What they may hold
+
+
+@pytest.mark.parametrize('mechanism', ['PLAIN', 'LOGIN'])
+@pytest.mark.parametrize(
+    'password',
+    [
+        ' before',
+        'behind ',
+        'in the middle',
+        '100%',
+        '%s%(here)s%40',
+        '#;=:/?@',
+        '"quoted"\\',
+        'Zwölf Boxkämpfer ☃',
+        '𝄞',
+        'a\tb\r\nQUIT',
+        '*',
+        '=',
+    ],
+)
+def test_any_password(relay: Start, mailer: Make, mechanism: str, password: str) -> None:
+    """RELIABILITY 40 and 41: it arrives as it was given, whatever is in it; so does the user's
+    name (RFC 4616, 2)."""
+    user = f'zoë {password}'
+    server = relay(auth={user: password}, auth_mechanisms=(mechanism,))
+    deliver(mailer(server, username=user, password=password))
+    assert server.messages[0].authenticated_as == user
+
+
+@pytest.mark.parametrize('length', [50, 337, 338, 355, 356, 2_000, 9_000])
+def test_any_length(relay: Start, mailer: Make, length: int) -> None:
+    """RFC 4954, 4: a response that has no room in a command of 512 octets follows in a line of its
+    own, to the octet."""
+    secret = 'x' * length
+    server = relay(auth={USER: secret}, auth_mechanisms=('PLAIN', 'XOAUTH2'))
+    deliver(mailer(server, password=secret))
+    deliver(mailer(server, token=lambda: secret))
+    said = [line for _, verb, line in server.commands if verb == 'AUTH']
+    plain = b64encode(f'\0{USER}\0{secret}'.encode()).decode()
+    plain = f'AUTH PLAIN {plain}'
+    bearer = b64encode(f'user={USER}\1auth=Bearer {secret}\1\1'.encode()).decode()
+    bearer = f'AUTH XOAUTH2 {bearer}'
+    assert said == [
+        plain if len(plain) <= 510 else 'AUTH PLAIN',
+        bearer if len(bearer) <= 510 else 'AUTH XOAUTH2',
+    ]
+    assert (len(plain) <= 510) is (length <= 355)
+    assert (len(bearer) <= 510) is (length <= 337)
+
+
+# When they are said
+
+
+@pytest.mark.parametrize(
+    'offers',
+    [
+        ('AUTH=LOGIN PLAIN', 'AUTH LOGIN PLAIN'),
+        ('AUTH LOGIN', 'AUTH=PLAIN'),
+        ('AUTH CRAM-MD5', 'AUTH LOGIN PLAIN'),
+        ('auth=login plain',),
+        ('Auth login',),
+    ],
+    ids=str,
+)
+def test_offered_twice(relay: Start, mailer: Make, offers: tuple[str, ...]) -> None:
+    """RELIABILITY 116: what is offered in two lines, or in the spelling of before the RFC, is
+    offered."""
+    server = relay(tls_extensions=offers, auth_advertised='never')
+    deliver(mailer(server))
+    [command] = [line for _, verb, line in server.commands if verb == 'AUTH']
+    wanted = 'PLAIN' if any('plain' in offer.lower() for offer in offers) else 'LOGIN'
+    assert command.split()[1] == wanted
+
+
+@pytest.mark.parametrize('code', [432, 454, 500, 503, 504, 530, 534, 535, 538])
+@pytest.mark.parametrize('mechanism', ['PLAIN', 'LOGIN', 'XOAUTH2'])
+def test_codes(relay: Start, mailer: Make, code: int, mechanism: str) -> None:
+    """RELIABILITY 41 and 116: any refusal, 503 among them, ends the attempt with one AUTH and
+    QUIT; what is permanent names the settings."""
+    server = relay(auth_mechanisms=(mechanism, 'GSSAPI'))
+    server.script('AUTH', reply(code, '5.7.0 no'))
+    secret = {'token': lambda: TOKEN} if mechanism == 'XOAUTH2' else {'password': PASSWORD}
+    text = refused(mailer(server, **secret))
+    assert f'AUTH {mechanism}: the relay answered {code} 5.7.0 no' in text
+    names = 'token_file= or token=' if mechanism == 'XOAUTH2' else 'mail.username and mail.password'
+    assert (names in text) is (code >= 500)
+    server.wait_for(lambda server: not server.open_connections)
+    assert server.verbs() == [*BEFORE, 'QUIT']
+    assert server.connections == 1
+
+
+def test_421_is_the_end(relay: Start, mailer: Make) -> None:
+    """RELIABILITY 109: a relay that closes at AUTH is left alone."""
+    server = relay()
+    server.script('AUTH', reply_then_drop(421, '4.3.2 closing'))
+    assert 'AUTH PLAIN: the relay answered 421' in refused(mailer(server))
+    server.wait_for(lambda server: not server.open_connections)
+    assert set(server.verbs()) <= {*BEFORE, 'QUIT'}
+    assert server.connections == 1
+
+
+def test_the_second_line_is_refused(relay: Start, mailer: Make) -> None:
+    """LOGIN: a user's name that is not welcome is not followed by the password."""
+    server = relay(auth_mechanisms=('LOGIN',))
+    server.script('AUTH', reply(334, 'VXNlcm5hbWU6'), reply(535, '5.7.8 who?'))
+    assert 'AUTH LOGIN: the relay answered 535 5.7.8 who?' in refused(mailer(server))
+    responses = [line for _, verb, line in server.commands if verb == 'response']
+    assert responses == [b64encode(USER.encode()).decode()]
+
+
+def test_token_is_not_asked_for_in_vain(relay: Start, mailer: Make) -> None:
+    """A relay that takes no tokens, or offers no AUTH, does not have one fetched; what to leave
+    out is told in the words of tokens."""
+
+    def token() -> str:
+        raise AssertionError('nobody wants it')
+
+    server = relay()
+    assert 'offers PLAIN LOGIN, and not XOAUTH2' in refused(mailer(server, token=token))
+    server.auth_advertised = 'never'
+    text = refused(mailer(server, token=token))
+    assert 'AUTH: the relay does not offer it' in text
+    assert 'leave out the user name, and token_file= or token=' in text
+    assert 'mail.password' not in text
+
+
+@pytest.mark.parametrize('error', [KeyError('access_token'), RuntimeError(), ValueError('a\nb')])
+def test_function_that_raises(relay: Start, mailer: Make, error: Exception) -> None:
+    """What it raises is told in one line, by type and text, and with what to look at."""
+
+    def token() -> str:
+        raise error
+
+    server = relay(auth_mechanisms=('XOAUTH2',))
+    text = refused(mailer(server, token=token))
+    assert 'AUTH: there is no token: ' in text
+    assert f'({type(error).__name__}); see the user name, and token_file=' in text
+    assert '\n' not in text
+    server.wait_for(lambda server: not server.open_connections)
+    assert server.verbs() == [*BEFORE[:-1], 'QUIT']
+
+
+# Who gets to see them
+
+
+@pytest.mark.parametrize(
+    'challenge',
+    [
+        {'status': TOKEN + 'x'},
+        {'status': 'x' * 15 + TOKEN},
+        {'status': b64encode(TOKEN.encode()).decode()},
+    ],
+    ids=str,
+)
+def test_token_in_the_challenge(relay: Start, mailer: Make, challenge: Any) -> None:
+    """RELIABILITY 40: a relay that repeats the token in its challenge, or a part of it that would
+    be cut, does not bring it into the error."""
+    server = relay(auth_mechanisms=('XOAUTH2',))
+    encoded = b64encode(json.dumps(challenge).encode()).decode()
+    server.script('AUTH', reply(334, encoded), reply(535, 'no'))
+    text = refused(mailer(server, token=lambda: TOKEN))
+    assert '***' in text
+    assert TOKEN[:5] not in text
+    assert b64encode(TOKEN.encode()).decode()[:5] not in text
+
+
+def test_challenge_without_a_bottom(relay: Start, mailer: Make) -> None:
+    """JSON that is nested deeper than the parser goes says nothing, and closes the road like any
+    other."""
+    server = relay(auth_mechanisms=('XOAUTH2',))
+    server.script('AUTH', reply(334, NEVER_ENDING), reply(535, 'no'))
+    assert 'the relay did not say why' in refused(mailer(server, token=lambda: TOKEN))
+
+
+@pytest.mark.parametrize('password', [' gehe1m ', 'gehe1m\t', 'gehe1m'])
+@pytest.mark.parametrize('mechanism', ['PLAIN', 'LOGIN'])
+def test_password_is_echoed(
+    relay: Start,
+    mailer: Make,
+    password: str,
+    mechanism: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """RELIABILITY 40: neither the error nor a log shows the password that a relay repeats, nor its
+    base64, nor what is left of it without the blanks at its ends."""
+    caplog.set_level(logging.DEBUG)
+    server = relay(auth={}, auth_mechanisms=(mechanism,))
+    sender = mailer(server, password=password)
+    whole = b64encode(f'\0{USER}\0{password}'.encode()).decode()
+    alone = b64encode(password.encode()).decode()
+    server.script('AUTH', reply(535, f'not {whole}', f'nor {alone}', f'nor {password}'))
+    text = refused(sender)
+    assert 'not *** nor *** nor ***' in ' '.join(text.split())
+    assert PASSWORD not in f'{text} {sender!r} {vars(sender)!r} {caplog.text}'
+
+
+@pytest.mark.parametrize(
+    'made', [Credentials(USER, PASSWORD), Bearer(USER, lambda: TOKEN), Bearer(USER, str).proof]
+)
+def test_values_show_nothing(made: object) -> None:
+    """What holds a secret has no text that shows it."""
+    text = repr(made)
+    assert PASSWORD not in text
+    assert TOKEN not in text
+
+
+def test_proof_shows_nothing() -> None:
+    """Nor has what was made for one connection."""
+    assert repr(Bearer(USER, lambda: TOKEN).proof()) == 'BearerProof(...)'
+    assert repr(Credentials(USER, PASSWORD).proof()) == 'Credentials(...)'
+
+
+def test_warning_names_what_is_in_clear(caplog: pytest.LogCaptureFixture) -> None:
+    """Under smtp+insecure: it is told whether a password or a token goes in clear."""
+    options: dict[str, Any] = {'hostname': 'x', 'tls': 'none', 'insecure': True, 'username': USER}
+    SMTPMailer('relay', **options, password=PASSWORD)
+    SMTPMailer('relay', **options, token=lambda: TOKEN)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.endswith('and the password')
+    assert second.endswith('and the token')
+    assert PASSWORD not in first
+
+
+# Whatever else goes wrong on the way
+
+
+@pytest.mark.parametrize(
+    'mailer',
+    [
+        SMTPMailer('127.0.0.1', 70_000, hostname='x'),
+        SMTPMailer('a\0b', hostname='x'),
+        SMTPMailer('', 0, hostname='x'),
+    ],
+)
+def test_what_is_no_place(mailer: SMTPMailer) -> None:
+    """A host or port that the system does not take is a closed road (IMailer)."""
+    with pytest.raises(MailerUnavailable, match='connecting: '):
+        mailer.connect()
+
+
+def test_the_other_protocol(start_smtp_server: Start) -> None:
+    """A port that speaks LMTP is told to SMTP by its refusals."""
+    server = start_smtp_server(lmtp=True)
+    server.script('EHLO', reply(500, 'what?'))
+    server.script('HELO', reply(500, 'what?'))
+    with pytest.raises(MailerUnavailable, match='it may speak another protocol: lmtp:'):
+        SMTPMailer(server.host, server.port, hostname='x').connect()

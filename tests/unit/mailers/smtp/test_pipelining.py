@@ -1,0 +1,432 @@
+"""PIPELINING (RFC 2920): the same outcomes as in lock-step, one round trip a mail, no deadlock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from pyramid_sendmail.envelope import Envelope, Outcome, Reply, Verdict
+from pyramid_sendmail.exceptions import MailerUnavailable
+from pyramid_sendmail.mailers.smtp.connection import Timeouts, Wire, dial
+from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
+from pyramid_sendmail.mailers.smtp.session import WINDOW, SMTPSession
+from tests.support.sessions import (
+    CLOSED,
+    LOST,
+    RAW,
+    A,
+    B,
+    C,
+    connect,
+    envelope,
+    idle,
+    send,
+    statuses,
+)
+from tests.support.smtp.server import (
+    Action,
+    ScriptedSMTPServer,
+    delay,
+    drop,
+    raw,
+    reply,
+    reply_then_drop,
+)
+
+# The reply matrix, both ways.
+
+ANSWERS: dict[str, Action] = {
+    **{str(code): reply(code, '4.2.1 so') for code in (250, 299, 354, 199, 432, 450, 451, 454)},
+    **{f'{code} ': reply(code, 'so') for code in (452, 500, 503, 550, 552, 554, 599)},
+    '452 full': reply(452, '4.2.2 mailbox full'),
+    '452 many': reply(452, '4.5.3 too many'),
+    **{name: action for name, action in CLOSED.items() if 'silent' not in name},
+    **{name: action for name, (action, timeouts) in LOST.items() if timeouts is None},
+}
+
+YES = {'250', '299'}
+
+ENDS = {'199', '421', '421 and silent', *LOST}
+
+PLACES = ['MAIL', 'RCPT 1', 'RCPT 2', 'RCPT 3', 'DATA', 'dot']
+
+Fault = tuple[int, str, str]
+"""Which mail, at which place, which answer."""
+
+
+def mails() -> list[Envelope]:
+    return [
+        envelope(
+            *(f'r{place}@{number}.example.org' for place in (1, 2, 3)),
+            sender=f'from@{number}.example.org',
+            id=f'{number:032x}',
+        )
+        for number in range(4)
+    ]
+
+
+def told(server: ScriptedSMTPServer, faults: list[Fault]) -> None:
+    """Have the server do these, however the commands arrive."""
+    for number, place, answer in faults:
+        verb, _, recipient = place.partition(' ')
+        action = ANSWERS[answer]
+        if verb == 'MAIL':
+            server.always('MAIL', action, match=f'<from@{number}.example.org>')
+        elif verb == 'RCPT':
+            server.always('RCPT', action, match=f'<r{recipient}@{number}.example.org>')
+    ends = {(number, place): ANSWERS[answer] for number, place, answer in faults}
+
+    def at(verb: str) -> Callable[[Any], Action | None]:
+        # Where nobody was accepted, a server refuses DATA by itself.
+        return lambda session: (
+            ends.get((int(session.sender.split('@')[1][0]), verb)) if session.recipients else None
+        )
+
+    for verb in ('DATA', 'dot'):
+        server.always(verb, at(verb))
+
+
+def came_of(extensions: tuple[str, ...], faults: list[Fault], **options: Any) -> list[Any]:
+    """The outcomes of four mails, over as many connections as it takes, and what arrived."""
+    with ScriptedSMTPServer(extensions=extensions) as server:
+        told(server, faults)
+        results: list[Any] = []
+        session = None
+        left = mails()
+        while left:
+            session = session or connect(server, **options)
+            try:
+                for outcome in session.send(list(left)):
+                    results.append(str(outcome).replace(str(server.port), 'PORT'))
+                    left.pop(0)
+            except MailerUnavailable as error:
+                results.append((str(error).replace(str(server.port), 'PORT'), error.stale))
+                if not error.stale:
+                    left.pop(0)
+                session.close()
+                session = None
+        if session is not None:
+            session.close()
+        idle(server)
+        assert not server.violations, server.dump()
+        return [*results, sorted(server.pairs().items()), len(server.messages)]
+
+
+def without_stale(results: list[Any]) -> list[Any]:
+    """A connection may be found stale for an answer to what lock-step never says."""
+    return [result for result in results if not (isinstance(result, tuple) and result[1] is True)]
+
+
+def compare(faults: list[Fault]) -> None:
+    pipelined = came_of(('PIPELINING', '8BITMIME', 'SIZE'), faults)
+    lock_step = came_of(('8BITMIME', 'SIZE'), faults)
+    if len(faults) > 1:
+        pipelined, lock_step = without_stale(pipelined), without_stale(lock_step)
+    assert pipelined == lock_step
+
+
+@pytest.mark.parametrize('answer', ANSWERS)
+@pytest.mark.parametrize('place', PLACES)
+def test_the_same_outcomes(place: str, answer: str) -> None:
+    """The whole reply matrix, for the first mail of a connection and for a later one: pipelined
+    and in lock-step every outcome, every error and everything that arrives is the same."""
+    for number in (0, 2):
+        compare([(number, place, answer)])
+
+
+@settings(
+    deadline=None,
+    max_examples=200,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@example(
+    faults=[
+        (0, 'MAIL', '432'),
+        (0, 'RCPT 1', 'dropped'),
+        (1, 'RCPT 1', '432'),
+        (1, 'RCPT 2', '454'),
+    ]
+)
+@given(
+    faults=st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from(PLACES), st.sampled_from(list(ANSWERS))),
+        min_size=2,
+        max_size=8,
+        unique_by=lambda fault: fault[:2],
+    )
+)
+def test_the_same_outcomes_of_many_answers(faults: list[Fault]) -> None:
+    """Several answers at once, at any place of any mail. But for those that end a connection in
+    answer to what lock-step never says: the mails behind are then on a fresh one, where a closed
+    road behind a refused recipient is that mail's own affair."""
+    unsaid = {number for number, place, answer in faults if place == 'MAIL' and answer not in YES}
+    compare(
+        [
+            (number, place, answer)
+            for number, place, answer in faults
+            if not (number in unsaid and place.startswith('RCPT') and answer in ENDS)
+        ]
+    )
+
+
+# What leaves when.
+
+
+class RecordingWire(Wire):
+    """Keeps each write, and how many commands were unanswered after it."""
+
+    def __init__(self, server: ScriptedSMTPServer) -> None:
+        super().__init__(dial(server.host, server.port, 5), block=10)
+        self.writes: list[bytes] = []
+        self.unanswered = 0
+        self.most = 0
+        self.reply(10)
+        super().write(b'EHLO web.example.org\r\n')
+        self.reply(10)
+
+    def write(self, data: Any) -> None:
+        self.writes.append(bytes(data))
+        self.unanswered += bytes(data).count(b'\r\nRCPT') + bytes(data).startswith(b'RCPT')
+        self.most = max(self.most, self.unanswered)
+        super().write(data)
+
+    def reply(self, timeout: float) -> Reply:
+        self.unanswered -= 1
+        return super().reply(timeout)
+
+
+def recorded(
+    server: ScriptedSMTPServer, *, pipelining: bool = True, **options: Any
+) -> tuple[RecordingWire, SMTPSession]:
+    wire = RecordingWire(server)
+    return wire, SMTPSession(
+        wire,
+        name='smtp://relay:25',
+        extensions={'PIPELINING': ''} if pipelining else {},
+        timeouts=Timeouts().capped(10),
+        options=SessionOptions(**options),
+    )
+
+
+def test_a_mail_costs_one_round_trip(smtp_server: ScriptedSMTPServer) -> None:
+    """The commands of a mail leave together, and with the final dot of the mail before."""
+    wire, session = recorded(smtp_server)
+    outcomes = send(session, envelope(A, B), envelope(B), envelope(C))
+    session.close()
+    text = RAW.replace(b'\r\n.', b'\r\n..') + b'.\r\n'
+
+    def opening(*recipients: str) -> bytes:
+        lines = ''.join(f'RCPT TO:<{each}>\r\n' for each in recipients)
+        return f'MAIL FROM:<from@example.org>\r\n{lines}DATA\r\n'.encode()
+
+    assert wire.writes == [
+        opening(A, B),
+        text + opening(B),
+        text + opening(C),
+        text,
+        b'QUIT\r\n',
+    ]
+    assert [*map(statuses, outcomes)] == [
+        {A: 'delivered', B: 'delivered'},
+        {B: 'delivered'},
+        {C: 'delivered'},
+    ]
+    assert not smtp_server.violations
+
+
+def test_lock_step_without_the_extension(smtp_server: ScriptedSMTPServer) -> None:
+    """To a relay that has not offered PIPELINING each command waits for the answer before."""
+    smtp_server.extensions = ()
+    wire, session = recorded(smtp_server, pipelining=False)
+    send(session, envelope(A), envelope(B))
+    session.close()
+    verbs = [write.split(b' ')[0].split(b'\r')[0] for write in wire.writes]
+    mail = [b'MAIL', b'RCPT', b'DATA', b'Subject:']
+    assert verbs == [*mail, *mail, b'QUIT']
+
+
+def test_pipelining_can_be_switched_off(smtp_server: ScriptedSMTPServer) -> None:
+    """``pipelining=off``, for a relay that offers what it cannot do."""
+    smtp_server.always('RCPT', reply(550, 'no'))
+    session = connect(smtp_server, pipelining=False)
+    send(session, envelope(A))
+    session.close()
+    assert smtp_server.verbs() == ['EHLO', 'MAIL', 'RCPT', 'QUIT']
+
+
+def test_bounded_window() -> None:
+    """RELIABILITY 120: a relay that answers 1,000 RCPTs slowly and at length is never sent more
+    than it has room to answer, and each recipient gets the mail once."""
+    people = [f'r{number}@example.org' for number in range(1_000)]
+    with ScriptedSMTPServer(read_size=512) as server:
+        server.always('RCPT', delay(0.0005, reply(250, 'x' * 500)))
+        wire, session = recorded(server, max_recipients=1_000)
+        [outcome] = send(session, envelope(*people))
+        session.close()
+        assert set(statuses(outcome).values()) == {'delivered'}
+        assert WINDOW // 2 < wire.most <= WINDOW
+        assert len(wire.writes) < 3 * len(people) / WINDOW + 10
+        assert [message.recipients for message in server.messages] == [tuple(people)]
+        assert not server.violations
+
+
+@pytest.mark.parametrize('verb', ['MAIL', 'RCPT'])
+def test_text_for_nobody(smtp_server: ScriptedSMTPServer, verb: str) -> None:
+    """RFC 2920, 3.1: where DATA is taken although nobody was accepted, a dot alone follows, and
+    the next mail is clean."""
+    smtp_server.script(verb, *[reply(550, 'no')] * (1 if verb == 'MAIL' else 2))
+    smtp_server.script('DATA', reply(354, 'go on'))
+    session = connect(smtp_server)
+    refused, after = send(session, envelope(A, B), envelope(C))
+    session.close()
+    assert statuses(refused) == {A: 'failed', B: 'failed'}
+    assert statuses(after) == {C: 'delivered'}
+    assert b'DATA\r\n.\r\nRSET\r\nMAIL' in smtp_server.raw(1)
+    assert [message.recipients for message in smtp_server.messages] == [(C,)]
+
+
+@pytest.mark.parametrize('end', [drop(), reply(421, 'closing'), raw(b'what?\r\n')])
+def test_line_lost_behind_a_decided_mail(smtp_server: ScriptedSMTPServer, end: Action) -> None:
+    """Where everybody was refused, what happens to the commands that follow changes nothing."""
+    smtp_server.script('MAIL', reply(550, '5.7.1 not you'))
+    smtp_server.script('RCPT', end)
+    session = connect(smtp_server)
+    outcomes = session.send([envelope(A), envelope(B)])
+    assert next(outcomes) == {A: Verdict('failed', Reply(550, '5.7.1 not you'))}
+    with pytest.raises(MailerUnavailable) as caught:
+        next(outcomes)
+    assert caught.value.stale
+    session.close()
+
+
+# Mail that was pulled ahead.
+
+
+def test_one_mail_ahead_at_most(smtp_server: ScriptedSMTPServer) -> None:
+    """The next mail is pulled when the one before is about to leave, and no other."""
+    pulled: list[int] = []
+
+    def source() -> Iterator[Envelope]:
+        for number in range(5):
+            pulled.append(number)
+            yield envelope(A)
+
+    session = connect(smtp_server)
+    seen = [len(pulled) for _ in session.send(source())]
+    session.close()
+    assert seen == [2, 3, 4, 5, 5]
+
+
+def test_pulled_ahead_and_unfit(smtp_server: ScriptedSMTPServer) -> None:
+    """Mail that this relay cannot be asked about is answered in its turn."""
+    bad = envelope('no address')
+    session = connect(smtp_server)
+    outcomes = send(session, envelope(A), bad, bad, envelope(B), bad)
+    session.close()
+    assert [next(iter(statuses(outcome).values())) for outcome in outcomes] == [
+        'delivered',
+        'failed',
+        'failed',
+        'delivered',
+        'failed',
+    ]
+
+
+def test_pulled_ahead_and_the_connection_ends(smtp_server: ScriptedSMTPServer) -> None:
+    """The mail whose commands left with the dot is untouched, and is told apart from the one that
+    was answered."""
+    for end, first in {
+        drop(): 'ambiguous',
+        reply_then_drop(250, 'yes'): 'delivered',
+        reply_then_drop(451, 'no'): 'deferred',
+        reply_then_drop(421, 'no'): 'deferred',
+    }.items():
+        smtp_server.script('dot', end)
+        session = connect(smtp_server)
+        outcomes = session.send([envelope(A), envelope(B)])
+        assert statuses(next(outcomes)) == {A: first}
+        with pytest.raises(MailerUnavailable) as caught:
+            next(outcomes)
+        assert caught.value.stale
+        session.close()
+    assert smtp_server.accepted(B) == 0
+
+
+def test_source_that_fails_while_a_mail_is_open(smtp_server: ScriptedSMTPServer) -> None:
+    """What the source raises comes through, the mail that was open has not arrived, and the
+    connection ends without a word that could be taken for text."""
+
+    def source() -> Iterator[Envelope]:
+        yield envelope(A)
+        raise OSError('the queue is on fire')
+
+    session = connect(smtp_server)
+    with pytest.raises(OSError, match='on fire'):
+        list(session.send(source()))
+    session.close()
+    idle(smtp_server)
+    assert smtp_server.messages == []
+    assert b'QUIT' not in smtp_server.raw(1)
+
+
+def test_conversation_left_in_the_middle(smtp_server: ScriptedSMTPServer) -> None:
+    """A caller that stops listening cannot make the next one hear answers meant for it: the
+    session is over, and QUIT does not become text."""
+    session = connect(smtp_server)
+    outcomes = session.send([envelope(A), envelope(B)])
+    next(outcomes)
+    outcomes.close()
+    with pytest.raises(MailerUnavailable) as caught:
+        send(session, envelope(C))
+    assert caught.value.stale
+    session.close()
+    idle(smtp_server)
+    assert C.encode() not in smtp_server.raw(1)
+    other = connect(smtp_server)
+    next(other.send([envelope(A), envelope(B)]))
+    other.close()
+    idle(smtp_server)
+    assert [message.recipients for message in smtp_server.messages] == [(A,), (A,)]
+    assert b'QUIT' not in smtp_server.raw(1) + smtp_server.raw(2)
+
+
+@pytest.mark.parametrize('how', ['rst', 'fin'])
+@pytest.mark.parametrize('side', ['client', 'server'])
+def test_cut_at_every_octet_of_three_mails(
+    smtp_server: ScriptedSMTPServer, cutting_proxy: Callable[..., Any], side: str, how: str
+) -> None:
+    """RELIABILITY 109, pipelined: wherever the line is cut, delivered was delivered, untouched
+    and deferred were not, for each of three mails whose commands overlap."""
+    three = [envelope(each) for each in (A, B, C)]
+    session = connect(smtp_server)
+    send(session, *three)
+    session.close()
+    octets = len(smtp_server.raw(1) if side == 'client' else smtp_server.sent(1))
+    proxy = cutting_proxy(smtp_server.port, after=0, side=side, how=how)
+    seen = set()
+    for after in range(octets + 1):
+        proxy.after = after
+        before = {each: smtp_server.accepted(each) for each in (A, B, C)}
+        found: dict[str, str] = {}
+        outcomes: list[Outcome] = []
+        try:
+            session = connect(proxy)
+            try:
+                outcomes.extend(session.send(three))
+            finally:
+                session.close()
+        except MailerUnavailable:
+            pass
+        for outcome in outcomes:
+            found |= statuses(outcome)
+        idle(smtp_server)
+        for each in (A, B, C):
+            status = found.get(each, 'untouched')
+            seen.add((each, status))
+            copies = smtp_server.accepted(each) - before[each]
+            assert copies in {'delivered': (1,), 'ambiguous': (0, 1)}.get(status, (0,)), after
+    assert {(C, 'untouched'), (C, 'ambiguous'), (C, 'delivered'), (B, 'ambiguous')} <= seen

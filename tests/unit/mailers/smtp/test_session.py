@@ -1,0 +1,789 @@
+"""Mail after mail by SMTP: what each answer of a relay comes to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyramid_sendmail.envelope import Envelope, Reply, Verdict
+from pyramid_sendmail.exceptions import MailerUnavailable
+from pyramid_sendmail.mailers.smtp.connection import Timeouts
+from pyramid_sendmail.mailers.smtp.dot_stuffing import stuffed
+from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.session import SMTPSession
+from tests.support.sessions import (
+    CLOSED,
+    LOST,
+    RAW,
+    TINY,
+    A,
+    B,
+    BreakingWire,
+    C,
+    connect,
+    envelope,
+    idle,
+    send,
+    statuses,
+)
+from tests.support.smtp.server import (
+    Action,
+    ScriptedSMTPServer,
+    accept_then,
+    delay,
+    drop,
+    hang,
+    lax_messages,
+    raw,
+    reply,
+    reply_then_drop,
+    reset,
+    stream_forever,
+    strict_messages,
+)
+
+
+@pytest.fixture(params=['pipelining', 'lock-step'])
+def server(
+    request: pytest.FixtureRequest, smtp_server: ScriptedSMTPServer
+) -> Iterator[ScriptedSMTPServer]:
+    """A server before which we must do nothing that a relay may not like."""
+    if request.param == 'lock-step':
+        smtp_server.extensions = tuple(
+            each for each in smtp_server.extensions if each != 'PIPELINING'
+        )
+    yield smtp_server
+    assert not smtp_server.violations
+    assert not smtp_server.script_left()
+
+
+@pytest.mark.parametrize('carried', [False, True], ids=['fresh', 'carried'])
+@pytest.mark.parametrize('answer', CLOSED)
+@pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA'])
+def test_closed_road(server: ScriptedSMTPServer, verb: str, answer: str, carried: bool) -> None:
+    """421, 530, 534, 535, 538 and 454 4.7.x before the dot are no mail's fault."""
+    session = connect(server)
+    if carried:
+        send(session, envelope())
+    server.script(verb, CLOSED[answer])
+    with pytest.raises(MailerUnavailable) as caught:
+        send(session, envelope(A, B))
+    stale = carried and answer.startswith('421')
+    assert caught.value.stale is stale
+    assert str(server.port) in str(caught.value)
+    assert answer[:3] in str(caught.value)
+    assert verb in str(caught.value)
+    with pytest.raises(MailerUnavailable) as again:
+        send(session, envelope())
+    assert again.value.stale is stale
+    session.close()
+    idle(server)
+    assert len(server.messages) == carried
+    # QUIT is said to whoever listens to commands, and not where it might become text.
+    listens = verb == 'DATA' or 'PIPELINING' not in server.extensions
+    assert ('QUIT' in server.verbs()) is (listens and not answer.startswith('421'))
+    assert (b'QUIT' in server.raw(1)) is ('QUIT' in server.verbs())
+
+
+@pytest.mark.parametrize('carried', [False, True], ids=['fresh', 'carried'])
+@pytest.mark.parametrize('how', LOST)
+@pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA', 'dot'])
+def test_lost_line(server: ScriptedSMTPServer, verb: str, how: str, carried: bool) -> None:
+    """A line lost before MAIL's answer is nobody's fault; before the dot it is a stale
+    connection or a deferred mail; after it, it is ambiguous. It is never used again."""
+    action, timeouts = LOST[how]
+    session = connect(server, timeouts)
+    if carried:
+        send(session, envelope())
+    server.script(verb, action)
+    if verb == 'MAIL' or (carried and verb != 'dot'):
+        with pytest.raises(MailerUnavailable) as caught:
+            send(session, envelope(A, B))
+        assert caught.value.stale is carried
+        assert 'lost' in str(caught.value)
+    else:
+        [outcome] = send(session, envelope(A, B))
+        expected = 'ambiguous' if verb == 'dot' else 'deferred'
+        assert statuses(outcome) == {A: expected, B: expected}
+        for verdict in outcome.values():
+            assert verdict.reply is None
+            assert str(server.port) in verdict.reason
+    # A mail that is pulled from now on is untouched, and goes over another connection.
+    with pytest.raises(MailerUnavailable) as caught:
+        send(session, envelope())
+    assert caught.value.stale is (carried or verb != 'MAIL')
+    session.close()
+    server.reset_script()
+    [outcome] = send(other := connect(server), envelope())
+    assert statuses(outcome) == {A: 'delivered'}
+    other.close()
+
+
+@pytest.mark.parametrize('code', [200, 250, 251, 252, 299])
+@pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'dot'])
+def test_any_2xx_is_yes(server: ScriptedSMTPServer, verb: str, code: int) -> None:
+    """Only the first digit counts: 251, 252 and 299 are as good as 250."""
+    server.script(verb, reply(code, 'yes', 'indeed'))
+    session = connect(server)
+    [outcome] = send(session, envelope())
+    session.close()
+    answer = Reply(code, 'yes indeed') if verb == 'dot' else Reply(250, '2.0.0 OK')
+    assert outcome == {A: Verdict('delivered', answer)}
+    assert server.accepted(A) == 1
+
+
+@pytest.mark.parametrize('code', [400, 432, 450, 451, 452, 454, 499, 500, 503, 550, 552, 554, 599])
+@pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA', 'dot'])
+def test_refusals_are_per_recipient(server: ScriptedSMTPServer, verb: str, code: int) -> None:
+    """4xx defers, 5xx fails: the recipient at RCPT, else all that were accepted; and the next
+    mail on the connection is clean."""
+    server.script(verb, reply(code, '5.1.2 no'))
+    session = connect(server)
+    outcome, after = send(session, envelope(A, B), envelope(C))
+    session.close()
+    refused = Verdict('deferred' if code < 500 else 'failed', Reply(code, '5.1.2 no'))
+    assert outcome[A] == refused
+    assert outcome[B] == (
+        Verdict('delivered', Reply(250, '2.0.0 OK')) if verb == 'RCPT' else refused
+    )
+    assert statuses(after) == {C: 'delivered'}
+    assert server.connections == 1
+    assert [message.recipients for message in server.messages][-1] == (C,)
+    if verb == 'MAIL' and 'PIPELINING' not in server.extensions:
+        assert server.verbs()[:3] == ['EHLO', 'MAIL', 'MAIL']
+
+
+def test_each_recipient_keeps_its_own_reply(server: ScriptedSMTPServer) -> None:
+    """RELIABILITY 4 and 112: 250, 550 and 450 at RCPT, and 451 at the dot."""
+    server.script('RCPT', reply(250), reply(550, 'unknown'), reply(450, 'greylisted'))
+    server.script('dot', reply(451, 'disk full'))
+    session = connect(server)
+    [outcome] = send(session, envelope(A, B, C))
+    session.close()
+    assert outcome == {
+        A: Verdict('deferred', Reply(451, 'disk full')),
+        B: Verdict('failed', Reply(550, 'unknown')),
+        C: Verdict('deferred', Reply(450, 'greylisted')),
+    }
+    assert list(outcome) == [A, B, C]
+
+
+def test_no_data_without_an_accepted_recipient(server: ScriptedSMTPServer) -> None:
+    """RFC 5321, 4.1.1.4: with every recipient refused, nothing of the mail is shown."""
+    server.always('RCPT', reply(550, 'unknown'))
+    session = connect(server)
+    outcome, _ = send(session, envelope(A, B), envelope(C))
+    session.close()
+    assert statuses(outcome) == {A: 'failed', B: 'failed'}
+    # Pipelined, DATA has left by then; the relay refuses it.
+    data = ['DATA'] if 'PIPELINING' in server.extensions else []
+    refused = ['MAIL', 'RCPT', 'RCPT', *data, 'RSET', 'MAIL', 'RCPT', *data]
+    assert server.verbs() == ['EHLO', *refused, 'QUIT']
+    assert not server.messages
+
+
+@pytest.mark.parametrize('action', [reply(500, 'what'), drop(), reply(421, 'closing')])
+def test_reset_refused(server: ScriptedSMTPServer, action: Action) -> None:
+    """Where RSET is not answered as it must be, the connection is stale, not the mail at fault."""
+    server.script('RCPT', reply(550, 'unknown'))
+    server.script('RSET', action)
+    session = connect(server)
+    with pytest.raises(MailerUnavailable) as caught:
+        send(session, envelope(A), envelope(C))
+    assert caught.value.stale
+    session.close()
+
+
+def test_lost_line_spares_who_was_refused(server: ScriptedSMTPServer) -> None:
+    """A recipient that was refused keeps its reply when the line is lost later on."""
+    for verb, status in {'DATA': 'deferred', 'dot': 'ambiguous'}.items():
+        server.script('RCPT', reply(550, 'unknown'))
+        server.script(verb, drop())
+        session = connect(server)
+        [outcome] = send(session, envelope(A, B))
+        assert outcome[A] == Verdict('failed', Reply(550, 'unknown'))
+        assert outcome[B].status == status
+        session.close()
+
+
+def test_421_to_the_final_dot(server: ScriptedSMTPServer) -> None:
+    """It was not accepted: deferred with that reply; the next mail needs another connection."""
+    server.script('dot', reply_then_drop(421, '4.3.2 closing'))
+    session = connect(server)
+    outcomes = session.send([envelope(A), envelope(B)])
+    assert next(outcomes) == {A: Verdict('deferred', Reply(421, '4.3.2 closing'))}
+    with pytest.raises(MailerUnavailable) as caught:
+        next(outcomes)
+    assert caught.value.stale
+    session.close()
+    assert server.verbs() == ['EHLO', 'MAIL', 'RCPT', 'DATA', 'dot']
+
+
+@pytest.mark.parametrize('carried', [False, True], ids=['fresh', 'carried'])
+@pytest.mark.parametrize('end', [reply_then_drop(421, '4.7.0 too many errors'), drop()])
+def test_relay_that_hangs_up_on_strangers(
+    server: ScriptedSMTPServer, end: Action, carried: bool
+) -> None:
+    """Where a fresh connection ends behind a refused recipient, the others are put off: taken for
+    a closed road, the mail would close it for ever. On a used one it is tried anew at once."""
+    session = connect(server)
+    if carried:
+        send(session, envelope(C))
+    server.script('RCPT', reply(550, 'unknown'), end)
+    if carried:
+        with pytest.raises(MailerUnavailable) as caught:
+            send(session, envelope(A, B))
+        assert caught.value.stale
+    else:
+        [outcome] = send(session, envelope(A, B))
+        assert outcome[A] == Verdict('failed', Reply(550, 'unknown'))
+        assert outcome[B].status == 'deferred'
+    session.close()
+
+
+def test_session_that_has_had_its_share(server: ScriptedSMTPServer) -> None:
+    """Some relays say 452 to one mail too many of a session: it goes over another one, at once;
+    on a fresh connection it is an answer to the mail."""
+    share = reply(452, '4.5.3 too many messages sent')
+    session = connect(server)
+    send(session, envelope(A))
+    server.script('MAIL', share, share)
+    with pytest.raises(MailerUnavailable) as caught:
+        send(session, envelope(B))
+    assert caught.value.stale
+    session.close()
+    session = connect(server)
+    [outcome] = send(session, envelope(B))
+    assert outcome == {B: Verdict('deferred', Reply(452, '4.5.3 too many messages sent'))}
+    server.script('MAIL', reply(452, '4.3.1 disk full'))
+    assert statuses(send(session, envelope(A))[0]) == {A: 'deferred'}
+    session.close()
+
+
+def test_nothing_is_said_after_a_421(server: ScriptedSMTPServer) -> None:
+    """A relay that says it closes is taken at its word, even if it does not close."""
+    server.script('dot', reply(421, '4.3.2 closing'))
+    session = connect(server)
+    assert statuses(send(session, envelope(A))[0]) == {A: 'deferred'}
+    session.close()
+    idle(server)
+    assert server.verbs() == ['EHLO', 'MAIL', 'RCPT', 'DATA', 'dot']
+
+
+def test_lost_behind_the_seal() -> None:
+    """A mail that was written down as leaving is put off where it has not left: nobody shall find
+    the mark later, and take it for a mail that may have arrived."""
+    wire: Any = BreakingWire(1_000)
+    session = SMTPSession(wire, name='smtp://relay:25', extensions={}, timeouts=Timeouts())
+    session._carried = True
+    sealed: list[object] = []
+    [outcome] = session.send([envelope()], sealing=lambda *seal: sealed.append(seal))
+    assert sealed
+    assert statuses(outcome) == {A: 'deferred'}
+
+
+def test_yes_to_half_a_message() -> None:
+    """A yes that came although the end may not have left is no promise."""
+    wire: Any = BreakingWire(1, Reply(250, 'queued'))
+    session = SMTPSession(wire, name='smtp://relay:25', extensions={}, timeouts=Timeouts())
+    assert statuses(send(session, envelope())[0]) == {A: 'ambiguous'}
+
+
+def test_no_error_behind_the_last_mail(server: ScriptedSMTPServer) -> None:
+    """A session that is over says so when there is a mail to send, not before."""
+    server.script('dot', drop())
+    session = connect(server)
+    assert [statuses(outcome) for outcome in send(session, envelope())] == [{A: 'ambiguous'}]
+    assert send(session) == []
+    session.close()
+
+
+def test_connection_dies_between_two_mails(server: ScriptedSMTPServer) -> None:
+    """RELIABILITY 30: found out by the next MAIL, as a stale connection, not a refused sender."""
+    server.script('dot', reply_then_drop(250, 'queued'))
+    session = connect(server)
+    outcomes = session.send([envelope(A), envelope(B)])
+    assert statuses(next(outcomes)) == {A: 'delivered'}
+    idle(server)
+    with pytest.raises(MailerUnavailable) as caught:
+        next(outcomes)
+    assert caught.value.stale
+    session.close()
+
+
+@pytest.mark.parametrize(
+    'end', [reply_then_drop(250, 'queued'), reply(250, 'queued', then=reset())], ids=['fin', 'rst']
+)
+def test_quit_cannot_undo_an_acceptance(server: ScriptedSMTPServer, end: Action) -> None:
+    """RELIABILITY 5: whatever happens behind the last 250, the mail is delivered, once."""
+    server.script('dot', end)
+    session = connect(server)
+    [outcome] = send(session, envelope())
+    session.close()
+    assert outcome == {A: Verdict('delivered', Reply(250, 'queued'))}
+    assert server.accepted(A) == 1
+
+
+@pytest.mark.parametrize('answer', [reply(421, 'no'), reply(500, 'no'), drop(), reset(), hang()])
+def test_quit_is_over_soon(server: ScriptedSMTPServer, answer: Action) -> None:
+    """Saying good-bye raises nothing and waits for its own time-out only."""
+    server.script('QUIT', answer)
+    session = connect(server, Timeouts(quit=0.1))
+    send(session, envelope())
+    session.close()
+    assert server.verbs()[-1] == 'QUIT'
+
+
+def test_abandon_says_nothing(server: ScriptedSMTPServer) -> None:
+    """Neither QUIT nor anything else."""
+    session = connect(server)
+    send(session, envelope())
+    before = server.raw(1)
+    session.abandon()
+    idle(server)
+    assert server.raw(1) == before
+
+
+def test_final_reply_takes_its_time(server: ScriptedSMTPServer) -> None:
+    """RELIABILITY 6: slower than any command may be, and in time for the final dot."""
+    server.script('dot', delay(0.8))
+    session = connect(server, Timeouts(command=0.5, data=0.5, block=0.5, final=10))
+    [outcome] = send(session, envelope())
+    session.close()
+    assert statuses(outcome) == {A: 'delivered'}
+    assert server.accepted(A) == 1
+
+
+@pytest.mark.parametrize(
+    ('phase', 'verb'),
+    [('command', 'MAIL'), ('command', 'RCPT'), ('data', 'DATA'), ('final', 'dot')],
+)
+def test_each_phase_has_its_own_time(server: ScriptedSMTPServer, phase: str, verb: str) -> None:
+    """A stall is noticed after the time of its own phase, and the text says how long that was."""
+    server.script(verb, hang())
+    session = connect(server, Timeouts(**{phase: 0.2, 'quit': 0.2}))
+    try:
+        [outcome] = send(session, envelope())
+        text = str(outcome[A])
+    except MailerUnavailable as error:
+        text = str(error)
+    session.close()
+    assert 'timed out after 0.2 s' in text
+
+
+@pytest.mark.parametrize(
+    ('verb', 'code', 'status'),
+    [
+        ('MAIL', 354, 'untouched'),
+        ('RCPT', 354, 'deferred'),
+        ('DATA', 250, 'deferred'),
+        ('dot', 354, 'ambiguous'),
+    ],
+)
+def test_reply_out_of_place(server: ScriptedSMTPServer, verb: str, code: int, status: str) -> None:
+    """A reply that means nothing where it comes ends the conversation."""
+    server.script(verb, reply(code, 'so', then=drop()))
+    session = connect(server)
+    if status == 'untouched':
+        with pytest.raises(MailerUnavailable, match=f'answered MAIL with {code} so'):
+            send(session, envelope())
+    else:
+        [outcome] = send(session, envelope())
+        assert statuses(outcome) == {A: status}
+        assert f'{code} so' in str(outcome[A])
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ('unsent', 'status'),
+    [(1000, 'deferred'), (5, 'deferred'), (4, 'ambiguous'), (1, 'ambiguous'), (0, 'ambiguous')],
+)
+def test_ambiguous_from_the_first_octet_of_the_end(unsent: int, status: str) -> None:
+    """Where no octet of CRLF.CRLF can have left, the relay cannot have taken the mail."""
+    for extensions, mails in {(): 1, ('PIPELINING',): 1, ('PIPELINING', 'SIZE'): 2}.items():
+        wire: Any = BreakingWire(unsent)
+        session = SMTPSession(
+            wire,
+            name='smtp://relay:25',
+            extensions=dict.fromkeys(extensions, ''),
+            timeouts=Timeouts(),
+        )
+        # What leaves behind the final dot is not the mail's.
+        outcomes = session.send([envelope()] * mails)
+        assert statuses(next(outcomes)) == {A: status}
+
+
+def test_accepted_and_never_told(server: ScriptedSMTPServer) -> None:
+    """The relay has the mail, and the line drops before it says so: ambiguous, not failed."""
+    server.script('dot', accept_then(drop()))
+    session = connect(server)
+    [outcome] = send(session, envelope())
+    session.close()
+    assert statuses(outcome) == {A: 'ambiguous'}
+    assert 'no answer to the whole message' in str(outcome[A])
+    assert server.accepted(A) == 1
+
+
+# The bytes
+
+
+def test_large_message_over_a_slow_line(
+    start_smtp_server: Callable[..., ScriptedSMTPServer],
+) -> None:
+    """RELIABILITY 8: the time-out is for a block that does not move, not for the whole."""
+    # More than the buffers of both sides hold, and slower than the time-out as a whole.
+    server = start_smtp_server(
+        extensions=(), read_pause=0.01, read_size=65_536, socket_buffer=16_384
+    )
+    body = b'x' * 76 + b'\r\n'
+    large = envelope(raw=RAW + body * 150_000)
+    session = connect(server, Timeouts(block=0.5, final=10))
+    [outcome] = send(session, large)
+    session.close()
+    assert statuses(outcome) == {A: 'delivered'}
+    assert server.messages[0].data == large.raw
+
+
+def test_stall_in_the_middle_of_the_data(server: ScriptedSMTPServer) -> None:
+    """The dot cannot have left: the mail is deferred and not ambiguous, and was not sealed."""
+    server.script('DATA', reply(354, 'go on', then=hang(reading=False)))
+    sealed: list[object] = []
+    session = connect(server, TINY)
+    large = envelope(raw=RAW + (b'x' * 76 + b'\r\n') * 100_000)
+    [outcome] = session.send([large], sealing=lambda *seen: sealed.append(seen))
+    assert statuses(outcome) == {A: 'deferred'}
+    assert 'while sending: timed out' in str(outcome[A])
+    assert not sealed
+    session.close()
+
+
+def test_drop_in_the_middle_of_the_data(server: ScriptedSMTPServer) -> None:
+    """So is one whose line drops there."""
+    server.script('DATA', reply(354, 'go on', then=reset()))
+    session = connect(server)
+    large = envelope(raw=RAW + (b'x' * 76 + b'\r\n') * 100_000)
+    [outcome] = send(session, large)
+    assert statuses(outcome) == {A: 'deferred'}
+    session.close()
+
+
+LINES = st.lists(
+    st.one_of(
+        st.sampled_from([b'', b'.', b'..', b'...', b'.x', b'x.', b'.\t', b' .', b'\0', b'QUIT']),
+        st.binary(max_size=90).map(lambda line: line.translate(None, b'\r\n')),
+    ),
+    max_size=30,
+)
+
+
+@given(lines=LINES, ended=st.booleans())
+def test_stuffing_is_undone_by_every_receiver(lines: list[bytes], ended: bool) -> None:
+    """RELIABILITY 35 and 113: a strict and a lax receiver see one message, and the same one."""
+    text = b'\r\n'.join(lines) + (b'\r\n' if ended else b'')
+    wire = b''.join(stuffed([text] if text else []))
+    expected = text if text.endswith(b'\r\n') or not text else text + b'\r\n'
+    assert strict_messages(wire) == [expected]
+    assert lax_messages(wire) == [expected]
+    assert wire.endswith(b'\r\n.\r\n') or wire == b'.\r\n'
+    for size in range(1, 5):
+        # Wherever a block ends.
+        blocks = [text[at : at + size] for at in range(0, len(text), size)]
+        pieces = list(stuffed(blocks))
+        assert b''.join(pieces) == wire
+        assert len(pieces) == max(len(blocks), 1)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(lines=LINES)
+def test_bytes_arrive_as_they_were_frozen(server: ScriptedSMTPServer, lines: list[bytes]) -> None:
+    """What the relay takes from the wire is envelope.raw, to the octet, and SIZE counts it."""
+    mail = envelope(raw=b'Subject: x\r\n\r\n' + b''.join(line + b'\r\n' for line in lines))
+    server.reset_script()
+    session = connect(server)
+    send(session, mail)
+    session.close()
+    message = server.messages[-1]
+    assert message.data == mail.raw
+    assert f'SIZE={len(mail.raw)}' in message.mail_arguments.split()
+    assert ('BODY=8BITMIME' in message.mail_arguments) is not mail.raw.isascii()
+    server.violations[:] = [each for each in server.violations if 'NUL' not in each.upper()]
+
+
+def test_dots_at_the_edges_of_blocks(server: ScriptedSMTPServer) -> None:
+    """A dot that begins a line is doubled wherever the message is cut into blocks."""
+    session = connect(server)
+    head = b'Subject: x\r\n\r\n'
+    lengths = range(16_384 - 8 - len(head), 16_384 + 4 - len(head))
+    for length in lengths:
+        filler = (b'x' * 70 + b'\r\n') * (length // 72) + b'x' * (length % 72)
+        send(session, envelope(raw=head + filler + b'\r\n.\r\n..\r\nend\r\n'))
+        assert server.messages[-1].data == head + filler + b'\r\n.\r\n..\r\nend\r\n'
+    session.close()
+    assert len(server.messages) == len(lengths)
+
+
+@pytest.mark.parametrize(
+    'body',
+    [b'a\nb\r\n', b'a\rb\r\n', b'a\n.\nb\r\n', b'a\n.\r\nb\r\n', b'a\r.\r\r\n', b'a\r\n\n.\r\n'],
+)
+def test_smuggling(server: ScriptedSMTPServer, body: bytes) -> None:
+    """RELIABILITY 34 and 35: a message with bare CR or LF is not sent, whoever made it so."""
+    session = connect(server)
+    bad, good = send(session, envelope(raw=b'Subject: x\r\n\r\n' + body), envelope())
+    session.close()
+    assert bad == {A: Verdict('failed', None, 'the message has line ends other than CRLF')}
+    assert statuses(good) == {A: 'delivered'}
+    assert server.verbs() == ['EHLO', 'MAIL', 'RCPT', 'DATA', 'dot', 'QUIT']
+
+
+BAD_PATHS = [
+    'a@b\r\nRCPT TO:<x@y>',
+    'a@b\nDATA',
+    'a@b\0',
+    'a@b> NOTIFY=NEVER',
+    '<a@b>',
+    'a b@c',
+    'a@b c',
+    'a,b@c',
+    '"a@b',
+    '"a\n"@b',
+    'a@\x7fb',
+    'a@\udc80b',
+    '@b',
+    '',
+]
+
+
+@pytest.mark.parametrize('path', BAD_PATHS)
+def test_command_injection(server: ScriptedSMTPServer, path: str) -> None:
+    """RELIABILITY 36: what is no address is not said; the other recipients get their mail."""
+    session = connect(server)
+    outcome = send(session, envelope(path, B))[0]
+    assert statuses(outcome) == {path: 'failed', B: 'delivered'}
+    if path:
+        outcome = send(session, envelope(A, B, sender=path))[0]
+        assert statuses(outcome) == {A: 'failed', B: 'failed'}
+        assert 'sender' in str(outcome[A])
+    session.close()
+    assert [message.recipients for message in server.messages] == [(B,)]
+
+
+@pytest.mark.parametrize(
+    'path', ['"a b"@example.org', r'"a\"b"@example.org', '"a,b>"@example.org', 'a@[192.0.2.1]',
+             'a@[IPv6:2001:db8::1]', 'Postmaster', "o'neil+tag@example.org", 'a=b@example.org']
+)  # fmt: skip
+def test_unusual_addresses(server: ScriptedSMTPServer, path: str) -> None:
+    """What RFC 5321 allows goes over the wire as it is."""
+    session = connect(server)
+    [outcome] = send(session, envelope(path))
+    session.close()
+    assert statuses(outcome) == {path: 'delivered'}
+    assert f'RCPT TO:<{path}>' in [line for _, _, line in server.commands]
+
+
+# The extensions
+
+
+@pytest.mark.parametrize(
+    ('size', 'limit', 'sent'),
+    [(len(RAW), len(RAW), True), (len(RAW), len(RAW) - 1, False), (len(RAW), 0, True)],
+)
+def test_size_is_known_before(
+    start_smtp_server: Callable[..., ScriptedSMTPServer], size: int, limit: int, sent: bool
+) -> None:
+    """RFC 1870: over the advertised limit nothing is sent, and the text says both numbers."""
+    server = start_smtp_server(extensions=(f'SIZE {limit}',))
+    session = connect(server)
+    [outcome] = send(session, envelope())
+    session.close()
+    assert statuses(outcome) == {A: 'delivered' if sent else 'failed'}
+    if not sent:
+        assert str(size) in str(outcome[A])
+        assert str(limit) in str(outcome[A])
+        assert 'MAIL' not in server.verbs()
+
+
+@pytest.mark.parametrize('extension', ['SIZE', 'SIZE many'])
+def test_size_without_a_number(
+    start_smtp_server: Callable[..., ScriptedSMTPServer], extension: str
+) -> None:
+    """An offer of SIZE that names no limit sets none."""
+    server = start_smtp_server(extensions=(extension,))
+    session = connect(server)
+    [outcome] = send(session, envelope())
+    session.close()
+    assert statuses(outcome) == {A: 'delivered'}
+    assert server.messages[0].mail_arguments == f'SIZE={len(RAW)}'
+
+
+def test_no_parameter_that_was_not_offered(
+    start_smtp_server: Callable[..., ScriptedSMTPServer],
+) -> None:
+    """A relay without extensions sees none, and no octet above 127."""
+    server = start_smtp_server(extensions=())
+    session = connect(server)
+    plain, eight_bit = send(session, envelope(), envelope(raw=RAW + 'grüße\r\n'.encode()))
+    session.close()
+    assert statuses(plain) == {A: 'delivered'}
+    assert statuses(eight_bit) == {A: 'failed'}
+    assert '8BITMIME' in str(eight_bit[A])
+    assert server.raw(1).isascii()
+    assert [message.mail_arguments for message in server.messages] == ['']
+    assert not server.violations
+
+
+UTF8 = 'Subject: grüße\r\n\r\nhello\r\n'.encode()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'utf8', 'without'),
+    [
+        ({}, False, 'delivered delivered'),
+        ({'raw': RAW + 'grüße\r\n'.encode()}, False, 'delivered delivered'),
+        ({'raw': UTF8}, True, 'failed failed'),
+        ({'sender': 'jürgen@example.org'}, True, 'failed failed'),
+        ({'recipients': ('jürgen@example.org', B)}, True, 'failed delivered'),
+    ],
+    ids=['ASCII', 'body', 'header', 'sender', 'recipient'],
+)
+def test_smtputf8(
+    start_smtp_server: Callable[..., ScriptedSMTPServer],
+    changes: dict[str, Any],
+    utf8: bool,
+    without: str,
+) -> None:
+    """RFC 6531: asked for where addresses or headers need it, per mail; without it, those that
+    need it fail for good, saying why."""
+    mail = envelope(**({'recipients': (A, B)} | changes))
+    able = start_smtp_server(extensions=('8BITMIME', 'SMTPUTF8'))
+    session = connect(able)
+    outcome, after = send(session, mail, envelope())
+    session.close()
+    assert set(statuses(outcome).values()) == set(statuses(after).values()) == {'delivered'}
+    assert ('SMTPUTF8' in able.messages[0].mail_arguments) is utf8
+    assert able.messages[1].mail_arguments == ''
+    assert not able.violations
+    unable = start_smtp_server(extensions=('8BITMIME',))
+    session = connect(unable)
+    [outcome] = send(session, mail)
+    session.close()
+    assert ' '.join(statuses(outcome).values()) == without
+    assert all(
+        'SMTPUTF8' in str(verdict) for verdict in outcome.values() if verdict.status == 'failed'
+    )
+    assert not unable.violations
+
+
+# What else can happen
+
+
+def test_endless_reply_is_cut(server: ScriptedSMTPServer) -> None:
+    """RELIABILITY 47: a reply without end costs neither memory nor time, and names the cap."""
+    server.script('MAIL', stream_forever(b'250-' + b'x' * 500 + b'\r\n'))
+    session = connect(server)
+    with pytest.raises(MailerUnavailable, match='more than 256 lines'):
+        send(session, envelope())
+    session.close()
+
+
+def test_reply_text_is_harmless(server: ScriptedSMTPServer) -> None:
+    """Control characters and broken UTF-8 in a reply do not reach logs and events."""
+    server.script('RCPT', raw(b'550-\x1b[31mno\tone\r\n550-\r\n550 \xff h\xc3\xb6re\n'))
+    session = connect(server)
+    [outcome] = send(session, envelope())
+    session.close()
+    assert outcome[A].reply == Reply(550, '\ufffd[31mno one \ufffd höre')
+
+
+def test_interrupted_in_the_middle(server: ScriptedSMTPServer) -> None:
+    """Ctrl-C while a mail is under way leaves a session that sends nothing more, not even QUIT."""
+
+    def interrupt(*_seen: object) -> None:
+        raise KeyboardInterrupt
+
+    session = connect(server)
+    with pytest.raises(KeyboardInterrupt):
+        list(session.send([envelope()], sealing=interrupt))
+    with pytest.raises(MailerUnavailable):
+        send(session, envelope())
+    session.close()
+    idle(server)
+    assert server.verbs() == ['EHLO', 'MAIL', 'RCPT', 'DATA']
+    assert not server.messages
+
+
+def test_sealing_sees_the_accepted_only(server: ScriptedSMTPServer) -> None:
+    """Sealing is told who was accepted, while the relay has not seen the end of the mail."""
+    server.script('RCPT', reply(250), reply(550, 'unknown'), reply(250))
+    seen: list[Any] = []
+
+    def sealing(mail: Envelope, recipients: tuple[str, ...]) -> None:
+        seen.append((mail.id, recipients, server.verbs()[-1]))
+
+    session = connect(server)
+    list(session.send([envelope(A, B, C)], sealing=sealing))
+    session.close()
+    assert seen == [('0' * 32, (A, C), 'DATA')]
+
+
+@pytest.mark.parametrize('how', ['rst', 'fin'])
+@pytest.mark.parametrize('side', ['client', 'server'])
+def test_cut_at_every_octet(
+    server: ScriptedSMTPServer, cutting_proxy: Callable[..., Any], side: str, how: str
+) -> None:
+    """RELIABILITY 109: wherever the line is cut, what we believe is what the relay knows:
+    delivered was delivered, deferred and untouched were not."""
+    mail = envelope(A, raw=RAW)
+    session = connect(server)
+    send(session, mail)
+    session.close()
+    octets = len(server.raw(1) if side == 'client' else server.sent(1))
+    seen = set()
+    proxy = cutting_proxy(server.port, after=0, side=side, how=how)
+    mailer = SMTPMailer(proxy.host, proxy.port, hostname='web.example.org')
+    for after in range(octets + 1):
+        proxy.after = after
+        copies = server.accepted(A)
+        status: str
+        try:
+            session = mailer.connect()
+            try:
+                [outcome] = send(session, mail)
+            finally:
+                session.close()
+            status = outcome[A].status
+        except MailerUnavailable:
+            status = 'untouched'
+        idle(server)
+        copies = server.accepted(A) - copies
+        seen.add(status)
+        assert copies in {'delivered': (1,), 'ambiguous': (0, 1)}.get(status, (0,)), after
+    statuses_seen = {'untouched', 'deferred', 'ambiguous', 'delivered'}
+    if side == 'client' and 'PIPELINING' in server.extensions:
+        # MAIL leaves together with the commands that follow: there is no cut in between.
+        statuses_seen.discard('deferred')
+    assert seen == statuses_seen
+
+
+def test_threads_have_sessions_of_their_own(server: ScriptedSMTPServer) -> None:
+    """Two sessions of one mailer do not get each other's replies."""
+    server.always('RCPT', reply(550, 'no'), match='b@')
+    results: dict[str, set[str]] = {}
+
+    def run(recipient: str) -> None:
+        session = connect(server)
+        outcomes = send(session, *[envelope(recipient)] * 20)
+        session.close()
+        results[recipient] = {outcome[recipient].status for outcome in outcomes}
+
+    threads = [threading.Thread(target=run, args=(recipient,)) for recipient in (A, B)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert results == {A: {'delivered'}, B: {'failed'}}

@@ -1,0 +1,311 @@
+"""``mail.processor = thread``: one queue processor a process, beside the requests."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from pyramid_sendmail import QueueError
+from pyramid_sendmail.interfaces import IMailQueueProcessor
+from pyramid_sendmail.processor import thread as background
+from pyramid_sendmail.processor.thread import ProcessorThread
+from tests.support.queues import until
+from tests.support.smtp.server import ScriptedSMTPServer
+
+WAIT = 10.0
+
+
+@implementer(IMailQueueProcessor)
+class Processor:
+    """Runs until it is told to stop, or raises."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.runs = 0
+        self.ended = 0
+        self.woken = threading.Event()
+        self.at_end: Callable[[], object] = lambda: None
+
+    def run(self, stop: threading.Event) -> None:
+        self.runs += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        while not stop.is_set():
+            self.woken.wait(WAIT)
+        self.at_end()
+        self.ended += 1
+
+    def run_once(self, progress: Any = None, stop: Any = None) -> Any:
+        raise NotImplementedError
+
+    def wake(self) -> None:
+        self.woken.set()
+
+
+class Made:
+    """Makes one processor after the other, and knows them all."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = errors
+        self.processors: list[Processor] = []
+
+    def __call__(self) -> Processor:
+        self.processors.append(Processor(*self.errors))
+        return self.processors[-1]
+
+
+def test_the_interface_is_kept() -> None:
+    """The processor of these tests is one."""
+    assert verifyObject(IMailQueueProcessor, Processor())
+
+
+def test_nothing_is_made_before_the_first_request() -> None:
+    """Neither the application's start nor a ``send`` in a script starts the processor."""
+    made = Made()
+    thread = ProcessorThread(made)
+    thread.sent()
+    thread.finish(WAIT)
+    assert made.processors == []
+
+
+def test_the_first_request_starts_it() -> None:
+    """One processor in one thread, however many requests and mails come."""
+    made = Made()
+    thread = ProcessorThread(made)
+    for _ in range(3):
+        thread.serve()
+        thread.sent()
+    (processor,) = made.processors
+    until(lambda: processor.runs == 1)
+    thread.finish(WAIT)
+    assert (processor.runs, processor.ended) == (1, 1)
+
+
+class Queueing:
+    """A lock that counts who asks for it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.asked = 0
+
+    def __enter__(self) -> None:
+        self.asked += 1
+        self.lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
+
+
+def test_several_first_requests_at_once() -> None:
+    """Requests that come at the same moment start one processor, which the exit can stop."""
+    made = Made()
+    lock: Any = Queueing()
+
+    def make() -> Processor:
+        until(lambda: lock.asked == 4)
+        return made()
+
+    thread = ProcessorThread(make)
+    thread._lock = lock
+    requests = [threading.Thread(target=thread.serve) for _ in range(4)]
+    for each in requests:
+        each.start()
+    for each in requests:
+        each.join()
+    (processor,) = made.processors
+    until(lambda: processor.runs == 1)
+    thread.finish(WAIT)
+    assert processor.ended == 1
+
+
+def test_finish_waits_for_what_is_in_flight_so_long() -> None:
+    """At exit the thread is joined, but not for ever."""
+    made = Made()
+    thread = ProcessorThread(made)
+    thread.serve()
+    (processor,) = made.processors
+    going_on = threading.Event()
+    processor.at_end = lambda: going_on.wait(WAIT)
+    thread.finish(0.01)
+    assert processor.ended == 0
+    going_on.set()
+    thread.finish(WAIT)
+    assert processor.ended == 1
+
+
+def test_it_is_not_started_again_at_the_end() -> None:
+    """A request that comes while the process ends starts nothing."""
+    made = Made()
+    thread = ProcessorThread(made)
+    thread.serve()
+    thread.finish(WAIT)
+    thread.serve()
+    (processor,) = made.processors
+    assert processor.ended == 1
+
+
+@pytest.mark.parametrize(
+    ('error', 'words'),
+    [
+        (QueueError(errno.EROFS, 'read-only'), 'delivers nothing'),
+        (ZeroDivisionError(), 'it starts again'),
+    ],
+)
+def test_a_processor_that_fails_starts_again(
+    error: Exception,
+    words: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It needs no request for that: in a process that only waits, mail is delivered again as soon
+    as the queue can be used."""
+    monkeypatch.setattr(background, 'UNUSABLE', 0.01)
+    monkeypatch.setattr(background, 'FAILED', 0.01)
+    made = Made(error, error)
+    thread = ProcessorThread(made)
+    thread.serve()
+    (processor,) = made.processors
+    until(lambda: processor.runs == 3)
+    thread.finish(WAIT)
+    assert processor.ended == 1
+    assert caplog.text.count(words) == 2
+
+
+def test_a_failing_processor_does_not_keep_the_process() -> None:
+    """The pause before it starts again ends with the process."""
+    made = Made(QueueError(errno.EROFS, 'read-only'))
+    thread = ProcessorThread(made)
+    thread.serve()
+    (processor,) = made.processors
+    until(lambda: processor.runs == 1)
+    thread.finish(WAIT)
+    assert thread._thread is not None
+    assert not thread._thread.is_alive()
+
+
+# Real processes
+
+CHILD = """
+import os, sys, threading, time, warnings
+
+import transaction
+from pyramid.config import Configurator
+from pyramid.response import Response
+from webtest import TestApp
+from pyramid_sendmail import Message
+from pyramid_sendmail.config.factories import _IProcessorThread
+from pyramid_sendmail.interfaces import IMailDelivery
+
+warnings.simplefilter('error')
+warnings.filterwarnings('ignore', '.*fork.*', DeprecationWarning)
+
+def view(request):
+    send(request.mailer, 'request')
+    return Response('sent')
+
+def send(mailer, subject):
+    mailer.send(
+        Message(subject=subject, to='ann@example.org', text='Hi', sender='shop@example.org')
+    )
+
+def send_outside(subject):
+    with transaction.manager:
+        send(config.registry.getUtility(IMailDelivery), subject)
+
+def running():
+    return any(thread.name == 'pyramid_sendmail queue' for thread in threading.enumerate())
+
+settings = dict(item.split('=', 1) for item in sys.argv[1:])
+config = Configurator(settings={'mail.processor': 'thread', **settings})
+config.include('pyramid_sendmail')
+config.add_route('send', '/')
+config.add_view(view, route_name='send')
+app = TestApp(config.make_wsgi_app())
+"""
+
+
+def script(
+    work: str, server: ScriptedSMTPServer, queue: Any, **settings: Any
+) -> subprocess.CompletedProcess[str]:
+    settings = {'url': server.url, 'queue_path': queue, **settings}
+    return subprocess.run(
+        [
+            *(sys.executable, '-W', 'ignore', '-c', CHILD + textwrap.dedent(work)),
+            *(f'mail.{name}={value}' for name, value in settings.items()),
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_mail_of_the_last_request_leaves_before_the_exit(
+    smtp_server: ScriptedSMTPServer, tmp_path: Any
+) -> None:
+    """A process that ends finishes what is in flight; what stays in the queue is the next one's."""
+    done = script(
+        """
+        assert not running()
+        app.get('/')
+        assert running()
+        while list(os.scandir(settings['mail.queue_path'] + '/new')):
+            time.sleep(0.01)
+        """,
+        smtp_server,
+        tmp_path / 'queue',
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    assert smtp_server.accepted('ann@example.org') == 1
+    assert smtp_server.verbs()[-1] == 'QUIT'
+
+
+def test_a_script_never_starts_it(smtp_server: ScriptedSMTPServer, tmp_path: Any) -> None:
+    """Code that serves no request leaves its mail to the processor of another process."""
+    done = script(
+        """
+        send_outside('script')
+        assert not running()
+        """,
+        smtp_server,
+        tmp_path / 'queue',
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    assert smtp_server.connections == 0
+    assert len(list((tmp_path / 'queue' / 'new').iterdir())) == 1
+
+
+@pytest.mark.parametrize('again', ["app.get('/')", "send_outside('child')"])
+def test_after_a_fork_it_starts_again(
+    smtp_server: ScriptedSMTPServer, tmp_path: Any, again: str
+) -> None:
+    """The first request of a forked child, or its first ``send``, starts a processor of its own."""
+    done = script(
+        f"""
+        app.get('/')
+        while list(os.scandir(settings['mail.queue_path'] + '/new')):
+            time.sleep(0.01)
+        pid = os.fork()
+        if pid == 0:
+            assert not running()
+            {again}
+            assert running()
+            while list(os.scandir(settings['mail.queue_path'] + '/new')):
+                time.sleep(0.01)
+            sys.exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        """,
+        smtp_server,
+        tmp_path / 'queue',
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    assert smtp_server.accepted('ann@example.org') == 2

@@ -1,0 +1,244 @@
+"""Old queues of zope.sendmail and repoze.sendmail."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from email import message_from_bytes
+from email.header import Header
+from email.message import Message
+from email.policy import SMTP
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyramid_sendmail.exceptions import DamagedMail, QueueError
+from pyramid_sendmail.queue import MaildirQueue
+from tests.crash.bench import folder as tmp_path
+from tests.support.queues import NOW, Clock, claimed, crashes, files, sent
+
+__all__ = ['tmp_path']
+
+OLD = '1700000000.4711.web.12345'
+MAIL = (
+    b'Message-ID: <4711@web.example.org>\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\n'
+    b'From: Shop <shop@example.org>\nTo: ann@example.org\n\nHello.\nBye.\n'
+)
+ZOPE = b'X-Zope-From: bounces@example.org\nX-Zope-To: ann@example.org, bob@example.org\n' + MAIL
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> MaildirQueue:
+    """A Maildir as the ancestors make it: three folders, readable by the group."""
+    for folder in ('tmp', 'new', 'cur'):
+        (tmp_path / 'queue' / folder).mkdir(parents=True)
+    return MaildirQueue(str(tmp_path / 'queue'), clock=Clock())
+
+
+def _lay(queue: MaildirQueue, data: bytes, folder: str = 'new') -> None:
+    queue.prepare()
+    Path(queue.path, folder, OLD).write_bytes(data)
+
+
+def _repoze(sender: str, recipients: list[str], *, encoded: bool) -> bytes:
+    """As repoze.sendmail writes it: the envelope's headers after the message's own."""
+    message: Any = message_from_bytes(MAIL)
+    assert isinstance(message, Message)
+    charset = 'utf-8' if encoded else 'us-ascii'
+    message['X-Actually-From'] = Header(sender, charset)
+    message['X-Actually-To'] = Header(','.join(recipients), charset)
+    return bytes(message.as_string(maxheaderlen=78), 'ascii')
+
+
+def test_an_adopted_mail_leaves_no_file_open(queue: MaildirQueue) -> None:
+    """Old queues may hold more mails than a process may open files."""
+    for _ in range(3):
+        _lay(queue, ZOPE)
+        (ticket,), _ = queue.look(NOW)
+        claim = queue.claim(ticket)
+        assert claim is not None
+        assert len(queue._store._open) == 1
+        claim.settle([sent(claim.envelope)], report=False)
+    assert queue._store._open == {}
+
+
+@pytest.mark.parametrize('folder', ['new', 'cur'])
+def test_zope_mail_is_adopted(queue: MaildirQueue, folder: str) -> None:
+    """The first claim gives the mail as one of ours: recipients, id, and the bytes with CRLF."""
+    _lay(queue, ZOPE, folder)
+    claim = claimed(queue)
+    envelope = claim.envelope
+    assert envelope.sender == 'bounces@example.org'
+    assert claim.todo == envelope.recipients == ('ann@example.org', 'bob@example.org')
+    assert envelope.message_id == '<4711@web.example.org>'
+    assert envelope.subject == 'Grüße'
+    assert envelope.raw == MAIL.replace(b'\n', b'\r\n')
+    assert (envelope.queued_at, claim.attempt) == (NOW, 0)
+    assert [file.partition('/')[0] for file in files(queue)] == ['new']
+    claim.settle([sent(envelope)], report=False)
+    assert files(queue) == []
+
+
+@pytest.mark.parametrize('encoded', [True, False])
+@pytest.mark.parametrize('count', [1, 30])
+def test_repoze_mail_is_adopted(queue: MaildirQueue, encoded: bool, count: int) -> None:
+    """repoze.sendmail puts its headers last, folded and encoded: read all the same."""
+    recipients = [f'recipient{n}@example.org' for n in range(count)]
+    _lay(queue, _repoze('bounces@example.org', recipients, encoded=encoded))
+    claim = claimed(queue)
+    assert claim.envelope.sender == 'bounces@example.org'
+    assert claim.todo == tuple(recipients)
+    assert claim.envelope.raw == MAIL.replace(b'\n', b'\r\n')
+    claim.release()
+
+
+@pytest.mark.parametrize('end', [b'\n', b'\r\n', b'\r'])
+def test_line_ends_become_those_of_smtp(queue: MaildirQueue, end: bytes) -> None:
+    """Whatever line ends the file has, the relay gets CRLF."""
+    _lay(queue, ZOPE.replace(b'\n', end))
+    claim = claimed(queue)
+    assert claim.envelope.raw == MAIL.replace(b'\n', b'\r\n')
+    claim.release()
+
+
+def test_a_mail_without_an_id_gets_one(queue: MaildirQueue) -> None:
+    """Retries need a Message-ID that stays: it is in the envelope and in the message."""
+    _lay(queue, b'X-Zope-From: \nX-Zope-To: ann@example.org\nSubject: Hello\n\nHello.')
+    claim = claimed(queue)
+    envelope = claim.envelope
+    assert envelope.sender == ''
+    message = message_from_bytes(envelope.raw, policy=SMTP)
+    assert message['Message-ID'] == envelope.message_id
+    assert message['Subject'] == 'Hello'
+    assert envelope.raw.endswith(b'\r\n\r\nHello.')
+    claim.release()
+
+
+@pytest.mark.parametrize(
+    'head',
+    [
+        b'Message-ID: nonsense\n',
+        b'Message-ID: <\n',
+        b'Message-ID: <a b@c>\n',
+        b'Message-ID: \xff<\xfe@x>\n',
+        b'Subject: =?utf-8?b?x?=\n',
+        b'Subject: =?no-such-charset?q?x?=\n',
+        b'Subject: \xff\xfe\n',
+        b'\xff\xfe\n',
+        b'',
+    ],
+)
+def test_bad_headers_stop_nobody(queue: MaildirQueue, head: bytes) -> None:
+    """The ancestors checked little: what they queued is sent as it is, under an id of its own
+    where theirs is none."""
+    _lay(queue, b'X-Zope-From: a@example.org\nX-Zope-To: b@example.org\n' + head + b'\nHello.\n')
+    claim = claimed(queue)
+    assert claim.todo == ('b@example.org',)
+    assert claim.envelope.message_id.isascii()
+    assert head.replace(b'\n', b'\r\n') + b'\r\nHello.\r\n' in claim.envelope.raw
+    claim.release()
+    claimed(queue).release()
+
+
+@pytest.mark.parametrize(
+    'data',
+    [
+        b'X-Zope-From: a@example.org\nX-Zope-To: \n\nHello.\n',
+        b'X-Zope-From: a@example.org\nSubject: x\n\nHello.\n',
+        b'X-Zope-To: a@example.org\n\nHello.\n',
+        b'Subject: x\n\nX-Zope-From: a@example.org\nX-Zope-To: a@example.org\n\n',
+        b'X-Zope-From: a@example.org\nX-Zope-To: a\0b@example.org\n\nHello.\n',
+    ],
+    ids=['nobody', 'no To', 'no From', 'in the body', 'control'],
+)
+def test_what_names_no_envelope_is_foreign(queue: MaildirQueue, data: bytes) -> None:
+    """A message without an envelope is put aside with its bytes, and nobody is guessed at."""
+    _lay(queue, data)
+    with pytest.raises(DamagedMail) as caught:
+        claimed(queue)
+    assert caught.value.raw == data
+    assert files(queue) == [f'failed/{OLD}']
+
+
+@pytest.mark.parametrize('folder', ['new', 'cur'])
+def test_a_crash_while_adopting_leaves_one_mail(queue: MaildirQueue, folder: str) -> None:
+    """The process stopped after each system call: one mail is left, in either form, and nothing in
+    tmp/ for ever."""
+    _lay(queue, ZOPE, folder)
+
+    def check() -> None:
+        claim = claimed(MaildirQueue(queue.path, clock=Clock()))
+        assert claim.todo == ('ann@example.org', 'bob@example.org')
+        assert len(files(queue)) == 1
+        shutil.rmtree(queue.path)
+        _lay(queue, ZOPE, folder)
+
+    def work() -> None:
+        claimed(MaildirQueue(queue.path, clock=Clock()))
+
+    assert crashes(work, check) > 12
+
+
+def test_a_disk_that_is_full_leaves_the_old_mail(
+    queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be written anew stays what it was, and nothing is left beside it."""
+    _lay(queue, ZOPE)
+    (ticket,), _ = queue.look(NOW)
+
+    def full(*args: Any) -> int:
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'pwrite', full)
+        with pytest.raises(QueueError, match='make room'):
+            queue.claim(ticket)
+    assert files(queue) == [f'new/{OLD}']
+    claimed(queue).release()
+
+
+def test_the_locks_of_an_ancestor_are_left_alone(queue: MaildirQueue) -> None:
+    """.sending- and .rejected- files are no mail to be sent."""
+    queue.prepare()
+    for name in (f'.sending-{OLD}', f'.rejected-{OLD}'):
+        Path(queue.path, 'new', name).write_bytes(ZOPE)
+    assert queue.look(NOW) == ([], None)
+
+
+def test_a_copy_taken_for_a_dead_one_costs_a_second_try(
+    queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another processor's recovery may remove the new file before it is locked: the old mail is
+    there still, and adopted by the next claim."""
+    _lay(queue, ZOPE)
+    (ticket,), _ = queue.look(NOW)
+    other = MaildirQueue(queue.path, clock=Clock())
+    flock = fcntl.flock
+    raced: list[int] = []
+
+    def racing(descriptor: int, operation: int) -> None:
+        if '/tmp/5-' in os.readlink(f'/proc/self/fd/{descriptor}') and not raced:
+            raced.append(descriptor)
+            other.look(NOW)
+        flock(descriptor, operation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, 'flock', racing)
+        assert queue.claim(ticket) is None
+    assert raced
+    claimed(queue).release()
+    assert len(files(queue)) == 1
+
+
+def test_two_processors_adopt_a_mail_once(queue: MaildirQueue) -> None:
+    """The old file is locked while it is adopted, as any claim is."""
+    _lay(queue, ZOPE)
+    (ticket,), _ = queue.look(NOW)
+    claim = queue.claim(ticket)
+    assert claim is not None
+    other = MaildirQueue(queue.path, clock=Clock())
+    assert other.claim(ticket) is None
+    assert [other.claim(each) for each in other.look(NOW)[0]] == [None]
+    claim.release()

@@ -1,0 +1,594 @@
+"""``psendmail-qp`` in process: arguments, the application in the file, statuses, the terminal."""
+
+from __future__ import annotations
+
+import gc
+import io
+import logging
+import os
+import pty
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pyramid.registry import Registry
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from pyramid_sendmail.events.dispatcher import MailReporter
+from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
+from pyramid_sendmail.interfaces import (
+    IMailQueue,
+    IMailQueueProcessor,
+    IMailReporter,
+    IMailSettings,
+)
+from pyramid_sendmail.processor.processor import QueueProcessor
+from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from pyramid_sendmail.scripts import qp
+from pyramid_sendmail.sending.attempt import Tally
+from tests.support.applications import write_ini
+from tests.support.queues import make_envelope
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """What an .ini says about logging is forgotten after each test."""
+    root = logging.root
+    handlers, level = root.handlers[:], root.level
+    own = logging.getLogger('pyramid_sendmail')
+    own_level = own.level
+    disabled = {
+        name: logger.disabled
+        for name, logger in logging.Logger.manager.loggerDict.items()
+        if isinstance(logger, logging.Logger)
+    }
+    yield
+    root.handlers[:], own.level = handlers, own_level
+    root.setLevel(level)
+    for name, value in disabled.items():
+        logging.getLogger(name).disabled = value
+    own.propagate = True
+    gc.collect()
+
+
+@implementer(IMailQueueProcessor)
+class Processor:
+    """Does what a test tells it."""
+
+    def __init__(self, **does: Any) -> None:
+        self.does = does
+        self.arguments: dict[str, Any] = {}
+        self.woken = threading.Event()
+
+    def run(self, stop: threading.Event) -> None:
+        self.does['run'](self, stop)
+
+    def run_once(self, progress: Any = None, stop: Any = None) -> Tally:
+        tally: Tally = self.does['run_once'](progress, stop)
+        return tally
+
+    def wake(self) -> None:
+        self.woken.set()
+
+
+def application(queue: Any = None) -> Any:
+    registry = Registry('test')
+    registry.registerUtility(MemoryQueue() if queue is None else queue, IMailQueue)
+    return SimpleNamespace(registry=registry)
+
+
+def run(*argv: str, processor: Any = None, app: Any = None) -> int:
+    def make(registry: Registry, **arguments: Any) -> Any:
+        processor.arguments = arguments
+        return processor
+
+    app = app or application()
+    return qp.run(argv, load=lambda uri, options: app, make=make)
+
+
+def once(tally: Tally, *, total: int = 0) -> Callable[..., Tally]:
+    def run_once(progress: Any, stop: Any) -> Tally:
+        progress(Tally(delivered=1), total - 1)
+        progress(tally, 0)
+        return tally
+
+    return run_once
+
+
+def raises(error: Exception) -> Callable[..., Tally]:
+    def run_once(progress: Any, stop: Any) -> Tally:
+        progress(Tally(delivered=2), 3)
+        raise error
+
+    return run_once
+
+
+def test_double() -> None:
+    """The stand-in of these tests keeps the contract."""
+    assert verifyObject(IMailQueueProcessor, Processor())
+
+
+# Arguments
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """It names the options, and every setting with its default."""
+    assert qp.run(['--help']) == 0
+    text = capsys.readouterr().out
+    for word in ('--once', '--workers', '--batch', '--quiet', 'key=value', 'mail.queue_path', '4'):
+        assert word in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """Name and version, on standard output."""
+    assert qp.run(['--version']) == 0
+    assert capsys.readouterr().out.startswith('psendmail-qp 1.')
+
+
+@pytest.mark.parametrize(
+    'argv',
+    [
+        [],
+        ['x.ini', '--workers', '0'],
+        ['x.ini', '--workers', 'many'],
+        ['x.ini', '--batch', '-1'],
+        ['x.ini', '--batch', '²'],
+        ['x.ini', '--nonsense'],
+    ],
+)
+def test_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What the command line cannot mean: status 2, and the usage."""
+    assert qp.run(argv) == 2
+    assert 'usage: psendmail-qp' in capsys.readouterr().err
+
+
+def test_no_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    """A beginner is told what to write."""
+    assert qp.run([]) == 2
+    assert 'name the .ini file of the application' in capsys.readouterr().err
+
+
+def test_arguments() -> None:
+    """They are handed on, wherever they stand among the variables."""
+    processor = Processor(run_once=once(Tally()))
+    seen: list[Any] = []
+    app = application()
+
+    def load(uri: str, options: dict[str, str]) -> Any:
+        seen.append((uri, options))
+        return app
+
+    def make(registry: Registry, **arguments: Any) -> Any:
+        seen.append(arguments)
+        return processor
+
+    argv = ['x.ini#name', '--once', 'a=1', '--workers', '2', 'b=x=y', '--batch', '7', '--quiet']
+    assert qp.run(argv, load=load, make=make) == 0
+    assert seen == [('x.ini#name', {'a': '1', 'b': 'x=y'}), {'workers': 2, 'batch': 7}]
+
+
+@pytest.mark.parametrize('word', ['nonsense', '=x'])
+def test_variables_that_are_none(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A variable without = or without a name is named, with the remedy."""
+    assert qp.run(['x.ini', word]) == 2
+    assert f"'{word}': write variables as key=value" in capsys.readouterr().err
+
+
+def test_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The console script takes its arguments from the command line."""
+    monkeypatch.setattr(sys, 'argv', ['psendmail-qp', '--nonsense'])
+    ends: list[str] = []
+    monkeypatch.setattr(gc, 'freeze', lambda: ends.append('at once'))
+    assert qp.main() == 2
+    assert qp.main(['--version']) == 0
+    assert ends == ['at once'] * 2
+
+
+# Exit statuses
+
+
+def test_drained(capsys: pytest.CaptureFixture[str]) -> None:
+    """0 when everything due was tried; one plain line where nobody looks, no bar."""
+    processor = Processor(run_once=once(Tally(delivered=3, deferred=2, failed=1), total=6))
+    assert run('x.ini', '--once', processor=processor) == 0
+    captured = capsys.readouterr()
+    assert captured.err == 'psendmail-qp: 3 delivered, 2 deferred, 1 failed\n'
+    assert captured.out == ''
+
+
+def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    """--quiet prints nothing but errors."""
+    processor = Processor(run_once=once(Tally(delivered=3)), run=lambda self, stop: None)
+    assert run('x.ini', '--once', '--quiet', processor=processor) == 0
+    assert run('x.ini', '--quiet', processor=processor) == 0
+    assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize(
+    ('error', 'status', 'text'),
+    [
+        (
+            MailerUnavailable('smtp://relay:25: connecting: refused'),
+            1,
+            'nothing can be sent now, all mail waits',
+        ),
+        (QueueError(30, 'the queue cannot be made: read-only', '/q'), 3, 'read-only'),
+    ],
+)
+def test_errors(
+    error: Exception, status: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1: the relay could not be reached; 3: the queue cannot be used. What was sent before is
+    told."""
+    processor = Processor(run_once=raises(error))
+    assert run('x.ini', '--once', processor=processor) == status
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == 'psendmail-qp: 2 delivered, 0 deferred, 0 failed'
+    assert text in lines[1]
+    assert lines[1].startswith('psendmail-qp: ')
+
+
+def test_watch(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without --once it runs until it is stopped, and says what it watches; of a queue that is not
+    there yet, whose path may be mistyped, it says that too."""
+    (tmp_path / 'mail').mkdir()
+    for name, lines in (('mail', []), ('mial', [f'{tmp_path}/mial is not there: a new queue'])):
+        app = application(MaildirQueue(str(tmp_path / name)))
+        processor = Processor(run=lambda self, stop: None)
+        assert run('x.ini', processor=processor, app=app) == 0
+        told = [*(f'{line} is made' for line in lines), f'watching {tmp_path}/{name}']
+        assert capsys.readouterr().err == ''.join(f'psendmail-qp: {line}\n' for line in told)
+
+
+def test_events_that_were_not_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    """A run to the end says that subscribers have failed: it would look like a success."""
+    app = application()
+    reporter = MailReporter(app.registry)
+    app.registry.registerUtility(reporter, IMailReporter)
+    reporter.failures = 2
+    processor = Processor(run_once=once(Tally(delivered=2)))
+    assert run('x.ini', '--once', processor=processor, app=app) == 0
+    assert capsys.readouterr().err == (
+        'psendmail-qp: 2 delivered, 0 deferred, 0 failed\n'
+        'psendmail-qp: failures of subscribers: 2; the events that they have not taken are '
+        'told again\n'
+    )
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals(number: int) -> None:
+    """SIGTERM, SIGINT and SIGHUP stop it, with status 0; handlers are as before then."""
+    before = signal.getsignal(number)
+
+    def work(processor: Processor, stop: threading.Event) -> None:
+        os.kill(os.getpid(), number)
+        assert processor.woken.wait(10)
+        assert stop.is_set()
+        assert signal.getsignal(number) == signal.SIG_DFL, 'a second one ends the process'
+
+    assert run('x.ini', processor=Processor(run=work)) == 0
+    assert signal.getsignal(number) == before
+
+
+def test_nohup() -> None:
+    """Who started it has said that a terminal which is closed is no reason to stop."""
+
+    def work(processor: Processor, stop: threading.Event) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.wait(0.02)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert run('x.ini', processor=Processor(run=work)) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(('batch', 'turn'), [(1, None), (50, qp.TURN)])
+def test_the_workers_get_their_turn_beside_batches(batch: int, turn: float | None) -> None:
+    """Where events are told in batches threads take shorter turns while the processor runs, and
+    as long ones as before when it has ended, whatever ends it."""
+    before = sys.getswitchinterval()
+    turns: list[float] = []
+
+    def run_once(progress: Any, stop: Any) -> Tally:
+        turns.append(sys.getswitchinterval())
+        raise MailerUnavailable('closed')
+
+    app = application()
+    app.registry.registerUtility(SimpleNamespace(event_batch=batch), IMailSettings)
+    assert run('x.ini', '--once', processor=Processor(run_once=run_once), app=app) == 1
+    assert turns == pytest.approx([turn or before])
+    assert sys.getswitchinterval() == before
+
+
+def test_once_ended_by_a_signal(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not through: the status says by which signal, as a shell would."""
+
+    def run_once(progress: Any, stop: threading.Event) -> Tally:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.wait(10)
+        progress(Tally(delivered=1), 4)
+        return Tally(delivered=1)
+
+    assert run('x.ini', '--once', processor=Processor(run_once=run_once)) == 130
+    assert '1 delivered' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('options', [[], ['--once']])
+def test_a_signal_while_loading(number: int, options: list[str]) -> None:
+    """It ends at once, without a traceback: there is nothing in flight."""
+
+    def load(uri: str, options: dict[str, str]) -> Any:
+        os.kill(os.getpid(), number)
+        threading.Event().wait(10)
+        raise AssertionError('not interrupted')
+
+    assert qp.run(['x.ini', *options], load=load) == (128 + number if options else 0)
+
+
+# The terminal
+
+
+class Terminal:
+    """A pseudo terminal as stderr; ``text`` is what appeared on it."""
+
+    def __enter__(self) -> Terminal:
+        self._master, slave = pty.openpty()
+        self._stderr = os.fdopen(slave, 'w', buffering=1)
+        self._redirect = redirect_stderr(self._stderr)
+        self._redirect.__enter__()
+        self.data = b''
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        return self
+
+    def _read(self) -> None:
+        try:
+            while data := os.read(self._master, 65536):
+                self.data += data
+        except OSError:
+            pass  # the other side is closed
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._redirect.__exit__(None, None, None)
+        self._stderr.close()
+        self._reader.join(10)
+        os.close(self._master)
+
+    @property
+    def text(self) -> str:
+        return self.data.decode()
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--once shows how many have gone, of how many; the log goes on above it; then the counts."""
+    monkeypatch.setenv('TERM', 'xterm')
+    monkeypatch.setenv('COLUMNS', '100')
+    with Terminal() as terminal:
+        handler = logging.StreamHandler(sys.stderr)
+        logging.root.addHandler(handler)
+        stream = handler.stream
+
+        def run_once(progress: Any, stop: Any) -> Tally:
+            progress(Tally(delivered=1), 2)
+            assert handler.stream is not stream
+            logging.getLogger('x').warning('a line of the log')
+            progress(Tally(delivered=3), 0)
+            return Tally(delivered=3)
+
+        assert run('x.ini', '--once', processor=Processor(run_once=run_once)) == 0
+        assert handler.stream is stream
+        logging.root.removeHandler(handler)
+    assert '3/3' in terminal.text
+    assert '\x1b[' in terminal.text
+    assert 'a line of the log' in terminal.text
+    assert terminal.text.endswith('psendmail-qp: 3 delivered, 0 deferred, 0 failed\r\n')
+
+
+def test_no_bar_when_quiet() -> None:
+    """--quiet on a terminal shows nothing."""
+    with Terminal() as terminal:
+        processor = Processor(run_once=once(Tally(delivered=1), total=1))
+        assert run('x.ini', '--once', '--quiet', processor=processor) == 0
+    assert terminal.text == ''
+
+
+# The application in the file
+
+
+def load_only(uri: str, *options: str) -> tuple[int, Any, str]:
+    """Load as the script does, without running; the status, the processor's registry, stderr."""
+    found: list[Any] = []
+
+    def make(registry: Registry, **arguments: Any) -> Any:
+        found.append(registry)
+        return Processor(run=lambda self, stop: None)
+
+    stderr = io.StringIO()
+    with redirect_stderr(stderr):
+        status = qp.run([uri, *options, '--quiet'], make=make)
+    return status, found[0] if found else None, stderr.getvalue()
+
+
+QUIET = 'call:tests.support.applications:quiet'
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, object]:
+    return {'mail.queue_path': tmp_path / 'mail', 'mail.url': 'null:'}
+
+
+def queue_path(registry: Any) -> str:
+    path: str = registry.getUtility(IMailQueue).path
+    return path
+
+
+def test_an_application(tmp_path: Path, settings: dict[str, object]) -> None:
+    """The file's main application, and a real processor for its queue."""
+    ini = write_ini(tmp_path / 'x.ini', settings, use=QUIET)
+    status, registry, _ = load_only(str(ini))
+    assert status == 0
+    assert queue_path(registry) == str(tmp_path / 'mail')
+    assert isinstance(qp.processor_of(registry, workers=1, batch=2), QueueProcessor)
+
+
+def test_drained_for_real(tmp_path: Path, settings: dict[str, object]) -> None:
+    """From the file to the relay, in this process."""
+    ini = write_ini(tmp_path / 'x.ini', settings, use=QUIET)
+    queue = MaildirQueue(str(tmp_path / 'mail'))
+    queue.put([make_envelope()]).publish()
+    stderr = io.StringIO()
+    with redirect_stderr(stderr):
+        assert qp.run([str(ini), '--once']) == 0
+    assert '1 delivered, 0 deferred' in stderr.getvalue()
+
+
+def test_variables(tmp_path: Path) -> None:
+    """key=value fills what the file leaves open."""
+    ini = tmp_path / 'x.ini'
+    ini.write_text(
+        f'[app:main]\nuse = {QUIET}\nmail.url = null:\nmail.queue_path = %(here)s/%(folder)s\n'
+    )
+    status, registry, _ = load_only(str(ini), 'folder=post')
+    assert status == 0
+    assert queue_path(registry) == str(tmp_path / 'post')
+
+
+def test_a_name_and_a_pipeline_and_a_composite(tmp_path: Path, settings: dict[str, object]) -> None:
+    """x.ini#name; an application behind filters; the one of several that has a queue."""
+    more = f"""
+[app:other]
+use = {QUIET}
+mail.url = null:
+mail.queue_path = {tmp_path}/other
+
+[app:plain]
+use = call:tests.support.applications:without_mail
+
+[filter:shout]
+use = call:tests.support.applications:shout
+
+[pipeline:piped]
+pipeline = shout other
+
+[composite:mixed]
+use = call:tests.support.applications:mount
+a = plain
+b = other
+
+[composite:both]
+use = call:tests.support.applications:mount
+a = main
+b = other
+"""
+    ini = write_ini(tmp_path / 'x.ini', settings, use=QUIET, more=more)
+    for name in ('other', 'piped', 'mixed'):
+        status, registry, text = load_only(f'{ini}#{name}')
+        assert status == 0, text
+        assert queue_path(registry) == str(tmp_path / 'other')
+    status, _, text = load_only(f'{ini}#both')
+    assert status == 2
+    assert f'2 applications with a mail queue: name one, {ini}#NAME' in text
+
+
+@pytest.mark.parametrize(
+    ('content', 'suffix', 'expected'),
+    [
+        (None, '', ['No such file']),
+        ('garbage\n', '', ['no section headers']),
+        ('[app:main]\nuse = call:tests.support.applications:quiet\n', '#nix', ['nix']),
+        ('[app:main]\nuse = call:tests.support.applications:quiet\nx = %(y)s\n', '', ['y']),
+        ('[app:main]\nuse = call:tests.nowhere:main\n', '', ['could not be loaded', 'nowhere']),
+        (
+            '[app:main]\nuse = call:tests.support.applications:nix\n',
+            '',
+            ['could not be loaded', 'nix'],
+        ),
+        (
+            '[app:main]\nuse = call:tests.support.applications:broken\n',
+            '',
+            ['could not be loaded', 'tests.missing'],
+        ),
+        (
+            '[app:main]\nuse = call:tests.support.applications:late\nmail.url = null:\n',
+            '',
+            ['could not be loaded', 'division by zero'],
+        ),
+        ('[loggers]\nkeys = root\n[app:main]\nuse = x\n', '', ['its logging sections are wrong']),
+        (
+            '[app:main]\nuse = call:tests.support.applications:quiet\nmail.url = null:\n',
+            '',
+            ['no mail queue', 'mail.queue_path = %(here)s/mail'],
+        ),
+        (
+            '[app:main]\nuse = call:tests.support.applications:quiet\nmail.queue_path = mail\n',
+            '',
+            ['mail.queue_path', 'absolute'],
+        ),
+        (
+            '[app:main]\nuse = call:tests.support.applications:quiet\nmail.queue = x\n',
+            '',
+            ['mail.queue is no setting', 'mail.queue_sync'],
+        ),
+        (
+            '[app:main]\nuse = call:tests.support.applications:without_mail\n',
+            '',
+            ["config.include('pyramid_sendmail')"],
+        ),
+        (
+            '[app:main]\nuse = call:tests.support.applications:foreign\n',
+            '',
+            ['no Pyramid application'],
+        ),
+    ],
+)
+def test_what_cannot_be_loaded(
+    content: str | None, suffix: str, expected: list[str], tmp_path: Path
+) -> None:
+    """Status 2, naming the file, what is wrong and what to write."""
+    ini = tmp_path / 'x.ini'
+    if content is not None:
+        ini.write_text(content)
+    status, registry, text = load_only(f'{ini}{suffix}')
+    assert (status, registry) == (2, None)
+    [line] = [line for line in text.splitlines() if line.startswith('psendmail-qp: ')]
+    for part in (str(ini), *expected):
+        assert part in text
+    assert line
+    if 'could not be loaded' in text:
+        assert 'could not be loaded' in line
+
+
+@pytest.mark.parametrize('uri', ['{0}', '{0}/x.txt', 'nonsense://x'])
+def test_what_is_no_ini(uri: str, tmp_path: Path) -> None:
+    """Neither a folder nor anything else but an .ini."""
+    (tmp_path / 'x.txt').write_text('x')
+    status, _, text = load_only(uri.format(tmp_path))
+    assert status == 2
+    assert 'psendmail-qp: ' in text
+
+
+def test_a_percent_sign_that_stands_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said where it stands, and not what is behind it: that may be a password."""
+    path = tmp_path / 'x.ini'
+    path.write_text(
+        '[app:main]\nuse = call:tests.support.applications:main\n'
+        'mail.url = smtp://ann%40x:secret@relay.example.org\n'
+    )
+    assert qp.run([str(path), '--once']) == 2
+    said = capsys.readouterr().err
+    assert 'mail.url in [app:main] has a % that stands alone' in said
+    assert '%%' in said
+    assert 'secret' not in said

@@ -1,0 +1,1087 @@
+"""``attempt``: what becomes of a mail, answer by answer, over both queues."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from pyramid_sendmail.envelope import Envelope, Fate, Outcome, Reply, Verdict
+from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
+from pyramid_sendmail.interfaces import IMailer, IMailReporter, IMailSession
+from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
+from pyramid_sendmail.sending.attempt import Attempts, Batch, Tally, attempt, report_settled
+from pyramid_sendmail.sending.connection import Road
+from tests.support.doubles import RecordingMailer
+from tests.support.queues import NOW, Clock, files, make_envelope
+
+DELIVERED = Verdict('delivered', Reply(250, '2.0.0 queued'))
+REFUSED = Verdict('failed', Reply(550, '5.1.1 no such user'))
+LATER = Verdict('deferred', Reply(450, '4.2.0 greylisted'))
+NO_ANSWER = Verdict('ambiguous', None, 'no answer to the whole message')
+
+POLICY = RetryPolicy(delays=(60.0, 600.0), give_up_after=86_400.0, jitter=0.0)
+
+Script = Callable[..., Iterator[Outcome]]
+
+
+@implementer(IMailReporter)
+class Reporter:
+    """Takes events at once, in the caller's thread; ``takes`` False leaves the claims open."""
+
+    def __init__(self, *kinds: str, takes: bool = True) -> None:
+        self.kinds = kinds
+        self.takes = takes
+        self.fates: list[Fate] = []
+        self.claims: list[Any] = []
+
+    def wants(self, kind: str) -> bool:
+        return kind in self.kinds
+
+    def submit(self, claim: Any, fates: Sequence[Fate]) -> None:
+        self.fates += [fate for fate in fates if fate.kind in self.kinds]
+        lasting = [fate for fate in fates if fate.kind != 'deferred']
+        if self.takes and lasting:
+            claim.reported(lasting)
+            claim.release()
+        elif lasting:
+            self.claims.append(claim)
+
+    def join(self, timeout: float) -> bool:
+        return True
+
+    def told(self) -> list[tuple[str, tuple[str, ...]]]:
+        return [(fate.kind, fate.recipients) for fate in self.fates]
+
+
+@implementer(IMailer)
+class Sessions:
+    """A mailer whose sessions each follow a script; ``left`` must be used up.
+
+    A script is a generator function of (envelopes, sealing), or what ``connect`` raises.
+    """
+
+    name = 'smtp://relay.example.org:25'
+
+    def __init__(self, *scripts: Script | Exception) -> None:
+        self.left = deque(scripts)
+        self.sent: list[tuple[str, tuple[str, ...]]] = []
+        self.log: list[str] = []
+
+    def connect(self) -> Session:
+        self.log.append('connect')
+        script = self.left.popleft()
+        if isinstance(script, Exception):
+            raise script
+        return Session(self, script)
+
+
+@implementer(IMailSession)
+class Session:
+    def __init__(self, mailer: Sessions, script: Script) -> None:
+        self.name = mailer.name
+        self._mailer = mailer
+        self._script = script
+
+    def send(self, envelopes: Iterable[Envelope], *, sealing: Any = None) -> Iterator[Outcome]:
+        return self._script(self._noted(envelopes), sealing)
+
+    def _noted(self, envelopes: Iterable[Envelope]) -> Iterator[Envelope]:
+        for envelope in envelopes:
+            self._mailer.sent.append((envelope.message_id, envelope.recipients))
+            yield envelope
+
+    def close(self) -> None:
+        self._mailer.log.append('close')
+
+    def abandon(self) -> None:
+        self._mailer.log.append('abandon')
+
+
+def answers(*outcomes: Verdict | dict[str, Verdict]) -> Script:
+    """A session that seals and answers mail after mail, and then says 'delivered'."""
+    queued = deque(outcomes)
+
+    def script(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+        for envelope in envelopes:
+            outcome = queued.popleft() if queued else DELIVERED
+            if isinstance(outcome, Verdict):
+                outcome = dict.fromkeys(envelope.recipients, outcome)
+            sealing(envelope, tuple(to for to, v in outcome.items() if v.status == 'delivered'))
+            yield outcome
+
+    return script
+
+
+def raises(error: Exception, *, after: int = 0, sealed: bool = False) -> Script:
+    """A session that answers so many mails, pulls one more, and raises."""
+
+    def script(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+        for number, envelope in enumerate(envelopes):
+            if number < after:
+                yield dict.fromkeys(envelope.recipients, DELIVERED)
+                continue
+            if sealed:
+                sealing(envelope, envelope.recipients)
+            raise error
+
+    return script
+
+
+class World:
+    """A queue with a clock, and everything that an attempt needs."""
+
+    def __init__(self, queue: Any, clock: Clock) -> None:
+        self.queue = queue
+        self.clock = clock
+        self.reporter = Reporter()
+        self.attempts = Attempts(POLICY, self.reporter, clock=clock)
+        self.tally = Tally()
+        self.roads: list[Road] = []
+
+    def put(self, *envelopes: Envelope) -> None:
+        put = self.queue.put(envelopes)
+        put.publish()
+
+    def tickets(self) -> list[Any]:
+        tickets: list[Any] = self.queue.look(self.clock())[0]
+        return tickets
+
+    def claims(self) -> Iterator[Any]:
+        for ticket in self.tickets():
+            claim = self.queue.claim(ticket)
+            if claim is not None:
+                yield claim
+
+    def road(self, *scripts: Script | Exception, **options: Any) -> Road:
+        road = Road(Sessions(*scripts), **options)
+        self.roads.append(road)
+        return road
+
+    def attempt(self, *scripts: Script | Exception) -> Sessions:
+        """Attempt all that is due over sessions with these scripts."""
+        road = self.road(*scripts)
+        try:
+            attempt(self.claims(), road, self.attempts, self.tally)
+        finally:
+            road.close()
+        assert isinstance(road.mailer, Sessions)
+        return road.mailer
+
+    def claimable(self) -> int:
+        """How many mails that are due could be claimed; nothing is changed."""
+        claims = list(self.claims())
+        for claim in claims:
+            claim.release()
+        return len(claims)
+
+
+@pytest.fixture(params=['maildir', 'memory'])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    clock = Clock()
+    if request.param == 'memory':
+        return World(MemoryQueue(clock=clock), clock)
+    return disk(tmp_path, clock)
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> World:
+    return disk(tmp_path, Clock())
+
+
+def disk(tmp_path: Path, clock: Clock) -> World:
+    queue = MaildirQueue(str(tmp_path / 'mail'), sync=False, longest=POLICY.longest, clock=clock)
+    queue.prepare()
+    queue.close()
+    return World(queue, clock)
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [f'{record.levelname} {record.getMessage()}' for record in caplog.records]
+
+
+def test_doubles() -> None:
+    """The stand-ins of these tests keep the real contracts."""
+    mailer = Sessions(answers())
+    assert verifyObject(IMailReporter, Reporter())
+    assert verifyObject(IMailer, mailer)
+    assert verifyObject(IMailSession, mailer.connect())
+
+
+# What the relay answers
+
+
+def test_delivered(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Mail that was accepted is gone from the queue; the log has one line for it, without body."""
+    caplog.set_level(logging.INFO)
+    mail = make_envelope('ann@example.org', 'bob@example.org', body='a secret', subject='s3cret')
+    world.put(mail)
+    mailer = world.attempt(answers())
+    assert mailer.sent == [(mail.message_id, mail.recipients)]
+    assert world.tickets() == []
+    assert world.tally == Tally(delivered=1)
+    assert lines(caplog) == [
+        f'INFO {mail.message_id}: sent for ann@example.org, bob@example.org '
+        f'(attempt 1, smtp://relay.example.org:25): 250 2.0.0 queued'
+    ]
+    [record] = caplog.records
+    assert record.__dict__['outcome'] == 'sent'
+    assert record.__dict__['message_id'] == mail.message_id
+    assert record.__dict__['mail_id'] == mail.id
+    assert 'secret' not in str(record.__dict__)
+
+
+def test_each_recipient_has_a_fate_of_its_own(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """250, 550 and 450: the third is retried alone, and the first never gets a second copy."""
+    caplog.set_level(logging.INFO)
+    ann, bob, eve = 'ann@example.org', 'bob@example.org', 'eve@example.org'
+    world.reporter.kinds = ('sent', 'deferred', 'error')
+    mail = make_envelope(ann, bob, eve)
+    world.put(mail)
+    world.attempt(answers({ann: DELIVERED, bob: REFUSED, eve: LATER}))
+    assert world.tally == Tally(deferred=1)
+    assert world.reporter.told() == [('sent', (ann,)), ('error', (bob,)), ('deferred', (eve,))]
+    sent, error, deferred = world.reporter.fates
+    assert (sent.attempt, sent.reply, sent.reason) == (1, Reply(250, '2.0.0 queued'), '')
+    assert (error.permanent, error.reason) == (True, '550 5.1.1 no such user')
+    assert (deferred.permanent, deferred.retry_at) == (False, NOW + 60)
+    assert len({fate.id for fate in world.reporter.fates}) == 3
+    assert [line.split()[0] for line in lines(caplog)] == ['INFO', 'ERROR', 'WARNING']
+
+    assert world.tickets() == [], 'not before its time'
+    world.clock.now += 60
+    mailer = world.attempt(answers())
+    assert mailer.sent == [(mail.message_id, (eve,))]
+    assert world.reporter.told()[3:] == [('sent', (eve,))]
+    assert world.reporter.fates[3].attempt == 2
+    assert world.tickets() == []
+    if isinstance(world.queue, MaildirQueue):
+        assert [name.split('/')[0] for name in files(world.queue)] == ['failed']
+
+
+def test_a_recipient_without_a_verdict_is_deferred(world: World) -> None:
+    """A mailer that forgets a recipient neither loses it nor sends in a loop; one that invents a
+    recipient changes nothing."""
+    ann, bob = 'ann@example.org', 'bob@example.org'
+    world.put(make_envelope(ann, bob))
+    world.attempt(answers({ann: DELIVERED, 'x@example.org': REFUSED}))
+    assert world.tickets() == []
+    world.clock.now += 60
+    assert world.attempt(answers()).sent[0][1] == (bob,)
+    assert world.tickets() == []
+
+
+def test_recipients_with_the_same_answer_share_an_event(world: World) -> None:
+    """One event and one line for those who were told the same."""
+    world.reporter.kinds = ('sent', 'error')
+    ann, bob, eve = 'ann@example.org', 'bob@example.org', 'eve@example.org'
+    world.put(make_envelope(ann, bob, eve))
+    world.attempt(answers({ann: REFUSED, bob: DELIVERED, eve: REFUSED}))
+    assert world.reporter.told() == [('error', (ann, eve)), ('sent', (bob,))]
+    assert world.tally == Tally(failed=1)
+
+
+def test_nobody_subscribes(world: World) -> None:
+    """Without subscribers nothing is reported, and the claim is free at once."""
+    world.put(make_envelope())
+    world.attempt(answers(LATER))
+    assert world.reporter.fates == []
+    world.clock.now += 60
+    assert world.claimable() == 1
+
+
+def test_the_claim_is_kept_for_the_reporter(world: World) -> None:
+    """Until subscribers have taken the event, the mail is neither sent again nor forgotten."""
+    world.reporter = Reporter('sent', takes=False)
+    world.attempts.reporter = world.reporter
+    world.put(make_envelope())
+    world.attempt(answers())
+    assert world.claimable() == 0
+    [claim] = world.reporter.claims
+    claim.release()
+    [ticket] = world.tickets()
+    assert ticket.folder == 'done'
+
+
+def test_an_event_from_before_is_reported_with_the_next_one(world: World) -> None:
+    """What subscribers have not taken when the mail is tried again is told then."""
+    ann, bob = 'ann@example.org', 'bob@example.org'
+    world.reporter = Reporter('sent', takes=False)
+    world.attempts.reporter = world.reporter
+    world.put(make_envelope(ann, bob))
+    world.attempt(answers({ann: DELIVERED, bob: LATER}))
+    world.reporter.claims.pop().release()
+    world.clock.now += 60
+    world.reporter.takes = True
+    world.attempt(answers())
+    assert world.reporter.told() == [('sent', (ann,)), ('sent', (ann,)), ('sent', (bob,))]
+    assert world.reporter.fates[0].id == world.reporter.fates[1].id
+    assert world.tickets() == []
+
+
+# Giving up
+
+
+def test_given_up_by_age(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A temporary failure is final once the mail is too old, and the reason says so."""
+    world.reporter.kinds = ('error',)
+    world.put(make_envelope())
+    world.clock.now += POLICY.give_up_after
+    world.attempt(answers(LATER))
+    [fate] = world.reporter.fates
+    assert fate.reason == 'given up: 450 4.2.0 greylisted'
+    assert fate.permanent is False
+    assert 'error for ann@example.org' in lines(caplog)[0]
+    assert world.tickets() == []
+
+
+def test_mail_for_a_later_day_is_not_old_on_that_day(world: World) -> None:
+    """The age counts from the time at which a mail was due, or its first 450 would be its end."""
+    week = 7 * 86_400.0
+    world.put(make_envelope(due=NOW + week))
+    world.clock.now += week
+    world.attempt(answers(LATER))
+    assert world.tally == Tally(deferred=1)
+    world.clock.now += 60
+    assert world.attempt(answers()).sent
+
+
+def test_at_once_or_never(world: World) -> None:
+    """Direct delivery without a queue: what cannot leave now has failed."""
+    world.attempts.policy = AT_ONCE_OR_NEVER
+    world.reporter.kinds = ('error',)
+    world.put(make_envelope())
+    world.attempt(answers(LATER))
+    assert world.reporter.told() == [('error', ('ann@example.org',))]
+
+
+def test_expired(world: World) -> None:
+    """Mail whose time is over is not sent: an error event, without a connection for it alone."""
+    world.reporter.kinds = ('error',)
+    world.put(make_envelope(expires=NOW + 10))
+    world.clock.now += 10
+    assert world.attempt(answers()).sent == []
+    [fate] = world.reporter.fates
+    assert fate.reason.startswith('expired')
+    assert (fate.permanent, fate.mailer) == (True, '')
+    assert world.tally == Tally(failed=1)
+
+
+# A closed road
+
+
+def test_no_session(world: World) -> None:
+    """Where there is no session nothing is claimed."""
+    world.put(make_envelope(), make_envelope())
+    with pytest.raises(MailerUnavailable):
+        world.attempt(MailerUnavailable('refused'))
+    assert world.claimable() == 2
+    assert world.tally == Tally()
+
+
+def test_the_road_closes_in_the_middle(world: World) -> None:
+    """530 at the second of three mails: it is released, unchanged; nothing is counted."""
+    world.reporter.kinds = ('sent', 'deferred', 'error')
+    world.put(*(make_envelope(id=f'{n:032x}') for n in range(3)))
+    before = files(world.queue) if isinstance(world.queue, MaildirQueue) else []
+    with pytest.raises(MailerUnavailable):
+        world.attempt(raises(MailerUnavailable('530'), after=1))
+    assert world.tally == Tally(delivered=1)
+    assert [fate.kind for fate in world.reporter.fates] == ['sent']
+    assert world.claimable() == 2
+    if before:
+        assert files(world.queue) == before[1:]
+    mailer = world.attempt(answers())
+    assert len(mailer.sent) == 2
+
+
+def test_a_closed_road_writes_back_what_stood_there(on_disk: World) -> None:
+    """A release after a closed road leaves the file as it was, octet by octet."""
+    on_disk.put(make_envelope())
+    [name] = files(on_disk.queue)
+    path = Path(on_disk.queue.path, name)
+    before = path.read_bytes()
+    with pytest.raises(MailerUnavailable):
+        on_disk.attempt(raises(MailerUnavailable('421')))
+    assert path.read_bytes() == before
+
+
+# A stale connection
+
+
+def test_stale(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A connection that was lost after carrying a mail: the next one goes at once over another,
+    nothing is counted, no event, no line."""
+    caplog.set_level(logging.INFO)
+    world.reporter.kinds = ('sent', 'deferred', 'error')
+    first, second = make_envelope(id='1' * 32), make_envelope(id='2' * 32)
+    world.put(first, second)
+    mailer = world.attempt(raises(MailerUnavailable('421', stale=True), after=1), answers())
+    assert [message_id for message_id, _ in mailer.sent] == [
+        first.message_id,
+        second.message_id,
+        second.message_id,
+    ]
+    assert mailer.log == ['connect', 'close', 'connect', 'close']
+    assert [(fate.kind, fate.attempt) for fate in world.reporter.fates] == [('sent', 1)] * 2
+    assert world.tally == Tally(delivered=2)
+    assert len(caplog.records) == 2
+    assert world.tickets() == []
+
+
+def test_stale_and_then_closed(world: World) -> None:
+    """The new connection cannot be had: the mail is released, unchanged."""
+    world.put(make_envelope(), make_envelope())
+    with pytest.raises(MailerUnavailable, match='refused'):
+        world.attempt(
+            raises(MailerUnavailable('421', stale=True), after=1), MailerUnavailable('refused')
+        )
+    assert world.claimable() == 1
+
+
+def test_stale_is_believed_once_a_session(world: World) -> None:
+    """A session that calls itself stale without having carried a mail is a closed road: it does
+    not connect in a loop."""
+    world.put(make_envelope())
+    with pytest.raises(MailerUnavailable):
+        world.attempt(raises(MailerUnavailable('closed', stale=True)))
+    assert world.claimable() == 1
+
+
+@pytest.mark.parametrize('stale', [True, False])
+def test_unanswered_and_sealed(on_disk: World, stale: bool) -> None:
+    """Where a session says that what was pulled and not answered is untouched, no doubt is left of
+    what was about to leave: it is sent over another session, or as it was in the queue."""
+    for name in ('ann', 'bob', 'eve'):
+        on_disk.put(make_envelope(f'{name}@example.org'))
+
+    def script(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+        pulled = list(envelopes)
+        for each in pulled:
+            sealing(each, each.recipients)
+        yield dict.fromkeys(pulled[0].recipients, DELIVERED)
+        raise MailerUnavailable('421', stale=stale)
+
+    if stale:
+        assert len(on_disk.attempt(script, answers()).sent) == 5
+        assert on_disk.tally == Tally(delivered=3)
+        return
+    with pytest.raises(MailerUnavailable):
+        on_disk.attempt(script)
+    assert on_disk.tally == Tally(delivered=1)
+    claims = list(on_disk.claims())
+    assert [(claim.interrupted, claim.attempt) for claim in claims] == [('', 0)] * 2
+
+
+def test_several_sealed_and_the_session_fails(on_disk: World) -> None:
+    """A bug in a session that has several mails under way: each that was sealed is ambiguous, and
+    one that was not is sent as if nothing had been."""
+    for name in ('ann', 'bob', 'eve'):
+        on_disk.put(make_envelope(f'{name}@example.org'))
+
+    def script(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+        pulled = list(envelopes)
+        for each in pulled[:2]:
+            sealing(each, each.recipients)
+        yield from ()
+        raise ZeroDivisionError
+
+    mailer = on_disk.attempt(script, answers())
+    assert on_disk.tally == Tally(delivered=1, deferred=2)
+    assert len(mailer.sent) == 4
+
+
+def test_stale_with_several_pulled(world: World) -> None:
+    """A session that pulls ahead: all that was not answered goes again, in order."""
+    mails = [make_envelope(id=f'{n:032x}') for n in range(3)]
+    world.put(*mails)
+
+    def pulls_ahead(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+        waiting = list(envelopes)
+        yield dict.fromkeys(waiting[0].recipients, DELIVERED)
+        raise MailerUnavailable('lost', stale=True)
+
+    mailer = world.attempt(pulls_ahead, answers())
+    assert [message_id for message_id, _ in mailer.sent[3:]] == [
+        mail.message_id for mail in mails[1:]
+    ]
+    assert world.tally == Tally(delivered=3)
+    assert world.tickets() == []
+
+
+# A session with a bug
+
+
+def test_a_bug_in_the_session(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """It defers the mail and counts, with the traceback in the log; the rest is for the next
+    session."""
+    world.reporter.kinds = ('sent', 'deferred')
+    world.put(make_envelope(id='1' * 32), make_envelope(id='2' * 32))
+    mailer = world.attempt(raises(ZeroDivisionError('a\nbug')))
+    assert mailer.log == ['connect', 'close']
+    assert world.tally == Tally(deferred=1)
+    assert world.reporter.fates[0].reason == 'ZeroDivisionError: a bug'
+    assert any(record.exc_info for record in caplog.records)
+    assert len(world.tickets()) == 1
+    world.attempt(answers())
+    world.clock.now += 60
+    world.attempt(answers())
+    assert [fate.attempt for fate in world.reporter.fates] == [1, 1, 2]
+
+
+def test_a_bug_after_sealing_is_ambiguous(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Everything may have left: the outcome is ambiguous."""
+    world.put(make_envelope())
+    world.attempt(raises(ZeroDivisionError('a bug'), sealed=True))
+    assert 'ambiguous for ann@example.org (attempt 1' in lines(caplog)[-1]
+    world.clock.now += 60
+    assert len(world.attempt(answers()).sent) == 1
+
+
+def test_a_bug_after_sealing_for_some(world: World) -> None:
+    """With hold, who was not sealed is tried again."""
+    world.attempts.ambiguous = 'hold'
+    world.reporter.kinds = ('error', 'deferred')
+    world.put(make_envelope('ann@example.org', 'bob@example.org', 'cyd@example.org'))
+
+    def in_parts(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+        envelope = next(iter(envelopes))
+        for recipient in envelope.recipients[:2]:
+            sealing(envelope, [recipient])
+        raise ZeroDivisionError('a bug')
+        yield {}
+
+    world.attempt(in_parts)
+    assert [(fate.kind, fate.recipients) for fate in world.reporter.fates] == [
+        ('error', ('ann@example.org', 'bob@example.org')),
+        ('deferred', ('cyd@example.org',)),
+    ]
+
+
+def test_a_bug_while_several_are_in_flight(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Each mail that is sealed is ambiguous; what was pulled and not sealed goes again at once."""
+    mails = [make_envelope(id=f'{n:032x}') for n in range(3)]
+    world.put(*mails)
+
+    def pulls_ahead(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+        waiting = list(envelopes)
+        for envelope in waiting[:2]:
+            sealing(envelope, envelope.recipients)
+        raise ZeroDivisionError('a bug')
+        yield {}
+
+    mailer = world.attempt(pulls_ahead, answers())
+    assert [message_id for message_id, _ in mailer.sent[3:]] == [mails[2].message_id]
+    assert world.tally == Tally(delivered=1, deferred=2)
+    assert sum('ambiguous for' in line for line in lines(caplog)) == 2
+
+
+def test_a_session_that_ends_without_an_answer(world: World) -> None:
+    """It counts as a failure of that mail, which would be pulled for ever otherwise."""
+
+    def mute(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+        for _ in envelopes:
+            return
+            yield {}
+
+    world.put(make_envelope())
+    world.attempt(mute)
+    assert world.tally == Tally(deferred=1)
+    assert world.tickets() == []
+
+
+def test_a_bug_before_any_mail(world: World) -> None:
+    """A session that fails without having pulled a mail is a closed road."""
+
+    def broken(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+        raise ZeroDivisionError('a bug')
+        yield {}
+
+    world.put(make_envelope())
+    with pytest.raises(MailerUnavailable, match='ZeroDivisionError'):
+        world.attempt(broken)
+    assert world.claimable() == 1
+
+
+def test_an_interrupt_releases_what_was_pulled(world: World) -> None:
+    """KeyboardInterrupt goes through, and the claims are free."""
+    world.put(make_envelope())
+    with pytest.raises(KeyboardInterrupt):
+        world.attempt(raises(KeyboardInterrupt()))  # type: ignore[arg-type]
+    assert world.claimable() == 1
+    assert world.roads[0].mailer.log == ['connect', 'close']  # type: ignore[attr-defined]
+
+
+# Ambiguous
+
+
+def test_ambiguous_is_sent_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """No answer to the final dot: sent again, the same Message-ID, and the log calls it so."""
+    world.reporter.kinds = ('deferred', 'error')
+    mail = make_envelope()
+    world.put(mail)
+    world.attempt(answers(NO_ANSWER))
+    [line] = lines(caplog)
+    assert line.startswith(f'WARNING {mail.message_id}: ambiguous for ann@example.org')
+    [fate] = world.reporter.fates
+    assert (fate.kind, fate.reason) == ('deferred', 'ambiguous: no answer to the whole message')
+    world.clock.now += 60
+    assert world.attempt(answers()).sent == [(mail.message_id, mail.recipients)]
+
+
+def test_ambiguous_is_held(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """``mail.ambiguous = hold``: never sent again by itself, an error event, not permanent."""
+    world.attempts.ambiguous = 'hold'
+    world.reporter.kinds = ('error',)
+    world.put(make_envelope())
+    world.attempt(answers(NO_ANSWER))
+    [fate] = world.reporter.fates
+    assert (fate.permanent, fate.reason) == (False, 'ambiguous: no answer to the whole message')
+    assert 'ambiguous for' in lines(caplog)[0]
+    world.clock.now += 10**6
+    assert world.tickets() == []
+    if isinstance(world.queue, MaildirQueue):
+        assert [name.split('/')[0] for name in files(world.queue)] == ['failed']
+
+
+def test_ambiguous_and_too_old(world: World) -> None:
+    """An ambiguous mail that is too old to be sent again says both."""
+    world.reporter.kinds = ('error',)
+    world.put(make_envelope())
+    world.clock.now += POLICY.give_up_after
+    world.attempt(answers(NO_ANSWER))
+    assert world.reporter.fates[0].reason == 'given up: ambiguous: no answer to the whole message'
+
+
+# What stopped processes left
+
+
+def died(world: World, *, sealed: Sequence[str] = ()) -> None:
+    """Claim the mail, and stop as kill -9 would: the lock is gone, what was written stays."""
+    [ticket] = world.tickets()
+    claim = world.queue.claim(ticket)
+    if sealed:
+        claim.sealing(tuple(sealed))
+    os.close(claim._descriptor)
+    claim._descriptor = None
+
+
+def test_interrupted_before_the_dot(on_disk: World, caplog: pytest.LogCaptureFixture) -> None:
+    """``S``: it counts as an attempt and waits by the policy, so that poison does not repeat."""
+    on_disk.reporter.kinds = ('deferred',)
+    mail = make_envelope()
+    on_disk.put(mail)
+    died(on_disk)
+    assert on_disk.attempt(answers()).sent == []
+    [fate] = on_disk.reporter.fates
+    assert (fate.attempt, fate.retry_at) == (1, NOW + 60)
+    assert 'a process stopped while it was sending' in fate.reason
+    assert 'ambiguous' not in lines(caplog)[0]
+    on_disk.clock.now += 60
+    assert on_disk.attempt(answers()).sent == [(mail.message_id, mail.recipients)]
+    assert on_disk.tally == Tally(delivered=1, deferred=1)
+
+
+def test_interrupted_after_the_dot(on_disk: World, caplog: pytest.LogCaptureFixture) -> None:
+    """``?``: ambiguous, in the log too, with the mailer over which it may have left."""
+    mail = make_envelope()
+    on_disk.put(mail)
+    died(on_disk, sealed=mail.recipients)
+    assert on_disk.attempt(answers()).sent == []
+    assert lines(caplog) == [
+        f'WARNING {mail.message_id}: ambiguous for ann@example.org (attempt 1, '
+        'smtp://relay.example.org:25): ambiguous: a process stopped while it was sending this mail'
+    ]
+    on_disk.clock.now += 60
+    assert on_disk.attempt(answers()).sent == [(mail.message_id, mail.recipients)]
+
+
+def test_interrupted_after_the_dot_and_held(on_disk: World) -> None:
+    """With hold it lies in failed/, and is not sent."""
+    on_disk.attempts.ambiguous = 'hold'
+    on_disk.reporter.kinds = ('error',)
+    mail = make_envelope()
+    on_disk.put(mail)
+    died(on_disk, sealed=mail.recipients)
+    on_disk.attempt(answers())
+    assert on_disk.reporter.fates[0].reason.startswith('ambiguous: a process stopped')
+    assert [name.split('/')[0] for name in files(on_disk.queue)] == ['failed']
+
+
+def test_interrupted_after_the_dot_for_some_and_held(on_disk: World) -> None:
+    """With hold, who was not yet sealed is tried again: nothing has left for him."""
+    on_disk.attempts.ambiguous = 'hold'
+    on_disk.reporter.kinds = ('error', 'deferred')
+    mail = make_envelope('ann@example.org', 'bob@example.org')
+    on_disk.put(mail)
+    died(on_disk, sealed=['ann@example.org'])
+    on_disk.attempt(answers())
+    assert [(fate.kind, fate.recipients) for fate in on_disk.reporter.fates] == [
+        ('error', ('ann@example.org',)),
+        ('deferred', ('bob@example.org',)),
+    ]
+    on_disk.clock.now += 60
+    assert on_disk.attempt(answers()).sent == [(mail.message_id, ('bob@example.org',))]
+
+
+def test_poison_is_given_up(on_disk: World) -> None:
+    """A mail over which every process dies is given up by its age, like any other."""
+    on_disk.put(make_envelope())
+    for _ in range(3):
+        died(on_disk)
+        on_disk.attempt(answers())
+        on_disk.clock.now += 600
+    on_disk.clock.now += POLICY.give_up_after
+    died(on_disk)
+    on_disk.attempt(answers())
+    assert on_disk.tally == Tally(deferred=3, failed=1)
+
+
+def test_what_is_settled_is_reported_without_being_sent(on_disk: World) -> None:
+    """A mail whose event is still owed goes to the reporter, and one without is moved on."""
+    on_disk.reporter = Reporter('sent', takes=False)
+    on_disk.attempts.reporter = on_disk.reporter
+    on_disk.put(make_envelope())
+    on_disk.attempt(answers())
+    on_disk.reporter.claims.pop().release()
+    on_disk.reporter.takes = True
+    assert on_disk.attempt(answers()).sent == []
+    assert on_disk.reporter.told() == [('sent', ('ann@example.org',))] * 2
+    assert files(on_disk.queue) == []
+
+
+class Settled:
+    """A claim with nothing to send and nothing to report, that cannot be moved."""
+
+    fates: tuple[Fate, ...] = ()
+    todo: tuple[str, ...] = ()
+    envelope = make_envelope()
+    released = 0
+
+    def reported(self, fates: object) -> None:
+        raise QueueError(errno.EROFS, 'read-only')
+
+    def release(self) -> None:
+        self.released += 1
+
+
+def test_a_settled_mail_that_cannot_be_moved_is_released(world: World) -> None:
+    """Its lock was kept for good, so that nobody could try again."""
+    claim: Any = Settled()
+    with pytest.raises(QueueError):
+        attempt([claim], world.road(answers()), world.attempts, world.tally)
+    assert claim.released == 1
+    claim = Settled()
+    claim.reported = lambda fates: None
+    report_settled(claim, world.reporter)
+    assert claim.released == 0
+
+
+# Recording
+
+
+class Faulty:
+    """A claim whose queue cannot be written to as long as ``broken``."""
+
+    broken = True
+
+    def __init__(self, claim: Any) -> None:
+        self._claim = claim
+        self.releases = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._claim, name)
+
+    def settle(self, fates: Any, **options: Any) -> None:
+        if Faulty.broken:
+            raise QueueError(errno.ENOSPC, 'the queue cannot record: No space left on device')
+        self._claim.settle(fates, **options)
+
+    def release(self) -> None:
+        self.releases += 1
+        self._claim.release()
+
+
+@pytest.fixture
+def full() -> type[Faulty]:
+    Faulty.broken = True
+    return Faulty
+
+
+def test_recording_fails_after_acceptance(
+    world: World, full: type[Faulty], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The lock is kept and the outcome remembered; nothing more is claimed; it is recorded later,
+    and never sent twice."""
+    world.reporter.kinds = ('sent',)
+    world.put(make_envelope(id='1' * 32), make_envelope(id='2' * 32))
+    claims = map(full, world.claims())
+    road = world.road(answers(), answers())
+    with pytest.raises(QueueError):
+        attempt(claims, road, world.attempts, world.tally)
+    assert len(road.mailer.sent) == 1  # type: ignore[attr-defined]
+    assert len(world.attempts.unrecorded) == 1
+    assert 'CRITICAL' in lines(caplog)[-1]
+    assert world.claimable() == 1, 'the first one is locked, the second one untouched'
+    assert world.tally == Tally(delivered=1), 'it counts, though nobody can write it down'
+    with pytest.raises(QueueError):
+        world.attempts.record()
+    assert len(world.attempts.unrecorded) == 1
+    assert world.reporter.fates == []
+
+    full.broken = False
+    world.attempts.record()
+    assert world.attempts.unrecorded == []
+    assert world.reporter.told() == [('sent', ('ann@example.org',))]
+    attempt(world.claims(), road, world.attempts, world.tally)
+    assert [message_id[1:3] for message_id, _ in road.mailer.sent] == ['11', '22']  # type: ignore[attr-defined]
+    assert world.tickets() == []
+    assert world.tally == Tally(delivered=2)
+    road.close()
+
+
+def test_recording_fails_for_an_interrupted_mail(on_disk: World, full: type[Faulty]) -> None:
+    """What is settled without being sent is kept just so."""
+    on_disk.put(make_envelope())
+    died(on_disk)
+    road = on_disk.road(answers())
+    with pytest.raises(QueueError):
+        attempt(map(full, on_disk.claims()), road, on_disk.attempts, on_disk.tally)
+    [(claim, _, retry_at)] = on_disk.attempts.unrecorded
+    assert retry_at == NOW + 60
+    assert claim.releases == 0  # type: ignore[attr-defined]
+    full.broken = False
+    on_disk.attempts.record()
+    assert on_disk.tickets() == []
+
+
+def test_sealing_fails(on_disk: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the mark before the dot cannot be written the dot does not leave: the session ends,
+    and the mail stays in the queue."""
+    on_disk.put(make_envelope())
+
+    def claims() -> Iterator[Any]:
+        for claim in on_disk.claims():
+
+            def sealing(recipients: Sequence[str]) -> None:
+                raise QueueError(errno.EROFS, 'read-only')
+
+            monkeypatch.setattr(claim, 'sealing', sealing)
+            yield claim
+
+    road = on_disk.road(answers())
+    with pytest.raises(QueueError):
+        attempt(claims(), road, on_disk.attempts, on_disk.tally)
+    assert road.mailer.log == ['connect', 'close']  # type: ignore[attr-defined]
+    assert on_disk.claimable() == 1
+    assert on_disk.tally == Tally()
+
+
+def test_claiming_fails_in_the_middle(world: World) -> None:
+    """A queue that breaks between two mails: what was sent is settled, the error goes on."""
+
+    def claims() -> Iterator[Any]:
+        yield next(world.claims())
+        raise QueueError(errno.EIO, 'broken')
+
+    world.put(make_envelope(), make_envelope())
+    with pytest.raises(QueueError):
+        attempt(claims(), world.road(answers()), world.attempts, world.tally)
+    assert world.tally == Tally(delivered=1)
+    assert world.claimable() == 1
+
+
+def test_age_of_mail_that_was_sent_by_a_wrong_clock(world: World) -> None:
+    """It counts from now, not from the day that the clock had shown; mail that the user wanted to
+    leave on that day counts from there."""
+    year = 365 * 86_400.0
+    world.put(make_envelope(queued_at=NOW + year, due=NOW + year))
+    [claim] = world.claims()
+    world.clock.now = NOW + 86_401
+    world.attempts.settle(claim, dict.fromkeys(claim.todo, LATER), 'null:', world.tally)
+    assert world.tally == Tally(failed=1), 'older than give_up_after'
+
+
+def test_settling_alone(world: World) -> None:
+    """An outcome may be settled without an attempt, and without counting."""
+    world.reporter.kinds = ('error',)
+    world.put(make_envelope())
+    [claim] = world.claims()
+    world.attempts.settle(claim, dict.fromkeys(claim.todo, REFUSED), 'null:')
+    assert world.reporter.told() == [('error', ('ann@example.org',))]
+    assert world.tally == Tally()
+
+
+# The road
+
+
+def test_one_connection_for_many_mails(world: World) -> None:
+    """A session is kept from attempt to attempt."""
+    road = world.road(answers())
+    for _ in range(3):
+        world.put(make_envelope())
+        attempt(world.claims(), road, world.attempts, world.tally)
+    assert road.mailer.log == ['connect']  # type: ignore[attr-defined]
+    assert (road.answered, road.carried) == (3, 3)
+    road.close()
+    road.close()
+    assert road.mailer.log == ['connect', 'close']  # type: ignore[attr-defined]
+
+
+def test_a_spent_session_is_closed(world: World) -> None:
+    """After its share of mails the session is closed, and the rest goes over another one."""
+    world.put(*(make_envelope() for _ in range(5)))
+    road = world.road(answers(), answers(), answers(), batch=2)
+    for sent in (2, 4, 5):
+        attempt(world.claims(), road, world.attempts, world.tally)
+        assert len(road.mailer.sent) == sent  # type: ignore[attr-defined]
+    assert road.mailer.log == ['connect', 'close'] * 2 + ['connect']  # type: ignore[attr-defined]
+    road.close()
+
+
+def test_a_session_that_pulls_ahead_gets_its_share(world: World) -> None:
+    """A mail pulled while the one before waits for its answer is one of the share."""
+
+    def ahead(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+        source = iter(envelopes)
+        mail = next(source, None)
+        while mail is not None:
+            follower = next(source, None)
+            yield dict.fromkeys(mail.recipients, DELIVERED)
+            mail = follower
+
+    world.put(*(make_envelope() for _ in range(5)))
+    road = world.road(ahead, ahead, ahead, batch=2)
+    for sent in (2, 4, 5):
+        attempt(world.claims(), road, world.attempts, world.tally)
+        assert len(road.mailer.sent) == sent  # type: ignore[attr-defined]
+    assert world.tally == Tally(delivered=5)
+    road.close()
+
+
+@pytest.mark.parametrize('script', [answers(*[REFUSED] * 9), raises(ValueError('oops'))])
+def test_outcomes_name_the_place_that_the_session_leads_to(world: World, script: Script) -> None:
+    """A mailer may lead to several places: events name the one, and a session without a name of
+    its own stands for its mailer."""
+    world.reporter.kinds = ('error', 'deferred')
+    for name, expected in {
+        'smtp://second': 'smtp://second',
+        None: 'smtp://relay.example.org:25',
+    }.items():
+        road = world.road(script)
+        session = road.session()
+        del session.name
+        if name is not None:
+            session.name = name
+        world.put(make_envelope())
+        attempt(world.claims(), road, world.attempts, world.tally)
+        assert [fate.mailer for fate in world.reporter.fates] == [expected]
+        world.reporter.fates.clear()
+        road.close()
+
+
+def test_an_idle_session_is_not_trusted(world: World) -> None:
+    """A session that nobody used for a while is replaced before the next mail."""
+    now = [0.0]
+    road = world.road(answers(), answers(), idle=60, monotonic=lambda: now[0])
+    for pause, log in ((0, 1), (60, 1), (61, 3)):
+        now[0] += pause
+        world.put(make_envelope())
+        attempt(world.claims(), road, world.attempts, world.tally)
+        assert len(road.mailer.log) == log  # type: ignore[attr-defined]
+    road.close()
+
+
+def test_an_inherited_session_is_abandoned(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked child closes its parent's connection without a word."""
+    road = world.road(answers(), answers())
+    road.session()
+    monkeypatch.setattr(os, 'getpid', lambda: -1)
+    road.session()
+    assert road.mailer.log == ['connect', 'abandon', 'connect']  # type: ignore[attr-defined]
+    monkeypatch.setattr('os.getpid', lambda: -2)
+    road.close()
+    assert road.mailer.log[-1] == 'abandon'  # type: ignore[attr-defined]
+    road.close()
+
+
+def test_connecting_is_told_apart(world: World) -> None:
+    """While it connects, a road says so, but not while its thread holds mail."""
+    seen = []
+
+    class Watched(Sessions):
+        def connect(self) -> Session:
+            seen.append(road.connecting)
+            return super().connect()
+
+    road = Road(Watched(answers(), answers()))
+    road.session()
+    road.close()
+    road.session(holding=True)
+    assert seen == [True, False]
+    assert road.connecting is False
+    road.close()
+
+
+# Counts
+
+
+@pytest.mark.parametrize(
+    ('kinds', 'tally'),
+    [
+        (['sent'], Tally(delivered=1)),
+        (['sent', 'error'], Tally(failed=1)),
+        (['sent', 'error', 'deferred'], Tally(deferred=1)),
+    ],
+)
+def test_tally(kinds: list[Any], tally: Tally) -> None:
+    """A mail counts once, by the worst that is still open."""
+    fate = Fate(id='x', kind='sent', recipients=(), attempt=1, mailer='')
+    count = Tally()
+    count.count([replace(fate, kind=kind) for kind in kinds])
+    assert count == tally
+    assert count.total == 1
+    count.add(tally)
+    assert count.total == 2
+
+
+class Handing:
+    """What somebody wraps around a session, and hands on all that it does not do itself."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_a_wrapper_has_not_promised_to_give_way(wrapped: bool) -> None:
+    """Only a session whose own class says so works in turn: others may wait on their own."""
+
+    class Session:
+        gives_way = True
+        name = 'session:'
+
+        def send(self, envelopes: Any, *, sealing: Any = None) -> Iterator[Any]:
+            held.append(attempts.turn._lock.locked())
+            return iter(())
+
+    held: list[bool] = []
+    attempts = Attempts(POLICY, Reporter())
+    session = Handing(Session()) if wrapped else Session()
+    road = Road(RecordingMailer())
+    Batch(iter(()), road, attempts, Tally()).send(session)
+    assert held == [not wrapped]
