@@ -10,7 +10,7 @@ from zope.interface import implementer
 
 from .delivery.data_manager import active_transaction, join
 from .envelope import Envelope, Outcome, Report
-from .events.loop_guard import trouble_depth
+from .events.loop_guard import notification_depth
 from .exceptions import MailAmbiguous, MailRefused
 from .interfaces import IMailDelivery
 
@@ -21,7 +21,7 @@ __all__ = ['BoundMailDelivery', 'send_now']
 
 log = logging.getLogger(__name__)
 
-DEEPEST = 1
+MAX_NOTIFICATION_DEPTH = 1
 """Mail about trouble is sent; mail about trouble with mail about trouble is only logged."""
 
 
@@ -55,10 +55,10 @@ class BoundMailDelivery:
             'expires': expires,
             'priority': priority,
             'metadata': metadata,
-            'depth': trouble_depth(),
+            'depth': notification_depth(),
         }
         envelope = self._delivery.freeze(message, options)
-        if envelope.depth > DEEPEST:
+        if envelope.depth > MAX_NOTIFICATION_DEPTH:
             log.error(
                 '%s: not sent, for it is mail about a failed mail about a failed mail; for %s, '
                 'subject %r',

@@ -12,8 +12,8 @@ __all__ = [
     'BLOCK',
     'Draft',
     'Envelope',
-    'Fate',
     'Outcome',
+    'PendingEvent',
     'Priority',
     'Reply',
     'Report',
@@ -235,7 +235,7 @@ Outcome = Mapping[str, Verdict]
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class PendingEvent:
     """Recipients of one mail that share an answer, to be told to subscribers in one event.
 
     ``id`` stays the same however often the event is reported.

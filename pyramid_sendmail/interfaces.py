@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from threading import Event
 
-    from .envelope import Envelope, Fate, Outcome, Priority, Report
+    from .envelope import Envelope, Outcome, PendingEvent, Priority, Report
 
 __all__ = [
     'IDirectMailDelivery',
@@ -26,16 +26,16 @@ __all__ = [
     'IMailDelivery',
     'IMailErrorEvent',
     'IMailEvent',
+    'IMailEventDispatcher',
     'IMailQueue',
     'IMailQueueProcessor',
-    'IMailQueuePut',
-    'IMailReporter',
     'IMailSentEvent',
     'IMailSession',
     'IMailSettings',
     'IMailer',
     'IQueuedMailDelivery',
     'ISMTPMailer',
+    'IStagedMail',
 ]
 
 
@@ -100,19 +100,19 @@ class IMailQueue(Interface):
     """Where envelopes wait. One host; any number of processes and threads."""
 
     def put(envelopes: Sequence[Envelope]) -> Any:
-        """First phase: store the envelopes so that they survive, and return an IMailQueuePut.
+        """First phase: store the envelopes so that they survive, and return an IStagedMail.
 
         Raises QueueError (an OSError) when that cannot be promised; nothing is left then.
         Nobody can claim them yet.
         """
 
-    def look(
+    def scan(
         now: float,
         *,
         limit: int = 20_000,
         fresh: bool = False,
         all_events: bool = False,
-        early: Callable[[list[Any]], None] | None = None,
+        on_first_page: Callable[[list[Any]], None] | None = None,
     ) -> tuple[list[Any], float | None]:
         """Return ``(tickets, next_due)``: what is due, and when the next one will be.
 
@@ -120,12 +120,12 @@ class IMailQueue(Interface):
         retried mail in turn, so that neither starves the other. ``next_due`` is None when
         nothing else waits. ``fresh`` looks only where new mail arrives; ``all_events``
         counts events to be reported as due whatever their time. A full look also
-        recovers what stopped processes left behind. ``early(tickets)`` is called once if the look
+        recovers what stopped processes left behind. ``on_first_page(tickets)`` is called once if the look
         takes long, with the first of what it has found until then, in order; they are among the
         tickets returned, unless mail was found that comes before them or they have gone.
         """
 
-    def further(limit: int) -> list[Any]:
+    def next_page(limit: int) -> list[Any]:
         """Return more of what the last full look found, in order, without looking: some of it may
         have gone. Empty when that is all, or was not kept: look again."""
 
@@ -136,7 +136,7 @@ class IMailQueue(Interface):
         Raises DamagedMail for what is no mail of ours, after it was put aside.
         """
 
-    def check() -> None:
+    def check_writable() -> None:
         """Prove that an outcome can be recorded now. Raises QueueError."""
 
     def prepare() -> None:
@@ -145,7 +145,7 @@ class IMailQueue(Interface):
     def sync() -> None:
         """Make the removal of what was delivered survive a power cut. Raises OSError."""
 
-    def expire(before: float, *, limit: int = 1_000) -> int:
+    def purge_failed(before: float, *, limit: int = 1_000) -> int:
         """Remove dead letters that failed before that time, in epoch seconds; return how many.
 
         Looks at ``limit`` mails at most. Each is claimed first. Only mail of which every
@@ -166,7 +166,7 @@ class IMailQueue(Interface):
         """Give up descriptors; the queue can be used again afterwards."""
 
 
-class IMailQueuePut(Interface):
+class IStagedMail(Interface):
     """The second phase of a put. No method raises an Exception; each may be called in any
     order, any number of times; the first of them decides, and is completed by the others."""
 
@@ -178,7 +178,7 @@ class IMailQueuePut(Interface):
     def discard() -> None:
         """The transaction has aborted: nothing is left."""
 
-    def doubt() -> None:
+    def keep_in_doubt() -> None:
         """Nobody knows whether the transaction committed: keep the mail for a person's eye."""
 
 
@@ -192,32 +192,32 @@ class IMailClaim(Interface):
     interrupted = Attribute(
         "'' or what a stopped process left: 'sending' (before the final dot) or 'ambiguous'."
     )
-    sealed = Attribute('Those of ``todo`` that a stopped process has left in doubt.')
-    fates = Attribute('The Fates that subscribers have not yet taken.')
+    ambiguous = Attribute('Those of ``todo`` that a stopped process has left in doubt.')
+    pending_events = Attribute('The PendingEvents that subscribers have not yet taken.')
 
-    def sealing(recipients: Sequence[str]) -> None:
+    def mark_ambiguous(recipients: Sequence[str]) -> None:
         """The final dot is about to leave for these: a crash from now on is ambiguous."""
 
-    def unseal() -> None:
-        """It is certain now that the next hop has not taken it: all is as before ``sealing``.
+    def clear_ambiguous() -> None:
+        """It is certain now that the next hop has not taken it: all is as before ``before_final_dot``.
         Where that cannot be written down the doubt stays."""
 
     def settle(
-        fates: Sequence[Fate], *, retry_at: float | None = None, report: bool = True
+        events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
     ) -> None:
         """Record what an attempt came to.
 
-        ``fates``: Fates, of which those of kind 'deferred' change no recipient. ``retry_at``:
+        ``pending_events``: Fates, of which those of kind 'deferred' change no recipient. ``retry_at``:
         when the remaining recipients are due again, in epoch seconds; None when none remain.
-        ``report``: whether there is anybody to tell; the claim is kept then, for ``reported``.
+        ``report``: whether there is anybody to tell; the claim is kept then, for ``acknowledge``.
         Without it the claim is released. Raises QueueError when it cannot be recorded; the claim
         is kept then.
         """
 
-    def reported(fates: Iterable[Fate]) -> None:
+    def acknowledge(events: Iterable[PendingEvent]) -> None:
         """Subscribers have taken these."""
 
-    def postpone(fates: Iterable[Fate], due: float) -> None:
+    def retry_events(events: Iterable[PendingEvent], due: float) -> None:
         """Subscribers could not take these; ``due``: when to report them again."""
 
     def release() -> None:
@@ -243,8 +243,8 @@ class ISMTPMailer(IMailer):
 class IMailSession(Interface):
     """A conversation with the next hop, used by one thread at a time.
 
-    A session may have ``gives_way = True``: whatever it waits for stands in
-    :class:`pyramid_sendmail.threads.waiting`, so that the workers of a queue processor can take
+    A session may have ``cooperative = True``: whatever it waits for stands in
+    :class:`pyramid_sendmail.threads.blocking`, so that the workers of a queue processor can take
     turns over such sessions.
     """
 
@@ -256,12 +256,12 @@ class IMailSession(Interface):
     def send(
         envelopes: Iterable[Envelope],
         *,
-        sealing: Callable[[Envelope, Sequence[str]], None] | None = None,
+        before_final_dot: Callable[[Envelope, Sequence[str]], None] | None = None,
     ) -> Iterator[Outcome]:
         """Send each envelope and yield an Outcome for each, in order.
 
         ``envelopes``: an iterable, pulled from one by one, the next perhaps before the last one's
-        final dot has left: pulling must not wait for anything. ``sealing(envelope, recipients)``
+        final dot has left: pulling must not wait for anything. ``before_final_dot(envelope, recipients)``
         is called before the final dot of each leaves, with the recipients that the next hop has
         accepted, or has been asked about where their text leaves before the answer; what it raises
         ends the session. Raises MailerUnavailable where no mail is to blame: those pulled and not
@@ -298,12 +298,12 @@ class IMailQueueProcessor(Interface):
         """Look at the queue, or at ``stop``, now."""
 
 
-class IMailReporter(Interface):
+class IMailEventDispatcher(Interface):
     """Tells subscribers, each event in a request and a transaction of its own, or a batch of those
     that wait in one.
 
-    A reporter may have a ``turn``, which sessions with ``gives_way`` take as well: see
-    :class:`pyramid_sendmail.threads.Turn`.
+    A reporter may have a ``turn``, which sessions with ``cooperative`` take as well: see
+    :class:`pyramid_sendmail.threads.CooperativeLock`.
     """
 
     def wants(kind: str) -> bool:
@@ -312,8 +312,8 @@ class IMailReporter(Interface):
     def join(timeout: float) -> bool:
         """Wait until nothing is left to report; False if ``timeout`` seconds were not enough."""
 
-    def submit(claim: Any, fates: Sequence[Fate]) -> None:
-        """Report the fates of a claim from the events thread, then release the claim."""
+    def dispatch(claim: Any, events: Sequence[PendingEvent]) -> None:
+        """Report the pending events of a claim from the events thread, then release the claim."""
 
 
 class IMailSettings(Interface):

@@ -11,7 +11,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ['EXIT_GRACE', 'OwnThread', 'OwnThreads', 'Turn', 'in_own_thread', 'waiting']
+__all__ = [
+    'EXIT_GRACE',
+    'BackgroundThread',
+    'BackgroundThreads',
+    'CooperativeLock',
+    'blocking',
+    'in_background_thread',
+]
 
 EXIT_GRACE = 10.0
 """Seconds that a process waits at exit for what is pending."""
@@ -24,16 +31,16 @@ PENANCE, BUSY = 10.0, 0.5
 the time from which on it has not."""
 
 
-class OwnThread(threading.Thread):
+class BackgroundThread(threading.Thread):
     """A thread that this package started."""
 
 
-def in_own_thread() -> bool:
+def in_background_thread() -> bool:
     """Whether this code, a subscriber's perhaps, runs in one of our threads."""
-    return isinstance(threading.current_thread(), OwnThread)
+    return isinstance(threading.current_thread(), BackgroundThread)
 
 
-class OwnThreads:
+class BackgroundThreads:
     """The threads of one component, by name, one of each in a process.
 
     ``reset``: a method of the component, called in a forked child before anything else runs there:
@@ -45,11 +52,11 @@ class OwnThreads:
     def __init__(self, reset: Callable[[], object], finish: Callable[[float], object]) -> None:
         self._reset = weakref.WeakMethod(reset)
         self._finish = weakref.WeakMethod(finish)
-        self._threads: dict[str, OwnThread] = {}
+        self._threads: dict[str, BackgroundThread] = {}
         self._lock = threading.Lock()
         self._pid = 0
 
-    def start(self, name: str, run: Callable[[], None]) -> OwnThread:
+    def start(self, name: str, run: Callable[[], None]) -> BackgroundThread:
         """Start the thread unless it is alive. Raises RuntimeError where the system has none."""
         with self._lock:
             thread = self._threads.get(name)
@@ -58,7 +65,7 @@ class OwnThreads:
                     self._watch_forks()
                 if self._pid != os.getpid():
                     self._watch_exit()
-                thread = OwnThread(target=run, name=name, daemon=True)
+                thread = BackgroundThread(target=run, name=name, daemon=True)
                 thread.start()
                 self._threads[name] = thread
             return thread
@@ -93,12 +100,12 @@ class OwnThreads:
         atexit.register(leaving)
 
 
-class Turn:
+class CooperativeLock:
     """Has one of several threads work at a time, until it waits for something.
 
     Python runs one thread at a time anyway, but hands the interpreter over at each system call, a
     dozen times a mail: that costs more than the mail. A thread that holds the turn gives it up in
-    ``waiting`` alone. It is a courtesy, not a lock: who has waited for it for PATIENCE passes the
+    ``blocking`` alone. It is a courtesy, not a lock: who has waited for it for PATIENCE passes the
     holder over, and both work.
     """
 
@@ -110,7 +117,7 @@ class Turn:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Work in turn. Whatever may take long has to stand in ``waiting``."""
+        """Work in turn. Whatever may take long has to stand in ``blocking``."""
         before = _holding.hold
         if before is not None and before.turn is self:
             yield
@@ -155,7 +162,7 @@ class _Hold:
 
     __slots__ = ('_lock', '_since', 'turn')
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: CooperativeLock) -> None:
         self.turn = turn
 
     def take(self) -> None:
@@ -189,8 +196,8 @@ class _Holding(threading.local):
 _holding = _Holding()
 
 
-class waiting:
-    """``with waiting():`` others may work; nothing happens in a thread that holds no turn."""
+class blocking:
+    """``with blocking():`` others may work; nothing happens in a thread that holds no turn."""
 
     __slots__ = ('_hold',)
 

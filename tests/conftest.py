@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 from pyramid_sendmail import Message
-from pyramid_sendmail.message import Composer
+from pyramid_sendmail.message import EnvelopeFactory
 from tests.support.smtp.strict_reader import faults
 
 # How long an example takes says something about the machine.
@@ -26,10 +26,10 @@ pytest_plugins = ['tests.support.smtp.fixtures', 'tests.support.databases', 'tes
 @pytest.fixture(scope='session', autouse=True)
 def strict_messages() -> Iterator[None]:
     """Have every message of the suite read by a strict reader (RELIABILITY 123)."""
-    made = Composer.envelope
+    made = EnvelopeFactory.envelope
 
     @wraps(made)
-    def envelope(composer: Composer, message: object, **options: Any) -> Any:
+    def envelope(composer: EnvelopeFactory, message: object, **options: Any) -> Any:
         envelope = made(composer, message, **options)
         if isinstance(message, Message):
             domain = envelope.message_id.rpartition('@')[2].rstrip('>')
@@ -40,5 +40,5 @@ def strict_messages() -> Iterator[None]:
         return envelope
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Composer, 'envelope', envelope)
+        patch.setattr(EnvelopeFactory, 'envelope', envelope)
         yield

@@ -42,8 +42,8 @@ from pyramid_sendmail.envelope import Envelope, Reply, Verdict
 from pyramid_sendmail.interfaces import (
     IMailDelivery,
     IMailer,
+    IMailEventDispatcher,
     IMailQueue,
-    IMailReporter,
     IMailSession,
 )
 from pyramid_sendmail.mailers.factory import mailer_from_url
@@ -240,7 +240,7 @@ def request_of(registry: Any) -> Any:
 def queued(registry: Any) -> list[Envelope | bytes]:
     """What waits in the queue: envelopes, and the bytes of what is not due yet."""
     queue = registry.getUtility(IMailQueue)
-    tickets, _ = queue.look(1e11)
+    tickets, _ = queue.scan(1e11)
     envelopes: list[Envelope | bytes] = []
     for ticket in tickets:
         claim = queue.claim(ticket)
@@ -573,8 +573,8 @@ def test_events() -> None:
         request.mailer.send(
             sending['Message'](subject='Other', to='bob@example.org', text='x', tag='other')
         )
-    reporter: Any = registry.getUtility(IMailReporter)
-    assert reporter.join(10)
+    dispatcher: Any = registry.getUtility(IMailEventDispatcher)
+    assert dispatcher.join(10)
     rows = refusals(registry)
     assert [row[1:] for row in rows] == [('ann@example.org', '550 no such user')]
     again = request_of(registry)

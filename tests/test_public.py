@@ -18,7 +18,7 @@ from pyramid_sendmail import exceptions, interfaces, message, queue
 from pyramid_sendmail.bound import BoundMailDelivery
 from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
 from pyramid_sendmail.envelope import Report
-from pyramid_sendmail.events.dispatcher import MailReporter
+from pyramid_sendmail.events.dispatcher import EventDispatcher
 from pyramid_sendmail.mailers.file import FileMailer, FileSession
 from pyramid_sendmail.mailers.null import NullMailer, NullSession
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
@@ -26,7 +26,7 @@ from pyramid_sendmail.mailers.smtp.session import SMTPSession
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.claim import MaildirClaim
-from pyramid_sendmail.queue.maildir.staging import MaildirPut
+from pyramid_sendmail.queue.maildir.staging import StagedMail
 from pyramid_sendmail.queue.memory import MemoryClaim, MemoryPut
 
 PUBLIC = {
@@ -117,8 +117,8 @@ def test_errors_carry_what_they_say() -> None:
         (BoundMailDelivery, interfaces.IMailDelivery),
         (MaildirQueue, interfaces.IMailQueue),
         (MemoryQueue, interfaces.IMailQueue),
-        (MaildirPut, interfaces.IMailQueuePut),
-        (MemoryPut, interfaces.IMailQueuePut),
+        (StagedMail, interfaces.IStagedMail),
+        (MemoryPut, interfaces.IStagedMail),
         (MaildirClaim, interfaces.IMailClaim),
         (MemoryClaim, interfaces.IMailClaim),
         (SMTPMailer, interfaces.ISMTPMailer),
@@ -128,7 +128,7 @@ def test_errors_carry_what_they_say() -> None:
         (FileSession, interfaces.IMailSession),
         (NullSession, interfaces.IMailSession),
         (QueueProcessor, interfaces.IMailQueueProcessor),
-        (MailReporter, interfaces.IMailReporter),
+        (EventDispatcher, interfaces.IMailEventDispatcher),
     ],
 )
 def test_interfaces_are_kept(made: type, interface: type[Interface]) -> None:

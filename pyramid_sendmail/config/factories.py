@@ -33,16 +33,16 @@ from pyramid.registry import Registry
 from zope.interface import Interface
 
 from ..delivery.queued import DirectMailDelivery, QueuedMailDelivery
-from ..interfaces import IMailDelivery, IMailer, IMailQueue, IMailReporter, IMailSettings
+from ..interfaces import IMailDelivery, IMailer, IMailEventDispatcher, IMailQueue, IMailSettings
 from ..settings.table import DEFAULT_URL, TABLE, MailSettings, parse_settings
 from ..standin import real, stand_in
 
 if TYPE_CHECKING:
-    from ..events.dispatcher import MailReporter
-    from ..message import Composer
+    from ..events.dispatcher import EventDispatcher
+    from ..message import EnvelopeFactory
     from ..processor.processor import QueueProcessor
     from ..queue import MaildirQueue
-    from ..sending.attempt import Attempts
+    from ..sending.attempt import OutcomeRecorder
 
 __all__ = ['add_directives', 'processor_of', 'set_mail_delivery', 'set_mail_queue', 'set_mailer']
 
@@ -205,17 +205,17 @@ def default_delivery(registry: Registry) -> Any:
     settings = _settings(registry)
     queue = registry.queryUtility(IMailQueue)
     mailer = registry.getUtility(IMailer)
-    composer = stand_in(lambda: _composer(settings))
+    envelope_factory = stand_in(lambda: _envelope_factory(settings))
     thread = registry.queryUtility(_IProcessorThread)
     sent = _nothing if thread is None else thread.sent
     if settings.delivery == 'queue' or (settings.delivery is None and queue is not None):
         _need_queue(queue, 'mail.delivery = queue')
-        return QueuedMailDelivery(queue, mailer, composer, sent=sent)
+        return QueuedMailDelivery(queue, mailer, envelope_factory, sent=sent)
     return DirectMailDelivery(
         queue if queue is not None else stand_in(_memory_queue),
         mailer,
-        composer,
-        stand_in(lambda: _attempts(registry, durable=queue is not None)),
+        envelope_factory,
+        stand_in(lambda: _recorder(registry, durable=queue is not None)),
         durable=queue is not None,
         wait=settings.direct_wait,
         timeout=settings.direct_timeout,
@@ -229,17 +229,17 @@ def _memory_queue() -> Any:
     return MemoryQueue(keep_failed=False)
 
 
-def _attempts(registry: Registry, *, durable: bool) -> Attempts:
+def _recorder(registry: Registry, *, durable: bool) -> OutcomeRecorder:
     from ..retry import AT_ONCE_OR_NEVER
-    from ..sending.attempt import Attempts
+    from ..sending.attempt import OutcomeRecorder
 
     settings = _settings(registry)
     policy = settings.policy if durable else AT_ONCE_OR_NEVER
-    reporter = real(registry.getUtility(IMailReporter))
-    attempts = Attempts(policy, reporter, settings.ambiguous)
+    dispatcher = real(registry.getUtility(IMailEventDispatcher))
+    recorder = OutcomeRecorder(policy, dispatcher, settings.ambiguous)
     # A reporter of the application's own may have none.
-    attempts.turn = getattr(reporter, 'turn', attempts.turn)
-    return attempts
+    recorder.cooperative_lock = getattr(dispatcher, 'cooperative_lock', recorder.cooperative_lock)
+    return recorder
 
 
 def _need_queue(queue: Any, what: str) -> None:
@@ -251,11 +251,11 @@ def _nothing() -> None:
     """Nothing has to be started when a message was taken."""
 
 
-def _composer(settings: MailSettings) -> Composer:
+def _envelope_factory(settings: MailSettings) -> EnvelopeFactory:
     """The composer of settings that ``_check_senders`` has verified."""
-    from ..message import Composer
+    from ..message import EnvelopeFactory
 
-    return Composer(
+    return EnvelopeFactory(
         default_sender=settings.default_sender,
         envelope_sender=settings.envelope_sender,
         hostname=settings.hostname,
@@ -274,10 +274,10 @@ def _check_senders(settings: MailSettings) -> None:
             raise ConfigurationError(str(error)) from error
 
 
-def _reporter(registry: Registry, batch: int) -> MailReporter:
-    from ..events.dispatcher import MailReporter
+def _dispatcher(registry: Registry, batch: int) -> EventDispatcher:
+    from ..events.dispatcher import EventDispatcher
 
-    return MailReporter(registry, batch=batch)
+    return EventDispatcher(registry, batch=batch)
 
 
 def processor_of(
@@ -288,12 +288,12 @@ def processor_of(
     from ..processor.processor import QueueProcessor
 
     settings = _settings(registry)
-    reporter: Any = real(registry.getUtility(IMailReporter))
+    dispatcher: Any = real(registry.getUtility(IMailEventDispatcher))
     return QueueProcessor(
         real(registry.getUtility(IMailQueue)),
         real(registry.getUtility(IMailer)),
-        reporter,
-        _attempts(registry, durable=True),
+        dispatcher,
+        _recorder(registry, durable=True),
         workers=workers or settings.workers,
         batch=batch or settings.batch,
         rate=settings.rate,
@@ -310,9 +310,9 @@ def _set_settings(config: Configurator) -> None:
         settings = parse_settings(given)
         registry.registerUtility(settings, IMailSettings)
         _check_senders(settings)
-        if registry.queryUtility(IMailReporter) is None:
-            reporter = stand_in(lambda: _reporter(registry, settings.event_batch))
-            registry.registerUtility(reporter, IMailReporter)
+        if registry.queryUtility(IMailEventDispatcher) is None:
+            dispatcher = stand_in(lambda: _dispatcher(registry, settings.event_batch))
+            registry.registerUtility(dispatcher, IMailEventDispatcher)
         introspectable['settings'] = _shown(given, settings)
 
     config.action(('mail', 'settings'), register, order=SETTINGS, introspectables=(introspectable,))

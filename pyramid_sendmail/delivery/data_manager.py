@@ -79,7 +79,7 @@ class Committing(Protocol):
         """The vote: the last moment at which anything may raise."""
 
     def published(self, transaction: Any, put: Any) -> None:
-        """The commit: the mail of an IMailQueuePut can be claimed; twice, after an interrupt."""
+        """The commit: the mail of an IStagedMail can be claimed; twice, after an interrupt."""
 
     def doubted(self) -> None:
         """The mail is in doubt, and kept."""
@@ -170,7 +170,7 @@ class MailDataManager:
 
     def _drop(self) -> None:
         if self._last.voted:
-            self._put.doubt()
+            self._put.keep_in_doubt()
             try:
                 self._delivery.doubted()
             except Exception:

@@ -11,12 +11,12 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from ..envelope import Fate, Verdict
+from ..envelope import PendingEvent, Verdict
 from ..exceptions import DamagedMail, MailerUnavailable, QueueError
 from ..interfaces import IMailer, IMailQueue
-from ..sending.attempt import Attempts, Tally, attempt, report_settled
-from ..sending.connection import Road
-from ..threads import OwnThreads
+from ..sending.attempt import OutcomeRecorder, Tally, attempt, report_settled
+from ..sending.connection import RelayConnection
+from ..threads import BackgroundThreads
 
 __all__ = ['DirectSender']
 
@@ -40,19 +40,19 @@ class DirectSender:
     """
 
     def __init__(
-        self, queue: IMailQueue, mailer: IMailer, attempts: Attempts, *, durable: bool
+        self, queue: IMailQueue, mailer: IMailer, recorder: OutcomeRecorder, *, durable: bool
     ) -> None:
         self._queue: Any = queue
         self._mailer = mailer
-        self._attempts = attempts
+        self._recorder = recorder
         self._durable = durable
-        self._threads = OwnThreads(self._forked, self.finish)
-        self._road = Road(mailer)
+        self._threads = BackgroundThreads(self._forked, self.finish)
+        self._road = RelayConnection(mailer)
         self._reset()
 
     def _forked(self) -> None:
         # What could not be recorded is the parent's.
-        self._attempts.unrecorded = []
+        self._recorder.unrecorded = []
         self._reset()
 
     def _reset(self) -> None:
@@ -75,7 +75,7 @@ class DirectSender:
             self._changed.notify_all()
         return answered
 
-    def look(self, at: float = 0.0) -> None:
+    def scan(self, at: float = 0.0) -> None:
         """Have the queue looked through for events to report, at a time in epoch seconds."""
         with self._changed:
             self._look_at = min(self._look_at, at)
@@ -84,8 +84,8 @@ class DirectSender:
     def finish(self, timeout: float) -> None:
         """Send what is pending, and report it, within ``timeout`` seconds."""
         end = time.monotonic() + timeout
-        reporter: Any = self._attempts.reporter
-        while self._rests(end) and reporter.join(max(end - time.monotonic(), 0.0)):
+        dispatcher: Any = self._recorder.dispatcher
+        while self._rests(end) and dispatcher.join(max(end - time.monotonic(), 0.0)):
             with self._changed:
                 # What subscribers have sent is pending again.
                 if self._resting():
@@ -114,7 +114,7 @@ class DirectSender:
             self._busy = False
             self._changed.notify_all()
             while not self._jobs:
-                rest = self._look_at - self._attempts.clock()
+                rest = self._look_at - self._recorder.clock()
                 if rest <= 0:
                     self._look_at = inf
                     self._jobs.append(self._look)
@@ -125,8 +125,8 @@ class DirectSender:
 
     def _send(self, tickets: tuple[Any, ...], answered: threading.Event) -> None:
         try:
-            self._queue.check()
-            self._attempts.record()
+            self._queue.check_writable()
+            self._recorder.record()
             self._attempt(tickets)
         except (MailerUnavailable, QueueError) as error:
             self._unsent(tickets, error)
@@ -137,7 +137,7 @@ class DirectSender:
             answered.set()
 
     def _attempt(self, tickets: tuple[Any, ...]) -> None:
-        now = self._attempts.clock()
+        now = self._recorder.clock()
         left = deque(ticket for ticket in tickets if ticket.due < now + ROUNDED)
         if left:
             time.sleep(max(0.0, *(ticket.due - now for ticket in left)))
@@ -150,7 +150,7 @@ class DirectSender:
 
         self._connected = True
         while left:
-            attempt(claims(), self._road, self._attempts, Tally())
+            attempt(claims(), self._road, self._recorder, Tally())
 
     def _claim(self, ticket: Any) -> Any:
         try:
@@ -158,13 +158,13 @@ class DirectSender:
         except DamagedMail as error:
             log.error('%s', error)
             return None
-        return claim and DirectClaim(claim, self.look, self._attempts.clock)
+        return claim and DirectClaim(claim, self.scan, self._recorder.clock)
 
     def _unsent(self, tickets: tuple[Any, ...], error: Exception) -> None:
         if self._durable:
             log.warning('nothing can be sent now, the mail waits in the queue: %s', error)
-            if self._attempts.unrecorded:
-                self.look(self._attempts.clock() + AGAIN)
+            if self._recorder.unrecorded:
+                self.scan(self._recorder.clock() + AGAIN)
             return
         # Without a queue there is no later: what was not sent has failed.
         for ticket in tickets:
@@ -172,7 +172,7 @@ class DirectSender:
             if claim is not None:
                 verdict = Verdict('deferred', None, str(error) or repr(error))
                 outcome = dict.fromkeys(claim.todo, verdict)
-                self._attempts.settle(claim, outcome, self._mailer.name)
+                self._recorder.settle(claim, outcome, self._mailer.name)
 
     def _hang_up(self) -> None:
         self._connected = False
@@ -182,20 +182,20 @@ class DirectSender:
         """Record what could not be recorded, report what subscribers have not taken, and bring to
         its end what stopped processes have left in ``tmp/``."""
         try:
-            self._attempts.record()
-            tickets, _ = self._queue.look(self._attempts.clock())
+            self._recorder.record()
+            tickets, _ = self._queue.scan(self._recorder.clock())
             for ticket in tickets:
                 if ticket.folder == 'done' and (claim := self._claim(ticket)):
-                    report_settled(claim, self._attempts.reporter)
+                    report_settled(claim, self._recorder.dispatcher)
             if self._durable:
-                self.look(self._attempts.clock() + EVERY)
+                self.scan(self._recorder.clock() + EVERY)
         except QueueError as error:
             log.error('events could not be looked for: %s', error)
-            self.look(self._attempts.clock() + AGAIN)
+            self.scan(self._recorder.clock() + AGAIN)
 
 
 class DirectClaim:
-    """A claim that says when an event of it has to be looked for: ``look(at)``, epoch seconds."""
+    """A claim that says when an event of it has to be looked for: ``scan(at)``, epoch seconds."""
 
     def __init__(
         self, claim: Any, look: Callable[[float], None], clock: Callable[[], float]
@@ -209,13 +209,13 @@ class DirectClaim:
         return getattr(self._claim, name)
 
     def settle(
-        self, fates: Sequence[Fate], *, retry_at: float | None = None, report: bool = True
+        self, events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
     ) -> None:
-        self._claim.settle(fates, retry_at=retry_at, report=report)
+        self._claim.settle(events, retry_at=retry_at, report=report)
         self._telling = report
 
-    def postpone(self, fates: Iterable[Fate], due: float) -> None:
-        self._claim.postpone(fates, due)
+    def retry_events(self, events: Iterable[PendingEvent], due: float) -> None:
+        self._claim.retry_events(events, due)
         self._look(due + ROUNDED)
 
     def release(self) -> None:

@@ -17,8 +17,8 @@ from ..standin import real, stand_in
 if TYPE_CHECKING:
     from ..bound import BoundMailDelivery
     from ..envelope import Envelope, Report
-    from ..message import Composer
-    from ..sending.attempt import Attempts
+    from ..message import EnvelopeFactory
+    from ..sending.attempt import OutcomeRecorder
 
 __all__ = ['DirectMailDelivery', 'QueuedMailDelivery']
 
@@ -33,13 +33,13 @@ class QueuedMailDelivery:
         self,
         queue: IMailQueue,
         mailer: IMailer,
-        composer: Composer,
+        envelope_factory: EnvelopeFactory,
         *,
         sent: Callable[[], None] = lambda: None,
     ) -> None:
         self._queue = queue
         self._mailer = mailer
-        self._composer = composer
+        self._envelope_factory = envelope_factory
         self._sent = sent
 
     def send(self, message: Any, **options: Any) -> str:
@@ -48,7 +48,7 @@ class QueuedMailDelivery:
     def send_now(self, message: Any, *, sender: Any = None, recipients: Any = None) -> Report:
         from ..bound import send_now
 
-        envelope = self._composer.envelope(message, sender=sender, recipients=recipients)
+        envelope = self._envelope_factory.envelope(message, sender=sender, recipients=recipients)
         return send_now(envelope, self._mailer)
 
     def bind(self, tm: Any, environ: Mapping[str, Any] | None = None) -> BoundMailDelivery:
@@ -56,11 +56,11 @@ class QueuedMailDelivery:
 
     def freeze(self, message: Any, options: Mapping[str, Any]) -> Envelope:
         """The envelope of a message. Raises MessageError."""
-        return self._composer.envelope(message, **options)
+        return self._envelope_factory.envelope(message, **options)
 
     def prepare(self) -> None:
         """Have all there that a commit needs: what goes wrong over that, goes wrong before it."""
-        self._queue, self._composer = real(self._queue), real(self._composer)
+        self._queue, self._envelope_factory = real(self._queue), real(self._envelope_factory)
 
     def joined(self) -> None:
         """A transaction has taken an envelope."""
@@ -93,25 +93,25 @@ class DirectMailDelivery(QueuedMailDelivery):
         self,
         queue: IMailQueue,
         mailer: IMailer,
-        composer: Composer,
-        attempts: Attempts,
+        envelope_factory: EnvelopeFactory,
+        recorder: OutcomeRecorder,
         *,
         durable: bool,
         wait: bool = True,
         timeout: float = 30.0,
         sent: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(queue, mailer, composer, sent=sent)
+        super().__init__(queue, mailer, envelope_factory, sent=sent)
         self._durable = durable
         self._wait = wait
         self._timeout = timeout
-        self._attempts = attempts
+        self._recorder = recorder
         self._sender: Any = stand_in(self._new_sender)
 
     def _new_sender(self) -> Any:
         from .direct_sender import DirectSender
 
-        parts = (real(self._queue), real(self._mailer), real(self._attempts))
+        parts = (real(self._queue), real(self._mailer), real(self._recorder))
         return DirectSender(*parts, durable=self._durable)
 
     def prepare(self) -> None:
@@ -132,14 +132,14 @@ class DirectMailDelivery(QueuedMailDelivery):
         self._sender.start()
 
     def published(self, transaction: Any, put: Any) -> None:
-        from ..threads import in_own_thread
+        from ..threads import in_background_thread
 
         answered = self._sender.hand_over(put.tickets)
-        if self._wait and not in_own_thread():
+        if self._wait and not in_background_thread():
             transaction.addAfterCommitHook(self._await, (answered,))
 
     def doubted(self) -> None:
-        self._sender.look()
+        self._sender.scan()
 
     def _await(self, committed: bool, answered: threading.Event) -> None:
         if not answered.wait(self._timeout):

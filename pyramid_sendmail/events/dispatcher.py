@@ -19,15 +19,15 @@ from pyramid.registry import Registry
 from pyramid.request import Request
 from zope.interface import implementedBy, implementer
 
-from ..envelope import Envelope, Fate
-from ..interfaces import IMailClaim, IMailReporter
+from ..envelope import Envelope, PendingEvent
+from ..interfaces import IMailClaim, IMailEventDispatcher
 from ..retry import EVENT_RETRY, RetryPolicy
-from ..threads import OwnThreads, Turn
+from ..threads import BackgroundThreads, CooperativeLock
 from .loop_guard import depth as _depth
-from .request import BlankRequests
+from .request import EventRequests
 from .types import KINDS, event_of
 
-__all__ = ['MailReporter']
+__all__ = ['EventDispatcher']
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ thread would find one event at a time, and interrupt the senders for each."""
 SPAN, REST = 0.01, 0.002
 """Seconds for which events are told while nobody sends, and those that are for sending, then."""
 
-Report = tuple[Fate, Envelope]
+Report = tuple[PendingEvent, Envelope]
 """What is to be told, and the mail that it is about."""
 
 
-@implementer(IMailReporter)
-class MailReporter:
-    """See IMailReporter. One thread, started by the first event, again after a fork.
+@implementer(IMailEventDispatcher)
+class EventDispatcher:
+    """See IMailEventDispatcher. One thread, started by the first event, again after a fork.
 
     ``batch``: how many events that wait share a request and a transaction, at most. ``backlog``:
     how many claims may wait for the thread; beyond it they are released, and come back with a
@@ -69,14 +69,14 @@ class MailReporter:
         self._backlog = _room() if backlog is None else backlog
         self.failures = 0
         """How often subscribers have failed to take an event."""
-        self.turn = Turn()
+        self.cooperative_lock = CooperativeLock()
         """Of the subscribers, and of whoever sends beside them."""
-        self._requests = BlankRequests(registry)
-        self._threads = OwnThreads(self._reset, self.join)
+        self._requests = EventRequests(registry)
+        self._threads = BackgroundThreads(self._reset, self.join)
         self._reset()
 
     def _reset(self) -> None:
-        self._waiting: deque[tuple[Any, Sequence[Fate]]] = deque()
+        self._waiting: deque[tuple[Any, Sequence[PendingEvent]]] = deque()
         self._changed = threading.Condition()
         self._busy = False
 
@@ -85,11 +85,11 @@ class MailReporter:
         provided = cast(Any, implementedBy)(KINDS[kind])
         return bool(self._registry.adapters.subscriptions([provided], None))
 
-    def submit(self, claim: IMailClaim, fates: Sequence[Fate]) -> None:
+    def dispatch(self, claim: IMailClaim, events: Sequence[PendingEvent]) -> None:
         with self._changed:
             taken = len(self._waiting) < self._backlog
             if taken:
-                self._waiting.append((claim, tuple(fates)))
+                self._waiting.append((claim, tuple(events)))
                 if len(self._waiting) in (1, self._enough):
                     self._changed.notify_all()
         if taken:
@@ -105,7 +105,7 @@ class MailReporter:
     def _run(self) -> None:
         while True:
             self._await_events()
-            with self.turn.borrowed() as in_turn:
+            with self.cooperative_lock.borrowed() as in_turn:
                 end = time.perf_counter() + SPAN
                 while taken := self._take():
                     self._tell(taken)
@@ -126,9 +126,9 @@ class MailReporter:
             if alone or len(self._waiting) < self._batch:
                 self._changed.wait_for(lambda: len(self._waiting) >= self._enough, TOGETHER)
 
-    def _take(self) -> list[tuple[Any, Sequence[Fate]]]:
+    def _take(self) -> list[tuple[Any, Sequence[PendingEvent]]]:
         """As many claims as make a batch; nothing where none waits."""
-        taken: list[tuple[Any, Sequence[Fate]]] = []
+        taken: list[tuple[Any, Sequence[PendingEvent]]] = []
         with self._changed:
             room = self._batch
             while self._waiting and (not taken or len(self._waiting[0][1]) <= room):
@@ -137,30 +137,30 @@ class MailReporter:
                 room -= len(taken[-1][1])
         return taken
 
-    def _tell(self, taken: Sequence[tuple[Any, Sequence[Fate]]]) -> None:
+    def _tell(self, taken: Sequence[tuple[Any, Sequence[PendingEvent]]]) -> None:
         told = self._told(taken)
-        for claim, fates in taken:
+        for claim, events in taken:
             try:
-                self._settle(claim, fates, told)
+                self._settle(claim, events, told)
             except Exception:
                 log.exception('%s: an event could not be settled', claim.envelope.message_id)
                 claim.release()
 
-    def _settle(self, claim: Any, fates: Sequence[Fate], taken: Set[str]) -> None:
-        told: list[Fate] = []
-        failed: list[Fate] = []
-        for fate in fates:
+    def _settle(self, claim: Any, events: Sequence[PendingEvent], taken: Set[str]) -> None:
+        told: list[PendingEvent] = []
+        failed: list[PendingEvent] = []
+        for fate in events:
             if fate.kind != 'deferred':
                 given_up = fate.id not in taken and self._given_up(fate, claim.envelope)
                 (told if fate.id in taken or given_up else failed).append(fate)
         if told:
-            claim.reported(told)
+            claim.acknowledge(told)
         if failed:
             self.failures += len(failed)
             delays = [self._policy.delay(fate.tries + 1, 0.0) or 0.0 for fate in failed]
-            claim.postpone(failed, self._clock() + min(delays))
+            claim.retry_events(failed, self._clock() + min(delays))
 
-    def _given_up(self, fate: Fate, envelope: Envelope) -> bool:
+    def _given_up(self, fate: PendingEvent, envelope: Envelope) -> bool:
         age = sum(self._policy.delay(n, 0.0) or 0.0 for n in range(1, fate.tries + 2))
         if age < self._policy.give_up_after:
             return False
@@ -174,7 +174,7 @@ class MailReporter:
         )
         return True
 
-    def _told(self, claims: Iterable[tuple[Any, Sequence[Fate]]]) -> set[str]:
+    def _told(self, claims: Iterable[tuple[Any, Sequence[PendingEvent]]]) -> set[str]:
         """Report all, and return the ids of those that subscribers have taken. Where not all of a
         batch could be told together, each is told by itself: one costs the others nothing."""
         told: set[str] = set()
@@ -185,12 +185,14 @@ class MailReporter:
                 told.update(fate.id for fate, envelope in batch if self.notify(fate, envelope))
         return told
 
-    def _batches(self, claims: Iterable[tuple[Any, Sequence[Fate]]]) -> Iterator[list[Report]]:
+    def _batches(
+        self, claims: Iterable[tuple[Any, Sequence[PendingEvent]]]
+    ) -> Iterator[list[Report]]:
         """What is told together. An event that subscribers have not taken before is told by
         itself, and so is one that is told at most once: it cannot be told again."""
         batch: list[Report] = []
-        for claim, fates in claims:
-            for fate in fates:
+        for claim, events in claims:
+            for fate in events:
                 report = fate, claim.envelope
                 if fate.kind == 'deferred' or fate.tries or not self.wants(fate.kind):
                     yield [report]
@@ -202,7 +204,7 @@ class MailReporter:
         if batch:
             yield batch
 
-    def notify(self, fate: Fate, envelope: Envelope) -> bool:
+    def notify(self, fate: PendingEvent, envelope: Envelope) -> bool:
         """Report one fate now, in this thread, which must be one of our own; False if a subscriber
         raised, or its transaction could not commit."""
         return not self.wants(fate.kind) or self._report([(fate, envelope)])
@@ -252,7 +254,7 @@ class MailReporter:
             raise
 
 
-def _depth_of(fate: Fate, envelope: Envelope) -> int:
+def _depth_of(fate: PendingEvent, envelope: Envelope) -> int:
     return envelope.depth + (fate.kind != 'sent')
 
 

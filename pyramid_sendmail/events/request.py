@@ -11,10 +11,10 @@ from pyramid.registry import Registry
 from pyramid.request import Request, apply_request_extensions
 from pyramid.threadlocal import RequestContext
 
-__all__ = ['BlankRequests']
+__all__ = ['EventRequests']
 
 
-class BlankRequests:
+class EventRequests:
     """Requests made by the application's request factory, with its extensions.
 
     Pyramid makes a class for each request, with the properties that extensions give it. That costs

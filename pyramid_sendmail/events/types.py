@@ -17,7 +17,7 @@ from typing import Any
 
 from zope.interface import implementer
 
-from ..envelope import Envelope, Fate, Reply
+from ..envelope import Envelope, PendingEvent, Reply
 from ..interfaces import IMailDeferredEvent, IMailErrorEvent, IMailSentEvent
 
 __all__ = [
@@ -83,7 +83,7 @@ KINDS: Mapping[str, type[MailEvent]] = {
 }
 
 
-def event_of(fate: Fate, envelope: Envelope, request: Any) -> MailEvent:
+def event_of(fate: PendingEvent, envelope: Envelope, request: Any) -> MailEvent:
     """The event that tells a mail's fate."""
     common: dict[str, Any] = {
         'id': fate.id,

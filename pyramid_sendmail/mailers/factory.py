@@ -10,8 +10,8 @@ from pyramid.exceptions import ConfigurationError
 
 from ..settings.credentials import SCHEMES, begins, separate, takes_credentials
 from ..standin import stand_in
-from .schemes import BUILDERS, Beside
-from .url import EXAMPLE, Parts, refuse, split
+from .schemes import BUILDERS, Defaults
+from .url import EXAMPLE, MailURL, refuse, split
 
 __all__ = ['mailer_from_url']
 
@@ -48,17 +48,17 @@ def mailer_from_url(
     if ',' in url and begins(r',\s*', url):
         refuse('has a comma before a URL', 'a blank or a line break there, or , as %2C')
     urls = separate(url)
-    beside = Beside(hostname, username or None, password or None)
+    defaults = Defaults(hostname, username or None, password or None)
     parts = []
     for number, each in enumerate(urls):
         with _naming(number, len(urls)):
             parts.append(_split(each, number))
-    _check_beside(parts, beside)
+    _check_beside(parts, defaults)
     mailers: list[Any] = []
     for number, part in enumerate(parts):
         with _naming(number, len(urls)):
-            make = BUILDERS[part.scheme](part, beside)
-            mailers.append(stand_in(make) if later and _is_certain(part, beside) else make())
+            make = BUILDERS[part.scheme](part, defaults)
+            mailers.append(stand_in(make) if later and _is_certain(part, defaults) else make())
     if len(mailers) == 1:
         return mailers[0]
     from .failover import FailoverMailer
@@ -66,10 +66,10 @@ def mailer_from_url(
     return FailoverMailer(mailers)
 
 
-def _is_certain(part: Parts, beside: Beside) -> bool:
+def _is_certain(part: MailURL, defaults: Defaults) -> bool:
     """Whether making the mailer can neither fail nor has anything to say: LMTP refuses a port,
     ``smtp+insecure:`` warns, options name files, and credentials must not hold a NUL."""
-    words = (*part.credentials(), beside.username or '', beside.password or '')
+    words = (*part.credentials(), defaults.username or '', defaults.password or '')
     return (
         part.scheme not in ('lmtp', 'smtp+insecure')
         and part.options.keys() <= {'tls'}
@@ -96,14 +96,14 @@ def _naming(number: int, total: int) -> Iterator[None]:
         raise ConfigurationError(text) from error
 
 
-def _split(url: str, number: int) -> Parts:
+def _split(url: str, number: int) -> MailURL:
     parts = split(url)
     if parts.scheme not in BUILDERS:
         _refuse_scheme(parts, number)
     return parts
 
 
-def _refuse_scheme(parts: Parts, number: int) -> NoReturn:
+def _refuse_scheme(parts: MailURL, number: int) -> NoReturn:
     import difflib
 
     near = difflib.get_close_matches(parts.scheme, SCHEMES, n=1, cutoff=0.5)
@@ -116,9 +116,9 @@ def _refuse_scheme(parts: Parts, number: int) -> NoReturn:
     refuse('does not say how mail leaves', f'smtp: before the host, as in {EXAMPLE}')
 
 
-def _check_beside(parts: Sequence[Parts], beside: Beside) -> None:
+def _check_beside(parts: Sequence[MailURL], defaults: Defaults) -> None:
     """Somebody must take the credentials of the other settings."""
-    if not (beside.username or beside.password):
+    if not (defaults.username or defaults.password):
         return
     takers = [each for each in parts if takes_credentials(f'{each.scheme}:')]
     if not takers:
@@ -129,5 +129,5 @@ def _check_beside(parts: Sequence[Parts], beside: Beside) -> None:
     takers = [each for each in takers if not each.has_credentials]
     if not takers:
         refuse('has credentials, and so have mail.username or mail.password', 'them in one place')
-    if beside.password and all(each.has_token for each in takers):
+    if defaults.password and all(each.has_token for each in takers):
         refuse('has a token, and there is a password beside it', 'one of them alone')

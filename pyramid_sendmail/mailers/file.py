@@ -55,7 +55,7 @@ class FileSession:
         self._closed = False
 
     def send(
-        self, envelopes: Iterable[Envelope], *, sealing: Sealing | None = None
+        self, envelopes: Iterable[Envelope], *, before_final_dot: Sealing | None = None
     ) -> Iterator[Outcome]:
         """See IMailSession."""
         for envelope in envelopes:
@@ -68,7 +68,9 @@ class FileSession:
             }
             accepted = tuple(each for each in envelope.recipients if each not in verdicts)
             if accepted:
-                verdicts.update(dict.fromkeys(accepted, self._file(envelope, accepted, sealing)))
+                verdicts.update(
+                    dict.fromkeys(accepted, self._file(envelope, accepted, before_final_dot))
+                )
             yield {each: verdicts[each] for each in envelope.recipients}
 
     def close(self) -> None:
@@ -78,7 +80,7 @@ class FileSession:
     abandon = close
 
     def _file(
-        self, envelope: Envelope, accepted: tuple[str, ...], sealing: Sealing | None
+        self, envelope: Envelope, accepted: tuple[str, ...], before_final_dot: Sealing | None
     ) -> Verdict:
         name = f'{int(time.time())}.{secrets.token_hex(8)}.eml'
         written = os.path.join(self._path, 'tmp', name)
@@ -88,8 +90,8 @@ class FileSession:
         try:
             with _reachable(self.name):
                 _write(written, '\r\n'.join(lines).encode() + b'\r\n', envelope.blocks())
-            if sealing is not None:
-                sealing(envelope, accepted)
+            if before_final_dot is not None:
+                before_final_dot(envelope, accepted)
             with _reachable(self.name):
                 os.rename(written, filed)
         except BaseException:

@@ -36,14 +36,14 @@ class NullSession:
     _closed = False
 
     def send(
-        self, envelopes: Iterable[Envelope], *, sealing: Sealing | None = None
+        self, envelopes: Iterable[Envelope], *, before_final_dot: Sealing | None = None
     ) -> Iterator[Outcome]:
         """See IMailSession."""
         for envelope in envelopes:
             if self._closed:
                 raise MailerUnavailable('null: the session is closed', stale=True)
-            if sealing is not None and envelope.recipients:
-                sealing(envelope, envelope.recipients)
+            if before_final_dot is not None and envelope.recipients:
+                before_final_dot(envelope, envelope.recipients)
             yield dict.fromkeys(envelope.recipients, Verdict('delivered', Reply(250, 'vanished')))
 
     def close(self) -> None:

@@ -14,15 +14,15 @@ from pyramid.path import DottedNameResolver
 
 from ..interfaces import IMailer
 from ..settings.converters import choice, count, pause
-from .url import Parts, refuse
+from .url import MailURL, refuse
 
 if TYPE_CHECKING:
     from .smtp.mailer import Security
 
-__all__ = ['BUILDERS', 'RELAY_OPTIONS', 'Beside']
+__all__ = ['BUILDERS', 'RELAY_OPTIONS', 'Defaults']
 
 
-class Beside(NamedTuple):
+class Defaults(NamedTuple):
     """What other settings say."""
 
     hostname: str
@@ -90,7 +90,7 @@ _LMTP_OPTIONS: Mapping[str, Callable[[str], Any]] = {
 RELAY_OPTIONS: Mapping[str, Callable[[str], Any]] = {**_LMTP_OPTIONS, **_WINDOW}
 
 
-def _smtp(parts: Parts, beside: Beside) -> Maker:
+def _smtp(parts: MailURL, defaults: Defaults) -> Maker:
     def mailer(*place: Any, **arguments: Any) -> IMailer:
         from .smtp.mailer import SMTPMailer
 
@@ -98,22 +98,22 @@ def _smtp(parts: Parts, beside: Beside) -> Maker:
 
     port = 465 if parts.scheme == 'smtps' else 25
     insecure = parts.scheme == 'smtp+insecure'
-    return _to_host(mailer, parts, beside, port, RELAY_OPTIONS, insecure=insecure)
+    return _to_host(mailer, parts, defaults, port, RELAY_OPTIONS, insecure=insecure)
 
 
-def _lmtp(parts: Parts, beside: Beside) -> Maker:
+def _lmtp(parts: MailURL, defaults: Defaults) -> Maker:
     def mailer(*place: Any, **arguments: Any) -> IMailer:
         from .smtp.lmtp import LMTPMailer
 
         return LMTPMailer(*place, **arguments)
 
-    return _to_host(mailer, parts, beside, 24, _LMTP_OPTIONS)
+    return _to_host(mailer, parts, defaults, 24, _LMTP_OPTIONS)
 
 
 def _to_host(
     mailer: Callable[..., IMailer],
-    parts: Parts,
-    beside: Beside,
+    parts: MailURL,
+    defaults: Defaults,
     port: int,
     options: Mapping[str, Callable[[str], Any]],
     **more: Any,
@@ -122,16 +122,16 @@ def _to_host(
     host, port = parts.place(port)
     given = parts.known_options(options)
     arguments = {
-        'hostname': beside.hostname,
+        'hostname': defaults.hostname,
         'tls': _security(parts.scheme, given),
-        **_credentials(parts, beside, given, host),
+        **_credentials(parts, defaults, given, host),
         **_among(given, _TRUST),
         **more,
     }
     return lambda: mailer(host, port, **arguments, **_conversation(given))
 
 
-def _lmtp_unix(parts: Parts, beside: Beside) -> Maker:
+def _lmtp_unix(parts: MailURL, defaults: Defaults) -> Maker:
     parts.no_credentials()
     given = parts.known_options({**_TIMEOUT, **_SESSION})
     path = parts.absolute_path('lmtp+unix:/absolute/socket')
@@ -139,12 +139,12 @@ def _lmtp_unix(parts: Parts, beside: Beside) -> Maker:
     def make() -> IMailer:
         from .smtp.lmtp import LMTPMailer
 
-        return LMTPMailer.unix(path, hostname=beside.hostname, **_conversation(given))
+        return LMTPMailer.unix(path, hostname=defaults.hostname, **_conversation(given))
 
     return make
 
 
-def _sendmail(parts: Parts, beside: Beside) -> Maker:
+def _sendmail(parts: MailURL, defaults: Defaults) -> Maker:
     parts.no_credentials()
     given: dict[str, Any] = parts.known_options(_TIMEOUT)
     if parts.path or parts.authority:
@@ -158,7 +158,7 @@ def _sendmail(parts: Parts, beside: Beside) -> Maker:
     return make
 
 
-def _file(parts: Parts, beside: Beside) -> Maker:
+def _file(parts: MailURL, defaults: Defaults) -> Maker:
     parts.no_credentials()
     parts.known_options({})
     path = parts.absolute_path('file:///absolute/folder')
@@ -171,7 +171,7 @@ def _file(parts: Parts, beside: Beside) -> Maker:
     return make
 
 
-def _null(parts: Parts, beside: Beside) -> Maker:
+def _null(parts: MailURL, defaults: Defaults) -> Maker:
     parts.no_credentials()
     parts.known_options({})
     if parts.authority or parts.path not in ('', '/'):
@@ -185,7 +185,7 @@ def _null(parts: Parts, beside: Beside) -> Maker:
     return make
 
 
-BUILDERS: Mapping[str, Callable[[Parts, Beside], Maker]] = {
+BUILDERS: Mapping[str, Callable[[MailURL, Defaults], Maker]] = {
     'smtp': _smtp,
     'smtps': _smtp,
     'smtp+insecure': _smtp,
@@ -216,10 +216,10 @@ def _security(scheme: str, given: Mapping[str, Any]) -> Security:
 
 
 def _credentials(
-    parts: Parts, beside: Beside, given: Mapping[str, Any], host: str
+    parts: MailURL, defaults: Defaults, given: Mapping[str, Any], host: str
 ) -> dict[str, Any]:
     """The user name, and either the password or the token: the URL's own, or those beside it."""
-    username, password = beside.username, beside.password
+    username, password = defaults.username, defaults.password
     if parts.has_credentials:
         username, password = parts.credentials()
     elif parts.has_token:

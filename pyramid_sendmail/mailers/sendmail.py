@@ -108,7 +108,7 @@ class SendmailSession:
         self._closed = False
 
     def send(
-        self, envelopes: Iterable[Envelope], *, sealing: Sealing | None = None
+        self, envelopes: Iterable[Envelope], *, before_final_dot: Sealing | None = None
     ) -> Iterator[Outcome]:
         """See IMailSession."""
         for envelope in envelopes:
@@ -116,7 +116,7 @@ class SendmailSession:
                 raise MailerUnavailable(f'{self.name}: the session is closed', stale=True)
             verdicts = _unfit(envelope)
             try:
-                self._call(envelope, verdicts, sealing)
+                self._call(envelope, verdicts, before_final_dot)
             except QueueError as error:
                 self._closed = True
                 if verdicts:
@@ -136,7 +136,7 @@ class SendmailSession:
     abandon = close
 
     def _call(
-        self, envelope: Envelope, verdicts: dict[str, Verdict], sealing: Sealing | None
+        self, envelope: Envelope, verdicts: dict[str, Verdict], before_final_dot: Sealing | None
     ) -> None:
         """Run the program for each who has no verdict yet, and add theirs."""
         with self._written(envelope) as text:
@@ -147,8 +147,8 @@ class SendmailSession:
                     # A program that hangs, or is gone, does so for the others too.
                     verdicts[recipient] = Verdict('deferred', None, f'{self.name}: see the others')
                     continue
-                if sealing is not None:
-                    sealing(envelope, (recipient,))
+                if before_final_dot is not None:
+                    before_final_dot(envelope, (recipient,))
                 text.seek(0)
                 verdicts[recipient] = self._run(envelope.sender, recipient, text)
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from pyramid.exceptions import ConfigurationError
 
-__all__ = ['EXAMPLE', 'Parts', 'refuse', 'split']
+__all__ = ['EXAMPLE', 'MailURL', 'refuse', 'split']
 
 
 _OPTIONS = (
@@ -22,7 +22,7 @@ _OPTIONS = (
 EXAMPLE = 'smtp://relay.example.org:25'
 
 
-class Parts(NamedTuple):
+class MailURL(NamedTuple):
     """A URL, taken apart; only the options are decoded. The methods raise ConfigurationError for
     what cannot be."""
 
@@ -95,7 +95,7 @@ class Parts(NamedTuple):
             )
 
 
-def split(url: str) -> Parts:
+def split(url: str) -> MailURL:
     """Take a URL apart."""
     if not url:
         refuse('is empty', f'one URL or more, such as {EXAMPLE}')
@@ -116,7 +116,7 @@ def split(url: str) -> Parts:
     if rest.startswith('//'):
         authority, slash, path = rest[2:].partition('/')
         path = slash + path
-    return Parts(scheme.lower(), authority, path, _options(query))
+    return MailURL(scheme.lower(), authority, path, _options(query))
 
 
 def _is_scheme(text: str) -> bool:

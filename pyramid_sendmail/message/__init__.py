@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from .message import Attachment, Message
 
 if TYPE_CHECKING:
-    from .freeze import Composer
+    from .freeze import EnvelopeFactory
 
-__all__ = ['Attachment', 'Composer', 'Message']
+__all__ = ['Attachment', 'EnvelopeFactory', 'Message']
 
 
 def __getattr__(name: str) -> Any:
-    """``Composer``: who only writes messages does not wait for it (PEP 562)."""
-    if name != 'Composer':
+    """``EnvelopeFactory``: who only writes messages does not wait for it (PEP 562)."""
+    if name != 'EnvelopeFactory':
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from .freeze import Composer
+    from .freeze import EnvelopeFactory
 
-    return Composer
+    return EnvelopeFactory

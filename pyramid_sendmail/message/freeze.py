@@ -1,4 +1,4 @@
-"""The Composer, which makes an envelope of a message.
+"""The EnvelopeFactory, which makes an envelope of a message.
 
 Everything that can be wrong with a message is found here, before anything is queued.
 """
@@ -49,14 +49,14 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from email.headerregistry import Address
 
-__all__ = ['Composer']
+__all__ = ['EnvelopeFactory']
 
 _Look = tuple[bytes, list[str]]
 """What of a message has to be looked at once more, and the names of the headers there."""
 
 
 @dataclass(frozen=True, slots=True)
-class Composer:
+class EnvelopeFactory:
     """Makes envelopes of messages. Raises MessageError for settings that cannot be used."""
 
     default_sender: str | None = None

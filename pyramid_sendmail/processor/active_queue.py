@@ -12,9 +12,9 @@ from random import shuffle
 from threading import get_ident
 from typing import Any
 
-from .rate_limiter import Pace
+from .rate_limiter import RateLimiter
 
-__all__ = ['Pending']
+__all__ = ['ActiveQueue']
 
 IDLE = 60.0
 """Seconds without work after which a worker gives its session up."""
@@ -67,12 +67,12 @@ class _Lane:
         return name[:1] == self._first[0][:1]
 
 
-class Pending:
+class ActiveQueue:
     """The tickets that are due and not yet taken: fresh ones and others in turn, each kind in the
     order of their names, at this pace."""
 
-    def __init__(self, pace: Pace | None = None) -> None:
-        self._pace = pace or Pace()
+    def __init__(self, rate_limiter: RateLimiter | None = None) -> None:
+        self._rate_limiter = rate_limiter or RateLimiter()
         self._places: dict[Any, float] = {}
         self._lanes = {True: _Lane(), False: _Lane()}
         self._fresh_next = True
@@ -152,7 +152,7 @@ class Pending:
         me = get_ident()
         with self._lock:
             self._coming.discard(me)
-            if self._closed or not self._count or (place := self._pace.take()) is None:
+            if self._closed or not self._count or (place := self._rate_limiter.take()) is None:
                 return None
             lane = self._lanes[self._fresh_next] or self._lanes[not self._fresh_next]
             self._fresh_next = not self._fresh_next
@@ -174,7 +174,7 @@ class Pending:
                 self._add(ticket)
                 self._changed.notify_all()
             place = self._places.pop(ticket, None)
-            if place is not None and self._pace.give_back(place):
+            if place is not None and self._rate_limiter.give_back(place):
                 self._changed.notify_all()
 
     def missed(self, ticket: Any) -> None:
@@ -222,7 +222,7 @@ class Pending:
         end = time.monotonic() + IDLE
         while not self._closed:
             before_me = len(self._coming) + len(self._waiting) - 1 - self._waiting.index(me)
-            wait = self._pace.wait(before_me + 1) if self._count > before_me else inf
+            wait = self._rate_limiter.wait(before_me + 1) if self._count > before_me else inf
             if not wait:
                 break
             left = end - time.monotonic()

@@ -11,9 +11,9 @@ from random import random
 from threading import get_ident
 
 from ..exceptions import QueueError
-from ..threads import Turn
+from ..threads import CooperativeLock
 
-__all__ = ['FIRST_PAUSE', 'Gate', 'Help']
+__all__ = ['FIRST_PAUSE', 'CircuitBreaker', 'ConcurrencyController']
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ _PASSING = re.compile(
 the time and the number of a session into what they refuse it with."""
 
 
-class Gate:
+class CircuitBreaker:
     """Whether the road is open, as far as the workers know.
 
     ============ ====================================================================
@@ -149,7 +149,7 @@ class Gate:
             self._trying = None
 
 
-class Help:
+class ConcurrencyController:
     """Whether one more worker would be of any help to those who work already.
 
     They take turns, so that it is none where somebody always works: a relay on the same machine is
@@ -157,8 +157,10 @@ class Help:
     many more join at each look. Of sessions that take no turns nothing is known: all join.
     """
 
-    def __init__(self, turn: Turn, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._turn = turn
+    def __init__(
+        self, cooperative_lock: CooperativeLock, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._cooperative_lock = cooperative_lock
         self._monotonic = monotonic
         self._looked = 0.0
         self._worked = 0.0
@@ -166,7 +168,7 @@ class Help:
 
     def wait(self, working: int) -> float:
         """Seconds until it can be told, beside so many who work; 0 to join them."""
-        worked, now = self._turn.worked, self._monotonic()
+        worked, now = self._cooperative_lock.worked, self._monotonic()
         if not working:
             self._looked, self._worked, self._welcome = now, worked, 0
             return 0.0

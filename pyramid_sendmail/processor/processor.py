@@ -17,16 +17,16 @@ from typing import Any
 
 from zope.interface import implementer
 
-from ..envelope import Envelope, Fate
-from ..events.dispatcher import MailReporter
+from ..envelope import Envelope, PendingEvent
+from ..events.dispatcher import EventDispatcher
 from ..exceptions import DamagedMail, MailerUnavailable, QueueError
 from ..interfaces import IMailClaim, IMailer, IMailQueue, IMailQueueProcessor
-from ..sending.attempt import Attempts, Tally, attempt, report_settled
-from ..sending.connection import Road
-from .circuit_breaker import FIRST_PAUSE, Gate, Help
-from .rate_limiter import Pace
-from .single_pass import Harvest
-from .worker_pool import UNTOLD, Aside, Crew, WatchedClaim
+from ..sending.attempt import OutcomeRecorder, Tally, attempt, report_settled
+from ..sending.connection import RelayConnection
+from .circuit_breaker import FIRST_PAUSE, CircuitBreaker, ConcurrencyController
+from .rate_limiter import RateLimiter
+from .single_pass import SinglePassScan
+from .worker_pool import UNTOLD, DamagedClaim, TrackedClaim, WorkerPool
 
 __all__ = ['QueueProcessor']
 
@@ -71,8 +71,8 @@ class QueueProcessor:
         self,
         queue: IMailQueue,
         mailer: IMailer,
-        reporter: MailReporter,
-        attempts: Attempts,
+        dispatcher: EventDispatcher,
+        recorder: OutcomeRecorder,
         *,
         workers: int = 4,
         batch: int = 100,
@@ -87,8 +87,8 @@ class QueueProcessor:
     ) -> None:
         self._queue: Any = queue
         self._mailer = mailer
-        self._reporter = reporter
-        self._attempts = attempts
+        self._dispatcher = dispatcher
+        self._recorder = recorder
         self._workers = workers
         self._batch = batch
         self._keep_failed = keep_failed
@@ -98,7 +98,7 @@ class QueueProcessor:
         self._pause = pause
         self._monotonic = monotonic
         self._chance = chance
-        self._pace = Pace(rate, monotonic=monotonic)
+        self._rate_limiter = RateLimiter(rate, monotonic=monotonic)
         self._recording = threading.Lock()
         self._expire_at = float('-inf')
 
@@ -107,110 +107,110 @@ class QueueProcessor:
 
     def run(self, stop: threading.Event) -> None:
         self._queue.prepare()
-        crew = self._crew(stop, once=False)
+        pool = self._crew(stop, once=False)
         starting = True
         try:
-            while not crew.stop.is_set():
+            while not pool.stop.is_set():
                 try:
                     # What subscribers have not taken from the last process they get at once.
-                    self._look(crew, all_events=starting)
+                    self._look(pool, all_events=starting)
                     starting = False
-                    self._watch(crew)
+                    self._watch(pool)
                 except Exception:
                     log.exception('the queue processor failed, and goes on')
-                    crew.pending.rest(1.0)
+                    pool.pending.rest(1.0)
         finally:
-            self._end(crew)
+            self._end(pool)
 
     def run_once(
         self, progress: Progress | None = None, stop: threading.Event | None = None
     ) -> Tally:
         self._queue.prepare()
-        crew = self._crew(stop or threading.Event(), once=True)
+        pool = self._crew(stop or threading.Event(), once=True)
         try:
-            self._drain_once(crew, progress or _no_progress)
-            crew.dismiss(self._grace)
-            self._await_subscribers(crew)
-            now = self._attempts.clock()
-            done, _ = self._queue.look(now, limit=self._limit, all_events=True)
-            self._report_all_done(crew, done)
+            self._drain_once(pool, progress or _no_progress)
+            pool.dismiss(self._grace)
+            self._await_subscribers(pool)
+            now = self._recorder.clock()
+            done, _ = self._queue.scan(now, limit=self._limit, all_events=True)
+            self._report_all_done(pool, done)
             self._expire()
         finally:
-            self._end(crew)
+            self._end(pool)
             if progress is not None:
-                progress(crew.tally, crew.left)
-        if crew.error is not None:
-            raise crew.error
-        return crew.tally
+                progress(pool.tally, pool.left)
+        if pool.error is not None:
+            raise pool.error
+        return pool.tally
 
-    def _crew(self, stop: threading.Event, *, once: bool) -> Crew:
-        roads = [
-            Road(self._mailer, batch=self._batch, monotonic=self._monotonic)
+    def _crew(self, stop: threading.Event, *, once: bool) -> WorkerPool:
+        connections = [
+            RelayConnection(self._mailer, batch=self._batch, monotonic=self._monotonic)
             for _ in range(self._workers)
         ]
-        gate = Gate(self._monotonic, pause=self._pause, chance=self._chance)
-        help = Help(self._attempts.turn)
-        return Crew(
-            *(roads, self._drain, gate, help, self._pace, self._queue.wake, stop),
+        breaker = CircuitBreaker(self._monotonic, pause=self._pause, chance=self._chance)
+        help = ConcurrencyController(self._recorder.cooperative_lock)
+        return WorkerPool(
+            *(connections, self._drain, breaker, help, self._rate_limiter, self._queue.wake, stop),
             once=once,
-            clock=self._attempts.clock,
+            clock=self._recorder.clock,
             monotonic=self._monotonic,
         )
 
-    def _watch(self, crew: Crew) -> None:
+    def _watch(self, pool: WorkerPool) -> None:
         """Look where mail is published until the next full look is due."""
         woken = False
-        while not crew.stop.is_set():
+        while not pool.stop.is_set():
             here = self._monotonic()
-            moments = [max(crew.next_look, crew.rested[False])]
+            moments = [max(pool.next_look, pool.rested[False])]
             if moments[0] <= here:
                 break
             if woken:
-                moments.append(crew.rested[True])
-            if crew.busy:
+                moments.append(pool.rested[True])
+            if pool.busy:
                 moments.append(here + SYNC)
             woken = self._queue.wait(max(min(moments) - here, 0.0)) or woken
-            crew.sync(self._queue)
-            if crew.pending.exhausted:
+            pool.sync(self._queue)
+            if pool.pending.exhausted:
                 return
-            if woken and self._monotonic() >= crew.rested[True]:
+            if woken and self._monotonic() >= pool.rested[True]:
                 woken = False
                 # What nobody can send now need not be looked at each time that more comes.
-                if not (crew.gate.closed_for() and len(crew.pending)):
-                    self._look(crew, fresh=True)
+                if not (pool.breaker.closed_for() and len(pool.pending)):
+                    self._look(pool, fresh=True)
 
-    def _look(self, crew: Crew, *, fresh: bool = False, all_events: bool = False) -> None:
-        now, here = self._attempts.clock(), self._monotonic()
-        limit = self._limit_now(crew)
-        if not fresh and here < crew.next_look and crew.pending.running_low:
-            further = self._queue.further(limit)
+    def _look(self, pool: WorkerPool, *, fresh: bool = False, all_events: bool = False) -> None:
+        now, here = self._recorder.clock(), self._monotonic()
+        limit = self._limit_now(pool)
+        if not fresh and here < pool.next_look and pool.pending.running_low:
+            further = self._queue.next_page(limit)
             if further:
-                crew.pending.fill(_unsettled(further), more=True)
+                pool.pending.fill(_unsettled(further), more=True)
                 return
         if not fresh:
             # Before the look: what is deferred during it may not be seen by it.
-            crew.next_look = here + self._poll
+            pool.next_look = here + self._poll
         try:
-            tickets, next_due = self._queue.look(
+            tickets, next_due = self._queue.scan(
                 now,
                 limit=limit,
                 fresh=fresh,
                 all_events=all_events,
-                early=lambda tickets: crew.pending.fill(tickets, fresh=True),
+                on_first_page=lambda tickets: pool.pending.fill(tickets, fresh=True),
             )
         except QueueError as error:
-            crew.gate.failed(error)
-            crew.next_look = here + max(crew.gate.closed_for(), 1.0)
+            pool.breaker.failed(error)
+            pool.next_look = here + max(pool.breaker.closed_for(), 1.0)
             return
-        crew.pending.fill(_unsettled(tickets), more=len(tickets) >= limit, fresh=fresh)
+        pool.pending.fill(_unsettled(tickets), more=len(tickets) >= limit, fresh=fresh)
         end = self._monotonic()
-        crew.rested[fresh] = end + min(LEISURE * (end - here), self._poll)
+        pool.rested[fresh] = end + min(LEISURE * (end - here), self._poll)
         if next_due is not None:
-            crew.look_by(here + next_due - now)
+            pool.look_by(here + next_due - now)
         try:
-            self._report_done(crew, tickets[:REPORTS])
+            self._report_done(pool, tickets[:REPORTS])
             if len(tickets) > REPORTS and tickets[REPORTS].folder == 'done':
-                crew.look_by(here + UNTOLD)
+                pool.look_by(here + UNTOLD)
         except QueueError as error:
             log.error('what lies in done/ could not be reported: %s', error)
         if not fresh:
@@ -223,63 +223,63 @@ class QueueProcessor:
             return
         self._expire_at = here + EXPIRE
         try:
-            self._queue.expire(self._attempts.clock() - self._keep_failed, limit=EXPIRED)
+            self._queue.purge_failed(self._recorder.clock() - self._keep_failed, limit=EXPIRED)
         except QueueError as error:
             log.error('old dead letters could not be removed: %s', error)
 
-    def _drain_once(self, crew: Crew, progress: Progress) -> None:
-        harvest = Harvest(self._queue, crew.pending, self._attempts.clock)
-        while not crew.pending.closed:
-            tickets = harvest.look(self._limit_now(crew))
+    def _drain_once(self, pool: WorkerPool, progress: Progress) -> None:
+        harvest = SinglePassScan(self._queue, pool.pending, self._recorder.clock)
+        while not pool.pending.closed:
+            tickets = harvest.scan(self._limit_now(pool))
             if harvest.fresh and not (tickets or harvest.more):
                 # What subscribers send meanwhile is fresh mail too.
-                self._await_subscribers(crew)
-                tickets = harvest.look(self._limit_now(crew))
+                self._await_subscribers(pool)
+                tickets = harvest.scan(self._limit_now(pool))
                 if not tickets:
                     break
-            self._report_all_done(crew, tickets)
-            if crew.stop.is_set():
+            self._report_all_done(pool, tickets)
+            if pool.stop.is_set():
                 break
-            crew.pending.fill(_unsettled(tickets), more=harvest.more)
-            while not (crew.pending.await_rest(0.1) or crew.pending.running_low):
-                progress(crew.tally, crew.left)
+            pool.pending.fill(_unsettled(tickets), more=harvest.more)
+            while not (pool.pending.await_rest(0.1) or pool.pending.running_low):
+                progress(pool.tally, pool.left)
                 harvest.tick()
-                if crew.stop.is_set():
-                    crew.pending.close()
+                if pool.stop.is_set():
+                    pool.pending.close()
 
-    def _limit_now(self, crew: Crew) -> int:
+    def _limit_now(self, pool: WorkerPool) -> int:
         """How many tickets to ask for: those of the mails in work are found too."""
-        return self._limit + crew.pending.working * self._batch
+        return self._limit + pool.pending.working * self._batch
 
-    def _report_all_done(self, crew: Crew, tickets: list[Any]) -> None:
+    def _report_all_done(self, pool: WorkerPool, tickets: list[Any]) -> None:
         """Report ``done/``, at the pace of the subscribers."""
         done = [ticket for ticket in tickets if ticket.folder == 'done']
         for at in range(0, len(done), REPORTS):
-            if crew.stop.is_set():
+            if pool.stop.is_set():
                 break
-            self._report_done(crew, done[at : at + REPORTS])
-            self._await_subscribers(crew)
+            self._report_done(pool, done[at : at + REPORTS])
+            self._await_subscribers(pool)
 
-    def _await_subscribers(self, crew: Crew) -> None:
+    def _await_subscribers(self, pool: WorkerPool) -> None:
         """Wait until they have heard all, or too long: they are told again what they have not."""
         end = time.monotonic() + self._grace
-        while not (crew.stop.is_set() or self._reporter.join(0.1)) and time.monotonic() < end:
+        while not (pool.stop.is_set() or self._dispatcher.join(0.1)) and time.monotonic() < end:
             pass
 
-    def _report_done(self, crew: Crew, tickets: list[Any]) -> None:
+    def _report_done(self, pool: WorkerPool, tickets: list[Any]) -> None:
         """Report what lies in ``done/``, which needs no relay."""
         for ticket in tickets:
             if ticket.folder == 'done':
-                claim = self._claim(crew, ticket)
+                claim = self._claim(pool, ticket)
                 if claim is not None:
-                    report_settled(claim, self._reporter)
+                    report_settled(claim, self._dispatcher)
 
-    def _claim(self, crew: Crew, ticket: Any, *, settled: bool = False) -> Any:
+    def _claim(self, pool: WorkerPool, ticket: Any, *, settled: bool = False) -> Any:
         """A claim, or None. What is damaged has been put aside, and is an error event; what cannot
         be read stays where it is, and stops nobody."""
         try:
             claim = self._queue.claim(ticket, settled=settled)
-            return claim and WatchedClaim(claim, crew, ticket)
+            return claim and TrackedClaim(claim, pool, ticket)
         except DamagedMail as error:
             envelope = Envelope(
                 id=error.name,
@@ -287,9 +287,9 @@ class QueueProcessor:
                 sender='',
                 recipients=(),
                 raw=error.raw,
-                queued_at=self._attempts.clock(),
+                queued_at=self._recorder.clock(),
             )
-            fate = Fate(
+            fate = PendingEvent(
                 id=f'{error.name}-0-error-0',
                 kind='error',
                 recipients=(),
@@ -297,82 +297,82 @@ class QueueProcessor:
                 mailer='',
                 reason=f'damaged: {error.reason}',
             )
-            aside: Any = Aside(envelope)
-            self._reporter.submit(aside, [fate])
+            aside: Any = DamagedClaim(envelope)
+            self._dispatcher.dispatch(aside, [fate])
         except QueueError as error:
             if error.errno not in ITS_OWN:
                 raise
-            if crew.unheard(ticket):
+            if pool.unheard(ticket):
                 log.error('%s cannot be claimed: %s', ticket.name, error)
         except Exception:
-            if crew.unheard(ticket):
+            if pool.unheard(ticket):
                 log.exception('%s cannot be claimed', ticket.name)
         return None
 
-    def _drain(self, crew: Crew, road: Road, tally: Tally) -> float:
+    def _drain(self, pool: WorkerPool, connection: RelayConnection, tally: Tally) -> float:
         """Send what is due over one session; return the seconds that this worker should rest."""
-        before = road.answered
+        before = connection.mails_total
         try:
-            self._queue.check()
+            self._queue.check_writable()
             with self._recording:
-                self._attempts.record()
-            attempt(self._claims(crew, road), road, self._attempts, tally)
-            if road.answered > before:
-                crew.gate.answered()
+                self._recorder.record()
+            attempt(self._claims(pool, connection), connection, self._recorder, tally)
+            if connection.mails_total > before:
+                pool.breaker.answered()
         except (MailerUnavailable, QueueError) as error:
-            return self._closed(crew, error)
+            return self._closed(pool, error)
         return 0.0
 
-    def _claims(self, crew: Crew, road: Road) -> Iterator[IMailClaim]:
+    def _claims(self, pool: WorkerPool, connection: RelayConnection) -> Iterator[IMailClaim]:
         """Claim what is due, one by one, until nothing is left, the gate has been closed, or the
         pace has no place: it never waits."""
-        crew.gate.enter()
-        crew.pending.nudge()
-        before = road.answered
-        while crew.gate.passable and (ticket := crew.pending.take()) is not None:
-            if crew.pending.tell():
+        pool.breaker.enter()
+        pool.pending.nudge()
+        before = connection.mails_total
+        while pool.breaker.passable and (ticket := pool.pending.take()) is not None:
+            if pool.pending.tell():
                 self._queue.wake()
-            if crew.unsynced >= SYNC_MAILS:
-                crew.sync(self._queue)
+            if pool.unsynced >= SYNC_MAILS:
+                pool.sync(self._queue)
             claim = None
             try:
-                claim = self._claim(crew, ticket)
+                claim = self._claim(pool, ticket)
             finally:
-                if not _leaves(claim, self._attempts.clock()):
-                    crew.pending.unsent(ticket)
+                if not _leaves(claim, self._recorder.clock()):
+                    pool.pending.unsent(ticket)
             if claim is None:
-                crew.pending.missed(ticket)
+                pool.pending.missed(ticket)
             else:
                 yield claim
-            if road.answered > before:
-                before = road.answered
-                crew.gate.answered()
+            if connection.mails_total > before:
+                before = connection.mails_total
+                pool.breaker.answered()
 
-    def _closed(self, crew: Crew, error: MailerUnavailable | QueueError) -> float:
-        if crew.pending.closed:
+    def _closed(self, pool: WorkerPool, error: MailerUnavailable | QueueError) -> float:
+        if pool.pending.closed:
             return 0.0
-        rest = crew.gate.failed(error)
-        if crew.once and not rest:
+        rest = pool.breaker.failed(error)
+        if pool.once and not rest:
             # Before what takes time: nobody else shall try the road meanwhile.
-            crew.give_up(error)
+            pool.give_up(error)
         if isinstance(error, MailerUnavailable) and not rest:
             with suppress(QueueError):
-                self._settle_without_road(crew)
+                self._settle_without_road(pool)
         return rest
 
-    def _settle_without_road(self, crew: Crew) -> None:
+    def _settle_without_road(self, pool: WorkerPool) -> None:
         """What only waits for its event, or to be moved, needs no relay."""
-        for ticket in crew.pending.unexamined():
-            claim = self._claim(crew, ticket, settled=True)
+        for ticket in pool.pending.unexamined():
+            claim = self._claim(pool, ticket, settled=True)
             if claim is not None:
-                report_settled(claim, self._reporter)
+                report_settled(claim, self._dispatcher)
 
-    def _end(self, crew: Crew) -> None:
-        crew.dismiss(self._grace)
+    def _end(self, pool: WorkerPool) -> None:
+        pool.dismiss(self._grace)
         with suppress(QueueError), self._recording:
-            self._attempts.record()
-        self._reporter.join(crew.grace_left)
-        crew.sync(self._queue)
+            self._recorder.record()
+        self._dispatcher.join(pool.grace_left)
+        pool.sync(self._queue)
         self._queue.close()
 
 

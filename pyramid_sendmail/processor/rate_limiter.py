@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 
-__all__ = ['Pace']
+__all__ = ['RateLimiter']
 
 
-class Pace:
+class RateLimiter:
     """Hands out places, one a mail: at most ``rate``, ``(mails, seconds)``, in any so many seconds;
     None is no limit. Keeps no lock: one thread at a time.
 

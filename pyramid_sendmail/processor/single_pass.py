@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ..queue.maildir.filename import is_ours
-from .active_queue import Pending
+from .active_queue import ActiveQueue
 
-__all__ = ['Harvest']
+__all__ = ['SinglePassScan']
 
 
-class Harvest:
+class SinglePassScan:
     """Looks at the queue until nothing is found that was not found before.
 
     A mail that was tried is gone, or its next time is later than the start of the run. So only what
@@ -19,7 +19,7 @@ class Harvest:
     the memory does not grow with the mails sent. A clock that jumps back brings the start along.
     """
 
-    def __init__(self, queue: Any, pending: Pending, clock: Callable[[], float]) -> None:
+    def __init__(self, queue: Any, pending: ActiveQueue, clock: Callable[[], float]) -> None:
         self._queue = queue
         self._pending = pending
         self._clock = clock
@@ -37,21 +37,21 @@ class Harvest:
         """Watch the clock; to be called now and then."""
         self._start = min(self._start, self._clock())
 
-    def look(self, limit: int) -> list[Any]:
+    def scan(self, limit: int) -> list[Any]:
         """Return about ``limit`` tickets, or less, none of which was returned before; of a look
         that takes long, the first are pending already. Raises QueueError."""
         self.tick()
-        if self._looked and (further := self._queue.further(limit)):
+        if self._looked and (further := self._queue.next_page(limit)):
             return self._unseen(further, [_id(ticket) for ticket in further])
         self._looked = True
         self.fresh = self.fresh or not self.more
         limit += self._stuck
-        tickets, _ = self._queue.look(
+        tickets, _ = self._queue.scan(
             self._clock() if self.fresh else self._start,
             limit=limit,
             fresh=self.fresh,
             all_events=not self.fresh,
-            early=self._early,
+            on_first_page=self._early,
         )
         self.more = len(tickets) >= limit
         ids = [_id(ticket) for ticket in tickets]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ..exceptions import QueueError
 from ..interfaces import IMailQueueProcessor
-from ..threads import OwnThread, OwnThreads
+from ..threads import BackgroundThread, BackgroundThreads
 
 __all__ = ['ProcessorThread']
 
@@ -24,7 +24,7 @@ class ProcessorThread:
 
     def __init__(self, make: Callable[[], IMailQueueProcessor]) -> None:
         self._make = make
-        self._threads = OwnThreads(self._reset, self.finish)
+        self._threads = BackgroundThreads(self._reset, self.finish)
         self._serving = False
         self._reset()
 
@@ -32,7 +32,7 @@ class ProcessorThread:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._processor: IMailQueueProcessor | None = None
-        self._thread: OwnThread | None = None
+        self._thread: BackgroundThread | None = None
 
     def serve(self) -> None:
         """A request has come."""

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
-from ..envelope import Envelope, Fate
+from ..envelope import Envelope, PendingEvent
 from ..exceptions import MailerUnavailable, QueueError
 from ..sending.attempt import Tally
-from ..sending.connection import Road
-from ..threads import OwnThread
-from .active_queue import Pending
-from .circuit_breaker import Gate, Help
-from .rate_limiter import Pace
+from ..sending.connection import RelayConnection
+from ..threads import BackgroundThread
+from .active_queue import ActiveQueue
+from .circuit_breaker import CircuitBreaker, ConcurrencyController
+from .rate_limiter import RateLimiter
 
-__all__ = ['UNTOLD', 'Aside', 'Crew', 'WatchedClaim']
+__all__ = ['UNTOLD', 'DamagedClaim', 'TrackedClaim', 'WorkerPool']
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ UNTOLD = 1.0
 _total: Callable[[Tally], int] = attrgetter('total')
 
 
-class Crew:
+class WorkerPool:
     """The workers of one run: ``drain(crew, road, tally)`` is what each does, over and over.
 
     ``stop``: set by whoever wants the run to end.
@@ -36,11 +36,11 @@ class Crew:
 
     def __init__(
         self,
-        roads: list[Road],
-        drain: Callable[[Crew, Road, Tally], float],
-        gate: Gate,
-        help: Help,
-        pace: Pace,
+        connections: list[RelayConnection],
+        drain: Callable[[WorkerPool, RelayConnection, Tally], float],
+        breaker: CircuitBreaker,
+        help: ConcurrencyController,
+        rate_limiter: RateLimiter,
         wake: Callable[[], None],
         stop: threading.Event,
         *,
@@ -48,8 +48,8 @@ class Crew:
         clock: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
-        self.pending = Pending(pace)
-        self.gate = gate
+        self.pending = ActiveQueue(rate_limiter)
+        self.breaker = breaker
         self._help = help
         self.once = once
         self.error: MailerUnavailable | QueueError | None = None
@@ -66,18 +66,20 @@ class Crew:
         self._looking = threading.Lock()
         self._synced = 0
         self._complaints: set[Any] = set()
-        self._tallies = [Tally() for _ in roads]
+        self._tallies = [Tally() for _ in connections]
         self._workers = [
             (
-                road,
-                OwnThread(
+                connection,
+                BackgroundThread(
                     target=self._work,
-                    args=(road, tally),
+                    args=(connection, tally),
                     name=f'pyramid_sendmail worker {number}',
                     daemon=True,
                 ),
             )
-            for number, (road, tally) in enumerate(zip(roads, self._tallies, strict=True), 1)
+            for number, (connection, tally) in enumerate(
+                zip(connections, self._tallies, strict=True), 1
+            )
         ]
         for _, thread in self._workers:
             thread.start()
@@ -97,7 +99,7 @@ class Crew:
     @property
     def left(self) -> int:
         """How many mails are due or in flight, as far as anybody knows."""
-        return len(self.pending) + sum(road.waiting for road, _ in self._workers)
+        return len(self.pending) + sum(connection.mails_waiting for connection, _ in self._workers)
 
     @property
     def busy(self) -> bool:
@@ -105,7 +107,7 @@ class Crew:
         return bool(
             self.unsynced
             or self.pending.working
-            or (len(self.pending) and not self.gate.closed_for())
+            or (len(self.pending) and not self.breaker.closed_for())
         )
 
     def look_by(self, moment: float) -> bool:
@@ -134,25 +136,25 @@ class Crew:
             except OSError as error:
                 log.error('the queue could not be synced: %s', error)
 
-    def _work(self, road: Road, tally: Tally) -> None:
-        while self.pending.await_work(self._admit, idle=road.close):
+    def _work(self, connection: RelayConnection, tally: Tally) -> None:
+        while self.pending.await_work(self._admit, idle=connection.close):
             try:
-                rest = self._drain(self, road, tally)
+                rest = self._drain(self, connection, tally)
             except Exception as error:
                 log.exception('a worker failed, and goes on')
-                rest = self.gate.failed(error)
+                rest = self.breaker.failed(error)
                 if self.once:
                     self.give_up(MailerUnavailable(f'a worker failed: {error!r}'))
-            self.gate.leave()
-            self.pending.worked(again=bool(rest or self.gate.closed_for()))
+            self.breaker.leave()
+            self.pending.worked(again=bool(rest or self.breaker.closed_for()))
             if self.pending.tell():
                 self._wake()
             if rest:
                 self.pending.rest(rest)
-        road.close()
+        connection.close()
 
     def _admit(self) -> float:
-        return self._help.wait(self.pending.working) or self.gate.admit()
+        return self._help.wait(self.pending.working) or self.breaker.admit()
 
     def released(self, ticket: Any) -> None:
         """A claim of it was released as it was; ``run_once`` looks for no mail a second time, and
@@ -176,10 +178,12 @@ class Crew:
         self.pending.close()
         again = self._deadline is not None
         self._deadline = self._deadline or time.monotonic() + grace
-        for road, thread in self._workers:
-            while thread.is_alive() and not road.connecting and self.grace_left:
+        for connection, thread in self._workers:
+            while thread.is_alive() and not connection.connecting and self.grace_left:
                 thread.join(0.05)
-        late = [thread.name for road, thread in self._workers if _holds_mail(road, thread)]
+        late = [
+            thread.name for connection, thread in self._workers if _holds_mail(connection, thread)
+        ]
         if late and not again:
             log.warning('still sending, and left to itself: %s', ', '.join(late))
 
@@ -190,26 +194,26 @@ class Crew:
         return max((self._deadline or 0.0) - time.monotonic(), 0.0)
 
 
-class WatchedClaim:
+class TrackedClaim:
     """A claim that tells the crew when its mail, or an event of it, is due again, that it was
     released as it was, or that an event of it was not told, since too many wait already."""
 
     __slots__ = (
         *('_claim', '_crew', '_ticket', '_settled', '_telling'),
-        *('envelope', 'interrupted', 'sealing', 'todo'),
+        *('envelope', 'interrupted', 'mark_ambiguous', 'todo'),
     )
 
-    def __init__(self, claim: Any, crew: Crew, ticket: Any) -> None:
+    def __init__(self, claim: Any, pool: WorkerPool, ticket: Any) -> None:
         self._claim = claim
-        self._crew = crew
+        self._crew = pool
         self._ticket = ticket
         self._settled = False
-        self._telling = bool(claim.fates)
+        self._telling = bool(claim.pending_events)
         # What never changes and is asked for often.
         self.envelope: Envelope = claim.envelope
         self.todo: tuple[str, ...] = claim.todo
         self.interrupted: str = claim.interrupted
-        self.sealing: Callable[[Sequence[str]], None] = claim.sealing
+        self.mark_ambiguous: Callable[[Sequence[str]], None] = claim.mark_ambiguous
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._claim, name)
@@ -219,21 +223,21 @@ class WatchedClaim:
         return int(self._claim.attempt)
 
     @property
-    def fates(self) -> Sequence[Fate]:
-        fates: Sequence[Fate] = self._claim.fates
-        return fates
+    def pending_events(self) -> Sequence[PendingEvent]:
+        events: Sequence[PendingEvent] = self._claim.pending_events
+        return events
 
     def settle(
-        self, fates: Sequence[Fate], *, retry_at: float | None = None, report: bool = True
+        self, events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
     ) -> None:
         self._settled = True
-        self._claim.settle(fates, retry_at=retry_at, report=report)
+        self._claim.settle(events, retry_at=retry_at, report=report)
         self._telling = report
         if retry_at is not None:
             self._crew.due_again(retry_at)
 
-    def postpone(self, fates: Iterable[Fate], due: float) -> None:
-        self._claim.postpone(fates, due)
+    def retry_events(self, events: Iterable[PendingEvent], due: float) -> None:
+        self._claim.retry_events(events, due)
         self._crew.due_again(due)
 
     def release(self) -> None:
@@ -244,23 +248,23 @@ class WatchedClaim:
             self._crew.released(self._ticket)
 
 
-class Aside:
+class DamagedClaim:
     """Stands for a file that has been put aside: there is no mail to settle."""
 
-    fates = ()
+    pending_events = ()
 
     def __init__(self, envelope: Envelope) -> None:
         self.envelope = envelope
 
-    def reported(self, fates: object) -> None:
+    def acknowledge(self, events: object) -> None:
         """Nothing to write down."""
 
-    def postpone(self, fates: object, due: float) -> None:
+    def retry_events(self, events: object, due: float) -> None:
         """It is in the log, and in ``failed/``."""
 
     def release(self) -> None:
         """Nothing is held."""
 
 
-def _holds_mail(road: Road, thread: threading.Thread) -> bool:
-    return thread.is_alive() and not road.connecting
+def _holds_mail(connection: RelayConnection, thread: threading.Thread) -> bool:
+    return thread.is_alive() and not connection.connecting

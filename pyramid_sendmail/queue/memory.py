@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 
 from zope.interface import implementer
 
-from ..envelope import Envelope, Fate
-from ..interfaces import IMailClaim, IMailQueue, IMailQueuePut
+from ..envelope import Envelope, PendingEvent
+from ..interfaces import IMailClaim, IMailQueue, IStagedMail
 from .maildir.filename import Ticket, in_turn, schedule_of
 from .maildir.history import doubtful
 
@@ -41,7 +41,7 @@ class Mail:
     doubtful: bool = False
     """Whether only a person can tell what became of it."""
     letters: dict[str, str] = field(default_factory=dict)
-    fates: list[Fate] = field(default_factory=list)
+    pending_events: list[PendingEvent] = field(default_factory=list)
 
     @property
     def wanted_at(self) -> float:
@@ -80,14 +80,14 @@ class MemoryQueue:
     def put(self, envelopes: Sequence[Envelope]) -> MemoryPut:
         return MemoryPut(self, tuple(envelopes))
 
-    def look(
+    def scan(
         self,
         now: float,
         *,
         limit: int = 20_000,
         fresh: bool = False,
         all_events: bool = False,
-        early: Callable[[list[Ticket]], None] | None = None,
+        on_first_page: Callable[[list[Ticket]], None] | None = None,
     ) -> tuple[list[Ticket], float | None]:
         folders = ('new',) if fresh else ('done', 'new', 'cur')
         with self._held() as mails:
@@ -104,7 +104,7 @@ class MemoryQueue:
         tickets = [*done, *in_turn(new, cur)][:limit]
         return tickets, min((due for _, due in waiting if due > now), default=None)
 
-    def further(self, limit: int) -> list[Ticket]:
+    def next_page(self, limit: int) -> list[Ticket]:
         return []
 
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MemoryClaim | None:
@@ -121,7 +121,7 @@ class MemoryQueue:
             mail.since = min(mail.since, now)
             return claim
 
-    def check(self) -> None:
+    def check_writable(self) -> None:
         """Memory can always be written."""
 
     def prepare(self) -> None:
@@ -130,7 +130,7 @@ class MemoryQueue:
     def sync(self) -> None:
         """Nothing survives anyway."""
 
-    def expire(self, before: float, *, limit: int = 1_000) -> int:
+    def purge_failed(self, before: float, *, limit: int = 1_000) -> int:
         with self._held() as mails:
             old = [
                 mail
@@ -181,9 +181,9 @@ class MemoryQueue:
             yield self._mails
 
 
-@implementer(IMailQueuePut)
+@implementer(IStagedMail)
 class MemoryPut:
-    """See IMailQueuePut."""
+    """See IStagedMail."""
 
     def __init__(self, queue: MemoryQueue, envelopes: tuple[Envelope, ...]) -> None:
         self._queue = queue
@@ -200,7 +200,7 @@ class MemoryPut:
     def discard(self) -> None:
         self._outcome = self._outcome or 'discarded'
 
-    def doubt(self) -> None:
+    def keep_in_doubt(self) -> None:
         if not self._outcome:
             log.critical(
                 'in doubt: another resource failed to finish its commit, and nobody can tell '
@@ -220,8 +220,8 @@ class MemoryPut:
             mail.letters = dict.fromkeys(envelope.recipients, 'T' if folder == 'new' else 'f')
             if folder == 'done':
                 mail.doubtful = True
-                mail.fates = [
-                    Fate(
+                mail.pending_events = [
+                    PendingEvent(
                         id=f'{envelope.id}-0-error-0',
                         kind='error',
                         recipients=envelope.recipients,
@@ -240,7 +240,7 @@ class MemoryClaim:
     """See IMailClaim."""
 
     interrupted = ''
-    sealed: tuple[str, ...] = ()
+    ambiguous: tuple[str, ...] = ()
 
     def __init__(self, queue: MemoryQueue, mail: Mail, now: float) -> None:
         self._queue = queue
@@ -264,42 +264,45 @@ class MemoryClaim:
         return self._mail.since
 
     @property
-    def fates(self) -> list[Fate]:
-        return list(self._mail.fates)
+    def pending_events(self) -> list[PendingEvent]:
+        return list(self._mail.pending_events)
 
-    def sealing(self, recipients: Sequence[str]) -> None:
+    def mark_ambiguous(self, recipients: Sequence[str]) -> None:
         """A process that stops takes the mail with it: no mark would be found."""
 
-    def unseal(self) -> None:
+    def clear_ambiguous(self) -> None:
         """There is none."""
 
     def settle(
-        self, fates: Sequence[Fate], *, retry_at: float | None = None, report: bool = True
+        self, events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
     ) -> None:
         mail = self._mail
         if not self._settled:
             self._settled = True
-            for fate in fates:
+            for fate in events:
                 letter = {'sent': 'd', 'error': 'f', 'deferred': 'T'}[fate.kind]
                 mail.letters.update(dict.fromkeys(fate.recipients, letter))
-            mail.fates += [fate for fate in fates if fate.kind != 'deferred']
-            mail.doubtful |= any(fate.kind == 'error' and doubtful(fate) for fate in fates)
+            mail.pending_events += [fate for fate in events if fate.kind != 'deferred']
+            mail.doubtful |= any(fate.kind == 'error' and doubtful(fate) for fate in events)
             mail.retry_at = retry_at or 0.0
             mail.attempt += 1
             if not report:
-                mail.fates = []
+                mail.pending_events = []
         self._rest()
 
-    def reported(self, fates: Iterable[Fate]) -> None:
-        told = {fate.id for fate in fates}
-        self._mail.fates = [fate for fate in self._mail.fates if fate.id not in told]
+    def acknowledge(self, events: Iterable[PendingEvent]) -> None:
+        told = {fate.id for fate in events}
+        self._mail.pending_events = [
+            fate for fate in self._mail.pending_events if fate.id not in told
+        ]
         self._rest()
 
-    def postpone(self, fates: Iterable[Fate], due: float) -> None:
-        late = {fate.id for fate in fates}
+    def retry_events(self, events: Iterable[PendingEvent], due: float) -> None:
+        late = {fate.id for fate in events}
         mail = self._mail
-        mail.fates = [
-            replace(fate, tries=fate.tries + 1) if fate.id in late else fate for fate in mail.fates
+        mail.pending_events = [
+            replace(fate, tries=fate.tries + 1) if fate.id in late else fate
+            for fate in mail.pending_events
         ]
         mail.due = min(due, mail.retry_at) if mail.retry_at else due
         self.release()
@@ -314,12 +317,12 @@ class MemoryClaim:
         letters = mail.letters.values()
         if 'T' in letters:
             mail.folder = 'cur'
-            mail.due = mail.envelope.queued_at if mail.fates else mail.retry_at
-        elif mail.fates:
+            mail.due = mail.envelope.queued_at if mail.pending_events else mail.retry_at
+        elif mail.pending_events:
             mail.folder, mail.due = 'done', mail.envelope.queued_at
         elif 'f' in letters and self._queue.keep_failed:
             mail.folder, mail.failed_at = 'failed', self._queue.now()
         else:
             self._queue.remove(mail)
-        if not mail.fates:
+        if not mail.pending_events:
             self.release()

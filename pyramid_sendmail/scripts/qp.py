@@ -23,7 +23,7 @@ from pyramid.registry import Registry
 
 from ..config.factories import processor_of
 from ..exceptions import MailerUnavailable, QueueError
-from ..interfaces import IMailQueue, IMailReporter, IMailSettings
+from ..interfaces import IMailEventDispatcher, IMailQueue, IMailSettings
 from ..sending.attempt import Tally
 from ..settings.table import table_rows
 
@@ -266,7 +266,7 @@ def _once(processor: Any, registry: Registry, stop: threading.Event, *, quiet: b
                 f'{last.failed} failed',
                 file=sys.stderr,
             )
-            failures = getattr(registry.queryUtility(IMailReporter), 'failures', 0)
+            failures = getattr(registry.queryUtility(IMailEventDispatcher), 'failures', 0)
             if failures:
                 print(
                     f'psendmail-qp: failures of subscribers: {failures}; the events that they have '

@@ -13,14 +13,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ..envelope import Envelope, Fate, Outcome, Verdict
+from ..envelope import Envelope, Outcome, PendingEvent, Verdict
 from ..exceptions import MailerUnavailable, QueueError
-from ..interfaces import IMailClaim, IMailReporter
+from ..interfaces import IMailClaim, IMailEventDispatcher
 from ..retry import RetryPolicy
-from ..threads import Turn
-from .connection import Road
+from ..threads import CooperativeLock
+from .connection import RelayConnection
 
-__all__ = ['Attempts', 'Tally', 'attempt', 'report_settled']
+__all__ = ['OutcomeRecorder', 'Tally', 'attempt', 'report_settled']
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,9 @@ class Tally:
         self.failed += other.failed
         self.total += other.total
 
-    def count(self, fates: Iterable[Fate]) -> None:
+    def count(self, events: Iterable[PendingEvent]) -> None:
         """Add one mail."""
-        kinds = [fate.kind for fate in fates]
+        kinds = [fate.kind for fate in events]
         if 'deferred' in kinds:
             self.deferred += 1
         elif 'error' in kinds:
@@ -67,20 +67,22 @@ class Tally:
 
 
 @dataclass(slots=True)
-class Attempts:
+class OutcomeRecorder:
     """What an attempt needs besides claims and a road.
 
     ``ambiguous``: 'resend' or 'hold'. ``unrecorded``: claims whose outcome could not be written
     down yet; they stay locked, and nothing more may be claimed until ``record`` has emptied it.
-    ``turn``: held over sessions that give it up while they wait.
+    ``cooperative_lock``: held over sessions that give it up while they wait.
     """
 
     policy: RetryPolicy
-    reporter: IMailReporter
+    dispatcher: IMailEventDispatcher
     ambiguous: str = 'resend'
     clock: Callable[[], float] = time.time
-    unrecorded: list[tuple[IMailClaim, list[Fate], float | None]] = field(default_factory=list)
-    turn: Turn = field(default_factory=Turn)
+    unrecorded: list[tuple[IMailClaim, list[PendingEvent], float | None]] = field(
+        default_factory=list
+    )
+    cooperative_lock: CooperativeLock = field(default_factory=CooperativeLock)
 
     def record(self) -> None:
         """Write down what could not be written before. Raises QueueError, and keeps it."""
@@ -93,13 +95,13 @@ class Attempts:
 
         Raises QueueError where it could not be written down, and keeps the claim then.
         """
-        fates, retry_at = self._fates(claim, outcome, mailer)
+        events, retry_at = self._fates(claim, outcome, mailer)
         if tally is not None:
-            tally.count(fates)
+            tally.count(events)
         try:
-            self._record(claim, fates, retry_at)
+            self._record(claim, events, retry_at)
         except QueueError:
-            self.unrecorded.append((claim, fates, retry_at))
+            self.unrecorded.append((claim, events, retry_at))
             log.critical(
                 '%s: what became of it could not be recorded; it is kept, and nothing more is '
                 'sent until it can be',
@@ -107,7 +109,9 @@ class Attempts:
             )
             raise
 
-    def _fates(self, claim: Any, outcome: Outcome, mailer: str) -> tuple[list[Fate], float | None]:
+    def _fates(
+        self, claim: Any, outcome: Outcome, mailer: str
+    ) -> tuple[list[PendingEvent], float | None]:
         """One fate for all recipients with the same answer, and when the mail is due again."""
         envelope: Envelope = claim.envelope
         number = claim.attempt + 1
@@ -119,13 +123,13 @@ class Attempts:
             delay = self.policy.delay(number, now - max(claim.since, envelope.not_before))
         again = None if delay is None else now + delay
         retry_at = None
-        fates: list[Fate] = []
+        events: list[PendingEvent] = []
         for verdict, recipients in groups:
             kind = self._kind(verdict, delay)
             if kind == 'deferred':
                 retry_at = again
-            fate = Fate(
-                id=f'{envelope.id}-{number}-{kind}-{len(fates)}',
+            fate = PendingEvent(
+                id=f'{envelope.id}-{number}-{kind}-{len(events)}',
                 kind=kind,
                 recipients=recipients,
                 attempt=number,
@@ -136,8 +140,8 @@ class Attempts:
                 retry_at=again if kind == 'deferred' else None,
             )
             _log_fate(fate, verdict, envelope)
-            fates.append(fate)
-        return fates, retry_at
+            events.append(fate)
+        return events, retry_at
 
     def _kind(self, verdict: Verdict, delay: float | None) -> Kind:
         if verdict.status == 'delivered':
@@ -146,20 +150,25 @@ class Attempts:
             return 'error'
         return 'error' if verdict.status == 'ambiguous' and self.ambiguous == 'hold' else 'deferred'
 
-    def _record(self, claim: Any, fates: list[Fate], retry_at: float | None) -> None:
-        older = claim.fates
+    def _record(self, claim: Any, events: list[PendingEvent], retry_at: float | None) -> None:
+        older = claim.pending_events
         if older:
-            known = {fate.id for fate in fates}
+            known = {fate.id for fate in events}
             older = [fate for fate in older if fate.id not in known]
-            older += fates
-        events = older or fates
-        told = any(map(self.reporter.wants, {fate.kind for fate in events}))
-        claim.settle(fates, retry_at=retry_at, report=told)
+            older += events
+        events = older or events
+        told = any(map(self.dispatcher.wants, {fate.kind for fate in events}))
+        claim.settle(events, retry_at=retry_at, report=told)
         if told:
-            self.reporter.submit(claim, events)
+            self.dispatcher.dispatch(claim, events)
 
 
-def attempt(claims: Iterable[IMailClaim], road: Road, attempts: Attempts, tally: Tally) -> None:
+def attempt(
+    claims: Iterable[IMailClaim],
+    connection: RelayConnection,
+    recorder: OutcomeRecorder,
+    tally: Tally,
+) -> None:
     """Send each claimed mail once, pulling the claims one by one; settle and count each.
 
     Returns when the claims or the session's share have come to an end, or when the session has
@@ -167,14 +176,14 @@ def attempt(claims: Iterable[IMailClaim], road: Road, attempts: Attempts, tally:
     was not sent is released, unchanged. Raises QueueError where an outcome could not be recorded.
     Every claim pulled is settled, released, or kept in ``attempts.unrecorded``.
     """
-    batch = Batch(claims, road, attempts, tally)
+    batch = Batch(claims, connection, recorder, tally)
     try:
-        while batch.send(road.session(holding=batch.holding)):
+        while batch.send(connection.session(holding=batch.holding)):
             pass
-        if road.spent():
-            road.close()
+        if connection.is_used_up():
+            connection.close()
     except BaseException:
-        road.close()
+        connection.close()
         raise
     finally:
         batch.release()
@@ -185,17 +194,21 @@ class Batch:
     session which was lost has left to send ``again``."""
 
     def __init__(
-        self, claims: Iterable[IMailClaim], road: Road, attempts: Attempts, tally: Tally
+        self,
+        claims: Iterable[IMailClaim],
+        connection: RelayConnection,
+        recorder: OutcomeRecorder,
+        tally: Tally,
     ) -> None:
         self._source = iter(claims)
-        self._road = road
-        self._attempts = attempts
+        self._road = connection
+        self._recorder = recorder
         self._tally = tally
-        self._name = road.name
+        self._name = connection.name
         self._pulled: deque[Any] = deque()
         self._again: deque[Any] = deque()
         self._sealed: dict[str, tuple[str, ...]] = {}
-        road.held = (self._pulled, self._again)
+        connection.in_flight = (self._pulled, self._again)
 
     @property
     def holding(self) -> bool:
@@ -204,19 +217,19 @@ class Batch:
     def send(self, session: Any) -> bool:
         """Send over this session; whether there is mail to be sent over another one."""
         # Its own promise: what wraps a session, and hands on what it is asked for, makes none.
-        gives_way = getattr(type(session), 'gives_way', False)
-        with self._attempts.turn.held() if gives_way else nullcontext():
+        cooperative = getattr(type(session), 'cooperative', False)
+        with self._recorder.cooperative_lock.held() if cooperative else nullcontext():
             return self._send(session)
 
     def _send(self, session: Any) -> bool:
         self._name = self._road.name
-        outcomes = iter(session.send(self._envelopes(), sealing=self._sealing))
+        outcomes = iter(session.send(self._envelopes(), before_final_dot=self._sealing))
         while True:
             try:
                 outcome = next(outcomes, None)
             except MailerUnavailable as error:
                 self._unseal()
-                if not (error.stale and self._road.carried):
+                if not (error.stale and self._road.mails_on_session):
                     raise
                 self._road.close()
                 break
@@ -230,14 +243,14 @@ class Batch:
                 if self._pulled:
                     self._lose('the session ended without an answer')
                 break
-            self._road.carry()
+            self._road.record_answer()
             self._settle(outcome)
         self._again.extendleft(reversed(self._pulled))
         self._pulled.clear()
         return self.holding
 
     def _envelopes(self) -> Iterator[Envelope]:
-        while self._again or not self._road.spent(len(self._pulled)):
+        while self._again or not self._road.is_used_up(len(self._pulled)):
             claim: Any = self._again.popleft() if self._again else next(self._source, None)
             if claim is None:
                 return
@@ -247,20 +260,22 @@ class Batch:
 
     def _ready(self, claim: Any) -> bool:
         """Whether there is anything to send; what needs no relay is settled here."""
-        attempts, envelope = self._attempts, claim.envelope
+        recorder, envelope = self._recorder, claim.envelope
         if not claim.todo:
-            report_settled(claim, attempts.reporter)
+            report_settled(claim, recorder.dispatcher)
             return False
         if claim.interrupted:
-            outcome = _lost(claim, claim.sealed, 'a process stopped while it was sending this mail')
-            attempts.settle(claim, outcome, self._name, self._tally)
+            outcome = _lost(
+                claim, claim.ambiguous, 'a process stopped while it was sending this mail'
+            )
+            recorder.settle(claim, outcome, self._name, self._tally)
             return False
-        if envelope.expires is not None and attempts.clock() >= envelope.expires:
+        if envelope.expires is not None and recorder.clock() >= envelope.expires:
             expired = Verdict(
                 'failed', None, 'expired: it could not be sent before its time was over'
             )
             outcome = dict.fromkeys(claim.todo, expired)
-            attempts.settle(claim, outcome, '', self._tally)
+            recorder.settle(claim, outcome, '', self._tally)
             return False
         return True
 
@@ -268,20 +283,20 @@ class Batch:
         claim = self._pulled[0]
         if claim.envelope.id != envelope.id:
             claim = next(claim for claim in self._pulled if claim.envelope.id == envelope.id)
-        sealed = tuple(recipients)
-        claim.sealing(sealed)
+        ambiguous = tuple(recipients)
+        claim.mark_ambiguous(ambiguous)
         before = self._sealed.get(envelope.id)
-        self._sealed[envelope.id] = (*before, *sealed) if before else sealed
+        self._sealed[envelope.id] = (*before, *ambiguous) if before else ambiguous
 
     def _unseal(self) -> None:
         """What was pulled and not answered is untouched, though its text may have left."""
         for claim in self._pulled:
             if self._sealed.pop(claim.envelope.id, None):
-                claim.unseal()
+                claim.clear_ambiguous()
 
     def _settle(self, outcome: Outcome) -> None:
         claim = self._pulled.popleft()
-        self._attempts.settle(claim, outcome, self._name, self._tally)
+        self._recorder.settle(claim, outcome, self._name, self._tally)
 
     def _lose(self, reason: str) -> None:
         """The session has failed over the first mail; what else is sealed has left as well."""
@@ -291,10 +306,10 @@ class Batch:
         first = self._pulled[0]
         while self._pulled:
             claim = self._pulled[0]
-            sealed = self._sealed.get(claim.envelope.id, ())
-            if claim is not first and not sealed:
+            ambiguous = self._sealed.get(claim.envelope.id, ())
+            if claim is not first and not ambiguous:
                 break
-            self._settle(_lost(claim, sealed, reason))
+            self._settle(_lost(claim, ambiguous, reason))
 
     def release(self) -> None:
         left = (*self._pulled, *self._again)
@@ -304,15 +319,15 @@ class Batch:
             claim.release()
 
 
-def report_settled(claim: Any, reporter: Any) -> None:
+def report_settled(claim: Any, dispatcher: Any) -> None:
     """A claim with nothing to send waits for its event, or only to be moved. Raises QueueError,
     and releases it then."""
-    fates = claim.fates
-    if fates:
-        reporter.submit(claim, fates)
+    events = claim.pending_events
+    if events:
+        dispatcher.dispatch(claim, events)
         return
     try:
-        claim.reported(())
+        claim.acknowledge(())
     except QueueError:
         claim.release()
         raise
@@ -336,11 +351,12 @@ def _for_todo(claim: Any) -> Envelope:
     return replace(envelope, recipients=claim.todo)
 
 
-def _lost(claim: Any, sealed: Sequence[str], reason: str) -> Outcome:
+def _lost(claim: Any, ambiguous: Sequence[str], reason: str) -> Outcome:
     """The outcome where nobody can be asked any more: only those whose final dot may have left
     may have got the mail."""
     return {
-        to: Verdict('ambiguous' if to in sealed else 'deferred', None, reason) for to in claim.todo
+        to: Verdict('ambiguous' if to in ambiguous else 'deferred', None, reason)
+        for to in claim.todo
     }
 
 
@@ -355,7 +371,7 @@ def _reason(verdict: Verdict, kind: Kind, *, given_up: bool) -> str:
     return reason
 
 
-def _log_fate(fate: Fate, verdict: Verdict, envelope: Envelope) -> None:
+def _log_fate(fate: PendingEvent, verdict: Verdict, envelope: Envelope) -> None:
     if not log.isEnabledFor(_LEVELS[fate.kind]):
         return
     word = 'ambiguous' if verdict.status == 'ambiguous' else fate.kind

@@ -9,10 +9,10 @@ from typing import Any
 
 from ..interfaces import IMailer
 
-__all__ = ['Road']
+__all__ = ['RelayConnection']
 
 
-class Road:
+class RelayConnection:
     """A mailer and the one session that is kept with it, for use by one thread.
 
     ``batch``: mails after which the session is closed. ``idle``: seconds after which a session
@@ -29,11 +29,11 @@ class Road:
     ) -> None:
         self.mailer = mailer
         self.idle = idle
-        self.answered = 0
+        self.mails_total = 0
         """How many mails were answered, over all sessions."""
-        self.carried = 0
+        self.mails_on_session = 0
         """How many of them over the present one."""
-        self.held: tuple[Sized, ...] = ()
+        self.in_flight: tuple[Sized, ...] = ()
         """The mails that wait for their answer, or to be sent once more."""
         self.connecting = False
         """Whether its thread waits for a session, and holds no claim meanwhile."""
@@ -57,14 +57,14 @@ class Road:
             finally:
                 self.connecting = False
             self._pid = os.getpid()
-            self.carried = 0
+            self.mails_on_session = 0
         self._used = self._monotonic()
         return self._session
 
     @property
-    def waiting(self) -> int:
+    def mails_waiting(self) -> int:
         """How many mails wait for their answer, or to be sent once more."""
-        return sum(map(len, self.held))
+        return sum(map(len, self.in_flight))
 
     @property
     def name(self) -> str:
@@ -72,15 +72,15 @@ class Road:
         name: str = getattr(self._session, 'name', self.mailer.name)
         return name
 
-    def carry(self) -> None:
+    def record_answer(self) -> None:
         """A mail was answered."""
-        self.answered += 1
-        self.carried += 1
+        self.mails_total += 1
+        self.mails_on_session += 1
         self._used = self._monotonic()
 
-    def spent(self, waiting: int = 0) -> bool:
+    def is_used_up(self, waiting: int = 0) -> bool:
         """Whether the session has carried its share, ``waiting`` mails included."""
-        return self.carried + waiting >= self._batch
+        return self.mails_on_session + waiting >= self._batch
 
     def close(self) -> None:
         session, self._session = self._session, None

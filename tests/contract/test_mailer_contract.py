@@ -264,10 +264,10 @@ def test_nothing_to_send(case: Case) -> None:
     session = case.mailer.connect()
     assert list(session.send([])) == []
 
-    def sealing(*_arguments: object) -> None:
+    def before_final_dot(*_arguments: object) -> None:
         raise AssertionError('nobody is to receive this')
 
-    assert list(session.send([envelope(recipients=())], sealing=sealing)) == [{}]
+    assert list(session.send([envelope(recipients=())], before_final_dot=before_final_dot)) == [{}]
     session.close()
 
 
@@ -283,12 +283,12 @@ def test_sealing_comes_before_the_outcome(case: Case) -> None:
     """Sealing is called once a mail, with its accepted recipients, before the mail has left."""
     seen: list[object] = []
 
-    def sealing(mail: Envelope, recipients: tuple[str, ...]) -> None:
+    def before_final_dot(mail: Envelope, recipients: tuple[str, ...]) -> None:
         seen.append((mail.id, recipients, len(case.arrived())))
 
     session = case.mailer.connect()
     mails = [envelope(number) for number in range(2)]
-    seen.extend('answered' for _ in session.send(mails, sealing=sealing))
+    seen.extend('answered' for _ in session.send(mails, before_final_dot=before_final_dot))
     session.close()
     step = int(arrives(case))
     if case.ahead:
@@ -304,14 +304,14 @@ def test_sealing_comes_before_the_outcome(case: Case) -> None:
 
 @pytest.mark.parametrize('error', [ValueError, OSError, KeyboardInterrupt])
 def test_sealing_that_raises_ends_the_session(case: Case, error: type[BaseException]) -> None:
-    """What sealing raises comes out as it is, the mail is not sent, and the session is over."""
+    """What before_final_dot raises comes out as it is, the mail is not sent, and the session is over."""
 
-    def sealing(mail: Envelope, recipients: tuple[str, ...]) -> None:
+    def before_final_dot(mail: Envelope, recipients: tuple[str, ...]) -> None:
         raise error('no room for a letter')
 
     session = case.mailer.connect()
     with pytest.raises(error, match='no room') as caught:
-        list(session.send([envelope()], sealing=sealing))
+        list(session.send([envelope()], before_final_dot=before_final_dot))
     assert not isinstance(caught.value, SendmailError)
     session.close()
     assert case.arrived() == []

@@ -1,4 +1,4 @@
-"""What every queue promises, on disk or in memory (IMailQueue, IMailQueuePut, IMailClaim)."""
+"""What every queue promises, on disk or in memory (IMailQueue, IStagedMail, IMailClaim)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from zope.interface.verify import verifyClass, verifyObject
 
-from pyramid_sendmail.envelope import Envelope, Fate, Priority, Reply
-from pyramid_sendmail.interfaces import IMailClaim, IMailQueue, IMailQueuePut
+from pyramid_sendmail.envelope import Envelope, PendingEvent, Priority, Reply
+from pyramid_sendmail.interfaces import IMailClaim, IMailQueue, IStagedMail
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from tests.crash.bench import folder as tmp_path
 from tests.support.queues import (
@@ -88,13 +88,13 @@ def _queued(case: Case, *recipients: str, **options: Any) -> Envelope:
 
 
 def _order(case: Case, **options: Any) -> list[str]:
-    tickets, _ = case.queue.look(case.clock(), **options)
+    tickets, _ = case.queue.scan(case.clock(), **options)
     return [ticket.name.rpartition('-')[2] for ticket in tickets]
 
 
 def _defer(case: Case, envelope: Envelope, until: float) -> None:
     """Make a mail one that has been tried."""
-    tickets, _ = case.queue.look(case.clock())
+    tickets, _ = case.queue.scan(case.clock())
     (ticket,) = (ticket for ticket in tickets if ticket.name.endswith(envelope.id))
     claim = case.queue.claim(ticket)
     claim.settle([deferred(envelope, until=until)], retry_at=until, report=False)
@@ -112,7 +112,7 @@ def test_interfaces_are_kept(case: Case) -> None:
     put = case.queue.put([make_envelope()])
     put.publish()
     claim = claimed(case.queue)
-    for interface, thing in ((IMailQueue, case.queue), (IMailQueuePut, put), (IMailClaim, claim)):
+    for interface, thing in ((IMailQueue, case.queue), (IStagedMail, put), (IMailClaim, claim)):
         assert verifyObject(interface, thing)
         assert verifyClass(interface, type(thing))
     claim.release()
@@ -132,7 +132,7 @@ def test_a_large_mail_is_told_block_by_block(case: Case) -> None:
     settled = failed(envelope)
     claim.settle([settled])
     assert claim.envelope.raw == envelope.raw
-    claim.reported([settled])
+    claim.acknowledge([settled])
     assert case.dead() == [envelope.id]
 
 
@@ -142,7 +142,7 @@ def test_a_large_mail_is_told_block_by_block(case: Case) -> None:
 def test_nobody_can_claim_before_publish(case: Case) -> None:
     """What was put and not published is neither seen nor claimed."""
     put = case.queue.put([make_envelope(), make_envelope()])
-    assert case.queue.look(NOW) == ([], None)
+    assert case.queue.scan(NOW) == ([], None)
     assert [case.queue.claim(ticket) for ticket in put.tickets] == [None, None]
     put.discard()
 
@@ -182,11 +182,11 @@ def test_what_is_claimed_equals_what_was_put(case: Case) -> None:
     assert claim.attempt == 0
     assert claim.since == pytest.approx(envelope.queued_at, abs=0.001)
     assert claim.interrupted == ''
-    assert claim.fates == []
+    assert claim.pending_events == []
     claim.release()
 
 
-ENDS = ('publish', 'discard', 'doubt')
+ENDS = ('publish', 'discard', 'keep_in_doubt')
 
 
 @pytest.mark.parametrize('calls', list(product(ENDS, repeat=3)), ids='-'.join)
@@ -198,7 +198,7 @@ def test_the_first_call_decides(case: Case, calls: tuple[str, ...]) -> None:
         getattr(put, call)()
     assert len(put.tickets) == 2
     queue = case.reopen()
-    tickets, next_due = queue.look(NOW)
+    tickets, next_due = queue.scan(NOW)
     claims = [queue.claim(ticket) for ticket in tickets]
     assert next_due is None
     if calls[0] == 'discard':
@@ -209,14 +209,14 @@ def test_the_first_call_decides(case: Case, calls: tuple[str, ...]) -> None:
     for claim in claims:
         if calls[0] == 'publish':
             assert claim.todo == claim.envelope.recipients
-            assert claim.fates == []
+            assert claim.pending_events == []
             claim.settle([sent(claim.envelope)], report=False)
         else:
             assert claim.todo == ()
-            (fate,) = claim.fates
+            (fate,) = claim.pending_events
             assert (fate.kind, fate.permanent) == ('error', False)
             assert 'in doubt' in fate.reason
-            claim.reported([fate])
+            claim.acknowledge([fate])
     if calls[0] == 'publish':
         assert _gone(case)
     else:
@@ -226,7 +226,7 @@ def test_the_first_call_decides(case: Case, calls: tuple[str, ...]) -> None:
 def test_doubt_is_logged(case: Case, caplog: pytest.LogCaptureFixture) -> None:
     """Mail in doubt is one CRITICAL line that says 'in doubt' and names the id."""
     envelope = make_envelope()
-    case.queue.put([envelope]).doubt()
+    case.queue.put([envelope]).keep_in_doubt()
     assert any(
         record.levelname == 'CRITICAL'
         and 'in doubt' in record.getMessage()
@@ -264,7 +264,7 @@ def test_a_time_that_nobody_has_asked_for(case: Case) -> None:
         assert claim.envelope.id == unasked.id
         claim.release()
     case.clock.now = NOW + year
-    assert {ticket.name[-32:] for ticket in case.queue.look(NOW + year)[0]} == {
+    assert {ticket.name[-32:] for ticket in case.queue.scan(NOW + year)[0]} == {
         unasked.id,
         asked.id,
     }
@@ -295,10 +295,10 @@ def test_mail_for_later_waits(case: Case) -> None:
     """What is due later is not there yet, and next_due says when."""
     later = _queued(case, due=NOW + 60)
     last = _queued(case, due=NOW + 30 * 24 * 3600.0)
-    assert case.queue.look(NOW) == ([], NOW + 60)
+    assert case.queue.scan(NOW) == ([], NOW + 60)
     case.clock.now = NOW + 60
     assert _order(case) == [later.id]
-    assert case.queue.look(NOW + 61)[1] == NOW + 30 * 24 * 3600.0
+    assert case.queue.scan(NOW + 61)[1] == NOW + 30 * 24 * 3600.0
     case.clock.now = NOW + 31 * 24 * 3600.0
     assert _order(case) == [later.id, last.id]
 
@@ -314,8 +314,8 @@ def test_a_ticket_before_its_time_claims_nothing(case: Case) -> None:
 
 def test_an_empty_queue_has_nothing_due(case: Case) -> None:
     """Nothing waits, so there is no next time."""
-    assert case.queue.look(NOW) == ([], None)
-    assert case.queue.look(NOW, fresh=True) == ([], None)
+    assert case.queue.scan(NOW) == ([], None)
+    assert case.queue.scan(NOW, fresh=True) == ([], None)
 
 
 # Claim
@@ -324,7 +324,7 @@ def test_an_empty_queue_has_nothing_due(case: Case) -> None:
 def test_a_claim_excludes_everybody_else(case: Case) -> None:
     """As long as a claim is held nobody else gets one, by whatever queue object."""
     _queued(case)
-    (ticket,), _ = case.queue.look(NOW)
+    (ticket,), _ = case.queue.scan(NOW)
     claim = case.queue.claim(ticket)
     assert case.queue.claim(ticket) is None
     assert case.reopen().claim(ticket) is None
@@ -338,7 +338,7 @@ def test_threads_claim_each_mail_once(case: Case) -> None:
     """Eight threads over sixty mails: each mail goes to exactly one of them."""
     envelopes = [make_envelope() for _ in range(60)]
     case.queue.put(envelopes).publish()
-    tickets, _ = case.queue.look(NOW)
+    tickets, _ = case.queue.scan(NOW)
     got: list[str] = []
     start = threading.Barrier(8)
 
@@ -363,11 +363,11 @@ def test_threads_claim_each_mail_once(case: Case) -> None:
 def test_a_stale_ticket_claims_nothing(case: Case) -> None:
     """A ticket from before the mail moved on, or left, claims nothing."""
     envelope = _queued(case)
-    (ticket,), _ = case.queue.look(NOW)
+    (ticket,), _ = case.queue.scan(NOW)
     _defer(case, envelope, NOW + 60)
     assert case.queue.claim(ticket) is None
     case.clock.now = NOW + 60
-    (retry,), _ = case.queue.look(NOW + 60)
+    (retry,), _ = case.queue.scan(NOW + 60)
     case.queue.claim(retry).settle([sent(envelope, attempt=2)], report=False)
     assert case.queue.claim(retry) is None
     assert _gone(case)
@@ -376,30 +376,30 @@ def test_a_stale_ticket_claims_nothing(case: Case) -> None:
 def test_release_changes_nothing(case: Case) -> None:
     """A claim without an attempt leaves the mail as it was, however often it is released."""
     _queued(case, 'ann@example.org', 'bob@example.org')
-    before = case.queue.look(NOW)
+    before = case.queue.scan(NOW)
     for _ in range(3):
         claim = claimed(case.reopen())
         assert (claim.attempt, claim.interrupted) == (0, '')
         assert claim.todo == ('ann@example.org', 'bob@example.org')
         claim.release()
         claim.release()
-    assert case.reopen().look(NOW) == before
+    assert case.reopen().scan(NOW) == before
 
 
 def test_settled_claims_leave_alone_what_must_be_sent(case: Case) -> None:
     """settled=True takes only what needs no relay."""
     envelope = _queued(case)
-    (ticket,), _ = case.queue.look(NOW)
-    before = case.queue.look(NOW)
+    (ticket,), _ = case.queue.scan(NOW)
+    before = case.queue.scan(NOW)
     assert case.queue.claim(ticket, settled=True) is None
-    assert case.reopen().look(NOW) == before
+    assert case.reopen().scan(NOW) == before
     claim = case.queue.claim(ticket)
     claim.settle([sent(envelope)])
     claim.release()
-    (done,), _ = case.queue.look(NOW)
+    (done,), _ = case.queue.scan(NOW)
     claim = case.queue.claim(done, settled=True)
-    assert claim.fates == [sent(envelope)]
-    claim.reported(claim.fates)
+    assert claim.pending_events == [sent(envelope)]
+    claim.acknowledge(claim.pending_events)
     assert _gone(case)
 
 
@@ -411,14 +411,14 @@ def test_an_unsealed_claim_is_as_it_was(case: Case) -> None:
     been about to leave."""
     envelope = _queued(case, 'ann@example.org', 'bob@example.org')
     claim = claimed(case.queue)
-    claim.sealing(['ann@example.org'])
-    claim.unseal()
+    claim.mark_ambiguous(['ann@example.org'])
+    claim.clear_ambiguous()
     claim.release()
     claim = claimed(case.queue)
-    assert (claim.interrupted, claim.sealed, claim.attempt) == ('', (), 0)
+    assert (claim.interrupted, claim.ambiguous, claim.attempt) == ('', (), 0)
     assert claim.todo == envelope.recipients
-    claim.sealing(envelope.recipients)
-    claim.unseal()
+    claim.mark_ambiguous(envelope.recipients)
+    claim.clear_ambiguous()
     claim.settle([sent(envelope)], report=False)
     assert _gone(case)
 
@@ -428,13 +428,13 @@ def test_delivered_mail_leaves(case: Case, report: bool) -> None:
     """Delivered to all: gone, but not before its event was taken, where there is one."""
     envelope = _queued(case, 'ann@example.org', 'bob@example.org')
     claim = claimed(case.queue)
-    claim.sealing(envelope.recipients)
+    claim.mark_ambiguous(envelope.recipients)
     claim.settle([sent(envelope)], report=report)
     if report:
         assert _order(case) == [envelope.id]
-        (ticket,), _ = case.queue.look(NOW)
+        (ticket,), _ = case.queue.scan(NOW)
         assert case.reopen().claim(ticket) is None, 'it is kept for reported'
-        claim.reported([sent(envelope)])
+        claim.acknowledge([sent(envelope)])
     assert _gone(case)
 
 
@@ -446,26 +446,26 @@ def test_failed_mail_is_a_dead_letter(case: Case, report: bool) -> None:
     claim.settle([failed(envelope)], report=report)
     if report:
         assert case.dead() == []
-        claim.reported([failed(envelope)])
+        claim.acknowledge([failed(envelope)])
     assert case.dead() == [envelope.id]
-    assert case.reopen().look(NOW) == ([], None)
+    assert case.reopen().scan(NOW) == ([], None)
 
 
 def test_partly_failed_mail_is_a_dead_letter(case: Case) -> None:
     """One delivered, one refused: a dead letter once both events were taken."""
     envelope = _queued(case, 'ann@example.org', 'bob@example.org')
-    fates = [
+    events = [
         sent(envelope, 'ann@example.org'),
         failed(envelope, 'bob@example.org', group=1),
     ]
     claim = claimed(case.queue)
-    claim.settle(fates)
-    claim.reported([deferred(envelope)])
-    assert claim.fates == fates, 'deferred is nothing to be taken'
-    claim.reported(fates[:1])
+    claim.settle(events)
+    claim.acknowledge([deferred(envelope)])
+    assert claim.pending_events == events, 'deferred is nothing to be taken'
+    claim.acknowledge(events[:1])
     assert case.dead() == []
-    assert claim.fates == fates[1:]
-    claim.reported(fates[1:])
+    assert claim.pending_events == events[1:]
+    claim.acknowledge(events[1:])
     assert case.dead() == [envelope.id]
 
 
@@ -475,7 +475,7 @@ def test_deferred_mail_waits_for_its_time(case: Case) -> None:
     claim = claimed(case.queue)
     claim.settle([deferred(envelope, until=NOW + 300)], retry_at=NOW + 300, report=False)
     queue = case.reopen()
-    assert queue.look(NOW + 299) == ([], NOW + 300)
+    assert queue.scan(NOW + 299) == ([], NOW + 300)
     case.clock.now = NOW + 300
     claim = claimed(queue, NOW + 300)
     assert (claim.attempt, claim.todo, claim.interrupted) == (1, envelope.recipients, '')
@@ -487,13 +487,13 @@ def test_deferred_mail_waits_for_its_time(case: Case) -> None:
 def test_only_deferred_recipients_are_tried_again(case: Case) -> None:
     """Each recipient on its own: the retry is for those that are still to do."""
     envelope = _queued(case, 'a@example.org', 'b@example.org', 'c@example.org')
-    fates = [
+    events = [
         sent(envelope, 'a@example.org'),
         deferred(envelope, 'b@example.org', group=1, until=NOW + 60),
         failed(envelope, 'c@example.org', group=2),
     ]
     claim = claimed(case.queue)
-    claim.settle(fates, retry_at=NOW + 60, report=False)
+    claim.settle(events, retry_at=NOW + 60, report=False)
     case.clock.now = NOW + 60
     claim = claimed(case.reopen(), NOW + 60)
     assert claim.todo == ('b@example.org',)
@@ -505,10 +505,10 @@ def test_only_deferred_recipients_are_tried_again(case: Case) -> None:
 def test_events_are_not_lost_when_nobody_reports_them(case: Case) -> None:
     """What subscribers have not taken comes back, equal to the last letter, by another process."""
     envelope = _queued(case, 'a@example.org', 'b@example.org', 'c@example.org')
-    fates = [
+    events = [
         sent(envelope, 'a@example.org'),
         failed(envelope, 'b@example.org', group=1),
-        Fate(
+        PendingEvent(
             id=f'{envelope.id}-1-error-2',
             kind='error',
             recipients=('c@example.org',),
@@ -519,12 +519,12 @@ def test_events_are_not_lost_when_nobody_reports_them(case: Case) -> None:
         ),
     ]
     claim = claimed(case.queue)
-    claim.settle(fates)
+    claim.settle(events)
     claim.release()
     claim = claimed(case.reopen())
     assert claim.todo == ()
-    assert claim.fates == fates
-    claim.reported(fates)
+    assert claim.pending_events == events
+    claim.acknowledge(events)
     assert case.dead() == [envelope.id]
 
 
@@ -537,13 +537,13 @@ def test_events_of_an_earlier_attempt_stay_what_they_were(case: Case) -> None:
     claim.release()
     case.clock.now = NOW + 60
     claim = claimed(case.reopen(), NOW + 60)
-    assert claim.fates == first[:1]
+    assert claim.pending_events == first[:1]
     second = replace(sent(envelope, 'b@example.org', attempt=2), mailer='smtp://second.example.org')
     claim.settle([second])
     claim.release()
     claim = claimed(case.reopen(), NOW + 60)
-    assert claim.fates == [first[0], second]
-    claim.reported(claim.fates)
+    assert claim.pending_events == [first[0], second]
+    claim.acknowledge(claim.pending_events)
     assert _gone(case)
 
 
@@ -552,31 +552,31 @@ def test_postponed_events_come_back_later(case: Case) -> None:
     envelope = _queued(case)
     claim = claimed(case.queue)
     claim.settle([sent(envelope)])
-    claim.postpone([sent(envelope)], NOW + 5)
-    assert case.reopen().look(NOW) == ([], NOW + 5)
+    claim.retry_events([sent(envelope)], NOW + 5)
+    assert case.reopen().scan(NOW) == ([], NOW + 5)
     case.clock.now = NOW + 5
     claim = claimed(case.reopen(), NOW + 5)
     assert claim.todo == ()
-    assert claim.fates == [replace(sent(envelope), tries=1)]
-    claim.postpone(claim.fates, NOW + 10)
+    assert claim.pending_events == [replace(sent(envelope), tries=1)]
+    claim.retry_events(claim.pending_events, NOW + 10)
     case.clock.now = NOW + 10
     claim = claimed(case.reopen(), NOW + 10)
-    assert claim.fates == [replace(sent(envelope), tries=2)]
-    claim.reported(claim.fates)
+    assert claim.pending_events == [replace(sent(envelope), tries=2)]
+    claim.acknowledge(claim.pending_events)
     assert _gone(case)
 
 
 def test_events_do_not_wait_for_a_retry(case: Case) -> None:
     """Events of a partly delivered mail that nobody came to report are found at once."""
     envelope = _queued(case, 'a@example.org', 'b@example.org')
-    fates = [sent(envelope, 'a@example.org'), deferred(envelope, 'b@example.org', group=1)]
+    events = [sent(envelope, 'a@example.org'), deferred(envelope, 'b@example.org', group=1)]
     claim = claimed(case.queue)
-    claim.settle(fates, retry_at=NOW + 7200)
+    claim.settle(events, retry_at=NOW + 7200)
     claim.release()
     claim = claimed(case.reopen())
-    assert (claim.todo, claim.fates) == ((), fates[:1])
-    claim.reported(claim.fates)
-    assert case.reopen().look(NOW) == ([], NOW + 7200)
+    assert (claim.todo, claim.pending_events) == ((), events[:1])
+    claim.acknowledge(claim.pending_events)
+    assert case.reopen().scan(NOW) == ([], NOW + 7200)
 
 
 def test_postponed_events_do_not_hurry_the_retry(case: Case) -> None:
@@ -585,12 +585,12 @@ def test_postponed_events_do_not_hurry_the_retry(case: Case) -> None:
     first = sent(envelope, 'a@example.org')
     claim = claimed(case.queue)
     claim.settle([first, deferred(envelope, 'b@example.org', group=1)], retry_at=NOW + 60)
-    claim.postpone([first], NOW + 5)
+    claim.retry_events([first], NOW + 5)
     case.clock.now = NOW + 5
     claim = claimed(case.reopen(), NOW + 5)
     assert (claim.todo, claim.attempt) == ((), 1)
-    claim.reported(claim.fates)
-    assert case.reopen().look(NOW + 59) == ([], NOW + 60)
+    claim.acknowledge(claim.pending_events)
+    assert case.reopen().scan(NOW + 59) == ([], NOW + 60)
     case.clock.now = NOW + 60
     assert claimed(case.reopen(), NOW + 60).todo == ('b@example.org',)
 
@@ -601,9 +601,9 @@ def test_settling_twice_is_settling_once(case: Case) -> None:
     claim = claimed(case.queue)
     for _ in range(2):
         claim.settle([failed(envelope)])
-    assert claim.fates == [failed(envelope)]
+    assert claim.pending_events == [failed(envelope)]
     assert claim.attempt == 1
-    claim.reported(claim.fates)
+    claim.acknowledge(claim.pending_events)
     assert case.dead() == [envelope.id]
 
 
@@ -617,50 +617,50 @@ def test_any_run_of_attempts_ends_with_every_event_taken_once(case: Case, seed: 
     random = Random(seed)
     count = random.choice([1, 2, 3, 40])
     envelope = _queued(case, *TO[:count])
-    taken: dict[str, Fate] = {}
-    expected: dict[str, Fate] = {}
+    taken: dict[str, PendingEvent] = {}
+    expected: dict[str, PendingEvent] = {}
     attempt = 0
     while True:
-        tickets, next_due = case.reopen().look(case.clock.now)
+        tickets, next_due = case.reopen().scan(case.clock.now)
         if not tickets and next_due is None:
             break
         case.clock.now = case.clock.now if tickets else next_due
         claim = claimed(case.reopen(), case.clock.now)
-        assert claim.fates == [fate for fate in expected.values() if fate.id not in taken]
+        assert claim.pending_events == [fate for fate in expected.values() if fate.id not in taken]
         assert claim.attempt == attempt
         if claim.todo:
             attempt += 1
             kinds = ['sent', 'deferred', 'error'] if attempt < 6 else ['sent']
-            fates = _fates(envelope, claim.todo, random.choices(kinds, k=len(claim.todo)), attempt)
-            again = any(fate.kind == 'deferred' for fate in fates)
-            expected |= {fate.id: fate for fate in fates if fate.kind != 'deferred'}
-            claim.settle(fates, retry_at=case.clock.now + 60 if again else None)
-        if claim.fates and random.random() < 0.3:
+            events = _fates(envelope, claim.todo, random.choices(kinds, k=len(claim.todo)), attempt)
+            again = any(fate.kind == 'deferred' for fate in events)
+            expected |= {fate.id: fate for fate in events if fate.kind != 'deferred'}
+            claim.settle(events, retry_at=case.clock.now + 60 if again else None)
+        if claim.pending_events and random.random() < 0.3:
             claim.release()  # a crash before the events
-        elif claim.fates:
-            some = random.sample(claim.fates, random.randint(1, len(claim.fates)))
+        elif claim.pending_events:
+            some = random.sample(claim.pending_events, random.randint(1, len(claim.pending_events)))
             taken |= {fate.id: fate for fate in some}
-            claim.reported(some)
+            claim.acknowledge(some)
             claim.release()
     assert taken == expected
     dead = any(fate.kind == 'error' for fate in expected.values())
     assert case.dead() == [envelope.id] * dead
 
 
-def _fates(envelope: Envelope, todo: Any, words: list[str], attempt: int) -> list[Fate]:
+def _fates(envelope: Envelope, todo: Any, words: list[str], attempt: int) -> list[PendingEvent]:
     """A reply of its own for each recipient that is refused, as relays give; one for the rest."""
     delivered = tuple(to for to, word in zip(todo, words, strict=True) if word == 'sent')
-    fates = []
+    events = []
     if delivered:
-        fates.append(sent(envelope, *delivered, attempt=attempt, group=0))
+        events.append(sent(envelope, *delivered, attempt=attempt, group=0))
     for group, (to, word) in enumerate(zip(todo, words, strict=True), 1):
         if word != 'sent':
             kind = failed if word == 'error' else deferred
             fate = kind(envelope, to, attempt=attempt, group=group)
             text = f'5.1.1 <{to}>: user unknown'
             fate = replace(fate, reply=Reply(550, text), reason=f'550 {text}')
-            fates.append(replace(fate, retry_at=None))
-    return fates
+            events.append(replace(fate, retry_at=None))
+    return events
 
 
 # Dead letters
@@ -674,26 +674,26 @@ def test_old_dead_letters_expire(case: Case) -> None:
         claimed(case.queue).settle([failed(envelope)], report=False)
     waiting = _queued(case)
     assert len(case.dead()) == 3
-    assert case.queue.expire(case.clock() - 60) == 0
+    assert case.queue.purge_failed(case.clock() - 60) == 0
     later = time.time() + 60
-    assert case.queue.expire(later, limit=2) == 2
+    assert case.queue.purge_failed(later, limit=2) == 2
     assert len(case.dead()) == 1
-    assert case.queue.expire(later) == 1
-    assert case.queue.expire(later) == 0
+    assert case.queue.purge_failed(later) == 1
+    assert case.queue.purge_failed(later) == 0
     assert case.dead() == []
     assert _order(case) == [waiting.id]
 
 
 def test_what_is_in_doubt_does_not_expire(case: Case) -> None:
     """Mail held in doubt or as ambiguous stays for a person, however old."""
-    case.queue.put([make_envelope()]).doubt()
+    case.queue.put([make_envelope()]).keep_in_doubt()
     claim = claimed(case.queue)
-    claim.reported(claim.fates)
+    claim.acknowledge(claim.pending_events)
     for reason in ('ambiguous: the line was lost', 'given up: ambiguous: the line was lost'):
         envelope = _queued(case)
         fate = replace(failed(envelope), reply=None, reason=reason, permanent=False)
         claimed(case.queue).settle([fate], report=False)
-    assert case.queue.expire(time.time() + 60) == 0
+    assert case.queue.purge_failed(time.time() + 60) == 0
     assert len(case.dead()) == 3
 
 
@@ -704,11 +704,11 @@ def test_mail_with_an_event_to_report_does_not_expire(case: Case) -> None:
     fate = failed(envelope)
     claim.settle([fate])
     later = time.time() + 60
-    assert case.queue.expire(later) == 0
-    claim.reported([fate])
-    assert case.queue.expire(later) in (0, 1), 'it may be claimed until it is released'
+    assert case.queue.purge_failed(later) == 0
+    claim.acknowledge([fate])
+    assert case.queue.purge_failed(later) in (0, 1), 'it may be claimed until it is released'
     claim.release()
-    case.queue.expire(later)
+    case.queue.purge_failed(later)
     assert case.empty()
 
 
@@ -757,7 +757,7 @@ def test_housekeeping_is_harmless(case: Case) -> None:
     envelope = _queued(case)
     for _ in range(2):
         case.queue.prepare()
-        case.queue.check()
+        case.queue.check_writable()
         case.queue.sync()
         case.queue.close()
     assert _order(case) == [envelope.id]

@@ -92,7 +92,7 @@ class Bench:
             place.path.rmdir()
         place.ledger.path.write_bytes(self._ledger)
         place.clock.now = NOW
-        place.reporter.refuse = False
+        place.dispatcher.refuse = False
         return place
 
     def trace(self) -> list[str]:

@@ -72,8 +72,8 @@ def _discard(place: Place) -> Steps:
 
 def _doubt(place: Place) -> Steps:
     put = place.queue().put(place.mails)
-    yield 'doubt'
-    put.doubt()
+    yield 'keep_in_doubt'
+    put.keep_in_doubt()
 
 
 def _left(letter: str) -> Callable[[Place], None]:
@@ -95,8 +95,8 @@ def _left(letter: str) -> Callable[[Place], None]:
 
 def _look(place: Place) -> Steps:
     queue = place.queue()
-    yield 'look'
-    queue.look(place.clock.now)
+    yield 'scan'
+    queue.scan(place.clock.now)
 
 
 # Claims
@@ -110,7 +110,7 @@ def _queued(place: Place) -> None:
 
 def _claimed(place: Place) -> Any:
     queue = place.queue()
-    (ticket,), _ = queue.look(place.clock.now)
+    (ticket,), _ = queue.scan(place.clock.now)
     claim = queue.claim(ticket)
     assert claim is not None
     return claim
@@ -118,7 +118,7 @@ def _claimed(place: Place) -> Any:
 
 def _claim(place: Place) -> Steps:
     queue = place.queue()
-    (ticket,), _ = queue.look(place.clock.now)
+    (ticket,), _ = queue.scan(place.clock.now)
     yield 'claim'
     claim = queue.claim(ticket)
     if claim is not None:
@@ -128,9 +128,9 @@ def _claim(place: Place) -> Steps:
 
 def _sealing(place: Place) -> Steps:
     claim = _claimed(place)
-    yield 'sealing'
-    claim.sealing(claim.envelope.recipients)
-    yield 'sealed'
+    yield 'mark_ambiguous'
+    claim.mark_ambiguous(claim.envelope.recipients)
+    yield 'ambiguous'
     place.ledger.mark('accepted', claim.envelope.id, *claim.envelope.recipients)
 
 
@@ -142,7 +142,7 @@ def _leave(place: Place, claim: Any) -> dict[str, Verdict]:
     outcome = {to: VERDICTS[to.partition('@')[0].rstrip('0123456789')] for to in claim.todo}
     accepted = [to for to, verdict in outcome.items() if verdict is GOOD]
     if accepted:
-        claim.sealing(accepted)
+        claim.mark_ambiguous(accepted)
         place.ledger.mark('accepted', claim.envelope.id, *accepted)
     for to, verdict in outcome.items():
         if verdict is not GOOD:
@@ -164,7 +164,7 @@ def _settle(place: Place) -> Steps:
 
 
 def _postpone(place: Place) -> Steps:
-    place.reporter.refuse = True
+    place.dispatcher.refuse = True
     yield from _settle(place)
 
 
@@ -176,13 +176,13 @@ def _sent_and_stopped(place: Place) -> None:
         claim = _claimed(place)
         outcome = _leave(place, claim)
         attempts = place.attempts()
-        fates, retry_at = attempts._fates(claim, outcome, Relay.name)
-        claim.settle(fates, retry_at=retry_at)
+        events, retry_at = attempts._fates(claim, outcome, Relay.name)
+        claim.settle(events, retry_at=retry_at)
 
     assert reap(forked(work)) == 0
 
 
-def _stopped(*, sealed: bool) -> Callable[[Place], None]:
+def _stopped(*, ambiguous: bool) -> Callable[[Place], None]:
     """A process that stopped during an attempt."""
 
     def lay(place: Place) -> None:
@@ -190,8 +190,8 @@ def _stopped(*, sealed: bool) -> Callable[[Place], None]:
 
         def work() -> None:
             claim = _claimed(place)
-            if sealed:
-                claim.sealing(claim.envelope.recipients)
+            if ambiguous:
+                claim.mark_ambiguous(claim.envelope.recipients)
 
         assert reap(forked(work)) == 0
 
@@ -204,7 +204,7 @@ def _stopped(*, sealed: bool) -> Callable[[Place], None]:
 def _attempt(place: Place) -> Steps:
     queue, attempts, road = place.queue(), place.attempts(), place.road()
     yield 'attempt'
-    tickets, _ = queue.look(place.clock.now, all_events=True)
+    tickets, _ = queue.scan(place.clock.now, all_events=True)
     try:
         attempt(place.claims(queue, tickets), road, attempts, Tally())
     except QueueError:
@@ -218,9 +218,9 @@ def _attempt(place: Place) -> Steps:
 
 def _process(place: Place) -> Steps:
     attempts = place.attempts()
-    reporter: Any = place.reporter
+    dispatcher: Any = place.dispatcher
     processor = QueueProcessor(
-        place.queue(), Relay(place.ledger), reporter, attempts, workers=1, pause=0.0
+        place.queue(), Relay(place.ledger), dispatcher, attempts, workers=1, pause=0.0
     )
     yield 'run'
     processor.run_once()
@@ -244,8 +244,8 @@ def _all_sorts(place: Place) -> None:
         '1': _queued,
         '2': _queued,
         '3': _queued,
-        '4': _stopped(sealed=False),
-        '5': _stopped(sealed=True),
+        '4': _stopped(ambiguous=False),
+        '5': _stopped(ambiguous=True),
         '6': _sent_and_stopped,
         '7': _left('V'),
         '8': _left('C'),
@@ -291,7 +291,7 @@ def _damaged(place: Place) -> None:
 
 def _aside(place: Place) -> Steps:
     queue = place.queue()
-    tickets, _ = queue.look(place.clock.now)
+    tickets, _ = queue.scan(place.clock.now)
     yield 'claim'
     for ticket in tickets:
         try:
@@ -315,7 +315,7 @@ def _ancestors(place: Place) -> None:
 
 def _adopt(place: Place) -> Steps:
     queue = place.queue()
-    (ticket,), _ = queue.look(place.clock.now)
+    (ticket,), _ = queue.scan(place.clock.now)
     yield 'claim'
     claim = queue.claim(ticket)
     if claim is not None:
@@ -339,8 +339,8 @@ def _prepare(place: Place) -> Steps:
 
 def _check(place: Place) -> Steps:
     queue = place.queue()
-    yield 'check'
-    queue.check()
+    yield 'check_writable'
+    queue.check_writable()
 
 
 def _sync(place: Place) -> Steps:
@@ -383,12 +383,12 @@ OPERATIONS = (
     Operation('enqueue three', _enqueue, THREE, variants=DOUBTS),
     Operation('discard one', _discard, ONE, variants=DOUBTS),
     Operation('discard three', _discard, THREE, variants=DOUBTS),
-    Operation('doubt', _doubt, THREE, variants=DOUBTS),
+    Operation('keep_in_doubt', _doubt, THREE, variants=DOUBTS),
     Operation('recover unvoted', _look, THREE, lay=_left('W'), variants=DOUBTS),
     Operation('recover doubtful', _look, THREE, lay=_left('V'), variants=DOUBTS),
     Operation('recover committed', _look, THREE, lay=_left('C'), variants=DOUBTS),
     Operation('claim and release', _claim, ONE, lay=_queued),
-    Operation('sealing', _sealing, ONE, lay=_queued, variants=EACH),
+    Operation('mark_ambiguous', _sealing, ONE, lay=_queued, variants=EACH),
     Operation(
         'settle delivered', _settle, (mail('a', 'good', 'good'),), lay=_queued, variants=EACH
     ),
@@ -399,7 +399,7 @@ OPERATIONS = (
         'settle mixed', _settle, (mail('a', 'good', 'bad', 'later'),), lay=_queued, variants=EACH
     ),
     Operation(
-        'postpone',
+        'retry_events',
         _postpone,
         (mail('a', 'good', 'bad'),),
         lay=_queued,
@@ -408,8 +408,8 @@ OPERATIONS = (
     Operation(
         'report', _attempt, (mail('a', 'good', 'bad'),), lay=_sent_and_stopped, variants=EACH
     ),
-    Operation('resume before the dot', _attempt, ONE, lay=_stopped(sealed=False), variants=EACH),
-    Operation('resume after the dot', _attempt, ONE, lay=_stopped(sealed=True), variants=EACH),
+    Operation('resume before the dot', _attempt, ONE, lay=_stopped(ambiguous=False), variants=EACH),
+    Operation('resume after the dot', _attempt, ONE, lay=_stopped(ambiguous=True), variants=EACH),
     Operation(
         'retry by hand',
         _attempt,
@@ -422,7 +422,7 @@ OPERATIONS = (
     Operation('put aside', _aside, ONE, lay=_damaged, check=_lies_aside),
     Operation('adopt', _adopt, lay=_ancestors, check=_sent_once),
     Operation('prepare', _prepare, check=_usable, bare=True),
-    Operation('check', _check, check=_usable),
+    Operation('check_writable', _check, check=_usable),
     Operation('sync', _sync, check=_usable),
     Operation('wake', _wake, check=_usable),
 )

@@ -19,15 +19,15 @@ from typing import Any
 
 from zope.interface import implementer
 
-from pyramid_sendmail.envelope import Envelope, Fate, Outcome, Reply, Verdict
+from pyramid_sendmail.envelope import Envelope, Outcome, PendingEvent, Reply, Verdict
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
-from pyramid_sendmail.interfaces import IMailer, IMailReporter, IMailSession
+from pyramid_sendmail.interfaces import IMailer, IMailEventDispatcher, IMailSession
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.filename import Ticket, parse, record_of
 from pyramid_sendmail.queue.maildir.format import STATE_AT, Unreadable, decode
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import Attempts, Tally, attempt
-from pyramid_sendmail.sending.connection import Road
+from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally, attempt
+from pyramid_sendmail.sending.connection import RelayConnection
 from tests.support.queues import Clock, make_envelope
 
 __all__ = ['FOLDERS', 'Found', 'Ledger', 'Lines', 'Place', 'mail', 'restore', 'snapshot']
@@ -114,14 +114,14 @@ class Conversation:
         self._ledger = ledger
 
     def send(
-        self, envelopes: Iterable[Envelope], *, sealing: Callable[..., None] | None = None
+        self, envelopes: Iterable[Envelope], *, before_final_dot: Callable[..., None] | None = None
     ) -> Iterator[Outcome]:
         for envelope in envelopes:
             outcome = {to: self._verdict(envelope, to) for to in envelope.recipients}
             accepted = [to for to, verdict in outcome.items() if verdict is GOOD]
             if accepted:
-                if sealing is not None:
-                    sealing(envelope, accepted)
+                if before_final_dot is not None:
+                    before_final_dot(envelope, accepted)
                 self._ledger.mark('accepted', envelope.id, *accepted)
             yield outcome
 
@@ -140,7 +140,7 @@ class Conversation:
     abandon = close
 
 
-@implementer(IMailReporter)
+@implementer(IMailEventDispatcher)
 class Subscribers:
     """Take events at once and write them into the ledger; ``refuse``: the first of each fails."""
 
@@ -154,12 +154,12 @@ class Subscribers:
     def join(self, timeout: float) -> bool:
         return True
 
-    def submit(self, claim: Any, fates: Sequence[Fate]) -> None:
+    def dispatch(self, claim: Any, events: Sequence[PendingEvent]) -> None:
         ledger = self._place.ledger
-        lasting = [fate for fate in fates if fate.kind != 'deferred']
+        lasting = [fate for fate in events if fate.kind != 'deferred']
         try:
             if self.refuse and lasting:
-                claim.postpone(lasting, self._place.clock() + 1)
+                claim.retry_events(lasting, self._place.clock() + 1)
                 return
             for fate in lasting:
                 if fate.recipients:
@@ -167,9 +167,9 @@ class Subscribers:
                     for to in fate.recipients:
                         ledger.mark(fate.kind, claim.envelope.id, to)
             if lasting:
-                claim.reported(lasting)
+                claim.acknowledge(lasting)
         except QueueError:
-            # As MailReporter does: what could not be settled is found again.
+            # As EventDispatcher does: what could not be settled is found again.
             logging.getLogger('pyramid_sendmail.events.dispatcher').exception('not settled')
             claim.release()
         else:
@@ -207,7 +207,7 @@ class Place:
     def __post_init__(self) -> None:
         self.path = self.folder / 'queue'
         self.ledger = Ledger(self.folder / 'ledger')
-        self.reporter: Any = Subscribers(self)
+        self.dispatcher: Any = Subscribers(self)
 
     def queue(self) -> MaildirQueue:
         queue = MaildirQueue(
@@ -228,11 +228,11 @@ class Place:
             queue._store._forget()
             queue.close()
 
-    def attempts(self) -> Attempts:
-        return Attempts(POLICY, self.reporter, ambiguous=self.ambiguous, clock=self.clock)
+    def attempts(self) -> OutcomeRecorder:
+        return OutcomeRecorder(POLICY, self.dispatcher, ambiguous=self.ambiguous, clock=self.clock)
 
-    def road(self) -> Road:
-        return Road(Relay(self.ledger), monotonic=lambda: 0.0)
+    def road(self) -> RelayConnection:
+        return RelayConnection(Relay(self.ledger), monotonic=lambda: 0.0)
 
     def found(self) -> dict[str, Found]:
         """Each mail on disk by its id. Two files of one mail are an error."""
@@ -260,11 +260,11 @@ class Place:
 
     def drain(self) -> None:
         """Be the next process: take whatever is there to its end, however long it takes."""
-        self.reporter.refuse = False
+        self.dispatcher.refuse = False
         queue, attempts, road = self.queue(), self.attempts(), self.road()
         queue.prepare()
         for _ in range(20):
-            tickets, next_due = queue.look(self.clock.now, all_events=True)
+            tickets, next_due = queue.scan(self.clock.now, all_events=True)
             if not tickets and next_due is None:
                 break
             if not tickets:

@@ -99,11 +99,11 @@ def sleeping(number: int) -> Policy:
 
 def work(place: Place, *, rounds: int = 6) -> None:
     """Be another process that does what it can, while some mail may be somebody else's."""
-    place.reporter.refuse = False
+    place.dispatcher.refuse = False
     queue, attempts, road = place.queue(), place.attempts(), place.road()
     queue.prepare()
     for _ in range(rounds):
-        tickets, next_due = queue.look(place.clock.now, all_events=True)
+        tickets, next_due = queue.scan(place.clock.now, all_events=True)
         attempt(place.claims(queue, tickets), road, attempts, Tally())
         if next_due is not None:
             place.clock.now = max(next_due, place.clock.now)

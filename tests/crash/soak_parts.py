@@ -22,13 +22,13 @@ from sqlalchemy.orm import Session
 
 from pyramid_sendmail import Message
 from pyramid_sendmail.delivery.queued import QueuedMailDelivery
-from pyramid_sendmail.events.dispatcher import MailReporter
-from pyramid_sendmail.interfaces import IMailer, IMailReporter
-from pyramid_sendmail.message import Composer
+from pyramid_sendmail.events.dispatcher import EventDispatcher
+from pyramid_sendmail.interfaces import IMailer, IMailEventDispatcher
+from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import Attempts
+from pyramid_sendmail.sending.attempt import OutcomeRecorder
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -115,7 +115,7 @@ def produce(root: Path, seed: int) -> None:
     chance = random.Random(seed)
     clock = SharedClock(root / 'clock')
     queue = make_queue(root, clock)
-    composer = Composer(hostname='web.example.org', clock=clock)
+    composer = EnvelopeFactory(hostname='web.example.org', clock=clock)
     delivery = QueuedMailDelivery(queue, None, composer)  # type: ignore[arg-type]
     connect = database(root / f'orders-{seed}')
     ledger = os.open(root / 'ledger', os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -153,8 +153,8 @@ def process(root: Path, url: str, seed: int) -> None:
     config = Configurator(
         settings={'mail.url': url, 'mail.hostname': 'web.example.org', 'tm.manager_hook': _manager}
     )
-    reporter = MailReporter(config.registry, policy=EVENTS, clock=clock)
-    config.registry.registerUtility(reporter, IMailReporter)
+    dispatcher = EventDispatcher(config.registry, policy=EVENTS, clock=clock)
+    config.registry.registerUtility(dispatcher, IMailEventDispatcher)
     queue = make_queue(root, clock)
     config.include('pyramid_tm')
     config.include('pyramid_sendmail')
@@ -183,8 +183,8 @@ def process(root: Path, url: str, seed: int) -> None:
     processor = QueueProcessor(
         queue,
         config.registry.getUtility(IMailer),
-        reporter,
-        Attempts(POLICY, reporter, clock=clock),
+        dispatcher,
+        OutcomeRecorder(POLICY, dispatcher, clock=clock),
         batch=20,
         poll=0.5,
         pause=0.05,

@@ -60,7 +60,7 @@ def stopped(
 def test_a_probe_of_a_stopped_process_is_swept(queue: MaildirQueue) -> None:
     """A process that stopped over a probe left it beside the folders for ever."""
     stopped(queue, 'flock lock-probe', queue.prepare)
-    stopped(queue, 'write probe', queue.check)
+    stopped(queue, 'write probe', queue.check_writable)
     left = [name for name in os.listdir(queue.path) if 'probe' in name]
     assert len(left) == 2
     MaildirQueue(queue.path).prepare()
@@ -82,7 +82,7 @@ def test_a_probe_that_is_swept_while_in_use_is_missed_by_nobody(queue: MaildirQu
 
     with Watch(queue.path, policy):
         queue.prepare()
-        queue.check()
+        queue.check_writable()
     queue.close()
     assert {name.partition('probe')[0] for name in swept} == {'', 'lock-'}
 
@@ -92,10 +92,10 @@ def test_half_a_mark_leaves_a_mail_in_doubt(queue: MaildirQueue) -> None:
     transaction nobody knows was sent."""
     envelope = make_envelope()
     assert reap(forked(lambda: queue.put([envelope]))) == 0
-    stopped(queue, 'pwrite tmp', lambda: queue.look(NOW), torn=True)
+    stopped(queue, 'pwrite tmp', lambda: queue.scan(NOW), torn=True)
     claim = claimed(queue)
-    assert (claim.todo, [fate.kind for fate in claim.fates]) == ((), ['error'])
-    claim.reported(claim.fates)
+    assert (claim.todo, [fate.kind for fate in claim.pending_events]) == ((), ['error'])
+    claim.acknowledge(claim.pending_events)
     assert decode(the_file(queue, 'failed').read_bytes()).state == 'C'
 
 
@@ -104,7 +104,7 @@ def test_a_reason_is_there_before_its_file(queue: MaildirQueue) -> None:
     name = f'5-{round(NOW * 1000):015d}-0000-{"a" * 32}'
     Path(queue.path, 'new', name).write_bytes(b'X-Env')
     reason = Path(queue.path, 'reasons', f'{name}.txt')
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     stopped(queue, 'rename new', lambda: queue.claim(ticket))
     assert files(queue) == [f'new/{name}']
     with pytest.raises(DamagedMail):
@@ -117,7 +117,7 @@ def test_a_file_that_stays_has_no_reason(queue: MaildirQueue) -> None:
     """What cannot be moved to failed/ leaves no reason beside the folders for it."""
     name = f'5-{round(NOW * 1000):015d}-0000-{"a" * 32}'
     Path(queue.path, 'new', name).write_bytes(b'X-Env')
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     with Watch(queue.path, failing('rename new', errno.EIO)):
         assert queue.claim(ticket) is None
     assert files(queue) == [f'new/{name}']
@@ -127,7 +127,7 @@ def test_a_file_that_stays_has_no_reason(queue: MaildirQueue) -> None:
 def test_a_file_that_cannot_be_looked_at_is_closed(queue: MaildirQueue) -> None:
     """Each look at it left a descriptor open, until there was none left for the mail."""
     queue.put([make_envelope()]).publish()
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     before = os.listdir('/proc/self/fd')
     with Watch(queue.path, failing('fstat new', errno.EIO)), pytest.raises(QueueError):
         queue.claim(ticket)
@@ -141,7 +141,7 @@ def test_a_mark_that_cannot_be_synced_is_taken_back(queue: MaildirQueue) -> None
     queue.put([envelope]).publish()
     claim = claimed(queue)
     with Watch(queue.path, failing('fsync new', errno.EIO)), pytest.raises(QueueError):
-        claim.sealing(envelope.recipients)
+        claim.mark_ambiguous(envelope.recipients)
     claim.release()
     claim = claimed(queue)
     assert (claim.todo, claim.interrupted) == (envelope.recipients, '')
@@ -155,7 +155,7 @@ def test_a_commit_does_not_break_over_a_trigger(queue: MaildirQueue) -> None:
     with Watch(queue.path, failing('close trigger', errno.EIO)):
         put.publish()
     queue.close()
-    assert len(queue.look(NOW)[0]) == 1
+    assert len(queue.scan(NOW)[0]) == 1
 
 
 @pytest.mark.parametrize('call', ['flock', 'stat', 'fstat'])

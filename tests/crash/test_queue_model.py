@@ -33,7 +33,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pyramid_sendmail.envelope import Envelope, Fate, Reply
+from pyramid_sendmail.envelope import Envelope, PendingEvent, Reply
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.filename import Ticket
@@ -198,7 +198,7 @@ class Model:
         for envelope, file in zip(put.envelopes, put.files, strict=True):
             if outcome != 'discard':
                 self.published[envelope.id] = envelope
-            if not self.maildir and outcome == 'doubt':
+            if not self.maildir and outcome == 'keep_in_doubt':
                 self._doubt(file)
                 self.paths['done', name_of(envelope, envelope.queued_at, 0)] = file
             elif not self.maildir and outcome == 'publish':
@@ -246,7 +246,7 @@ class Model:
 
     # Look and claim
 
-    def look(
+    def scan(
         self, now: float, limit: int, fresh: bool, all_events: bool
     ) -> tuple[list[Path_], float | None]:
         if self.maildir and not fresh:
@@ -348,16 +348,22 @@ class Model:
             hold.file.content.letters = dict(hold.block.letters)
 
     def settle(
-        self, hold: Hold, fates: list[Fate], retry_at: float | None, *, report: bool, stuck: bool
+        self,
+        hold: Hold,
+        events: list[PendingEvent],
+        retry_at: float | None,
+        *,
+        report: bool,
+        stuck: bool,
     ) -> None:
         block = hold.block
         if not hold.settled:
             hold.settled, hold.before = True, ''
             hold.attempt += 1
-            for fate in fates:
+            for fate in events:
                 block.letters.update(dict.fromkeys(fate.recipients, 'T'))
             block.forget()
-            for fate in fates:
+            for fate in events:
                 letter = {'sent': 'd', 'error': 'f', 'deferred': 'T'}[fate.kind]
                 for to in fate.recipients:
                     block.letters[to] = letter
@@ -372,7 +378,7 @@ class Model:
                 self._told(block, list(block.letters))
         self.rest(hold, stuck=stuck)
 
-    def reported(self, hold: Hold, recipients: list[str]) -> None:
+    def acknowledge(self, hold: Hold, recipients: list[str]) -> None:
         self._told(hold.block, recipients)
         self.rest(hold)
 
@@ -381,7 +387,7 @@ class Model:
             if block.letters[to] in 'df':
                 block.letters[to] = block.letters[to].upper()
 
-    def postpone(self, hold: Hold, due: float) -> None:
+    def retry_events(self, hold: Hold, due: float) -> None:
         folder, _ = hold.block.place(hold.envelope)
         at = min(due, hold.block.retry_at) if folder == 'cur' else due
         self._record(hold, folder, at)
@@ -491,7 +497,7 @@ SHIFTS = [1, -1, 60, HOUR, -HOUR, DAY, 4 * DAY, -4 * DAY, YEAR, -YEAR, 10 * YEAR
 
 COMMON = (
     *('claim_due', 'claim_due', 'claim_due', 'claim_any', 'claim_stale', 'seal', 'settle'),
-    *('settle', 'settle', 'settle', 'report', 'report', 'postpone', 'postpone', 'release'),
+    *('settle', 'settle', 'settle', 'report', 'report', 'retry_events', 'retry_events', 'release'),
     *('claim_raced', 'claimer_vanishes', 'pass_time', 'shift_the_clock', 'put', 'second_phase'),
     *('retry_by_hand', 'move_by_hand', 'touch_by_hand'),
 )
@@ -566,7 +572,9 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.puts)
     @rule(
         which=PICK,
-        calls=st.lists(st.sampled_from(['publish', 'discard', 'doubt']), min_size=1, max_size=3),
+        calls=st.lists(
+            st.sampled_from(['publish', 'discard', 'keep_in_doubt']), min_size=1, max_size=3
+        ),
     )
     def second_phase(self, which: int, calls: list[str]) -> None:
         """What is called first decides."""
@@ -631,8 +639,8 @@ class QueueMachine(RuleBasedStateMachine):
         fresh=st.sampled_from([False, False, True]),
         all_events=st.booleans(),
     )
-    def look(self, which: int, limit: int, fresh: bool, all_events: bool) -> None:
-        RULES['look'] += 1
+    def scan(self, which: int, limit: int, fresh: bool, all_events: bool) -> None:
+        RULES['scan'] += 1
         self._look(which, limit, fresh, all_events)
 
     def _look(
@@ -640,10 +648,10 @@ class QueueMachine(RuleBasedStateMachine):
     ) -> list[Ticket]:
         """In order, what is due, and when the next one will be."""
         now = self.clock.now
-        tickets, next_due = self.world.queues[which].look(
+        tickets, next_due = self.world.queues[which].scan(
             now, limit=limit, fresh=fresh, all_events=all_events
         )
-        expected = self.model.look(now, limit, fresh, all_events)
+        expected = self.model.scan(now, limit, fresh, all_events)
         assert ([(each.folder, each.name) for each in tickets], next_due) == expected
         self.tickets = [*self.tickets, *tickets][-20:]
         return list(tickets)
@@ -702,9 +710,9 @@ class QueueMachine(RuleBasedStateMachine):
                 return
             hold = self._claim(1, Ticket(folder, name))
             if hold is not None and how == 'settle' and hold.todo:
-                fates, retry_at = self._fates(hold, verdicts, delay)
-                hold.real.settle(fates, retry_at=retry_at, report=False)
-                self.model.settle(hold, fates, retry_at, report=False, stuck=False)
+                events, retry_at = self._fates(hold, verdicts, delay)
+                hold.real.settle(events, retry_at=retry_at, report=False)
+                self.model.settle(hold, events, retry_at, report=False, stuck=False)
             elif hold is not None and how != 'hold':
                 hold.real.release()
                 self.model.release(hold)
@@ -752,8 +760,8 @@ class QueueMachine(RuleBasedStateMachine):
         assert (real.todo, real.attempt, real.since) == (hold.todo, hold.attempt, hold.block.since)
         assert real.interrupted == hold.interrupted
         letters = hold.block.letters
-        assert real.sealed == tuple(to for to in hold.todo if letters[to] == '?')
-        told = {to: fate.id for fate in real.fates for to in fate.recipients}
+        assert real.ambiguous == tuple(to for to in hold.todo if letters[to] == '?')
+        told = {to: fate.id for fate in real.pending_events for to in fate.recipients}
         assert told == hold.block.telling()
         assert hold.file.delivered.isdisjoint(real.todo)
         if real.todo and not hold.attempt and hold.envelope.id not in self.model.by_hand:
@@ -778,12 +786,12 @@ class QueueMachine(RuleBasedStateMachine):
         if hold is None:
             return
         RULES['seal'] += 1
-        hold.real.sealing(hold.todo[:count])
+        hold.real.mark_ambiguous(hold.todo[:count])
         self.model.seal(hold, list(hold.todo[:count]))
 
     def _fates(
         self, hold: Hold, verdicts: list[str], delay: int
-    ) -> tuple[list[Fate], float | None]:
+    ) -> tuple[list[PendingEvent], float | None]:
         number = hold.attempt + 1
         groups: dict[str, list[str]] = {}
         for to, verdict in zip(hold.todo, verdicts, strict=False):
@@ -794,7 +802,7 @@ class QueueMachine(RuleBasedStateMachine):
         retry_at = self.clock.now + delay if 'deferred' in groups else None
         reply = Reply(250, 'told')
         return [
-            Fate(
+            PendingEvent(
                 f'{hold.envelope.id}-{number}-{kind}-{group}',
                 kind,  # type: ignore[arg-type]
                 tuple(recipients),
@@ -813,27 +821,27 @@ class QueueMachine(RuleBasedStateMachine):
         if hold is None:
             return
         RULES['settle'] += 1
-        fates, retry_at = self._fates(hold, verdicts, delay)
+        events, retry_at = self._fates(hold, verdicts, delay)
         before = hold.block.telling()
-        folder, _ = self._after(hold, fates, report)
+        folder, _ = self._after(hold, events, report)
         if self.world.maildir and stuck == 0 and folder:
             # The disk is in trouble: nothing moves, the claim is kept, and settled once more.
             store = hold.real._store
             store.stuck = True
             with pytest.raises(QueueError):
-                hold.real.settle(fates, retry_at=retry_at, report=report)
+                hold.real.settle(events, retry_at=retry_at, report=report)
             store.stuck = False
-            self.model.settle(hold, fates, retry_at, report=report, stuck=True)
+            self.model.settle(hold, events, retry_at, report=report, stuck=True)
             SEEN['settled twice'] += 1
             self.the_disk_is_as_the_model_has_it()
-        hold.real.settle(fates, retry_at=retry_at, report=report)
-        self.model.settle(hold, fates, retry_at, report=report, stuck=False)
+        hold.real.settle(events, retry_at=retry_at, report=report)
+        self.model.settle(hold, events, retry_at, report=report, stuck=False)
         SEEN[f'settled, {folder or "gone"}{", more to tell" if before else ""}'] += 1
         self._forget_released()
 
-    def _after(self, hold: Hold, fates: list[Fate], report: bool) -> tuple[str, float]:
+    def _after(self, hold: Hold, events: list[PendingEvent], report: bool) -> tuple[str, float]:
         twin = deepcopy(hold.block)
-        for fate in fates:
+        for fate in events:
             letter = {'sent': 'd', 'error': 'f', 'deferred': 'T'}[fate.kind]
             twin.letters.update(dict.fromkeys(fate.recipients, letter))
         if not report:
@@ -853,20 +861,20 @@ class QueueMachine(RuleBasedStateMachine):
         if hold is None:
             return
         RULES['report'] += 1
-        fates = hold.real.fates[: 1 if part else None]
-        hold.real.reported(fates)
-        self.model.reported(hold, [to for fate in fates for to in fate.recipients])
+        events = hold.real.pending_events[: 1 if part else None]
+        hold.real.acknowledge(events)
+        self.model.acknowledge(hold, [to for fate in events for to in fate.recipients])
         self._forget_released()
 
     @precondition(lambda self: self.holds)
     @rule(pick=PICK, delay=DELAY)
-    def postpone(self, pick: int, delay: int) -> None:
+    def retry_events(self, pick: int, delay: int) -> None:
         hold = self._pick(pick, settled=True)
         if hold is None or not hold.block.telling():
             return
-        RULES['postpone'] += 1
-        hold.real.postpone(hold.real.fates, self.clock.now + delay)
-        self.model.postpone(hold, self.clock.now + delay)
+        RULES['retry_events'] += 1
+        hold.real.retry_events(hold.real.pending_events, self.clock.now + delay)
+        self.model.retry_events(hold, self.clock.now + delay)
         self._forget_released()
 
     @precondition(lambda self: self.holds)
@@ -899,7 +907,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(
         which=st.integers(0, 2),
         pick=PICK,
-        stage=st.sampled_from(['claimed', 'sealed', 'settled']),
+        stage=st.sampled_from(['claimed', 'ambiguous', 'settled']),
         verdicts=VERDICTS,
         delay=DELAY,
     )
@@ -916,23 +924,23 @@ class QueueMachine(RuleBasedStateMachine):
         ticket = tickets[pick % len(tickets)]
         hold = self.model.claim((ticket.folder, ticket.name), self.clock.now, settled=False)
         assert not isinstance(hold, str)
-        fates, retry_at = self._fates(hold, verdicts, delay) if hold is not None else ([], None)
+        events, retry_at = self._fates(hold, verdicts, delay) if hold is not None else ([], None)
         queue = self.world.queues[which]
 
         def work() -> None:
             claim = queue.claim(ticket)
             assert (claim is None) == (hold is None)
             if claim is not None and claim.todo and stage != 'claimed':
-                claim.sealing(claim.todo)
+                claim.mark_ambiguous(claim.todo)
                 if stage == 'settled':
-                    claim.settle(fates, retry_at=retry_at)
+                    claim.settle(events, retry_at=retry_at)
 
         assert reap(forked(work)) == 0
         if hold is not None:
             if hold.todo and stage != 'claimed':
                 self.model.seal(hold, list(hold.todo))
                 if stage == 'settled':
-                    self.model.settle(hold, fates, retry_at, report=True, stuck=False)
+                    self.model.settle(hold, events, retry_at, report=True, stuck=False)
             hold.file.lock = None
             SEEN[f'died when {stage}'] += 1
 
@@ -1048,12 +1056,12 @@ class QueueMachine(RuleBasedStateMachine):
             if hold is None:
                 continue
             if hold.todo:
-                fates, retry_at = self._fates(hold, own, delay)
-                hold.real.settle(fates, retry_at=retry_at, report=report)
-                self.model.settle(hold, fates, retry_at, report=report, stuck=False)
+                events, retry_at = self._fates(hold, own, delay)
+                hold.real.settle(events, retry_at=retry_at, report=report)
+                self.model.settle(hold, events, retry_at, report=report, stuck=False)
             if hold.file.lock is hold:
-                hold.real.reported(hold.real.fates)
-                self.model.reported(hold, list(hold.block.letters))
+                hold.real.acknowledge(hold.real.pending_events)
+                self.model.acknowledge(hold, list(hold.block.letters))
             self._forget_released()
 
     @rule(names=st.lists(st.sampled_from(COMMON), min_size=4, max_size=12), data=st.data())
@@ -1158,15 +1166,15 @@ class QueueMachine(RuleBasedStateMachine):
                     if taken is None:
                         continue
                     if taken.todo:
-                        fates, _ = self._fates(taken, ['sent'] * 3, 0)
-                        taken.real.settle(fates, report=False)
-                        self.model.settle(taken, fates, None, report=False, stuck=False)
+                        events, _ = self._fates(taken, ['sent'] * 3, 0)
+                        taken.real.settle(events, report=False)
+                        self.model.settle(taken, events, None, report=False, stuck=False)
                     else:
-                        taken.real.reported(taken.real.fates)
-                        self.model.reported(taken, list(taken.block.letters))
+                        taken.real.acknowledge(taken.real.pending_events)
+                        self.model.acknowledge(taken, list(taken.block.letters))
             self.the_disk_is_as_the_model_has_it()
             self.nothing_is_lost()
-            if self.model.look(self.clock.now, 100, False, True) == ([], None):
+            if self.model.scan(self.clock.now, 100, False, True) == ([], None):
                 return
             self.clock.now = max(self.clock.now, 5e9)
         raise AssertionError('the queue is never drained')
@@ -1184,14 +1192,22 @@ def quiet() -> Iterator[None]:
 
 REACHED = {
     'maildir': {
-        *('publish', 'discard', 'doubt', 'recovered W', 'recovered V', 'recovered C', 'claimed'),
+        *(
+            'publish',
+            'discard',
+            'keep_in_doubt',
+            'recovered W',
+            'recovered V',
+            'recovered C',
+            'claimed',
+        ),
         *('claim refused', 'claim refused, held', 'set aside', 'started over', 'clock was wrong'),
         *('interrupted: sending', 'interrupted: ambiguous', 'settled twice'),
         *('died when claimed', 'died when sealed', 'died when settled'),
         *(f'settled, {folder}' for folder in ('cur', 'done', 'failed', 'gone')),
     },
     'memory': {
-        *('publish', 'discard', 'doubt', 'claimed', 'claim refused', 'claim refused, held'),
+        *('publish', 'discard', 'keep_in_doubt', 'claimed', 'claim refused', 'claim refused, held'),
         *(f'settled, {folder}' for folder in ('cur', 'done', 'failed', 'gone')),
     },
 }

@@ -85,7 +85,7 @@ def fill(path: Path, *, leave: int = 0) -> None:
 
 def _processor(place: Place, queue: MaildirQueue) -> QueueProcessor:
     return QueueProcessor(
-        queue, Relay(place.ledger), place.reporter, place.attempts(), workers=1, pause=0.0
+        queue, Relay(place.ledger), place.dispatcher, place.attempts(), workers=1, pause=0.0
     )
 
 
@@ -127,7 +127,7 @@ def test_a_partly_delivered_mail_is_recorded_on_a_full_disk(disk: Path) -> None:
     has, and he gets no second one."""
     place = Place(disk, mails=MANY, kinds=('sent', 'error'))
     queue = _queued(place)
-    claims = [queue.claim(ticket) for ticket in queue.look(NOW)[0]]
+    claims = [queue.claim(ticket) for ticket in queue.scan(NOW)[0]]
     # What the ledger is about to say needs room, which a relay elsewhere would have.
     place.ledger.mark('x' * 8192)
     fill(disk / 'filler')
@@ -165,10 +165,10 @@ def test_a_read_only_mount(tmp_path: Path, frozen: Path) -> None:
     _queued(place)
     place.forget()
     view = MaildirQueue(str(frozen), clock=place.clock)
-    for work in (view.prepare, view.check, lambda: view.put([make_envelope()])):
+    for work in (view.prepare, view.check_writable, lambda: view.put([make_envelope()])):
         with pytest.raises(QueueError, match='read-only'):
             work()
-    (ticket, *_), _ = view.look(NOW)
+    (ticket, *_), _ = view.scan(NOW)
     with pytest.raises(QueueError, match='read-only'):
         view.claim(ticket)
     with pytest.raises(QueueError, match='read-only'):

@@ -19,7 +19,9 @@ __all__ = ['folder']
 
 SOAK = bool(os.environ.get('SOAK'))
 
-MOVING = [each for each in OPERATIONS if each.name not in ('check', 'prepare', 'sync', 'wake')]
+MOVING = [
+    each for each in OPERATIONS if each.name not in ('check_writable', 'prepare', 'sync', 'wake')
+]
 """The others move no mail."""
 
 

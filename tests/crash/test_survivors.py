@@ -17,7 +17,7 @@ from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.files import Store
 from pyramid_sendmail.queue.maildir.format import STATE_AT, decode
 from pyramid_sendmail.queue.maildir.recovery import recover
-from pyramid_sendmail.queue.maildir.staging import MaildirPut
+from pyramid_sendmail.queue.maildir.staging import StagedMail
 from pyramid_sendmail.queue.maildir.wakeup import Trigger
 from pyramid_sendmail.sending.attempt import Tally
 from tests.support.queues import (
@@ -67,7 +67,7 @@ def test_the_trigger_is_pulled_last(tmp_path: Path) -> None:
     queue = MaildirQueue(str(tmp_path / 'mail'))
     queue.prepare()
     observer = Observer(queue)
-    put = MaildirPut(Store(queue.path), observer, [make_envelope(), make_envelope()])  # type: ignore[arg-type]
+    put = StagedMail(Store(queue.path), observer, [make_envelope(), make_envelope()])  # type: ignore[arg-type]
     put.write()
     put.publish()
     assert observer.found == [['new', 'new']]
@@ -103,7 +103,7 @@ def test_a_release_unlocks_what_a_child_shares(tmp_path: Path) -> None:
     the open file."""
     queue = MaildirQueue(str(tmp_path / 'mail'))
     queue.put([make_envelope()]).publish()
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     store = Store(queue.path)
     path = store.path(ticket.folder, ticket.name)
     descriptor = store.open(path)
@@ -127,7 +127,7 @@ def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, 'pwrite', lambda to, data, at: pwrite(to, data[:3], at))
     queue.put([envelope]).publish()
     monkeypatch.undo()
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     claim = queue.claim(ticket)
     assert claim is not None
     assert claim.envelope == envelope
@@ -155,7 +155,7 @@ def test_a_discard_that_stops_is_completed(
         nonlocal checked
         caplog.clear()
         queue = MaildirQueue(path, clock=Clock(), in_doubt='send')
-        queue.look(NOW)
+        queue.scan(NOW)
         if os.fstat(begun).st_size:
             checked += 1
             assert files(queue) == []
@@ -217,7 +217,7 @@ def test_letters_are_written_before_the_rename(
     envelope = make_envelope('ann@example.org', 'bob@example.org', 'eve@example.org')
     queue.put([envelope]).publish()
     claim = claimed(queue)
-    claim.sealing(envelope.recipients[:2])
+    claim.mark_ambiguous(envelope.recipients[:2])
     found: list[tuple[str, str]] = []
     rename = os.rename
 
@@ -227,12 +227,12 @@ def test_letters_are_written_before_the_rename(
         rename(source, target)
 
     monkeypatch.setattr(os, 'rename', noting)
-    fates = [
+    events = [
         sent(envelope, 'ann@example.org'),
         deferred(envelope, 'bob@example.org', group=1),
         failed(envelope, 'eve@example.org', group=2),
     ]
-    claim.settle(fates, retry_at=NOW + 60, report=report)
+    claim.settle(events, retry_at=NOW + 60, report=report)
     assert found == [('C', 'dTf' if report else 'DTF')]
     claim.release()
     queue.close()
@@ -267,7 +267,7 @@ class Full(MaildirQueue):
     checks = 0
     claims = 0
 
-    def check(self) -> None:
+    def check_writable(self) -> None:
         self.checks += 1
 
     def claim(self, ticket: Any, *, settled: bool = False) -> Any:

@@ -41,12 +41,12 @@ from transaction.interfaces import (
 
 from pyramid_sendmail import Message, NoActiveTransaction, QueueError
 from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
-from pyramid_sendmail.envelope import Envelope, Fate
-from pyramid_sendmail.message import Composer
+from pyramid_sendmail.envelope import Envelope, PendingEvent
+from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.files import FOLDERS, Store
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER
-from pyramid_sendmail.sending.attempt import Attempts
+from pyramid_sendmail.sending.attempt import OutcomeRecorder
 from tests.crash.bench import folder as tmp_path
 from tests.crash.counts import Tell
 from tests.support.doubles import RecordingMailer
@@ -118,7 +118,7 @@ class Other:
         return self.key
 
     def _step(self, name: str) -> None:
-        self.look(self, name)
+        self.scan(self, name)
         if name in self.fails:
             raise self.error(f'{self.key} fails in {name}')
 
@@ -204,10 +204,10 @@ class World:
         self.mailer = RecordingMailer()
         self.mailer.before = lambda envelope: self.delivered.append(envelope.subject)
         # One mail a second, so that the names of the files have the order of the mails.
-        composer = Composer(clock=self.tick)
+        composer = EnvelopeFactory(clock=self.tick)
         make: Any = QueuedMailDelivery
         if direct:
-            attempts = Attempts(AT_ONCE_OR_NEVER, self)  # type: ignore[arg-type]
+            attempts = OutcomeRecorder(AT_ONCE_OR_NEVER, self)  # type: ignore[arg-type]
             make = partial(DirectMailDelivery, attempts=attempts, durable=self.maildir)
         self.deliveries = [make(self.queue, self.mailer, composer) for _ in range(2)]
 
@@ -215,7 +215,7 @@ class World:
         self.now += 1
         return self.now
 
-    # The reporter, see IMailReporter
+    # The reporter, see IMailEventDispatcher
 
     def wants(self, kind: str) -> bool:
         return kind == 'error'
@@ -223,10 +223,10 @@ class World:
     def join(self, timeout: float) -> bool:
         return True
 
-    def submit(self, claim: Any, fates: Sequence[Fate]) -> None:
-        assert 'in doubt' in fates[0].reason
+    def dispatch(self, claim: Any, events: Sequence[PendingEvent]) -> None:
+        assert 'in doubt' in events[0].reason
         self.doubted.append(claim.envelope.subject)
-        claim.reported(fates)
+        claim.acknowledge(events)
         claim.release()
 
     # What a queue processor would do
@@ -236,7 +236,7 @@ class World:
         if self.direct:
             for delivery in self.deliveries:
                 assert delivery._sender._rests(time.monotonic() + 30)
-        tickets, next_due = self.queue.look(LATER)
+        tickets, next_due = self.queue.scan(LATER)
         assert next_due is None
         for ticket in tickets:
             claim = self.queue.claim(ticket)
@@ -244,10 +244,10 @@ class World:
                 continue
             if claim.todo:
                 self.delivered.append(claim.envelope.subject)
-                sent = Fate(f'{claim.envelope.id}-1-sent-0', 'sent', claim.todo, 1, 'drain')
+                sent = PendingEvent(f'{claim.envelope.id}-1-sent-0', 'sent', claim.todo, 1, 'drain')
                 claim.settle([sent], report=False)
             else:
-                self.submit(claim, claim.fates)
+                self.dispatch(claim, claim.pending_events)
 
     def count(self, folder: str) -> int:
         """How many mails are in ``tmp`` or ``new``."""
@@ -268,7 +268,7 @@ class World:
         self.records.clear()
         self.mailer.sent.clear()
         self.mailer.outcomes.clear()
-        self.mailer.sealed.clear()
+        self.mailer.ambiguous.clear()
         if self.maildir:
             for folder in FOLDERS:
                 for path in Path(self.inner.path, folder).iterdir():

@@ -25,7 +25,12 @@ from webtest import TestApp
 from pyramid_sendmail import Message, NoActiveTransaction
 from pyramid_sendmail.config.factories import _IProcessorThread
 from pyramid_sendmail.events.types import MailSentEvent
-from pyramid_sendmail.interfaces import IMailDelivery, IMailQueue, IMailReporter, IMailSentEvent
+from pyramid_sendmail.interfaces import (
+    IMailDelivery,
+    IMailEventDispatcher,
+    IMailQueue,
+    IMailSentEvent,
+)
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER
 from tests.support.databases import NOTES, notes
@@ -91,7 +96,7 @@ class Site:
 
 def subjects(queue: Any) -> list[str]:
     """Of all mail that waits in a queue."""
-    tickets, _ = queue.look(1e11)
+    tickets, _ = queue.scan(1e11)
     claims = [queue.claim(ticket) for ticket in tickets]
     found = [claim.envelope.subject for claim in claims]
     for claim in claims:
@@ -243,7 +248,7 @@ def test_a_subscriber_causes_no_second_attempt(hook: str | None) -> None:
         config.add_subscriber(subscriber, IMailSentEvent)
 
     site = Site(view, hook=hook, configure=configure, queue=False)
-    site.registry.getUtility(IMailReporter)._policy = AT_ONCE_OR_NEVER
+    site.registry.getUtility(IMailEventDispatcher)._policy = AT_ONCE_OR_NEVER
     message_id = site.get().text
     finish(site)
     assert (attempts, heard) == ([1], [message_id])
@@ -753,7 +758,7 @@ def test_the_thread_from_end_to_end(
     assert sorted(heard) == sorted(ids)
     assert smtp_server.connections == 1
     queue = site.registry.getUtility(IMailQueue)
-    until(lambda: queue.look(1e11) == ([], None))
+    until(lambda: queue.scan(1e11) == ([], None))
     start = time.monotonic()
     site.registry.getUtility(_IProcessorThread).finish(WAIT)
     assert not running()

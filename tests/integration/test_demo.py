@@ -134,11 +134,11 @@ class Demo:
     def logged(self, kind: str, recipient: str) -> dict[str, Any]:
         """The row that a subscriber wrote, once it is there."""
 
-        def look() -> Any:
+        def scan() -> Any:
             rows = self.status()['log']
             return [row for row in rows if (row['kind'], row['recipients']) == (kind, [recipient])]
 
-        row: dict[str, Any] = eventually(look, f'{kind} for {recipient}\n{self.output}')[0]
+        row: dict[str, Any] = eventually(scan, f'{kind} for {recipient}\n{self.output}')[0]
         return row
 
 

@@ -26,11 +26,11 @@ from transaction import TransactionManager
 
 from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
 from pyramid_sendmail.interfaces import IMailSentEvent
-from pyramid_sendmail.message import Composer
+from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.format import STATE_AT
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
-from pyramid_sendmail.sending.attempt import Attempts, Tally
+from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally
 from tests.crash.syscalls import Call, Watch
 from tests.crash.test_real_faults import in_child
 from tests.support.doubles import RecordingMailer
@@ -98,7 +98,7 @@ def test_a_holder_of_another_user_is_not_robbed(queue: MaildirQueue) -> None:
     """RELIABILITY 24: nobody asks whether a process is alive, so that one of another user, of which
     that cannot be asked, keeps what it holds; killed, it frees it at once."""
     queue.put([make_envelope()]).publish()
-    ((ticket,), _) = queue.look(NOW)
+    ((ticket,), _) = queue.scan(NOW)
     held: list[Any] = []
 
     def hold() -> None:
@@ -128,7 +128,7 @@ sys.stdin.read()
 def test_a_holder_in_another_container_is_not_robbed(queue: MaildirQueue) -> None:
     """RELIABILITY 24: nor is a process whose number means nothing here, or somebody else."""
     queue.put([make_envelope()]).publish()
-    ((ticket,), _) = queue.look(NOW)
+    ((ticket,), _) = queue.scan(NOW)
     program = shutil.which('unshare')
     if program is None:
         pytest.skip('needs unshare (Debian: apt-get install util-linux)')
@@ -208,11 +208,11 @@ def test_a_subscriber_that_fails_twice(make_world: MakeWorld) -> None:
     world.send()
     # --once tells what lies in done/ at its end once more.
     assert world.run() == Tally(delivered=1)
-    assert world.reporter.join(10)
+    assert world.dispatcher.join(10)
     assert [ends for _, ends in heard] == ['aborted', 'aborted']
     assert world.folders() == ['done']
     assert world.run() == Tally()
-    assert world.reporter.join(10)
+    assert world.dispatcher.join(10)
     assert [ends for _, ends in heard] == ['aborted', 'aborted', 'committed']
     assert len({id for id, _ in heard}) == 1
     assert world.server.accepted('ann@example.org') == 1
@@ -245,7 +245,7 @@ def _commit(path: Path, number: int, key: str, step: str) -> bool:
     """Whether there was such a call."""
     queue = MaildirQueue(str(path), clock=Clock())
     manager = TransactionManager(explicit=True)
-    bound = QueuedMailDelivery(queue, RecordingMailer(), Composer()).bind(manager)
+    bound = QueuedMailDelivery(queue, RecordingMailer(), EnvelopeFactory()).bind(manager)
     other = Other(key or AFTER, fails=step)
     current = manager.begin()
     current.join(other)
@@ -278,7 +278,7 @@ def _check_commit(queue: MaildirQueue, key: str, step: str, failure: Exception |
     everybody = step != 'vote' and not isinstance(failure, OSError)
     if not step:
         assert (failure is None) == everybody, 'no error comes out of finish'
-    MaildirQueue(queue.path, clock=Clock()).look(NOW)
+    MaildirQueue(queue.path, clock=Clock()).scan(NOW)
     folders = Counter(path.parent.name for path in Path(queue.path).glob('*/5-*'))
     if not everybody:
         assert folders == {}, (failure, folders)
@@ -312,7 +312,7 @@ def test_death_in_another_data_manager(
     def run() -> None:
         manager = TransactionManager(explicit=True)
         bound = QueuedMailDelivery(
-            MaildirQueue(queue.path), RecordingMailer(), Composer(clock=Clock())
+            MaildirQueue(queue.path), RecordingMailer(), EnvelopeFactory(clock=Clock())
         ).bind(manager)
         manager.begin().join(Other(key, **{step: die}))
         for number in range(mails):
@@ -320,7 +320,7 @@ def test_death_in_another_data_manager(
         manager.commit()
 
     assert reap(forked(run)) == 9
-    queue.look(NOW)
+    queue.scan(NOW)
     critical = [each for each in caplog.records if each.levelno == logging.CRITICAL]
     outcome = DEATHS[key, step]
     assert len(critical) == (mails if outcome == 'in doubt' else 0)
@@ -329,9 +329,9 @@ def test_death_in_another_data_manager(
         assert files(queue) == []
         return
     setup = Setup(queue, clock=Clock())
-    setup.reporter = Reporter('sent', 'error')
+    setup.dispatcher = Reporter('sent', 'error')
     setup.processor().run_once()
-    kinds = [fate.kind for fate in setup.reporter.fates]
+    kinds = [fate.kind for fate in setup.dispatcher.pending_events]
     assert kinds == (['error'] if outcome == 'in doubt' else ['sent']) * mails
     assert len(setup.mailer.sent) == (0 if outcome == 'in doubt' else mails)
     assert len(files(queue)) == (mails if outcome == 'in doubt' else 0)
@@ -349,12 +349,12 @@ def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bo
 
     def run() -> None:
         manager = TransactionManager(explicit=True)
-        reporter: Any = Reporter()
-        attempts = Attempts(RetryPolicy() if durable else AT_ONCE_OR_NEVER, reporter)
+        dispatcher: Any = Reporter()
+        attempts = OutcomeRecorder(RetryPolicy() if durable else AT_ONCE_OR_NEVER, dispatcher)
         delivery = DirectMailDelivery(
             MaildirQueue(queue.path) if durable else MemoryQueue(),
             Deadly(),
-            Composer(),
+            EnvelopeFactory(),
             attempts,
             durable=durable,
         )
@@ -447,10 +447,10 @@ def test_a_copy_keeps_its_schedule(tmp_path: Path, how: str) -> None:
     copy = MaildirQueue(str(tmp_path / 'copy'), sync=False, clock=clock, longest=2 * HOUR)
     copy.prepare()
     for moment in (NOW, NOW + HOUR - 1, NOW + HOUR, NOW + DAY - 1, NOW + DAY):
-        assert copy.look(moment) == queue.look(moment)
+        assert copy.scan(moment) == queue.scan(moment)
     assert files(copy) == files(queue)
     setup = Setup(copy, clock=clock)
-    setup.reporter = Reporter('sent')
+    setup.dispatcher = Reporter('sent')
     arrived = []
     for moment in (NOW, NOW + HOUR - 1, NOW + HOUR, NOW + DAY - 1, NOW + DAY):
         clock.now = moment
@@ -458,7 +458,7 @@ def test_a_copy_keeps_its_schedule(tmp_path: Path, how: str) -> None:
         arrived.append([envelope.id for envelope in setup.mailer.sent])
     one, both = [put_off.id], [put_off.id, later.id]
     assert arrived == [[], [], one, one, both]
-    assert setup.reporter.fates[0] == sent(telling)
+    assert setup.dispatcher.pending_events[0] == sent(telling)
     assert [name.partition('/')[0] for name in files(copy)] == ['failed']
     copy.close()
     queue.close()
@@ -511,7 +511,7 @@ def _all_of(descriptor: int) -> bytes:
 
 def _take(queue: MaildirQueue) -> list[str]:
     taken = []
-    for ticket in queue.look(NOW)[0]:
+    for ticket in queue.scan(NOW)[0]:
         claim = queue.claim(ticket)
         if claim is not None:  # else its writer has not let go of it yet
             taken.append(claim.envelope.id)
@@ -605,10 +605,10 @@ def test_a_slow_writer_is_not_robbed(tmp_path: Path, letter: str) -> None:
         os.utime(path, (NOW - WORKERS * HOUR, NOW - WORKERS * HOUR))
     clock.now += WORKERS * HOUR
     other = MaildirQueue(queue.path, sync=False, clock=clock)
-    assert other.look(clock.now) == ([], None)
+    assert other.scan(clock.now) == ([], None)
     assert files(queue) == before
     queue._store._forget()
-    other.look(clock.now)
+    other.scan(clock.now)
     folders = [name.partition('/')[0] for name in files(queue)]
     assert folders == {'W': [], 'V': ['done'] * 2, 'C': ['new'] * 2}[letter]
 
@@ -658,7 +658,7 @@ def test_the_lock_is_no_lockf(queue: MaildirQueue) -> None:
     backup in this very process does, takes no lock away, as those of POSIX would be."""
     queue.put([make_envelope()]).publish()
     claim = claimed(queue)
-    ((ticket,), _) = queue.look(NOW)
+    ((ticket,), _) = queue.scan(NOW)
     the_file(queue, 'new').read_bytes()
 
     def other() -> None:
@@ -673,7 +673,7 @@ def test_a_lock_of_what_was_removed_is_worth_nothing(queue: MaildirQueue) -> Non
     """RELIABILITY 96: a file can be locked when it has no name any more: it is not claimed."""
     envelope = make_envelope()
     queue.put([envelope]).publish()
-    ((ticket,), _) = queue.look(NOW)
+    ((ticket,), _) = queue.scan(NOW)
     lock = fcntl.flock
     taken = []
 
@@ -713,12 +713,12 @@ def test_sigstop_is_no_death(queue: MaildirQueue) -> None:
     wakes up, and writes down what became of it, whatever others have tried meanwhile."""
     envelope = make_envelope()
     queue.put([envelope]).publish()
-    ((ticket,), _) = queue.look(NOW)
+    ((ticket,), _) = queue.scan(NOW)
 
     def work() -> None:
         claim = MaildirQueue(queue.path, sync=False, clock=Clock()).claim(ticket)
         assert claim is not None
-        claim.sealing(envelope.recipients)
+        claim.mark_ambiguous(envelope.recipients)
         os.kill(os.getpid(), signal.SIGSTOP)
         claim.settle([sent(envelope)], report=False)
 
@@ -727,7 +727,7 @@ def test_sigstop_is_no_death(queue: MaildirQueue) -> None:
     assert os.WIFSTOPPED(status)
     for moment in (NOW, NOW + 365 * DAY):
         assert queue.claim(ticket) is None
-        assert len(queue.look(moment)[0]) == 1
+        assert len(queue.scan(moment)[0]) == 1
     os.kill(pid, signal.SIGCONT)
     assert reap(pid) == 0
     assert files(queue) == []

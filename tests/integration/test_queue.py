@@ -114,7 +114,7 @@ def test_a_claim_at_each_step_of_another(tmp_path: Path, settled: bool) -> None:
         queue.prepare()
         envelope = make_envelope()
         queue.put([envelope]).publish()
-        (ticket,), _ = queue.look(NOW)
+        (ticket,), _ = queue.scan(NOW)
 
         def work() -> bool:
             return queue.claim(ticket) is not None
@@ -143,14 +143,14 @@ def test_a_recovery_at_each_step_of_another(tmp_path: Path) -> None:
         delivered: list[str] = []
 
         def deliver_all() -> bool:
-            for ticket in queue.look(NOW)[0]:
+            for ticket in queue.scan(NOW)[0]:
                 claim = queue.claim(ticket)
                 if claim is not None:
                     delivered.append(claim.envelope.id)
                     claim.settle([sent(claim.envelope)], report=False)
             return True
 
-        with paused(step, lambda: bool(queue.look(NOW))) as (reached, go_on):
+        with paused(step, lambda: bool(queue.scan(NOW))) as (reached, go_on):
             if reached:
                 deliver_all()
             go_on()
@@ -354,13 +354,13 @@ def test_a_look_asks_about_no_single_file(tmp_path: Path, monkeypatch: pytest.Mo
     for module, name in ((os, 'open'), (os, 'stat'), (os, 'lstat'), (fcntl, 'flock')):
         monkeypatch.setattr(module, name, noting(calls, name, getattr(module, name)))
 
-    tickets, next_due = queue.look(NOW)
+    tickets, next_due = queue.scan(NOW)
 
     monkeypatch.undo()
     assert [ticket.name.endswith(envelope.id) for ticket in tickets] == [True]
     assert next_due == NOW + 60
     assert len(calls) < 50
-    assert len(queue.look(NOW + 61, limit=100)[0]) == 100
+    assert len(queue.scan(NOW + 61, limit=100)[0]) == 100
     queue.close()
 
 
@@ -416,7 +416,7 @@ def test_every_partial_tree_becomes_a_queue(make_world: MakeWorld) -> None:
                 (root / folder).mkdir(mode=0o700)
         queue = MaildirQueue(str(root), sync=False, clock=world.clock)
         queue.put([make_envelope(queued_at=world.clock())]).publish()
-        ((ticket,), _) = queue.look(world.clock())
+        ((ticket,), _) = queue.scan(world.clock())
         assert queue.claim(ticket) is not None
         queue.close()
         assert {path.name for path in root.iterdir()} >= set(folders)
@@ -429,7 +429,7 @@ def test_a_holder_that_sleeps_is_not_robbed(world: World) -> None:
     """RELIABILITY 17 and 24: a process that holds a mail and is stopped keeps it, whatever the
     clock says; killed, it frees it at once, and the mail is tried again by the retry policy."""
     world.send()
-    ((ticket,), _) = world.queue.look(world.clock())
+    ((ticket,), _) = world.queue.scan(world.clock())
     held: list[Any] = []
     with child(lambda: held.append(world.new_queue().claim(ticket))) as pid:
         os.kill(pid, signal.SIGSTOP)

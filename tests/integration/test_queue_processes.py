@@ -46,12 +46,12 @@ def test_two_processes_deliver_each_mail_once(queue: MaildirQueue, tmp_path: Pat
         with open(tmp_path / f'log{number}', 'w') as log:
             while not start.exists():
                 pass
-            while tickets := mine.look(NOW)[0]:
+            while tickets := mine.scan(NOW)[0]:
                 for ticket in tickets:
                     claim = mine.claim(ticket)
                     if claim is not None:
                         log.write(f'{claim.envelope.id}\n')
-                        claim.sealing(claim.envelope.recipients)
+                        claim.mark_ambiguous(claim.envelope.recipients)
                         claim.settle([sent(claim.envelope)], report=False)
 
     pids = [forked(lambda number=number: work(number)) for number in range(2)]  # type: ignore[misc]
@@ -67,7 +67,7 @@ def test_two_processes_deliver_each_mail_once(queue: MaildirQueue, tmp_path: Pat
 def test_kill_9_frees_a_claim_at_once(queue: MaildirQueue) -> None:
     """No lock file, no lease, no time-out: the lock goes with the process."""
     queue.put([make_envelope()]).publish()
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
 
     held: list[Any] = []
 
@@ -92,12 +92,12 @@ def test_processes_killed_at_random_lose_nothing(queue: MaildirQueue, tmp_path: 
     def work() -> None:
         mine = MaildirQueue(queue.path, sync=False, clock=Clock())
         descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
-        while tickets := mine.look(NOW)[0]:
+        while tickets := mine.scan(NOW)[0]:
             for ticket in tickets:
                 claim = mine.claim(ticket)
                 if claim is not None:
                     word = claim.interrupted or 'first'
-                    claim.sealing(claim.envelope.recipients)
+                    claim.mark_ambiguous(claim.envelope.recipients)
                     os.write(descriptor, f'{claim.envelope.id} {word}\n'.encode())
                     claim.settle([sent(claim.envelope)], report=False)
 
@@ -131,8 +131,8 @@ def test_a_forked_child_holds_no_lock(queue: MaildirQueue) -> None:
         inherited.append(True)
 
     with child(check):
-        assert MaildirQueue(queue.path, clock=Clock()).look(NOW)[0]
-        (ticket,), _ = queue.look(NOW)
+        assert MaildirQueue(queue.path, clock=Clock()).scan(NOW)[0]
+        (ticket,), _ = queue.scan(NOW)
         assert queue.claim(ticket) is None, 'the parent has it still'
         # As a crash of the parent would: closed, and not unlocked.
         os.close(descriptor)
@@ -148,12 +148,12 @@ def test_a_child_cannot_give_up_the_claim_of_its_parent(queue: MaildirQueue) -> 
     envelope = make_envelope()
     queue.put([envelope]).publish()
     claim = claimed(queue)
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
 
     def work() -> None:
         others = [os.open('/dev/null', os.O_RDWR) for _ in range(3)]
         with pytest.raises(OSError, match='before a fork'):
-            claim.sealing(envelope.recipients)
+            claim.mark_ambiguous(envelope.recipients)
         claim.release()
         for descriptor in others:
             os.fstat(descriptor)
@@ -172,7 +172,7 @@ def test_what_a_fork_has_closed_is_not_used(queue: MaildirQueue) -> None:
     queue._store._forget()
     assert os.dup2(2, descriptor) == descriptor
     with pytest.raises(QueueError, match='before a fork'):
-        claim.sealing(claim.envelope.recipients)
+        claim.mark_ambiguous(claim.envelope.recipients)
     claim.release()
     os.close(descriptor)
 
@@ -204,7 +204,7 @@ def test_the_memory_of_a_parent_is_not_the_childs(tmp_path: Path) -> None:
 
     def work() -> None:
         assert len(queue) == 0
-        assert queue.look(NOW) == ([], None)
+        assert queue.scan(NOW) == ([], None)
         assert queue.claim(put.tickets[0]) is None
         queue.put([make_envelope()]).publish()
         assert len(queue) == 1
@@ -225,5 +225,5 @@ def test_the_memory_of_a_parent_is_not_the_childs(tmp_path: Path) -> None:
     finally:
         done.set()
         thread.join()
-    got = queue.look(NOW)[0]
+    got = queue.scan(NOW)[0]
     assert len(got) == len(queue) == 1

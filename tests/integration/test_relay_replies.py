@@ -15,7 +15,7 @@ from pyramid_sendmail.envelope import Reply
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.interfaces import IMailErrorEvent
 from pyramid_sendmail.mailers.smtp.connection import Timeouts
-from pyramid_sendmail.message import Composer
+from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.sending.attempt import Tally
 from tests.support.smtp.server import (
@@ -513,8 +513,8 @@ def damaged(world: World) -> None:
 
 
 def doubted(world: World) -> None:
-    envelope = Composer(clock=world.clock).envelope(welcome())
-    world.queue.put([envelope]).doubt()
+    envelope = EnvelopeFactory(clock=world.clock).envelope(welcome())
+    world.queue.put([envelope]).keep_in_doubt()
 
 
 WAYS_OUT = {

@@ -61,10 +61,10 @@ class Watched(MaildirQueue):
         self.claims = 0
         self.trouble: int | None = None
 
-    def check(self) -> None:
+    def check_writable(self) -> None:
         if self.trouble is not None:
             raise QueueError(self.trouble, 'the queue cannot record what becomes of its mail')
-        super().check()
+        super().check_writable()
 
     def claim(self, ticket: Any, *, settled: bool = False) -> Any:
         self.claims += not settled
@@ -101,7 +101,7 @@ class Counted:
 
 
 @dataclass
-class Road:
+class RelayConnection:
     """A road that is closed until ``open`` is called; ``arrived``: the copies of each Message-ID
     that have come through."""
 
@@ -132,26 +132,28 @@ class Builder:
                 copies[message_id] += count
         return copies
 
-    def road(self, url: str, open_: Callable[[], object]) -> Road:
-        return Road(mailer_from_url(url, hostname='web.example.org'), open_, self.arrived)
+    def road(self, url: str, open_: Callable[[], object]) -> RelayConnection:
+        return RelayConnection(
+            mailer_from_url(url, hostname='web.example.org'), open_, self.arrived
+        )
 
 
-def refused(builder: Builder) -> Road:
+def refused(builder: Builder) -> RelayConnection:
     server = builder.server()
     server.stop()
     return builder.road(server.url, server.start)
 
 
-def mute(builder: Builder) -> Road:
+def mute(builder: Builder) -> RelayConnection:
     server = builder.server()
     server.always('connect', hang())
     timeouts = Timeouts(greeting=0.3, quit=0.3)
     mailer = SMTPMailer(server.host, server.port, hostname='web.example.org', timeouts=timeouts)
-    return Road(mailer, server.reset_script, builder.arrived)
+    return RelayConnection(mailer, server.reset_script, builder.arrived)
 
 
-def answered(verb: str, action: Action) -> Callable[[Builder], Road]:
-    def build(builder: Builder) -> Road:
+def answered(verb: str, action: Action) -> Callable[[Builder], RelayConnection]:
+    def build(builder: Builder) -> RelayConnection:
         server = builder.server(auth={'shop': 'secret'})
         server.always(verb, action)
         url = f'smtp+insecure://shop:secret@{server.host}:{server.port}'
@@ -160,7 +162,7 @@ def answered(verb: str, action: Action) -> Callable[[Builder], Road]:
     return build
 
 
-def without_tls(builder: Builder) -> Road:
+def without_tls(builder: Builder) -> RelayConnection:
     server = builder.server()
 
     def open_() -> None:
@@ -169,7 +171,7 @@ def without_tls(builder: Builder) -> Road:
     return builder.road(f'{server.url}?tls=required&ca_file={builder.authority.path}', open_)
 
 
-def wrong_certificate(builder: Builder) -> Road:
+def wrong_certificate(builder: Builder) -> RelayConnection:
     server = builder.server(tls='implicit', context=builder.authority.wrong_host())
 
     def open_() -> None:
@@ -178,30 +180,30 @@ def wrong_certificate(builder: Builder) -> Road:
     return builder.road(f'{server.url}?ca_file={builder.authority.path}', open_)
 
 
-def unknown_name(builder: Builder) -> Road:
+def unknown_name(builder: Builder) -> RelayConnection:
     server = builder.server()
     mailer = SMTPMailer('nowhere.invalid', server.port, hostname='web.example.org')
 
     def open_() -> None:
         mailer.host = server.host  # as if it had been entered into the DNS
 
-    return Road(mailer, open_, builder.arrived)
+    return RelayConnection(mailer, open_, builder.arrived)
 
 
-def lmtp(builder: Builder) -> Road:
+def lmtp(builder: Builder) -> RelayConnection:
     server = builder.server(lmtp=True)
     server.stop()
     return builder.road(server.url, server.start)
 
 
-def failover(builder: Builder) -> Road:
+def failover(builder: Builder) -> RelayConnection:
     first, second = builder.server(), builder.server()
     first.stop()
     second.always('connect', reply_then_drop(554, '5.7.1 your address is blocked'))
     return builder.road(f'{first.url} {second.url}', second.reset_script)
 
 
-def missing_program(builder: Builder) -> Road:
+def missing_program(builder: Builder) -> RelayConnection:
     program, spool = builder.path / 'sendmail', builder.path / 'spool'
     spool.mkdir()
 
@@ -215,11 +217,11 @@ def missing_program(builder: Builder) -> Road:
         texts = [path.read_text() for path in spool.iterdir()]
         return Counter(text.partition('\n')[0].partition(': ')[2] for text in texts)
 
-    return Road(mailer_from_url(f'sendmail:{program}', hostname='x'), open_, arrived)
+    return RelayConnection(mailer_from_url(f'sendmail:{program}', hostname='x'), open_, arrived)
 
 
-def unrecordable(number: int) -> Callable[[Builder], Road]:
-    def build(builder: Builder) -> Road:
+def unrecordable(number: int) -> Callable[[Builder], RelayConnection]:
+    def build(builder: Builder) -> RelayConnection:
         server = builder.server()
         road = builder.road(server.url, lambda: None)
         road.trouble = number
@@ -228,7 +230,7 @@ def unrecordable(number: int) -> Callable[[Builder], Road]:
     return build
 
 
-ROADS: dict[str, Callable[[Builder], Road]] = {
+ROADS: dict[str, Callable[[Builder], RelayConnection]] = {
     'connection refused': refused,
     'no greeting': mute,
     'closed without a greeting': answered('connect', drop()),
@@ -254,7 +256,7 @@ class World:
 
     setup: Setup
     queue: Watched
-    road: Road
+    road: RelayConnection
     mailer: Counted
 
     def octets(self) -> dict[str, bytes]:
@@ -277,7 +279,7 @@ def world(
     road = ROADS[request.param](builder)
     queue = maildir(tmp_path / 'mail', cls=Watched)
     setup = Setup(queue)
-    setup.reporter = Reporter('sent', 'deferred', 'error')
+    setup.dispatcher = Reporter('sent', 'deferred', 'error')
     mailer: Any = Counted(road.mailer)
     setup.mailer = mailer
     queue.trouble = road.trouble
@@ -309,7 +311,7 @@ def test_nobodys_fault(world: World, caplog: pytest.LogCaptureFixture) -> None:
         assert all(name.startswith('new/') and '-0000-' in name for name in meanwhile)
         assert world.octets() == meanwhile
         assert world.queue.claims == 0
-        assert setup.reporter.fates == []
+        assert setup.dispatcher.pending_events == []
         assert levels(caplog, OPEN) == []
         if world.road.trouble is not None:
             assert world.mailer.connections == 0, 'what cannot be recorded is not sent'
@@ -321,7 +323,9 @@ def test_nobodys_fault(world: World, caplog: pytest.LogCaptureFixture) -> None:
     assert not world.mailer.crowded
     assert len(world.road.arrived()) == 6
     assert set(world.road.arrived().values()) == {1}
-    assert [(fate.kind, fate.attempt) for fate in setup.reporter.fates] == [('sent', 1)] * 6
+    assert [(fate.kind, fate.attempt) for fate in setup.dispatcher.pending_events] == [
+        ('sent', 1)
+    ] * 6
 
 
 def test_once_tries_it_once(world: World, capsys: pytest.CaptureFixture[str]) -> None:
@@ -342,7 +346,7 @@ def test_once_tries_it_once(world: World, capsys: pytest.CaptureFixture[str]) ->
         else:
             assert lines[-1].startswith('psendmail-qp: nothing can be sent now, all mail waits: ')
     assert world.octets() == before
-    assert setup.reporter.fates == []
+    assert setup.dispatcher.pending_events == []
     world.open()
     assert setup.processor().run_once() == Tally(delivered=5)
     assert set(world.road.arrived().values()) == {1}
@@ -455,9 +459,9 @@ def test_two_processors_do_not_come_in_step(tmp_path: Path) -> None:
         crews = [crew_of([each]) for each in processor_threads() if each.name.endswith(' 1')]
         for _ in range(24):
             for crew in crews:
-                until(crew.gate.closed_for)
+                until(crew.breaker.closed_for)
             tried = sum(len(mailer.times) for mailer in mailers)
-            clock.now += min(crew.gate.closed_for() for crew in crews)
+            clock.now += min(crew.breaker.closed_for() for crew in crews)
             until(lambda tried=tried: nudged(crews, mailers) > tried)  # type: ignore[misc]
     finally:
         stop.set()

@@ -149,13 +149,13 @@ def finish(place: Place, url: str, *, wanted: int) -> Counter[str]:
     clock = Clock(time.time())
     setup = Setup(maildir(Path(place.queue.path), clock=clock), clock=clock)
     setup.mailer = mailer_from_url(url, hostname='x')  # type: ignore[assignment]
-    setup.reporter = Reporter('sent', 'error')
+    setup.dispatcher = Reporter('sent', 'error')
     for _ in range(3):
         setup.processor(workers=1).run_once()
         clock.now += 3600
     setup.queue.close()
     assert files(place.queue) == []
-    assert 'error' not in {fate.kind for fate in setup.reporter.fates}
+    assert 'error' not in {fate.kind for fate in setup.dispatcher.pending_events}
     copies: Counter[str] = Counter()
     for (message_id, _), count in place.server.pairs().items():
         copies[message_id] += count
@@ -319,11 +319,11 @@ def test_once_while_it_tells_what_was_left(tmp_path: Path, monkeypatch: pytest.M
             stop.set()
             return False
 
-    setup.reporter = Slow('sent')
+    setup.dispatcher = Slow('sent')
     assert setup.processor().run_once(stop=stop) == Tally()
-    assert len(setup.reporter.fates) == 2, 'what it had begun'
+    assert len(setup.dispatcher.pending_events) == 2, 'what it had begun'
     assert len(setup.mailer.sent) == sent
-    setup.reporter = Reporter('sent')
+    setup.dispatcher = Reporter('sent')
     assert setup.processor().run_once() == Tally(delivered=1)
     setup.queue.close()
 
@@ -356,7 +356,7 @@ def test_there_is_one_grace(tmp_path: Path, once: bool, caplog: pytest.LogCaptur
         assert leave.wait(30)
 
     setup = Setup(maildir(tmp_path / 'mail'))
-    setup.reporter = Patient()
+    setup.dispatcher = Patient()
     setup.mailer.before = before
     setup.put()
     processor = setup.processor(grace=0.1)

@@ -9,8 +9,8 @@ import pytest
 
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import Attempts, Tally, attempt
-from pyramid_sendmail.sending.connection import Road
+from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally, attempt
+from pyramid_sendmail.sending.connection import RelayConnection
 from tests.peers.mail import make_mail, statuses
 from tests.peers.relay import Relay
 from tests.peers.test_relays import mailer
@@ -26,11 +26,11 @@ def test_more_mail_than_a_session_may_carry(relay: Relay, sender: str) -> None:
     clock = Clock()
     queue = MemoryQueue(clock=clock)
     queue.put([make_mail(sender, recipient) for recipient in recipients]).publish()
-    tickets, _ = queue.look(NOW)
+    tickets, _ = queue.scan(NOW)
     claims = (queue.claim(ticket) for ticket in tickets)
-    road, tally = Road(mailer(relay), batch=10_000), Tally()
+    road, tally = RelayConnection(mailer(relay), batch=10_000), Tally()
     try:
-        attempt(claims, road, Attempts(RetryPolicy(), Reporter(), clock=clock), tally)
+        attempt(claims, road, OutcomeRecorder(RetryPolicy(), Reporter(), clock=clock), tally)
     finally:
         road.close()
     assert tally == Tally(delivered=len(recipients))

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.chunking import WindowSession
+from pyramid_sendmail.mailers.smtp.chunking import ChunkingSession
 from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
@@ -67,7 +67,7 @@ def window(relay: Relay) -> Iterator[SMTPSession]:
     """A session with a relay that offers CHUNKING, with eight mails under way."""
     relay.offer('CHUNKING')
     with closing(mailer(relay, options=SessionOptions(window=8)).connect()) as session:
-        assert type(session) is WindowSession
+        assert type(session) is ChunkingSession
         yield session
 
 

@@ -25,7 +25,7 @@ class RecordingMailer:
     """Keeps what is sent, and answers as told.
 
     ``sent``: each envelope that was answered, in order; ``outcomes``: the answers beside them;
-    ``sealed``: (envelope id, recipients) of each call of sealing. ``connections`` counts,
+    ``ambiguous``: (envelope id, recipients) of each call of before_final_dot. ``connections`` counts,
     ``open_sessions`` are those neither closed nor abandoned. ``unavailable``: a text, and
     ``connect`` raises it; None, and the road is open. ``before``: called with each envelope
     that is pulled; what it raises comes out of ``send``.
@@ -37,7 +37,7 @@ class RecordingMailer:
         self.before: Callable[[Envelope], object] | None = None
         self.sent: list[Envelope] = []
         self.outcomes: list[Outcome] = []
-        self.sealed: list[tuple[str, tuple[str, ...]]] = []
+        self.ambiguous: list[tuple[str, tuple[str, ...]]] = []
         self.connections = 0
         self.open_sessions: list[RecordingSession] = []
         self._changed = threading.Condition()
@@ -116,14 +116,14 @@ class RecordingSession:
         self,
         envelopes: Iterable[Envelope],
         *,
-        sealing: Callable[[Envelope, tuple[str, ...]], object] | None = None,
+        before_final_dot: Callable[[Envelope, tuple[str, ...]], object] | None = None,
     ) -> Iterator[Outcome]:
         """See IMailSession."""
         for envelope in envelopes:
             if self._over:
                 raise MailerUnavailable(f'{self._mailer.name}: the session is closed', stale=True)
             try:
-                outcome = self._send(envelope, sealing)
+                outcome = self._send(envelope, before_final_dot)
             except BaseException:
                 self.close()
                 raise
@@ -141,7 +141,7 @@ class RecordingSession:
     def _send(
         self,
         envelope: Envelope,
-        sealing: Callable[[Envelope, tuple[str, ...]], object] | None,
+        before_final_dot: Callable[[Envelope, tuple[str, ...]], object] | None,
     ) -> Outcome:
         if self._mailer.before is not None:
             self._mailer.before(envelope)
@@ -151,7 +151,7 @@ class RecordingSession:
             for each, verdict in outcome.items()
             if verdict.status in {'delivered', 'ambiguous'}
         )
-        if accepted and sealing is not None:
-            self._mailer.sealed.append((envelope.id, accepted))
-            sealing(envelope, accepted)
+        if accepted and before_final_dot is not None:
+            self._mailer.ambiguous.append((envelope.id, accepted))
+            before_final_dot(envelope, accepted)
         return outcome

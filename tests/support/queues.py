@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyramid_sendmail.envelope import Envelope, Fate, Reply
+from pyramid_sendmail.envelope import Envelope, PendingEvent, Reply
 from pyramid_sendmail.queue import MaildirQueue
 
 __all__ = [
@@ -68,8 +68,8 @@ def make_envelope(*recipients: str, body: str = 'Hello.', **options: Any) -> Env
     )
 
 
-def sent(envelope: Envelope, *recipients: str, attempt: int = 1, group: int = 0) -> Fate:
-    return Fate(
+def sent(envelope: Envelope, *recipients: str, attempt: int = 1, group: int = 0) -> PendingEvent:
+    return PendingEvent(
         id=f'{envelope.id}-{attempt}-sent-{group}',
         kind='sent',
         recipients=recipients or envelope.recipients,
@@ -82,9 +82,9 @@ def sent(envelope: Envelope, *recipients: str, attempt: int = 1, group: int = 0)
 
 def failed(
     envelope: Envelope, *recipients: str, attempt: int = 1, group: int = 0, text: str = ''
-) -> Fate:
+) -> PendingEvent:
     reply = Reply(550, text or '5.1.1 no such user')
-    return Fate(
+    return PendingEvent(
         id=f'{envelope.id}-{attempt}-error-{group}',
         kind='error',
         recipients=recipients or envelope.recipients,
@@ -98,9 +98,9 @@ def failed(
 
 def deferred(
     envelope: Envelope, *recipients: str, attempt: int = 1, group: int = 0, until: float = 0.0
-) -> Fate:
+) -> PendingEvent:
     reply = Reply(451, '4.3.0 try again later')
-    return Fate(
+    return PendingEvent(
         id=f'{envelope.id}-{attempt}-deferred-{group}',
         kind='deferred',
         recipients=recipients or envelope.recipients,
@@ -115,7 +115,7 @@ def deferred(
 
 def claimed(queue: Any, now: float = NOW) -> Any:
     """Claim the only mail that is due."""
-    (ticket,), _ = queue.look(now)
+    (ticket,), _ = queue.scan(now)
     claim = queue.claim(ticket)
     assert claim is not None
     return claim

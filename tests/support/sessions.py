@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from pyramid_sendmail.envelope import Envelope, Outcome, Reply
-from pyramid_sendmail.mailers.smtp.connection import LineLost, Timeouts
+from pyramid_sendmail.mailers.smtp.connection import ConnectionLost, Timeouts
 from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
@@ -86,12 +86,12 @@ class BreakingWire:
     def write(self, data: bytes) -> None:
         _, dot, behind = bytes(data).partition(b'\r\n.\r\n')
         if dot:
-            raise LineLost('while sending: Broken pipe', unsent=self._unsent + len(behind))
+            raise ConnectionLost('while sending: Broken pipe', unsent=self._unsent + len(behind))
 
     def reply(self, timeout: float) -> Reply:
         answer = next(self._replies, None)
         if answer is None:
-            raise LineLost('the relay closed the connection')
+            raise ConnectionLost('the relay closed the connection')
         return answer
 
     def close(self) -> None:

@@ -18,16 +18,16 @@ from pyramid_sendmail import Message
 from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.envelope import Envelope
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.interfaces import IMailEvent, IMailReporter
+from pyramid_sendmail.interfaces import IMailEvent, IMailEventDispatcher
 from pyramid_sendmail.mailers.factory import mailer_from_url
 from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.message import Composer
+from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.filename import parse
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import Attempts, Tally
+from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally
 from tests.support.queues import Clock, make_envelope
 from tests.support.smtp.server import ScriptedSMTPServer
 
@@ -55,7 +55,7 @@ class World:
     """``clock`` stands still unless a test moves it. ``events``: what subscribers were told.
 
     ``url``: how to reach the relay, in place of plain SMTP with ``timeouts``. ``composer``: what
-    the Composer is made with.
+    the EnvelopeFactory is made with.
     """
 
     def __init__(
@@ -89,12 +89,14 @@ class World:
         self.delivery = QueuedMailDelivery(
             self.queue,
             self.mailer,
-            Composer(**({'hostname': 'web.example.org', 'clock': self.clock} | (composer or {}))),
+            EnvelopeFactory(
+                **({'hostname': 'web.example.org', 'clock': self.clock} | (composer or {}))
+            ),
         )
         self.config.set_mail_delivery(self.delivery)
         self.config.add_subscriber(self.events.append, IMailEvent)
         self.config.commit()
-        self.reporter: Any = self.config.registry.getUtility(IMailReporter)
+        self.dispatcher: Any = self.config.registry.getUtility(IMailEventDispatcher)
 
     def new_queue(self) -> MaildirQueue:
         """The queue, as another process would open it."""
@@ -121,11 +123,11 @@ class World:
 
     def processor(self, **options: Any) -> QueueProcessor:
         """Another processor on the same queue, as after a restart."""
-        attempts = Attempts(self.policy, self.reporter, self._ambiguous, clock=self.clock)
+        attempts = OutcomeRecorder(self.policy, self.dispatcher, self._ambiguous, clock=self.clock)
         return QueueProcessor(
             self.new_queue(),
             options.pop('mailer', self.mailer),
-            self.reporter,
+            self.dispatcher,
             attempts,
             **({'workers': 1, 'pause': 0.02, 'poll': 3600.0} | options),
         )
@@ -184,7 +186,7 @@ class World:
 
     def told(self, kind: str) -> list[Any]:
         """The events of one kind: 'sent', 'deferred' or 'error'."""
-        assert self.reporter.join(10)
+        assert self.dispatcher.join(10)
         return [each for each in self.events if type(each).__name__ == f'Mail{kind.title()}Event']
 
     def close(self) -> None:

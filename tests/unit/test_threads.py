@@ -13,7 +13,13 @@ from typing import Any
 
 import pytest
 
-from pyramid_sendmail.threads import EXIT_GRACE, OwnThreads, Turn, in_own_thread, waiting
+from pyramid_sendmail.threads import (
+    EXIT_GRACE,
+    BackgroundThreads,
+    CooperativeLock,
+    blocking,
+    in_background_thread,
+)
 from tests.support.queues import forked, reap, until
 
 
@@ -23,10 +29,10 @@ class Component:
     def __init__(self) -> None:
         self.going_on = threading.Event()
         self.calls: list[Any] = []
-        self.threads = OwnThreads(self.reset, self.finish)
+        self.threads = BackgroundThreads(self.reset, self.finish)
 
     def run(self) -> None:
-        self.calls.append(in_own_thread())
+        self.calls.append(in_background_thread())
         self.going_on.wait(10)
 
     def reset(self) -> None:
@@ -70,7 +76,7 @@ def test_one_thread_of_a_name(system: System) -> None:
     assert second is not first
     assert component.calls == [True, True]
     assert first.daemon
-    assert not in_own_thread()
+    assert not in_background_thread()
 
 
 def test_several_threads_that_start_it_at_once(system: System) -> None:
@@ -167,7 +173,7 @@ def test_a_fork_while_a_lock_is_held() -> None:
 
 def test_one_thread_works_at_a_time() -> None:
     """Whoever wants the turn waits until it is given up, even for a moment."""
-    turn, told = Turn(), []
+    turn, told = CooperativeLock(), []
     lock = turn._lock
     started = threading.Event()
 
@@ -181,7 +187,7 @@ def test_one_thread_works_at_a_time() -> None:
             threading.Thread(target=other, daemon=True).start()
             started.wait(10)
             told.append('first')
-            with waiting():
+            with blocking():
                 until(lambda: 'other' in told)
             told.append('first again')
 
@@ -194,12 +200,12 @@ def test_one_thread_works_at_a_time() -> None:
 
 def test_the_turn_is_had_again_after_waiting() -> None:
     """What follows a wait is done in turn, whatever the wait came to."""
-    turn = Turn()
+    turn = CooperativeLock()
 
     def wait() -> None:
-        with waiting():
+        with blocking():
             assert not taken()
-            with waiting():
+            with blocking():
                 assert not taken()
             raise ZeroDivisionError
 
@@ -219,23 +225,23 @@ def test_the_turn_is_had_again_after_waiting() -> None:
 
 def test_who_holds_no_turn_gives_none_up() -> None:
     """Waiting is the same for all threads, and means nothing to most."""
-    turn = Turn()
+    turn = CooperativeLock()
     with turn.held():
-        thread = threading.Thread(target=lambda: waiting().__enter__())
+        thread = threading.Thread(target=lambda: blocking().__enter__())
         thread.start()
         thread.join(10)
         assert not turn._lock.acquire(blocking=False)
-    with waiting():
+    with blocking():
         assert turn._lock.acquire(blocking=False)
 
 
 def test_a_turn_tells_how_long_it_was_held() -> None:
     """Also while somebody holds it; and not the time that he waits."""
-    turn = Turn()
+    turn = CooperativeLock()
     assert turn.worked == 0
     with turn.held():
         until(lambda: turn.worked > 0.01)
-        with waiting():
+        with blocking():
             worked = turn.worked
             threading.Event().wait(0.02)
             assert turn.worked == worked
@@ -244,15 +250,15 @@ def test_a_turn_tells_how_long_it_was_held() -> None:
 
 def test_the_turn_is_held_once() -> None:
     """What works in turn may call what does so, too: it goes on, and gives the turn up once."""
-    turn, other = Turn(), Turn()
+    turn, other = CooperativeLock(), CooperativeLock()
     lock = turn._lock
     with turn.held():
         with turn.held():
             assert turn._lock is lock, 'it waited for itself, until it was passed over'
-            with waiting():
+            with blocking():
                 assert not lock.locked()
         assert lock.locked()
-        with other.held(), waiting():
+        with other.held(), blocking():
             assert not other._lock.locked()
             assert lock.locked()
         assert lock.locked()
@@ -261,7 +267,7 @@ def test_the_turn_is_held_once() -> None:
 
 def test_who_takes_long_is_passed_over() -> None:
     """The others do not wait for it, once they have; afterwards there is one turn again."""
-    turn = Turn()
+    turn = CooperativeLock()
     started, go_on = threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -286,7 +292,7 @@ def test_who_takes_long_is_passed_over() -> None:
 
 def test_who_waited_for_one_that_was_late_waits_for_the_turn() -> None:
     """What he gets from the one who was late is nothing to work with."""
-    turn, told = Turn(), []
+    turn, told = CooperativeLock(), []
     late = turn._lock
     late.acquire()
     wanted = threading.Event()
@@ -322,7 +328,7 @@ def test_who_waited_for_one_that_was_late_waits_for_the_turn() -> None:
 
 def test_who_computes_has_the_turn() -> None:
     """Whoever uses the processor may have it again at once."""
-    turn = Turn()
+    turn = CooperativeLock()
     for _ in range(3):
         with turn.borrowed() as in_turn:
             assert in_turn
@@ -337,7 +343,7 @@ def test_who_computes_has_the_turn() -> None:
 
 def test_who_mostly_waits_works_beside_the_others() -> None:
     """For a while, whatever he waited for, and though it has failed."""
-    turn = Turn()
+    turn = CooperativeLock()
 
     def wait() -> None:
         with turn.borrowed() as in_turn:
@@ -358,7 +364,7 @@ def test_who_mostly_waits_works_beside_the_others() -> None:
 
 def test_a_turn_that_was_held_at_a_fork() -> None:
     """In the child nobody will give it back: it is passed over."""
-    turn = Turn()
+    turn = CooperativeLock()
     turn._lock.acquire()
 
     def work() -> None:

@@ -8,7 +8,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable
 
 from ...envelope import Reply
-from .connection import Wire
+from .connection import SMTPConnection
 
 __all__ = ['Bearer', 'Credentials', 'Identity', 'Token', 'mechanism']
 
@@ -52,15 +52,15 @@ class Credentials:
         """They are their own."""
         return self
 
-    def present(self, wire: Wire, mechanism: str, timeout: float) -> Reply:
-        """Run the exchange and return the relay's last word. Raises LineLost."""
+    def present(self, connection: SMTPConnection, mechanism: str, timeout: float) -> Reply:
+        """Run the exchange and return the relay's last word. Raises ConnectionLost."""
         responses = self._responses(mechanism)
-        reply = _begin(wire, mechanism, responses, timeout)
+        reply = _begin(connection, mechanism, responses, timeout)
         # '*' cancels an exchange that asks for more than there is to say.
         for response in (*responses, '*'):
             if reply.code // 100 != 3:
                 break
-            reply = _ask(wire, response, timeout)
+            reply = _ask(connection, response, timeout)
         return reply
 
     def hide(self, text: str) -> str:
@@ -118,20 +118,20 @@ class BearerProof:
     def __repr__(self) -> str:
         return 'BearerProof(...)'
 
-    def present(self, wire: Wire, mechanism: str, timeout: float) -> Reply:
+    def present(self, connection: SMTPConnection, mechanism: str, timeout: float) -> Reply:
         """See Credentials."""
         responses = [self._response]
-        reply = _begin(wire, mechanism, responses, timeout)
+        reply = _begin(connection, mechanism, responses, timeout)
         if responses and reply.code // 100 == 3:
-            reply = _ask(wire, responses.pop(), timeout)
+            reply = _ask(connection, responses.pop(), timeout)
         if reply.code // 100 != 3:
             return reply
         # The challenge tells what is wrong; an empty line has the relay refuse.
         status = self.hide(_status(reply.text))[:_STATUS_LIMIT]
         problem = f'status {status}' if status else 'the relay did not say why'
-        reply = _ask(wire, '', timeout)
+        reply = _ask(connection, '', timeout)
         if reply.code // 100 == 3:
-            reply = _ask(wire, '*', timeout)
+            reply = _ask(connection, '*', timeout)
         return Reply(reply.code, f'{reply.text} ({problem})')
 
     def hide(self, text: str) -> str:
@@ -170,14 +170,16 @@ def _encoded(response: bytes) -> str:
     return b64encode(response).decode('ascii')
 
 
-def _begin(wire: Wire, mechanism: str, responses: list[str], timeout: float) -> Reply:
+def _begin(
+    connection: SMTPConnection, mechanism: str, responses: list[str], timeout: float
+) -> Reply:
     """Say AUTH, with the first response if there is room for it."""
     command = f'AUTH {mechanism}'
     if mechanism != 'LOGIN' and len(command) + 1 + len(responses[0]) <= _COMMAND_LIMIT:
         command += f' {responses.pop(0)}'
-    return _ask(wire, command, timeout)
+    return _ask(connection, command, timeout)
 
 
-def _ask(wire: Wire, line: str, timeout: float) -> Reply:
-    wire.write(line.encode('ascii') + b'\r\n')
-    return wire.reply(timeout)
+def _ask(connection: SMTPConnection, line: str, timeout: float) -> Reply:
+    connection.write(line.encode('ascii') + b'\r\n')
+    return connection.reply(timeout)

@@ -33,12 +33,12 @@ from typing import Any
 
 from ...envelope import BLOCK, Outcome, Reply, Verdict
 from ...exceptions import MailerUnavailable, QueueError
-from .connection import LineLost
+from .connection import ConnectionLost
 from .extensions import SessionOptions, closes, is_crowded, refusal
 from .session import WINDOW, Sealing, SMTPSession
-from .transaction import Command, Mail, Source
+from .transaction import Command, EnvelopeSource, MailTransaction
 
-__all__ = ['WindowSession']
+__all__ = ['ChunkingSession']
 
 OCTETS = 4 * BLOCK
 """Octets of text that are under way at most: what is in doubt when the line is lost."""
@@ -55,7 +55,7 @@ class Underway:
     ``closed``: why it could not be sent, without anybody's fault; and if the connection is stale.
     """
 
-    mail: Mail
+    mail: MailTransaction
     due: int = 0
     left: bool = True
     closed: tuple[str, bool] | None = None
@@ -67,7 +67,9 @@ class Underway:
     def untouched(self, carried: bool) -> bool:
         """Whether the mail may be sent once more as if nothing had been; see SMTPSession."""
         return (
-            self.closed is not None and not self.mail.sealed and (carried or not self.mail.refused)
+            self.closed is not None
+            and not self.mail.ambiguous
+            and (carried or not self.mail.refused)
         )
 
 
@@ -78,12 +80,12 @@ class Flight:
     ``ending``: nothing more is to join. ``farewell``: what the relay has said as it closes.
     """
 
-    source: Source
-    sealing: Sealing | None
+    source: EnvelopeSource
+    before_final_dot: Sealing | None
     mails: deque[Underway] = field(default_factory=deque)
     ending: bool = False
     farewell: str = ''
-    lost: LineLost | None = None
+    lost: ConnectionLost | None = None
     hung_up: bool = False
     trouble: QueueError | None = None
 
@@ -92,18 +94,20 @@ class Flight:
         return sum(each.mail.envelope.size for each in self.mails if each.due)
 
 
-class WindowSession(SMTPSession):
+class ChunkingSession(SMTPSession):
     """See SMTPSession; for a relay that offers PIPELINING and CHUNKING."""
 
     def __init__(self, *arguments: Any, options: SessionOptions, **named: Any) -> None:
         super().__init__(*arguments, options=options, **named)
         self._mails = options.window
 
-    def _turn(self, mail: Mail, source: Source, sealing: Sealing | None) -> Iterator[Outcome]:
+    def _turn(
+        self, mail: MailTransaction, source: EnvelopeSource, before_final_dot: Sealing | None
+    ) -> Iterator[Outcome]:
         if not (mail.todo and self._is_light(mail)):
-            yield from super()._turn(mail, source, sealing)
+            yield from super()._turn(mail, source, before_final_dot)
             return
-        flight = Flight(source, sealing)
+        flight = Flight(source, before_final_dot)
         try:
             self._ask(mail)
             if mail.accepted and self._over is None:
@@ -118,10 +122,10 @@ class WindowSession(SMTPSession):
             return
         yield from self._fly(flight)
 
-    def _follower(self, mail: Mail, source: Source) -> Mail | None:
+    def _follower(self, mail: MailTransaction, source: EnvelopeSource) -> MailTransaction | None:
         return mail if mail.todo else None
 
-    def _is_light(self, mail: Mail) -> bool:
+    def _is_light(self, mail: MailTransaction) -> bool:
         """Whether it may share the line."""
         recipients = len(mail.todo)
         return (
@@ -130,14 +134,14 @@ class WindowSession(SMTPSession):
             and recipients + _AROUND <= WINDOW
         )
 
-    def _ask(self, mail: Mail) -> None:
+    def _ask(self, mail: MailTransaction) -> None:
         """Have the recipients of the first mail accepted."""
         try:
             self._open(mail, data=False)
             self._converse(mail)
             mail.opened = False
             self._carried = self._carried or not mail.accepted
-        except LineLost as lost:
+        except ConnectionLost as lost:
             self._bear(mail, lost)
 
     def _fly(self, flight: Flight) -> Iterator[Outcome]:
@@ -160,7 +164,7 @@ class WindowSession(SMTPSession):
                 self._lose(each.mail, self._over[0])
             try:
                 # What is left of a mail to many goes by DATA, now that it can.
-                yield from super()._turn(each.mail, flight.source, flight.sealing)
+                yield from super()._turn(each.mail, flight.source, flight.before_final_dot)
             except QueueError as error:
                 # Those behind it have had their answers.
                 flight.trouble = flight.trouble or error
@@ -185,12 +189,12 @@ class WindowSession(SMTPSession):
         if length:
             try:
                 self._wire.write(b''.join(group))
-            except LineLost as lost:
+            except ConnectionLost as lost:
                 flight.lost, flight.ending = lost, True
                 for each, end in ends:
                     each.left = end <= length - lost.unsent
 
-    def _next(self, flight: Flight) -> Mail | None:
+    def _next(self, flight: Flight) -> MailTransaction | None:
         """The mail that may join, if there is one by now."""
         mail = None if flight.ending else flight.source.peek()
         if mail is None or not self._is_light(mail):
@@ -203,14 +207,14 @@ class WindowSession(SMTPSession):
             return flight.source.take()
         return None
 
-    def _sealed(self, flight: Flight, mail: Mail, recipients: list[str]) -> bytes:
+    def _sealed(self, flight: Flight, mail: MailTransaction, recipients: list[str]) -> bytes:
         """What leaves for a mail that joins; somebody has written down that it does."""
         if not recipients:
             # This relay cannot be asked about any of them.
             flight.mails.append(Underway(mail))
             return b''
-        if flight.sealing is not None:
-            flight.sealing(mail.envelope, tuple(recipients))
+        if flight.before_final_dot is not None:
+            flight.before_final_dot(mail.envelope, tuple(recipients))
         if not mail.accepted:
             self._open(mail, data=False, reset=True)
             mail.opened = False
@@ -234,7 +238,7 @@ class WindowSession(SMTPSession):
             self._expect_silence()
             self._note(flight, each, command, reply)
             each.due -= 1
-        except LineLost as lost:
+        except ConnectionLost as lost:
             flight.lost, flight.ending = flight.lost or lost, True
             flight.hung_up = lost.hung_up
             self._said.clear()
@@ -245,12 +249,12 @@ class WindowSession(SMTPSession):
             flight.farewell = flight.farewell or f'{verb} was answered {reply}'
             flight.ending = True
         if reply.code // 100 not in (2, 4, 5):
-            raise LineLost(f'the relay answered {verb} with {reply}')
+            raise ConnectionLost(f'the relay answered {verb} with {reply}')
         if verb == 'BDAT':
             self._carried, self._begun = True, reply.code >= 400
             recipients, mail.accepted = mail.accepted, []
             if recipients:
-                mail.sealed = True
+                mail.ambiguous = True
                 positive = reply.code < 400
                 mail.give(recipients, Verdict('delivered', reply) if positive else refusal(reply))
         elif verb == 'RCPT' and not self._begun:

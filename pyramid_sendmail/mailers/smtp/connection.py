@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from ...envelope import Reply
 from ...exceptions import SendmailError
-from ...threads import waiting
+from ...threads import blocking
 
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ['TIMEOUTS', 'LineLost', 'Timeouts', 'Wire', 'dial', 'said']
+__all__ = ['TIMEOUTS', 'ConnectionLost', 'SMTPConnection', 'Timeouts', 'dial', 'said']
 
 BLOCK = 16_384
 """Octets handed to TLS at a time: what one record holds."""
@@ -72,7 +72,7 @@ class Timeouts:
 TIMEOUTS = Timeouts()
 
 
-class LineLost(SendmailError, ConnectionError):
+class ConnectionLost(SendmailError, ConnectionError):
     """The conversation cannot go on: closed, timed out, or no SMTP any more.
 
     ``unsent``: how many octets of the last write have certainly not left. ``hung_up``: the relay
@@ -85,10 +85,10 @@ class LineLost(SendmailError, ConnectionError):
         self.hung_up = hung_up
 
 
-class Wire:
+class SMTPConnection:
     """A connected socket, and the reader of replies on it.
 
-    After LineLost nothing more can be said on it: ``lost`` is true then. ``version``: that of TLS,
+    After ConnectionLost nothing more can be said on it: ``lost`` is true then. ``version``: that of TLS,
     as 'TLSv1.3'. ``secrets``: what is not shown of replies, should they repeat it. The socket never
     blocks: the time-outs are those of ``poll``, and cost nothing where nobody has to wait.
     """
@@ -113,7 +113,7 @@ class Wire:
         return (self._lines[0] + b'\n')[:3] if self._lines else self._rest[:3]
 
     def write(self, data: bytes | memoryview) -> None:
-        """Send it all; whatever the socket takes at once has its own time. Raises LineLost."""
+        """Send it all; whatever the socket takes at once has its own time. Raises ConnectionLost."""
         rest = memoryview(data)
         try:
             while rest:
@@ -131,12 +131,12 @@ class Wire:
                     rest = rest[sent:]
         except OSError as error:
             self.lost = True
-            raise LineLost(
+            raise ConnectionLost(
                 f'while sending: {describe(error, self._block)}', unsent=len(rest) - risked
             ) from error
 
     def reply(self, timeout: float) -> Reply:
-        """Read one reply, within ``timeout`` seconds as a whole. Raises LineLost."""
+        """Read one reply, within ``timeout`` seconds as a whole. Raises ConnectionLost."""
         deadline = 0.0
         if not self._lines:
             deadline = time.monotonic() + timeout
@@ -165,26 +165,28 @@ class Wire:
                 line = self._line(deadline, timeout)
                 match = _REPLY.fullmatch(line)
                 if match is None:
-                    raise LineLost(f'what the relay said is no SMTP reply: it begins {line[:4]!r}')
+                    raise ConnectionLost(
+                        f'what the relay said is no SMTP reply: it begins {line[:4]!r}'
+                    )
                 code, mark, text = match.groups()
                 if code != (first := first or code):
-                    raise LineLost('the relay changed its mind within a reply')
+                    raise ConnectionLost('the relay changed its mind within a reply')
                 texts.append(self._shown(text))
                 if mark != b'-':
                     return int(code), texts
-            raise LineLost(f"the relay's reply has more than {LINES_LIMIT} lines")
-        except LineLost:
+            raise ConnectionLost(f"the relay's reply has more than {LINES_LIMIT} lines")
+        except ConnectionLost:
             self.lost = True
             raise
 
     def upgrade(self, context: ssl.SSLContext, host: str, timeout: float) -> None:
-        """Speak TLS from now on. Raises LineLost, or the OSError of a failed handshake."""
+        """Speak TLS from now on. Raises ConnectionLost, or the OSError of a failed handshake."""
         import ssl
 
         self.lost = True
         if self.unread:
             # Whoever sits on the line could have put replies there (CVE-2011-0411).
-            raise LineLost('the relay sent more than its reply before the TLS handshake')
+            raise ConnectionLost('the relay sent more than its reply before the TLS handshake')
         self._socket.settimeout(timeout)
         secured = context.wrap_socket(self._socket, server_hostname=host)
         self._socket = secured
@@ -195,7 +197,7 @@ class Wire:
         }
         version = secured.version()
         if version is None:
-            raise LineLost('the relay closed the connection')
+            raise ConnectionLost('the relay closed the connection')
         self.lost, self.secure, self.version = False, True, version
 
     def farewell(self, timeout: float) -> None:
@@ -205,7 +207,7 @@ class Wire:
                 self._block = min(self._block, timeout)
                 self.write(b'QUIT\r\n')
                 self.reply(timeout)
-            except LineLost:
+            except ConnectionLost:
                 pass
         self.close()
 
@@ -228,7 +230,7 @@ class Wire:
             self._receive(deadline, timeout)
         line = self._lines.popleft()
         if len(line) >= LINE_LIMIT:
-            raise LineLost(_TOO_LONG)
+            raise ConnectionLost(_TOO_LONG)
         return line.removesuffix(b'\r')
 
     def _receive(self, deadline: float, timeout: float) -> None:
@@ -236,18 +238,18 @@ class Wire:
         while not self._lines:
             if len(self._rest) >= LINE_LIMIT:
                 self.lost = True
-                raise LineLost(_TOO_LONG)
+                raise ConnectionLost(_TOO_LONG)
             try:
                 data = self._take(deadline)
             except OSError as error:
                 self.lost = True
-                raise LineLost(
+                raise ConnectionLost(
                     f'while waiting for a reply: {describe(error, timeout)}',
                     hung_up=isinstance(error, ConnectionError),
                 ) from error
             if not data:
                 self.lost = True
-                raise LineLost('the relay closed the connection', hung_up=True)
+                raise ConnectionLost('the relay closed the connection', hung_up=True)
             *lines, self._rest = (self._rest + data).split(b'\n')
             self._lines.extend(lines)
 
@@ -280,7 +282,7 @@ class Wire:
         if self._socket.fileno() < 0:
             raise OSError(errno.EBADF, 'it was closed')
         self._poll.register(self._socket, event)
-        with waiting():
+        with blocking():
             if not self._poll.poll(seconds * 1000):
                 raise TimeoutError
 

@@ -15,7 +15,7 @@ from ...envelope import Reply
 from ...exceptions import MailerUnavailable
 from ...interfaces import ISMTPMailer
 from .authentication import Bearer, Credentials, Identity, Token, mechanism
-from .connection import TIMEOUTS, Timeouts, Wire, describe, dial, said
+from .connection import TIMEOUTS, SMTPConnection, Timeouts, describe, dial, said
 from .extensions import SessionOptions
 from .session import SMTPSession
 
@@ -132,18 +132,18 @@ class SMTPMailer:
     def connect(self) -> SMTPSession:
         """See IMailer."""
         with self._phase('connecting', self._look):
-            wire = Wire(self._dial(), block=self._timeouts.block)
+            connection = SMTPConnection(self._dial(), block=self._timeouts.block)
         try:
-            extensions = self._introduce(wire)
+            extensions = self._introduce(connection)
         except MailerUnavailable:
-            wire.farewell(self._timeouts.quit)
+            connection.farewell(self._timeouts.quit)
             raise
         except BaseException:
-            wire.close()
+            connection.close()
             raise
         return self._kind(extensions)(
-            wire,
-            name=f'{self.name} ({wire.version})' if wire.secure else self.name,
+            connection,
+            name=f'{self.name} ({connection.version})' if connection.secure else self.name,
             extensions=extensions,
             timeouts=self._timeouts,
             options=self._options,
@@ -159,25 +159,25 @@ class SMTPMailer:
             and not self._lmtp
             and {'PIPELINING', 'CHUNKING'} <= extensions.keys()
         ):
-            from .chunking import WindowSession
+            from .chunking import ChunkingSession
 
-            return WindowSession
+            return ChunkingSession
         return SMTPSession
 
-    def _introduce(self, wire: Wire) -> dict[str, str]:
+    def _introduce(self, connection: SMTPConnection) -> dict[str, str]:
         if self._tls == 'implicit':
-            self._upgrade(wire, 'the TLS handshake', self._timeouts.greeting)
+            self._upgrade(connection, 'the TLS handshake', self._timeouts.greeting)
         with self._phase('the greeting', self._mute()):
-            greeting = wire.reply(self._timeouts.greeting)
+            greeting = connection.reply(self._timeouts.greeting)
         if greeting.code != 220:
             self._refused('the greeting', greeting)
-        extensions = self._hello(wire)
+        extensions = self._hello(connection)
         if self._wants_starttls(extensions):
-            self._start_tls(wire)
+            self._start_tls(connection)
             # What was said before came from anybody (RFC 3207, 4.2).
-            extensions = self._hello(wire)
+            extensions = self._hello(connection)
         if self._identity is not None:
-            self._authenticate(wire, self._identity, extensions)
+            self._authenticate(connection, self._identity, extensions)
         return extensions
 
     def _mute(self) -> str:
@@ -185,14 +185,14 @@ class SMTPMailer:
             return 'port 465 speaks TLS from the first byte: write smtps: in mail.url'
         return ''
 
-    def _hello(self, wire: Wire) -> dict[str, str]:
+    def _hello(self, connection: SMTPConnection) -> dict[str, str]:
         """Say EHLO, or HELO to a relay of before 1995, and return what it can do."""
         verb = 'LHLO' if self._lmtp else 'EHLO'
         with self._phase(verb):
-            wire.write(f'{verb} {self._hostname}\r\n'.encode('ascii'))
-            code, lines = wire.lines(self._timeouts.command)
+            connection.write(f'{verb} {self._hostname}\r\n'.encode('ascii'))
+            code, lines = connection.lines(self._timeouts.command)
         if code in _NO_EHLO and not self._lmtp:
-            reply = self._ask(wire, 'HELO', self._hostname)
+            reply = self._ask(connection, 'HELO', self._hostname)
             if reply.code // 100 != 2:
                 self._refused('HELO', reply, _stranger('lmtp') if reply.code in _NO_EHLO else '')
             return {}
@@ -215,19 +215,19 @@ class SMTPMailer:
             return True
         return self._tls == 'auto' and offered and not _is_loopback(self.host)
 
-    def _start_tls(self, wire: Wire) -> None:
-        reply = self._ask(wire, 'STARTTLS')
+    def _start_tls(self, connection: SMTPConnection) -> None:
+        reply = self._ask(connection, 'STARTTLS')
         if reply.code // 100 != 2:
             self._refused('STARTTLS', reply)
-        self._upgrade(wire, 'STARTTLS', self._timeouts.command)
+        self._upgrade(connection, 'STARTTLS', self._timeouts.command)
 
-    def _upgrade(self, wire: Wire, phase: str, timeout: float) -> None:
+    def _upgrade(self, connection: SMTPConnection, phase: str, timeout: float) -> None:
         from . import tls
 
         if self._trust is None:
             self._trust = self._new_trust()
         try:
-            wire.upgrade(self._trust.context(), self.host.rstrip('.'), timeout)
+            connection.upgrade(self._trust.context(), self.host.rstrip('.'), timeout)
         except OSError as error:
             remedy = tls.remedy(error, agreed=phase == 'STARTTLS')
             raise self._unavailable(phase, describe(error, timeout), remedy) from error
@@ -237,9 +237,11 @@ class SMTPMailer:
 
         return tls.Trust(**self._files)
 
-    def _authenticate(self, wire: Wire, identity: Identity, extensions: dict[str, str]) -> None:
+    def _authenticate(
+        self, connection: SMTPConnection, identity: Identity, extensions: dict[str, str]
+    ) -> None:
         """Say who we are, once: another guess could lock us out."""
-        if not wire.secure and self._tls != 'none':
+        if not connection.secure and self._tls != 'none':
             raise AssertionError('a password over plain text')
         offered = extensions.get('AUTH')
         if offered is None:
@@ -258,17 +260,17 @@ class SMTPMailer:
             problem = ' '.join(f'there is no token: {error} ({type(error).__name__})'.split())
             raise self._unavailable('AUTH', problem, f'see {identity.options}') from error
         with self._phase('AUTH'):
-            reply = proof.present(wire, chosen, self._timeouts.command)
+            reply = proof.present(connection, chosen, self._timeouts.command)
         if reply.code // 100 != 2:
             reply = Reply(reply.code, proof.hide(reply.text))
             remedy = f'see {identity.options}' if reply.code // 100 == 5 else ''
             self._refused(f'AUTH {chosen}', reply, remedy)
-        wire.secrets = proof.secrets
+        connection.secrets = proof.secrets
 
-    def _ask(self, wire: Wire, verb: str, argument: str = '') -> Reply:
+    def _ask(self, connection: SMTPConnection, verb: str, argument: str = '') -> Reply:
         with self._phase(verb):
-            wire.write(f'{verb} {argument}'.strip().encode('ascii') + b'\r\n')
-            return wire.reply(self._timeouts.command)
+            connection.write(f'{verb} {argument}'.strip().encode('ascii') + b'\r\n')
+            return connection.reply(self._timeouts.command)
 
     @contextmanager
     def _phase(self, phase: str, remedy: str = '') -> Iterator[None]:

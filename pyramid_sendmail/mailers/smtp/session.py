@@ -45,10 +45,10 @@ from zope.interface import implementer
 from ...envelope import Envelope, Outcome, Reply, Verdict
 from ...exceptions import MailerUnavailable, QueueError
 from ...interfaces import IMailSession
-from .connection import BLOCK, LineLost, Timeouts, Wire
+from .connection import BLOCK, ConnectionLost, SMTPConnection, Timeouts
 from .dot_stuffing import stuffed
 from .extensions import Extensions, SessionOptions, closes, is_crowded, refusal
-from .transaction import Command, Mail, Source
+from .transaction import Command, EnvelopeSource, MailTransaction
 
 __all__ = ['WINDOW', 'SMTPSession', 'Sealing']
 
@@ -72,12 +72,12 @@ class SMTPSession:
     relay answers the final dot for each accepted recipient (RFC 2033, 4.2).
     """
 
-    gives_way = True
+    cooperative = True
     """See IMailSession."""
 
     def __init__(
         self,
-        wire: Wire,
+        connection: SMTPConnection,
         *,
         name: str,
         extensions: Mapping[str, str],
@@ -86,7 +86,7 @@ class SMTPSession:
         lmtp: bool = False,
     ) -> None:
         self.name = name
-        self._wire = wire
+        self._wire = connection
         self._extensions = Extensions(extensions, options)
         self._timeouts = timeouts
         self._lmtp = lmtp
@@ -99,28 +99,30 @@ class SMTPSession:
         self._over: tuple[str, bool] | None = None  # why nothing more can be sent, and if stale
 
     def send(
-        self, envelopes: Iterable[Envelope], *, sealing: Sealing | None = None
+        self, envelopes: Iterable[Envelope], *, before_final_dot: Sealing | None = None
     ) -> Iterator[Outcome]:
         """See IMailSession."""
         if self._said:
             self._break('another conversation was left in the middle')
-        source = Source(envelopes, self._extensions.unfit)
+        source = EnvelopeSource(envelopes, self._extensions.unfit)
         while (mail := source.take()) is not None:
             if self._over is not None:
                 reason, stale = self._over
                 raise MailerUnavailable(f'{self.name}: {reason}', stale=stale)
-            yield from self._turn(mail, source, sealing)
+            yield from self._turn(mail, source, before_final_dot)
 
-    def _turn(self, mail: Mail, source: Source, sealing: Sealing | None) -> Iterator[Outcome]:
+    def _turn(
+        self, mail: MailTransaction, source: EnvelopeSource, before_final_dot: Sealing | None
+    ) -> Iterator[Outcome]:
         """Send one mail, in as many transactions as it takes, and yield what came of it."""
         try:
             while mail.todo or mail.opened:
-                self._transact(mail, source, sealing)
+                self._transact(mail, source, before_final_dot)
         except MailerUnavailable:
             raise
         except QueueError as error:
             self.abandon()
-            if mail.verdicts and mail.sealed:
+            if mail.verdicts and mail.ambiguous:
                 # Some have had their answer: it counts, before the trouble is told.
                 self._lose(mail, str(error))
                 yield mail.outcome
@@ -144,19 +146,21 @@ class SMTPSession:
         self._wire.close()
         self._end('the session is closed', stale=True)
 
-    def _transact(self, mail: Mail, source: Source, sealing: Sealing | None) -> None:
+    def _transact(
+        self, mail: MailTransaction, source: EnvelopeSource, before_final_dot: Sealing | None
+    ) -> None:
         """Run one mail transaction and add its verdicts."""
         try:
             self._open(mail)
             self._converse(mail)
             mail.opened = False
             if mail.accepted:
-                self._transfer(mail, source, sealing)
+                self._transfer(mail, source, before_final_dot)
             self._carried = self._carried or not (mail.todo or mail.opened)
-        except LineLost as lost:
+        except ConnectionLost as lost:
             self._bear(mail, lost)
 
-    def _bear(self, mail: Mail, lost: LineLost) -> None:
+    def _bear(self, mail: MailTransaction, lost: ConnectionLost) -> None:
         """The line was lost while the mail was talked about, and before its end has left."""
         self._wire.lost = True  # nobody knows what QUIT would be taken for
         reason = f'the connection was lost: {lost}'
@@ -164,7 +168,7 @@ class SMTPSession:
             self._unavailable(reason, stale=self._carried)
         self._lose(mail, reason)
 
-    def _open(self, mail: Mail, *, data: bool = True, reset: bool = False) -> None:
+    def _open(self, mail: MailTransaction, *, data: bool = True, reset: bool = False) -> None:
         """Have the commands of the next mail transaction ready to be said: with DATA, and with
         RSET where it is needed or wanted."""
         if not mail.opened:
@@ -182,7 +186,7 @@ class SMTPSession:
             if data:
                 self._unsaid.append(_DATA)
 
-    def _group(self, mail: Mail) -> bytes:
+    def _group(self, mail: MailTransaction) -> bytes:
         """The lines that may leave now."""
         unsaid, said = self._unsaid, self._said
         if unsaid and unsaid[0].verb == 'DATA' and not (said or mail.accepted):
@@ -192,7 +196,7 @@ class SMTPSession:
         said.extend(group)
         return b''.join([command.line for command in group])
 
-    def _converse(self, mail: Mail) -> None:
+    def _converse(self, mail: MailTransaction) -> None:
         """Say what there is to say up to DATA, and hear the answers."""
         unsaid, said = self._unsaid, self._said
         self._expect_silence()
@@ -210,10 +214,10 @@ class SMTPSession:
             else:
                 self._heed(mail, command, self._answer(mail, command))
 
-    def _answer(self, mail: Mail, command: Command) -> Reply:
+    def _answer(self, mail: MailTransaction, command: Command) -> Reply:
         """The answer to a command: of the first digit that it asks for, or a refusal.
 
-        Raises LineLost, or MailerUnavailable where the answer closes the road.
+        Raises ConnectionLost, or MailerUnavailable where the answer closes the road.
         """
         data = command.verb == 'DATA'
         reply = self._wire.reply(self._timeouts.data if data else self._timeouts.command)
@@ -226,13 +230,13 @@ class SMTPSession:
             if self._untouched(mail):
                 self._unavailable(reason, stale=stale)
             self._end(reason, stale=stale)
-            raise LineLost(reason)
+            raise ConnectionLost(reason)
         if command.verb == 'MAIL' and reply.code == 452 and is_crowded(reply) and self._carried:
             # The session has had its share of mail, as some relays say.
             self._wire.lost = bool(self._said)
             self._unavailable(f'MAIL was answered {reply}', stale=True)
         if reply.code < 400:
-            raise LineLost(f'the relay answered {command.verb} with {reply}')
+            raise ConnectionLost(f'the relay answered {command.verb} with {reply}')
         self._expect_silence()
         return reply
 
@@ -243,21 +247,21 @@ class SMTPSession:
         if self._said or not (unread := self._wire.unread) or unread == b'421':
             return
         if not (text and unread[:1] in (b'4', b'5')):
-            raise LineLost('the relay has said more than it was asked')
+            raise ConnectionLost('the relay has said more than it was asked')
 
-    def _untouched(self, mail: Mail) -> bool:
+    def _untouched(self, mail: MailTransaction) -> bool:
         """Whether the mail may be sent once more as if nothing had been.
 
         On a connection of its own it is not, once somebody was refused: relays hang up on whoever
         names too many strangers, and would do so for ever.
         """
-        return not mail.sealed and (self._carried or not mail.refused)
+        return not mail.ambiguous and (self._carried or not mail.refused)
 
-    def _heed(self, mail: Mail, command: Command, reply: Reply) -> None:
+    def _heed(self, mail: MailTransaction, command: Command, reply: Reply) -> None:
         positive = reply.code < 400
         if command.verb == 'RSET':
             if not positive:
-                raise LineLost(f'the relay answered RSET with {reply}')
+                raise ConnectionLost(f'the relay answered RSET with {reply}')
             self._begun = False
         elif command.verb == 'MAIL':
             mail.answered = True
@@ -273,7 +277,7 @@ class SMTPSession:
                 mail.todo.append(command.recipient)
             else:
                 # Behind a crowd, 552 still says that there were too many.
-                crowded = is_crowded(reply) and mail.sealed
+                crowded = is_crowded(reply) and mail.ambiguous
                 mail.verdicts[command.recipient] = refusal(reply, crowded=crowded)
         elif not positive:
             mail.give(mail.accepted, refusal(reply))
@@ -284,18 +288,20 @@ class SMTPSession:
         try:
             reply = self._wire.reply(self._timeouts.command)
             if reply.code == 421:
-                raise LineLost(f'{command.verb} was answered {reply}')
+                raise ConnectionLost(f'{command.verb} was answered {reply}')
             if command.verb == 'DATA' and reply.code // 100 == 3:
                 # It waits for a text that is for nobody (RFC 2920, 3.1).
                 if self._lmtp:
-                    raise LineLost('the relay takes a text for nobody')
+                    raise ConnectionLost('the relay takes a text for nobody')
                 self._begun = True
                 self._wire.write(b'.\r\n')
                 self._wire.reply(self._timeouts.final)
-        except LineLost as lost:
+        except ConnectionLost as lost:
             self._break(f'the connection was lost: {lost}')
 
-    def _transfer(self, mail: Mail, source: Source, sealing: Sealing | None) -> None:
+    def _transfer(
+        self, mail: MailTransaction, source: EnvelopeSource, before_final_dot: Sealing | None
+    ) -> None:
         """Send the text and, in the same write, what may follow the final dot."""
         recipients, mail.accepted = tuple(mail.accepted), []
         pieces = stuffed(mail.envelope.blocks())
@@ -311,10 +317,10 @@ class SMTPSession:
             if last:
                 self._wire.write(memoryview(text)[:last])
             follower = self._follower(mail, source)
-            if sealing is not None:
-                sealing(mail.envelope, recipients)
+            if before_final_dot is not None:
+                before_final_dot(mail.envelope, recipients)
             # Somebody has written down that it may have left.
-            mail.sealed = True
+            mail.ambiguous = True
             self._begun = False
             following = b''
             if follower is not None and follower.todo:
@@ -322,7 +328,7 @@ class SMTPSession:
                 following = self._group(follower)
             end = _END + len(following)
             self._wire.write(b''.join((text[last:], following)))
-        except LineLost as lost:
+        except ConnectionLost as lost:
             trouble = lost
             if lost.unsent >= end:
                 words = self._last_words()
@@ -333,7 +339,7 @@ class SMTPSession:
                 return
         self._conclude(mail, recipients, trouble)
 
-    def _follower(self, mail: Mail, source: Source) -> Mail | None:
+    def _follower(self, mail: MailTransaction, source: EnvelopeSource) -> MailTransaction | None:
         """The mail whose commands may leave with the text of this one."""
         # A service that answered LMTP too sparingly would have its answers to what follows
         # taken for the recipients'.
@@ -345,11 +351,13 @@ class SMTPSession:
         """What the relay has said against the text before it stopped taking it."""
         try:
             reply = self._wire.reply(self._timeouts.quit)
-        except LineLost:
+        except ConnectionLost:
             return None
         return None if reply.code < 400 or reply.code == 421 else refusal(reply)
 
-    def _conclude(self, mail: Mail, recipients: tuple[str, ...], trouble: LineLost | None) -> None:
+    def _conclude(
+        self, mail: MailTransaction, recipients: tuple[str, ...], trouble: ConnectionLost | None
+    ) -> None:
         """Hear the answer to the final dot: one, or by LMTP one for each recipient.
 
         ``trouble``: the end of the text has left only in part, perhaps.
@@ -362,21 +370,21 @@ class SMTPSession:
                 reply = self._wire.reply(timeout)
                 positive = reply.code // 100 == 2
                 if reply.code // 100 == 3 or (positive and trouble is not None):
-                    raise LineLost(f'the relay answered the final dot with {reply}')
+                    raise ConnectionLost(f'the relay answered the final dot with {reply}')
                 if reply.code == 421:
-                    closing = closing or LineLost(f'the relay has said {reply}')
+                    closing = closing or ConnectionLost(f'the relay has said {reply}')
                 answered = [open_ended.pop(0)] if self._lmtp else open_ended
                 mail.give(answered, Verdict('delivered', reply) if positive else refusal(reply))
                 if not self._lmtp:
                     break
-        except LineLost as lost:
+        except ConnectionLost as lost:
             reason = f'{self.name}: no answer to the whole message: {trouble or lost}'
             mail.give(open_ended, Verdict('ambiguous', None, reason))
             closing = lost
         if closing is not None:
             self._lose(mail, f'the connection was lost: {closing}')
 
-    def _lose(self, mail: Mail, reason: str) -> None:
+    def _lose(self, mail: MailTransaction, reason: str) -> None:
         """Whoever has no answer yet is to be tried again, on another connection."""
         verdict = Verdict('deferred', None, f'{self.name}: {reason}')
         for recipient in mail.envelope.recipients:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ...envelope import Envelope, Outcome, Verdict
 
-__all__ = ['Command', 'Mail', 'Source']
+__all__ = ['Command', 'EnvelopeSource', 'MailTransaction']
 
 
 class Command(NamedTuple):
@@ -20,7 +20,7 @@ class Command(NamedTuple):
 
 
 @dataclass(slots=True)
-class Mail:
+class MailTransaction:
     """A mail on its way, and what is known of its recipients."""
 
     envelope: Envelope
@@ -35,7 +35,7 @@ class Mail:
     """A mail transaction is being opened: its commands are said, or about to be."""
     answered: bool = False
     """The relay has answered MAIL: it is this mail that it talks about."""
-    sealed: bool = False
+    ambiguous: bool = False
     """A final dot was about to leave, or has: the mail is not untouched any more."""
 
     @property
@@ -58,7 +58,7 @@ class Mail:
         self.verdicts.update(dict.fromkeys(recipients, verdict))
 
 
-class Source:
+class EnvelopeSource:
     """The envelopes, of which one may be pulled and looked at before it is taken.
 
     ``unfit``: gives verdicts for the recipients that the relay cannot be asked about.
@@ -69,23 +69,23 @@ class Source:
     ) -> None:
         self._envelopes = iter(envelopes)
         self._unfit = unfit
-        self._ahead: Mail | None = None
+        self._ahead: MailTransaction | None = None
 
-    def peek(self) -> Mail | None:
+    def peek(self) -> MailTransaction | None:
         """The mail whose turn is next, if there is one by now."""
         self._ahead = self._ahead or self._pull()
         return self._ahead
 
-    def take(self) -> Mail | None:
+    def take(self) -> MailTransaction | None:
         """The next mail; None at the end."""
         mail, self._ahead = self._ahead, None
         return mail or self._pull()
 
-    def _pull(self) -> Mail | None:
+    def _pull(self) -> MailTransaction | None:
         envelope = next(self._envelopes, None)
         if envelope is None:
             return None
         verdicts = self._unfit(envelope)
-        return Mail(
+        return MailTransaction(
             envelope, verdicts, [each for each in envelope.recipients if each not in verdicts]
         )

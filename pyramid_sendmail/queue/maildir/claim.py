@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from zope.interface import implementer
 
-from ...envelope import Envelope, Fate
+from ...envelope import Envelope, PendingEvent
 from ...interfaces import IMailClaim
 from .filename import schedule_of
 from .files import Store
@@ -32,7 +32,7 @@ class MaildirClaim:
     """
 
     todo: tuple[str, ...] = ()
-    sealed: tuple[str, ...] = ()
+    ambiguous: tuple[str, ...] = ()
     interrupted = ''
     _before = ''
     _settled = False
@@ -65,7 +65,7 @@ class MaildirClaim:
         if '?' in block.letters:
             self.interrupted = 'ambiguous'
             if self.todo:
-                self.sealed = _marked(block, '?')
+                self.ambiguous = _marked(block, '?')
         elif block.state == 'S':
             self.interrupted = 'sending'
 
@@ -78,8 +78,8 @@ class MaildirClaim:
         return self._block.since
 
     @property
-    def fates(self) -> list[Fate]:
-        return self._block.fates()
+    def pending_events(self) -> list[PendingEvent]:
+        return self._block.pending_events()
 
     def has(self, descriptor: int) -> bool:
         """Whether it is the claim of this open file."""
@@ -90,7 +90,7 @@ class MaildirClaim:
         self._write(b'S', STATE_AT)
         self._before, self._block.state = self._block.state, 'S'
 
-    def sealing(self, recipients: Sequence[str]) -> None:
+    def mark_ambiguous(self, recipients: Sequence[str]) -> None:
         letters = self._block.letters.copy()
         try:
             self._block.mark(recipients, '?')
@@ -104,7 +104,7 @@ class MaildirClaim:
                 self._write(self._block.recipient_lines(), self._block.letters_at)
             raise self._store.error('cannot record that a mail is leaving', error) from error
 
-    def unseal(self) -> None:
+    def clear_ambiguous(self) -> None:
         letters = self._block.letters.copy()
         self._block.letters = ['T' if letter == '?' else letter for letter in letters]
         try:
@@ -113,30 +113,30 @@ class MaildirClaim:
             self._block.letters = letters
 
     def settle(
-        self, fates: Sequence[Fate], *, retry_at: float | None = None, report: bool = True
+        self, events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
     ) -> None:
         block = self._block
         if not self._settled:
             self._settled, self._before = True, ''
             self.attempt += 1
-            block.settle(fates, report=report)
+            block.settle(events, report=report)
             block.retry_at = retry_at or 0.0
             # In tmp/ the letter is that of the record: it stays until the mail is out of there, so
             # that whatever is written of this leaves it in doubt.
             if self._folder != 'tmp':
                 block.state = 'C'
-                self._history = lines_of(fates, at=self._now, interrupted=self.interrupted)
+                self._history = lines_of(events, at=self._now, interrupted=self.interrupted)
         self._rest()
 
-    def reported(self, fates: Iterable[Fate]) -> None:
+    def acknowledge(self, events: Iterable[PendingEvent]) -> None:
         self._block.state = 'C'
-        for fate in fates:
+        for fate in events:
             if fate.kind != 'deferred':
                 self._block.mark(fate.recipients, LETTERS[fate.kind].upper())
         self._rest()
 
-    def postpone(self, fates: Iterable[Fate], due: float) -> None:
-        self._block.postpone(fates)
+    def retry_events(self, events: Iterable[PendingEvent], due: float) -> None:
+        self._block.retry_events(events)
         try:
             folder, _ = self._place()
             self._record(folder, min(due, self._block.retry_at) if folder == 'cur' else due)

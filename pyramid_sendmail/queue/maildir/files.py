@@ -14,7 +14,7 @@ from contextlib import suppress
 from math import inf
 
 from ...exceptions import QueueError
-from ...threads import waiting
+from ...threads import blocking
 from .permissions import Permissions
 
 __all__ = ['FOLDERS', 'Store']
@@ -325,7 +325,7 @@ class Store:
 
     def sync_file(self, descriptor: int) -> None:
         if self.sync:
-            with waiting():
+            with blocking():
                 os.fsync(descriptor)
 
     def sync_folder(self, folder: str) -> None:
@@ -334,7 +334,7 @@ class Store:
             return
         descriptor = os.open(f'{self.root}/{folder}', os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
         try:
-            with waiting():
+            with blocking():
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)

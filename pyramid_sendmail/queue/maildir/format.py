@@ -27,7 +27,7 @@ from hashlib import sha256
 from types import MappingProxyType
 from typing import Literal, Protocol
 
-from ...envelope import Envelope, Fate, StoredEnvelope, Text
+from ...envelope import Envelope, PendingEvent, StoredEnvelope, Text
 from .filename import milliseconds
 from .reply_slot import Entry, lost, read_slot, slot_length, write_slot
 
@@ -108,14 +108,14 @@ class Block:
         slot = write_slot(self.entries, len(self.letters))
         return b''.join((state, slot, self.fixed, self.recipient_lines()))
 
-    def settle(self, fates: Sequence[Fate], *, report: bool = True) -> None:
+    def settle(self, events: Sequence[PendingEvent], *, report: bool = True) -> None:
         """Put down what an attempt came to, in place of what these recipients had before.
         ``report``: whether subscribers have to be told."""
         if self.entries:
-            for fate in fates:
+            for fate in events:
                 self.mark(fate.recipients, 'T')
             self._forget()
-        for fate in fates:
+        for fate in events:
             if report or fate.kind != 'sent':
                 self._add(fate)
             else:
@@ -134,7 +134,7 @@ class Block:
             if to in chosen:
                 self.letters[n] = letter
 
-    def _add(self, fate: Fate) -> None:
+    def _add(self, fate: PendingEvent) -> None:
         """Give the fate's recipients their letter and an entry for its reply."""
         about = set(fate.recipients)
         chosen = [n for n, to in enumerate(self.envelope.recipients) if to in about]
@@ -171,14 +171,14 @@ class Block:
         self._forget()
         self.state, self.since, self.retry_at = 'C', now, 0.0
 
-    def postpone(self, fates: Iterable[Fate]) -> None:
+    def retry_events(self, events: Iterable[PendingEvent]) -> None:
         """Subscribers have failed to take these once more."""
-        late = {(fate.attempt, int(fate.id.rpartition('-')[2])): fate.tries for fate in fates}
+        late = {(fate.attempt, int(fate.id.rpartition('-')[2])): fate.tries for fate in events}
         for entry in self.entries:
             if (entry.attempt, entry.group) in late:
                 entry.tries = late[entry.attempt, entry.group] + 1
 
-    def fates(self) -> list[Fate]:
+    def pending_events(self) -> list[PendingEvent]:
         """What subscribers have not taken yet, in the order in which it was marked."""
         if 'd' not in self.letters and 'f' not in self.letters:
             return []
@@ -188,12 +188,12 @@ class Block:
         ):
             if letter in 'df':
                 groups.setdefault((pointer, letter), []).append(to)
-        fates = []
+        events = []
         for (pointer, letter), recipients in sorted(groups.items()):
             entry = self.entries[pointer]
             kind: Literal['sent', 'error'] = 'sent' if letter == 'd' else 'error'
-            fates.append(
-                Fate(
+            events.append(
+                PendingEvent(
                     id=f'{self.envelope.id}-{entry.attempt}-{kind}-{entry.group}',
                     kind=kind,
                     recipients=tuple(recipients),
@@ -205,7 +205,7 @@ class Block:
                     tries=entry.tries,
                 )
             )
-        return fates
+        return events
 
 
 def encode(envelope: Envelope, state: str) -> bytes:

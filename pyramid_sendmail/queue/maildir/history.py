@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from ...envelope import Envelope, Fate
+from ...envelope import Envelope, PendingEvent
 from .filename import parse
 from .files import Store
 from .format import Block
@@ -40,18 +40,18 @@ _WORDS = {'sent': 'delivered', 'deferred': 'deferred', 'error': 'failed'}
 _AMBIGUOUS = ('ambiguous', 'given up: ambiguous')
 
 
-def lines_of(fates: Sequence[Fate], *, at: float, interrupted: str = '') -> bytes:
+def lines_of(events: Sequence[PendingEvent], *, at: float, interrupted: str = '') -> bytes:
     """The lines for an attempt, one a fate; none where all were delivered.
 
     ``at``: when the attempt began, in epoch seconds. ``interrupted``: what IMailClaim says.
     """
-    if all(fate.kind == 'sent' for fate in fates):
+    if all(fate.kind == 'sent' for fate in events):
         return b''
     try:
         time = datetime.fromtimestamp(at, UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
     except (ValueError, OverflowError, OSError):
         time = '(no time)'
-    return b''.join(_line(time, fate, interrupted) for fate in fates)
+    return b''.join(_line(time, fate, interrupted) for fate in events)
 
 
 def append(store: Store, id: str, lines: bytes) -> None:
@@ -76,7 +76,7 @@ def forget(store: Store, envelope: Envelope) -> None:
         os.unlink(_path(store, envelope.id))
 
 
-def doubtful(answer: Entry | Fate) -> bool:
+def doubtful(answer: Entry | PendingEvent) -> bool:
     """Whether a recipient that failed with this may have got the mail, or was never to get it, so
     that only a person can tell; also where the reason was lost or cut short."""
     if not answer.attempt:
@@ -95,7 +95,7 @@ class DeadLetters:
         self._store = store
         self._kept: set[str] = set()
 
-    def expire(self, before: float, limit: int) -> int:
+    def purge_failed(self, before: float, limit: int) -> int:
         """See IMailQueue. ``limit``: how many files are opened at most. Raises OSError, over one
         file that is passed over from then on."""
         opened = removed = 0
@@ -184,7 +184,7 @@ def _old(found: os.stat_result, before: float) -> bool:
     return stat.S_ISREG(found.st_mode) and max(found.st_ctime, found.st_mtime) < before
 
 
-def _line(time: str, fate: Fate, interrupted: str) -> bytes:
+def _line(time: str, fate: PendingEvent, interrupted: str) -> bytes:
     word = _WORDS[fate.kind]
     if fate.reason and fate.reason.startswith(_AMBIGUOUS):
         word = 'ambiguous'

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from ...envelope import BLOCK, is_crlf
-from ...threads import waiting
+from ...threads import blocking
 from .files import Store
 from .format import Block, decode, lengths_of
 
@@ -36,7 +36,7 @@ def load(
     if size > LARGE:
         data = store.read(descriptor, size)
     text = StoredText(store, descriptor, at=size, end=os.fstat(descriptor).st_size)
-    with waiting():
+    with blocking():
         return decode(data[:size], text), text
 
 

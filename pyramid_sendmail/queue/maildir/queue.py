@@ -29,7 +29,7 @@ from .large_text import LARGE, load
 from .legacy import adopt
 from .recovery import recover, set_aside
 from .scan import Listing
-from .staging import MaildirPut
+from .staging import StagedMail
 from .wakeup import Trigger
 
 __all__ = ['MaildirQueue']
@@ -88,22 +88,22 @@ class MaildirQueue:
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.path!r})'
 
-    def put(self, envelopes: Sequence[Envelope]) -> MaildirPut:
-        put = MaildirPut(self._store, self._trigger, envelopes)
+    def put(self, envelopes: Sequence[Envelope]) -> StagedMail:
+        put = StagedMail(self._store, self._trigger, envelopes)
         put.write()
         return put
 
-    def look(
+    def scan(
         self,
         now: float,
         *,
         limit: int = 20_000,
         fresh: bool = False,
         all_events: bool = False,
-        early: Callable[[list[Ticket]], None] | None = None,
+        on_first_page: Callable[[list[Ticket]], None] | None = None,
     ) -> tuple[list[Ticket], float | None]:
         try:
-            return self._look(now, limit, fresh, all_events, early)
+            return self._look(now, limit, fresh, all_events, on_first_page)
         except FileNotFoundError:
             # What is there is found by the next look, which is now.
             self._store.prepare()
@@ -117,7 +117,7 @@ class MaildirQueue:
         limit: int,
         fresh: bool,
         all_events: bool,
-        early: Callable[[list[Ticket]], None] | None,
+        on_first_page: Callable[[list[Ticket]], None] | None,
     ) -> tuple[list[Ticket], float | None]:
         kept = max(limit, _KEPT)
         done = Listing(self.path, 'done', limit=limit)
@@ -125,10 +125,10 @@ class MaildirQueue:
         promptly = time.monotonic() + self._patience
 
         def pause() -> None:
-            nonlocal early
-            if early is not None and (new or cur) and time.monotonic() >= promptly:
-                early([*islice(in_turn(new, cur), min(limit, _EARLY))])
-                early = None
+            nonlocal on_first_page
+            if on_first_page is not None and (new or cur) and time.monotonic() >= promptly:
+                on_first_page([*islice(in_turn(new, cur), min(limit, _EARLY))])
+                on_first_page = None
 
         # Who looks by a time that has passed is told of nothing wrong that is not wrong now.
         here = max(now, self._clock())
@@ -155,7 +155,7 @@ class MaildirQueue:
             times.append(now)
         return tickets, min((time for time in times if time is not None), default=None)
 
-    def further(self, limit: int) -> list[Ticket]:
+    def next_page(self, limit: int) -> list[Ticket]:
         with self._lock:
             return list(islice(self._rest, limit))
 
@@ -268,7 +268,7 @@ class MaildirQueue:
         if name is not None:
             raise DamagedMail(name, reason, raw)
 
-    def check(self) -> None:
+    def check_writable(self) -> None:
         self._store.prove_writable()
 
     def prepare(self) -> None:
@@ -286,9 +286,9 @@ class MaildirQueue:
         for folder in ('new', 'cur'):
             self._store.sync_folder(folder)
 
-    def expire(self, before: float, *, limit: int = 1_000) -> int:
+    def purge_failed(self, before: float, *, limit: int = 1_000) -> int:
         try:
-            return self._dead.expire(before, limit)
+            return self._dead.purge_failed(before, limit)
         except OSError as error:
             raise self._store.error('cannot be rid of old dead letters', error) from error
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 
-from ...envelope import Fate
+from ...envelope import PendingEvent
 from .claim import MaildirClaim
 from .filename import parse, record_of
 from .files import Store
@@ -116,7 +116,7 @@ def _hold(store: Store, name: str, descriptor: int | None, clock: Callable[[], f
         )
         MaildirClaim(store, own, block, 'tmp', name, attempt=0, now=clock(), text=text).settle(
             [
-                Fate(
+                PendingEvent(
                     id=f'{envelope.id}-0-error-0',
                     kind='error',
                     recipients=envelope.recipients,

@@ -26,13 +26,13 @@ from zope.interface import implementer
 
 from ...envelope import Envelope
 from ...exceptions import QueueError
-from ...interfaces import IMailQueuePut
+from ...interfaces import IStagedMail
 from .filename import Ticket, fresh_name
 from .files import Store
 from .format import STATE_AT, block_of
 from .wakeup import Trigger
 
-__all__ = ['MaildirPut']
+__all__ = ['StagedMail']
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ _LARGE = 256 * 1024
 """Octets from which on a copy costs more than a call of the system."""
 
 
-@implementer(IMailQueuePut)
-class MaildirPut:
-    """See IMailQueuePut. ``write`` is the first phase."""
+@implementer(IStagedMail)
+class StagedMail:
+    """See IStagedMail. ``write`` is the first phase."""
 
     def __init__(self, store: Store, trigger: Trigger, envelopes: Sequence[Envelope]) -> None:
         self._store = store
@@ -143,7 +143,7 @@ class MaildirPut:
     def discard(self) -> None:
         self._end('discarded')
 
-    def doubt(self) -> None:
+    def keep_in_doubt(self) -> None:
         self._end('doubted')
 
     def _end(self, outcome: str) -> None:

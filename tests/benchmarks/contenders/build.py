@@ -27,10 +27,10 @@ def by_email(mail: Mail) -> bytes:
 
 def by_ours() -> Callable[[Mail], bytes]:
     """What ``send`` does with a message before it joins the transaction."""
-    from pyramid_sendmail.message import Composer
+    from pyramid_sendmail.message import EnvelopeFactory
     from tests.benchmarks.contenders.request import message
 
-    composer = Composer(hostname='web.example.org')
+    composer = EnvelopeFactory(hostname='web.example.org')
     return lambda mail: composer.envelope(message(mail)).raw
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from pyramid.paster import bootstrap
 
 from pyramid_sendmail.interfaces import IMailQueue
-from pyramid_sendmail.message import Composer
+from pyramid_sendmail.message import EnvelopeFactory
 from tests.benchmarks.contenders.request import message
 from tests.benchmarks.work import mail_of
 
@@ -43,7 +43,7 @@ def _send(request: Any, kind: str, count: int, seconds: int) -> None:
 
 
 def _put(registry: Any, kind: str, count: int) -> None:
-    envelope = Composer(hostname='web.example.org').envelope(message(mail_of(kind)))
+    envelope = EnvelopeFactory(hostname='web.example.org').envelope(message(mail_of(kind)))
     mails = [replace(envelope, id=secrets.token_hex(16)) for _ in range(count)]
     registry.getUtility(IMailQueue).put(mails).publish()
 

@@ -27,8 +27,8 @@ from pyramid_sendmail.interfaces import (
     IDirectMailDelivery,
     IMailDelivery,
     IMailer,
+    IMailEventDispatcher,
     IMailQueue,
-    IMailReporter,
     IMailSettings,
     IQueuedMailDelivery,
     ISMTPMailer,
@@ -144,7 +144,7 @@ def test_the_three_lines() -> None:
     assert verifyObject(ISMTPMailer, mailer)
     assert (mailer.host, mailer.port) == ('localhost', 25)
     assert queue is None
-    assert verifyObject(IMailReporter, registry.getUtility(IMailReporter))
+    assert verifyObject(IMailEventDispatcher, registry.getUtility(IMailEventDispatcher))
     assert verifyObject(IMailSettings, registry.getUtility(IMailSettings))
 
 
@@ -189,12 +189,12 @@ def test_processor_settings(tmp_path: Path) -> None:
     )
     processor = processor_of(registry)
     assert (processor._workers, processor._batch) == (7, 8)
-    assert processor._attempts.policy.give_up_after == 3600
+    assert processor._recorder.policy.give_up_after == 3600
     assert processor._keep_failed == 30 * 86400
     assert processor_of(registry, workers=1, batch=2)._workers == 1
 
 
-@implementer(IMailReporter)
+@implementer(IMailEventDispatcher)
 class OwnReporter:
     """One of an application's own."""
 
@@ -204,7 +204,7 @@ class OwnReporter:
     def join(self, timeout: float) -> bool:
         return True
 
-    def submit(self, claim: Any, fates: Any) -> None:
+    def dispatch(self, claim: Any, events: Any) -> None:
         raise AssertionError
 
 
@@ -212,13 +212,13 @@ def test_subscribers_and_senders_share_a_turn(tmp_path: Path) -> None:
     """Whoever sends in this process, and what the events thread runs, work in turn; a reporter of
     the application's own need know nothing of that."""
     registry = committed(url='null:', queue_path=tmp_path, delivery='direct')
-    turn = registry.getUtility(IMailReporter).turn
-    assert processor_of(registry)._attempts.turn is turn
-    assert registry.getUtility(IMailDelivery)._sender._attempts.turn is turn
+    turn = registry.getUtility(IMailEventDispatcher).cooperative_lock
+    assert processor_of(registry)._recorder.cooperative_lock is turn
+    assert registry.getUtility(IMailDelivery)._sender._recorder.cooperative_lock is turn
     config = configured(url='null:', queue_path=tmp_path)
-    config.registry.registerUtility(OwnReporter(), IMailReporter)
+    config.registry.registerUtility(OwnReporter(), IMailEventDispatcher)
     config.commit()
-    assert processor_of(config.registry)._attempts.turn is not turn
+    assert processor_of(config.registry)._recorder.cooperative_lock is not turn
 
 
 def test_message_settings() -> None:
@@ -431,11 +431,11 @@ def test_include_twice(tmp_path: Path) -> None:
     config = configured(other, queue_path=tmp_path, processor='thread')
     config.include('pyramid_sendmail')
     config.commit()
-    before = (*parts(config.registry), config.registry.getUtility(IMailReporter))
+    before = (*parts(config.registry), config.registry.getUtility(IMailEventDispatcher))
     thread = config.registry.getUtility(_IProcessorThread)
     config.include('pyramid_sendmail')
     config.commit()
-    assert (*parts(config.registry), config.registry.getUtility(IMailReporter)) == before
+    assert (*parts(config.registry), config.registry.getUtility(IMailEventDispatcher)) == before
     assert config.registry.getUtility(_IProcessorThread) is thread
 
 
@@ -494,7 +494,7 @@ def test_a_view_sends() -> None:
         app.get('/?fail=yes')
     assert len(queue) == 0
     message_id = app.get('/').text
-    (ticket,), _ = queue.look(1e12)
+    (ticket,), _ = queue.scan(1e12)
     claim = queue.claim(ticket)
     assert claim is not None
     assert claim.envelope.message_id == message_id
@@ -599,7 +599,7 @@ def test_rate_of_the_processor(tmp_path: Path) -> None:
     """``mail.rate`` is the processor's."""
     for given, share in ({}, sys.maxsize), ({'rate': '600/m'}, 10):
         processor = processor_of(committed(url='null:', queue_path=tmp_path, **given))
-        assert processor._pace._share == share
+        assert processor._rate_limiter._share == share
 
 
 def test_introspectables(tmp_path: Path) -> None:
@@ -660,7 +660,7 @@ def test_processor_thread(tmp_path: Path, own: bool) -> None:
             lambda registry: QueuedMailDelivery(
                 registry.getUtility(IMailQueue),
                 registry.getUtility(IMailer),
-                committed(url='null:').getUtility(IMailDelivery)._composer,
+                committed(url='null:').getUtility(IMailDelivery)._envelope_factory,
             )
         )
     config.add_route('home', '/')

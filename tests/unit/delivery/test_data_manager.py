@@ -31,7 +31,7 @@ from zope.interface.verify import verifyObject
 from pyramid_sendmail import Message, NoActiveTransaction, QueueError
 from pyramid_sendmail.delivery.data_manager import LastVoter, MailDataManager, active_transaction
 from pyramid_sendmail.delivery.queued import QueuedMailDelivery
-from pyramid_sendmail.message import Composer
+from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from tests.support.databases import NOTES, notes
 from tests.support.doubles import RecordingMailer
@@ -51,7 +51,7 @@ class Post:
     def __init__(self, queue: Any, manager: Any) -> None:
         self.queue = queue
         self.manager = manager
-        self.delivery = QueuedMailDelivery(queue, RecordingMailer(), Composer())
+        self.delivery = QueuedMailDelivery(queue, RecordingMailer(), EnvelopeFactory())
         self.mailer = self.delivery.bind(manager)
 
     def send(self, subject: str = 'Hello') -> str:
@@ -59,7 +59,7 @@ class Post:
 
     def in_folder(self, folder: str) -> list[str]:
         """The subjects of what can be claimed there."""
-        tickets, _ = self.queue.look(LATER)
+        tickets, _ = self.queue.scan(LATER)
         claims = [self.queue.claim(ticket) for ticket in tickets if ticket.folder == folder]
         subjects = [claim.envelope.subject for claim in claims]
         for claim in claims:
@@ -79,7 +79,7 @@ class Post:
         """Whether nothing is left anywhere, unpublished or not."""
         if isinstance(self.queue, MaildirQueue):
             return not os.path.exists(self.queue.path) or not files(self.queue)
-        return self.queue.look(LATER) == ([], None)
+        return self.queue.scan(LATER) == ([], None)
 
 
 @pytest.fixture(params=['maildir', 'memory'])
@@ -175,7 +175,7 @@ def test_the_id_is_the_header(post: Post) -> None:
     """``send`` returns the Message-ID that the queued bytes carry."""
     with post.manager:
         message_id = post.send()
-    (ticket,), _ = post.queue.look(LATER)
+    (ticket,), _ = post.queue.scan(LATER)
     claim = post.queue.claim(ticket)
     assert message_id.startswith('<')
     assert f'Message-ID: {message_id}\r\n'.encode() in claim.envelope.raw
@@ -200,7 +200,7 @@ def test_two_deliveries_over_one_queue_have_a_data_manager_each(post: Post) -> N
         def published(self, transaction: Any, put: Any) -> None:
             published.append(len(put.tickets))
 
-    other = Counting(post.queue, RecordingMailer(), Composer()).bind(post.manager)
+    other = Counting(post.queue, RecordingMailer(), EnvelopeFactory()).bind(post.manager)
     with post.manager:
         post.send('a')
         other.send(message('b'))
@@ -597,9 +597,9 @@ def test_mail_in_doubt_has_an_error_event_to_report(post: Post) -> None:
     with pytest.raises(RuntimeError):
         post.manager.commit()
     post.manager.abort()
-    tickets, _ = post.queue.look(LATER)
+    tickets, _ = post.queue.scan(LATER)
     claim = post.queue.claim(tickets[0])
-    (fate,) = claim.fates
+    (fate,) = claim.pending_events
     assert claim.todo == ()
     assert (fate.kind, fate.permanent, fate.attempt) == ('error', False, 0)
     assert 'in doubt' in fate.reason
@@ -658,7 +658,7 @@ class Steps:
 
 
 class Put:
-    """An IMailQueuePut of which only the calls are of interest."""
+    """An IStagedMail of which only the calls are of interest."""
 
     def __init__(self, steps: Steps) -> None:
         self.steps = steps
@@ -669,8 +669,8 @@ class Put:
     def discard(self) -> None:
         self.steps.step('discard')
 
-    def doubt(self) -> None:
-        self.steps.step('doubt')
+    def keep_in_doubt(self) -> None:
+        self.steps.step('keep_in_doubt')
 
 
 class Queue:
@@ -721,7 +721,7 @@ def test_any_order_any_number_of_times(calls: tuple[str, ...], everybody: bool) 
     if calls[0] == 'tpc_finish':
         assert done == ['publish', 'published']
     else:
-        assert done == (['doubt', 'doubted'] if everybody else ['discard'])
+        assert done == (['keep_in_doubt', 'doubted'] if everybody else ['discard'])
 
 
 @pytest.mark.parametrize('call', ['abort', 'tpc_abort'])
@@ -759,7 +759,7 @@ def test_an_interrupted_commit_queues_the_mail() -> None:
     assert steps.calls == ['voting', 'put', 'publish', 'published', 'publish', 'published']
 
 
-@pytest.mark.parametrize('raising', ['doubt', 'doubted', 'discard'])
+@pytest.mark.parametrize('raising', ['keep_in_doubt', 'doubted', 'discard'])
 def test_an_interrupted_abort_is_completed(raising: str) -> None:
     """A KeyboardInterrupt within an abort leaves the rest to the next call."""
     manager, done = voted({raising: KeyboardInterrupt()}, everybody=raising != 'discard')
@@ -854,7 +854,7 @@ def test_no_thread_to_send_with_votes_no(queue: Any) -> None:
     post = Post(queue, manager)
     other = Other(AFTER)
     manager.begin().join(other)
-    Unable(queue, RecordingMailer(), Composer()).bind(manager).send(message())
+    Unable(queue, RecordingMailer(), EnvelopeFactory()).bind(manager).send(message())
     with pytest.raises(RuntimeError, match='new thread'):
         manager.commit()
     manager.abort()

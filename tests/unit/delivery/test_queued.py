@@ -31,20 +31,20 @@ from pyramid_sendmail import (
     QueueError,
 )
 from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
-from pyramid_sendmail.envelope import Envelope, Fate, Reply, Verdict
+from pyramid_sendmail.envelope import Envelope, PendingEvent, Reply, Verdict
 from pyramid_sendmail.interfaces import (
     IDirectMailDelivery,
     IMailDelivery,
-    IMailReporter,
+    IMailEventDispatcher,
     IQueuedMailDelivery,
 )
 from pyramid_sendmail.mailers.factory import mailer_from_url
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.message import Composer
+from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
-from pyramid_sendmail.sending.attempt import Attempts
-from pyramid_sendmail.threads import OwnThread
+from pyramid_sendmail.sending.attempt import OutcomeRecorder
+from pyramid_sendmail.threads import BackgroundThread
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import files, make_envelope, until
 from tests.support.smtp.server import ScriptedSMTPServer, drop, reply
@@ -60,23 +60,23 @@ def message(subject: str = 'Hello', to: Any = 'ann@example.org') -> Message:
     return Message(subject=subject, to=to, text='Hi', sender='shop@example.org')
 
 
-@implementer(IMailReporter)
+@implementer(IMailEventDispatcher)
 class Reporter:
     """Takes events in the sender's thread; ``takes`` says what becomes of each."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, Fate]] = []
-        self.takes: Callable[[Any, Sequence[Fate]], bool] = lambda claim, fates: True
+        self.told: list[tuple[str, PendingEvent]] = []
+        self.takes: Callable[[Any, Sequence[PendingEvent]], bool] = lambda claim, events: True
 
     def wants(self, kind: str) -> bool:
         return True
 
-    def submit(self, claim: Any, fates: Sequence[Fate]) -> None:
-        if self.takes(claim, fates):
-            self.told += [(claim.envelope.subject, fate) for fate in fates]
-            lasting = [fate for fate in fates if fate.kind != 'deferred']
+    def dispatch(self, claim: Any, events: Sequence[PendingEvent]) -> None:
+        if self.takes(claim, events):
+            self.told += [(claim.envelope.subject, fate) for fate in events]
+            lasting = [fate for fate in events if fate.kind != 'deferred']
             if lasting:
-                claim.reported(lasting)
+                claim.acknowledge(lasting)
 
     def join(self, timeout: float) -> bool:
         return True
@@ -92,12 +92,12 @@ class Direct:
     def __init__(self, queue: Any, mailer: Any, *, durable: bool, **options: Any) -> None:
         self.queue = queue
         self.mailer = mailer
-        self.reporter = Reporter()
+        self.dispatcher = Reporter()
         policy = RetryPolicy() if durable else AT_ONCE_OR_NEVER
-        self.attempts = Attempts(policy, self.reporter)
+        self.attempts = OutcomeRecorder(policy, self.dispatcher)
         self.manager = TransactionManager(explicit=True)
         self.delivery = DirectMailDelivery(
-            queue, mailer, Composer(), self.attempts, durable=durable, **options
+            queue, mailer, EnvelopeFactory(), self.attempts, durable=durable, **options
         )
         self.sender = self.delivery._sender
         self.bound = self.delivery.bind(self.manager)
@@ -149,11 +149,11 @@ def either(request: pytest.FixtureRequest) -> Direct:
 
 def test_the_interfaces_are_kept(maildir: MaildirQueue, direct: Direct) -> None:
     """The deliveries, and what ``request.mailer`` is, provide what they say."""
-    queued = QueuedMailDelivery(maildir, RecordingMailer(), Composer())
+    queued = QueuedMailDelivery(maildir, RecordingMailer(), EnvelopeFactory())
     verifyObject(IQueuedMailDelivery, queued)
     verifyObject(IDirectMailDelivery, direct.delivery)
     verifyObject(IMailDelivery, direct.bound)
-    verifyObject(IMailReporter, direct.reporter)
+    verifyObject(IMailEventDispatcher, direct.dispatcher)
 
 
 def test_nothing_is_started_or_opened_before_a_vote(
@@ -174,7 +174,7 @@ def test_nothing_is_started_or_opened_before_a_vote(
 def test_a_bound_delivery_can_be_bound_again(maildir: MaildirQueue) -> None:
     """``request.mailer.bind(tm)`` sends with another manager's commit."""
     first, second = TransactionManager(explicit=True), TransactionManager(explicit=True)
-    queued = QueuedMailDelivery(maildir, RecordingMailer(), Composer())
+    queued = QueuedMailDelivery(maildir, RecordingMailer(), EnvelopeFactory())
     with second:
         queued.bind(first).bind(second).send(message())
     assert len(files(maildir)) == 1
@@ -184,7 +184,7 @@ def test_send_tells_whoever_has_to_know(maildir: MaildirQueue) -> None:
     """``sent`` is called for each message taken, and for no message refused."""
     calls: list[int] = []
     queued = QueuedMailDelivery(
-        maildir, RecordingMailer(), Composer(), sent=lambda: calls.append(1)
+        maildir, RecordingMailer(), EnvelopeFactory(), sent=lambda: calls.append(1)
     )
     manager = TransactionManager(explicit=True)
     with manager:
@@ -198,7 +198,7 @@ def test_send_tells_whoever_has_to_know(maildir: MaildirQueue) -> None:
 
 def test_queued_options_reach_the_envelope(maildir: MaildirQueue) -> None:
     """The options of ``send`` are in the envelope that a queue processor claims."""
-    queued = QueuedMailDelivery(maildir, RecordingMailer(), Composer())
+    queued = QueuedMailDelivery(maildir, RecordingMailer(), EnvelopeFactory())
     with transaction.manager:
         queued.send(
             message(),
@@ -209,7 +209,7 @@ def test_queued_options_reach_the_envelope(maildir: MaildirQueue) -> None:
             priority='high',
             metadata={'order': '7'},
         )
-    tickets, next_due = maildir.look(time.time() + 3601)
+    tickets, next_due = maildir.scan(time.time() + 3601)
     assert next_due is None
     (data,) = [Path(maildir.path, 'new', ticket.name).read_bytes() for ticket in tickets]
     assert b'bounces@example.org' in data
@@ -305,7 +305,7 @@ def test_send_now_raises_for_a_bad_message_before_it_connects(
 
 def test_send_now_over_smtp(smtp_server: ScriptedSMTPServer, maildir: MaildirQueue) -> None:
     """Over a real connection: the relay's own words are in the report."""
-    queued = QueuedMailDelivery(maildir, smtp_mailer(smtp_server), Composer())
+    queued = QueuedMailDelivery(maildir, smtp_mailer(smtp_server), EnvelopeFactory())
     smtp_server.script('RCPT', reply(550, '5.1.1 no such user'), match='bob@')
     report = queued.send_now(message(to=['ann@example.org', 'bob@example.org']))
     assert report.accepted == ('ann@example.org',)
@@ -323,7 +323,7 @@ def test_direct_delivery_waits_for_the_relay(either: Direct, mailer: RecordingMa
     """When the commit returns the relay has answered, and the event is reported."""
     (message_id,) = either.commit()
     assert [envelope.message_id for envelope in mailer.sent] == [message_id]
-    assert either.reporter.kinds == [('Hello', 'sent')]
+    assert either.dispatcher.kinds == [('Hello', 'sent')]
 
 
 def test_direct_delivery_of_an_abort(either: Direct, mailer: RecordingMailer) -> None:
@@ -398,7 +398,7 @@ def test_direct_delivery_never_waits_in_a_thread_of_ours(mailer: RecordingMailer
     direct = Direct(MemoryQueue(), mailer, durable=False)
     answering = threading.Event()
     mailer.before = lambda envelope: answering.wait(WAIT)
-    thread = OwnThread(target=direct.commit)
+    thread = BackgroundThread(target=direct.commit)
     thread.start()
     thread.join(WAIT)
     assert not thread.is_alive()
@@ -430,7 +430,7 @@ def test_a_ticket_that_looks_due_a_moment_later_is_awaited(
         return composed[-1]
 
     direct.attempts.clock = clock
-    object.__setattr__(direct.delivery._composer, 'clock', clock)
+    object.__setattr__(direct.delivery._envelope_factory, 'clock', clock)
     direct.queue._clock = clock
     direct.commit()
     assert len(mailer.sent) == 1
@@ -440,7 +440,7 @@ def test_a_refused_mail_is_an_error(either: Direct, mailer: RecordingMailer) -> 
     """A recipient that the relay refuses is an error event, and the commit stands."""
     mailer.always('ann@example.org', REFUSED)
     either.commit()
-    ((_, fate),) = either.reporter.told
+    ((_, fate),) = either.dispatcher.told
     assert (fate.kind, fate.permanent, fate.reply) == ('error', True, REFUSED.reply)
 
 
@@ -451,7 +451,7 @@ def test_without_a_queue_a_temporary_failure_is_final(
     """Without a queue a temporary failure is an error event that is not permanent."""
     mailer.always('ann@example.org', verdict)
     direct.commit()
-    ((_, fate),) = direct.reporter.told
+    ((_, fate),) = direct.dispatcher.told
     assert (fate.kind, fate.permanent, fate.reply) == ('error', False, verdict.reply)
 
 
@@ -461,9 +461,9 @@ def test_with_a_queue_a_temporary_failure_stays_there(
     """With a Maildir it is counted, is a deferred event, and waits for a queue processor."""
     mailer.always('ann@example.org', LATER)
     durable.commit()
-    ((_, fate),) = durable.reporter.told
+    ((_, fate),) = durable.dispatcher.told
     assert (fate.kind, fate.attempt) == ('deferred', 1)
-    tickets, _ = maildir.look(time.time() + 3600)
+    tickets, _ = maildir.scan(time.time() + 3600)
     assert [(ticket.folder, ticket.name[18:22]) for ticket in tickets] == [('cur', '0001')]
 
 
@@ -471,10 +471,10 @@ def test_without_a_queue_a_closed_road_is_an_error(direct: Direct, mailer: Recor
     """Every mail that could not leave is an error event that is not permanent, and says why."""
     mailer.unavailable = 'connection refused'
     direct.commit(message('a'), message('b'))
-    assert direct.reporter.kinds == [('a', 'error'), ('b', 'error')]
-    fates = [fate for _, fate in direct.reporter.told]
-    assert {fate.permanent for fate in fates} == {False}
-    assert all('connection refused' in fate.reason for fate in fates)
+    assert direct.dispatcher.kinds == [('a', 'error'), ('b', 'error')]
+    events = [fate for _, fate in direct.dispatcher.told]
+    assert {fate.permanent for fate in events} == {False}
+    assert all('connection refused' in fate.reason for fate in events)
     mailer.unavailable = None
     direct.commit(message('c'))
     assert [envelope.subject for envelope in mailer.sent] == ['c']
@@ -489,7 +489,7 @@ def test_with_a_queue_a_closed_road_changes_nothing(
     """The mail waits in the queue as it was, with no event and no attempt counted."""
     mailer.unavailable = 'connection refused'
     durable.commit()
-    assert durable.reporter.told == []
+    assert durable.dispatcher.told == []
     ((folder, name),) = [file.split('/') for file in files(maildir)]
     assert (folder, name[18:22]) == ('new', '0000')
     assert 'connection refused' in caplog.text
@@ -505,7 +505,7 @@ def test_a_road_that_closes_between_two_mails(direct: Direct, mailer: RecordingM
 
     mailer.before = closes
     direct.commit(*(message(subject) for subject in 'abc'))
-    assert direct.reporter.kinds == [('a', 'sent'), ('b', 'error'), ('c', 'error')]
+    assert direct.dispatcher.kinds == [('a', 'sent'), ('b', 'error'), ('c', 'error')]
 
 
 def test_a_session_that_fails_harms_one_mail(direct: Direct, mailer: RecordingMailer) -> None:
@@ -517,7 +517,7 @@ def test_a_session_that_fails_harms_one_mail(direct: Direct, mailer: RecordingMa
 
     mailer.before = fails
     direct.commit(*(message(subject) for subject in 'abc'))
-    assert direct.reporter.kinds == [('a', 'sent'), ('b', 'error'), ('c', 'sent')]
+    assert direct.dispatcher.kinds == [('a', 'sent'), ('b', 'error'), ('c', 'sent')]
 
 
 def test_a_mailer_with_a_bug_loses_no_mail_silently(
@@ -535,10 +535,10 @@ def test_a_mailer_with_a_bug_loses_no_mail_silently(
     mailer.connect = connect  # type: ignore[method-assign]
     either.commit(message('b'))
     if isinstance(either.queue, MemoryQueue):
-        assert either.reporter.kinds == [('a', 'error'), ('b', 'sent')]
-        assert 'ZeroDivisionError' in either.reporter.told[0][1].reason
+        assert either.dispatcher.kinds == [('a', 'error'), ('b', 'sent')]
+        assert 'ZeroDivisionError' in either.dispatcher.told[0][1].reason
     else:
-        assert either.reporter.kinds == [('b', 'sent')]
+        assert either.dispatcher.kinds == [('b', 'sent')]
         assert len(files(either.queue)) == 1
     assert 'Traceback' in caplog.text
 
@@ -548,9 +548,9 @@ def test_due_without_a_queue_is_refused(direct: Direct, durable: Direct) -> None
     with direct.manager, pytest.raises(MessageError, match=r'^due: .*mail\.queue_path'):
         direct.bound.send(message(), due=timedelta(minutes=1))
     direct.commit(due=datetime.now(UTC) - timedelta(minutes=1))
-    assert direct.reporter.kinds == [('Hello', 'sent')]
+    assert direct.dispatcher.kinds == [('Hello', 'sent')]
     durable.commit(due=timedelta(minutes=1))
-    assert durable.reporter.told == []
+    assert durable.dispatcher.told == []
     assert len(files(durable.queue)) == 1
 
 
@@ -565,7 +565,7 @@ def test_a_queue_that_cannot_be_used_sends_nothing(
     def read_only() -> None:
         raise QueueError(errno.EROFS, 'read-only')
 
-    monkeypatch.setattr(durable.queue, 'check', read_only)
+    monkeypatch.setattr(durable.queue, 'check_writable', read_only)
     durable.commit()
     assert mailer.connections == 0
     assert len(files(durable.queue)) == 1
@@ -578,21 +578,21 @@ def test_an_outcome_that_was_not_recorded_is_recorded_later(
     """Where the disk fills between the relay's answer and the record, the claim is kept and the
     outcome recorded as soon as it can be, though nobody sends another mail."""
     monkeypatch.setattr('pyramid_sendmail.delivery.direct_sender.AGAIN', 0.02)
-    settle = Attempts._record
+    settle = OutcomeRecorder._record
     full = True
 
-    def record(self: Attempts, *args: Any) -> None:
+    def record(self: OutcomeRecorder, *args: Any) -> None:
         if full:
             raise QueueError(errno.ENOSPC, 'no space left on device')
         settle(self, *args)
 
-    monkeypatch.setattr(Attempts, '_record', record)
+    monkeypatch.setattr(OutcomeRecorder, '_record', record)
     durable.commit()
     assert len(mailer.sent) == 1
     assert len(durable.attempts.unrecorded) == 1
     until(lambda: durable.sender._look_at < time.time() + 1)
     full = False
-    until(lambda: durable.reporter.kinds == [('Hello', 'sent')])
+    until(lambda: durable.dispatcher.kinds == [('Hello', 'sent')])
     assert files(durable.queue) == []
     assert len(mailer.sent) == 1
 
@@ -622,28 +622,28 @@ def test_an_event_that_was_postponed_is_reported_again(either: Direct) -> None:
     """Nobody else need look: what a subscriber could not take is found again by our own thread."""
     tries: list[int] = []
 
-    def takes(claim: Any, fates: Sequence[Fate]) -> bool:
-        tries.append(fates[0].tries)
+    def takes(claim: Any, events: Sequence[PendingEvent]) -> bool:
+        tries.append(events[0].tries)
         if len(tries) < 3:
-            claim.postpone(fates, time.time() + 0.01)
+            claim.retry_events(events, time.time() + 0.01)
             return False
         return True
 
-    either.reporter.takes = takes
+    either.dispatcher.takes = takes
     either.commit()
-    until(lambda: either.reporter.kinds == [('Hello', 'sent')])
+    until(lambda: either.dispatcher.kinds == [('Hello', 'sent')])
     assert tries == [0, 1, 2]
-    until(lambda: either.queue.look(1e11) == ([], None))
+    until(lambda: either.queue.scan(1e11) == ([], None))
 
 
 def test_an_event_that_is_being_told_is_left_alone(either: Direct) -> None:
     """Looking for events takes no claim away from the reporter, who still has it."""
     held: list[Any] = []
     looked = threading.Event()
-    look = either.queue.look
+    look = either.queue.scan
 
-    def takes(claim: Any, fates: Sequence[Fate]) -> bool:
-        held.append((claim, fates))
+    def takes(claim: Any, events: Sequence[PendingEvent]) -> bool:
+        held.append((claim, events))
         return False
 
     def looking(now: float) -> Any:
@@ -652,14 +652,14 @@ def test_an_event_that_is_being_told_is_left_alone(either: Direct) -> None:
         finally:
             looked.set()
 
-    either.reporter.takes = takes
-    either.queue.look = looking
+    either.dispatcher.takes = takes
+    either.queue.scan = looking
     either.commit()
-    either.sender.look()
+    either.sender.scan()
     assert looked.wait(WAIT)
     either.finish()
-    ((claim, fates),) = held
-    claim.reported(fates)
+    ((claim, events),) = held
+    claim.acknowledge(events)
     assert look(1e11) == ([], None)
 
 
@@ -671,15 +671,15 @@ def test_an_event_is_found_beside_mail_that_waits(durable: Direct, mailer: Recor
     before = files(durable.queue)
     tries: list[int] = []
 
-    def takes(claim: Any, fates: Sequence[Fate]) -> bool:
-        tries.append(fates[0].tries)
+    def takes(claim: Any, events: Sequence[PendingEvent]) -> bool:
+        tries.append(events[0].tries)
         if len(tries) == 1:
-            claim.postpone(fates, time.time())
+            claim.retry_events(events, time.time())
         return len(tries) > 1
 
-    durable.reporter.takes = takes
+    durable.dispatcher.takes = takes
     durable.commit(message('told'))
-    until(lambda: ('told', 'sent') in durable.reporter.kinds)
+    until(lambda: ('told', 'sent') in durable.dispatcher.kinds)
     until(lambda: files(durable.queue) == before)
     assert tries == [0, 1]
 
@@ -688,16 +688,16 @@ def test_an_event_that_found_no_room_is_reported_later(either: Direct) -> None:
     """Where the reporter's backlog is full it releases the claim, and the event is not lost."""
     refused: list[Any] = []
 
-    def takes(claim: Any, fates: Sequence[Fate]) -> bool:
+    def takes(claim: Any, events: Sequence[PendingEvent]) -> bool:
         if not refused:
             refused.append(claim)
             claim.release()
             return False
         return True
 
-    either.reporter.takes = takes
+    either.dispatcher.takes = takes
     either.commit()
-    until(lambda: either.reporter.kinds == [('Hello', 'sent')])
+    until(lambda: either.dispatcher.kinds == [('Hello', 'sent')])
 
 
 def test_events_that_cannot_be_looked_for_are_looked_for_again(
@@ -705,7 +705,7 @@ def test_events_that_cannot_be_looked_for_are_looked_for_again(
 ) -> None:
     """A queue that cannot be read is tried again after a while."""
     monkeypatch.setattr('pyramid_sendmail.delivery.direct_sender.AGAIN', 0.01)
-    look, failed = direct.queue.look, threading.Event()
+    look, failed = direct.queue.scan, threading.Event()
 
     def failing(now: float) -> Any:
         if failed.is_set():
@@ -713,10 +713,12 @@ def test_events_that_cannot_be_looked_for_are_looked_for_again(
         failed.set()
         raise QueueError(errno.EIO, 'input/output error')
 
-    monkeypatch.setattr(direct.queue, 'look', failing)
-    direct.reporter.takes = lambda claim, fates: failed.is_set() or bool(claim.postpone(fates, 0))
+    monkeypatch.setattr(direct.queue, 'scan', failing)
+    direct.dispatcher.takes = lambda claim, events: (
+        failed.is_set() or bool(claim.retry_events(events, 0))
+    )
     direct.commit()
-    until(lambda: direct.reporter.kinds == [('Hello', 'sent')])
+    until(lambda: direct.dispatcher.kinds == [('Hello', 'sent')])
     assert 'input/output error' in caplog.text
 
 
@@ -745,10 +747,10 @@ def test_mail_in_doubt_is_an_error_event(
     with pytest.raises(ZeroDivisionError):
         either.manager.commit()
     either.manager.abort()
-    until(lambda: len(either.reporter.told) == len(subjects))
-    assert sorted(either.reporter.kinds) == [(subject, 'error') for subject in subjects]
-    assert all('in doubt' in fate.reason for _, fate in either.reporter.told)
-    assert not any(fate.permanent for _, fate in either.reporter.told)
+    until(lambda: len(either.dispatcher.told) == len(subjects))
+    assert sorted(either.dispatcher.kinds) == [(subject, 'error') for subject in subjects]
+    assert all('in doubt' in fate.reason for _, fate in either.dispatcher.told)
+    assert not any(fate.permanent for _, fate in either.dispatcher.told)
     assert mailer.connections == 0
     assert any(record.levelno == logging.CRITICAL for record in caplog.records)
 
@@ -772,7 +774,7 @@ def test_what_a_stopped_process_has_left_is_found(
 
     monkeypatch.setattr(os, 'rename', failing)
     durable.commit()
-    until(lambda: 'error' in dict(durable.reporter.kinds).values())
+    until(lambda: 'error' in dict(durable.dispatcher.kinds).values())
     assert failures == []
     # It is moved once the event has been taken.
     [path] = until(lambda: list(Path(durable.queue.path, 'failed').iterdir()))
@@ -794,7 +796,7 @@ def test_the_thread_goes_on_after_an_error(
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Attempts, 'settle', fails)
+        patch.setattr(OutcomeRecorder, 'settle', fails)
         mailer.unavailable = 'connection refused'
         direct.commit(message('a'))
         mailer.unavailable = None
@@ -879,7 +881,7 @@ def test_finish_waits_for_what_subscribers_send(direct: Direct, mailer: Recordin
             answering.set()
         return rests(end)
 
-    direct.reporter.join = join  # type: ignore[method-assign]
+    direct.dispatcher.join = join  # type: ignore[method-assign]
     direct.sender._rests = resting  # type: ignore[method-assign]
     direct.commit(message('first'))
     direct.finish()
@@ -914,7 +916,7 @@ def test_a_stale_connection_is_nobodys_fault(smtp_server: ScriptedSMTPServer) ->
     direct.commit(message('a'))
     smtp_server.script('MAIL', drop())
     direct.commit(message('b'))
-    assert direct.reporter.kinds == [('a', 'sent'), ('b', 'sent')]
+    assert direct.dispatcher.kinds == [('a', 'sent'), ('b', 'sent')]
     assert smtp_server.connections == 2
     direct.finish()
 
@@ -931,11 +933,11 @@ def test_535_at_auth_is_no_loss(smtp_server: ScriptedSMTPServer, maildir: Maildi
     )
     durable = Direct(maildir, mailer, durable=True)
     durable.commit()
-    assert durable.reporter.told == []
+    assert durable.dispatcher.told == []
     assert len(files(maildir)) == 1
     direct = Direct(MemoryQueue(), mailer, durable=False)
     direct.commit()
-    ((_, fate),) = direct.reporter.told
+    ((_, fate),) = direct.dispatcher.told
     assert '535' in fate.reason
     assert 'other' not in fate.reason
 
@@ -1043,7 +1045,7 @@ def test_a_fork_while_the_sending_thread_works(smtp_server: ScriptedSMTPServer) 
     """A child sends though its parent's thread, which it has not, was in the middle of a mail."""
     done = script(
         """
-        reporter = delivery._sender._attempts.reporter
+        reporter = delivery._sender._recorder.dispatcher
         working, forked = threading.Event(), threading.Event()
         real = reporter.wants
         reporter.wants = lambda kind: (working.set(), forked.wait(10), real(kind))[-1]

@@ -36,22 +36,22 @@ from zope.interface.verify import verifyObject
 
 from pyramid_sendmail import Message, NoActiveTransaction, QueueError
 from pyramid_sendmail.config.factories import processor_of
-from pyramid_sendmail.envelope import Envelope, Fate, Reply, Verdict
-from pyramid_sendmail.events.dispatcher import MailReporter
-from pyramid_sendmail.events.loop_guard import trouble_depth
-from pyramid_sendmail.events.request import BlankRequests
+from pyramid_sendmail.envelope import Envelope, PendingEvent, Reply, Verdict
+from pyramid_sendmail.events.dispatcher import EventDispatcher
+from pyramid_sendmail.events.loop_guard import notification_depth
+from pyramid_sendmail.events.request import EventRequests
 from pyramid_sendmail.events.types import MailDeferredEvent, MailErrorEvent, MailSentEvent
 from pyramid_sendmail.interfaces import (
     IMailDelivery,
     IMailer,
     IMailErrorEvent,
     IMailEvent,
-    IMailReporter,
+    IMailEventDispatcher,
     IMailSentEvent,
 )
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.threads import in_own_thread, waiting
+from pyramid_sendmail.threads import blocking, in_background_thread
 from tests.support.databases import NOTES, make_notes, notes
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import NOW, Clock, deferred, failed, make_envelope, sent, until
@@ -70,13 +70,13 @@ class Claim:
         self.done: list[Any] = []
         self.fails: Exception | None = None
 
-    def reported(self, fates: Sequence[Fate]) -> None:
-        self.done.append(('reported', [fate.id for fate in fates]))
+    def acknowledge(self, events: Sequence[PendingEvent]) -> None:
+        self.done.append(('acknowledge', [fate.id for fate in events]))
         if self.fails is not None:
             raise self.fails
 
-    def postpone(self, fates: Sequence[Fate], due: float) -> None:
-        self.done.append(('postponed', [fate.id for fate in fates], due))
+    def retry_events(self, events: Sequence[PendingEvent], due: float) -> None:
+        self.done.append(('postponed', [fate.id for fate in events], due))
 
     def release(self) -> None:
         self.done.append(('released',))
@@ -99,17 +99,17 @@ class Application:
         self.config.add_subscriber(function, event, **predicates)
 
     @property
-    def reporter(self) -> MailReporter:
+    def dispatcher(self) -> EventDispatcher:
         """With the application's subscribers, and a clock that stands still."""
         self.config.commit()
-        return MailReporter(self.registry, clock=Clock())
+        return EventDispatcher(self.registry, clock=Clock())
 
-    def tell(self, *fates: Fate, envelope: Envelope | None = None) -> Claim:
+    def tell(self, *events: PendingEvent, envelope: Envelope | None = None) -> Claim:
         """Report fates by the events thread; return what became of their claim."""
         claim: Any = Claim(envelope or make_envelope())
-        reporter = self.reporter
-        reporter.submit(claim, fates or [sent(claim.envelope)])
-        assert reporter.join(WAIT)
+        dispatcher = self.dispatcher
+        dispatcher.dispatch(claim, events or [sent(claim.envelope)])
+        assert dispatcher.join(WAIT)
         return claim  # type: ignore[no-any-return]
 
     @property
@@ -154,9 +154,9 @@ def quiet(caplog: pytest.LogCaptureFixture) -> bool:
 
 
 def test_the_interface_is_kept(application: Application) -> None:
-    """The reporter is an IMailReporter, and the registered one is a MailReporter."""
-    assert verifyObject(IMailReporter, application.reporter)
-    assert isinstance(application.registry.getUtility(IMailReporter), MailReporter)
+    """The reporter is an IMailEventDispatcher, and the registered one is a EventDispatcher."""
+    assert verifyObject(IMailEventDispatcher, application.dispatcher)
+    assert isinstance(application.registry.getUtility(IMailEventDispatcher), EventDispatcher)
 
 
 def test_an_event_has_a_request_of_its_own(application: Application) -> None:
@@ -168,7 +168,7 @@ def test_an_event_has_a_request_of_its_own(application: Application) -> None:
         assert get_current_registry() is application.registry
         assert event.request.registry is application.registry
         assert event.request.path == '/'
-        assert in_own_thread()
+        assert in_background_thread()
         seen.append(event.request)
 
     application.subscribe(subscriber)
@@ -185,7 +185,7 @@ def test_threadlocals_are_restored(application: Application) -> None:
     manager.push({'request': 'mine', 'registry': application.registry})
     try:
         before = list(manager.stack)
-        assert application.reporter.notify(sent(envelope), envelope)
+        assert application.dispatcher.notify(sent(envelope), envelope)
         assert manager.stack == before
     finally:
         manager.pop()
@@ -231,10 +231,10 @@ def test_each_request_has_extensions_of_its_own(application: Application) -> Non
         request.mark = True
 
     application.subscribe(subscriber)
-    reporter = application.reporter
+    dispatcher = application.dispatcher
     envelope = make_envelope()
     for _ in range(3):
-        assert reporter.notify(sent(envelope), envelope)
+        assert dispatcher.notify(sent(envelope), envelope)
     assert seen == [(n, n, True) for n in range(3)]
 
 
@@ -242,12 +242,12 @@ def test_extensions_that_come_later_are_applied(application: Application) -> Non
     """What is added after the first event, by an application that commits as it goes, is there."""
     seen: list[Any] = []
     application.subscribe(lambda event: seen.append(getattr(event.request, 'late', None)))
-    reporter = application.reporter
+    dispatcher = application.dispatcher
     envelope = make_envelope()
-    assert reporter.notify(sent(envelope), envelope)
+    assert dispatcher.notify(sent(envelope), envelope)
     application.config.add_request_method(lambda request: 'late', 'late', property=True)
     application.config.commit()
-    assert reporter.notify(sent(envelope), envelope)
+    assert dispatcher.notify(sent(envelope), envelope)
     assert seen == [None, 'late']
 
 
@@ -255,7 +255,7 @@ def test_an_application_without_extensions(application: Application) -> None:
     """Where nothing extends requests, an event has a plain one."""
     application.config.commit()
     application.registry.unregisterUtility(provided=IRequestExtensions)
-    with BlankRequests(application.registry).pushed() as request:
+    with EventRequests(application.registry).pushed() as request:
         assert type(request) is Request
         assert not hasattr(request, 'mailer')
 
@@ -288,7 +288,7 @@ def test_a_finished_callback_that_raises_is_logged(
 
     application.subscribe(subscriber)
     claim = application.tell()
-    assert [done[0] for done in claim.done] == ['reported']
+    assert [done[0] for done in claim.done] == ['acknowledge']
     assert 'a finished callback raised, after the commit' in caplog.text
     assert 'ZeroDivisionError' in caplog.text
 
@@ -370,7 +370,7 @@ def test_an_implicit_transaction_of_the_thread_is_no_hindrance(
     application.subscribe(subscriber)
     envelope = make_envelope()
     claim = application.tell(sent(envelope), failed(envelope), envelope=envelope)
-    assert [done[0] for done in claim.done] == ['reported']
+    assert [done[0] for done in claim.done] == ['acknowledge']
     assert quiet(caplog)
 
 
@@ -395,16 +395,16 @@ def test_a_subscriber_that_raises_aborts_its_transaction_alone(
 
     application.subscribe(subscriber)
     envelope = make_envelope('ann@example.org', 'bob@example.org')
-    fates = sent(envelope, 'ann@example.org'), failed(envelope, 'bob@example.org')
-    claim = application.tell(*fates, envelope=envelope)
+    events = sent(envelope, 'ann@example.org'), failed(envelope, 'bob@example.org')
+    claim = application.tell(*events, envelope=envelope)
     assert committed == ['MailErrorEvent']
     assert claim.done == [
-        ('reported', [fates[1].id]),
-        ('postponed', [fates[0].id], NOW + 1.0),
+        ('acknowledge', [events[1].id]),
+        ('postponed', [events[0].id], NOW + 1.0),
     ]
     assert 'ZeroDivisionError' in caplog.text
     assert envelope.message_id in caplog.text
-    assert fates[0].id in caplog.text
+    assert events[0].id in caplog.text
 
 
 @pytest.mark.parametrize('error', [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
@@ -421,13 +421,13 @@ def test_a_subscriber_that_exits_ends_no_thread(
             raise raising.pop()
 
     application.subscribe(subscriber)
-    reporter = application.reporter
+    dispatcher = application.dispatcher
     claims = [Claim(make_envelope()) for _ in range(2)]
     for claim in claims:
-        reporter.submit(claim, [sent(claim.envelope)])  # type: ignore[arg-type]
-    assert reporter.join(WAIT)
-    assert reporter.failures == 1
-    assert [claim.done[0][0] for claim in claims] == ['postponed', 'reported']
+        dispatcher.dispatch(claim, [sent(claim.envelope)])  # type: ignore[arg-type]
+    assert dispatcher.join(WAIT)
+    assert dispatcher.failures == 1
+    assert [claim.done[0][0] for claim in claims] == ['postponed', 'acknowledge']
 
 
 def test_a_commit_that_fails_is_a_failure(application: Application) -> None:
@@ -462,7 +462,7 @@ def test_events_are_reported_again_after_growing_pauses(application: Application
     assert application.heard == [sent(envelope).id] * 6
 
 
-def again(fate: Fate, tries: int) -> Fate:
+def again(fate: PendingEvent, tries: int) -> PendingEvent:
     return replace(fate, tries=tries)
 
 
@@ -482,7 +482,7 @@ def test_after_a_day_an_event_is_given_up(
         tries
         for tries in range(400)
         if application.tell(again(failed(envelope), tries), envelope=envelope).done[0][0]
-        == 'reported'
+        == 'acknowledge'
     )
     assert len(application.heard) == last + 1
     age = 1 + 5 + 30 + 300 * (last - 3)
@@ -497,20 +497,20 @@ def test_a_policy_without_delays_gives_up_at_once(application: Application) -> N
     application.subscribe(lambda event: 1 / 0)
     application.config.commit()
     policy = RetryPolicy(delays=(), give_up_after=0.0)
-    reporter = MailReporter(application.registry, policy=policy)
+    dispatcher = EventDispatcher(application.registry, policy=policy)
     claim: Any = Claim(make_envelope())
-    reporter.submit(claim, [sent(claim.envelope)])
-    assert reporter.join(WAIT)
-    assert claim.done == [('reported', [sent(claim.envelope).id])]
+    dispatcher.dispatch(claim, [sent(claim.envelope)])
+    assert dispatcher.join(WAIT)
+    assert claim.done == [('acknowledge', [sent(claim.envelope).id])]
 
 
 def test_the_soonest_of_several_events_decides(application: Application) -> None:
     """Two events of a mail that failed unequally often come back together, by the shorter pause."""
     application.subscribe(lambda event: 1 / 0)
     envelope = make_envelope('ann@example.org', 'bob@example.org')
-    fates = again(sent(envelope), 3), again(failed(envelope), 1)
-    claim = application.tell(*fates, envelope=envelope)
-    assert claim.done == [('postponed', [fate.id for fate in fates], NOW + 5.0)]
+    events = again(sent(envelope), 3), again(failed(envelope), 1)
+    claim = application.tell(*events, envelope=envelope)
+    assert claim.done == [('postponed', [fate.id for fate in events], NOW + 5.0)]
 
 
 def test_deferred_events_are_told_at_most_once(application: Application) -> None:
@@ -533,15 +533,15 @@ def test_an_event_that_cannot_be_settled_is_given_back(
     """Where nobody can write down that subscribers took it, the claim is released, to be found
     and reported again; the thread goes on."""
     application.subscribe(application.heard.append)
-    reporter = application.reporter
+    dispatcher = application.dispatcher
     claims: list[Any] = [Claim(make_envelope()) for _ in range(2)]
     claims[0].fails = QueueError(errno.ENOSPC, 'no space left on device')
     for claim in claims:
-        reporter.submit(claim, [sent(claim.envelope)])
-    assert reporter.join(WAIT)
+        dispatcher.dispatch(claim, [sent(claim.envelope)])
+    assert dispatcher.join(WAIT)
     assert [[done[0] for done in claim.done] for claim in claims] == [
-        ['reported', 'released'],
-        ['reported'],
+        ['acknowledge', 'released'],
+        ['acknowledge'],
     ]
     assert 'no space left' in caplog.text
 
@@ -551,17 +551,17 @@ def test_the_backlog_is_bounded(application: Application) -> None:
     going_on = threading.Event()
     application.subscribe(lambda event: going_on.wait(WAIT))
     application.config.commit()
-    reporter = MailReporter(application.registry, backlog=2)
+    dispatcher = EventDispatcher(application.registry, backlog=2)
     claims: list[Any] = [Claim(make_envelope()) for _ in range(4)]
-    reporter.submit(claims[0], [sent(claims[0].envelope)])
-    until(lambda: reporter._busy)
+    dispatcher.dispatch(claims[0], [sent(claims[0].envelope)])
+    until(lambda: dispatcher._busy)
     for claim in claims[1:]:
-        reporter.submit(claim, [sent(claim.envelope)])
+        dispatcher.dispatch(claim, [sent(claim.envelope)])
     assert [claim.done for claim in claims] == [[], [], [], [('released',)]]
-    assert not reporter.join(0.01)
+    assert not dispatcher.join(0.01)
     going_on.set()
-    assert reporter.join(WAIT)
-    assert [claim.done[0][0] for claim in claims[:3]] == ['reported'] * 3
+    assert dispatcher.join(WAIT)
+    assert [claim.done[0][0] for claim in claims[:3]] == ['acknowledge'] * 3
 
 
 # Who wants to know
@@ -570,21 +570,21 @@ def test_the_backlog_is_bounded(application: Application) -> None:
 def test_wants(application: Application) -> None:
     """Whether anybody subscribes to a kind of event: by its class, an interface, all of them, or
     with a predicate that may not fit."""
-    assert [application.reporter.wants(kind) for kind in ('sent', 'deferred', 'error')] == [
+    assert [application.dispatcher.wants(kind) for kind in ('sent', 'deferred', 'error')] == [
         False,
         False,
         False,
     ]
     application.subscribe(application.heard.append, MailSentEvent)
-    assert [application.reporter.wants(kind) for kind in ('sent', 'deferred', 'error')] == [
+    assert [application.dispatcher.wants(kind) for kind in ('sent', 'deferred', 'error')] == [
         True,
         False,
         False,
     ]
     application.subscribe(application.heard.append, IMailErrorEvent, mail_tag='bill')
-    assert application.reporter.wants('error')
+    assert application.dispatcher.wants('error')
     application.subscribe(application.heard.append)
-    assert application.reporter.wants('deferred')
+    assert application.dispatcher.wants('deferred')
 
 
 def test_nobody_wants_it_nothing_is_made(application: Application) -> None:
@@ -600,7 +600,7 @@ def test_nobody_wants_it_nothing_is_made(application: Application) -> None:
     application.config.set_request_factory(OwnRequest)
     claim = application.tell()
     assert factories == []
-    assert claim.done[0][0] == 'reported'
+    assert claim.done[0][0] == 'acknowledge'
 
 
 # Databases
@@ -652,7 +652,7 @@ def test_a_subscriber_writes_through_request_tm(
     envelope = make_envelope(subject='a row')
     claim = explicit.tell(sent(envelope), envelope=envelope)
     assert notes(sqlite) == ([] if fails else ['a row'])
-    assert claim.done[0][0] == ('postponed' if fails else 'reported')
+    assert claim.done[0][0] == ('postponed' if fails else 'acknowledge')
 
 
 @pytest.mark.parametrize('fails', [False, True])
@@ -725,20 +725,20 @@ class Together:
     def __init__(self, application: Application, *, batch: int = 10) -> None:
         self.application = application
         application.config.commit()
-        self.reporter = MailReporter(application.registry, batch=batch, clock=Clock())
+        self.dispatcher = EventDispatcher(application.registry, batch=batch, clock=Clock())
         self.claims: list[Any] = []
 
-    def tell(self, *mails: Sequence[Fate], depth: int = 0) -> list[list[Any]]:
+    def tell(self, *mails: Sequence[PendingEvent], depth: int = 0) -> list[list[Any]]:
         """Report the fates of each mail, all mails at once; return what was done to each claim."""
         claims: list[Any] = [Claim(make_envelope(depth=depth)) for _ in mails]
-        with self.reporter._changed:
-            for claim, fates in zip(claims, mails, strict=True):
-                self.reporter.submit(claim, fates)
-        assert self.reporter.join(WAIT)
+        with self.dispatcher._changed:
+            for claim, events in zip(claims, mails, strict=True):
+                self.dispatcher.dispatch(claim, events)
+        assert self.dispatcher.join(WAIT)
         return [claim.done for claim in claims]
 
 
-def mails(number: int) -> list[list[Fate]]:
+def mails(number: int) -> list[list[PendingEvent]]:
     """One sent event each."""
     return [[sent(make_envelope())] for _ in range(number)]
 
@@ -758,10 +758,10 @@ def test_a_batch_has_one_request_and_one_transaction(explicit: Application) -> N
     explicit.subscribe(subscriber)
     told = mails(10)
     done = Together(explicit).tell(*told)
-    assert [event.id for event in explicit.heard] == [fates[0].id for fates in told]
+    assert [event.id for event in explicit.heard] == [events[0].id for events in told]
     assert len({id(event.request) for event in explicit.heard}) == 1
     assert commits == [True]
-    assert done == [[('reported', [fates[0].id])] for fates in told]
+    assert done == [[('acknowledge', [events[0].id])] for events in told]
 
 
 def test_a_batch_is_no_larger_than_the_setting(application: Application) -> None:
@@ -777,9 +777,9 @@ def test_events_of_one_mail_are_settled_together(application: Application) -> No
     """A mail with more events than a batch has is settled once, when all of them were told."""
     application.subscribe(application.heard.append)
     envelope = make_envelope()
-    fates = [sent(envelope, group=group) for group in range(3)]
-    done = Together(application, batch=2).tell(fates, *mails(1))
-    assert done[0] == [('reported', [fate.id for fate in fates])]
+    events = [sent(envelope, group=group) for group in range(3)]
+    done = Together(application, batch=2).tell(events, *mails(1))
+    assert done[0] == [('acknowledge', [fate.id for fate in events])]
     requests = [id(event.request) for event in application.heard]
     assert (requests[0] == requests[1], len(set(requests))) == (True, 3)
 
@@ -788,7 +788,7 @@ def test_nothing_waits_long_for_a_batch_to_fill(application: Application) -> Non
     """One event alone is told soon, however many would make a batch."""
     application.subscribe(application.heard.append)
     start = time.monotonic()
-    assert Together(application, batch=1000).tell(*mails(1))[0][0][0] == 'reported'
+    assert Together(application, batch=1000).tell(*mails(1))[0][0][0] == 'acknowledge'
     assert time.monotonic() - start < WAIT / 2
 
 
@@ -814,10 +814,12 @@ def test_one_bad_event_of_a_batch_costs_the_others_nothing(
 
     explicit.subscribe(subscriber)
     done = Together(explicit).tell(*told)
-    ids = [fates[0].id for fates in told]
+    ids = [events[0].id for events in told]
     assert explicit.heard == ids[:5] + ids
     assert notes(sqlite) == [each for each in ids if each != bad]
-    assert [claim[0][0] for claim in done] == ['reported'] * 4 + ['postponed'] + ['reported'] * 5
+    assert [claim[0][0] for claim in done] == ['acknowledge'] * 4 + ['postponed'] + [
+        'acknowledge'
+    ] * 5
     assert done[4] == [('postponed', [bad], NOW + 1.0)]
     assert 'and 9 more: a subscriber raised, the transaction was aborted' in caplog.text
 
@@ -842,7 +844,7 @@ def test_a_batch_whose_commit_fails_is_told_one_by_one(
     assert len(explicit.heard) == 6
     assert len({id(event.request) for event in explicit.heard}) == 4
     assert notes(sqlite) == [told[0][0].id, told[2][0].id]
-    assert [claim[0][0] for claim in done] == ['reported', 'postponed', 'reported']
+    assert [claim[0][0] for claim in done] == ['acknowledge', 'postponed', 'acknowledge']
 
 
 @pytest.mark.parametrize('hook', [None, 'pyramid_tm.explicit_manager'])
@@ -866,8 +868,8 @@ def test_a_subscriber_that_ends_the_transaction_of_a_batch(
     application.subscribe(subscriber)
     told = mails(3)
     done = Together(application).tell(*told)
-    assert [claim[0][0] for claim in done] == ['reported'] * 3
-    ids = [fates[0].id for fates in told]
+    assert [claim[0][0] for claim in done] == ['acknowledge'] * 3
+    ids = [events[0].id for events in told]
     assert sorted(set(notes(sqlite))) == sorted(ids)
     assert application.heard == [*ids[:2], *ids]
 
@@ -896,12 +898,12 @@ def test_deferred_events_are_told_once_though_a_batch_fails(application: Applica
 
     application.subscribe(subscriber)
     envelope = make_envelope()
-    fates = [sent(envelope), deferred(envelope, until=NOW + 60), failed(envelope)]
-    (done,) = Together(application).tell(fates)
+    events = [sent(envelope), deferred(envelope, until=NOW + 60), failed(envelope)]
+    (done,) = Together(application).tell(events)
     assert kinds.count('MailDeferredEvent') == 1
     assert done == [
-        ('reported', [fates[0].id]),
-        ('postponed', [fates[2].id], NOW + 1.0),
+        ('acknowledge', [events[0].id]),
+        ('postponed', [events[2].id], NOW + 1.0),
     ]
 
 
@@ -910,7 +912,7 @@ def test_nobody_wants_it_no_batch_is_made(application: Application) -> None:
     application.subscribe(application.heard.append, IMailErrorEvent)
     envelope = make_envelope()
     done = Together(application).tell([failed(envelope)], *mails(2), [failed(envelope, group=1)])
-    assert [claim[0][0] for claim in done] == ['reported'] * 4
+    assert [claim[0][0] for claim in done] == ['acknowledge'] * 4
     assert len({id(event.request) for event in application.heard}) == 1
     assert len(application.heard) == 2
 
@@ -921,15 +923,15 @@ def test_the_depth_in_a_batch_is_each_events_own(application: Application) -> No
     depths: list[int] = []
 
     def subscriber(event: Any) -> None:
-        depths.append(trouble_depth())
+        depths.append(notification_depth())
         if len(depths) == 1:
-            event.request.tm.get().addBeforeCommitHook(lambda: depths.append(-trouble_depth()))
+            event.request.tm.get().addBeforeCommitHook(lambda: depths.append(-notification_depth()))
 
     application.subscribe(subscriber)
     envelope = make_envelope()
     Together(application).tell([sent(envelope)], [failed(envelope)], [sent(envelope, group=1)])
     assert depths == [0, 1, 0, -1]
-    assert trouble_depth() == 0
+    assert notification_depth() == 0
 
 
 def test_mail_of_subscribers_in_a_batch_leaves_once(application: Application) -> None:
@@ -949,7 +951,7 @@ def test_mail_of_subscribers_in_a_batch_leaves_once(application: Application) ->
     Together(application).tell(*told)
     application.delivery._sender.finish(WAIT)
     recipients = [envelope.recipients[0] for envelope in application.mailer.sent]
-    assert recipients == [f'{fates[0].id}@example.org' for fates in told[:3]]
+    assert recipients == [f'{events[0].id}@example.org' for events in told[:3]]
 
 
 def test_a_finished_callback_of_a_batch_that_raises(
@@ -963,7 +965,7 @@ def test_a_finished_callback_of_a_batch_that_raises(
 
     application.subscribe(subscriber)
     done = Together(application).tell(*mails(3))
-    assert [claim[0][0] for claim in done] == ['reported'] * 3
+    assert [claim[0][0] for claim in done] == ['acknowledge'] * 3
     assert len(application.heard) == 3
     assert 'and 2 more: a finished callback raised, after the commit' in caplog.text
 
@@ -976,14 +978,14 @@ def test_one_of_a_batch_that_cannot_be_settled(
     together = Together(application)
     claims: list[Any] = [Claim(make_envelope()) for _ in range(3)]
     claims[1].fails = QueueError(errno.ENOSPC, 'no space left on device')
-    with together.reporter._changed:
+    with together.dispatcher._changed:
         for claim in claims:
-            together.reporter.submit(claim, [sent(claim.envelope)])
-    assert together.reporter.join(WAIT)
+            together.dispatcher.dispatch(claim, [sent(claim.envelope)])
+    assert together.dispatcher.join(WAIT)
     assert [[done[0] for done in claim.done] for claim in claims] == [
-        ['reported'],
-        ['reported', 'released'],
-        ['reported'],
+        ['acknowledge'],
+        ['acknowledge', 'released'],
+        ['acknowledge'],
     ]
     assert 'no space left' in caplog.text
 
@@ -993,7 +995,7 @@ def test_the_setting_makes_batches() -> None:
     for settings, batch in (({}, 1), ({'mail.event_batch': '50'}, 50)):
         application = Application(**settings)
         application.config.commit()
-        assert application.registry.getUtility(IMailReporter)._batch == batch
+        assert application.registry.getUtility(IMailEventDispatcher)._batch == batch
 
 
 def test_killed_after_the_commit_of_a_batch(tmp_path: Path) -> None:
@@ -1111,7 +1113,7 @@ def test_mail_of_a_subscriber_that_raises_is_aborted(application: Application) -
 
     application.subscribe(subscriber)
     application.config.commit()
-    application.registry.getUtility(IMailReporter)._policy = policy
+    application.registry.getUtility(IMailEventDispatcher)._policy = policy
     application.send()
     until(lambda: application.subjects == ['Hello', 'of a subscriber'])
     assert len(application.heard) == 3
@@ -1146,14 +1148,14 @@ def test_mail_about_a_sent_mail_is_no_trouble(application: Application) -> None:
     depths: list[int] = []
 
     def subscriber(event: Any) -> None:
-        depths.append(trouble_depth())
+        depths.append(notification_depth())
 
     application.subscribe(subscriber)
     for depth in (0, 1):
         envelope = make_envelope(depth=depth)
         application.tell(sent(envelope), deferred(envelope), failed(envelope), envelope=envelope)
     assert depths == [0, 1, 1, 1, 2, 2]
-    assert trouble_depth() == 0
+    assert notification_depth() == 0
 
 
 def test_a_subscriber_that_raises_sends_no_mail_twice(application: Application) -> None:
@@ -1166,7 +1168,7 @@ def test_a_subscriber_that_raises_sends_no_mail_twice(application: Application) 
     application.subscribe(subscriber)
     application.config.commit()
     policy = RetryPolicy(delays=(0.01,), give_up_after=0.03, jitter=0.0)
-    application.registry.getUtility(IMailReporter)._policy = policy
+    application.registry.getUtility(IMailEventDispatcher)._policy = policy
     application.send()
     until(lambda: len(application.heard) == 3)
     application.send('another')
@@ -1202,7 +1204,7 @@ def test_a_queue_keeps_no_event_that_was_told(application: Application) -> None:
     application.send()
     queue = application.delivery.queue
     assert isinstance(queue, MemoryQueue)
-    assert queue.look(1e11) == ([], None)
+    assert queue.scan(1e11) == ([], None)
 
 
 # A fork
@@ -1215,7 +1217,7 @@ def test_after_a_fork_the_child_has_a_thread_of_its_own() -> None:
         import os, sys, threading, warnings
         from pyramid.config import Configurator
         from pyramid_sendmail.interfaces import IMailEvent
-        from pyramid_sendmail.events.dispatcher import MailReporter
+        from pyramid_sendmail.events.dispatcher import EventDispatcher
         from tests.support.queues import make_envelope, sent
         from tests.unit.events.test_dispatcher import Claim
         warnings.simplefilter('error')
@@ -1234,7 +1236,7 @@ def test_after_a_fork_the_child_has_a_thread_of_its_own() -> None:
         config.include('pyramid_sendmail')
         config.add_subscriber(subscriber, IMailEvent)
         config.commit()
-        reporter = MailReporter(config.registry)
+        reporter = EventDispatcher(config.registry)
 
         def tell(subject):
             claim = Claim(make_envelope(subject=subject))
@@ -1269,7 +1271,7 @@ def test_after_a_fork_the_child_has_a_thread_of_its_own() -> None:
 def test_room_for_those_who_wait(limit: int, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of them keeps a file open: a slow subscriber shall not use up all that there are."""
     monkeypatch.setattr(resource, 'getrlimit', lambda what: (limit, limit))
-    assert MailReporter(Registry())._backlog == room
+    assert EventDispatcher(Registry())._backlog == room
 
 
 # In turn with the senders
@@ -1280,15 +1282,15 @@ def test_subscribers_work_in_turn(application: Application) -> None:
     when there is nothing more to tell, though it has raised."""
 
     def subscriber(event: Any) -> None:
-        application.heard.append(reporter.turn._lock.locked())
+        application.heard.append(dispatcher.cooperative_lock._lock.locked())
         raise ZeroDivisionError
 
     application.subscribe(subscriber)
-    reporter = application.reporter
+    dispatcher = application.dispatcher
     envelope = make_envelope()
-    reporter.submit(Claim(envelope), [sent(envelope)])
-    assert reporter.join(WAIT)
-    until(lambda: not reporter.turn._lock.locked())
+    dispatcher.dispatch(Claim(envelope), [sent(envelope)])
+    assert dispatcher.join(WAIT)
+    until(lambda: not dispatcher.cooperative_lock._lock.locked())
     assert application.heard == [True]
 
 
@@ -1296,17 +1298,17 @@ def test_a_slow_subscriber_stops_no_worker(application: Application) -> None:
     """Work goes on while a subscriber waits for something, if only for that work."""
     worked = threading.Event()
     application.subscribe(lambda event: application.heard.append(worked.wait(WAIT)))
-    reporter = application.reporter
+    dispatcher = application.dispatcher
     envelope = make_envelope()
     claim: Any = Claim(envelope)
-    reporter.submit(claim, [sent(envelope)])
-    until(reporter.turn._lock.locked)
-    assert not reporter.join(0.01)
-    with reporter.turn.held():
+    dispatcher.dispatch(claim, [sent(envelope)])
+    until(dispatcher.cooperative_lock._lock.locked)
+    assert not dispatcher.join(0.01)
+    with dispatcher.cooperative_lock.held():
         worked.set()
-        assert reporter.join(WAIT)
+        assert dispatcher.join(WAIT)
     assert application.heard == [True]
-    assert claim.done == [('reported', [sent(envelope).id])]
+    assert claim.done == [('acknowledge', [sent(envelope).id])]
 
 
 @pytest.mark.parametrize('batch', [1, 10])
@@ -1342,13 +1344,13 @@ def test_a_subscriber_that_sends_at_once_gives_the_turn_up(application: Applicat
     """While a session inside of a subscriber waits for its relay, others work."""
 
     def subscriber(event: Any) -> None:
-        with waiting():
-            application.heard.append(reporter.turn._lock.locked())
-        application.heard.append(reporter.turn._lock.locked())
+        with blocking():
+            application.heard.append(dispatcher.cooperative_lock._lock.locked())
+        application.heard.append(dispatcher.cooperative_lock._lock.locked())
 
     application.subscribe(subscriber)
-    reporter = application.reporter
+    dispatcher = application.dispatcher
     envelope = make_envelope()
-    reporter.submit(Claim(envelope), [sent(envelope)])
-    assert reporter.join(WAIT)
+    dispatcher.dispatch(Claim(envelope), [sent(envelope)])
+    assert dispatcher.join(WAIT)
     assert application.heard == [False, True]

@@ -10,7 +10,7 @@ import pytest
 from pyramid.config import Configurator
 from zope.interface.verify import verifyObject
 
-from pyramid_sendmail.envelope import Envelope, Fate, Reply
+from pyramid_sendmail.envelope import Envelope, PendingEvent, Reply
 from pyramid_sendmail.events.types import (
     KINDS,
     MailDeferredEvent,
@@ -47,7 +47,7 @@ def envelope() -> Envelope:
     )
 
 
-def fate_of(kind: str, envelope: Envelope) -> Fate:
+def fate_of(kind: str, envelope: Envelope) -> PendingEvent:
     make = {'sent': sent, 'deferred': deferred, 'error': failed}[kind]
     return make(envelope, 'bob@example.org', attempt=3)
 
@@ -80,7 +80,7 @@ def test_a_sent_event_has_the_reply(envelope: Envelope) -> None:
     """The relay's answer, code and text; a plain 250 from a mailer that knows none."""
     event: Any = event_of(sent(envelope), envelope, REQUEST)
     assert (event.reply.code, event.reply.text) == (250, '2.0.0 queued as 4B7C')
-    silent = Fate(id='1', kind='sent', recipients=(), attempt=1, mailer='file:')
+    silent = PendingEvent(id='1', kind='sent', recipients=(), attempt=1, mailer='file:')
     quiet: Any = event_of(silent, envelope, REQUEST)
     assert quiet.reply == Reply(250, '')
 

@@ -12,7 +12,7 @@ from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.sending.connection import Road
+from pyramid_sendmail.sending.connection import RelayConnection
 from tests.support.doubles import RecordingMailer
 from tests.support.sessions import A, envelope, idle, send, statuses
 from tests.support.smtp.server import (
@@ -201,15 +201,15 @@ def test_a_batch_ends_where_it_began(world: World) -> None:
     """A session on the fallback carries its batch to the end, though the first is back; the next
     session is the first's."""
     world.close(0)
-    road = Road(world.failover, batch=3)
+    road = RelayConnection(world.failover, batch=3)
     road.session()
     world.close()
     world.now += 60
     names = []
     for _ in range(4):
         names.append(road.session().name)
-        road.carry()
-        if road.spent():
+        road.record_answer()
+        if road.is_used_up():
             road.close()
     road.close()
     assert names == ['second:'] * 3 + ['first:']

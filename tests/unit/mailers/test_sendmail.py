@@ -174,16 +174,16 @@ def test_trouble_with_the_queue_in_the_middle(program: Program, tmp_path: Path) 
     """Who has had the mail has had it, before the trouble is told."""
     session = program(NOTE).connect()
 
-    def sealing(_mail: object, _recipients: object) -> None:
+    def before_final_dot(_mail: object, _recipients: object) -> None:
         if calls(tmp_path):
             raise QueueError(28, 'no space is left', '/queue')
 
-    outcomes = session.send([envelope(A, B)], sealing=sealing)
+    outcomes = session.send([envelope(A, B)], before_final_dot=before_final_dot)
     assert statuses(next(outcomes)) == {A: 'delivered', B: 'deferred'}
     with pytest.raises(QueueError, match='no space is left'):
         next(outcomes)
     with pytest.raises(QueueError):
-        list(program(NOTE).connect().send([envelope(A)], sealing=sealing))
+        list(program(NOTE).connect().send([envelope(A)], before_final_dot=before_final_dot))
 
 
 def test_no_secrets_for_it(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,17 +352,17 @@ def test_sealed_before_it_starts(program: Program, tmp_path: Path) -> None:
     session = program(NOTE).connect()
     seen = []
 
-    def sealing(mail: object, recipients: tuple[str, ...]) -> None:
+    def before_final_dot(mail: object, recipients: tuple[str, ...]) -> None:
         seen.append((recipients, len(calls(tmp_path))))
 
-    list(session.send([envelope(A, 'no address', B)], sealing=sealing))
+    list(session.send([envelope(A, 'no address', B)], before_final_dot=before_final_dot))
     assert seen == [((A,), 0), ((B,), 1)]
 
     def failing(mail: object, recipients: tuple[str, ...]) -> None:
         raise OSError('the disk is full')
 
     with pytest.raises(OSError, match='the disk is full'):
-        list(session.send([envelope(A)], sealing=failing))
+        list(session.send([envelope(A)], before_final_dot=failing))
     assert len(calls(tmp_path)) == 2
     with pytest.raises(MailerUnavailable) as caught:
         list(session.send([envelope(A)]))

@@ -31,13 +31,13 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Envelope
 from pyramid_sendmail.exceptions import MessageError, SendmailError
-from pyramid_sendmail.message import Attachment, Composer, Message
+from pyramid_sendmail.message import Attachment, EnvelopeFactory, Message
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
 
 PNG = b'\x89PNG\r\n\x1a\n' + bytes(range(256))
 
-composer = Composer(
+composer = EnvelopeFactory(
     default_sender='Shop <shop@example.org>', hostname='mail.example.org', clock=lambda: NOW
 )
 
@@ -269,7 +269,7 @@ def test_bad_option(options: dict[str, Any], named: str) -> None:
 def test_bad_settings(settings: dict[str, Any], named: str) -> None:
     """Settings that cannot be used are refused when the application starts."""
     with pytest.raises(MessageError) as caught:
-        Composer(**settings)
+        EnvelopeFactory(**settings)
 
     assert_refused(caught.value, named)
 
@@ -278,7 +278,7 @@ def test_no_sender_at_all() -> None:
     """Without a sender the text names the setting."""
     for message in (plain(), stdlib(From='')):
         with pytest.raises(MessageError, match=r'set mail\.default_sender'):
-            Composer().envelope(message)
+            EnvelopeFactory().envelope(message)
 
 
 class Bodiless:
@@ -389,7 +389,7 @@ def test_senders() -> None:
     assert send(plain(sender=Address('Ann', 'a', 'x'))).sender == 'a@x'
     assert send(sender='Ann <bounce@x>').sender == 'bounce@x'
     assert send(sender='').sender == ''
-    bounces = Composer(default_sender='a@x', envelope_sender='Bounces <bounce@x>')
+    bounces = EnvelopeFactory(default_sender='a@x', envelope_sender='Bounces <bounce@x>')
     assert bounces.envelope(plain()).sender == 'bounce@x'
     assert bounces.envelope(plain(), sender='').sender == ''
 
@@ -467,9 +467,13 @@ def test_max_size() -> None:
     size = len(send(plain(headers={'Message-ID': '<a@b>'})).raw)
     message = plain(headers={'Message-ID': '<a@b>'})
 
-    exact = Composer(default_sender='Shop <shop@example.org>', max_size=size, clock=lambda: NOW)
+    exact = EnvelopeFactory(
+        default_sender='Shop <shop@example.org>', max_size=size, clock=lambda: NOW
+    )
     assert len(exact.envelope(message).raw) == size
-    less = Composer(default_sender='Shop <shop@example.org>', max_size=size - 1, clock=lambda: NOW)
+    less = EnvelopeFactory(
+        default_sender='Shop <shop@example.org>', max_size=size - 1, clock=lambda: NOW
+    )
     with pytest.raises(MessageError, match=rf'{size} octets .*mail\.max_size = {size - 1}'):
         less.envelope(message)
 
@@ -480,7 +484,7 @@ def test_large_file(tmp_path: Path) -> None:
     path.write_bytes(b'x' * 2000)
 
     with pytest.raises(MessageError, match=r'large.*mail\.max_size = 1000'):
-        Composer(default_sender='a@x', max_size=1000).envelope(
+        EnvelopeFactory(default_sender='a@x', max_size=1000).envelope(
             plain(attachments=[Attachment(None, path=path)])
         )
 
@@ -1241,7 +1245,7 @@ def test_to_message_without_a_sender() -> None:
             return message
 
     given = Senderless()
-    ours = Composer(default_sender='shop@x')
+    ours = EnvelopeFactory(default_sender='shop@x')
     assert ours.envelope(given).sender == 'shop@x'
     assert given.sender is None
     given.sender = 'bob@x'

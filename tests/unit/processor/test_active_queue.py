@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
-from pyramid_sendmail.processor.active_queue import BLOCK, Pending
+from pyramid_sendmail.processor.active_queue import BLOCK, ActiveQueue
 from pyramid_sendmail.processor.circuit_breaker import (
     CROWDED_PAUSE,
     HELP,
     LONGEST_PAUSE,
-    Gate,
-    Help,
+    CircuitBreaker,
+    ConcurrencyController,
 )
-from pyramid_sendmail.processor.rate_limiter import Pace
+from pyramid_sendmail.processor.rate_limiter import RateLimiter
 from pyramid_sendmail.queue.maildir.filename import Ticket
 from tests.support.queues import Clock, until
 
@@ -92,7 +92,7 @@ def levels(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_one_worker_tries_while_nobody_knows(workers: list[Worker]) -> None:
     """At first, too: a closed road costs one connect, however many workers there are."""
-    gate = Gate(Clock(0.0))
+    gate = CircuitBreaker(Clock(0.0))
     ann, bob, eve = workers
     assert ann.do(gate.admit) == 0
     assert bob.do(gate.admit) > 0
@@ -108,7 +108,7 @@ def test_one_worker_tries_while_nobody_knows(workers: list[Worker]) -> None:
 
 def test_a_worker_that_leaves_without_a_session_lets_another_try(workers: list[Worker]) -> None:
     """Nobody waits for ever for somebody who has failed over something else."""
-    gate = Gate(Clock(0.0))
+    gate = CircuitBreaker(Clock(0.0))
     ann, bob, _ = workers
     ann.do(gate.admit)
     bob.do(gate.leave)
@@ -121,7 +121,7 @@ def test_the_pause_grows(caplog: pytest.LogCaptureFixture) -> None:
     """1, 2, 4 ... seconds, five minutes at most, a fifth by chance; one line in the log."""
     caplog.set_level(logging.INFO)
     clock = Clock(0.0)
-    gate = Gate(clock)
+    gate = CircuitBreaker(clock)
     for step in range(12):
         assert gate.admit() == 0
         assert gate.failed(REFUSED) == 0
@@ -147,7 +147,7 @@ def test_a_new_reason_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """The relay is up again, but the password is wrong now: the log says so."""
     caplog.set_level(logging.INFO)
     clock = Clock(0.0)
-    gate = Gate(clock)
+    gate = CircuitBreaker(clock)
     for error in (REFUSED, REFUSED, MailerUnavailable('535; see mail.password'), REFUSED):
         gate.admit()
         gate.failed(error)
@@ -160,7 +160,7 @@ def test_a_new_reason_is_told(caplog: pytest.LogCaptureFixture) -> None:
 def test_chance_spreads_the_pauses(chance: float) -> None:
     """A fifth less or more, at every step, also at the longest one."""
     clock = Clock(0.0)
-    gate = Gate(clock, chance=lambda: chance)
+    gate = CircuitBreaker(clock, chance=lambda: chance)
     for step in range(40):
         gate.admit()
         gate.failed(REFUSED)
@@ -205,7 +205,7 @@ def test_what_counts_as_a_new_reason(
     refusals; another code or another phase does."""
     caplog.set_level(logging.DEBUG)
     clock = Clock(0.0)
-    gate = Gate(clock)
+    gate = CircuitBreaker(clock)
     for text in (first, second, second):
         gate.admit()
         gate.failed(MailerUnavailable(text))
@@ -218,7 +218,7 @@ def test_what_counts_as_a_new_reason(
 def test_a_session_alone_proves_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """Connected, and 530 at MAIL, again and again: the pause grows, and the log has one line."""
     clock = Clock(0.0)
-    gate = Gate(clock)
+    gate = CircuitBreaker(clock)
     for step in range(5):
         assert gate.admit() == 0
         gate.enter()
@@ -233,7 +233,7 @@ def test_many_workers_are_told_the_same(
 ) -> None:
     """Those who fail together count once, and have one line, whatever words each was told."""
     caplog.set_level(logging.DEBUG)
-    gate = Gate(Clock(0.0))
+    gate = CircuitBreaker(Clock(0.0))
     ann, bob, _ = workers
     ann.do(gate.admit)
     ann.do(gate.enter)
@@ -248,7 +248,7 @@ def test_a_crowd_is_no_closed_road(workers: list[Worker], caplog: pytest.LogCapt
     """A relay that takes two connections, and four workers: who finds no way in rests, the others
     go on, and nobody says that nothing can be sent."""
     caplog.set_level(logging.INFO)
-    gate = Gate(Clock(0.0))
+    gate = CircuitBreaker(Clock(0.0))
     ann, bob, eve = workers
     ann.do(gate.admit)
     ann.do(gate.enter)
@@ -264,7 +264,7 @@ def test_a_queue_that_cannot_be_used_stops_everybody(
     workers: list[Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever is sending takes no further mail; his next answer does not open the gate again."""
-    gate = Gate(Clock(0.0))
+    gate = CircuitBreaker(Clock(0.0))
     ann, bob, _ = workers
     for worker in (ann, bob):
         worker.do(gate.admit)
@@ -280,7 +280,7 @@ def test_a_queue_that_cannot_be_used_stops_everybody(
 # What is pending
 
 
-def taken(pending: Pending) -> list[str]:
+def taken(pending: ActiveQueue) -> list[str]:
     names = []
     while (ticket := pending.take()) is not None:
         names.append(ticket.name)
@@ -290,7 +290,7 @@ def taken(pending: Pending) -> list[str]:
 def test_fresh_and_retried_mail_in_turn() -> None:
     """20,000 deferred mails do not keep a fresh one waiting, and the other way round; each kind in
     the order of its names, whenever it came."""
-    pending = Pending()
+    pending = ActiveQueue()
     pending.fill([retried(f'5-r{n}') for n in range(4)])
     pending.fill([fresh('5-f1'), fresh('5-f2')], fresh=True)
     pending.fill([fresh('1-f')], fresh=True)
@@ -304,7 +304,7 @@ def test_no_order_where_another_processor_works() -> None:
     names = [f'5-{number:03d}' for number in range(2 * BLOCK + 9)]
     blocks = []
     for _ in range(2):
-        pending = Pending()
+        pending = ActiveQueue()
         pending.fill([fresh(name) for name in names])
         pending.missed(pending.take())
         blocks.append([pending.take().name for _ in range(BLOCK)])
@@ -316,7 +316,7 @@ def test_no_order_where_another_processor_works() -> None:
 
 def test_urgent_mail_goes_first_where_another_processor_works() -> None:
     """A block is of one priority, and what is more urgent than all of it does not wait for it."""
-    pending = Pending()
+    pending = ActiveQueue()
     urgent = [f'1-{number:02d}' for number in range(10)]
     pending.fill([fresh(name) for name in urgent])
     pending.fill([fresh(f'5-{number:02d}') for number in range(10)])
@@ -339,7 +339,7 @@ def test_nobody_wakes_for_a_mail_that_was_not_to_be_had() -> None:
             super().notify_all()
 
     for rate, count in ((None, 0), ((1, 10), 1)):
-        pending = Pending(Pace(rate))
+        pending = ActiveQueue(RateLimiter(rate))
         pending.fill([fresh('a')])
         ticket = pending.take()
         pending._changed = Heard()
@@ -349,7 +349,7 @@ def test_nobody_wakes_for_a_mail_that_was_not_to_be_had() -> None:
 
 def test_nothing_twice() -> None:
     """What is pending, or being worked on, is not added again; afterwards it may be."""
-    pending = Pending()
+    pending = ActiveQueue()
     for _ in range(2):
         pending.fill([fresh('a'), fresh('b')])
     assert len(pending) == 2
@@ -364,7 +364,7 @@ def test_nothing_twice() -> None:
 def test_more_than_can_be_kept() -> None:
     """A full look that was cut short asks for another when all has gone; a look at fresh mail in
     between changes nothing about that."""
-    pending = Pending()
+    pending = ActiveQueue()
     pending.fill([retried('a')], more=True)
     assert not pending.exhausted
     pending.fill([fresh('b')], fresh=True)
@@ -377,7 +377,7 @@ def test_more_than_can_be_kept() -> None:
 def test_more_is_looked_for_in_time() -> None:
     """While an eighth is still there, so that nobody waits for the look; and one worker is told to
     ask for it, once until it has come."""
-    pending = Pending()
+    pending = ActiveQueue()
     assert not pending.tell()
     pending.fill([fresh(f'{number:02d}') for number in range(16)], more=True)
     for _ in range(13):
@@ -400,7 +400,7 @@ def test_more_is_looked_for_in_time() -> None:
 
 def test_what_was_given_back_is_told_again_behind_fresh_mail() -> None:
     """Whoever was told of it found fresh mail there, and saw nothing to do."""
-    pending = Pending()
+    pending = ActiveQueue()
     pending.fill([retried('a')])
     pending.take()
     pending.worked(again=True)
@@ -414,7 +414,7 @@ def test_what_was_given_back_is_told_again_behind_fresh_mail() -> None:
 
 def test_what_is_here_is_known() -> None:
     """From the look that found it until its work is done."""
-    pending = Pending()
+    pending = ActiveQueue()
     assert not pending.knows(fresh('a'))
     pending.fill([fresh('a')])
     assert pending.knows(fresh('a'))
@@ -426,7 +426,7 @@ def test_what_is_here_is_known() -> None:
 
 def test_what_was_given_back_is_looked_for() -> None:
     """Mail that was taken and released by a closed road is found without waiting for the poll."""
-    pending = Pending()
+    pending = ActiveQueue()
     pending.fill([fresh('a')])
     pending.take()
     pending.worked(again=True)
@@ -435,7 +435,7 @@ def test_what_was_given_back_is_looked_for() -> None:
 
 def test_one_mail_admits_one_worker(workers: list[Worker]) -> None:
     """No more workers pass than there are tickets."""
-    pending = Pending()
+    pending = ActiveQueue()
 
     def work() -> Any:
         return pending.await_work(lambda: 0.0, idle=lambda: None)
@@ -455,7 +455,7 @@ def test_one_mail_admits_one_worker(workers: list[Worker]) -> None:
 def test_who_worked_last_comes_first(workers: list[Worker]) -> None:
     """Mail after mail goes to the same worker, who has a session; another one takes over only while
     that one is busy."""
-    pending = Pending()
+    pending = ActiveQueue()
 
     def work() -> Any:
         return pending.await_work(lambda: 0.0, idle=lambda: None)
@@ -482,7 +482,7 @@ def test_who_worked_last_comes_first(workers: list[Worker]) -> None:
 
 def test_who_waits_for_admission_is_nudged(workers: list[Worker]) -> None:
     """Whoever was told to wait asks again as soon as another one has found the road open."""
-    pending = Pending()
+    pending = ActiveQueue()
     pending.fill([fresh('a')])
     answers = [0.0, 3600.0]
     worker = workers[0]
@@ -497,7 +497,7 @@ def test_who_has_nothing_to_do_gives_its_session_up(
 ) -> None:
     """After a minute without work ``idle`` is called, without any lock held."""
     monkeypatch.setattr('pyramid_sendmail.processor.active_queue.IDLE', 0.01)
-    pending = Pending()
+    pending = ActiveQueue()
     idle = threading.Event()
     workers[0].begin(lambda: pending.await_work(lambda: 0.0, idle=idle.set))
     assert idle.wait(10)
@@ -507,7 +507,7 @@ def test_who_has_nothing_to_do_gives_its_session_up(
 
 def test_rest(workers: list[Worker]) -> None:
     """A pause ends with the end; the wait for the rest, when nothing is left or at the end."""
-    pending = Pending()
+    pending = ActiveQueue()
     workers[0].begin(lambda: pending.rest(3600))
     workers[1].begin(lambda: pending.await_rest(3600))
     assert workers[1].result() is True, 'there is nothing'
@@ -523,7 +523,7 @@ def test_rest(workers: list[Worker]) -> None:
 
 def test_examined_once() -> None:
     """While the road is closed each mail is looked into once, not at every step."""
-    pending = Pending()
+    pending = ActiveQueue()
     pending.fill([fresh('b'), retried('a')])
     assert pending.unexamined() == [retried('a'), fresh('b')]
     assert pending.unexamined() == []
@@ -534,10 +534,10 @@ def test_examined_once() -> None:
 # At a pace
 
 
-def paced(mails: int, seconds: int = 1) -> tuple[Pending, Clock]:
+def paced(mails: int, seconds: int = 1) -> tuple[ActiveQueue, Clock]:
     """What is pending at a pace, and its clock."""
     clock = Clock(0.0)
-    return Pending(Pace((mails, seconds), monotonic=clock)), clock
+    return ActiveQueue(RateLimiter((mails, seconds), monotonic=clock)), clock
 
 
 def test_no_ticket_without_a_place() -> None:
@@ -587,7 +587,7 @@ def test_one_place_admits_one_worker(workers: list[Worker]) -> None:
 
 def test_who_waits_for_a_place_gets_it(workers: list[Worker]) -> None:
     """When its time has come, without being woken; or at once, when one is given back."""
-    pending = Pending(Pace((20, 1)))
+    pending = ActiveQueue(RateLimiter((20, 1)))
     pending.fill([fresh(f'{number:02}') for number in range(30)])
     assert len(taken(pending)) == 20
     workers[0].begin(lambda: pending.await_work(lambda: 0.0, idle=lambda: None))
@@ -637,17 +637,19 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def help(held: Any, clock: Clock) -> Help:
-    return Help(held, monotonic=clock)
+def help(held: Any, clock: Clock) -> ConcurrencyController:
+    return ConcurrencyController(held, monotonic=clock)
 
 
-def test_the_first_worker_is_always_of_help(help: Help, held: Held) -> None:
+def test_the_first_worker_is_always_of_help(help: ConcurrencyController, held: Held) -> None:
     """Mail that comes to an idle processor waits for nothing."""
     held.worked = 500.0
     assert help.wait(0) == 0
 
 
-def test_nobody_joins_one_who_always_works(help: Help, held: Held, clock: Clock) -> None:
+def test_nobody_joins_one_who_always_works(
+    help: ConcurrencyController, held: Held, clock: Clock
+) -> None:
     """A relay on the same machine is served by one worker."""
     assert help.wait(0) == 0
     held.worked = 0.001
@@ -658,7 +660,9 @@ def test_nobody_joins_one_who_always_works(help: Help, held: Held, clock: Clock)
         assert help.wait(1) == HELP
 
 
-def test_as_many_more_join_those_who_wait(help: Help, held: Held, clock: Clock) -> None:
+def test_as_many_more_join_those_who_wait(
+    help: ConcurrencyController, held: Held, clock: Clock
+) -> None:
     """A relay far away is served by all, who have joined after a few looks."""
     assert help.wait(0) == 0
     held.worked = 0.001
@@ -673,6 +677,6 @@ def test_as_many_more_join_those_who_wait(help: Help, held: Held, clock: Clock) 
     assert 0 < help.wait(working) <= HELP
 
 
-def test_all_join_where_nobody_takes_turns(help: Help) -> None:
+def test_all_join_where_nobody_takes_turns(help: ConcurrencyController) -> None:
     """A session that does not say when it waits may wait all the time."""
     assert [help.wait(working) for working in range(4)] == [0, 0, 0, 0]

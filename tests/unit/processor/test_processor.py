@@ -22,12 +22,12 @@ from zope.interface.verify import verifyObject
 from pyramid_sendmail.envelope import Envelope, Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import IMailQueueProcessor
-from pyramid_sendmail.processor.circuit_breaker import Gate
+from pyramid_sendmail.processor.circuit_breaker import CircuitBreaker
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir import queue as maildir_module
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import Attempts, Tally
+from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import Clock, files, make_envelope, until
 from tests.unit.sending.test_attempt import Faulty, Reporter
@@ -47,7 +47,7 @@ class Setup:
         self.queue = queue
         self.clock = clock
         self.mailer = RecordingMailer()
-        self.reporter = Reporter()
+        self.dispatcher = Reporter()
 
     def put(self, *recipients: str, **options: Any) -> Envelope:
         """One mail into the queue."""
@@ -65,10 +65,10 @@ class Setup:
     def processor(self, *, policy: RetryPolicy = POLICY, **options: Any) -> QueueProcessor:
         options.setdefault('pause', 0.02)
         options.setdefault('poll', NEVER)
-        reporter: Any = self.reporter
-        attempts = Attempts(policy, reporter, clock=self.clock)
+        dispatcher: Any = self.dispatcher
+        attempts = OutcomeRecorder(policy, dispatcher, clock=self.clock)
         return QueueProcessor(
-            options.pop('queue', self.queue), self.mailer, reporter, attempts, **options
+            options.pop('queue', self.queue), self.mailer, dispatcher, attempts, **options
         )
 
     @contextmanager
@@ -206,7 +206,7 @@ def test_mail_for_later(setup: Setup) -> None:
 
 def test_deferred_mail_is_tried_again(setup: Setup) -> None:
     """By the policy, for the recipients that are left."""
-    setup.reporter.kinds = ('sent',)
+    setup.dispatcher.kinds = ('sent',)
     setup.mailer.script('bob@example.org', LATER, LATER)
     setup.put('ann@example.org', 'bob@example.org')
     with setup.running(policy=RetryPolicy(delays=(0.05,), jitter=0.0)):
@@ -216,7 +216,7 @@ def test_deferred_mail_is_tried_again(setup: Setup) -> None:
         ('bob@example.org',),
         ('bob@example.org',),
     ]
-    assert [fate.attempt for fate in setup.reporter.fates] == [1, 3]
+    assert [fate.attempt for fate in setup.dispatcher.pending_events] == [1, 3]
 
 
 def test_fresh_mail_is_not_starved_by_deferred_mail(on_disk: Setup) -> None:
@@ -225,7 +225,7 @@ def test_fresh_mail_is_not_starved_by_deferred_mail(on_disk: Setup) -> None:
     on_disk.mailer.always('ann@example.org', LATER)
     on_disk.processor(policy=RetryPolicy(delays=(0.01,), jitter=0.0)).run_once()
     assert {name.split('/')[0] for name in files(on_disk.queue)} == {'cur'}
-    until(lambda: len(on_disk.queue.look(time.time())[0]) == 300)
+    until(lambda: len(on_disk.queue.scan(time.time())[0]) == 300)
     go_on, reached = threading.Event(), threading.Event()
 
     def before(envelope: Envelope) -> None:
@@ -278,14 +278,14 @@ def test_one_slow_mail_holds_nobody_up(setup: Setup) -> None:
 
 def count_looks(queue: Any) -> list[float]:
     looks: list[float] = []
-    original = queue.look
+    original = queue.scan
 
-    def look(now: float, **options: Any) -> Any:
+    def scan(now: float, **options: Any) -> Any:
         found = original(now, **options)
         looks.append(now)
         return found
 
-    queue.look = look
+    queue.scan = scan
     return looks
 
 
@@ -309,7 +309,7 @@ def test_a_limit_while_fresh_mail_comes(on_disk: Setup) -> None:
     on_disk.put_many(60)
     on_disk.processor(policy=RetryPolicy(delays=(0.01,), jitter=0.0)).run_once()
     on_disk.mailer.always('ann@example.org', Verdict('delivered', Reply(250, 'ok')))
-    until(lambda: len(on_disk.queue.look(time.time())[0]) == 60)
+    until(lambda: len(on_disk.queue.scan(time.time())[0]) == 60)
     on_disk.mailer.before = lambda envelope: (
         on_disk.put('bob@example.org') if len(on_disk.mailer.sent) in (63, 65) else None
     )
@@ -343,9 +343,9 @@ def test_slow_looks_leave_time_for_the_sending(setup: Setup, fresh: bool) -> Non
     the last one took."""
     began: list[float] = []
     ended: list[float] = []
-    original = setup.queue.look
+    original = setup.queue.scan
 
-    def look(now: float, **options: Any) -> Any:
+    def scan(now: float, **options: Any) -> Any:
         if options['fresh'] is not fresh:
             return original(now, **options)
         began.append(time.monotonic())
@@ -354,7 +354,7 @@ def test_slow_looks_leave_time_for_the_sending(setup: Setup, fresh: bool) -> Non
         ended.append(time.monotonic())
         return tickets, None if fresh else now
 
-    setup.queue.look = look
+    setup.queue.scan = scan
     with setup.running():
         for _ in range(8):
             setup.put()
@@ -388,7 +388,7 @@ def test_a_closed_road_is_nobodys_fault(
     road opens, one line, and all are delivered once."""
     setup = Setup(MemoryQueue() if kind == 'memory' else maildir(tmp_path / 'mail'))
     setup.mailer = mailer = Timed()
-    setup.reporter.kinds = ('deferred', 'error')
+    setup.dispatcher.kinds = ('deferred', 'error')
     mailer.unavailable = 'Connection refused'
     setup.put_many(1000)
     before = files(setup.queue) if kind == 'maildir' else []
@@ -406,7 +406,7 @@ def test_a_closed_road_is_nobodys_fault(
     assert levels(caplog, OPEN) == ['WARNING']
     assert levels(caplog, CLOSED) == ['ERROR']
     assert set(setup.sent_ids().values()) == {1}
-    assert setup.reporter.fates == []
+    assert setup.dispatcher.pending_events == []
     setup.queue.close()
 
 
@@ -420,13 +420,13 @@ def test_the_road_closes_in_the_middle(setup: Setup, caplog: pytest.LogCaptureFi
             raise MailerUnavailable('421')
 
     setup.mailer.before = before
-    setup.reporter.kinds = ('deferred', 'error')
+    setup.dispatcher.kinds = ('deferred', 'error')
     setup.put_many(5)
     with setup.running(workers=1):
         setup.mailer.wait_for(5)
         until(lambda: empty(setup))
     assert set(setup.sent_ids().values()) == {1}
-    assert setup.reporter.fates == []
+    assert setup.dispatcher.pending_events == []
     assert levels(caplog, CLOSED) == ['ERROR', 'ERROR']
 
 
@@ -466,33 +466,33 @@ def test_the_done_folder_needs_no_relay(setup: Setup) -> None:
     setup.mailer.unavailable = 'Connection refused'
     setup.put()
     with setup.running():
-        until(lambda: setup.reporter.told() == [('sent', ('eve@example.org',))])
+        until(lambda: setup.dispatcher.told() == [('sent', ('eve@example.org',))])
     assert setup.mailer.accepted('eve@example.org') == 1
 
 
 def owed(setup: Setup) -> None:
     """A mail in done/, with an event that nobody has taken."""
-    setup.reporter = Reporter('sent', takes=False)
+    setup.dispatcher = Reporter('sent', takes=False)
     setup.put('eve@example.org')
     setup.processor().run_once()
-    for claim in setup.reporter.claims:
+    for claim in setup.dispatcher.claims:
         claim.release()
-    setup.reporter = Reporter('sent', 'error')
+    setup.dispatcher = Reporter('sent', 'error')
 
 
 def test_what_only_needs_settling_is_settled_while_the_road_is_closed(setup: Setup) -> None:
     """A deferred mail that owes an event for another recipient: the event is told."""
     setup.mailer.script('bob@example.org', LATER)
-    setup.reporter = Reporter('sent', takes=False)
+    setup.dispatcher = Reporter('sent', takes=False)
     setup.put('ann@example.org', 'bob@example.org')
     setup.processor().run_once()
-    [claim] = setup.reporter.claims[:1]
+    [claim] = setup.dispatcher.claims[:1]
     claim.release()
-    setup.reporter = Reporter('sent')
+    setup.dispatcher = Reporter('sent')
     setup.mailer.unavailable = 'Connection refused'
     setup.put()
     with setup.running():
-        until(lambda: setup.reporter.told() == [('sent', ('ann@example.org',))])
+        until(lambda: setup.dispatcher.told() == [('sent', ('ann@example.org',))])
     assert len(setup.mailer.sent) == 1
 
 
@@ -530,13 +530,13 @@ class Ailing(MaildirQueue):
             error = self.ails[what]
             raise type(error)(*error.args)
 
-    def check(self) -> None:
-        self._ail('check')
-        super().check()
+    def check_writable(self) -> None:
+        self._ail('check_writable')
+        super().check_writable()
 
-    def look(self, *args: Any, **options: Any) -> Any:
-        self._ail('look')
-        return super().look(*args, **options)
+    def scan(self, *args: Any, **options: Any) -> Any:
+        self._ail('scan')
+        return super().scan(*args, **options)
 
     def claim(self, ticket: Any, **options: Any) -> Any:
         self._ail('claim')
@@ -560,7 +560,7 @@ def ailing(tmp_path: Path) -> Iterator[Setup]:
 READ_ONLY = QueueError(errno.EROFS, 'the queue cannot record what becomes of its mail')
 
 
-@pytest.mark.parametrize('call', ['check', 'look', 'claim'])
+@pytest.mark.parametrize('call', ['check_writable', 'scan', 'claim'])
 @pytest.mark.parametrize('error', [READ_ONLY, ZeroDivisionError('a bug')])
 def test_a_queue_that_fails(
     ailing: Setup, call: str, error: Exception, caplog: pytest.LogCaptureFixture
@@ -572,7 +572,7 @@ def test_a_queue_that_fails(
         until(lambda: ailing.queue.calls[call] >= 3)
         until(lambda: caplog.records)
         assert ailing.mailer.sent == []
-        if call == 'check':
+        if call == 'check_writable':
             assert ailing.mailer.connections == 0
         if error is READ_ONLY:
             assert levels(caplog, CLOSED) == ['ERROR']
@@ -628,7 +628,7 @@ def test_an_outcome_that_cannot_be_recorded(
 ) -> None:
     """Accepted, and the disk is full: nobody claims more, nothing is sent twice, and everything
     goes on when there is room."""
-    ailing.reporter.kinds = ('sent',)
+    ailing.dispatcher.kinds = ('sent',)
     first, second = threading.Event(), threading.Event()
 
     def before(envelope: Envelope) -> None:
@@ -651,15 +651,15 @@ def test_an_outcome_that_cannot_be_recorded(
         second.set()
         until(lambda: len(levels(caplog, 'could not be recorded')) == 2)
         sent = len(ailing.mailer.sent)
-        checks = ailing.queue.calls['check']
-        until(lambda: ailing.queue.calls['check'] >= checks + 3)
+        checks = ailing.queue.calls['check_writable']
+        until(lambda: ailing.queue.calls['check_writable'] >= checks + 3)
         assert len(ailing.mailer.sent) == sent == 2
-        assert ailing.reporter.fates == []
+        assert ailing.dispatcher.pending_events == []
         Faulty.broken = False
         ailing.mailer.wait_for(22)
         until(lambda: empty(ailing))
     assert set(ailing.sent_ids().values()) == {1}
-    assert len(ailing.reporter.fates) == 22
+    assert len(ailing.dispatcher.pending_events) == 22
     assert levels(caplog, OPEN) == ['WARNING']
 
 
@@ -674,7 +674,7 @@ def test_an_outcome_is_recorded_at_the_end(ailing: Setup) -> None:
         Faulty.broken = False
         return True
 
-    ailing.reporter.join = mended  # type: ignore[method-assign]
+    ailing.dispatcher.join = mended  # type: ignore[method-assign]
     with pytest.raises(QueueError):
         processor.run_once()
     assert original
@@ -777,7 +777,7 @@ def damage(setup: Setup) -> list[str]:
 @pytest.mark.parametrize('once', [False, True])
 def test_damaged_files_stop_nobody(on_disk: Setup, once: bool) -> None:
     """They become error events and lie in failed/, and all mail around them is delivered."""
-    on_disk.reporter.kinds = ('error', 'sent')
+    on_disk.dispatcher.kinds = ('error', 'sent')
     on_disk.put_many(10)
     names = damage(on_disk)
     on_disk.put_many(10)
@@ -788,7 +788,7 @@ def test_damaged_files_stop_nobody(on_disk: Setup, once: bool) -> None:
         with at_work(processor):
             on_disk.mailer.wait_for(20)
             until(lambda: len(files(on_disk.queue)) == len(names))
-    damaged = [fate for fate in on_disk.reporter.fates if fate.kind == 'error']
+    damaged = [fate for fate in on_disk.dispatcher.pending_events if fate.kind == 'error']
     assert len(damaged) == len(names)
     assert all(fate.reason.startswith('damaged: ') for fate in damaged)
     assert sorted(files(on_disk.queue)) == sorted(f'failed/{name}' for name in names)
@@ -796,39 +796,39 @@ def test_damaged_files_stop_nobody(on_disk: Setup, once: bool) -> None:
 
 def test_damaged_files_in_done(on_disk: Setup) -> None:
     """There, too."""
-    on_disk.reporter.kinds = ('error',)
+    on_disk.dispatcher.kinds = ('error',)
     Path(on_disk.queue.path, 'done', f'5-{1:015d}-0001-{1:032x}').write_bytes(b'nonsense')
     on_disk.put()
     assert on_disk.processor().run_once() == Tally(delivered=1)
-    assert len(on_disk.reporter.fates) == 1
+    assert len(on_disk.dispatcher.pending_events) == 1
 
 
 def test_a_damaged_file_whose_subscriber_fails(on_disk: Setup) -> None:
     """It is in the log and in failed/: what stands for it in the reporter changes nothing."""
     submitted: list[Any] = []
-    on_disk.reporter.submit = lambda claim, fates: submitted.append((claim, fates))  # type: ignore[method-assign]
+    on_disk.dispatcher.dispatch = lambda claim, events: submitted.append((claim, events))  # type: ignore[method-assign]
     Path(on_disk.queue.path, 'new', 'README').write_bytes(b'nonsense')
     on_disk.processor().run_once()
-    [(claim, fates)] = submitted
+    [(claim, events)] = submitted
     assert claim.envelope.raw == b'nonsense'
-    assert list(claim.fates) == []
-    claim.postpone(fates, 0.0)
-    claim.reported(fates)
+    assert list(claim.pending_events) == []
+    claim.retry_events(events, 0.0)
+    claim.acknowledge(events)
     claim.release()
 
 
 def test_a_file_that_vanishes(on_disk: Setup) -> None:
     """Between the look and the claim somebody takes a file away: the others are sent."""
     envelopes = on_disk.put_many(5)
-    original = on_disk.queue.look
+    original = on_disk.queue.scan
 
-    def look(*args: Any, **options: Any) -> Any:
+    def scan(*args: Any, **options: Any) -> Any:
         found = original(*args, **options)
         for path in Path(on_disk.queue.path, 'new').glob(f'*{envelopes[2].id}'):
             path.unlink()
         return found
 
-    on_disk.queue.look = look
+    on_disk.queue.scan = scan
     with on_disk.running():
         on_disk.mailer.wait_for(4)
     assert len(on_disk.mailer.sent) == 4
@@ -853,12 +853,12 @@ def test_a_subscriber_thread_that_cannot_start(setup: Setup) -> None:
     """The reporter fails: the loop goes on, and so does the mail."""
     owed(setup)
 
-    def submit(claim: Any, fates: Any) -> None:
+    def dispatch(claim: Any, events: Any) -> None:
         claim.release()
         raise RuntimeError("can't start new thread")
 
-    setup.reporter.submit = submit  # type: ignore[method-assign]
-    setup.reporter.kinds = ()
+    setup.dispatcher.dispatch = dispatch  # type: ignore[method-assign]
+    setup.dispatcher.kinds = ()
     with setup.running(poll=0.02):
         setup.put()
         setup.mailer.wait_for(2)
@@ -868,21 +868,21 @@ def test_a_subscriber_thread_that_cannot_start(setup: Setup) -> None:
 def test_an_event_that_is_postponed_is_told_in_time(setup: Setup) -> None:
     """A subscriber that raises gets its event again when the policy says so, not at the next
     poll, which may be half a minute later."""
-    setup.reporter.kinds = ('sent',)
-    taken = setup.reporter.submit
+    setup.dispatcher.kinds = ('sent',)
+    taken = setup.dispatcher.dispatch
     refuse = [True, True]
 
-    def submit(claim: Any, fates: Any) -> None:
+    def dispatch(claim: Any, events: Any) -> None:
         if refuse:
             refuse.pop()
-            claim.postpone(fates, time.time() + 0.05)
+            claim.retry_events(events, time.time() + 0.05)
         else:
-            taken(claim, fates)
+            taken(claim, events)
 
-    setup.reporter.submit = submit  # type: ignore[method-assign]
+    setup.dispatcher.dispatch = dispatch  # type: ignore[method-assign]
     setup.put()
     with setup.running():
-        until(lambda: setup.reporter.fates)
+        until(lambda: setup.dispatcher.pending_events)
         until(lambda: empty(setup))
     assert len(setup.mailer.sent) == 1
 
@@ -890,18 +890,18 @@ def test_an_event_that_is_postponed_is_told_in_time(setup: Setup) -> None:
 @pytest.mark.parametrize('once', [True, False])
 def test_a_postponed_event_is_told_at_each_start(setup: Setup, once: bool) -> None:
     """What subscribers could not take from one processor, the next one tells them at once."""
-    setup.reporter = Reporter('sent', takes=False)
+    setup.dispatcher = Reporter('sent', takes=False)
     setup.put('eve@example.org')
     setup.processor().run_once()
-    [claim] = setup.reporter.claims[:1]
-    claim.postpone(claim.fates, setup.clock() + 300.0)
-    setup.reporter = Reporter('sent')
+    [claim] = setup.dispatcher.claims[:1]
+    claim.retry_events(claim.pending_events, setup.clock() + 300.0)
+    setup.dispatcher = Reporter('sent')
     if once:
         setup.processor().run_once()
     else:
         with setup.running():
-            until(lambda: setup.reporter.fates)
-    assert setup.reporter.told() == [('sent', ('eve@example.org',))]
+            until(lambda: setup.dispatcher.pending_events)
+    assert setup.dispatcher.told() == [('sent', ('eve@example.org',))]
     assert empty(setup)
     assert setup.mailer.accepted('eve@example.org') == 1
 
@@ -911,11 +911,11 @@ def test_once_takes_what_subscribers_send(setup: Setup) -> None:
 
     class Answering(Reporter):
         def join(self, timeout: float) -> bool:
-            if len(self.fates) == 1:
+            if len(self.pending_events) == 1:
                 setup.put('second@example.org')
             return True
 
-    setup.reporter = Answering('sent')
+    setup.dispatcher = Answering('sent')
     setup.put('first@example.org')
     assert setup.processor().run_once() == Tally(delivered=2)
     assert setup.mailer.accepted('second@example.org') == 1
@@ -924,14 +924,14 @@ def test_once_takes_what_subscribers_send(setup: Setup) -> None:
 def test_many_events_wait(on_disk: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long done/ does not keep fresh mail waiting; --once tells all of it."""
     monkeypatch.setattr('pyramid_sendmail.processor.processor.REPORTS', 5)
-    on_disk.reporter = Reporter('sent', takes=False)
+    on_disk.dispatcher = Reporter('sent', takes=False)
     on_disk.put_many(12)
     on_disk.processor().run_once()
-    for claim in on_disk.reporter.claims:
+    for claim in on_disk.dispatcher.claims:
         claim.release()
-    on_disk.reporter = Reporter('sent')
+    on_disk.dispatcher = Reporter('sent')
     on_disk.processor().run_once()
-    assert len(on_disk.reporter.fates) == 12
+    assert len(on_disk.dispatcher.pending_events) == 12
 
 
 # Sync
@@ -1059,7 +1059,7 @@ def test_once(setup: Setup) -> None:
     assert tally == Tally(delivered=1, deferred=1, failed=1)
     assert seen[-1] == (3, 0)
     assert len(setup.mailer.sent) == 3
-    until(lambda: setup.queue.look(time.time())[0])
+    until(lambda: setup.queue.scan(time.time())[0])
     assert processor.run_once() == Tally(delivered=1), 'the deferred one'
 
 
@@ -1106,18 +1106,18 @@ def test_once_reports_done_first_and_last(setup: Setup) -> None:
     owed(setup)
     order: list[str] = []
     setup.mailer.before = lambda envelope: order.append('sending')
-    taken = setup.reporter.submit
+    taken = setup.dispatcher.dispatch
     refuse = [True]
 
-    def submit(claim: Any, fates: Any) -> None:
-        order.append(fates[0].recipients[0])
-        if fates[0].recipients[0] == 'ann@example.org' and refuse:
+    def dispatch(claim: Any, events: Any) -> None:
+        order.append(events[0].recipients[0])
+        if events[0].recipients[0] == 'ann@example.org' and refuse:
             refuse.pop()
             claim.release()
         else:
-            taken(claim, fates)
+            taken(claim, events)
 
-    setup.reporter.submit = submit  # type: ignore[method-assign]
+    setup.dispatcher.dispatch = dispatch  # type: ignore[method-assign]
     setup.put('ann@example.org')
     setup.processor().run_once()
     assert order == ['eve@example.org', 'sending', 'ann@example.org', 'ann@example.org']
@@ -1130,10 +1130,10 @@ def test_once_reports_done_although_the_road_is_closed(setup: Setup) -> None:
     setup.put()
     with pytest.raises(MailerUnavailable):
         setup.processor().run_once()
-    assert setup.reporter.told() == [('sent', ('eve@example.org',))]
+    assert setup.dispatcher.told() == [('sent', ('eve@example.org',))]
 
 
-@pytest.mark.parametrize('call', ['check', 'look', 'claim'])
+@pytest.mark.parametrize('call', ['check_writable', 'scan', 'claim'])
 def test_once_and_a_queue_that_cannot_be_used(ailing: Setup, call: str) -> None:
     """It raises, and sends nothing."""
     ailing.put_many(3)
@@ -1148,7 +1148,7 @@ def test_once_and_a_queue_that_cannot_be_used(ailing: Setup, call: str) -> None:
 def test_once_and_a_bug(ailing: Setup) -> None:
     """It ends, and does not pretend that everything has been sent."""
     ailing.put()
-    ailing.queue.ails['check'] = ZeroDivisionError('a bug')
+    ailing.queue.ails['check_writable'] = ZeroDivisionError('a bug')
     with pytest.raises(MailerUnavailable, match='ZeroDivisionError'):
         ailing.processor().run_once()
 
@@ -1244,7 +1244,7 @@ def test_a_clock_that_jumps(tmp_path: Path, shift: float) -> None:
     masse."""
     clock = Clock(float(int(time.time())))
     setup = Setup(maildir(tmp_path / 'mail', clock=clock), clock=clock)
-    setup.reporter.kinds = ('error',)
+    setup.dispatcher.kinds = ('error',)
     setup.mailer.script('bob@example.org', LATER)
     setup.put('bob@example.org')
     setup.put('eve@example.org')
@@ -1258,7 +1258,7 @@ def test_a_clock_that_jumps(tmp_path: Path, shift: float) -> None:
     assert setup.mailer.accepted('bob@example.org') == 1
     assert setup.mailer.accepted('eve@example.org') == 1
     assert setup.sent_ids()[later.message_id] == 1
-    assert setup.reporter.fates == []
+    assert setup.dispatcher.pending_events == []
     assert empty(setup)
     setup.queue.close()
 
@@ -1266,7 +1266,7 @@ def test_a_clock_that_jumps(tmp_path: Path, shift: float) -> None:
 def test_mail_given_back_while_fresh_mail_is_looked_for(on_disk: Setup) -> None:
     """A road that closes over a retry while new mail is being listed: once it is open again the
     retry does not wait for the next poll."""
-    look = on_disk.queue.look
+    look = on_disk.queue.scan
     coming, looking, closed = threading.Event(), threading.Event(), threading.Event()
 
     def slow_look(now: float, *, fresh: bool = False, **options: Any) -> Any:
@@ -1283,7 +1283,7 @@ def test_mail_given_back_while_fresh_mail_is_looked_for(on_disk: Setup) -> None:
             closed.set()
             raise MailerUnavailable('closed for a moment')
 
-    on_disk.queue.look = slow_look
+    on_disk.queue.scan = slow_look
     on_disk.mailer.script('ann@example.org', LATER)
     with on_disk.running(policy=RetryPolicy(delays=(0.5,), jitter=0.0), pause=1.5):
         on_disk.put('ann@example.org')
@@ -1304,14 +1304,14 @@ def test_once_sends_what_a_worker_had_to_give_back(
     lock, both = threading.Lock(), threading.Barrier(2, timeout=10)
     seen: list[int] = []
     told = threading.Event()
-    failed = Gate.failed
+    failed = CircuitBreaker.failed
 
-    def tell(gate: Gate, error: Exception) -> float:
+    def tell(gate: CircuitBreaker, error: Exception) -> float:
         rest = failed(gate, error)
         told.set()
         return rest
 
-    monkeypatch.setattr(Gate, 'failed', tell)
+    monkeypatch.setattr(CircuitBreaker, 'failed', tell)
 
     def before(envelope: Envelope) -> None:
         me = threading.get_ident()
@@ -1339,15 +1339,15 @@ def test_an_event_without_room_is_looked_for_soon(setup: Setup) -> None:
     """Where too many events wait already the claim is released; it does not wait for the poll."""
     released: list[Any] = []
 
-    def submit(claim: Any, fates: Any) -> None:
+    def dispatch(claim: Any, events: Any) -> None:
         if not released:
-            released.append(fates)
+            released.append(events)
             claim.release()
         else:
-            Reporter.submit(setup.reporter, claim, fates)
+            Reporter.dispatch(setup.dispatcher, claim, events)
 
-    setup.reporter.kinds = ('sent',)
-    setup.reporter.submit = submit  # type: ignore[method-assign]
+    setup.dispatcher.kinds = ('sent',)
+    setup.dispatcher.dispatch = dispatch  # type: ignore[method-assign]
     with setup.running():
         setup.put()
         until(lambda: empty(setup), 20.0)

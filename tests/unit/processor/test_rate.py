@@ -180,8 +180,8 @@ def test_expired_mail(setup: Setup) -> None:
 def test_mail_that_somebody_else_has(setup: Setup) -> None:
     """Claimed by another processor."""
     setup.put_many(5, priority='high')
-    claims = [setup.queue.claim(ticket) for ticket in setup.queue.look(time.time())[0]]
-    original = setup.queue.look
+    claims = [setup.queue.claim(ticket) for ticket in setup.queue.scan(time.time())[0]]
+    original = setup.queue.scan
     tickets, _ = original(time.time())
     assert len(tickets) == len(claims) == 5
     setup.put('good@example.org')
@@ -193,7 +193,7 @@ def test_mail_that_somebody_else_has(setup: Setup) -> None:
 class Interrupted:
     """A claim of a mail over which a process has stopped."""
 
-    interrupted, sealed = 'sending', ()
+    interrupted, ambiguous = 'sending', ()
 
     def __init__(self, claim: Any) -> None:
         self._claim = claim

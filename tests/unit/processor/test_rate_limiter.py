@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyramid_sendmail.processor.rate_limiter import Pace
+from pyramid_sendmail.processor.rate_limiter import RateLimiter
 from tests.support.queues import Clock
 
 RATES = st.tuples(st.integers(1, 2000), st.sampled_from([1, 60, 3600, 86400]))
@@ -40,7 +40,7 @@ def test_never_more_than_the_rate(
     """However mail comes and whatever is given back: in no stretch of time as long as the rate's
     leave more than its mails, and at one moment no more than a second's share."""
     clock = Clock(0.0)
-    pace = Pace(rate, monotonic=clock)
+    pace = RateLimiter(rate, monotonic=clock)
     mails, seconds = rate
     sent: list[float] = []
     for pauses, asked, returned in steps:
@@ -57,7 +57,7 @@ def test_never_more_than_the_rate(
 def test_hardly_less_than_the_rate(rate: tuple[int, int]) -> None:
     """Whoever takes each place as soon as there is one gets the rate, but for a sixtieth."""
     clock = Clock(0.0)
-    pace = Pace(rate, monotonic=clock)
+    pace = RateLimiter(rate, monotonic=clock)
     mails, seconds = rate
     taken = 0
     while clock.now < seconds and taken < 5000:
@@ -84,7 +84,7 @@ def test_hardly_less_than_the_rate(rate: tuple[int, int]) -> None:
 def test_share(rate: tuple[int, int], share: int, after: float) -> None:
     """At most a second's share at once, below one a second exactly one; then a pause."""
     clock = Clock(1000.0)
-    pace = Pace(rate, monotonic=clock)
+    pace = RateLimiter(rate, monotonic=clock)
     assert [pace.take() for _ in range(share + 1)] == [1000.0] * share + [None]
     assert pace.wait() == pytest.approx(after)
     clock.now += pace.wait() + ROUNDING
@@ -95,7 +95,7 @@ def test_share(rate: tuple[int, int], share: int, after: float) -> None:
 def test_wait_for_several() -> None:
     """As long as it takes until there are so many at once."""
     clock = Clock(0.0)
-    pace = Pace((3, 1), monotonic=clock)
+    pace = RateLimiter((3, 1), monotonic=clock)
     for _ in range(3):
         pace.take()
         clock.now += 0.25
@@ -107,7 +107,7 @@ def test_wait_for_several() -> None:
 def test_a_place_is_given_back_as_what_it_was() -> None:
     """The others count from when they were taken; one that is long past is nobody's any more."""
     clock = Clock(0.0)
-    pace = Pace((2, 1), monotonic=clock)
+    pace = RateLimiter((2, 1), monotonic=clock)
     early = pace.take()
     assert early == 0.0
     clock.now = 0.5
@@ -123,7 +123,7 @@ def test_a_place_is_given_back_as_what_it_was() -> None:
 def test_no_limit() -> None:
     """Without a rate there is always a place, and nothing is kept."""
     clock = Clock(0.0)
-    pace = Pace(monotonic=clock)
+    pace = RateLimiter(monotonic=clock)
     assert {pace.take() for _ in range(1000)} == {0.0}
     assert pace.wait() == pace.wait(sys.maxsize - 1) == 0.0
     assert len(pace._taken) <= 1

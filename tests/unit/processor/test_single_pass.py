@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pyramid_sendmail.processor.active_queue import Pending
-from pyramid_sendmail.processor.single_pass import Harvest
+from pyramid_sendmail.processor.active_queue import ActiveQueue
+from pyramid_sendmail.processor.single_pass import SinglePassScan
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.filename import Ticket
 from tests.support.queues import NOW, Clock, files, make_envelope
@@ -22,7 +22,7 @@ class Place:
         self.clock = Clock()
         self.queue = MaildirQueue(str(path), sync=False, patience=patience, clock=self.clock)
         self.queue.prepare()
-        self.pending = Pending()
+        self.pending = ActiveQueue()
         self.taken: list[str] = []
         self.tried: list[str] = []
         self.stuck: set[str] = set()
@@ -30,8 +30,8 @@ class Place:
     def put(self, count: int) -> None:
         self.queue.put([make_envelope(queued_at=self.clock.now) for _ in range(count)]).publish()
 
-    def harvest(self) -> Harvest:
-        return Harvest(self.queue, self.pending, self.clock)
+    def harvest(self) -> SinglePassScan:
+        return SinglePassScan(self.queue, self.pending, self.clock)
 
     def work(self, tickets: list[Ticket], *, more: bool) -> None:
         """What is pending is sent, and goes, unless it is stuck."""
@@ -68,7 +68,7 @@ def test_all_that_was_due_and_then_fresh_mail(either: Place) -> None:
     either.put(12)
     fresh = []
     for _ in range(12):
-        tickets = harvest.look(10)
+        tickets = harvest.scan(10)
         fresh.append(harvest.fresh)
         either.work(tickets, more=harvest.more)
     assert len(either.taken) == len(set(either.taken)) == 47
@@ -84,7 +84,7 @@ def test_the_memory_does_not_grow(either: Place) -> None:
     for _ in range(20):
         either.put(20)
         either.clock.now += 1
-        either.work(harvest.look(10), more=harvest.more)
+        either.work(harvest.scan(10), more=harvest.more)
     assert len(either.taken) >= 190
     assert len(harvest._seen) <= 40
 
@@ -97,11 +97,11 @@ def test_what_stays_is_not_tried_for_ever(either: Place) -> None:
     either.put(25)
     harvest = either.harvest()
     for _ in range(20):
-        either.work(harvest.look(10), more=harvest.more)
+        either.work(harvest.scan(10), more=harvest.more)
     assert len(either.taken) == 25
     assert not harvest.more
     tried = len(either.tried)
-    either.work(harvest.look(10), more=harvest.more)
+    either.work(harvest.scan(10), more=harvest.more)
     assert len(either.tried) == tried
     assert max(Counter(either.tried).values()) <= 4
 
@@ -110,13 +110,13 @@ def test_what_is_pending_is_not_returned_again(place: Place) -> None:
     """A look while mail is in work finds it once more, and returns what is new."""
     place.put(10)
     harvest = place.harvest()
-    first = harvest.look(10)
+    first = harvest.scan(10)
     place.pending.fill(first)
     while place.pending.take():
         pass
     place.put(5)
     assert harvest.more
-    again = harvest.look(20)
+    again = harvest.scan(20)
     assert len(again) == 5
     assert not set(again) & set(first)
 
@@ -128,6 +128,6 @@ def test_a_clock_that_jumps_back(place: Place) -> None:
     place.clock.now = NOW - 1_000
     harvest.tick()
     place.clock.now = NOW + 1_000
-    assert harvest.look(10) == []
-    assert len(harvest.look(10)) == 1
+    assert harvest.scan(10) == []
+    assert len(harvest.scan(10)) == 1
     assert harvest.fresh

@@ -12,11 +12,11 @@ def test_it_counts_what_waits() -> None:
     envelopes = [make_envelope(priority=priority) for priority in ('high', 'normal', 'low')]
     queue.put(envelopes).publish()
     assert len(queue) == 3
-    claimed_one = queue.claim(queue.look(Clock().now)[0][0])
+    claimed_one = queue.claim(queue.scan(Clock().now)[0][0])
     assert claimed_one is not None
     claimed_one.settle([failed(envelopes[0])], report=False)
     assert (len(queue), queue.failed) == (2, envelopes[:1])
-    second, third = (queue.claim(ticket) for ticket in queue.look(Clock().now)[0])
+    second, third = (queue.claim(ticket) for ticket in queue.scan(Clock().now)[0])
     assert second is not None
     assert third is not None
     second.settle([deferred(envelopes[1])], retry_at=Clock().now, report=False)
@@ -43,7 +43,7 @@ def test_a_claim_is_released_once() -> None:
     first.release()
     claimed(queue)
     first.release()
-    assert queue.claim(queue.look(Clock().now)[0][0]) is None
+    assert queue.claim(queue.scan(Clock().now)[0][0]) is None
 
 
 def test_a_child_starts_with_an_empty_queue() -> None:

@@ -21,12 +21,12 @@ from pyramid.registry import Registry
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from pyramid_sendmail.events.dispatcher import MailReporter
+from pyramid_sendmail.events.dispatcher import EventDispatcher
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import (
+    IMailEventDispatcher,
     IMailQueue,
     IMailQueueProcessor,
-    IMailReporter,
     IMailSettings,
 )
 from pyramid_sendmail.processor.processor import QueueProcessor
@@ -250,9 +250,9 @@ def test_watch(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 def test_events_that_were_not_taken(capsys: pytest.CaptureFixture[str]) -> None:
     """A run to the end says that subscribers have failed: it would look like a success."""
     app = application()
-    reporter = MailReporter(app.registry)
-    app.registry.registerUtility(reporter, IMailReporter)
-    reporter.failures = 2
+    dispatcher = EventDispatcher(app.registry)
+    app.registry.registerUtility(dispatcher, IMailEventDispatcher)
+    dispatcher.failures = 2
     processor = Processor(run_once=once(Tally(delivered=2)))
     assert run('x.ini', '--once', processor=processor, app=app) == 0
     assert capsys.readouterr().err == (

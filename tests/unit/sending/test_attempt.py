@@ -15,13 +15,13 @@ import pytest
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from pyramid_sendmail.envelope import Envelope, Fate, Outcome, Reply, Verdict
+from pyramid_sendmail.envelope import Envelope, Outcome, PendingEvent, Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
-from pyramid_sendmail.interfaces import IMailer, IMailReporter, IMailSession
+from pyramid_sendmail.interfaces import IMailer, IMailEventDispatcher, IMailSession
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
-from pyramid_sendmail.sending.attempt import Attempts, Batch, Tally, attempt, report_settled
-from pyramid_sendmail.sending.connection import Road
+from pyramid_sendmail.sending.attempt import Batch, OutcomeRecorder, Tally, attempt, report_settled
+from pyramid_sendmail.sending.connection import RelayConnection
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import NOW, Clock, files, make_envelope
 
@@ -35,24 +35,24 @@ POLICY = RetryPolicy(delays=(60.0, 600.0), give_up_after=86_400.0, jitter=0.0)
 Script = Callable[..., Iterator[Outcome]]
 
 
-@implementer(IMailReporter)
+@implementer(IMailEventDispatcher)
 class Reporter:
     """Takes events at once, in the caller's thread; ``takes`` False leaves the claims open."""
 
     def __init__(self, *kinds: str, takes: bool = True) -> None:
         self.kinds = kinds
         self.takes = takes
-        self.fates: list[Fate] = []
+        self.pending_events: list[PendingEvent] = []
         self.claims: list[Any] = []
 
     def wants(self, kind: str) -> bool:
         return kind in self.kinds
 
-    def submit(self, claim: Any, fates: Sequence[Fate]) -> None:
-        self.fates += [fate for fate in fates if fate.kind in self.kinds]
-        lasting = [fate for fate in fates if fate.kind != 'deferred']
+    def dispatch(self, claim: Any, events: Sequence[PendingEvent]) -> None:
+        self.pending_events += [fate for fate in events if fate.kind in self.kinds]
+        lasting = [fate for fate in events if fate.kind != 'deferred']
         if self.takes and lasting:
-            claim.reported(lasting)
+            claim.acknowledge(lasting)
             claim.release()
         elif lasting:
             self.claims.append(claim)
@@ -61,14 +61,14 @@ class Reporter:
         return True
 
     def told(self) -> list[tuple[str, tuple[str, ...]]]:
-        return [(fate.kind, fate.recipients) for fate in self.fates]
+        return [(fate.kind, fate.recipients) for fate in self.pending_events]
 
 
 @implementer(IMailer)
 class Sessions:
     """A mailer whose sessions each follow a script; ``left`` must be used up.
 
-    A script is a generator function of (envelopes, sealing), or what ``connect`` raises.
+    A script is a generator function of (envelopes, before_final_dot), or what ``connect`` raises.
     """
 
     name = 'smtp://relay.example.org:25'
@@ -93,8 +93,10 @@ class Session:
         self._mailer = mailer
         self._script = script
 
-    def send(self, envelopes: Iterable[Envelope], *, sealing: Any = None) -> Iterator[Outcome]:
-        return self._script(self._noted(envelopes), sealing)
+    def send(
+        self, envelopes: Iterable[Envelope], *, before_final_dot: Any = None
+    ) -> Iterator[Outcome]:
+        return self._script(self._noted(envelopes), before_final_dot)
 
     def _noted(self, envelopes: Iterable[Envelope]) -> Iterator[Envelope]:
         for envelope in envelopes:
@@ -112,27 +114,29 @@ def answers(*outcomes: Verdict | dict[str, Verdict]) -> Script:
     """A session that seals and answers mail after mail, and then says 'delivered'."""
     queued = deque(outcomes)
 
-    def script(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+    def script(envelopes: Iterable[Envelope], before_final_dot: Any) -> Iterator[Outcome]:
         for envelope in envelopes:
             outcome = queued.popleft() if queued else DELIVERED
             if isinstance(outcome, Verdict):
                 outcome = dict.fromkeys(envelope.recipients, outcome)
-            sealing(envelope, tuple(to for to, v in outcome.items() if v.status == 'delivered'))
+            before_final_dot(
+                envelope, tuple(to for to, v in outcome.items() if v.status == 'delivered')
+            )
             yield outcome
 
     return script
 
 
-def raises(error: Exception, *, after: int = 0, sealed: bool = False) -> Script:
+def raises(error: Exception, *, after: int = 0, ambiguous: bool = False) -> Script:
     """A session that answers so many mails, pulls one more, and raises."""
 
-    def script(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+    def script(envelopes: Iterable[Envelope], before_final_dot: Any) -> Iterator[Outcome]:
         for number, envelope in enumerate(envelopes):
             if number < after:
                 yield dict.fromkeys(envelope.recipients, DELIVERED)
                 continue
-            if sealed:
-                sealing(envelope, envelope.recipients)
+            if ambiguous:
+                before_final_dot(envelope, envelope.recipients)
             raise error
 
     return script
@@ -144,17 +148,17 @@ class World:
     def __init__(self, queue: Any, clock: Clock) -> None:
         self.queue = queue
         self.clock = clock
-        self.reporter = Reporter()
-        self.attempts = Attempts(POLICY, self.reporter, clock=clock)
+        self.dispatcher = Reporter()
+        self.attempts = OutcomeRecorder(POLICY, self.dispatcher, clock=clock)
         self.tally = Tally()
-        self.roads: list[Road] = []
+        self.roads: list[RelayConnection] = []
 
     def put(self, *envelopes: Envelope) -> None:
         put = self.queue.put(envelopes)
         put.publish()
 
     def tickets(self) -> list[Any]:
-        tickets: list[Any] = self.queue.look(self.clock())[0]
+        tickets: list[Any] = self.queue.scan(self.clock())[0]
         return tickets
 
     def claims(self) -> Iterator[Any]:
@@ -163,8 +167,8 @@ class World:
             if claim is not None:
                 yield claim
 
-    def road(self, *scripts: Script | Exception, **options: Any) -> Road:
-        road = Road(Sessions(*scripts), **options)
+    def road(self, *scripts: Script | Exception, **options: Any) -> RelayConnection:
+        road = RelayConnection(Sessions(*scripts), **options)
         self.roads.append(road)
         return road
 
@@ -213,7 +217,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_doubles() -> None:
     """The stand-ins of these tests keep the real contracts."""
     mailer = Sessions(answers())
-    assert verifyObject(IMailReporter, Reporter())
+    assert verifyObject(IMailEventDispatcher, Reporter())
     assert verifyObject(IMailer, mailer)
     assert verifyObject(IMailSession, mailer.connect())
 
@@ -247,25 +251,25 @@ def test_each_recipient_has_a_fate_of_its_own(
     """250, 550 and 450: the third is retried alone, and the first never gets a second copy."""
     caplog.set_level(logging.INFO)
     ann, bob, eve = 'ann@example.org', 'bob@example.org', 'eve@example.org'
-    world.reporter.kinds = ('sent', 'deferred', 'error')
+    world.dispatcher.kinds = ('sent', 'deferred', 'error')
     mail = make_envelope(ann, bob, eve)
     world.put(mail)
     world.attempt(answers({ann: DELIVERED, bob: REFUSED, eve: LATER}))
     assert world.tally == Tally(deferred=1)
-    assert world.reporter.told() == [('sent', (ann,)), ('error', (bob,)), ('deferred', (eve,))]
-    sent, error, deferred = world.reporter.fates
+    assert world.dispatcher.told() == [('sent', (ann,)), ('error', (bob,)), ('deferred', (eve,))]
+    sent, error, deferred = world.dispatcher.pending_events
     assert (sent.attempt, sent.reply, sent.reason) == (1, Reply(250, '2.0.0 queued'), '')
     assert (error.permanent, error.reason) == (True, '550 5.1.1 no such user')
     assert (deferred.permanent, deferred.retry_at) == (False, NOW + 60)
-    assert len({fate.id for fate in world.reporter.fates}) == 3
+    assert len({fate.id for fate in world.dispatcher.pending_events}) == 3
     assert [line.split()[0] for line in lines(caplog)] == ['INFO', 'ERROR', 'WARNING']
 
     assert world.tickets() == [], 'not before its time'
     world.clock.now += 60
     mailer = world.attempt(answers())
     assert mailer.sent == [(mail.message_id, (eve,))]
-    assert world.reporter.told()[3:] == [('sent', (eve,))]
-    assert world.reporter.fates[3].attempt == 2
+    assert world.dispatcher.told()[3:] == [('sent', (eve,))]
+    assert world.dispatcher.pending_events[3].attempt == 2
     assert world.tickets() == []
     if isinstance(world.queue, MaildirQueue):
         assert [name.split('/')[0] for name in files(world.queue)] == ['failed']
@@ -285,11 +289,11 @@ def test_a_recipient_without_a_verdict_is_deferred(world: World) -> None:
 
 def test_recipients_with_the_same_answer_share_an_event(world: World) -> None:
     """One event and one line for those who were told the same."""
-    world.reporter.kinds = ('sent', 'error')
+    world.dispatcher.kinds = ('sent', 'error')
     ann, bob, eve = 'ann@example.org', 'bob@example.org', 'eve@example.org'
     world.put(make_envelope(ann, bob, eve))
     world.attempt(answers({ann: REFUSED, bob: DELIVERED, eve: REFUSED}))
-    assert world.reporter.told() == [('error', (ann, eve)), ('sent', (bob,))]
+    assert world.dispatcher.told() == [('error', (ann, eve)), ('sent', (bob,))]
     assert world.tally == Tally(failed=1)
 
 
@@ -297,19 +301,19 @@ def test_nobody_subscribes(world: World) -> None:
     """Without subscribers nothing is reported, and the claim is free at once."""
     world.put(make_envelope())
     world.attempt(answers(LATER))
-    assert world.reporter.fates == []
+    assert world.dispatcher.pending_events == []
     world.clock.now += 60
     assert world.claimable() == 1
 
 
 def test_the_claim_is_kept_for_the_reporter(world: World) -> None:
     """Until subscribers have taken the event, the mail is neither sent again nor forgotten."""
-    world.reporter = Reporter('sent', takes=False)
-    world.attempts.reporter = world.reporter
+    world.dispatcher = Reporter('sent', takes=False)
+    world.attempts.dispatcher = world.dispatcher
     world.put(make_envelope())
     world.attempt(answers())
     assert world.claimable() == 0
-    [claim] = world.reporter.claims
+    [claim] = world.dispatcher.claims
     claim.release()
     [ticket] = world.tickets()
     assert ticket.folder == 'done'
@@ -318,16 +322,16 @@ def test_the_claim_is_kept_for_the_reporter(world: World) -> None:
 def test_an_event_from_before_is_reported_with_the_next_one(world: World) -> None:
     """What subscribers have not taken when the mail is tried again is told then."""
     ann, bob = 'ann@example.org', 'bob@example.org'
-    world.reporter = Reporter('sent', takes=False)
-    world.attempts.reporter = world.reporter
+    world.dispatcher = Reporter('sent', takes=False)
+    world.attempts.dispatcher = world.dispatcher
     world.put(make_envelope(ann, bob))
     world.attempt(answers({ann: DELIVERED, bob: LATER}))
-    world.reporter.claims.pop().release()
+    world.dispatcher.claims.pop().release()
     world.clock.now += 60
-    world.reporter.takes = True
+    world.dispatcher.takes = True
     world.attempt(answers())
-    assert world.reporter.told() == [('sent', (ann,)), ('sent', (ann,)), ('sent', (bob,))]
-    assert world.reporter.fates[0].id == world.reporter.fates[1].id
+    assert world.dispatcher.told() == [('sent', (ann,)), ('sent', (ann,)), ('sent', (bob,))]
+    assert world.dispatcher.pending_events[0].id == world.dispatcher.pending_events[1].id
     assert world.tickets() == []
 
 
@@ -336,11 +340,11 @@ def test_an_event_from_before_is_reported_with_the_next_one(world: World) -> Non
 
 def test_given_up_by_age(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A temporary failure is final once the mail is too old, and the reason says so."""
-    world.reporter.kinds = ('error',)
+    world.dispatcher.kinds = ('error',)
     world.put(make_envelope())
     world.clock.now += POLICY.give_up_after
     world.attempt(answers(LATER))
-    [fate] = world.reporter.fates
+    [fate] = world.dispatcher.pending_events
     assert fate.reason == 'given up: 450 4.2.0 greylisted'
     assert fate.permanent is False
     assert 'error for ann@example.org' in lines(caplog)[0]
@@ -361,19 +365,19 @@ def test_mail_for_a_later_day_is_not_old_on_that_day(world: World) -> None:
 def test_at_once_or_never(world: World) -> None:
     """Direct delivery without a queue: what cannot leave now has failed."""
     world.attempts.policy = AT_ONCE_OR_NEVER
-    world.reporter.kinds = ('error',)
+    world.dispatcher.kinds = ('error',)
     world.put(make_envelope())
     world.attempt(answers(LATER))
-    assert world.reporter.told() == [('error', ('ann@example.org',))]
+    assert world.dispatcher.told() == [('error', ('ann@example.org',))]
 
 
 def test_expired(world: World) -> None:
     """Mail whose time is over is not sent: an error event, without a connection for it alone."""
-    world.reporter.kinds = ('error',)
+    world.dispatcher.kinds = ('error',)
     world.put(make_envelope(expires=NOW + 10))
     world.clock.now += 10
     assert world.attempt(answers()).sent == []
-    [fate] = world.reporter.fates
+    [fate] = world.dispatcher.pending_events
     assert fate.reason.startswith('expired')
     assert (fate.permanent, fate.mailer) == (True, '')
     assert world.tally == Tally(failed=1)
@@ -393,13 +397,13 @@ def test_no_session(world: World) -> None:
 
 def test_the_road_closes_in_the_middle(world: World) -> None:
     """530 at the second of three mails: it is released, unchanged; nothing is counted."""
-    world.reporter.kinds = ('sent', 'deferred', 'error')
+    world.dispatcher.kinds = ('sent', 'deferred', 'error')
     world.put(*(make_envelope(id=f'{n:032x}') for n in range(3)))
     before = files(world.queue) if isinstance(world.queue, MaildirQueue) else []
     with pytest.raises(MailerUnavailable):
         world.attempt(raises(MailerUnavailable('530'), after=1))
     assert world.tally == Tally(delivered=1)
-    assert [fate.kind for fate in world.reporter.fates] == ['sent']
+    assert [fate.kind for fate in world.dispatcher.pending_events] == ['sent']
     assert world.claimable() == 2
     if before:
         assert files(world.queue) == before[1:]
@@ -425,7 +429,7 @@ def test_stale(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A connection that was lost after carrying a mail: the next one goes at once over another,
     nothing is counted, no event, no line."""
     caplog.set_level(logging.INFO)
-    world.reporter.kinds = ('sent', 'deferred', 'error')
+    world.dispatcher.kinds = ('sent', 'deferred', 'error')
     first, second = make_envelope(id='1' * 32), make_envelope(id='2' * 32)
     world.put(first, second)
     mailer = world.attempt(raises(MailerUnavailable('421', stale=True), after=1), answers())
@@ -435,7 +439,9 @@ def test_stale(world: World, caplog: pytest.LogCaptureFixture) -> None:
         second.message_id,
     ]
     assert mailer.log == ['connect', 'close', 'connect', 'close']
-    assert [(fate.kind, fate.attempt) for fate in world.reporter.fates] == [('sent', 1)] * 2
+    assert [(fate.kind, fate.attempt) for fate in world.dispatcher.pending_events] == [
+        ('sent', 1)
+    ] * 2
     assert world.tally == Tally(delivered=2)
     assert len(caplog.records) == 2
     assert world.tickets() == []
@@ -467,10 +473,10 @@ def test_unanswered_and_sealed(on_disk: World, stale: bool) -> None:
     for name in ('ann', 'bob', 'eve'):
         on_disk.put(make_envelope(f'{name}@example.org'))
 
-    def script(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+    def script(envelopes: Iterable[Envelope], before_final_dot: Any) -> Iterator[Outcome]:
         pulled = list(envelopes)
         for each in pulled:
-            sealing(each, each.recipients)
+            before_final_dot(each, each.recipients)
         yield dict.fromkeys(pulled[0].recipients, DELIVERED)
         raise MailerUnavailable('421', stale=stale)
 
@@ -491,10 +497,10 @@ def test_several_sealed_and_the_session_fails(on_disk: World) -> None:
     for name in ('ann', 'bob', 'eve'):
         on_disk.put(make_envelope(f'{name}@example.org'))
 
-    def script(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+    def script(envelopes: Iterable[Envelope], before_final_dot: Any) -> Iterator[Outcome]:
         pulled = list(envelopes)
         for each in pulled[:2]:
-            sealing(each, each.recipients)
+            before_final_dot(each, each.recipients)
         yield from ()
         raise ZeroDivisionError
 
@@ -508,7 +514,7 @@ def test_stale_with_several_pulled(world: World) -> None:
     mails = [make_envelope(id=f'{n:032x}') for n in range(3)]
     world.put(*mails)
 
-    def pulls_ahead(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+    def pulls_ahead(envelopes: Iterable[Envelope], before_final_dot: Any) -> Iterator[Outcome]:
         waiting = list(envelopes)
         yield dict.fromkeys(waiting[0].recipients, DELIVERED)
         raise MailerUnavailable('lost', stale=True)
@@ -527,24 +533,24 @@ def test_stale_with_several_pulled(world: World) -> None:
 def test_a_bug_in_the_session(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """It defers the mail and counts, with the traceback in the log; the rest is for the next
     session."""
-    world.reporter.kinds = ('sent', 'deferred')
+    world.dispatcher.kinds = ('sent', 'deferred')
     world.put(make_envelope(id='1' * 32), make_envelope(id='2' * 32))
     mailer = world.attempt(raises(ZeroDivisionError('a\nbug')))
     assert mailer.log == ['connect', 'close']
     assert world.tally == Tally(deferred=1)
-    assert world.reporter.fates[0].reason == 'ZeroDivisionError: a bug'
+    assert world.dispatcher.pending_events[0].reason == 'ZeroDivisionError: a bug'
     assert any(record.exc_info for record in caplog.records)
     assert len(world.tickets()) == 1
     world.attempt(answers())
     world.clock.now += 60
     world.attempt(answers())
-    assert [fate.attempt for fate in world.reporter.fates] == [1, 1, 2]
+    assert [fate.attempt for fate in world.dispatcher.pending_events] == [1, 1, 2]
 
 
 def test_a_bug_after_sealing_is_ambiguous(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Everything may have left: the outcome is ambiguous."""
     world.put(make_envelope())
-    world.attempt(raises(ZeroDivisionError('a bug'), sealed=True))
+    world.attempt(raises(ZeroDivisionError('a bug'), ambiguous=True))
     assert 'ambiguous for ann@example.org (attempt 1' in lines(caplog)[-1]
     world.clock.now += 60
     assert len(world.attempt(answers()).sent) == 1
@@ -553,18 +559,18 @@ def test_a_bug_after_sealing_is_ambiguous(world: World, caplog: pytest.LogCaptur
 def test_a_bug_after_sealing_for_some(world: World) -> None:
     """With hold, who was not sealed is tried again."""
     world.attempts.ambiguous = 'hold'
-    world.reporter.kinds = ('error', 'deferred')
+    world.dispatcher.kinds = ('error', 'deferred')
     world.put(make_envelope('ann@example.org', 'bob@example.org', 'cyd@example.org'))
 
-    def in_parts(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+    def in_parts(envelopes: Iterable[Envelope], before_final_dot: Any) -> Iterator[Outcome]:
         envelope = next(iter(envelopes))
         for recipient in envelope.recipients[:2]:
-            sealing(envelope, [recipient])
+            before_final_dot(envelope, [recipient])
         raise ZeroDivisionError('a bug')
         yield {}
 
     world.attempt(in_parts)
-    assert [(fate.kind, fate.recipients) for fate in world.reporter.fates] == [
+    assert [(fate.kind, fate.recipients) for fate in world.dispatcher.pending_events] == [
         ('error', ('ann@example.org', 'bob@example.org')),
         ('deferred', ('cyd@example.org',)),
     ]
@@ -575,10 +581,10 @@ def test_a_bug_while_several_are_in_flight(world: World, caplog: pytest.LogCaptu
     mails = [make_envelope(id=f'{n:032x}') for n in range(3)]
     world.put(*mails)
 
-    def pulls_ahead(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+    def pulls_ahead(envelopes: Iterable[Envelope], before_final_dot: Any) -> Iterator[Outcome]:
         waiting = list(envelopes)
         for envelope in waiting[:2]:
-            sealing(envelope, envelope.recipients)
+            before_final_dot(envelope, envelope.recipients)
         raise ZeroDivisionError('a bug')
         yield {}
 
@@ -591,7 +597,7 @@ def test_a_bug_while_several_are_in_flight(world: World, caplog: pytest.LogCaptu
 def test_a_session_that_ends_without_an_answer(world: World) -> None:
     """It counts as a failure of that mail, which would be pulled for ever otherwise."""
 
-    def mute(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+    def mute(envelopes: Iterable[Envelope], before_final_dot: Any) -> Iterator[Outcome]:
         for _ in envelopes:
             return
             yield {}
@@ -605,7 +611,7 @@ def test_a_session_that_ends_without_an_answer(world: World) -> None:
 def test_a_bug_before_any_mail(world: World) -> None:
     """A session that fails without having pulled a mail is a closed road."""
 
-    def broken(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+    def broken(envelopes: Iterable[Envelope], before_final_dot: Any) -> Iterator[Outcome]:
         raise ZeroDivisionError('a bug')
         yield {}
 
@@ -629,13 +635,13 @@ def test_an_interrupt_releases_what_was_pulled(world: World) -> None:
 
 def test_ambiguous_is_sent_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """No answer to the final dot: sent again, the same Message-ID, and the log calls it so."""
-    world.reporter.kinds = ('deferred', 'error')
+    world.dispatcher.kinds = ('deferred', 'error')
     mail = make_envelope()
     world.put(mail)
     world.attempt(answers(NO_ANSWER))
     [line] = lines(caplog)
     assert line.startswith(f'WARNING {mail.message_id}: ambiguous for ann@example.org')
-    [fate] = world.reporter.fates
+    [fate] = world.dispatcher.pending_events
     assert (fate.kind, fate.reason) == ('deferred', 'ambiguous: no answer to the whole message')
     world.clock.now += 60
     assert world.attempt(answers()).sent == [(mail.message_id, mail.recipients)]
@@ -644,10 +650,10 @@ def test_ambiguous_is_sent_again(world: World, caplog: pytest.LogCaptureFixture)
 def test_ambiguous_is_held(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """``mail.ambiguous = hold``: never sent again by itself, an error event, not permanent."""
     world.attempts.ambiguous = 'hold'
-    world.reporter.kinds = ('error',)
+    world.dispatcher.kinds = ('error',)
     world.put(make_envelope())
     world.attempt(answers(NO_ANSWER))
-    [fate] = world.reporter.fates
+    [fate] = world.dispatcher.pending_events
     assert (fate.permanent, fate.reason) == (False, 'ambiguous: no answer to the whole message')
     assert 'ambiguous for' in lines(caplog)[0]
     world.clock.now += 10**6
@@ -658,34 +664,37 @@ def test_ambiguous_is_held(world: World, caplog: pytest.LogCaptureFixture) -> No
 
 def test_ambiguous_and_too_old(world: World) -> None:
     """An ambiguous mail that is too old to be sent again says both."""
-    world.reporter.kinds = ('error',)
+    world.dispatcher.kinds = ('error',)
     world.put(make_envelope())
     world.clock.now += POLICY.give_up_after
     world.attempt(answers(NO_ANSWER))
-    assert world.reporter.fates[0].reason == 'given up: ambiguous: no answer to the whole message'
+    assert (
+        world.dispatcher.pending_events[0].reason
+        == 'given up: ambiguous: no answer to the whole message'
+    )
 
 
 # What stopped processes left
 
 
-def died(world: World, *, sealed: Sequence[str] = ()) -> None:
+def died(world: World, *, ambiguous: Sequence[str] = ()) -> None:
     """Claim the mail, and stop as kill -9 would: the lock is gone, what was written stays."""
     [ticket] = world.tickets()
     claim = world.queue.claim(ticket)
-    if sealed:
-        claim.sealing(tuple(sealed))
+    if ambiguous:
+        claim.mark_ambiguous(tuple(ambiguous))
     os.close(claim._descriptor)
     claim._descriptor = None
 
 
 def test_interrupted_before_the_dot(on_disk: World, caplog: pytest.LogCaptureFixture) -> None:
     """``S``: it counts as an attempt and waits by the policy, so that poison does not repeat."""
-    on_disk.reporter.kinds = ('deferred',)
+    on_disk.dispatcher.kinds = ('deferred',)
     mail = make_envelope()
     on_disk.put(mail)
     died(on_disk)
     assert on_disk.attempt(answers()).sent == []
-    [fate] = on_disk.reporter.fates
+    [fate] = on_disk.dispatcher.pending_events
     assert (fate.attempt, fate.retry_at) == (1, NOW + 60)
     assert 'a process stopped while it was sending' in fate.reason
     assert 'ambiguous' not in lines(caplog)[0]
@@ -698,7 +707,7 @@ def test_interrupted_after_the_dot(on_disk: World, caplog: pytest.LogCaptureFixt
     """``?``: ambiguous, in the log too, with the mailer over which it may have left."""
     mail = make_envelope()
     on_disk.put(mail)
-    died(on_disk, sealed=mail.recipients)
+    died(on_disk, ambiguous=mail.recipients)
     assert on_disk.attempt(answers()).sent == []
     assert lines(caplog) == [
         f'WARNING {mail.message_id}: ambiguous for ann@example.org (attempt 1, '
@@ -711,24 +720,24 @@ def test_interrupted_after_the_dot(on_disk: World, caplog: pytest.LogCaptureFixt
 def test_interrupted_after_the_dot_and_held(on_disk: World) -> None:
     """With hold it lies in failed/, and is not sent."""
     on_disk.attempts.ambiguous = 'hold'
-    on_disk.reporter.kinds = ('error',)
+    on_disk.dispatcher.kinds = ('error',)
     mail = make_envelope()
     on_disk.put(mail)
-    died(on_disk, sealed=mail.recipients)
+    died(on_disk, ambiguous=mail.recipients)
     on_disk.attempt(answers())
-    assert on_disk.reporter.fates[0].reason.startswith('ambiguous: a process stopped')
+    assert on_disk.dispatcher.pending_events[0].reason.startswith('ambiguous: a process stopped')
     assert [name.split('/')[0] for name in files(on_disk.queue)] == ['failed']
 
 
 def test_interrupted_after_the_dot_for_some_and_held(on_disk: World) -> None:
     """With hold, who was not yet sealed is tried again: nothing has left for him."""
     on_disk.attempts.ambiguous = 'hold'
-    on_disk.reporter.kinds = ('error', 'deferred')
+    on_disk.dispatcher.kinds = ('error', 'deferred')
     mail = make_envelope('ann@example.org', 'bob@example.org')
     on_disk.put(mail)
-    died(on_disk, sealed=['ann@example.org'])
+    died(on_disk, ambiguous=['ann@example.org'])
     on_disk.attempt(answers())
-    assert [(fate.kind, fate.recipients) for fate in on_disk.reporter.fates] == [
+    assert [(fate.kind, fate.recipients) for fate in on_disk.dispatcher.pending_events] == [
         ('error', ('ann@example.org',)),
         ('deferred', ('bob@example.org',)),
     ]
@@ -751,26 +760,26 @@ def test_poison_is_given_up(on_disk: World) -> None:
 
 def test_what_is_settled_is_reported_without_being_sent(on_disk: World) -> None:
     """A mail whose event is still owed goes to the reporter, and one without is moved on."""
-    on_disk.reporter = Reporter('sent', takes=False)
-    on_disk.attempts.reporter = on_disk.reporter
+    on_disk.dispatcher = Reporter('sent', takes=False)
+    on_disk.attempts.dispatcher = on_disk.dispatcher
     on_disk.put(make_envelope())
     on_disk.attempt(answers())
-    on_disk.reporter.claims.pop().release()
-    on_disk.reporter.takes = True
+    on_disk.dispatcher.claims.pop().release()
+    on_disk.dispatcher.takes = True
     assert on_disk.attempt(answers()).sent == []
-    assert on_disk.reporter.told() == [('sent', ('ann@example.org',))] * 2
+    assert on_disk.dispatcher.told() == [('sent', ('ann@example.org',))] * 2
     assert files(on_disk.queue) == []
 
 
 class Settled:
     """A claim with nothing to send and nothing to report, that cannot be moved."""
 
-    fates: tuple[Fate, ...] = ()
+    events: tuple[PendingEvent, ...] = ()
     todo: tuple[str, ...] = ()
     envelope = make_envelope()
     released = 0
 
-    def reported(self, fates: object) -> None:
+    def acknowledge(self, events: object) -> None:
         raise QueueError(errno.EROFS, 'read-only')
 
     def release(self) -> None:
@@ -784,8 +793,8 @@ def test_a_settled_mail_that_cannot_be_moved_is_released(world: World) -> None:
         attempt([claim], world.road(answers()), world.attempts, world.tally)
     assert claim.released == 1
     claim = Settled()
-    claim.reported = lambda fates: None
-    report_settled(claim, world.reporter)
+    claim.acknowledge = lambda events: None
+    report_settled(claim, world.dispatcher)
     assert claim.released == 0
 
 
@@ -804,10 +813,10 @@ class Faulty:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._claim, name)
 
-    def settle(self, fates: Any, **options: Any) -> None:
+    def settle(self, events: Any, **options: Any) -> None:
         if Faulty.broken:
             raise QueueError(errno.ENOSPC, 'the queue cannot record: No space left on device')
-        self._claim.settle(fates, **options)
+        self._claim.settle(events, **options)
 
     def release(self) -> None:
         self.releases += 1
@@ -825,7 +834,7 @@ def test_recording_fails_after_acceptance(
 ) -> None:
     """The lock is kept and the outcome remembered; nothing more is claimed; it is recorded later,
     and never sent twice."""
-    world.reporter.kinds = ('sent',)
+    world.dispatcher.kinds = ('sent',)
     world.put(make_envelope(id='1' * 32), make_envelope(id='2' * 32))
     claims = map(full, world.claims())
     road = world.road(answers(), answers())
@@ -839,12 +848,12 @@ def test_recording_fails_after_acceptance(
     with pytest.raises(QueueError):
         world.attempts.record()
     assert len(world.attempts.unrecorded) == 1
-    assert world.reporter.fates == []
+    assert world.dispatcher.pending_events == []
 
     full.broken = False
     world.attempts.record()
     assert world.attempts.unrecorded == []
-    assert world.reporter.told() == [('sent', ('ann@example.org',))]
+    assert world.dispatcher.told() == [('sent', ('ann@example.org',))]
     attempt(world.claims(), road, world.attempts, world.tally)
     assert [message_id[1:3] for message_id, _ in road.mailer.sent] == ['11', '22']  # type: ignore[attr-defined]
     assert world.tickets() == []
@@ -875,10 +884,10 @@ def test_sealing_fails(on_disk: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def claims() -> Iterator[Any]:
         for claim in on_disk.claims():
 
-            def sealing(recipients: Sequence[str]) -> None:
+            def mark_ambiguous(recipients: Sequence[str]) -> None:
                 raise QueueError(errno.EROFS, 'read-only')
 
-            monkeypatch.setattr(claim, 'sealing', sealing)
+            monkeypatch.setattr(claim, 'mark_ambiguous', mark_ambiguous)
             yield claim
 
     road = on_disk.road(answers())
@@ -916,11 +925,11 @@ def test_age_of_mail_that_was_sent_by_a_wrong_clock(world: World) -> None:
 
 def test_settling_alone(world: World) -> None:
     """An outcome may be settled without an attempt, and without counting."""
-    world.reporter.kinds = ('error',)
+    world.dispatcher.kinds = ('error',)
     world.put(make_envelope())
     [claim] = world.claims()
     world.attempts.settle(claim, dict.fromkeys(claim.todo, REFUSED), 'null:')
-    assert world.reporter.told() == [('error', ('ann@example.org',))]
+    assert world.dispatcher.told() == [('error', ('ann@example.org',))]
     assert world.tally == Tally()
 
 
@@ -934,7 +943,7 @@ def test_one_connection_for_many_mails(world: World) -> None:
         world.put(make_envelope())
         attempt(world.claims(), road, world.attempts, world.tally)
     assert road.mailer.log == ['connect']  # type: ignore[attr-defined]
-    assert (road.answered, road.carried) == (3, 3)
+    assert (road.mails_total, road.mails_on_session) == (3, 3)
     road.close()
     road.close()
     assert road.mailer.log == ['connect', 'close']  # type: ignore[attr-defined]
@@ -954,7 +963,7 @@ def test_a_spent_session_is_closed(world: World) -> None:
 def test_a_session_that_pulls_ahead_gets_its_share(world: World) -> None:
     """A mail pulled while the one before waits for its answer is one of the share."""
 
-    def ahead(envelopes: Iterable[Envelope], sealing: Any) -> Iterator[Outcome]:
+    def ahead(envelopes: Iterable[Envelope], before_final_dot: Any) -> Iterator[Outcome]:
         source = iter(envelopes)
         mail = next(source, None)
         while mail is not None:
@@ -975,7 +984,7 @@ def test_a_session_that_pulls_ahead_gets_its_share(world: World) -> None:
 def test_outcomes_name_the_place_that_the_session_leads_to(world: World, script: Script) -> None:
     """A mailer may lead to several places: events name the one, and a session without a name of
     its own stands for its mailer."""
-    world.reporter.kinds = ('error', 'deferred')
+    world.dispatcher.kinds = ('error', 'deferred')
     for name, expected in {
         'smtp://second': 'smtp://second',
         None: 'smtp://relay.example.org:25',
@@ -987,8 +996,8 @@ def test_outcomes_name_the_place_that_the_session_leads_to(world: World, script:
             session.name = name
         world.put(make_envelope())
         attempt(world.claims(), road, world.attempts, world.tally)
-        assert [fate.mailer for fate in world.reporter.fates] == [expected]
-        world.reporter.fates.clear()
+        assert [fate.mailer for fate in world.dispatcher.pending_events] == [expected]
+        world.dispatcher.pending_events.clear()
         road.close()
 
 
@@ -1026,7 +1035,7 @@ def test_connecting_is_told_apart(world: World) -> None:
             seen.append(road.connecting)
             return super().connect()
 
-    road = Road(Watched(answers(), answers()))
+    road = RelayConnection(Watched(answers(), answers()))
     road.session()
     road.close()
     road.session(holding=True)
@@ -1048,7 +1057,7 @@ def test_connecting_is_told_apart(world: World) -> None:
 )
 def test_tally(kinds: list[Any], tally: Tally) -> None:
     """A mail counts once, by the worst that is still open."""
-    fate = Fate(id='x', kind='sent', recipients=(), attempt=1, mailer='')
+    fate = PendingEvent(id='x', kind='sent', recipients=(), attempt=1, mailer='')
     count = Tally()
     count.count([replace(fate, kind=kind) for kind in kinds])
     assert count == tally
@@ -1072,16 +1081,16 @@ def test_a_wrapper_has_not_promised_to_give_way(wrapped: bool) -> None:
     """Only a session whose own class says so works in turn: others may wait on their own."""
 
     class Session:
-        gives_way = True
+        cooperative = True
         name = 'session:'
 
-        def send(self, envelopes: Any, *, sealing: Any = None) -> Iterator[Any]:
-            held.append(attempts.turn._lock.locked())
+        def send(self, envelopes: Any, *, before_final_dot: Any = None) -> Iterator[Any]:
+            held.append(attempts.cooperative_lock._lock.locked())
             return iter(())
 
     held: list[bool] = []
-    attempts = Attempts(POLICY, Reporter())
+    attempts = OutcomeRecorder(POLICY, Reporter())
     session = Handing(Session()) if wrapped else Session()
-    road = Road(RecordingMailer())
+    road = RelayConnection(RecordingMailer())
     Batch(iter(()), road, attempts, Tally()).send(session)
     assert held == [not wrapped]

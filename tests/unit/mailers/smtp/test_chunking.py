@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import BLOCK, Envelope, Outcome, Reply
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
-from pyramid_sendmail.mailers.smtp.chunking import OCTETS, WindowSession
-from pyramid_sendmail.mailers.smtp.connection import LineLost, Timeouts
+from pyramid_sendmail.mailers.smtp.chunking import OCTETS, ChunkingSession
+from pyramid_sendmail.mailers.smtp.connection import ConnectionLost, Timeouts
 from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
@@ -25,8 +25,8 @@ from pyramid_sendmail.mailers.smtp.session import WINDOW, SMTPSession
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.format import decode
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import Attempts, Tally, attempt
-from pyramid_sendmail.sending.connection import Road
+from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally, attempt
+from pyramid_sendmail.sending.connection import RelayConnection
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import NOW, Clock, files, forked, make_envelope, reap, until
 from tests.support.sessions import CLOSED, LOST, RAW, TINY, connect, envelope, idle, send, statuses
@@ -294,9 +294,9 @@ def test_cut_at_every_octet_of_four_mails(
 # What leaves when.
 
 
-def recorded(server: ScriptedSMTPServer, **options: Any) -> tuple[RecordingWire, WindowSession]:
+def recorded(server: ScriptedSMTPServer, **options: Any) -> tuple[RecordingWire, ChunkingSession]:
     wire = RecordingWire(server)
-    return wire, WindowSession(
+    return wire, ChunkingSession(
         wire,
         name='smtp://relay:25',
         extensions={'PIPELINING': '', 'CHUNKING': ''},
@@ -468,7 +468,7 @@ def test_many_recipients_and_no_room_for_a_letter(server: ScriptedSMTPServer) ->
     other = envelope('c@example.org', 'd@example.org', id='b' * 32)
     left = [1, 1, 1]
 
-    def sealing(mail: Envelope, recipients: Any) -> None:
+    def before_final_dot(mail: Envelope, recipients: Any) -> None:
         if not left:
             raise QueueError(28, 'no space')
         left.pop()
@@ -476,7 +476,7 @@ def test_many_recipients_and_no_room_for_a_letter(server: ScriptedSMTPServer) ->
     session = connect(server, window=8)
     outcomes: list[Outcome] = []
     with pytest.raises(QueueError):
-        outcomes.extend(session.send([one(0), mail, other], sealing=sealing))
+        outcomes.extend(session.send([one(0), mail, other], before_final_dot=before_final_dot))
     session.close()
     assert [statuses(outcome) for outcome in outcomes] == [
         {to(0): 'delivered'},
@@ -506,16 +506,16 @@ def test_many_recipients_and_the_line_is_lost(server: ScriptedSMTPServer) -> Non
 def test_the_seal_is_there_before_the_text(server: ScriptedSMTPServer) -> None:
     """Of the first mail for whom the relay has accepted, of the others for whom it is asked."""
     server.always('RCPT', reply(550, 'no'), match='<x@')
-    sealed: list[tuple[str, tuple[str, ...], int]] = []
+    ambiguous: list[tuple[str, tuple[str, ...], int]] = []
 
-    def sealing(mail: Envelope, recipients: Any) -> None:
-        sealed.append((mail.id, tuple(recipients), len(server.messages)))
+    def before_final_dot(mail: Envelope, recipients: Any) -> None:
+        ambiguous.append((mail.id, tuple(recipients), len(server.messages)))
 
     each = [envelope('x@example.org', to(n), id=f'{n:032x}') for n in range(3)]
     session = connect(server, window=8)
-    list(session.send(each, sealing=sealing))
+    list(session.send(each, before_final_dot=before_final_dot))
     session.close()
-    assert sealed == [
+    assert ambiguous == [
         (each[0].id, (to(0),), 0),
         (each[1].id, ('x@example.org', to(1)), 0),
         (each[2].id, ('x@example.org', to(2)), 0),
@@ -526,14 +526,14 @@ def test_the_seal_is_there_before_the_text(server: ScriptedSMTPServer) -> None:
 def test_a_seal_that_cannot_be_written(server: ScriptedSMTPServer, where: int) -> None:
     """What is under way gets its answers first; the mail itself does not leave."""
 
-    def sealing(mail: Envelope, recipients: Any) -> None:
+    def before_final_dot(mail: Envelope, recipients: Any) -> None:
         if mail.id == f'{where:032x}':
             raise QueueError(28, 'no space')
 
     session = connect(server, window=8)
     outcomes: list[Outcome] = []
     with pytest.raises(QueueError):
-        outcomes.extend(session.send(some(6), sealing=sealing))
+        outcomes.extend(session.send(some(6), before_final_dot=before_final_dot))
     session.close()
     idle(server)
     assert [statuses(outcome) for outcome in outcomes] == [
@@ -597,12 +597,12 @@ class Narrow:
     def write(self, data: bytes) -> None:
         self._writes += 1
         if self._writes == 2:
-            raise LineLost('while sending: Broken pipe', unsent=self._unsent)
+            raise ConnectionLost('while sending: Broken pipe', unsent=self._unsent)
 
     def reply(self, timeout: float) -> Reply:
         answer = next(self._heard, None)
         if answer is None:
-            raise LineLost('the relay closed the connection', hung_up=True)
+            raise ConnectionLost('the relay closed the connection', hung_up=True)
         return answer
 
     def close(self) -> None:
@@ -622,7 +622,7 @@ class Narrow:
 def test_a_write_that_fails(unsent: int, heard: tuple[Reply, ...], expected: list[str]) -> None:
     """What the relay has said before counts; a text that has not left to its last octet has not
     arrived; a mail behind a 421 neither."""
-    session = WindowSession(
+    session = ChunkingSession(
         Narrow(unsent, *heard),
         name='smtp://relay:25',
         extensions={'PIPELINING': ''},
@@ -666,9 +666,9 @@ def drained(queue: MaildirQueue, server: ScriptedSMTPServer, **options: Any) -> 
         timeouts=Timeouts().capped(10),
         options=SessionOptions(window=8),
     )
-    tally, road = Tally(), Road(mailer)
-    attempts = Attempts(RetryPolicy(jitter=0.0), Reporter(), clock=Clock(), **options)
-    tickets, _ = queue.look(NOW)
+    tally, road = Tally(), RelayConnection(mailer)
+    attempts = OutcomeRecorder(RetryPolicy(jitter=0.0), Reporter(), clock=Clock(), **options)
+    tickets, _ = queue.scan(NOW)
     claims = (queue.claim(ticket) for ticket in tickets)
     while tally.total < 8:
         attempt(claims, road, attempts, tally)
@@ -683,10 +683,10 @@ def test_a_process_that_stops_leaves_all_in_doubt(
     """When the first text arrives, every mail of the window has its mark on disk."""
     seen: list[list[str]] = []
 
-    def look(session: Session) -> None:
+    def scan(session: Session) -> None:
         seen.append(letters(queue))
 
-    server.script('dot', look)
+    server.script('dot', scan)
     assert drained(queue, server) == Tally(delivered=8)
     assert seen == [['S?'] * 8]
     assert files(queue) == []
@@ -705,13 +705,15 @@ def test_a_process_that_is_killed(
     until(lambda: len(files(queue)) == 8 - answered)
     os.kill(pid, signal.SIGKILL)
     reap(pid)
-    claims = [queue.claim(ticket) for ticket in queue.look(NOW)[0]]
-    assert [claim and (claim.interrupted, claim.sealed) for claim in claims] == [
+    claims = [queue.claim(ticket) for ticket in queue.scan(NOW)[0]]
+    assert [claim and (claim.interrupted, claim.ambiguous) for claim in claims] == [
         ('ambiguous', (to(n),)) for n in range(answered, 8)
     ]
     tally = Tally()
-    attempts = Attempts(RetryPolicy(jitter=0.0), Reporter(), clock=Clock())
-    attempt([claim for claim in claims if claim], Road(RecordingMailer()), attempts, tally)
+    attempts = OutcomeRecorder(RetryPolicy(jitter=0.0), Reporter(), clock=Clock())
+    attempt(
+        [claim for claim in claims if claim], RelayConnection(RecordingMailer()), attempts, tally
+    )
     assert tally == Tally(deferred=8 - answered)
 
 

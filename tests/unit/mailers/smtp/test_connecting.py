@@ -494,7 +494,7 @@ def test_old_spelling_of_auth(relay: Start, tls_authority: TLSAuthority) -> None
 def test_endless_challenges() -> None:
     """A relay that never has enough is cancelled, once."""
 
-    class Wire:
+    class SMTPConnection:
         def __init__(self) -> None:
             self.said: list[bytes] = []
 
@@ -504,7 +504,7 @@ def test_endless_challenges() -> None:
         def reply(self, timeout: float) -> Any:
             return Reply(334, '')
 
-    wire: Any = Wire()
+    wire: Any = SMTPConnection()
     last = Credentials('ann', 'secret').present(wire, 'LOGIN', 1)
     assert last.code == 334
     assert wire.said == [b'AUTH LOGIN\r\n', b'YW5u\r\n', b'c2VjcmV0\r\n', b'*\r\n']

@@ -12,9 +12,9 @@ from pyramid_sendmail.envelope import Reply
 from pyramid_sendmail.mailers.smtp.connection import (
     BLOCK,
     LINE_LIMIT,
-    LineLost,
+    ConnectionLost,
+    SMTPConnection,
     Timeouts,
-    Wire,
     describe,
 )
 
@@ -57,9 +57,9 @@ class Failing:
 def test_what_has_certainly_not_left(takes: int, secure: bool, unsent: int) -> None:
     """A plain socket tells how much it took; TLS may have sent part of a block that failed."""
     connection: Any = Failing(takes)
-    wire = Wire(connection, block=1)
+    wire = SMTPConnection(connection, block=1)
     wire.secure = secure
-    with pytest.raises(LineLost, match='while sending: Broken pipe') as caught:
+    with pytest.raises(ConnectionLost, match='while sending: Broken pipe') as caught:
         wire.write(b'x' * 100)
     assert caught.value.unsent == unsent
     assert wire.lost
@@ -69,17 +69,17 @@ def test_what_has_certainly_not_left(takes: int, secure: bool, unsent: int) -> N
 def test_only_the_failing_block_is_at_risk() -> None:
     """Of what comes behind the block that failed in TLS, nothing can have left."""
     connection: Any = Failing(BLOCK)
-    wire = Wire(connection, block=1)
+    wire = SMTPConnection(connection, block=1)
     wire.secure = True
-    with pytest.raises(LineLost) as caught:
+    with pytest.raises(ConnectionLost) as caught:
         wire.write(b'x' * (5 * BLOCK))
     assert caught.value.unsent == 3 * BLOCK
     wire.close()
 
 
-def pair() -> tuple[Wire, socket.socket]:
+def pair() -> tuple[SMTPConnection, socket.socket]:
     ours, theirs = socket.socketpair()
-    return Wire(ours, block=0.1), theirs
+    return SMTPConnection(ours, block=0.1), theirs
 
 
 def test_replies_come_one_by_one() -> None:
@@ -104,10 +104,10 @@ def test_long_lines(length: int, end: bytes) -> None:
             if end:
                 assert len(wire.reply(1).text) == length
             else:
-                with pytest.raises(LineLost, match='timed out'):
+                with pytest.raises(ConnectionLost, match='timed out'):
                     wire.reply(0.02)
         else:
-            with pytest.raises(LineLost, match=f'more than {LINE_LIMIT} octets'):
+            with pytest.raises(ConnectionLost, match=f'more than {LINE_LIMIT} octets'):
                 wire.reply(1)
             assert wire.lost
         wire.close()
@@ -116,7 +116,7 @@ def test_long_lines(length: int, end: bytes) -> None:
 def test_no_time_left() -> None:
     """A reply whose time is over before it is looked for is not waited for."""
     wire, peer = pair()
-    with peer, pytest.raises(LineLost, match='timed out after 0 s'):
+    with peer, pytest.raises(ConnectionLost, match='timed out after 0 s'):
         wire.reply(0)
     wire.close()
 
@@ -125,7 +125,7 @@ def test_farewell_does_not_wait_to_write() -> None:
     """QUIT into a full line takes no longer than its own time."""
     wire, peer = pair()
     with peer:
-        with pytest.raises(LineLost, match='timed out'):
+        with pytest.raises(ConnectionLost, match='timed out'):
             wire.write(b'x' * 10_000_000)
         wire.lost = False
         wire.farewell(0.01)
@@ -151,8 +151,8 @@ def test_a_line_that_was_closed_is_lost() -> None:
     wire, peer = pair()
     with peer:
         wire.close()
-        with pytest.raises(LineLost, match='it was closed'):
+        with pytest.raises(ConnectionLost, match='it was closed'):
             wire.reply(1)
         for octets in (1, 100_000):
-            with pytest.raises(LineLost, match='while sending'):
+            with pytest.raises(ConnectionLost, match='while sending'):
                 wire.write(b'x' * octets)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Envelope, Outcome, Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.connection import Timeouts, Wire, dial
+from pyramid_sendmail.mailers.smtp.connection import SMTPConnection, Timeouts, dial
 from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
 from pyramid_sendmail.mailers.smtp.session import WINDOW, SMTPSession
 from tests.support.sessions import (
@@ -176,7 +176,7 @@ def test_the_same_outcomes_of_many_answers(faults: list[Fault]) -> None:
 # What leaves when.
 
 
-class RecordingWire(Wire):
+class RecordingWire(SMTPConnection):
     """Keeps each write, and how many commands were unanswered after it."""
 
     def __init__(self, server: ScriptedSMTPServer) -> None:

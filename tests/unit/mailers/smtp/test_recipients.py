@@ -105,7 +105,11 @@ def test_each_transaction_is_sealed(server: ScriptedSMTPServer) -> None:
     """Who may have the mail is known before each final dot."""
     seen: list[tuple[str, ...]] = []
     session = connect(server, max_recipients=2)
-    list(session.send([envelope(A, B, C)], sealing=lambda _, recipients: seen.append(recipients)))
+    list(
+        session.send(
+            [envelope(A, B, C)], before_final_dot=lambda _, recipients: seen.append(recipients)
+        )
+    )
     session.close()
     assert seen == [(A, B), (C,)]
 
@@ -114,13 +118,13 @@ def test_trouble_with_the_queue_in_the_middle(server: ScriptedSMTPServer) -> Non
     """What the relay has said of the first recipients counts, before the trouble is told."""
     seen: list[tuple[str, ...]] = []
 
-    def sealing(_mail: object, recipients: tuple[str, ...]) -> None:
+    def before_final_dot(_mail: object, recipients: tuple[str, ...]) -> None:
         if seen:
             raise QueueError(28, 'no space is left', '/queue')
         seen.append(recipients)
 
     session = connect(server, max_recipients=2)
-    outcomes = session.send([envelope(A, B, C)], sealing=sealing)
+    outcomes = session.send([envelope(A, B, C)], before_final_dot=before_final_dot)
     assert statuses(next(outcomes)) == {A: 'delivered', B: 'delivered', C: 'deferred'}
     with pytest.raises(QueueError, match='no space is left'):
         next(outcomes)

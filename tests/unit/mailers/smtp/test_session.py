@@ -281,9 +281,9 @@ def test_lost_behind_the_seal() -> None:
     wire: Any = BreakingWire(1_000)
     session = SMTPSession(wire, name='smtp://relay:25', extensions={}, timeouts=Timeouts())
     session._carried = True
-    sealed: list[object] = []
-    [outcome] = session.send([envelope()], sealing=lambda *seal: sealed.append(seal))
-    assert sealed
+    ambiguous: list[object] = []
+    [outcome] = session.send([envelope()], before_final_dot=lambda *seal: ambiguous.append(seal))
+    assert ambiguous
     assert statuses(outcome) == {A: 'deferred'}
 
 
@@ -452,13 +452,13 @@ def test_large_message_over_a_slow_line(
 def test_stall_in_the_middle_of_the_data(server: ScriptedSMTPServer) -> None:
     """The dot cannot have left: the mail is deferred and not ambiguous, and was not sealed."""
     server.script('DATA', reply(354, 'go on', then=hang(reading=False)))
-    sealed: list[object] = []
+    ambiguous: list[object] = []
     session = connect(server, TINY)
     large = envelope(raw=RAW + (b'x' * 76 + b'\r\n') * 100_000)
-    [outcome] = session.send([large], sealing=lambda *seen: sealed.append(seen))
+    [outcome] = session.send([large], before_final_dot=lambda *seen: ambiguous.append(seen))
     assert statuses(outcome) == {A: 'deferred'}
     assert 'while sending: timed out' in str(outcome[A])
-    assert not sealed
+    assert not ambiguous
     session.close()
 
 
@@ -708,7 +708,7 @@ def test_interrupted_in_the_middle(server: ScriptedSMTPServer) -> None:
 
     session = connect(server)
     with pytest.raises(KeyboardInterrupt):
-        list(session.send([envelope()], sealing=interrupt))
+        list(session.send([envelope()], before_final_dot=interrupt))
     with pytest.raises(MailerUnavailable):
         send(session, envelope())
     session.close()
@@ -722,11 +722,11 @@ def test_sealing_sees_the_accepted_only(server: ScriptedSMTPServer) -> None:
     server.script('RCPT', reply(250), reply(550, 'unknown'), reply(250))
     seen: list[Any] = []
 
-    def sealing(mail: Envelope, recipients: tuple[str, ...]) -> None:
+    def before_final_dot(mail: Envelope, recipients: tuple[str, ...]) -> None:
         seen.append((mail.id, recipients, server.verbs()[-1]))
 
     session = connect(server)
-    list(session.send([envelope(A, B, C)], sealing=sealing))
+    list(session.send([envelope(A, B, C)], before_final_dot=before_final_dot))
     session.close()
     assert seen == [('0' * 32, (A, C), 'DATA')]
 

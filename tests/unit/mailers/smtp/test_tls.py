@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.connection import Timeouts, Wire, dial
+from pyramid_sendmail.mailers.smtp.connection import SMTPConnection, Timeouts, dial
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.tls import Trust, client_context, remedy
@@ -168,7 +168,7 @@ def test_reset_before_the_handshake(tls_authority: TLSAuthority) -> None:
         theirs, _ = listening.accept()
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
         theirs.close()
-    wire = Wire(ours, block=1)
+    wire = SMTPConnection(ours, block=1)
     context = client_context(ca_file=str(tls_authority.path))
     with pytest.raises(ConnectionResetError, match='Connection reset by peer'):
         wire.upgrade(context, 'relay.example.org', 1)
@@ -272,12 +272,12 @@ def seen_certificates(server: ScriptedSMTPServer) -> list[str]:
     """The names in the certificates of those who will say EHLO inside TLS."""
     seen: list[str] = []
 
-    def look(session: Session) -> None:
+    def scan(session: Session) -> None:
         tls = session.channel._tls
         certificate = tls.getpeercert() if tls is not None else None
         seen.append(dict(certificate['subjectAltName'])['DNS'] if certificate else '')
 
-    server.always('EHLO', look)
+    server.always('EHLO', scan)
     return seen
 
 

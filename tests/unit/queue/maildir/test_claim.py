@@ -53,14 +53,14 @@ def test_the_letters_on_disk_tell_each_step(queue: MaildirQueue) -> None:
     assert _letters(the_file(queue, 'new')) == 'CTT'
     claim = claimed(queue)
     assert _letters(the_file(queue, 'new')) == 'STT'
-    claim.sealing(['a@example.org'])
+    claim.mark_ambiguous(['a@example.org'])
     assert _letters(the_file(queue, 'new')) == 'S?T'
-    fates = [sent(envelope, 'a@example.org'), failed(envelope, 'b@example.org', group=1)]
-    claim.settle(fates)
+    events = [sent(envelope, 'a@example.org'), failed(envelope, 'b@example.org', group=1)]
+    claim.settle(events)
     assert _letters(the_file(queue, 'done')) == 'Cdf'
-    claim.reported(fates[:1])
+    claim.acknowledge(events[:1])
     assert _letters(the_file(queue, 'done')) == 'CDf'
-    claim.reported(fates[1:])
+    claim.acknowledge(events[1:])
     assert _letters(the_file(queue, 'failed')) == 'CDF'
 
 
@@ -79,7 +79,7 @@ def test_a_release_after_the_seal_leaves_the_doubt(queue: MaildirQueue) -> None:
     envelope = make_envelope('a@example.org', 'b@example.org')
     queue.put([envelope]).publish()
     claim = claimed(queue)
-    claim.sealing(['a@example.org'])
+    claim.mark_ambiguous(['a@example.org'])
     claim.release()
     claim = claimed(queue)
     assert claim.interrupted == 'ambiguous'
@@ -89,24 +89,26 @@ def test_a_release_after_the_seal_leaves_the_doubt(queue: MaildirQueue) -> None:
 
 
 @pytest.mark.parametrize(
-    ('sealed', 'word'), [([], 'sending'), (['a@example.org'], 'ambiguous')], ids=['S', '?']
+    ('ambiguous', 'word'), [([], 'sending'), (['a@example.org'], 'ambiguous')], ids=['S', '?']
 )
-def test_who_died_over_a_mail_is_found(queue: MaildirQueue, sealed: list[str], word: str) -> None:
+def test_who_died_over_a_mail_is_found(
+    queue: MaildirQueue, ambiguous: list[str], word: str
+) -> None:
     """kill -9 in the middle of an attempt: the lock is free at once, and the mail says so."""
     envelope = make_envelope('a@example.org', 'b@example.org')
     queue.put([envelope]).publish()
 
     def work() -> None:
         claim = claimed(MaildirQueue(queue.path, clock=Clock()))
-        claim.sealing(sealed)
+        claim.mark_ambiguous(ambiguous)
 
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     with child(work):
         assert queue.claim(ticket) is None
     claim = queue.claim(ticket)
     assert claim is not None
     assert (claim.interrupted, claim.todo) == (word, envelope.recipients)
-    assert claim.sealed == tuple(sealed)
+    assert claim.ambiguous == tuple(ambiguous)
     claim.settle([deferred(envelope)], retry_at=NOW + 60, report=False)
     clock = queue._clock
     assert isinstance(clock, Clock)
@@ -117,7 +119,7 @@ def test_who_died_over_a_mail_is_found(queue: MaildirQueue, sealed: list[str], w
 
 
 def _settle(case: str) -> tuple[list[Any], float | None]:
-    fates = {
+    events = {
         'delivered': [sent(ENVELOPE)],
         'failed': [failed(ENVELOPE)],
         'deferred': [deferred(ENVELOPE)],
@@ -130,8 +132,8 @@ def _settle(case: str) -> tuple[list[Any], float | None]:
             failed(ENVELOPE, 'b@example.org', group=1),
         ],
     }[case]
-    retry = any(fate.kind == 'deferred' for fate in fates)
-    return fates, NOW + 60 if retry else None
+    retry = any(fate.kind == 'deferred' for fate in events)
+    return events, NOW + 60 if retry else None
 
 
 ENVELOPE = make_envelope('a@example.org', 'b@example.org')
@@ -139,13 +141,13 @@ CASES = ['delivered', 'failed', 'deferred', 'partly', 'mixed']
 
 
 @pytest.mark.parametrize('case', CASES)
-@pytest.mark.parametrize('report', [True, False], ids=['reported', 'quiet'])
+@pytest.mark.parametrize('report', [True, False], ids=['acknowledge', 'quiet'])
 def test_a_crash_at_any_call_of_an_attempt(tmp_path: Path, case: str, report: bool) -> None:
     """The process stopped after each system call of an attempt: before the outcome is recorded the
     mail is found interrupted, with every recipient; after that each recipient is where the outcome
     put him, nobody is tried twice, and no event is lost."""
     path = tmp_path / 'queue'
-    fates, retry_at = _settle(case)
+    events, retry_at = _settle(case)
     seen = []
 
     def fresh() -> MaildirQueue:
@@ -157,15 +159,15 @@ def test_a_crash_at_any_call_of_an_attempt(tmp_path: Path, case: str, report: bo
 
     def work() -> None:
         claim = claimed(fresh())
-        claim.sealing(ENVELOPE.recipients)
-        claim.settle(fates, retry_at=retry_at, report=report)
-        if claim.fates:
-            claim.reported(claim.fates)
+        claim.mark_ambiguous(ENVELOPE.recipients)
+        claim.settle(events, retry_at=retry_at, report=report)
+        if claim.pending_events:
+            claim.acknowledge(claim.pending_events)
 
     def check() -> None:
         queue = fresh()
         assert len(files(queue)) <= 1, 'one mail is one file'
-        tickets, next_due = queue.look(NOW)
+        tickets, next_due = queue.scan(NOW)
         claim: Any = queue.claim(tickets[0]) if tickets else None
         if claim is None:
             gone = not files(queue)
@@ -176,15 +178,15 @@ def test_a_crash_at_any_call_of_an_attempt(tmp_path: Path, case: str, report: bo
             seen.append('settled')
         elif claim.todo:
             assert claim.todo == ENVELOPE.recipients
-            assert claim.fates == []
+            assert claim.pending_events == []
             seen.append(claim.interrupted or 'untouched')
             claim.release()
         else:
-            waiting = [fate for fate in fates if fate.kind != 'deferred'] if report else []
-            assert claim.fates in ([], waiting, waiting[1:])
+            waiting = [fate for fate in events if fate.kind != 'deferred'] if report else []
+            assert claim.pending_events in ([], waiting, waiting[1:])
             seen.append('recorded')
             assert claim.attempt == 1
-            claim.reported(claim.fates)
+            claim.acknowledge(claim.pending_events)
             claim.release()
             check()
             seen.pop()
@@ -214,7 +216,7 @@ class Failing:
 
 @pytest.mark.parametrize('call', ['pwrite', 'rename', 'unlink', 'fsync'])
 @pytest.mark.parametrize('case', CASES)
-@pytest.mark.parametrize('report', [True, False], ids=['reported', 'quiet'])
+@pytest.mark.parametrize('report', [True, False], ids=['acknowledge', 'quiet'])
 def test_an_outcome_that_could_not_be_recorded_is_kept_and_completed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, case: str, report: bool
 ) -> None:
@@ -222,28 +224,28 @@ def test_an_outcome_that_could_not_be_recorded_is_kept_and_completed(
     what it began, and nothing is counted twice."""
     queue = MaildirQueue(str(tmp_path / 'queue'), clock=Clock())
     queue.put([ENVELOPE]).publish()
-    fates, retry_at = _settle(case)
+    events, retry_at = _settle(case)
     claim = claimed(queue)
     failing = Failing(monkeypatch, call)
     failing.on = True
     for _ in range(3):
         try:
-            claim.settle(fates, retry_at=retry_at, report=report)
+            claim.settle(events, retry_at=retry_at, report=report)
         except QueueError as error:
             assert error.errno == errno.EIO  # noqa: PT017
             path = Path(queue.path, files(queue)[0])
-            ticket = queue.look(NOW + 60)[0][0]._replace(folder=path.parent.name, name=path.name)
+            ticket = queue.scan(NOW + 60)[0][0]._replace(folder=path.parent.name, name=path.name)
             assert MaildirQueue(queue.path, clock=Clock()).claim(ticket) is None, 'it is kept'
         else:
             break
     else:
         failing.on = False
-        claim.settle(fates, retry_at=retry_at, report=report)
+        claim.settle(events, retry_at=retry_at, report=report)
     failing.on = False
-    told = [fate for fate in fates if fate.kind != 'deferred'] if report else []
-    assert claim.fates == told
+    told = [fate for fate in events if fate.kind != 'deferred'] if report else []
+    assert claim.pending_events == told
     if told:
-        claim.reported(told)
+        claim.acknowledge(told)
     folder = {'delivered': '', 'failed': 'failed', 'mixed': 'failed'}.get(case, 'cur')
     assert [file.partition('/')[0] for file in files(queue)] == [folder] * bool(folder)
     if folder:
@@ -263,8 +265,8 @@ def test_delivered_mail_that_cannot_be_removed_is_not_sent_again(
     claim.release()
     failing.on = False
     claim = claimed(queue)
-    assert (claim.todo, claim.fates) == ((), [])
-    claim.reported(())
+    assert (claim.todo, claim.pending_events) == ((), [])
+    claim.acknowledge(())
     assert files(queue) == []
 
 
@@ -277,7 +279,7 @@ def test_a_seal_that_cannot_be_written_is_an_error_of_the_queue(
     failing = Failing(monkeypatch, 'pwrite')
     failing.on = True
     with pytest.raises(QueueError, match='cannot record that a mail is leaving'):
-        claim.sealing(ENVELOPE.recipients)
+        claim.mark_ambiguous(ENVELOPE.recipients)
     failing.on = False
     claim.release()
     claim = claimed(queue)
@@ -303,7 +305,7 @@ def test_a_claim_that_cannot_begin_is_none(
 ) -> None:
     """Where S cannot be written nothing is sent, and nothing stays locked."""
     queue.put([ENVELOPE]).publish()
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     failing = Failing(monkeypatch, 'pwrite', errno.EROFS)
     failing.on = True
     with pytest.raises(QueueError, match='read-only'):
@@ -322,11 +324,11 @@ def test_an_event_that_cannot_be_postponed_is_released(
     failing = Failing(monkeypatch, 'pwrite')
     failing.on = True
     with pytest.raises(QueueError, match='cannot record what became of an event'):
-        claim.postpone(claim.fates, NOW + 5)
+        claim.retry_events(claim.pending_events, NOW + 5)
     failing.on = False
     claim = claimed(queue)
-    assert claim.fates == [sent(ENVELOPE)]
-    claim.reported(claim.fates)
+    assert claim.pending_events == [sent(ENVELOPE)]
+    claim.acknowledge(claim.pending_events)
 
 
 def test_a_doubt_that_cannot_be_taken_back_stays(
@@ -335,31 +337,31 @@ def test_a_doubt_that_cannot_be_taken_back_stays(
     """Where the disk does not take the letters of before, the mail is ambiguous, not lost."""
     queue.put([ENVELOPE]).publish()
     claim = claimed(queue)
-    claim.sealing(ENVELOPE.recipients)
+    claim.mark_ambiguous(ENVELOPE.recipients)
 
     def full(*_arguments: object) -> int:
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     with monkeypatch.context() as patched:
         patched.setattr(os, 'pwrite', full)
-        claim.unseal()
+        claim.clear_ambiguous()
     claim.release()
     assert claimed(queue).interrupted == 'ambiguous'
 
 
 def test_a_released_claim_writes_nothing(queue: MaildirQueue) -> None:
-    """After release the mail is somebody else's: settle, reported and sealing are errors."""
+    """After release the mail is somebody else's: settle, reported and before_final_dot are errors."""
     queue.put([ENVELOPE]).publish()
     claim = claimed(queue)
     claim.release()
     before = the_file(queue, 'new').read_bytes()
     with pytest.raises(QueueError, match='released'):
-        claim.sealing(ENVELOPE.recipients)
+        claim.mark_ambiguous(ENVELOPE.recipients)
     for report in (False, True):
         with pytest.raises(QueueError, match='released'):
             claim.settle([sent(ENVELOPE)], report=report)
     with pytest.raises(QueueError, match='released'):
-        claim.reported([sent(ENVELOPE)])
+        claim.acknowledge([sent(ENVELOPE)])
     assert the_file(queue, 'new').read_bytes() == before
 
 
@@ -373,7 +375,7 @@ def test_the_seal_is_synced_where_doubt_is_held(
     claim = claimed(queue)
     synced: list[int] = []
     monkeypatch.setattr(os, 'fsync', synced.append)
-    claim.sealing(ENVELOPE.recipients)
+    claim.mark_ambiguous(ENVELOPE.recipients)
     assert len(synced) == hold
     claim.release()
 
@@ -395,8 +397,8 @@ def test_partly_delivered_letters_are_synced_before_the_rename(
 
     monkeypatch.setattr(os, 'fsync', lambda descriptor: calls.append('fsync'))
     monkeypatch.setattr(os, 'rename', rename)
-    fates, retry_at = _settle(case)
-    claim.settle(fates, retry_at=retry_at, report=False)
+    events, retry_at = _settle(case)
+    claim.settle(events, retry_at=retry_at, report=False)
     assert calls == ['fsync'] * count + ['rename'] * (case != 'delivered')
 
 
@@ -415,12 +417,12 @@ def test_an_outcome_recorded_before_a_crash_is_not_taken_for_a_persons_wish(
     the_file(queue, 'done').rename(path)
     claim = claimed(queue)
     assert claim.todo == ()
-    assert claim.fates == [failed(ENVELOPE, attempt=2)]
+    assert claim.pending_events == [failed(ENVELOPE, attempt=2)]
     # Nor is it by subscribers who need several tries.
-    claim.postpone(claim.fates, NOW)
+    claim.retry_events(claim.pending_events, NOW)
     claim = claimed(queue)
     assert claim.todo == ()
-    claim.reported(claim.fates)
+    claim.acknowledge(claim.pending_events)
     assert [file.partition('/')[0] for file in files(queue)] == ['failed']
 
 
@@ -433,8 +435,8 @@ def test_a_mail_in_done_that_a_power_cut_made_forget_is_tried_again(queue: Maild
     claim.release()
     the_file(queue, 'done').write_bytes(before)
     claim = claimed(queue)
-    assert (claim.todo, claim.fates) == ((), [])
-    claim.reported(())
+    assert (claim.todo, claim.pending_events) == ((), [])
+    claim.acknowledge(())
     claim = claimed(queue)
     assert claim.todo == ENVELOPE.recipients
     claim.release()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pyramid_sendmail.envelope import Envelope, Fate
+from pyramid_sendmail.envelope import Envelope, PendingEvent
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.processor.processor import EXPIRE, EXPIRED
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
@@ -54,15 +54,15 @@ def queue(tmp_path: Path) -> Iterator[MaildirQueue]:
     queue.close()
 
 
-def _dead(queue: Any, *fates: Fate, **options: Any) -> Envelope:
+def _dead(queue: Any, *events: PendingEvent, **options: Any) -> Envelope:
     """A dead letter, by these fates or a plain refusal."""
     envelope = make_envelope(**options)
     queue.put([envelope]).publish()
-    claimed(queue).settle(list(fates) or [failed(envelope)], report=False)
+    claimed(queue).settle(list(events) or [failed(envelope)], report=False)
     return envelope
 
 
-def _reason(reason: str, **options: Any) -> Fate:
+def _reason(reason: str, **options: Any) -> PendingEvent:
     return replace(failed(make_envelope()), reply=None, reason=reason, permanent=False, **options)
 
 
@@ -77,7 +77,7 @@ def test_an_old_dead_letter_goes_with_its_history(
     envelope, other = _dead(queue), _dead(queue)
     assert _reasons(queue) == sorted(f'{mail.id}.txt' for mail in (envelope, other))
     with caplog.at_level(logging.INFO):
-        assert queue.expire(later()) == 2
+        assert queue.purge_failed(later()) == 2
     assert files(queue) == []
     assert _reasons(queue) == []
     lines = [record for record in caplog.records if record.name == LOGGER]
@@ -97,7 +97,7 @@ def test_partly_delivered_and_given_up_is_over(queue: MaildirQueue) -> None:
         [sent(envelope, 'a@example.org'), failed(envelope, 'b@example.org', group=1)],
         report=False,
     )
-    assert queue.expire(later()) == 2
+    assert queue.purge_failed(later()) == 2
     assert files(queue) == []
 
 
@@ -106,13 +106,13 @@ def test_what_is_not_old_stays(queue: MaildirQueue) -> None:
     _dead(queue)
     path = the_file(queue, 'failed')
     came = path.stat().st_ctime
-    assert queue.expire(came) == 0
+    assert queue.purge_failed(came) == 0
     os.utime(path, (NOW, NOW))
-    assert queue.expire(came) == 0, 'it came to failed/ later than it was written'
+    assert queue.purge_failed(came) == 0, 'it came to failed/ later than it was written'
     os.utime(path, (came + 10**6, came + 10**6))
-    assert queue.expire(later()) == 0, 'a clock was wrong'
+    assert queue.purge_failed(later()) == 0, 'a clock was wrong'
     os.utime(path, (NOW, NOW))
-    assert queue.expire(later()) == 1
+    assert queue.purge_failed(later()) == 1
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_what_is_not_old_stays(queue: MaildirQueue) -> None:
 def test_held_as_ambiguous_stays(queue: MaildirQueue, reason: str) -> None:
     """The relay may have it: a person decides, also where the slot has cut the reason short."""
     _dead(queue, _reason(reason))
-    assert queue.expire(later()) == 0
+    assert queue.purge_failed(later()) == 0
     assert len(files(queue)) == 1
 
 
@@ -143,7 +143,7 @@ def test_one_ambiguous_recipient_keeps_the_mail(queue: MaildirQueue) -> None:
         ],
         report=False,
     )
-    assert queue.expire(later()) == 0
+    assert queue.purge_failed(later()) == 0
 
 
 @pytest.mark.parametrize('report', [False, True], ids=['to be tried', 'to be told'])
@@ -153,12 +153,12 @@ def test_what_is_not_over_stays(queue: MaildirQueue, report: bool) -> None:
     envelope = make_envelope('a@example.org', 'b@example.org')
     queue.put([envelope]).publish()
     claim = claimed(queue)
-    fates = [failed(envelope, 'a@example.org')]
-    claim.settle(fates, retry_at=NOW + 60)
-    claim.reported(() if report else fates)
+    events = [failed(envelope, 'a@example.org')]
+    claim.settle(events, retry_at=NOW + 60)
+    claim.acknowledge(() if report else events)
     claim.release()
     the_file(queue, 'cur').rename(Path(queue.path, 'failed', the_file(queue, 'cur').name))
-    assert queue.expire(later()) == 0
+    assert queue.purge_failed(later()) == 0
 
 
 def test_in_doubt_stays(queue: MaildirQueue) -> None:
@@ -167,9 +167,9 @@ def test_in_doubt_stays(queue: MaildirQueue) -> None:
     with child(lambda: MaildirQueue(queue.path, clock=Clock()).put([envelope])):
         pass
     claim = claimed(queue)
-    claim.reported(claim.fates)
+    claim.acknowledge(claim.pending_events)
     assert [name.partition('/')[0] for name in files(queue)] == ['failed']
-    assert queue.expire(later()) == 0
+    assert queue.purge_failed(later()) == 0
     assert len(files(queue)) == 1
 
 
@@ -180,7 +180,7 @@ def test_a_lost_reason_stays(queue: MaildirQueue) -> None:
     data = path.read_bytes()
     assert b'Outcome: [[' in data
     path.write_bytes(data.replace(b'Outcome: [[', b'Outcome: [?'))
-    assert queue.expire(later()) == 0
+    assert queue.purge_failed(later()) == 0
     assert path.exists()
 
 
@@ -205,7 +205,7 @@ def test_damaged_and_foreign_files_stay(queue: MaildirQueue) -> None:
     assert len(before) == 5
     assert f'{torn.name}.txt' in reasons
     for _ in range(2):
-        assert queue.expire(later()) == 0
+        assert queue.purge_failed(later()) == 0
     assert files(queue) == before
     assert _reasons(queue) == reasons
 
@@ -215,12 +215,12 @@ def test_other_folders_are_left_alone(queue: MaildirQueue) -> None:
     queue.put([make_envelope()]).publish()
     envelope = make_envelope()
     queue.put([envelope]).publish()
-    tickets, _ = queue.look(NOW)
+    tickets, _ = queue.scan(NOW)
     (ticket,) = (ticket for ticket in tickets if ticket.name.endswith(envelope.id))
     claim: Any = queue.claim(ticket)
     claim.settle([deferred(envelope)], retry_at=NOW + 60, report=False)
     before = files(queue)
-    assert queue.expire(later()) == 0
+    assert queue.purge_failed(later()) == 0
     assert files(queue) == before
     assert len(before) == 2
 
@@ -231,10 +231,10 @@ def test_it_is_claimed_first(queue: MaildirQueue) -> None:
     path = the_file(queue, 'failed')
     descriptor = MaildirQueue(queue.path)._store.open(str(path))
     assert descriptor is not None
-    assert queue.expire(later()) == 0
+    assert queue.purge_failed(later()) == 0
     assert path.exists()
     os.close(descriptor)
-    assert queue.expire(later()) == 1
+    assert queue.purge_failed(later()) == 1
 
 
 def test_a_bounded_number_goes_at_a_time(queue: MaildirQueue) -> None:
@@ -243,11 +243,11 @@ def test_a_bounded_number_goes_at_a_time(queue: MaildirQueue) -> None:
         _dead(queue, _reason('ambiguous: silence'))
     for _ in range(6):
         _dead(queue)
-    removed = [queue.expire(later(), limit=3) for _ in range(4)]
+    removed = [queue.purge_failed(later(), limit=3) for _ in range(4)]
     assert sum(removed) == 6
     assert max(removed) <= 3
     assert len(files(queue)) == 6
-    assert queue.expire(later(), limit=3) == 0
+    assert queue.purge_failed(later(), limit=3) == 0
 
 
 def test_one_bad_file_stops_nobody_for_long(
@@ -266,16 +266,16 @@ def test_one_bad_file_stops_nobody_for_long(
 
     monkeypatch.setattr(os, 'unlink', refusing)
     with pytest.raises(QueueError, match='cannot be rid of old dead letters') as caught:
-        queue.expire(later())
+        queue.purge_failed(later())
     assert queue.path in str(caught.value)
-    assert queue.expire(later()) == 1
+    assert queue.purge_failed(later()) == 1
     assert [Path(path).name for path in asked] == [the_file(queue, 'failed').name]
 
 
 def test_a_missing_folder_holds_nothing(queue: MaildirQueue) -> None:
     """Where somebody has removed failed/ there is nothing to expire."""
     Path(queue.path, 'failed').rmdir()
-    assert queue.expire(later()) == 0
+    assert queue.purge_failed(later()) == 0
 
 
 def test_stopped_at_any_call_it_leaves_the_mail_or_nothing(queue: MaildirQueue) -> None:
@@ -284,7 +284,7 @@ def test_stopped_at_any_call_it_leaves_the_mail_or_nothing(queue: MaildirQueue) 
     path = Path()
 
     def work() -> None:
-        MaildirQueue(queue.path, clock=Clock()).expire(later())
+        MaildirQueue(queue.path, clock=Clock()).purge_failed(later())
 
     _dead(queue)
     path = the_file(queue, 'failed')
@@ -310,16 +310,16 @@ def test_memory_keeps_what_is_in_doubt() -> None:
     second = _dead(queue)
     held = _dead(queue, _reason('ambiguous: silence', recipients=('ann@example.org',)))
     doubted = make_envelope()
-    queue.put([doubted]).doubt()
+    queue.put([doubted]).keep_in_doubt()
     claim = claimed(queue, clock())
-    claim.reported(claim.fates)
-    assert queue.expire(NOW) == 0
-    assert queue.expire(NOW + 5) == 1
+    claim.acknowledge(claim.pending_events)
+    assert queue.purge_failed(NOW) == 0
+    assert queue.purge_failed(NOW + 5) == 1
     assert first not in queue.failed
-    assert queue.expire(NOW + 100, limit=1) == 1
+    assert queue.purge_failed(NOW + 100, limit=1) == 1
     assert queue.failed == [held, doubted]
     assert second not in queue.failed
-    assert queue.expire(NOW + 100) == 0
+    assert queue.purge_failed(NOW + 100) == 0
 
 
 # The processor
@@ -335,15 +335,15 @@ class Watched(MemoryQueue):
         self.looks = 0
         self.asked: list[tuple[float, int]] = []
 
-    def look(self, *arguments: Any, **options: Any) -> Any:
+    def scan(self, *arguments: Any, **options: Any) -> Any:
         self.looks += not options.get('fresh')
-        return super().look(*arguments, **options)
+        return super().scan(*arguments, **options)
 
-    def expire(self, before: float, *, limit: int = 1_000) -> int:
+    def purge_failed(self, before: float, *, limit: int = 1_000) -> int:
         self.asked.append((before, limit))
         if self.fails:
             raise QueueError(errno.EROFS, 'the queue is read-only', '/mail')
-        return super().expire(before, limit=limit)
+        return super().purge_failed(before, limit=limit)
 
 
 def test_the_processor_removes_at_its_start_and_each_hour() -> None:

@@ -176,7 +176,7 @@ def test_every_flipped_byte_of_a_recorded_outcome_is_found_or_harmless() -> None
                 continue
             assert found.letters == ['d', 'F']
             assert found.envelope == envelope
-            (fate,) = found.fates()
+            (fate,) = found.pending_events()
             assert (fate.kind, fate.recipients) == ('sent', ('ann@example.org',))
             found.changing()
 
@@ -236,27 +236,27 @@ def test_forty_different_replies_are_kept_apart() -> None:
     recipients = [f'r{n}@example.org' for n in range(40)]
     envelope = make_envelope(*recipients)
     block, data = _encoded(envelope, 'C')
-    fates = [
+    events = [
         failed(envelope, to, group=n, text=f'5.1.1 <{to}>: user unknown')
         for n, to in enumerate(recipients)
     ]
-    block.settle(fates)
+    block.settle(events)
     found = decode(data[:STATE_AT] + block.changing() + envelope.raw)
-    assert found.fates() == fates
+    assert found.pending_events() == events
 
 
 def test_long_replies_are_cut_to_fit() -> None:
     """A reply that has no room is cut; whose it is, and which event, stays."""
     envelope = make_envelope('ann@example.org', 'bob@example.org')
     block, data = _encoded(envelope, 'C')
-    fates = [
+    events = [
         failed(envelope, to, group=n, text='ünïcode ' * 500)
         for n, to in enumerate(envelope.recipients)
     ]
-    block.settle([replace(fate, mailer='relay ' * 100) for fate in fates])
-    found = decode(data[:STATE_AT] + block.changing() + envelope.raw).fates()
+    block.settle([replace(fate, mailer='relay ' * 100) for fate in events])
+    found = decode(data[:STATE_AT] + block.changing() + envelope.raw).pending_events()
     assert [(fate.id, fate.recipients) for fate in found] == [
-        (fate.id, fate.recipients) for fate in fates
+        (fate.id, fate.recipients) for fate in events
     ]
     for fate in found:
         assert fate.reply is not None
@@ -273,7 +273,7 @@ def test_what_is_settled_again_takes_no_more_room() -> None:
         block.settle([failed(envelope)])
         block = decode(data[:STATE_AT] + block.changing() + envelope.raw)
         assert len(block.entries) == 1
-    assert block.fates() == [failed(envelope)]
+    assert block.pending_events() == [failed(envelope)]
 
 
 def test_marks_without_recipients_take_no_room() -> None:
@@ -298,16 +298,16 @@ def test_a_torn_slot_costs_words_not_mail(slot: bytes) -> None:
     at = data.index(b'X-Envelope-Outcome: ') + len(b'X-Envelope-Outcome: ')
     found = decode(data[:at] + slot.ljust(976) + data[at + 976 :])
     assert found.letters == ['d', 'f', 'T']
-    assert [(fate.kind, fate.recipients) for fate in found.fates()] == [
+    assert [(fate.kind, fate.recipients) for fate in found.pending_events()] == [
         ('sent', ('a@example.org',)),
         ('error', ('b@example.org',)),
     ]
-    assert len({fate.id for fate in found.fates()}) == 2
+    assert len({fate.id for fate in found.pending_events()}) == 2
     # And it can be written again, with what a next attempt brings.
     found.settle([sent(envelope, 'c@example.org', attempt=2)])
     again = decode(data[:STATE_AT] + found.changing() + envelope.raw)
-    assert again.fates() == found.fates()
-    assert again.fates()[2] == sent(envelope, 'c@example.org', attempt=2)
+    assert again.pending_events() == found.pending_events()
+    assert again.pending_events()[2] == sent(envelope, 'c@example.org', attempt=2)
 
 
 def test_reasons_are_kept_exactly() -> None:
@@ -315,13 +315,13 @@ def test_reasons_are_kept_exactly() -> None:
     envelope = make_envelope('a@example.org', 'b@example.org', 'c@example.org')
     block, data = _encoded(envelope, 'C')
     reply = Reply(550, 'no')
-    fates = [
+    events = [
         replace(failed(envelope, 'a@example.org', group=0), reply=reply, reason='550 no'),
         replace(failed(envelope, 'b@example.org', group=1), reply=reply, reason='given up: 550 no'),
         replace(failed(envelope, 'c@example.org', group=2), reply=reply, reason=''),
     ]
-    block.settle(fates)
-    assert decode(data[:STATE_AT] + block.changing() + envelope.raw).fates() == fates
+    block.settle(events)
+    assert decode(data[:STATE_AT] + block.changing() + envelope.raw).pending_events() == events
 
 
 # The same through a queue
@@ -340,7 +340,7 @@ def test_a_flipped_byte_in_the_queue_ends_in_failed(tmp_path: Path) -> None:
         flipped = bytearray(data)
         flipped[at] ^= 0x10
         path.write_bytes(flipped)
-        (ticket,), _ = queue.look(NOW)
+        (ticket,), _ = queue.scan(NOW)
         try:
             claim = queue.claim(ticket)
         except DamagedMail as caught:

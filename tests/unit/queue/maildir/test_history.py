@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pyramid_sendmail.envelope import Envelope, Fate
+from pyramid_sendmail.envelope import Envelope, PendingEvent
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.files import Store
 from pyramid_sendmail.queue.maildir.history import HISTORY, LINE, append, lines_of
@@ -69,8 +69,8 @@ def _lines(queue: MaildirQueue, envelope: Envelope) -> list[str]:
 def _attempt(queue: MaildirQueue, clock: Clock, fate: Any, number: int = 1, **options: Any) -> None:
     """One attempt, after which the mail is due again in a minute."""
     claim = claimed(queue, clock())
-    fates = [fate(claim.envelope, attempt=number)]
-    claim.settle(fates, retry_at=clock() + 60 if fate is deferred else None, **options)
+    events = [fate(claim.envelope, attempt=number)]
+    claim.settle(events, retry_at=clock() + 60 if fate is deferred else None, **options)
     clock.now += 60
 
 
@@ -112,9 +112,9 @@ def test_an_event_to_be_reported_adds_no_line(queue: MaildirQueue) -> None:
     claim = claimed(queue)
     fate = failed(envelope)
     claim.settle([fate])
-    claim.postpone([fate], NOW + 1)
+    claim.retry_events([fate], NOW + 1)
     claim = claimed(queue, NOW + 1)
-    claim.reported(claim.fates)
+    claim.acknowledge(claim.pending_events)
     assert len(_lines(queue, envelope)) == 1
     assert len(list(Path(queue.path, 'failed').iterdir())) == 1
 
@@ -144,7 +144,7 @@ def test_delivered_and_to_be_reported_it_has_none(queue: MaildirQueue) -> None:
     claim = claimed(queue)
     claim.settle([sent(claim.envelope)])
     assert [name.split('/')[0] for name in files(queue)] == ['done']
-    claim.reported(claim.fates)
+    claim.acknowledge(claim.pending_events)
     assert files(queue) == []
     assert not Path(queue.path, 'reasons').exists()
 
@@ -159,7 +159,7 @@ def test_delivered_at_last_it_goes(queue: MaildirQueue, clock: Clock) -> None:
         fate = sent(envelope, attempt=2)
         claim.settle([fate], report=report)
         if report:
-            claim.reported([fate])
+            claim.acknowledge([fate])
             claim.release()
         assert files(queue) == []
         assert not _path(queue, envelope).exists()
@@ -220,7 +220,7 @@ def test_files_are_the_users_alone(queue: MaildirQueue) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def _fate(**options: Any) -> Fate:
+def _fate(**options: Any) -> PendingEvent:
     return replace(failed(make_envelope()), **options)
 
 

@@ -20,8 +20,8 @@ from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.files import Store
 from pyramid_sendmail.queue.maildir.large_text import LARGE, StoredText
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import Attempts, Tally, attempt
-from pyramid_sendmail.sending.connection import Road
+from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally, attempt
+from pyramid_sendmail.sending.connection import RelayConnection
 from tests.support.queues import (
     NOW,
     Clock,
@@ -54,8 +54,8 @@ def _large(*recipients: str, body: str = BODY, **options: Any) -> Envelope:
     return make_envelope(*recipients, body=body, **options)
 
 
-def _attempts(*kinds: str) -> Attempts:
-    return Attempts(RetryPolicy(jitter=0.0), Reporter(*kinds), clock=Clock())
+def _attempts(*kinds: str) -> OutcomeRecorder:
+    return OutcomeRecorder(RetryPolicy(jitter=0.0), Reporter(*kinds), clock=Clock())
 
 
 LINES = st.lists(st.sampled_from([b'x\r\n', b'x\r\n', b'\r', b'\n', b'x', b'\n\r']), max_size=8)
@@ -202,7 +202,7 @@ def test_a_torn_file_is_never_sent(queue: MaildirQueue, at: int) -> None:
     data = path.read_bytes()
     data = data[:at] if at else data + b'\r\n'
     path.write_bytes(data)
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     with pytest.raises(DamagedMail, match='octets where') as caught:
         queue.claim(ticket)
     assert caught.value.raw == data
@@ -217,7 +217,7 @@ def test_a_changed_file_is_never_sent(queue: MaildirQueue, back: int) -> None:
     data = bytearray(path.read_bytes())
     data[-back] ^= 1
     path.write_bytes(data)
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     with pytest.raises(DamagedMail, match='checksum'):
         queue.claim(ticket)
 
@@ -226,7 +226,7 @@ def test_a_foreign_file_that_is_large(queue: MaildirQueue) -> None:
     """What is no mail of ours is told from one by its first octets, and put aside whole."""
     path = Path(queue.path) / 'new' / 'something'
     path.write_bytes(b'x' * 2 * LARGE)
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     with pytest.raises(DamagedMail, match='not a file of this queue') as caught:
         queue.claim(ticket)
     assert len(caught.value.raw) == 2 * LARGE
@@ -270,13 +270,13 @@ def test_a_large_mail_arrives_to_the_octet(queue: MaildirQueue) -> None:
     envelope = _large('a@example.org', 'b@example.org', body=shift)
     queue.put([envelope]).publish()
     claim = claimed(queue)
-    fates = [deferred(envelope, 'a@example.org', until=NOW), sent(envelope, 'b@example.org')]
-    claim.settle(fates, retry_at=NOW, report=False)
+    events = [deferred(envelope, 'a@example.org', until=NOW), sent(envelope, 'b@example.org')]
+    claim.settle(events, retry_at=NOW, report=False)
     queue.put([_large('c@example.org')]).publish()
     with ScriptedSMTPServer(extensions=('PIPELINING', 'SIZE')) as server:
         tally = Tally()
-        road = Road(_mailer(server))
-        tickets, _ = queue.look(NOW)
+        road = RelayConnection(_mailer(server))
+        tickets, _ = queue.scan(NOW)
         attempt((queue.claim(ticket) for ticket in tickets), road, _attempts(), tally)
         road.close()
         idle(server)
@@ -295,7 +295,7 @@ def test_an_error_event_has_the_bytes(queue: MaildirQueue) -> None:
     claim = claimed(queue)
     claim.settle([failed(envelope)])
     assert claim.envelope.raw == envelope.raw
-    claim.reported(claim.fates)
+    claim.acknowledge(claim.pending_events)
     with pytest.raises(OSError, match='released'):
         _ = claim.envelope.raw
     assert files(queue) == [f'failed/{the_file(queue, "failed").name}']
@@ -305,14 +305,14 @@ def test_a_file_that_becomes_shorter_while_it_is_sent(queue: MaildirQueue) -> No
     """Somebody cuts it after it was claimed: the dot never leaves, and the mail is deferred; the
     next claim finds it damaged. The mail behind it is sent."""
     queue.put([_large('a@example.org', due=NOW - 1)]).publish()
-    (first,), _ = queue.look(NOW)
+    (first,), _ = queue.scan(NOW)
     path = the_file(queue, 'new')
     queue.put([make_envelope('b@example.org')]).publish()
-    (_, second), _ = queue.look(NOW)
+    (_, second), _ = queue.scan(NOW)
     claims = [queue.claim(first), queue.claim(second)]
     os.truncate(path, path.stat().st_size - 2 * BLOCK)
     with ScriptedSMTPServer(extensions=('PIPELINING',)) as server:
-        road, tally, attempts = Road(_mailer(server)), Tally(), _attempts()
+        road, tally, attempts = RelayConnection(_mailer(server)), Tally(), _attempts()
         left = iter(claims)
         attempt(left, road, attempts, tally)
         attempt(left, road, attempts, tally)
@@ -320,6 +320,6 @@ def test_a_file_that_becomes_shorter_while_it_is_sent(queue: MaildirQueue) -> No
         idle(server)
         assert [message.recipients for message in server.messages] == [('b@example.org',)]
     assert tally == Tally(delivered=1, deferred=1)
-    (ticket,), _ = queue.look(NOW + 1e6)
+    (ticket,), _ = queue.scan(NOW + 1e6)
     with pytest.raises(DamagedMail, match='octets where'):
         queue.claim(ticket)

@@ -56,7 +56,7 @@ def test_an_adopted_mail_leaves_no_file_open(queue: MaildirQueue) -> None:
     """Old queues may hold more mails than a process may open files."""
     for _ in range(3):
         _lay(queue, ZOPE)
-        (ticket,), _ = queue.look(NOW)
+        (ticket,), _ = queue.scan(NOW)
         claim = queue.claim(ticket)
         assert claim is not None
         assert len(queue._store._open) == 1
@@ -186,7 +186,7 @@ def test_a_disk_that_is_full_leaves_the_old_mail(
 ) -> None:
     """What cannot be written anew stays what it was, and nothing is left beside it."""
     _lay(queue, ZOPE)
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
 
     def full(*args: Any) -> int:
         raise OSError(28, 'No space left on device')
@@ -204,7 +204,7 @@ def test_the_locks_of_an_ancestor_are_left_alone(queue: MaildirQueue) -> None:
     queue.prepare()
     for name in (f'.sending-{OLD}', f'.rejected-{OLD}'):
         Path(queue.path, 'new', name).write_bytes(ZOPE)
-    assert queue.look(NOW) == ([], None)
+    assert queue.scan(NOW) == ([], None)
 
 
 def test_a_copy_taken_for_a_dead_one_costs_a_second_try(
@@ -213,7 +213,7 @@ def test_a_copy_taken_for_a_dead_one_costs_a_second_try(
     """Another processor's recovery may remove the new file before it is locked: the old mail is
     there still, and adopted by the next claim."""
     _lay(queue, ZOPE)
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     other = MaildirQueue(queue.path, clock=Clock())
     flock = fcntl.flock
     raced: list[int] = []
@@ -221,7 +221,7 @@ def test_a_copy_taken_for_a_dead_one_costs_a_second_try(
     def racing(descriptor: int, operation: int) -> None:
         if '/tmp/5-' in os.readlink(f'/proc/self/fd/{descriptor}') and not raced:
             raced.append(descriptor)
-            other.look(NOW)
+            other.scan(NOW)
         flock(descriptor, operation)
 
     with monkeypatch.context() as patch:
@@ -235,10 +235,10 @@ def test_a_copy_taken_for_a_dead_one_costs_a_second_try(
 def test_two_processors_adopt_a_mail_once(queue: MaildirQueue) -> None:
     """The old file is locked while it is adopted, as any claim is."""
     _lay(queue, ZOPE)
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     claim = queue.claim(ticket)
     assert claim is not None
     other = MaildirQueue(queue.path, clock=Clock())
     assert other.claim(ticket) is None
-    assert [other.claim(each) for each in other.look(NOW)[0]] == [None]
+    assert [other.claim(each) for each in other.scan(NOW)[0]] == [None]
     claim.release()

@@ -123,7 +123,7 @@ def switched(place: Path) -> Path:
         queue = open_queue(root, group=False)
         queue.prepare()
         queue.put([make_envelope(id=c * 32) for c in 'abc']).publish()
-        claim: Any = queue.claim(queue.look(NOW)[0][0])
+        claim: Any = queue.claim(queue.scan(NOW)[0][0])
         claim.settle([failed(claim.envelope)], report=False)
 
     become(WEB, live_alone)
@@ -141,7 +141,7 @@ def live(queue: MaildirQueue) -> None:
     (root / 'new' / 'foreign').chmod(queue._store.permissions.file)
     with pytest.raises(DamagedMail):
         queue.claim(Ticket('new', 'foreign'))
-    claims: list[Any] = [queue.claim(ticket) for ticket in queue.look(NOW)[0]]
+    claims: list[Any] = [queue.claim(ticket) for ticket in queue.scan(NOW)[0]]
     first, second, third, _ = claims
     first.settle([failed(first.envelope)], report=False)
     second.settle([deferred(second.envelope)], retry_at=NOW + 60, report=False)
@@ -194,13 +194,13 @@ def test_two_users_share_a_queue(shared: Path, umask: int) -> None:
     def send() -> None:
         queue = open_queue(shared)
         queue.prepare()
-        tickets, _ = queue.look(NOW)
+        tickets, _ = queue.scan(NOW)
         claims: list[Any] = [queue.claim(ticket) for ticket in tickets if ticket.folder == 'new']
         first, second, third, fourth = claims
         first.settle([sent(first.envelope)], report=False)
         second.settle([deferred(second.envelope)], retry_at=NOW + 60, report=False)
         third.settle([failed(third.envelope)], report=False)
-        fourth.sealing(fourth.envelope.recipients)
+        fourth.mark_ambiguous(fourth.envelope.recipients)
 
     def look_after() -> None:
         queue = open_queue(shared)
@@ -208,17 +208,17 @@ def test_two_users_share_a_queue(shared: Path, umask: int) -> None:
         queue.prepare()
         queue.put([make_envelope()]).publish()
         assert queue.wait(0), 'it hears the pipe that the other has made'
-        claims: list[Any] = [queue.claim(ticket) for ticket in queue.look(NOW + 60)[0]]
+        claims: list[Any] = [queue.claim(ticket) for ticket in queue.scan(NOW + 60)[0]]
         words = sorted(claim.interrupted for claim in claims if claim.todo)
         assert words == ['', '', 'ambiguous']
         for claim in claims:
             if claim.todo:
                 claim.settle([sent(claim.envelope)], report=False)
             else:
-                assert claim.fates[0].reason.startswith('in doubt')
-                claim.reported(claim.fates)
+                assert claim.pending_events[0].reason.startswith('in doubt')
+                claim.acknowledge(claim.pending_events)
         assert len(list(Path(shared, 'reasons').iterdir())) == 1, 'the dead letter has its history'
-        assert queue.expire(time.time() + 60) == 1
+        assert queue.purge_failed(time.time() + 60) == 1
 
     become(WEB, put, umask=umask)
     become(PROCESSOR, send, umask=umask)
@@ -265,7 +265,7 @@ def test_what_only_the_other_user_can_read_is_left_to_him(shared: Path, folder: 
         queue = open_queue(shared)
         queue.put([make_envelope(id=c * 32) for c in 'ab']).publish()
         if folder == 'done':
-            for ticket in queue.look(NOW)[0]:
+            for ticket in queue.scan(NOW)[0]:
                 claim: Any = queue.claim(ticket)
                 claim.settle([sent(claim.envelope)])
                 claim.release()
@@ -277,7 +277,7 @@ def test_what_only_the_other_user_can_read_is_left_to_him(shared: Path, folder: 
     def send() -> None:
         queue = open_queue(shared)
         for _ in range(2):
-            claims = [queue.claim(ticket) for ticket in queue.look(NOW, all_events=True)[0]]
+            claims = [queue.claim(ticket) for ticket in queue.scan(NOW, all_events=True)[0]]
             assert [claim.envelope.id for claim in claims if claim] == ['b' * 32]
             for claim in claims:
                 if claim:
@@ -289,7 +289,7 @@ def test_what_only_the_other_user_can_read_is_left_to_him(shared: Path, folder: 
     assert 'mail.queue_mode = group' in text
     assert path.exists()
     path.chmod(0o660)
-    assert told(PROCESSOR, lambda: open_queue(shared).look(NOW)) == ''
+    assert told(PROCESSOR, lambda: open_queue(shared).scan(NOW)) == ''
 
 
 @as_root
@@ -302,11 +302,11 @@ def test_lines_about_files_of_the_other_user_have_an_end(
     for path in (shared / 'new').iterdir():
         path.chmod(0o600)
 
-    def look() -> None:
+    def scan() -> None:
         queue = open_queue(shared)
-        assert [queue.claim(ticket) for ticket in queue.look(NOW)[0]] == [None] * 5
+        assert [queue.claim(ticket) for ticket in queue.scan(NOW)[0]] == [None] * 5
 
-    assert told(PROCESSOR, look).count('stays where it is') == 3
+    assert told(PROCESSOR, scan).count('stays where it is') == 3
 
 
 @as_root
@@ -325,10 +325,10 @@ def test_a_private_queue_is_shared_with_what_waits_in_it(switched: Path) -> None
     def send() -> None:
         queue = open_queue(switched)
         queue.prepare()
-        for ticket in queue.look(NOW)[0]:
+        for ticket in queue.scan(NOW)[0]:
             claim: Any = queue.claim(ticket)
             claim.settle([sent(claim.envelope)], report=False)
-        assert queue.expire(time.time() + 60) == 1
+        assert queue.purge_failed(time.time() + 60) == 1
         assert files(queue) == []
 
     assert told(PROCESSOR, send) == ''
@@ -416,8 +416,8 @@ def test_a_stopped_put_of_a_shared_queue_is_brought_to_its_end_by_the_other(
     def recover() -> None:
         queue = open_queue(shared, in_doubt='send')
         queue.prepare()
-        queue.look(NOW)
-        for ticket in queue.look(NOW)[0]:
+        queue.scan(NOW)
+        for ticket in queue.scan(NOW)[0]:
             claim: Any = queue.claim(ticket)
             claim.settle([sent(claim.envelope)], report=False)
         assert files(queue) == []

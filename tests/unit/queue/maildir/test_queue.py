@@ -53,21 +53,21 @@ def _defer(queue: MaildirQueue, envelope: Any, until: float) -> None:
 def test_a_half_made_queue_is_completed(tmp_path: Path, missing: str) -> None:
     """Somebody stopped while the folders were made, or removed one: it is made again by whoever
     comes first."""
-    for work in ('put', 'look', 'check', 'prepare'):
+    for work in ('put', 'scan', 'check_writable', 'prepare'):
         queue = MaildirQueue(str(tmp_path / work), clock=Clock())
         queue.prepare()
         queue.put([make_envelope()]).publish()
         shutil.rmtree(tmp_path / work / missing)
         if work == 'put':
             queue.put([make_envelope()]).publish()
-        elif work == 'look':
-            tickets, next_due = queue.look(NOW)
+        elif work == 'scan':
+            tickets, next_due = queue.scan(NOW)
             assert tickets or missing == 'new' or next_due == NOW, 'look again, now'
         else:
             getattr(queue, work)()
-        queue.check()
+        queue.check_writable()
         assert (tmp_path / work / missing).is_dir()
-        assert len(queue.look(NOW)[0]) == (work == 'put') + (missing != 'new')
+        assert len(queue.scan(NOW)[0]) == (work == 'put') + (missing != 'new')
 
 
 def test_many_may_make_it_at_once(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_many_may_make_it_at_once(tmp_path: Path) -> None:
     pids = [forked(work) for _ in range(20)]
     go.touch()
     assert [reap(pid) for pid in pids] == [0] * 20
-    assert len(MaildirQueue(path, clock=Clock()).look(NOW)[0]) == 20
+    assert len(MaildirQueue(path, clock=Clock()).scan(NOW)[0]) == 20
 
 
 def test_a_file_in_the_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_file_system_without_locks_is_refused(
 def test_probes_are_not_left_behind(queue: MaildirQueue) -> None:
     """prepare and check leave the five folders and the trigger, and nothing else."""
     queue.prepare()
-    queue.check()
+    queue.check_writable()
     assert sorted(path.name for path in Path(queue.path).iterdir()) == sorted(
         ['tmp', 'new', 'cur', 'done', 'failed', 'trigger']
     )
@@ -139,9 +139,9 @@ def test_check_tells_that_nothing_can_be_recorded(
     with monkeypatch.context() as patch:
         patch.setattr(os, 'write', write)
         with pytest.raises(QueueError, match='cannot record') as caught:
-            queue.check()
+            queue.check_writable()
     assert caught.value.errno == error
-    queue.check()
+    queue.check_writable()
 
 
 def test_check_writes_all_of_its_probe(
@@ -156,7 +156,7 @@ def test_check_writes_all_of_its_probe(
         return written[-1]
 
     monkeypatch.setattr(os, 'write', write)
-    queue.check()
+    queue.check_writable()
     assert sum(written) == 4096
 
 
@@ -173,7 +173,7 @@ def test_check_finds_a_folder_that_cannot_be_written(queue: MaildirQueue) -> Non
     def work() -> None:
         os.setuid(12345)
         with pytest.raises(QueueError, match=r'cur/ is not writable'):
-            MaildirQueue(queue.path).check()
+            MaildirQueue(queue.path).check_writable()
 
     assert reap(forked(work)) == 0
 
@@ -185,11 +185,11 @@ def test_check_tells_what_is_in_the_way(
     with monkeypatch.context() as patch:
         patch.setattr(os, 'access', lambda path, mode: not path.endswith('/done'))
         with pytest.raises(QueueError, match='done/ is not writable'):
-            queue.check()
+            queue.check_writable()
     Path(queue.path, 'failed').rmdir()
     Path(queue.path, 'failed').write_text('')
     with pytest.raises(QueueError, match='cannot be made'):
-        queue.check()
+        queue.check_writable()
 
 
 def test_the_queue_says_what_it_is(queue: MaildirQueue) -> None:
@@ -234,7 +234,7 @@ def test_clocks_that_were_wrong_stop_no_retry(queue: MaildirQueue) -> None:
     assert claim.envelope == retried
     assert claim.todo == retried.recipients
     claim.release()
-    assert queue.look(NOW)[1] == NOW + 900 * DAY
+    assert queue.scan(NOW)[1] == NOW + 900 * DAY
 
 
 def test_a_file_in_the_place_of_another_is_looked_at_anew(queue: MaildirQueue) -> None:
@@ -242,13 +242,13 @@ def test_a_file_in_the_place_of_another_is_looked_at_anew(queue: MaildirQueue) -
     id = '1' * 32
     later = NOW + DAY
     queue.put([make_envelope(id=id, due=later)]).publish()
-    assert queue.look(NOW) == ([], later)
+    assert queue.scan(NOW) == ([], later)
     old = the_file(queue, 'new')
     # From elsewhere, where a clock was ahead: nobody has asked for that day.
     other = MaildirQueue(f'{queue.path}-other', clock=Clock())
     other.put([make_envelope(id=id, queued_at=later)]).publish()
     the_file(other, 'new').rename(old)
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     assert ticket.name == old.name
 
 
@@ -270,7 +270,7 @@ def test_a_listing_that_is_not_there_is_an_error(
 
     monkeypatch.setattr(os, 'scandir', scandir)
     with pytest.raises(QueueError, match='give this user the right'):
-        queue.look(NOW)
+        queue.scan(NOW)
 
 
 # What is ours under other names
@@ -284,9 +284,9 @@ def test_a_renamed_file_is_still_ours(queue: MaildirQueue, name: str, folder: st
     queue.put([envelope]).publish()
     path = the_file(queue, 'new')
     path.rename(Path(queue.path, folder, name.format(name=path.name, id=envelope.id)))
-    for ticket in queue.look(NOW)[0]:
+    for ticket in queue.scan(NOW)[0]:
         assert queue.claim(ticket) is None, 'its time has not come'
-    assert queue.look(NOW) == ([], NOW + 60)
+    assert queue.scan(NOW) == ([], NOW + 60)
     clock = queue._clock
     assert isinstance(clock, Clock)
     clock.now = NOW + 60
@@ -306,7 +306,7 @@ def test_a_renamed_retry_keeps_its_time(queue: MaildirQueue) -> None:
     path.rename(path.with_name('renamed.eml'))
     claim = claimed(queue)
     assert (claim.todo, claim.attempt) == ((), 1)
-    claim.reported(())
+    claim.acknowledge(())
     assert files(queue) == [f'cur/{path.name}']
 
 
@@ -317,11 +317,11 @@ def test_opened_by_a_mail_program_while_it_is_sent(queue: MaildirQueue) -> None:
     claim = claimed(queue)
     path = the_file(queue, 'new')
     path.rename(Path(queue.path, 'cur', f'{path.name}:2,S'))
-    assert queue.claim(queue.look(NOW)[0][0]) is None, 'it stays locked'
+    assert queue.claim(queue.scan(NOW)[0][0]) is None, 'it stays locked'
     claim.settle([sent(envelope)], report=False)
     claim = claimed(queue)
     assert claim.todo == ()
-    claim.reported(())
+    claim.acknowledge(())
     assert files(queue) == []
 
 
@@ -364,7 +364,7 @@ def test_moved_back_by_hand_only_the_failed_are_tried_again(queue: MaildirQueue)
         claim = claimed(queue, clock.now)
         assert claim.todo == ('b@example.org', 'c@example.org')
         assert (claim.attempt, claim.since, claim.interrupted) == (0, clock.now, '')
-        assert claim.fates == []
+        assert claim.pending_events == []
         claim.release()
     claim = claimed(queue, clock.now)
     claim.settle([sent(envelope, 'b@example.org', 'c@example.org')], report=False)
@@ -406,7 +406,7 @@ def test_a_crash_while_starting_over(queue: MaildirQueue) -> None:
 
     def check() -> None:
         claim = claimed(queue)
-        assert (claim.todo, claim.attempt, claim.fates) == (('b@example.org',), 0, [])
+        assert (claim.todo, claim.attempt, claim.pending_events) == (('b@example.org',), 0, [])
         assert claim.interrupted in ('', 'sending')
         claim.release()
         lay()
@@ -436,7 +436,7 @@ def test_a_settled_claim_does_not_touch_what_came_back(queue: MaildirQueue) -> N
     path = the_file(queue, 'failed')
     path.rename(Path(queue.path, 'new', path.name))
     before = Path(queue.path, 'new', path.name).read_bytes()
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     assert queue.claim(ticket, settled=True) is None
     assert Path(queue.path, 'new', path.name).read_bytes() == before
 
@@ -470,7 +470,7 @@ def test_foreign_files_are_put_aside(
     for name in [*NAMES, proper]:
         FOREIGN[kind](Path(queue.path, folder, name))
     sent_ids, reasons = [], {}
-    for ticket in queue.look(NOW)[0]:
+    for ticket in queue.scan(NOW)[0]:
         try:
             claim = queue.claim(ticket)
         except DamagedMail as error:
@@ -485,13 +485,13 @@ def test_foreign_files_are_put_aside(
     for name, reason in reasons.items():
         assert Path(queue.path, 'reasons', f'{name}.txt').read_text('utf-8') == f'{reason}\n'
     assert '\nzwei' not in caplog.text.replace('\\nzwei', '')
-    assert queue.look(NOW) == ([], None)
+    assert queue.scan(NOW) == ([], None)
 
 
 def test_dot_files_are_left_alone(queue: MaildirQueue) -> None:
     """What begins with a dot is nobody's mail (maildir(5)), and stays."""
     Path(queue.path, 'new', '.rejected-1').write_text('x')
-    assert queue.look(NOW) == ([], None)
+    assert queue.scan(NOW) == ([], None)
     assert files(queue) == ['new/.rejected-1']
 
 
@@ -514,7 +514,7 @@ def test_two_processors_put_a_folder_aside_once(
 ) -> None:
     """What cannot be locked may be found by two: the second one finds it gone, and goes on."""
     Path(queue.path, 'new', 'foreign').mkdir()
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     other = MaildirQueue(queue.path, clock=Clock())
     real = os.path.lexists
     raced: list[str] = []
@@ -546,7 +546,7 @@ def test_what_cannot_be_put_aside_stops_nobody(
     def rename(*args: str) -> None:
         raise OSError(errno.EBUSY, 'Device or resource busy')
 
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     monkeypatch.setattr(os, 'rename', rename)
     assert queue.claim(ticket) is None
     assert 'cannot be moved to failed/' in caplog.text
@@ -568,7 +568,7 @@ def test_a_file_of_another_user_stops_nobody(tmp_path: Path) -> None:
 
     def work() -> None:
         os.setuid(12345)
-        first, second = queue.look(NOW)[0]
+        first, second = queue.scan(NOW)[0]
         with pytest.raises(DamagedMail, match='may not be read and written by user 12345'):
             queue.claim(first)
         claim = queue.claim(second)
@@ -584,7 +584,7 @@ def test_a_file_that_may_not_be_opened_is_put_aside(
 ) -> None:
     """The same, told by the system's answer, for those that are not root."""
     queue.put([make_envelope()]).publish()
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     real = os.open
 
     def denied(path: str, *args: Any) -> int:
@@ -617,7 +617,7 @@ def test_other_errors_of_open_are_errors_of_the_queue(
 ) -> None:
     """Too many open files is nobody's fault: no mail is put aside for it."""
     queue.put([make_envelope()]).publish()
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
 
     def cannot(*args: Any) -> int:
         raise OSError(errno.EMFILE, 'Too many open files')
@@ -634,7 +634,7 @@ def test_other_errors_of_lock_are_errors_of_the_queue(
 ) -> None:
     """So is a lock that fails otherwise than by being held; nothing stays open."""
     queue.put([make_envelope()]).publish()
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
 
     def flock(descriptor: int, operation: int) -> None:
         raise OSError(errno.EIO, 'Input/output error')
@@ -677,7 +677,7 @@ def test_a_file_exchanged_before_the_lock_is_not_claimed(
         flock(descriptor, operation)
 
     tmp = Path(queue.path, 'elsewhere')
-    (ticket,), _ = queue.look(NOW)
+    (ticket,), _ = queue.scan(NOW)
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, 'flock', exchange)
         assert queue.claim(ticket) is None

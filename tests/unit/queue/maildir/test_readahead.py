@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def _tickets(queue: MaildirQueue, count: int) -> list[Ticket]:
     queue.put([make_envelope() for _ in range(count)]).publish()
-    tickets, _ = queue.look(NOW)
+    tickets, _ = queue.scan(NOW)
     assert len(tickets) == count
     return tickets
 
@@ -85,7 +85,7 @@ def test_each_look_begins_anew(queue: MaildirQueue, asked: list[str]) -> None:
     """What was asked for before a look may have left the memory, or been another's."""
     tickets = _tickets(queue, MANY)
     _take(queue, tickets[:1])
-    queue.look(NOW)
+    queue.scan(NOW)
     _take(queue, tickets[1:2])
     assert len(asked) == 2 * ahead._FILES
 

@@ -52,7 +52,7 @@ def _ids(path: Path, folder: str) -> list[str]:
 def test_what_was_not_voted_is_removed(path: Path) -> None:
     """W, unlocked: all mails of the transaction are removed."""
     _left_behind(path, 'W')
-    assert _queue(path).look(NOW) == ([], None)
+    assert _queue(path).scan(NOW) == ([], None)
     assert files(_queue(path)) == []
 
 
@@ -60,7 +60,7 @@ def test_what_was_voted_is_held(path: Path, caplog: pytest.LogCaptureFixture) ->
     """V, unlocked: all are held with an error event, and each is a CRITICAL line with its id."""
     _left_behind(path, 'V')
     queue = _queue(path)
-    tickets, _ = queue.look(NOW)
+    tickets, _ = queue.scan(NOW)
     critical = [record.getMessage() for record in caplog.records if record.levelname == 'CRITICAL']
     for envelope in ENVELOPES:
         assert sum('in doubt' in line and envelope.id in line for line in critical) == 1
@@ -69,13 +69,13 @@ def test_what_was_voted_is_held(path: Path, caplog: pytest.LogCaptureFixture) ->
         claim = queue.claim(ticket)
         assert claim is not None
         assert claim.todo == ()
-        (fate,) = claim.fates
+        (fate,) = claim.pending_events
         assert (fate.kind, fate.permanent) == ('error', False)
         assert 'in doubt' in fate.reason
-        claim.reported([fate])
+        claim.acknowledge([fate])
     assert _ids(path, 'failed') == IDS
     caplog.clear()
-    assert queue.look(NOW) == ([], None)
+    assert queue.scan(NOW) == ([], None)
     assert not caplog.records, 'said once'
 
 
@@ -83,23 +83,23 @@ def test_held_mail_moved_by_hand_is_sent(path: Path) -> None:
     """A person who knows that the transaction did commit moves it from failed/ into new/."""
     _left_behind(path, 'V')
     queue = _queue(path)
-    for ticket in queue.look(NOW)[0]:
+    for ticket in queue.scan(NOW)[0]:
         claim = queue.claim(ticket)
         assert claim is not None
-        claim.reported(claim.fates)
+        claim.acknowledge(claim.pending_events)
     for file in (path / 'failed').iterdir():
         file.rename(path / 'new' / file.name)
-    claims = [queue.claim(ticket) for ticket in queue.look(NOW)[0]]
+    claims = [queue.claim(ticket) for ticket in queue.scan(NOW)[0]]
     assert [claim.todo for claim in claims if claim] == [
         claim.envelope.recipients for claim in claims if claim
     ]
-    assert [(claim.attempt, claim.fates) for claim in claims if claim] == [(0, [])] * 3
+    assert [(claim.attempt, claim.pending_events) for claim in claims if claim] == [(0, [])] * 3
 
 
 def test_what_was_voted_is_sent_if_so_set(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """mail.in_doubt = send publishes it."""
     _left_behind(path, 'V')
-    assert len(_queue(path, in_doubt='send').look(NOW)[0]) == 3
+    assert len(_queue(path, in_doubt='send').scan(NOW)[0]) == 3
     assert _ids(path, 'new') == IDS
     assert 'published after its process stopped' in caplog.text
 
@@ -109,7 +109,7 @@ def test_what_was_being_finished_is_published(path: Path) -> None:
     _left_behind(path, 'C')
     follower = next(file for file in (path / 'tmp').iterdir() if '.' in file.name)
     follower.rename(path / 'new' / follower.name.partition('.')[0])
-    assert len(_queue(path).look(NOW)[0]) == 3
+    assert len(_queue(path).scan(NOW)[0]) == 3
     assert _ids(path, 'new') == IDS
 
 
@@ -122,19 +122,19 @@ def test_a_crash_of_recovery_is_recovered_from(path: Path, letter: str, in_doubt
 
     def check() -> None:
         queue = _queue(path, in_doubt=in_doubt)
-        claims: list[Any] = [queue.claim(ticket) for ticket in queue.look(NOW)[0]]
+        claims: list[Any] = [queue.claim(ticket) for ticket in queue.scan(NOW)[0]]
         assert sorted(claim.envelope.id for claim in claims) == (IDS if letter != 'W' else [])
         held = letter == 'V' and in_doubt == 'hold'
         assert len(files(queue)) == len(claims)
         for claim in claims:
             assert claim.todo == (() if held else claim.envelope.recipients)
-            assert [fate.permanent for fate in claim.fates] == [False] * held
+            assert [fate.permanent for fate in claim.pending_events] == [False] * held
             claim.release()
         shutil.rmtree(path)
         queue.prepare()
         _left_behind(path, letter)
 
-    assert crashes(lambda: _queue(path, in_doubt=in_doubt).look(NOW), check) >= 8
+    assert crashes(lambda: _queue(path, in_doubt=in_doubt).scan(NOW), check) >= 8
 
 
 def test_a_locked_record_is_left_alone(path: Path) -> None:
@@ -148,10 +148,10 @@ def test_a_locked_record_is_left_alone(path: Path) -> None:
     with child(work):
         before = files(_queue(path))
         for in_doubt in ('hold', 'send'):
-            assert _queue(path, in_doubt=in_doubt).look(NOW) == ([], None)
+            assert _queue(path, in_doubt=in_doubt).scan(NOW) == ([], None)
         assert files(_queue(path)) == before
         assert len(before) == 3
-    assert len(_queue(path).look(NOW)[0]) == 3, 'until it is dead'
+    assert len(_queue(path).scan(NOW)[0]) == 3, 'until it is dead'
 
 
 def test_followers_without_their_record_are_in_doubt(
@@ -161,7 +161,7 @@ def test_followers_without_their_record_are_in_doubt(
     _left_behind(path, 'C')
     (record,) = (file for file in (path / 'tmp').iterdir() if '.' not in file.name)
     record.unlink()
-    assert {ticket.folder for ticket in _queue(path).look(NOW)[0]} == {'done'}
+    assert {ticket.folder for ticket in _queue(path).scan(NOW)[0]} == {'done'}
     assert len(files(_queue(path))) == 2
     assert caplog.text.count('in doubt') == 2
 
@@ -172,7 +172,7 @@ def test_a_letter_that_nobody_wrote_is_in_doubt(
 ) -> None:
     """A damaged record is no reason to remove mail: all is kept for a person's eye."""
     _left_behind(path, letter)
-    _queue(path).look(NOW)
+    _queue(path).scan(NOW)
     assert len(files(_queue(path))) == 3
     assert {file.partition('/')[0] for file in files(_queue(path))} <= {'done', 'failed'}
     assert 'in doubt' in caplog.text
@@ -184,7 +184,7 @@ def test_a_torn_mail_in_doubt_is_kept(path: Path, caplog: pytest.LogCaptureFixtu
     (record,) = (file for file in (path / 'tmp').iterdir() if '.' not in file.name)
     os.truncate(record, record.stat().st_size - 1)
     id = record.name.rpartition('-')[2]
-    _queue(path).look(NOW)
+    _queue(path).scan(NOW)
     assert _ids(path, 'failed') == [id]
     assert len(_ids(path, 'done')) == 2
     critical = [record.getMessage() for record in caplog.records if record.levelname == 'CRITICAL']
@@ -195,7 +195,7 @@ def test_a_record_that_never_got_its_letter_was_never_voted(path: Path) -> None:
     """The process died before the first octet of its record was written."""
     name = f'5-{round(NOW * 1000):015d}-0000-{"a" * 32}'
     (path / 'tmp' / name).write_bytes(b'X-Env')
-    _queue(path).look(NOW)
+    _queue(path).scan(NOW)
     assert files(_queue(path)) == []
 
 
@@ -203,7 +203,7 @@ def test_foreign_files_in_tmp_are_left_alone(path: Path) -> None:
     """Other programs write into tmp/ of a Maildir before they publish."""
     (path / 'tmp' / '123.45.host').write_text('half a mail')
     (path / 'tmp' / '.hidden').write_text('')
-    _queue(path).look(NOW)
+    _queue(path).scan(NOW)
     assert files(_queue(path)) == ['tmp/.hidden', 'tmp/123.45.host']
 
 
@@ -216,7 +216,7 @@ def test_what_is_no_file_stops_nobody(path: Path, caplog: pytest.LogCaptureFixtu
     follower.mkdir()
     other = record.with_name(f'{record.name[:-32]}{"a" * 32}')
     other.mkdir()
-    assert len(_queue(path).look(NOW)[0]) == 2
+    assert len(_queue(path).scan(NOW)[0]) == 2
     assert 'cannot be recovered' in caplog.text
     assert [file for file in files(_queue(path)) if file.startswith('failed/')] == [
         f'failed/{follower.name}'
@@ -240,9 +240,9 @@ def test_an_error_in_one_transaction_stops_no_other(
         other = make_envelope()
         queue = _queue(path)
         queue.put([other]).publish()
-        assert other.id in str(queue.look(NOW)[0])
+        assert other.id in str(queue.scan(NOW)[0])
     assert 'stays there' in caplog.text
-    assert len(_queue(path).look(NOW)[0]) == 4
+    assert len(_queue(path).scan(NOW)[0]) == 4
 
 
 @pytest.mark.parametrize('in_doubt', ['hold', 'send'])
@@ -262,7 +262,7 @@ def test_a_transaction_that_ends_while_recovery_looks_is_left_alone(
         return opened(name, *args)
 
     monkeypatch.setattr(os, 'open', racing)
-    assert {ticket.folder for ticket in queue.look(NOW)[0]} == {'new'}
+    assert {ticket.folder for ticket in queue.scan(NOW)[0]} == {'new'}
     assert _ids(path, 'new') == IDS
 
 
@@ -273,12 +273,12 @@ def test_a_follower_that_somebody_holds_is_left_for_later(path: Path) -> None:
     queue = _queue(path)
     descriptor = queue._store.open(str(follower))
     assert descriptor is not None
-    assert len(_queue(path).look(NOW)[0]) == 2
+    assert len(_queue(path).scan(NOW)[0]) == 2
     queue._store.close(descriptor)
-    assert len(_queue(path).look(NOW)[0]) == 3
+    assert len(_queue(path).scan(NOW)[0]) == 3
 
 
 def test_no_folder_is_nothing_to_recover(path: Path) -> None:
     """A missing tmp/ is made by the next put, not by recovery."""
     (path / 'tmp').rmdir()
-    assert _queue(path).look(NOW) == ([], None)
+    assert _queue(path).scan(NOW) == ([], None)

@@ -88,11 +88,15 @@ def test_a_long_look_hands_out_what_it_has_found(queue: MaildirQueue) -> None:
         due = int((NOW - number) * 1000)
         Path(queue.path, folder, f'5-{due:015d}-{folder == "cur":04d}-{number:032x}').touch()
     found: list[list[Ticket]] = []
-    tickets, _ = queue.look(NOW, early=found.append)
+    tickets, _ = queue.scan(NOW, on_first_page=found.append)
     # This queue has no patience, and tells after the first folder.
     assert found == [[ticket for ticket in tickets if ticket.folder == 'new']]
     assert [ticket.folder for ticket in tickets] == ['new', 'cur', 'new', 'cur', 'new']
-    assert queue.look(NOW, limit=2, fresh=True, early=found.append)[0] == found[1] == found[0][:2]
+    assert (
+        queue.scan(NOW, limit=2, fresh=True, on_first_page=found.append)[0]
+        == found[1]
+        == found[0][:2]
+    )
 
 
 def test_a_look_with_patience_says_it_once(tmp_path: Path) -> None:
@@ -101,10 +105,10 @@ def test_a_look_with_patience_says_it_once(tmp_path: Path) -> None:
     hasty = MaildirQueue(str(tmp_path / 'queue'), sync=False, patience=0.0, clock=Clock())
     hasty.prepare()
     hasty.put([make_envelope(due=NOW + 60, queued_at=NOW)]).publish()
-    assert hasty.look(NOW, early=found.append) == ([], NOW + 60)
+    assert hasty.scan(NOW, on_first_page=found.append) == ([], NOW + 60)
     patient = MaildirQueue(str(tmp_path / 'queue'), sync=False, patience=60.0, clock=Clock())
     patient.put([make_envelope()]).publish()
-    assert len(patient.look(NOW, early=found.append)[0]) == 1
+    assert len(patient.scan(NOW, on_first_page=found.append)[0]) == 1
     assert found == []
     hasty.close()
     patient.close()
@@ -115,25 +119,25 @@ def test_what_was_found_beyond_the_limit(queue: MaildirQueue) -> None:
     fresh mail leaves that as it is, a full one begins anew."""
     envelopes = [make_envelope(due=NOW - 20 + n) for n in range(10)]
     queue.put(envelopes).publish()
-    assert queue.further(5) == []
-    in_order, _ = queue.look(NOW)
-    assert queue.further(5) == []
-    assert queue.look(NOW, limit=4)[0] == in_order[:4]
-    assert queue.look(NOW, limit=1, fresh=True)[0] == in_order[:1]
-    assert queue.further(3) == in_order[4:7]
-    assert queue.further(5) == in_order[7:]
-    assert queue.further(5) == []
-    queue.look(NOW, limit=9)
-    assert queue.further(5) == in_order[9:]
+    assert queue.next_page(5) == []
+    in_order, _ = queue.scan(NOW)
+    assert queue.next_page(5) == []
+    assert queue.scan(NOW, limit=4)[0] == in_order[:4]
+    assert queue.scan(NOW, limit=1, fresh=True)[0] == in_order[:1]
+    assert queue.next_page(3) == in_order[4:7]
+    assert queue.next_page(5) == in_order[7:]
+    assert queue.next_page(5) == []
+    queue.scan(NOW, limit=9)
+    assert queue.next_page(5) == in_order[9:]
 
 
 def test_a_look_keeps_so_much(queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is beyond that is found by the next look."""
     monkeypatch.setattr(maildir, '_KEPT', 6)
     queue.put([make_envelope(due=NOW - 20 + n) for n in range(10)]).publish()
-    in_order, _ = queue.look(NOW, limit=10)
-    assert queue.look(NOW, limit=4)[0] == in_order[:4]
-    assert queue.further(9) == in_order[4:6]
+    in_order, _ = queue.scan(NOW, limit=10)
+    assert queue.scan(NOW, limit=4)[0] == in_order[:4]
+    assert queue.next_page(9) == in_order[4:6]
 
 
 def test_mail_for_later_is_opened_once(
@@ -152,15 +156,15 @@ def test_mail_for_later_is_opened_once(
     monkeypatch.setattr(maildir, '_OPENED', 4)
     later = NOW + 86_400.0
     queue.put([make_envelope(queued_at=NOW, due=later + n) for n in range(6)]).publish()
-    assert queue.look(NOW) == ([], NOW)
+    assert queue.scan(NOW) == ([], NOW)
     assert len(opened) == 4
-    assert queue.look(NOW) == ([], later)
-    assert queue.look(NOW) == ([], later)
+    assert queue.scan(NOW) == ([], later)
+    assert queue.scan(NOW) == ([], later)
     assert len(opened) == len(set(opened)) == 6
     monkeypatch.setattr(maildir, '_SCHEDULED', 6)
     unasked = make_envelope(queued_at=later, due=later)
     queue.put([unasked]).publish()
-    assert queue.look(NOW)[0] == [], 'of more than that the names are believed'
+    assert queue.scan(NOW)[0] == [], 'of more than that the names are believed'
 
 
 def test_what_cannot_be_read_waits(queue: MaildirQueue) -> None:
@@ -169,8 +173,8 @@ def test_what_cannot_be_read_waits(queue: MaildirQueue) -> None:
     name = f'5-{int(later * 1000):015d}-0000-{1:032x}'
     path = Path(queue.path, 'new', name)
     path.write_bytes(b'X-Envelope: no')
-    assert queue.look(NOW) == ([], later)
-    assert [ticket.name for ticket in queue.look(later)[0]] == [name]
+    assert queue.scan(NOW) == ([], later)
+    assert [ticket.name for ticket in queue.scan(later)[0]] == [name]
 
 
 def test_a_look_by_a_time_that_has_passed(queue: MaildirQueue) -> None:
@@ -182,7 +186,7 @@ def test_a_look_by_a_time_that_has_passed(queue: MaildirQueue) -> None:
     queue.put([envelope]).publish()
     claimed(queue).settle([deferred(envelope)], retry_at=NOW + 99 + LONGEST, report=False)
     queue.put([fresh]).publish()
-    assert queue.look(NOW) == ([], NOW + 50)
+    assert queue.scan(NOW) == ([], NOW + 50)
 
 
 def test_in_turn_until_the_longer_ends() -> None:

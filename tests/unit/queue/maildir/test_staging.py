@@ -217,7 +217,7 @@ def test_a_put_that_fails_leaves_nothing(
     assert queue.path in str(caught.value)
     assert files(queue) == []
     queue.put(_three()).publish()
-    assert len(queue.look(NOW)[0]) == 3
+    assert len(queue.scan(NOW)[0]) == 3
 
 
 def test_an_interrupted_put_leaves_nothing(
@@ -272,7 +272,7 @@ def test_put_makes_what_is_missing(tmp_path: Path) -> None:
     queue.put([make_envelope()]).publish()
     shutil.rmtree(tmp_path / 'not')
     queue.put([make_envelope()]).publish()
-    assert len(queue.look(NOW)[0]) == 1
+    assert len(queue.scan(NOW)[0]) == 1
 
 
 def test_files_are_private_from_the_start(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_a_publish_that_cannot_move_is_completed_by_a_processor(
     assert all(envelope.message_id in caplog.text for envelope in envelopes)
     assert len([path for path in files(queue) if path.startswith('tmp/')]) == 2
     calls.failing = lambda name, path: None
-    assert len(queue.look(NOW)[0]) == 3
+    assert len(queue.scan(NOW)[0]) == 3
     assert all(path.startswith('new/') for path in files(queue))
 
 
@@ -323,7 +323,7 @@ def test_a_letter_that_cannot_be_written_stops_no_commit(
     calls = Calls(monkeypatch)
     calls.failing = lambda name, path: errno.EIO if name == 'pwrite' else None
     put.publish()
-    assert len(queue.look(NOW)[0]) == 3
+    assert len(queue.scan(NOW)[0]) == 3
 
 
 def test_publish_makes_a_missing_folder(queue: MaildirQueue) -> None:
@@ -331,10 +331,10 @@ def test_publish_makes_a_missing_folder(queue: MaildirQueue) -> None:
     put = queue.put(_three())
     os.rmdir(f'{queue.path}/new')
     put.publish()
-    assert len(queue.look(NOW)[0]) == 3
+    assert len(queue.scan(NOW)[0]) == 3
 
 
-@pytest.mark.parametrize('second', ['publish', 'discard', 'doubt'])
+@pytest.mark.parametrize('second', ['publish', 'discard', 'keep_in_doubt'])
 @pytest.mark.parametrize('nth', [1, 2, 3])
 def test_an_interrupted_publish_is_completed_by_any_call(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch, second: str, nth: int
@@ -355,7 +355,7 @@ def test_an_interrupted_publish_is_completed_by_any_call(
         with pytest.raises(KeyboardInterrupt):
             put.publish()
     getattr(put, second)()
-    assert len(queue.look(NOW)[0]) == 3
+    assert len(queue.scan(NOW)[0]) == 3
     assert all(path.startswith('new/') for path in files(queue))
 
 
@@ -384,7 +384,7 @@ def test_a_discard_that_cannot_remove_leaves_it_to_recovery(
     assert len(files(queue)) == 4 - nth
     calls.failing = lambda name, path: None
     caplog.clear()
-    assert queue.look(NOW) == ([], None)
+    assert queue.scan(NOW) == ([], None)
     assert files(queue) == []
     assert 'in doubt' not in caplog.text
 
@@ -399,7 +399,7 @@ def test_discard_of_what_was_never_made_removes_nothing(
     with pytest.raises(QueueError):
         queue.put([envelope])
     put.publish()
-    assert len(queue.look(NOW)[0]) == 1
+    assert len(queue.scan(NOW)[0]) == 1
 
 
 def test_a_child_that_inherits_a_put_cannot_touch_it(queue: MaildirQueue) -> None:
@@ -410,15 +410,15 @@ def test_a_child_that_inherits_a_put_cannot_touch_it(queue: MaildirQueue) -> Non
 
     def work() -> None:
         others = [os.open('/dev/null', os.O_RDWR) for _ in range(3)]
-        put.doubt()
+        put.keep_in_doubt()
         for descriptor in others:
             os.fstat(descriptor)
 
     assert reap(forked(work)) == 0
     assert record.read_bytes()[STATE_AT : STATE_AT + 1] == b'V'
-    assert MaildirQueue(queue.path, clock=Clock()).look(NOW) == ([], None), 'still locked'
+    assert MaildirQueue(queue.path, clock=Clock()).scan(NOW) == ([], None), 'still locked'
     put.publish()
-    assert len(queue.look(NOW)[0]) == 3
+    assert len(queue.scan(NOW)[0]) == 3
 
 
 # Crashes
@@ -428,7 +428,7 @@ def test_a_crash_at_any_call_loses_and_doubles_nothing(tmp_path: Path) -> None:
     """The process stopped after each system call of put and publish: all mails of the transaction
     share one fate, by the table: removed, in doubt, or published."""
     path = tmp_path / 'queue'
-    fates: list[str] = []
+    events: list[str] = []
 
     def work() -> None:
         queue = MaildirQueue(str(path), clock=Clock())
@@ -438,14 +438,14 @@ def test_a_crash_at_any_call_loses_and_doubles_nothing(tmp_path: Path) -> None:
     def check() -> None:
         queue = MaildirQueue(str(path), clock=Clock())
         queue.prepare()
-        tickets, _ = queue.look(NOW)
+        tickets, _ = queue.scan(NOW)
         assert len(tickets) in (0, 3)
         assert len(files(queue)) == len(tickets)
         claims = [queue.claim(ticket) for ticket in tickets]
         assert len({claim.envelope.id for claim in claims if claim}) == len(tickets)
         folders = {ticket.folder for ticket in tickets}
         assert folders in (set(), {'done'}, {'new'})
-        fates.append({'done': 'in doubt', 'new': 'published'}.get(''.join(folders), 'removed'))
+        events.append({'done': 'in doubt', 'new': 'published'}.get(''.join(folders), 'removed'))
         for claim in claims:
             assert claim is not None
             assert (claim.todo == ()) is (folders == {'done'})
@@ -455,8 +455,8 @@ def test_a_crash_at_any_call_loses_and_doubles_nothing(tmp_path: Path) -> None:
     steps = crashes(work, check)
     assert steps > 30
     order = ['removed', 'in doubt', 'published']
-    assert sorted(fates, key=order.index) == fates, 'each phase comes once'
-    assert set(fates) == set(order)
+    assert sorted(events, key=order.index) == events, 'each phase comes once'
+    assert set(events) == set(order)
 
 
 def test_a_crash_while_discarding_removes_all(tmp_path: Path, caplog: Any) -> None:
@@ -473,7 +473,7 @@ def test_a_crash_while_discarding_removes_all(tmp_path: Path, caplog: Any) -> No
 
     def check() -> None:
         caplog.clear()
-        assert MaildirQueue(str(path), clock=Clock(), in_doubt='send').look(NOW)[1] is None
+        assert MaildirQueue(str(path), clock=Clock(), in_doubt='send').scan(NOW)[1] is None
         if begun.exists() and 'published' not in caplog.text:
             assert files(queue) == []
         for file in files(queue):
@@ -497,7 +497,7 @@ def test_a_writer_may_find_its_new_file_gone(
         name = os.readlink(f'/proc/self/fd/{descriptor}')
         if '/tmp/5-' in name and operation & fcntl.LOCK_EX and not raced:
             raced = 1
-            other.look(NOW)
+            other.scan(NOW)
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, 'flock', racing)
@@ -511,12 +511,12 @@ def test_recovery_leaves_a_live_writer_alone(queue: MaildirQueue) -> None:
     """Processors that look all the time touch nothing of transactions under way."""
     stop = Path(queue.path, 'stop')
 
-    def look() -> None:
+    def scan() -> None:
         other = MaildirQueue(queue.path, clock=Clock())
         while not stop.exists():
-            other.look(NOW)
+            other.scan(NOW)
 
-    pids = [forked(look) for _ in range(2)]
+    pids = [forked(scan) for _ in range(2)]
     for n in range(60):
         put = queue.put(_three())
         if n % 3:
@@ -525,6 +525,6 @@ def test_recovery_leaves_a_live_writer_alone(queue: MaildirQueue) -> None:
             put.discard()
     stop.touch()
     assert [reap(pid) for pid in pids] == [0, 0]
-    until(lambda: len(queue.look(NOW)[0]) == 120)
+    until(lambda: len(queue.scan(NOW)[0]) == 120)
     assert len(files(queue)) == 120
     assert all(path.startswith('new/') for path in files(queue))

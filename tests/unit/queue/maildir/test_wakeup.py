@@ -216,7 +216,7 @@ def test_a_publish_wakes_a_processor_that_sleeps(tmp_path: Path) -> None:
 
     def wait() -> None:
         assert queue.wait(30)
-        found.append(len(queue.look(NOW, fresh=True)[0]))
+        found.append(len(queue.scan(NOW, fresh=True)[0]))
 
     thread = threading.Thread(target=wait)
     thread.start()
