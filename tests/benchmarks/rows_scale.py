@@ -286,7 +286,7 @@ ROWS = (
             at_most('the first delivery under 1.2 s', 'first', 1.2, 's', who=MANY),
             Goal('0.8 of the throughput at 1,000 files', _share('rate', MANY, FEW), 0.8),
             at_most('memory under 60 MB', 'memory', 60, 'MB', who=MANY),
-            at_most('no stat a file in an idle look', 'stats', 0.01, 'calls', who=LOOK),
+            at_most('no stat a file in an idle scan', 'stats', 0.01, 'calls', who=LOOK),
         ),
         '',
         (

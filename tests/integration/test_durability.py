@@ -341,7 +341,7 @@ def test_death_in_another_data_manager(
 @pytest.mark.parametrize('durable', [True, False], ids=['with a queue', 'without'])
 def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bool) -> None:
     """RELIABILITY 84: killed when the database has committed and the relay has not heard of it:
-    with a queue the mail is there, as it was; without one it is lost, which the README says."""
+    with a queue the mail is there, as it was; without one it is lost, which the documentation says."""
 
     class Deadly(RecordingMailer):
         def connect(self) -> Any:
