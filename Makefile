@@ -53,7 +53,7 @@ bench-peers: $(INSTALLED_PEERS) ## Install what the benchmarks compare with into
 	@test -x $${MAIL_PEERS:-/var/cache/mail-peers}/postfix/usr/sbin/smtp-sink || tests/peers/install
 
 # Until the name on the package index is ours. tests/test_docs.py has the same check, more exactly.
-FROM_INDEX := (install|add) +([^ ]+ +)*pyramid[_-]sendmail([^A-Za-z0-9_/.-]|$$)
+FROM_INDEX := (install|add) +([^ `]+ +)*pyramid[_-]sendmail([^A-Za-z0-9_/.-]|$$)
 
 # -W error with two exceptions, both about what Pyramid itself imports: WebOb 1.8 needs cgi, up to
 # Python 3.12, and Pyramid 2 needs pkg_resources.

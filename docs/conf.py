@@ -22,9 +22,12 @@ highlight_language = 'python'
 add_module_names = False
 autodoc_member_order = 'bysource'
 python_display_short_literal_types = True
+python_maximum_signature_line_length = 80
 toc_object_entries = False
 
 html_theme = 'furo'
 html_title = f'{project} {release}'
+html_static_path = ['_static']
+html_css_files = ['style.css']
 html_copy_source = False
 html_show_sourcelink = False

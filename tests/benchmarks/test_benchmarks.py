@@ -1,4 +1,4 @@
-"""The frame of the benchmarks: turns, medians, verdicts, and what the documentation shows of them."""
+"""The frame of the benchmarks: turns, medians, verdicts, and what docs/ shows of them."""
 
 from __future__ import annotations
 
