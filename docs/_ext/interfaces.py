@@ -25,6 +25,8 @@ class InterfaceDirective(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return what the Python domain makes of the description."""
         self.env.note_dependency(interfaces.__file__)
+        if self.arguments[0] not in interfaces.__all__:
+            raise self.error(f'pyramid_sendmail.interfaces has no {self.arguments[0]}')
         return self.parse_text_to_nodes('\n'.join(_described(self.arguments[0])))
 
 

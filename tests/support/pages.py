@@ -93,7 +93,7 @@ class _Generated(_Described):
 _DIRECTIVES: dict[str, type[Directive]] = {
     **dict.fromkeys(('confval', 'glossary', 'seealso', 'versionadded'), _Described),
     **dict.fromkeys(('autoclass', 'autoexception', 'autofunction', 'automethod'), _Generated),
-    **dict.fromkeys(('interface', 'toctree', 'py:currentmodule', 'py:module'), _Generated),
+    **dict.fromkeys(('include', 'interface', 'literalinclude', 'toctree'), _Generated),
 }
 
 _ROLES = ('attr', 'class', 'confval', 'doc', 'exc', 'func', 'meth', 'mod', 'ref', 'term')
