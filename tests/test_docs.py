@@ -53,7 +53,7 @@ from pyramid_sendmail.interfaces import (
 )
 from pyramid_sendmail.mailers.factory import mailer_from_url
 from pyramid_sendmail.mailers.schemes import RELAY_OPTIONS
-from pyramid_sendmail.processor.processor import GRACE, POLL
+from pyramid_sendmail.processor.options import POLL_INTERVAL, SHUTDOWN_GRACE
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.scripts.qp import _parser
 from pyramid_sendmail.scripts.qp import run as run_processor
@@ -532,7 +532,7 @@ def test_ini(block: Block) -> None:
     assert kind in ('[Unit]', '[program:shop-mail]')
     service = parser['Service'] if kind == '[Unit]' else parser['program:shop-mail']
     assert_runs_processor(service.get('ExecStart') or service['command'])
-    assert float(service.get('TimeoutStopSec') or service['stopwaitsecs']) > GRACE
+    assert float(service.get('TimeoutStopSec') or service['stopwaitsecs']) > SHUTDOWN_GRACE
 
 
 def mailer_of(block: Block, name: str = 'main') -> Any:
@@ -809,7 +809,7 @@ def test_events() -> None:
             names['Message'](subject='Other', to='bob@example.org', text='x', tag='other')
         )
     dispatcher: Any = registry.getUtility(IMailEventDispatcher)
-    assert dispatcher.join(10)
+    assert dispatcher.flush(10)
     rows = refusals(registry)
     assert [row[1:] for row in rows] == [('ann@example.org', '550 no such user')]
     again = request_of(registry)
@@ -887,7 +887,28 @@ def test_dead_letter() -> None:
     assert RELAYS[-1].accepted('ann@example.org') == 1
     assert RELAYS[-1].accepted('bob@example.org') == 1
     assert list(Path('mail/failed').iterdir()) == []
-    assert POLL <= 30
+    assert POLL_INTERVAL <= 30
+
+
+@tries('howto/dead-letters', 'In Python')
+def test_dead_letter_in_python(capsys: pytest.CaptureFixture[str]) -> None:
+    """The function of the page retries the mail with its tag, and shows why it had failed."""
+    (block,) = in_section('howto/dead-letters', 'In Python')
+    execute(block, namespace := {})
+    execute(sending()[0], namespace)
+    RELAYS[-1].script('ann@example.org', Verdict('failed', Reply(550, 'no such user')))
+    with registered() as registry:
+        request = request_of(registry)
+        with request.tm:
+            namespace['sign_up'](request)
+        processor = processor_of(registry, workers=1)
+        processor.run_once()
+        namespace['retry_failed'](registry, 'invoice')
+        assert capsys.readouterr().out == ''
+        namespace['retry_failed'](registry, 'welcome')
+        assert '550 no such user True' in capsys.readouterr().out
+        processor.run_once()
+    assert RELAYS[-1].accepted('ann@example.org') == 1
 
 
 def test_types() -> None:
