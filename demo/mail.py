@@ -13,7 +13,7 @@ from pyramid_sendmail import Attachment, Message
 
 from .relay import LATER, REFUSED
 
-__all__ = ['to_later', 'to_nobody', 'welcome']
+__all__ = ['to_later', 'to_unknown', 'welcome']
 
 LOGO = Path(__file__).with_name('static') / 'logo.png'
 
@@ -47,12 +47,12 @@ def welcome(request: Request, name: str, email: str) -> Message:
     )
 
 
-def to_nobody() -> Message:
-    """A mail that the relay refuses for good: its answer to this address is 550."""
+def to_unknown() -> Message:
+    """Return a mail that the relay refuses for good: its reply to this address is 550."""
     return Message(
-        subject='A letter to nobody',
-        to=[f'nobody@{REFUSED}'],
-        text='The relay does not know this address: an error event tells so.',
+        subject='A letter to an unknown address',
+        to=[f'unknown@{REFUSED}'],
+        text='The relay does not know this address: an error event says so.',
         tag='refused',
     )
 

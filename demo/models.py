@@ -1,4 +1,4 @@
-"""The demo's database: who signed up, and what subscribers heard of the mail.
+"""The demo's database: who signed up, and what subscribers wrote about the mail.
 
 Two processes write to it, the application and the queue processor with its subscribers: SQLite
 lets one wait for the other.
@@ -24,7 +24,7 @@ class Base(DeclarativeBase):
 
 
 class SignUp(Base):
-    """Somebody who pressed the button, and whose transaction committed."""
+    """A person who pressed the button, and whose transaction committed."""
 
     __tablename__ = 'signup'
 
@@ -36,7 +36,7 @@ class SignUp(Base):
 
 
 class LogEntry(Base):
-    """What a subscriber wrote when it heard an event."""
+    """What a subscriber wrote about an event."""
 
     __tablename__ = 'log'
 

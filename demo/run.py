@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def _refuse_busy_ports(places: Places) -> None:
-    """Raise OSError, naming the port, if somebody listens where the demo wants to."""
+    """Raise OSError, naming the port, if another process listens on it."""
     for what, port in (('the page', places.web_port), ('the relay', places.relay_port)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

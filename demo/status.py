@@ -19,7 +19,7 @@ from sqlalchemy import func, select
 
 from .models import LogEntry, SignUp
 
-__all__ = ['Delivered', 'octets', 'read_delivered', 'status']
+__all__ = ['Delivered', 'content_of', 'read_delivered', 'status']
 
 SHOWN = 20
 
@@ -90,7 +90,7 @@ def _in(queue: Path, folder: str) -> Iterator[dict[str, Any]]:
             'attempt': int(match[2]),
             'message_id': str(mail.get('Message-ID', '')),
             'sender': str(mail.get('X-Envelope-From', '')),
-            # Before the address, and a blank, stands what became of it.
+            # The state of the recipient and a blank stand before the address.
             'recipients': [
                 str(line).partition(' ')[2] for line in mail.get_all('X-Envelope-To', [])
             ],
@@ -98,8 +98,8 @@ def _in(queue: Path, folder: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def octets(part: EmailMessage) -> bytes:
-    """The content of an attachment, decoded."""
+def content_of(part: EmailMessage) -> bytes:
+    """Return the content of an attachment, decoded."""
     content = part.get_payload(decode=True)
     return content if isinstance(content, bytes) else b''
 
@@ -133,7 +133,7 @@ class Delivered:
         for part in self.parts:
             content_id = str(part.get('Content-ID', '')).strip().strip('<>')
             if content_id:
-                data = b64encode(octets(part)).decode()
+                data = b64encode(content_of(part)).decode()
                 uri = f'data:{part.get_content_type()};base64,{data}'
                 html = html.replace(f'cid:{content_id}', uri)
         return html
@@ -157,7 +157,7 @@ class Delivered:
                 {
                     'filename': part.get_filename(),
                     'content_type': part.get_content_type(),
-                    'size': len(octets(part)),
+                    'size': len(content_of(part)),
                     'inline': 'Content-ID' in part,
                     'href': request.route_path('part', id=self.id, number=number),
                 }

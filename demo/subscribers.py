@@ -1,4 +1,4 @@
-"""What the demo does when it hears what became of a mail: ordinary Pyramid subscribers.
+"""What the demo does with the outcome of a mail: ordinary Pyramid subscribers.
 
 They run in the queue processor, each event in a request and a transaction of its own.
 """

@@ -17,9 +17,9 @@ from pyramid.httpexceptions import HTTPNotFound, HTTPSeeOther
 from pyramid.request import Request
 from pyramid.response import Response
 
-from .mail import to_later, to_nobody, welcome
+from .mail import to_later, to_unknown, welcome
 from .models import SignUp
-from .status import Delivered, octets, read_delivered, status
+from .status import Delivered, content_of, read_delivered, status
 
 __all__ = ['ChangeOfHeart', 'defer', 'home', 'refuse', 'send_and_raise', 'sign_up']
 
@@ -70,7 +70,7 @@ def raised(error: ChangeOfHeart, request: Request) -> dict[str, Any]:
 
 def refuse(request: Request) -> Any:
     """A mail that the relay refuses: this request is long over when the error event comes."""
-    request.mailer.send(to_nobody())
+    request.mailer.send(to_unknown())
     return HTTPSeeOther(request.route_path('home'))
 
 
@@ -124,7 +124,7 @@ def part(request: Request) -> Response:
     if number >= len(parts):
         raise HTTPNotFound('The mail has no such part.')
     return Response(
-        octets(parts[number]),
+        content_of(parts[number]),
         content_type='application/octet-stream',
         content_disposition=f"attachment; filename*=UTF-8''{quote(parts[number].get_filename(''))}",
     )

@@ -458,7 +458,8 @@ def test_planted_words() -> None:
         *((1, '_road'), (3, 'nobody'), (4, 'Octets'))
     ]
     assert str(found[1]).startswith('3: "nobody": write none')
-    assert list(found_in('It delegates, wholehearted. RFC 5321 counts octets.')) == []
+    plain = 'It delegates, wholehearted: application/octet-stream. RFC 5321 counts octets.'
+    assert list(found_in(plain)) == []
     assert list(found_in('It counts octets.\n\nRFC 5321 does.')) != []
 
 

@@ -243,7 +243,7 @@ def test_raise(demo: Demo) -> None:
 def test_refuse(demo: Demo) -> None:
     """A refused mail becomes an error event with the relay's words, and a dead letter."""
     assert demo.post('/refuse')[0] == 303
-    row = demo.logged('error', 'nobody@refused.example')
+    row = demo.logged('error', 'unknown@refused.example')
     assert row['reply'].startswith('550 5.1.1')
     status = demo.status()
     assert status['queued'] == []

@@ -35,7 +35,7 @@ WORDS: dict[str, str] = {
     r'(?:puts?|putting) aside': 'move to failed/',
     r'settles? with': 'ends with, or records the outcome',
     r'says? good-?bye': 'send QUIT',
-    r'octets?': 'bytes (octets only where an RFC is quoted, which is then named)',
+    r'octets?(?!-)': 'bytes (octets only where an RFC is quoted, which is then named)',
     r'(?:full|idle|last|next|further|another|each) looks?': 'scan',
 }
 """A regular expression of whole words, whatever the case, and the remedy."""
