@@ -34,7 +34,8 @@ def _described(name: str) -> Iterator[str]:
     tree = ast.parse(inspect.getsource(interfaces))
     (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
     bases = ', '.join(ast.unparse(base) for base in found.bases)
-    yield f'.. py:class:: pyramid_sendmail.interfaces.{name}({bases})'
+    yield f'.. py:class:: {name}({bases})'
+    yield f'   :module: {interfaces.__name__}'
     yield ''
     yield _body(ast.get_docstring(found))
     for node in found.body:
