@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...envelope import BLOCK, Outcome, Reply, Verdict
+from ...envelope import BLOCK_SIZE, Outcome, Reply, Verdict
 from ...exceptions import MailerUnavailable, QueueError
 from .connection import ConnectionLost
 from .extensions import SessionOptions, closes, is_crowded, refusal
@@ -40,7 +40,7 @@ from .transaction import Command, EnvelopeSource, MailTransaction
 
 __all__ = ['ChunkingSession']
 
-OCTETS = 4 * BLOCK
+OCTETS = 4 * BLOCK_SIZE
 """Octets of text that are under way at most: what is in doubt when the line is lost."""
 
 _AROUND = 3
@@ -129,7 +129,7 @@ class ChunkingSession(SMTPSession):
         """Whether it may share the line."""
         recipients = len(mail.todo)
         return (
-            mail.envelope.size <= BLOCK
+            mail.envelope.size <= BLOCK_SIZE
             and recipients <= self._max_recipients
             and recipients + _AROUND <= WINDOW
         )

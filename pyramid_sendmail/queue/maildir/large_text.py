@@ -11,14 +11,14 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 
-from ...envelope import BLOCK, is_crlf
+from ...envelope import BLOCK_SIZE, is_crlf
 from ...threads import blocking
 from .files import Store
 from .format import Block, decode, lengths_of
 
 __all__ = ['LARGE', 'StoredText', 'load']
 
-LARGE = 4 * BLOCK
+LARGE = 4 * BLOCK_SIZE
 """Octets of a file from which on its message is not held in memory."""
 
 
@@ -47,7 +47,7 @@ class StoredText:
     """
 
     def __init__(
-        self, store: Store, descriptor: int, *, at: int, end: int, block: int = BLOCK
+        self, store: Store, descriptor: int, *, at: int, end: int, block: int = BLOCK_SIZE
     ) -> None:
         self.size = end - at
         self.is_ascii = True

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyramid_sendmail.envelope import BLOCK, Envelope, Outcome, Reply
+from pyramid_sendmail.envelope import BLOCK_SIZE, Envelope, Outcome, Reply
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.mailers.smtp.chunking import OCTETS, ChunkingSession
 from pyramid_sendmail.mailers.smtp.connection import ConnectionLost, Timeouts
@@ -381,7 +381,7 @@ def test_a_mail_is_refused_with_another_behind(server: ScriptedSMTPServer) -> No
 def test_few_octets_are_under_way(server: ScriptedSMTPServer) -> None:
     """However wide the window is: what is in doubt at once is bounded."""
     wire, session = recorded(server, window=100)
-    raw = RAW + b'x\r\n' * (BLOCK // 3 - 100)
+    raw = RAW + b'x\r\n' * (BLOCK_SIZE // 3 - 100)
     outcomes = send(session, *some(12, raw=raw))
     session.close()
     assert {*map(str, map(statuses, outcomes))} == {str({to(n): 'delivered'}) for n in range(12)}
@@ -406,7 +406,7 @@ def test_few_commands_are_under_way(server: ScriptedSMTPServer) -> None:
 @pytest.mark.parametrize(
     'heavy',
     [
-        one(5, raw=RAW + b'x\r\n' * BLOCK),
+        one(5, raw=RAW + b'x\r\n' * BLOCK_SIZE),
         envelope(*(f'r{n}@5.example.org' for n in range(WINDOW)), id=f'{5:032x}'),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyramid_sendmail.envelope import BLOCK, Envelope, StoredEnvelope, is_crlf
+from pyramid_sendmail.envelope import BLOCK_SIZE, Envelope, StoredEnvelope, is_crlf
 from pyramid_sendmail.exceptions import DamagedMail
 from pyramid_sendmail.mailers.smtp.dot_stuffing import stuffed
 from pyramid_sendmail.mailers.smtp.extensions import Extensions, SessionOptions
@@ -87,7 +87,7 @@ def test_what_is_told_of_a_large_mail_is_what_is_told_of_a_small_one(queue: Mail
     assert stored.size == envelope.size == len(envelope.raw)
     assert b''.join(stored.blocks()) == stored.raw == envelope.raw
     assert list(envelope.blocks()) == [
-        envelope.raw[at : at + BLOCK] for at in range(0, envelope.size, BLOCK)
+        envelope.raw[at : at + BLOCK_SIZE] for at in range(0, envelope.size, BLOCK_SIZE)
     ]
     for name in ('id', 'message_id', 'sender', 'recipients', 'subject', 'due', 'not_before'):
         assert getattr(stored, name) == getattr(envelope, name)
@@ -194,7 +194,7 @@ def test_memory_is_bounded_by_blocks(queue: MaildirQueue) -> None:
     claim.release()
 
 
-@pytest.mark.parametrize('at', [-1, -BLOCK, 0])
+@pytest.mark.parametrize('at', [-1, -BLOCK_SIZE, 0])
 def test_a_torn_file_is_never_sent(queue: MaildirQueue, at: int) -> None:
     """A file that ends too early, or goes on, is found when it is claimed, and put aside whole."""
     queue.put([_large()]).publish()
@@ -209,7 +209,7 @@ def test_a_torn_file_is_never_sent(queue: MaildirQueue, at: int) -> None:
     assert files(queue) == [f'failed/{path.name}']
 
 
-@pytest.mark.parametrize('back', [2, BLOCK, BLOCK + 1, 2 * LARGE])
+@pytest.mark.parametrize('back', [2, BLOCK_SIZE, BLOCK_SIZE + 1, 2 * LARGE])
 def test_a_changed_file_is_never_sent(queue: MaildirQueue, back: int) -> None:
     """One octet is enough, wherever it stands."""
     queue.put([_large()]).publish()
@@ -238,7 +238,7 @@ def test_after_the_release_nothing_is_read(queue: MaildirQueue) -> None:
     claim = claimed(queue)
     envelope = claim.envelope
     blocks = envelope.blocks()
-    assert len(next(blocks)) == BLOCK
+    assert len(next(blocks)) == BLOCK_SIZE
     claim.release()
     other = claimed(queue)
     for read in (lambda: envelope.raw, lambda: next(blocks)):
@@ -310,7 +310,7 @@ def test_a_file_that_becomes_shorter_while_it_is_sent(queue: MaildirQueue) -> No
     queue.put([make_envelope('b@example.org')]).publish()
     (_, second), _ = queue.scan(NOW)
     claims = [queue.claim(first), queue.claim(second)]
-    os.truncate(path, path.stat().st_size - 2 * BLOCK)
+    os.truncate(path, path.stat().st_size - 2 * BLOCK_SIZE)
     with ScriptedSMTPServer(extensions=('PIPELINING',)) as server:
         road, tally, attempts = RelayConnection(_mailer(server)), Tally(), _attempts()
         left = iter(claims)
