@@ -16,6 +16,7 @@ from ..interfaces import IMailer
 from ..settings.converters import choice, count, pause, text
 from .file import FileMailer
 from .null import NullMailer
+from .sendmail import SendmailMailer
 from .smtp.connection import TIMEOUTS
 from .smtp.extensions import SessionOptions
 from .smtp.lmtp import LMTPMailer
@@ -120,9 +121,6 @@ def _lmtp_unix(url: MailURL, defaults: Defaults) -> IMailer:
 
 
 def _sendmail(url: MailURL, defaults: Defaults) -> IMailer:
-    # Few applications use it, and it imports subprocess.
-    from .sendmail import SendmailMailer
-
     url.refuse_credentials()
     arguments = url.converted_options(_TIMEOUT)
     if url.path or url.authority:
