@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from zope.interface import implementer
 
 from pyramid_sendmail import Message
 from pyramid_sendmail.interfaces import IMailDelivery, IMailer, IMailQueue
+from pyramid_sendmail.settings import MailSettings, parse_settings
 from tests.support.doubles import RecordingMailer
 
 SECRET = 's3kr1t'
@@ -50,6 +52,18 @@ def failure(config: Configurator) -> str:
 def text_of(error: ConfigurationError) -> str:
     """Return the text of an error; Pyramid wraps one that an action raises."""
     return str(getattr(error, 'evalue', error))
+
+
+def parse(environ: Mapping[str, str] | None = None, **given: Any) -> MailSettings:
+    """Parse settings given without their ``mail.``, in an empty environment."""
+    return parse_settings({f'mail.{name}': value for name, value in given.items()}, environ or {})
+
+
+def refusal(environ: Mapping[str, str] | None = None, **given: Any) -> str:
+    """Return the text of the ConfigurationError about these settings."""
+    with pytest.raises(ConfigurationError) as caught:
+        parse(environ, **given)
+    return str(caught.value)
 
 
 def request_of(registry: Registry) -> Any:

@@ -50,7 +50,7 @@ pytestmark = pytest.mark.usefixtures('no_mail_environment')
 
 @pytest.fixture
 def config() -> Iterator[Configurator]:
-    """As in an application's unit tests: every action runs at once."""
+    """Return a configurator that runs every action at once, as in unit tests of an application."""
     with testing.testConfig(settings={}) as config:
         yield config
 
@@ -89,7 +89,8 @@ assert threading.enumerate() == [threading.main_thread()]
 
 
 def test_directives_override_the_settings(tmp_path: Path) -> None:
-    """Objects, callables of the registry and dotted names; before or after the include."""
+    """A directive takes an object, a callable of the registry or a dotted name, and overrides the
+    settings."""
     config = configured(url='smtp://relay', queue_path=tmp_path)
     queue = MemoryQueue()
     config.set_mailer('tests.support.configuration.mailer')
@@ -104,7 +105,8 @@ def test_directives_override_the_settings(tmp_path: Path) -> None:
 
 
 def test_delivery_of_the_application(tmp_path: Path) -> None:
-    """``set_mail_delivery`` gets a registry that has mailer and queue, whatever the order."""
+    """The callable of ``set_mail_delivery`` finds mailer and queue in the registry, whatever the
+    order of the calls."""
     config = configured(queue_path=tmp_path, delivery='no.such.thing')
     config.set_mail_delivery(
         lambda registry: Delivery((registry.getUtility(IMailer), registry.getUtility(IMailQueue)))
@@ -121,15 +123,15 @@ def test_delivery_of_the_application(tmp_path: Path) -> None:
     'name', ['tests.support.configuration.delivery', 'tests.support.configuration:Delivery']
 )
 def test_delivery_by_dotted_name(name: str) -> None:
-    """``mail.delivery`` names an object, or what makes one of the registry."""
+    """``mail.delivery`` names an object, or a callable that makes one from the registry."""
     registry = committed(delivery=name)
     made = registry.getUtility(IMailDelivery)
     assert isinstance(made, Delivery)
     assert made.registry is (None if made is delivery else registry)
 
 
-def test_a_queue_that_was_set_is_as_good_as_a_path() -> None:
-    """``mail.delivery = queue`` is content with it, and it is the default then."""
+def test_a_queue_that_was_set_has_the_effect_of_a_path() -> None:
+    """A queue that was set satisfies ``mail.delivery = queue``, and makes it the default."""
     for given in ({}, {'delivery': 'queue'}):
         config = configured(url='null:', **given)
         queue = MemoryQueue()
@@ -142,7 +144,7 @@ def test_a_queue_that_was_set_is_as_good_as_a_path() -> None:
 
 @pytest.mark.parametrize('directive', ['set_mail_delivery', 'set_mailer', 'set_mail_queue'])
 def test_two_calls_conflict(directive: str) -> None:
-    """As with Pyramid's own directives, unless one place includes the other."""
+    """Two calls of a directive conflict, unless one place includes the other."""
     part = {'set_mail_delivery': delivery, 'set_mailer': mailer, 'set_mail_queue': MemoryQueue()}
 
     def one(config: Configurator) -> None:
@@ -161,7 +163,7 @@ def test_two_calls_conflict(directive: str) -> None:
 
 
 def test_regression_a_sibling_may_override_the_defaults() -> None:
-    """What the settings gave conflicted with an application's own ``config.include('.mail')``."""
+    """Once the defaults conflicted with the directives of ``config.include('.mail')``."""
 
     def sibling(config: Configurator) -> None:
         config.set_mailer(mailer)
@@ -174,8 +176,8 @@ def test_regression_a_sibling_may_override_the_defaults() -> None:
 
 
 def test_regression_autocommit(config: Configurator) -> None:
-    """By pyramid.testing.setUp the delivery had been made before the directives were called, and
-    went on with the mailer of the settings."""
+    """Once, with autocommit, the delivery was made before the directives were called and kept the
+    mailer of the settings."""
     config.include('pyramid_sendmail')
     before = config.registry.getUtility(IMailDelivery)
     assert type(before) is DirectMailDelivery
@@ -193,7 +195,8 @@ def test_regression_autocommit(config: Configurator) -> None:
 
 
 def test_regression_commit_in_between() -> None:
-    """The same, where the application commits before it sets the mailer."""
+    """Once the delivery kept the mailer of the settings if the application committed before
+    ``set_mailer``."""
     config = configured()
     config.commit()
     config.set_mailer(mailer)
@@ -202,7 +205,7 @@ def test_regression_commit_in_between() -> None:
 
 
 def test_without_introspection() -> None:
-    """``Configurator(introspection=False)`` is an application like any other."""
+    """The directives work with ``Configurator(introspection=False)``."""
     config = Configurator(introspection=False)
     config.include('pyramid_sendmail')
     config.set_mail_delivery(lambda registry: Delivery(registry.getUtility(IMailer)))
@@ -213,7 +216,7 @@ def test_without_introspection() -> None:
 
 
 def test_include_twice(tmp_path: Path) -> None:
-    """Whoever includes it, once is enough; after a commit it changes nothing."""
+    """A second include changes nothing, in the same commit or a later one."""
 
     def other(config: Configurator) -> None:
         config.include('pyramid_sendmail')
@@ -231,7 +234,8 @@ def test_include_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('order', [(0, 1), (1, 0), (0, 1, 0), (1,)])
 def test_pyramid_tm_is_included_once(order: tuple[int, ...]) -> None:
-    """Before, after, or by us alone: one tween, and no conflict."""
+    """There is one tween of pyramid_tm and no conflict, whether or not the application includes
+    it."""
     config = Configurator(settings={'mail.url': 'null:'})
     for index in order:
         config.include(('pyramid_tm', 'pyramid_sendmail')[index])
@@ -245,7 +249,8 @@ def test_pyramid_tm_is_included_once(order: tuple[int, ...]) -> None:
 
 
 def test_request_mailer() -> None:
-    """The registered delivery, bound to request.tm, one object a request."""
+    """``request.mailer`` is the registered delivery bound to request.tm, the same for a whole
+    request."""
     config = configured()
     config.set_mailer(mailer)
     config.set_mail_queue(MemoryQueue())
@@ -266,7 +271,7 @@ def test_request_mailer() -> None:
 
 
 def test_a_view_sends() -> None:
-    """Through pyramid_tm: kept on a commit, forgotten on an abort."""
+    """Through pyramid_tm, mail of a view is kept on a commit and dropped on an abort."""
 
     def view(request: Any) -> Response:
         message_id = request.mailer.send(HELLO)
@@ -291,7 +296,7 @@ def test_a_view_sends() -> None:
 
 
 def test_mail_tag(config: Configurator) -> None:
-    """The subscriber predicate: events of mail with that tag only."""
+    """A subscriber with the predicate ``mail_tag`` gets events of mail with that tag only."""
     seen: list[str] = []
     config.include('pyramid_sendmail')
     config.add_subscriber(lambda event: seen.append(event.id), MailSentEvent, mail_tag='welcome')
@@ -304,7 +309,8 @@ def test_mail_tag(config: Configurator) -> None:
 
 
 def test_bad_senders_are_found_at_start_up() -> None:
-    """Even where the application has a delivery of its own."""
+    """Wrong sender addresses are errors at start-up, even if the application has its own
+    delivery."""
     for name in ('default_sender', 'envelope_sender'):
         config = configured(**{name: 'ann at example.org'})
         config.set_mail_delivery(delivery)
@@ -326,8 +332,9 @@ def test_bad_senders_are_found_at_start_up() -> None:
         ('set_mail_delivery', url_with_password),
     ],
 )
-def test_what_is_no_part(directive: str, part: Any) -> None:
-    """The error names the directive and the interface, and shows nothing of what it got."""
+def test_parts_that_are_refused(directive: str, part: Any) -> None:
+    """An error about a part names the directive and the interface, and shows nothing of the
+    part."""
 
     def include(config: Configurator) -> None:
         getattr(config, directive)(part)
@@ -341,15 +348,15 @@ def test_what_is_no_part(directive: str, part: Any) -> None:
 
 
 @pytest.mark.parametrize('name', ['no.such.thing', 'tests.support.configuration.number', 'direkt'])
-def test_delivery_that_is_none(name: str) -> None:
-    """``mail.delivery`` names what does not exist, or what is no delivery."""
+def test_deliveries_that_are_refused(name: str) -> None:
+    """An error about ``mail.delivery`` quotes it, if it does not exist or is no delivery."""
     text = failure(configured(delivery=name))
     assert text.startswith(f'mail.delivery = {name}: ')
     assert 'give' in text or 'write' in text
 
 
-def test_absent_until_their_version() -> None:
-    """No stub pretends that it works."""
+def test_later_features_are_absent() -> None:
+    """Features of later releases are absent: there is no stub."""
     config = configured(url='null:')
     with pytest.raises(AttributeError, match='add_mail_preview'):
         config.add_mail_preview('x')
@@ -367,7 +374,7 @@ def test_absent_until_their_version() -> None:
 
 
 def test_several_relays() -> None:
-    """``mail.url`` of several lines is one mailer; the introspectable shows no password."""
+    """Several URLs make one mailer, and the introspectable shows no password."""
     config = configured(
         url=f'\n smtp://ann:{SECRET}@first\n smtp://bob:{SECRET}@second', delivery='direct'
     )
@@ -382,7 +389,7 @@ def test_several_relays() -> None:
 
 
 def test_introspectables(tmp_path: Path) -> None:
-    """Category ``mail``: delivery, mailer, queue, settings; secrets masked."""
+    """The category ``mail`` lists delivery, mailer, queue and settings, with secrets masked."""
     config = configured(
         url=f'smtp://ann:{SECRET}@relay', queue_path=tmp_path, workers=0x7, direct_wait=False
     )
@@ -407,7 +414,7 @@ def test_introspectables(tmp_path: Path) -> None:
 
 
 def test_introspectables_without_a_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not there is not listed; the URL is the one in force."""
+    """Only what exists is listed, and the URL is the one in force."""
     monkeypatch.setenv('MAIL_URL', f'smtp://bob:{SECRET}@other')
     config = configured(url='smtp://relay', username='ann', password=SECRET)
     config.commit()

@@ -64,8 +64,9 @@ class Calls:
         return self.returned[-1]
 
 
-def test_the_three_lines() -> None:
-    """Without a setting: direct delivery to the mail server on this machine, and no queue."""
+def test_without_settings() -> None:
+    """Without a setting, delivery is direct to the mail server on this machine, and there is no
+    queue."""
     registry = committed()
     delivery, mailer, queue = parts(registry)
     assert verifyObject(IDirectMailDelivery, delivery)
