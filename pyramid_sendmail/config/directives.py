@@ -24,7 +24,6 @@ The actions run in this order, whatever the order of the calls:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
@@ -75,22 +74,22 @@ def add_directives(config: Configurator) -> None:
     _add_defaults(config)
 
 
-def set_mail_delivery(config: Configurator, delivery: Any) -> None:
+def set_mail_delivery(config: Configurator, delivery: object) -> None:
     """Use this delivery as ``request.mailer``, instead of the one that the settings describe."""
     _set(config, 'delivery', 'set_mail_delivery', delivery, DELIVERY)
 
 
-def set_mailer(config: Configurator, mailer: Any) -> None:
+def set_mailer(config: Configurator, mailer: object) -> None:
     """Send with this mailer, instead of the one that ``mail.url`` describes."""
     _set(config, 'mailer', 'set_mailer', mailer, PARTS)
 
 
-def set_mail_queue(config: Configurator, queue: Any) -> None:
+def set_mail_queue(config: Configurator, queue: object) -> None:
     """Keep mail in this queue, instead of the Maildir at ``mail.queue_path``."""
     _set(config, 'queue', 'set_mail_queue', queue, PARTS)
 
 
-def _set(config: Configurator, title: str, directive: str, part: Any, order: int) -> None:
+def _set(config: Configurator, title: str, directive: str, part: object, order: int) -> None:
     part = _resolved(config, part, f'config.{directive}')
     introspectable = _introspectable(config, title)
 
@@ -101,7 +100,7 @@ def _set(config: Configurator, title: str, directive: str, part: Any, order: int
     config.action(('mail', title), register, order=order, introspectables=(introspectable,))
 
 
-def _resolved(config: Configurator, part: Any, where: str) -> Any:
+def _resolved(config: Configurator, part: object, where: str) -> object:
     try:
         return config.maybe_dotted(part)
     except (ImportError, ValueError) as error:
@@ -110,7 +109,7 @@ def _resolved(config: Configurator, part: Any, where: str) -> Any:
         ) from error
 
 
-def _maker(registry: Registry, part: Any, title: str, where: str) -> Maker:
+def _maker(registry: Registry, part: object, title: str, where: str) -> Maker:
     """Return a function that returns the part, or raises ConfigurationError if it is none."""
     interface = _INTERFACES[title]
 
@@ -181,7 +180,7 @@ def _check_senders(settings: MailSettings) -> None:
         raise ConfigurationError(str(error)) from error
 
 
-def _shown(given: Mapping[str, Any], settings: MailSettings) -> dict[str, str]:
+def _shown(given: Mapping[str, object], settings: MailSettings) -> dict[str, str]:
     """Return the settings as they were written, and the URL in force, without secrets."""
     shown = {
         row.name: '***' if row.secret else str(given[row.name])

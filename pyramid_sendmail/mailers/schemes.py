@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pyramid.path import DottedNameResolver
 
@@ -22,7 +22,7 @@ from .smtp.extensions import SessionOptions
 from .smtp.lmtp import LMTPMailer
 from .smtp.mailer import Security, SMTPMailer
 from .tokens import TokenFile
-from .url import MailURL, refuse
+from .url import Converters, MailURL, Options, refuse
 
 __all__ = ['BUILDERS', 'RELAY_OPTIONS', 'Builder', 'Defaults']
 
@@ -38,7 +38,9 @@ class Defaults(NamedTuple):
 Builder = Callable[[MailURL, Defaults], IMailer]
 """Raises ConfigurationError; the constructor of a mailer may raise ValueError."""
 
-Converters = Mapping[str, Callable[[str], Any]]
+_DOTTED_NAME = re.compile(r'[^\W\d]\w*(?:[.:][^\W\d]\w*)+')
+
+_WRITE_A_FUNCTION = 'write the dotted name of a function that returns the access token'
 
 
 def _words(value: str) -> tuple[str, ...]:
@@ -56,17 +58,16 @@ def _token_file(value: str) -> TokenFile:
 
 
 def _token(value: str) -> Callable[[], str]:
-    found: Any = None
-    if re.fullmatch(r'[^\W\d]\w*(?:[.:][^\W\d]\w*)+', value):
-        try:
-            found = DottedNameResolver().resolve(value)
-        except (ImportError, ValueError):
-            # The text of the error would quote what may be a token.
-            raise ValueError('write what can be imported from here, not a token itself') from None
-    if callable(found):
-        token: Callable[[], str] = found
-        return token
-    raise ValueError('write the dotted name of a function that returns the access token')
+    if not _DOTTED_NAME.fullmatch(value):
+        raise ValueError(_WRITE_A_FUNCTION)
+    try:
+        token: Callable[[], str] = DottedNameResolver().resolve(value)
+    except (ImportError, ValueError):
+        # The text of the error would quote what may be a token.
+        raise ValueError('write what can be imported from here, not a token itself') from None
+    if not callable(token):
+        raise ValueError(_WRITE_A_FUNCTION)
+    return token
 
 
 _TIMEOUT: Converters = {'timeout': pause}
@@ -154,9 +155,7 @@ BUILDERS: Mapping[str, Builder] = {
 }
 
 
-def _relay_arguments(
-    url: MailURL, defaults: Defaults, options: Mapping[str, Any], host: str
-) -> dict[str, Any]:
+def _relay_arguments(url: MailURL, defaults: Defaults, options: Options, host: str) -> Options:
     """Return the arguments that an SMTPMailer and an LMTPMailer share."""
     return {
         'hostname': defaults.hostname,
@@ -167,7 +166,7 @@ def _relay_arguments(
     }
 
 
-def _security(scheme: str, options: Mapping[str, Any]) -> Security:
+def _security(scheme: str, options: Options) -> Security:
     required = options.get('tls')
     if required not in (None, 'required'):
         refuse('has an option tls= other than tls=required', 'that, smtps: or smtp+insecure:')
@@ -184,9 +183,7 @@ def _security(scheme: str, options: Mapping[str, Any]) -> Security:
     return 'starttls' if required else 'auto'
 
 
-def _identity(
-    url: MailURL, defaults: Defaults, options: Mapping[str, Any], host: str
-) -> dict[str, Any]:
+def _identity(url: MailURL, defaults: Defaults, options: Options, host: str) -> Options:
     """Return the user name with a password or a token, of the URL or else of the settings."""
     username, password = defaults.username, defaults.password
     if url.has_credentials:
@@ -213,7 +210,7 @@ def _identity(
     return {'username': username, 'token': tokens[0]}
 
 
-def _session_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+def _session_arguments(options: Options) -> Options:
     """Return the arguments for time-outs and commands. Raises ValueError naming the option."""
     return {
         'timeouts': TIMEOUTS.capped(options['timeout']) if 'timeout' in options else TIMEOUTS,
@@ -221,5 +218,5 @@ def _session_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _among(options: Mapping[str, Any], names: Mapping[str, object]) -> dict[str, Any]:
+def _among(options: Options, names: Mapping[str, object]) -> Options:
     return {name: value for name, value in options.items() if name in names}

@@ -13,7 +13,7 @@ from pyramid.exceptions import ConfigurationError
 
 from ..settings import converters
 
-__all__ = ['EXAMPLE_URL', 'MailURL', 'parse_url', 'refuse']
+__all__ = ['EXAMPLE_URL', 'Converters', 'MailURL', 'Options', 'parse_url', 'refuse']
 
 EXAMPLE_URL = 'smtp://relay.example.org:25'
 
@@ -42,6 +42,13 @@ _HOST_AND_PORT = re.compile(
 _LABEL = '[A-Za-z0-9_-]{1,63}'
 
 _HOST_NAME = re.compile(rf'(?!-){_LABEL}(?:\.{_LABEL})*(?<!-)\.?')
+
+
+Options = dict[str, Any]
+"""The options of a URL with their values."""
+
+Converters = Mapping[str, Callable[[str], object]]
+"""What makes the value of an option's text, or raises ValueError saying what to write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +100,9 @@ class MailURL:
             refuse('has a NUL character in the path', example)
         return path
 
-    def converted_options(self, convert: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
-        """Return the value of each option that is given; refuse those without a converter.
-
-        A converter raises ValueError saying what to write.
-        """
-        values = {}
+    def converted_options(self, convert: Converters) -> Options:
+        """Return the value of each option that is given; refuse those without a converter."""
+        values: Options = {}
         for name, text in self.options.items():
             if name not in convert:
                 self._refuse_option(name, convert)

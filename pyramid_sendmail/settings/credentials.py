@@ -49,6 +49,10 @@ _NOT_A_PORT = re.compile(
 blank has cut off."""
 
 
+Values = dict[str, Any]
+"""The parsed settings, by their names without ``mail.``."""
+
+
 class RelaySettings(NamedTuple):
     """Where mail goes to, and as whom. ``url`` may hold several URLs; ``source`` is where the
     reader has written it: 'mail.url', 'mail.host' or 'MAIL_URL'."""
@@ -91,12 +95,12 @@ def _mask_one(url: str) -> str:
 
 
 def relay_settings(
-    values: Mapping[str, Any], given: Mapping[str, str], environ: Mapping[str, str]
+    values: Values, given: Mapping[str, str], environ: Mapping[str, str]
 ) -> RelaySettings:
     """Combine ``mail.url`` or its older spellings, the credentials and the environment.
 
-    ``values``: the parsed settings, without ``mail.``; ``given``: the text of each setting, '' if
-    it is not set. Raises ConfigurationError if they contradict each other.
+    ``given``: the text of each setting, '' if it is not set. Raises ConfigurationError if they
+    contradict each other.
     """
     url, source = _written_url(values, given)
     username, password, file = (values[key] for key in ('username', 'password', 'password_file'))
@@ -161,7 +165,7 @@ def _with_password(urls: Sequence[str], password: str, source: str) -> list[str]
     ]
 
 
-def _written_url(values: Mapping[str, Any], given: Mapping[str, str]) -> tuple[str, str]:
+def _written_url(values: Values, given: Mapping[str, str]) -> tuple[str, str]:
     """Return the URL of the settings, and the name of the setting that gave it."""
     spelled = [f'mail.{key}' for key in ('host', 'port', 'tls', 'ssl') if values[key] is not None]
     if given['mail.url'] and spelled:

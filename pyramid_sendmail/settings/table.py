@@ -6,14 +6,13 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pyramid.exceptions import ConfigurationError
 
 from ..retry import RetryPolicy
 from . import converters
 from .converters import boolean, choice, count, duration, durations, hostname, pause, port, text
-from .credentials import relay_settings
+from .credentials import Values, relay_settings
 
 __all__ = ['DEFAULT_URL', 'TABLE', 'MailSettings', 'Setting', 'parse_settings', 'table_rows']
 
@@ -28,7 +27,7 @@ class Setting:
     """
 
     name: str
-    convert: Callable[[str], Any]
+    convert: Callable[[str], object]
     default: str
     help: str
     shown: str = ''
@@ -270,7 +269,7 @@ class MailSettings:
 
 
 def parse_settings(
-    settings: Mapping[str, Any], environ: Mapping[str, str] | None = None
+    settings: Mapping[str, object], environ: Mapping[str, str] | None = None
 ) -> MailSettings:
     """Read the settings of the table. Raises ConfigurationError, naming the setting and a remedy.
 
@@ -280,7 +279,7 @@ def parse_settings(
     environ = os.environ if environ is None else environ
     _refuse_unknown(settings)
     given = {row.name: _text_of(row, settings.get(row.name)) for row in TABLE}
-    values = {row.name.removeprefix('mail.'): _value(row, given[row.name]) for row in TABLE}
+    values: Values = {row.name.removeprefix('mail.'): _value(row, given[row.name]) for row in TABLE}
     relay = relay_settings(values, given, environ)
     values.update(
         url=relay.url,
@@ -295,7 +294,7 @@ def parse_settings(
     return MailSettings(**values)
 
 
-def _value(row: Setting, given: str) -> Any:
+def _value(row: Setting, given: str) -> object:
     written = given or row.default
     if not written:
         return None
@@ -307,7 +306,7 @@ def _value(row: Setting, given: str) -> Any:
         raise ConfigurationError(f'{row.name}{shown}: {error}') from error
 
 
-def _refuse_unknown(settings: Mapping[str, Any]) -> None:
+def _refuse_unknown(settings: Mapping[str, object]) -> None:
     known = [row.name for row in TABLE]
     words = _text_of(TABLE[-1], settings.get('mail.ignore')).replace(',', ' ').split()
     ignored = {f'mail.{word.removeprefix("mail.")}' for word in words}
@@ -343,7 +342,7 @@ def _nearest(name: str) -> list[str]:
     return difflib.get_close_matches(name, known, n=1, cutoff=0.5)
 
 
-def _text_of(row: Setting, value: Any) -> str:
+def _text_of(row: Setting, value: object) -> str:
     """Return a value as an ini file would have it; '' for None."""
     if value is None:
         return ''
