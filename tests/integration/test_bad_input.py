@@ -56,7 +56,7 @@ RAISING = {'refuse', '_refuse', '_wrong', '_unloadable'}
 """Helpers that raise: their callers are the places that need a row."""
 
 UNREACHABLE = {
-    # An encrypted key takes a second to make: see tests/unit/mailers/smtp/test_tls.py.
+    # An encrypted key takes a second to make: see tests/unit/mailers/smtp/test_connecting.py.
     'client_key= is encrypted',
     # The last check before a message is frozen: no input is known that reaches it.
     'headers: what would leave is not what was given',

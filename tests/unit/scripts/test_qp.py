@@ -538,7 +538,7 @@ b = other
         (
             '[app:main]\nuse = call:tests.support.applications:quiet\nmail.queue = x\n',
             '',
-            ['mail.queue is no setting', 'mail.queue_sync'],
+            ['unknown setting mail.queue.', 'Did you mean mail.queue_path?'],
         ),
         (
             '[app:main]\nuse = call:tests.support.applications:without_mail\n',
