@@ -77,7 +77,7 @@ def includeme(config: Configurator) -> None:
 
     Adds ``request.mailer``, the directives ``config.set_mail_delivery``, ``config.set_mailer`` and
     ``config.set_mail_queue``, and the subscriber predicate ``mail_tag``. Includes ``pyramid_tm``.
-    Starts no thread, opens no connection and makes no file.
+    Starts no thread, opens no connection and creates no file.
     """
     config.include('pyramid_tm')
     add_directives(config)

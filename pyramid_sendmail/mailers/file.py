@@ -1,4 +1,4 @@
-"""A Maildir of ``.eml`` files, which any mail program opens; no mail leaves this machine."""
+"""Mail into a Maildir of files that any mail program opens; nothing leaves this machine."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ __all__ = ['FileMailer', 'FileSession']
 
 @implementer(IMailer)
 class FileMailer:
-    """Writes each mail as a ``.eml`` file into the Maildir at ``path``, which it creates.
+    """Writes each mail as a ``.eml`` file into the Maildir at ``path``, made where missing.
 
-    A file begins with ``Return-Path`` and an ``X-Envelope-To`` line for each recipient, then come
-    the exact bytes. Files are 0600, folders 0700. Raises ValueError for a path that is not
-    absolute.
+    In front of the exact bytes stand ``Return-Path`` and an ``X-Envelope-To`` line for each
+    recipient. Files are 0600, folders 0700. Raises ValueError for a path that is not absolute.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

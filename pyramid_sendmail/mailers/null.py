@@ -1,4 +1,4 @@
-"""A mailer that sends nothing: the shortest implementation of IMailer and IMailSession."""
+"""The mailer that sends nothing: the whole contract at a glance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ['NullMailer', 'NullSession']
 
 @implementer(IMailer)
 class NullMailer:
-    """Accepts every mail and drops it."""
+    """Accepts every mail and lets it vanish."""
 
     name = 'null:'
 

@@ -5,29 +5,28 @@ Its exit status is the answer for all recipients of a call (sysexits.h):
 ===========================  =========  =======================================================
 status                       outcome    why
 ===========================  =========  =======================================================
-0                            delivered  the program has taken responsibility
-65 DATAERR                   failed     the mail or an address, which will not change; msmtp's
-                                        status for a 5xx reply
-67 NOUSER, 68 NOHOST         failed     an address, which will not change
-64 USAGE, 77 NOPERM,         deferred   the set-up, which can be mended and concerns every mail;
-78 CONFIG                               77 is msmtp's status for a refused password
-69 UNAVAILABLE               deferred   the program says so
-75 TEMPFAIL                  ambiguous  not sent yet; some programs keep the mail: OpenSMTPD's
-                                        does if its daemon is stopped, Postfix's does not
-76 PROTOCOL                  deferred   msmtp's status for a relay that closed the connection, or
-                                        greeted with 421
-70 SOFTWARE                  deferred   OpenSMTPD's status for any refusal of a server, 4xx or 5xx
+0                            delivered  the program is responsible now
+65 DATAERR                   failed     the mail or an address, which stay as they are; msmtp's
+                                        word for a relay's 5xx
+67 NOUSER, 68 NOHOST         failed     an address, which stays as it is
+64 USAGE, 77 NOPERM,         deferred   the set-up, which can be mended, for every mail alike; 77
+78 CONFIG                               is msmtp's word for a password that a relay refuses
+69 UNAVAILABLE               deferred   it says so itself
+75 TEMPFAIL                  ambiguous  not yet sent, and kept by the program or not: OpenSMTPD's
+                                        keeps it where its daemon is stopped, Postfix's does not
+76 PROTOCOL                  deferred   a relay that hung up, or greeted with 421, to msmtp
+70 SOFTWARE                  deferred   OpenSMTPD's word for whatever a server refuses, 4xx or 5xx
 66, 71 to 74                 deferred   a file or the system
-any other                    deferred   unknown
-a signal, or a time-out      ambiguous  if the program has read all of the mail, else deferred
+any other                    deferred   nobody knows
+a signal, or no end in time  ambiguous  if it has read all of the mail, else deferred
 ===========================  =========  =======================================================
 
-Each recipient has a call of its own: a program has one status for all recipients of a call, and
-some programs send to none of them if one is refused.
+Each recipient has a call of its own: programs have one status for all recipients of a call, and
+some send to nobody where one of them is refused.
 
-The program reads the mail from a file that is complete before the program starts, so that it
-never takes half a mail for a whole one if our process dies. It may send as soon as it runs, so
-the mail is marked ambiguous first. How far it has read is known when it has ended.
+The program reads the mail from a file, which is whole before it starts: should we die, it does not
+take half a mail for a mail. From its start on it may send: it is sealed then. How far it has read
+is known when it has ended.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ _FAILED = frozenset({65, 67, 68})
 _TEMPORARY = 75
 
 _SHOWN = 500
-"""Bytes of the program's output that a reason quotes."""
+"""Octets of what the program says that are told."""
 
 _LAST_READS = 16
 
@@ -70,9 +69,9 @@ _CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), ' ')
 class SendmailMailer:
     """Runs ``path -i -f SENDER -- RECIPIENT`` for each recipient of a mail, without a shell.
 
-    ``-i``: a line with a single dot is text. Lines end with LF, as local programs expect; the
-    program sends them with CRLF. ``timeout``: the longest that the program may run, in seconds.
-    Raises ValueError for a path that is not absolute.
+    ``-i``: a line with a dot alone is text. Lines end with LF, as programs have it here; the
+    program makes CRLF of them when it sends. ``timeout``: seconds that the program may
+    take. Raises ValueError for a path that is not absolute.
     """
 
     def __init__(self, path: str = '/usr/sbin/sendmail', *, timeout: float = 600.0) -> None:
@@ -208,10 +207,8 @@ class SendmailSession:
 
 
 def _unfit(envelope: Envelope) -> dict[str, Verdict]:
-    """Return verdicts for addresses that a program might take for options or shell text.
-
-    Not every program knows ``--``, which ends the options.
-    """
+    """Verdicts for what no program should get to see; ``--`` protects from recipients only in
+    programs that know it."""
     sender = envelope.sender
     if sender and (not is_path(sender) or sender.startswith('-')):
         verdict = Verdict('failed', None, f'the sender {sender!r} cannot be given to a program')
@@ -224,14 +221,14 @@ def _unfit(envelope: Envelope) -> dict[str, Verdict]:
 
 
 def _environment() -> dict[str, str]:
-    """Return our environment without its secrets."""
+    """Ours, without our secrets."""
     secret = ('MAIL_URL', 'MAIL_PASSWORD')
     rest = {name: value for name, value in os.environ.items() if name not in secret}
     return {**rest, 'LC_ALL': 'C.UTF-8'}
 
 
 def _finish(process: subprocess.Popen[bytes], timeout: float) -> tuple[int | None, str]:
-    """Wait for the program. Return its status, None after a time-out, and the end of its output."""
+    """Wait until it ends; return its status, None if it does not, and the end of what it said."""
     assert process.stdout is not None
     output = process.stdout.fileno()
     os.set_blocking(output, False)
@@ -240,7 +237,7 @@ def _finish(process: subprocess.Popen[bytes], timeout: float) -> tuple[int | Non
     deadline = time.monotonic() + timeout
     said, listening = b'', True
     ended = 0
-    # Read what the program wrote before its end, but not what a child of it goes on writing.
+    # What it has said at its end is heard, but not what a child of its own goes on saying.
     while ended < _LAST_READS and (listening or not ended):
         left = deadline - time.monotonic()
         if process.poll() is not None:
@@ -251,7 +248,7 @@ def _finish(process: subprocess.Popen[bytes], timeout: float) -> tuple[int | Non
             with suppress(subprocess.TimeoutExpired):
                 process.wait(left)
             continue
-        # A child of the program may keep the pipe open after the program has ended.
+        # A child of its own may keep the pipe open when it has ended.
         if poll.poll(0 if ended else min(left, 0.1) * 1000):
             heard = os.read(output, BLOCK)
             said = (said + heard)[-_SHOWN:]
@@ -263,14 +260,14 @@ def _finish(process: subprocess.Popen[bytes], timeout: float) -> tuple[int | Non
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the program if it runs, and close its output."""
+    """Leave nothing of it: neither a process nor a descriptor."""
     if process.poll() is None:
         try:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         except PermissionError:
-            # The program has changed its user, as a setuid Exim does, and cannot be killed. Wait
-            # for it in a thread, so that it leaves no zombie.
+            # It has become another user, as a setuid Exim does: it ends when it likes, and is no
+            # zombie then.
             threading.Thread(target=process.wait, daemon=True).start()
     if process.stdout is not None:
         process.stdout.close()
