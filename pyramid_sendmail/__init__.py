@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .config import add_directives
+from .events.types import MailTagPredicate
 from .exceptions import (
     MailAmbiguous,
     MailerUnavailable,
@@ -45,16 +47,11 @@ __all__ = [
 ]
 
 
-def mailer(request: Request) -> Any:
+def mailer(request: Request) -> IMailDelivery:
     """Return ``request.mailer``: the registered delivery, bound to ``request.tm``."""
-    return request.registry.getUtility(IMailDelivery).bind(request.tm, request.environ)
-
-
-def mail_tag(value: str, config: Configurator) -> Any:
-    """Return the subscriber predicate ``mail_tag``; see ``events.types.MailTagPredicate``."""
-    from .events.types import MailTagPredicate
-
-    return MailTagPredicate(value, config)
+    delivery: IMailDelivery = request.registry.getUtility(IMailDelivery)
+    bound: IMailDelivery = delivery.bind(request.tm, request.environ)
+    return bound
 
 
 def includeme(config: Configurator) -> None:
@@ -64,9 +61,7 @@ def includeme(config: Configurator) -> None:
     ``config.set_mail_queue``, and the subscriber predicate ``mail_tag``. Includes ``pyramid_tm``.
     Starts no thread, opens no connection and creates no file.
     """
-    from .config.factories import add_directives
-
     config.include('pyramid_tm')
     add_directives(config)
-    config.add_subscriber_predicate('mail_tag', mail_tag)
+    config.add_subscriber_predicate('mail_tag', MailTagPredicate)
     config.add_request_method(mailer, reify=True)

@@ -31,7 +31,6 @@ __all__ = [
     'IMailQueueProcessor',
     'IMailSentEvent',
     'IMailSession',
-    'IMailSettings',
     'IMailer',
     'IQueuedMailDelivery',
     'ISMTPMailer',
@@ -314,10 +313,6 @@ class IMailEventDispatcher(Interface):
 
     def dispatch(claim: Any, events: Sequence[PendingEvent]) -> None:
         """Report the pending events of a claim from the events thread, then release the claim."""
-
-
-class IMailSettings(Interface):
-    """The parsed ``mail.*`` settings, a registered utility."""
 
 
 class IMailEvent(Interface):

@@ -21,9 +21,9 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.paster import get_app, setup_logging
 from pyramid.registry import Registry
 
-from ..config.factories import processor_of
+from ..config.factories import has_settings, processor_of, settings_of
 from ..exceptions import MailerUnavailable, QueueError
-from ..interfaces import IMailEventDispatcher, IMailQueue, IMailSettings
+from ..interfaces import IMailEventDispatcher, IMailQueue
 from ..sending.attempt import Tally
 from ..settings.table import table_rows
 
@@ -207,7 +207,7 @@ def _registry(app: Any, before: list[Registry], config_uri: str) -> Registry:
         return queued[0]
     if not registries:
         raise UsageError(f'{config_uri} has no Pyramid application')
-    if any(each.queryUtility(IMailSettings) is not None for each in registries):
+    if any(map(has_settings, registries)):
         raise UsageError(
             f'{config_uri}: the application has no mail queue: '
             'write mail.queue_path = %(here)s/mail'
@@ -223,9 +223,8 @@ def _turns(registry: Registry) -> Iterator[None]:
     """Where events are told in batches, their thread computes for long, and the workers, each of
     which needs the interpreter for a moment, would wait for 5 ms each time: half a millisecond
     makes such a drain 1.4 times as fast. Where a subscriber does little it would cost time."""
-    settings = registry.queryUtility(IMailSettings)
     before = sys.getswitchinterval()
-    if settings is not None and settings.event_batch > 1:
+    if has_settings(registry) and settings_of(registry).event_batch > 1:
         sys.setswitchinterval(TURN)
     try:
         yield
