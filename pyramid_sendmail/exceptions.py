@@ -37,7 +37,13 @@ class NoActiveTransaction(SendmailError, RuntimeError):
 
 
 class QueueError(SendmailError, OSError):
-    """The queue cannot be used: full, read-only, of another owner, without locks."""
+    """The queue cannot be used: full, read-only, of another owner, without locks.
+
+    As text it is the message alone; ``errno`` and ``filename`` are those of any OSError.
+    """
+
+    def __str__(self) -> str:
+        return self.strerror or super().__str__()
 
 
 class DamagedMail(SendmailError, ValueError):

@@ -1,7 +1,6 @@
 """A queue in memory: for direct delivery without a Maildir, and for tests.
 
-It keeps the whole contract of IScannableQueue but its durability: what it holds is gone with the
-process.
+It keeps the whole contract of IScannableQueue except durability: its mail is lost with the process.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from zope.interface import implementer
 
 from ..envelope import Envelope, PendingEvent
 from ..interfaces import IMailClaim, IScannableQueue, IStagedMail
-from .maildir.filename import schedule_of, ticket_of
-from .maildir.history import doubtful
+from .in_doubt import in_doubt_event, needs_decision
+from .maildir.filename import file_name, ticket_of
 from .ticket import Ticket, alternate
 
 __all__ = ['MemoryQueue']
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Mail:
-    """A mail and where it stands."""
+    """A mail and its state; ``folder`` and ``letters`` are those of a Maildir."""
 
     envelope: Envelope
     folder: str
@@ -39,26 +38,29 @@ class Mail:
     retry_at: float = 0.0
     claimed: bool = False
     failed_at: float = 0.0
-    doubtful: bool = False
-    """Whether only a person can tell what became of it."""
+    needs_decision: bool = False
+    """Whether only a person can decide what to do with it."""
     letters: dict[str, str] = field(default_factory=dict)
     pending_events: list[PendingEvent] = field(default_factory=list)
 
     @property
-    def wanted_at(self) -> float:
-        """When it is due; a new mail at once, unless the user has asked for a later time."""
+    def due_at(self) -> float:
+        """When the mail is due. New mail is due at once unless the user asked for a later time."""
         return self.envelope.not_before if self.folder == 'new' else self.due
 
     @property
     def ticket(self) -> Ticket:
-        schedule = schedule_of(self.envelope, due=self.due, attempt=self.attempt)
-        return ticket_of(self.folder, schedule.name)
+        order = file_name(self.envelope, due=self.due, attempt=self.attempt).text
+        return ticket_of(self.folder, order)
 
 
 @implementer(IScannableQueue)
 class MemoryQueue:
-    """See IScannableQueue. ``failed`` holds the envelopes of dead letters, in order; without
-    ``keep_failed`` they are let go once their events are told."""
+    """See IScannableQueue.
+
+    ``failed``: the envelopes of dead letters, in order. Without ``keep_failed`` a dead letter is
+    dropped when its events have been handled.
+    """
 
     def __init__(self, *, keep_failed: bool = True, clock: Callable[[], float] = time.time) -> None:
         self.keep_failed = keep_failed
@@ -78,8 +80,8 @@ class MemoryQueue:
         with self._held() as mails:
             return [mail.envelope for mail in mails.values() if mail.folder == 'failed']
 
-    def put(self, envelopes: Sequence[Envelope]) -> MemoryPut:
-        return MemoryPut(self, tuple(envelopes))
+    def put(self, envelopes: Sequence[Envelope]) -> MemoryStagedMail:
+        return MemoryStagedMail(self, tuple(envelopes))
 
     def scan(
         self,
@@ -93,7 +95,7 @@ class MemoryQueue:
         folders = ('new',) if fresh else ('done', 'new', 'cur')
         with self._held() as mails:
             waiting = [
-                (mail.ticket, now if all_events and mail.folder == 'done' else mail.wanted_at)
+                (mail.ticket, now if all_events and mail.folder == 'done' else mail.due_at)
                 for mail in mails.values()
                 if mail.folder in folders
             ]
@@ -117,10 +119,10 @@ class MemoryQueue:
             if mail is None or mail.claimed or mail.ticket != ticket:
                 return None
             claim = MemoryClaim(self, mail, now)
-            if (settled and claim.todo) or (mail.folder == 'new' and mail.wanted_at > now):
+            if (settled and claim.todo) or (mail.folder == 'new' and mail.due_at > now):
                 return None
             mail.claimed = True
-            # Where a clock was wrong: no age that never counts.
+            # A wrong clock must not make the age of a mail negative.
             mail.since = min(mail.since, now)
             return claim
 
@@ -128,10 +130,10 @@ class MemoryQueue:
         """Memory can always be written."""
 
     def prepare(self) -> None:
-        """Nothing to make."""
+        """There is nothing to prepare."""
 
     def sync(self) -> None:
-        """Nothing survives anyway."""
+        """Nothing survives the process anyway."""
 
     def purge_failed(self, before: float, *, limit: int = 1_000) -> int:
         with self._held() as mails:
@@ -140,7 +142,7 @@ class MemoryQueue:
                 for mail in mails.values()
                 if mail.folder == 'failed'
                 and not mail.claimed
-                and not mail.doubtful
+                and not mail.needs_decision
                 and mail.failed_at < before
             ][:limit]
             for mail in old:
@@ -159,7 +161,7 @@ class MemoryQueue:
         self._woken.set()
 
     def close(self) -> None:
-        """Nothing to give up."""
+        """There is nothing to close."""
 
     def now(self) -> float:
         return self._clock()
@@ -175,8 +177,8 @@ class MemoryQueue:
 
     @contextmanager
     def _held(self) -> Iterator[dict[str, Mail]]:
-        """The mails, locked. In a forked child there are none: what its parent holds is the
-        parent's to send, and the lock may be held for ever."""
+        """Lock the mails. A forked child starts with none: its parent sends them. It also gets a
+        new lock, because a thread that does not exist in the child may hold the old one."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._mails, self._lock, self._woken = {}, threading.RLock(), threading.Event()
@@ -185,7 +187,7 @@ class MemoryQueue:
 
 
 @implementer(IStagedMail)
-class MemoryPut:
+class MemoryStagedMail:
     """See IStagedMail."""
 
     def __init__(self, queue: MemoryQueue, envelopes: tuple[Envelope, ...]) -> None:
@@ -193,7 +195,7 @@ class MemoryPut:
         self._envelopes = envelopes
         self._outcome = ''
         self.tickets = tuple(
-            ticket_of('new', schedule_of(envelope, due=envelope.due, attempt=0).name)
+            ticket_of('new', file_name(envelope, due=envelope.due, attempt=0).text)
             for envelope in envelopes
         )
 
@@ -206,11 +208,11 @@ class MemoryPut:
     def keep_in_doubt(self) -> None:
         if not self._outcome:
             log.critical(
-                'in doubt: another resource failed to finish its commit, and nobody can tell '
-                'whether the transaction of %s took place; nothing was sent',
+                'in doubt: another resource failed to finish its commit, so it is unknown whether '
+                'the transaction of %s committed; nothing was sent',
                 ', '.join(f'{mail.message_id} ({mail.id})' for mail in self._envelopes),
             )
-        self._end('doubted', 'done')
+        self._end('kept in doubt', 'done')
 
     def _end(self, outcome: str, folder: str) -> None:
         if self._outcome:
@@ -222,17 +224,9 @@ class MemoryPut:
             mail = Mail(envelope, folder, due, envelope.queued_at)
             mail.letters = dict.fromkeys(envelope.recipients, 'T' if folder == 'new' else 'f')
             if folder == 'done':
-                mail.doubtful = True
+                mail.needs_decision = True
                 mail.pending_events = [
-                    PendingEvent(
-                        id=f'{envelope.id}-0-error-0',
-                        kind='error',
-                        recipients=envelope.recipients,
-                        attempt=0,
-                        mailer='',
-                        reason='in doubt: nobody can tell whether its transaction committed',
-                        permanent=False,
-                    )
+                    in_doubt_event(envelope, 'another resource failed to finish its commit')
                 ]
             mails.append(mail)
         self._queue.add(mails)
@@ -271,10 +265,10 @@ class MemoryClaim:
         return list(self._mail.pending_events)
 
     def mark_ambiguous(self, recipients: Sequence[str]) -> None:
-        """A process that stops takes the mail with it: no mark would be found."""
+        """Nothing to record: the mail is lost with the process, so no mark would be found."""
 
     def clear_ambiguous(self) -> None:
-        """There is none."""
+        """There is no mark."""
 
     def settle(
         self, events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
@@ -282,40 +276,44 @@ class MemoryClaim:
         mail = self._mail
         if not self._settled:
             self._settled = True
-            for fate in events:
-                letter = {'sent': 'd', 'error': 'f', 'deferred': 'T'}[fate.kind]
-                mail.letters.update(dict.fromkeys(fate.recipients, letter))
-            mail.pending_events += [fate for fate in events if fate.kind != 'deferred']
-            mail.doubtful |= any(fate.kind == 'error' and doubtful(fate) for fate in events)
+            for event in events:
+                letter = {'sent': 'd', 'error': 'f', 'deferred': 'T'}[event.kind]
+                mail.letters.update(dict.fromkeys(event.recipients, letter))
+            mail.pending_events += [event for event in events if event.kind != 'deferred']
+            mail.needs_decision |= any(
+                needs_decision(attempt=event.attempt, reply=event.reply, reason=event.reason)
+                for event in events
+                if event.kind == 'error'
+            )
             mail.retry_at = retry_at or 0.0
             mail.attempt += 1
             if not report:
                 mail.pending_events = []
-        self._rest()
+        self._save()
 
     def acknowledge(self, events: Iterable[PendingEvent]) -> None:
-        told = {fate.id for fate in events}
+        handled = {event.id for event in events}
         self._mail.pending_events = [
-            fate for fate in self._mail.pending_events if fate.id not in told
+            event for event in self._mail.pending_events if event.id not in handled
         ]
-        self._rest()
+        self._save()
 
     def retry_events(self, events: Iterable[PendingEvent], due: float) -> None:
-        late = {fate.id for fate in events}
+        failed = {event.id for event in events}
         mail = self._mail
         mail.pending_events = [
-            replace(fate, tries=fate.tries + 1) if fate.id in late else fate
-            for fate in mail.pending_events
+            replace(event, tries=event.tries + 1) if event.id in failed else event
+            for event in mail.pending_events
         ]
         mail.due = min(due, mail.retry_at) if mail.retry_at else due
         self.release()
 
     def release(self) -> None:
-        # Once: the mail may be somebody else's by now.
+        # Only once: another claim may hold the mail by now.
         if self._held:
             self._held = self._mail.claimed = False
 
-    def _rest(self) -> None:
+    def _save(self) -> None:
         mail = self._mail
         letters = mail.letters.values()
         if 'T' in letters:
