@@ -353,7 +353,7 @@ def _wake(place: Place) -> Steps:
     queue, other = place.queue(), place.queue()
     queue.prepare()
     yield 'pull'
-    other._trigger.pull()
+    other._wake_up.notify()
     yield 'wait'
     queue.wait(0)
 

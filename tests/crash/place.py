@@ -225,7 +225,7 @@ class Place:
         """What the end of a process does: every descriptor is closed, every lock released."""
         while self._queues:
             queue = self._queues.pop()
-            queue._store._forget()
+            queue._files.close_inherited()
             queue.close()
 
     def attempts(self) -> OutcomeRecorder:

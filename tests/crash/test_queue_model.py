@@ -37,7 +37,7 @@ from pyramid_sendmail.envelope import Envelope, PendingEvent, Reply
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.filename import FOLDER_OF, ticket_of
-from pyramid_sendmail.queue.maildir.files import FOLDERS, Store
+from pyramid_sendmail.queue.maildir.files import FOLDERS, QueueFiles
 from pyramid_sendmail.queue.maildir.format import decode
 from pyramid_sendmail.queue.ticket import Ticket
 from tests.crash.bench import folder as tmp_path
@@ -429,7 +429,7 @@ class Model:
 # The real queue
 
 
-class StuckStore(Store):
+class StuckFiles(QueueFiles):
     """Files that cannot be moved for a while; ``meanwhile`` is called once between an open and its
     lock."""
 
@@ -465,7 +465,7 @@ class World:
                 for _ in range(3)
             ]
             for queue in self.queues:
-                queue._store = StuckStore(str(path), sync=False)
+                queue._files = StuckFiles(str(path), sync=False)
             self.queues[0].prepare()
 
     def clear(self) -> None:
@@ -474,10 +474,10 @@ class World:
             self.queues[0]._mails.clear()
             return
         for queue in self.queues:
-            queue._store.stuck, queue._store.meanwhile = False, None
-            queue._scheduled.clear()
-            for descriptor in list(queue._store._open):
-                queue._store.close(descriptor)
+            queue._files.stuck, queue._files.meanwhile = False, None
+            queue._scanner._verified.clear()
+            for descriptor in list(queue._files._open):
+                queue._files.close(descriptor)
         for folder in FOLDERS:
             for path in (self.root / folder).iterdir():
                 if path.is_dir() and not path.is_symlink():
@@ -611,14 +611,14 @@ class QueueMachine(RuleBasedStateMachine):
 
         def work() -> None:
             if at == 'writing':
-                real = queue._store.write
+                real = queue._files.write
 
                 def write(descriptor: int, data: bytes, offset: int = 0) -> None:
                     if data == b'V':
                         os._exit(0)
                     real(descriptor, data, offset)
 
-                queue._store.write = write
+                queue._files.write = write
             put = queue.put(envelopes)
             if at == 'voted':
                 os._exit(0)
@@ -729,7 +729,7 @@ class QueueMachine(RuleBasedStateMachine):
                 self.model.release(hold)
             self._forget_released()
 
-        store = self.world.queues[0]._store
+        store = self.world.queues[0]._files
         store.meanwhile = meanwhile
         if how == 'replace':
             # What was opened is not what lies there now.
@@ -837,7 +837,7 @@ class QueueMachine(RuleBasedStateMachine):
         folder, _ = self._after(hold, events, report)
         if self.world.maildir and stuck == 0 and folder:
             # The disk is in trouble: nothing moves, the claim is kept, and settled once more.
-            store = hold.real._store
+            store = hold.real._files
             store.stuck = True
             with pytest.raises(QueueError):
                 hold.real.settle(events, retry_at=retry_at, report=report)
@@ -909,7 +909,7 @@ class QueueMachine(RuleBasedStateMachine):
         hold = self._pick(pick)
         assert hold is not None
         descriptor = hold.real._descriptor
-        hold.real._store._open.pop(descriptor, None)
+        hold.real._files._open.pop(descriptor, None)
         os.close(descriptor)
         hold.file.lock = None
         self._forget_released()

@@ -12,6 +12,7 @@ from pyramid_sendmail.processor.active_queue import ActiveQueue
 from pyramid_sendmail.processor.single_pass import SinglePassScan
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.filename import FOLDER_OF
+from pyramid_sendmail.queue.maildir.scan import ScanLimits
 from pyramid_sendmail.queue.ticket import Ticket
 from tests.support.queues import NOW, Clock, files, make_envelope
 
@@ -21,7 +22,8 @@ class Place:
 
     def __init__(self, path: Path, patience: float) -> None:
         self.clock = Clock()
-        self.queue = MaildirQueue(str(path), sync=False, patience=patience, clock=self.clock)
+        limits = ScanLimits(first_page_after=patience)
+        self.queue = MaildirQueue(str(path), sync=False, limits=limits, clock=self.clock)
         self.queue.prepare()
         self.pending = ActiveQueue()
         self.taken: list[str] = []
