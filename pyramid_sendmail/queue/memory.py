@@ -17,9 +17,11 @@ from dataclasses import dataclass, field, replace
 from zope.interface import implementer
 
 from ..envelope import Envelope, PendingEvent
-from ..interfaces import IMailClaim, IScannableQueue, IStagedMail
+from ..interfaces import IBrowsableQueue, IMailClaim, IScannableQueue, IStagedMail
+from .browsing import MailDetails, MailInfo, MailState, QueueStats
 from .maildir.filename import schedule_of, ticket_of
 from .maildir.history import doubtful
+from .memory_browser import MemoryBrowser
 from .ticket import Ticket, alternate
 
 __all__ = ['MemoryQueue']
@@ -39,6 +41,11 @@ class Mail:
     retry_at: float = 0.0
     claimed: bool = False
     failed_at: float = 0.0
+    held: bool = False
+    """In ``failed``, but only until a person releases it."""
+    history: list[str] = field(default_factory=list)
+    latest: dict[str, PendingEvent] = field(default_factory=dict)
+    """The outcome of the last attempt for each recipient."""
     doubtful: bool = False
     """Whether only a person can tell what became of it."""
     letters: dict[str, str] = field(default_factory=dict)
@@ -55,7 +62,7 @@ class Mail:
         return ticket_of(self.folder, schedule.name)
 
 
-@implementer(IScannableQueue)
+@implementer(IScannableQueue, IBrowsableQueue)
 class MemoryQueue:
     """See IScannableQueue. ``failed`` holds the envelopes of dead letters, in order; without
     ``keep_failed`` they are let go once their events are told."""
@@ -67,16 +74,21 @@ class MemoryQueue:
         self._mails: dict[str, Mail] = {}
         self._lock = threading.RLock()
         self._woken = threading.Event()
+        self._browser = MemoryBrowser(self)
 
     def __len__(self) -> int:
         """How many mails wait for delivery."""
-        with self._held() as mails:
+        with self.locked() as mails:
             return sum(mail.folder in ('new', 'cur') for mail in mails.values())
 
     @property
     def failed(self) -> list[Envelope]:
-        with self._held() as mails:
-            return [mail.envelope for mail in mails.values() if mail.folder == 'failed']
+        with self.locked() as mails:
+            return [
+                mail.envelope
+                for mail in mails.values()
+                if mail.folder == 'failed' and not mail.held
+            ]
 
     def put(self, envelopes: Sequence[Envelope]) -> MemoryPut:
         return MemoryPut(self, tuple(envelopes))
@@ -91,7 +103,7 @@ class MemoryQueue:
         on_first_page: Callable[[list[Ticket]], None] | None = None,
     ) -> tuple[list[Ticket], float | None]:
         folders = ('new',) if fresh else ('done', 'new', 'cur')
-        with self._held() as mails:
+        with self.locked() as mails:
             waiting = [
                 (mail.ticket, now if all_events and mail.folder == 'done' else mail.wanted_at)
                 for mail in mails.values()
@@ -112,7 +124,7 @@ class MemoryQueue:
 
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MemoryClaim | None:
         now = self._clock()
-        with self._held() as mails:
+        with self.locked() as mails:
             mail = mails.get(ticket.key)
             if mail is None or mail.claimed or mail.ticket != ticket:
                 return None
@@ -134,13 +146,12 @@ class MemoryQueue:
         """Nothing survives anyway."""
 
     def purge_failed(self, before: float, *, limit: int = 1_000) -> int:
-        with self._held() as mails:
+        with self.locked() as mails:
             old = [
                 mail
                 for mail in mails.values()
                 if mail.folder == 'failed'
-                and not mail.claimed
-                and not mail.doubtful
+                and not (mail.claimed or mail.doubtful or mail.held)
                 and mail.failed_at < before
             ][:limit]
             for mail in old:
@@ -161,20 +172,41 @@ class MemoryQueue:
     def close(self) -> None:
         """Nothing to give up."""
 
+    def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
+        return self._browser.mails(state)
+
+    def get(self, id: str) -> MailDetails | None:
+        return self._browser.get(id)
+
+    def retry(self, mail: MailInfo) -> bool:
+        return self._browser.retry(mail)
+
+    def hold(self, mail: MailInfo, reason: str = '') -> bool:
+        return self._browser.hold(mail, reason)
+
+    def release(self, mail: MailInfo) -> bool:
+        return self._browser.release(mail)
+
+    def drop(self, mail: MailInfo) -> bool:
+        return self._browser.drop(mail)
+
+    def stats(self) -> QueueStats:
+        return self._browser.stats()
+
     def now(self) -> float:
         return self._clock()
 
     def add(self, added: Iterable[Mail]) -> None:
-        with self._held() as mails:
+        with self.locked() as mails:
             mails.update({mail.envelope.id: mail for mail in added})
         self._woken.set()
 
     def remove(self, mail: Mail) -> None:
-        with self._held() as mails:
+        with self.locked() as mails:
             mails.pop(mail.envelope.id, None)
 
     @contextmanager
-    def _held(self) -> Iterator[dict[str, Mail]]:
+    def locked(self) -> Iterator[dict[str, Mail]]:
         """The mails, locked. In a forked child there are none: what its parent holds is the
         parent's to send, and the lock may be held for ever."""
         if self._pid != os.getpid():
@@ -285,6 +317,7 @@ class MemoryClaim:
             for fate in events:
                 letter = {'sent': 'd', 'error': 'f', 'deferred': 'T'}[fate.kind]
                 mail.letters.update(dict.fromkeys(fate.recipients, letter))
+                mail.latest.update(dict.fromkeys(fate.recipients, fate))
             mail.pending_events += [fate for fate in events if fate.kind != 'deferred']
             mail.doubtful |= any(fate.kind == 'error' and doubtful(fate) for fate in events)
             mail.retry_at = retry_at or 0.0

@@ -20,7 +20,7 @@ from .format import Block
 from .large_text import load
 from .reply_slot import Entry
 
-__all__ = ['DeadLetters', 'append', 'doubtful', 'forget', 'lines_of']
+__all__ = ['DeadLetters', 'append', 'doubtful', 'forget', 'lines_of', 'read_history']
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,13 @@ def append(store: Store, id: str, lines: bytes) -> None:
                 os.write(descriptor, lines)
         finally:
             os.close(descriptor)
+
+
+def read_history(store: Store, id: str) -> tuple[str, ...]:
+    """Return the lines of the history with that id; none if there is none, or it is unreadable."""
+    with suppress(OSError), open(f'{store.root}/reasons/{id}.txt', 'rb') as file:
+        return tuple(file.read(HISTORY).decode('utf-8', 'replace').splitlines())
+    return ()
 
 
 def forget(store: Store, envelope: Envelope) -> None:

@@ -18,9 +18,11 @@ from zope.interface import implementer
 
 from ...envelope import Envelope
 from ...exceptions import DamagedMail
-from ...interfaces import IScannableQueue
+from ...interfaces import IBrowsableQueue, IScannableQueue
 from ..ahead import ReadAhead
+from ..browsing import MailDetails, MailInfo, MailState, QueueStats
 from ..ticket import Ticket, alternate
+from .browser import MaildirBrowser
 from .claim import MaildirClaim
 from .filename import FOLDER_OF, LENGTH, Schedule, parse, schedule_of, time_text
 from .files import Store
@@ -49,7 +51,7 @@ _EARLY = 5_000
 """Mails handed out before a look has come to its end: enough to send until then."""
 
 
-@implementer(IScannableQueue)
+@implementer(IScannableQueue, IBrowsableQueue)
 class MaildirQueue:
     """See IScannableQueue.
 
@@ -85,6 +87,7 @@ class MaildirQueue:
         self._lock = threading.Lock()
         self._dead = DeadLetters(self._store)
         self._ahead = ReadAhead(self._store)
+        self._browser = MaildirBrowser(self._store, self._trigger, clock)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.path!r})'
@@ -301,6 +304,27 @@ class MaildirQueue:
 
     def close(self) -> None:
         self._trigger.close()
+
+    def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
+        return self._browser.mails(state)
+
+    def get(self, id: str) -> MailDetails | None:
+        return self._browser.get(id)
+
+    def retry(self, mail: MailInfo) -> bool:
+        return self._browser.retry(mail)
+
+    def hold(self, mail: MailInfo, reason: str = '') -> bool:
+        return self._browser.hold(mail, reason)
+
+    def release(self, mail: MailInfo) -> bool:
+        return self._browser.release(mail)
+
+    def drop(self, mail: MailInfo) -> bool:
+        return self._browser.drop(mail)
+
+    def stats(self) -> QueueStats:
+        return self._browser.stats()
 
 
 def _schedule(block: Block) -> Schedule:
