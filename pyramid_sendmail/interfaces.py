@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from threading import Event
 
     from .envelope import Envelope, Outcome, PendingEvent, Priority, Report
+    from .queue.browsing import MailDetails, MailInfo, MailState, QueueStats
     from .queue.ticket import Ticket
 
 __all__ = [
+    'IBrowsableQueue',
     'IDirectMailDelivery',
     'IMailClaim',
     'IMailDeferredEvent',
@@ -178,6 +180,53 @@ class IScannableQueue(IMailQueue):
 
     def wake() -> None:
         """End a ``wait`` of this process: the current one, or the next."""
+
+
+class IBrowsableQueue(Interface):
+    """A queue that people can browse and repair: what commands and web pages need.
+
+    Every change claims the mail first, so that it is safe beside running queue processors, and is
+    one atomic step: after a crash the mail is where it was, or where it was to go.
+    """
+
+    def mails(state: MailState | None = None) -> Iterator[MailInfo]:
+        """Iterate over the mails in one state, or in all, the most urgent first in each state.
+
+        Reads no mail, only the listing of the queue: a mail may be gone, or in another state, by
+        the time the caller looks at it. Raises QueueError.
+        """
+
+    def get(id: str) -> MailDetails | None:
+        """Return everything about the mail with this envelope id; None if there is none.
+
+        Reads the mail without a claim, also while it is being sent. Raises QueueError.
+        """
+
+    def retry(mail: MailInfo) -> bool:
+        """Make a failed, held or deferred mail due now.
+
+        The recipients that failed or are ambiguous are tried again, with a new retry period;
+        delivered ones are not. Return False, as all of these methods do, if the mail is gone, is
+        being sent at this moment, or is in a state that the method is not for. Raises QueueError
+        if the change cannot be recorded.
+        """
+
+    def hold(mail: MailInfo, reason: str = '') -> bool:
+        """Stop a new or deferred mail from being sent until ``release`` or ``retry``.
+
+        Events of it that subscribers have not handled yet wait as long. ``reason``: a text for
+        the history of the mail.
+        """
+
+    def release(mail: MailInfo) -> bool:
+        """Let a held mail go on where it was: with its attempts and the time it was due."""
+
+    def drop(mail: MailInfo) -> bool:
+        """Remove a mail for good, whatever its recipients have got. Not for finished mail whose
+        events subscribers have not handled yet. No event reports it; the log has a line."""
+
+    def stats() -> QueueStats:
+        """Count the mails in each state, and find the most overdue one. Raises QueueError."""
 
 
 class IStagedMail(Interface):

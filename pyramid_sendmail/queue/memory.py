@@ -16,9 +16,11 @@ from dataclasses import dataclass, field, replace
 from zope.interface import implementer
 
 from ..envelope import Envelope, PendingEvent
-from ..interfaces import IMailClaim, IScannableQueue, IStagedMail
+from ..interfaces import IBrowsableQueue, IMailClaim, IScannableQueue, IStagedMail
+from .browsing import MailDetails, MailInfo, MailState, QueueStats
 from .in_doubt import in_doubt_event, needs_decision
 from .maildir.filename import file_name, ticket_of
+from .memory_browser import MemoryBrowser
 from .ticket import Ticket, alternate
 
 __all__ = ['MemoryQueue']
@@ -38,6 +40,11 @@ class Mail:
     retry_at: float = 0.0
     claimed: bool = False
     failed_at: float = 0.0
+    held: bool = False
+    """In ``failed``, but only until a person releases it."""
+    history: list[str] = field(default_factory=list)
+    latest: dict[str, PendingEvent] = field(default_factory=dict)
+    """The outcome of the last attempt for each recipient."""
     needs_decision: bool = False
     """Whether only a person can decide what to do with it."""
     letters: dict[str, str] = field(default_factory=dict)
@@ -54,7 +61,7 @@ class Mail:
         return ticket_of(self.folder, order)
 
 
-@implementer(IScannableQueue)
+@implementer(IScannableQueue, IBrowsableQueue)
 class MemoryQueue:
     """See IScannableQueue.
 
@@ -69,16 +76,21 @@ class MemoryQueue:
         self._mails: dict[str, Mail] = {}
         self._lock = threading.RLock()
         self._woken = threading.Event()
+        self._browser = MemoryBrowser(self)
 
     def __len__(self) -> int:
         """How many mails wait for delivery."""
-        with self._held() as mails:
+        with self.locked() as mails:
             return sum(mail.folder in ('new', 'cur') for mail in mails.values())
 
     @property
     def failed(self) -> list[Envelope]:
-        with self._held() as mails:
-            return [mail.envelope for mail in mails.values() if mail.folder == 'failed']
+        with self.locked() as mails:
+            return [
+                mail.envelope
+                for mail in mails.values()
+                if mail.folder == 'failed' and not mail.held
+            ]
 
     def put(self, envelopes: Sequence[Envelope]) -> MemoryStagedMail:
         return MemoryStagedMail(self, tuple(envelopes))
@@ -93,7 +105,7 @@ class MemoryQueue:
         on_first_page: Callable[[list[Ticket]], None] | None = None,
     ) -> tuple[list[Ticket], float | None]:
         folders = ('new',) if fresh else ('done', 'new', 'cur')
-        with self._held() as mails:
+        with self.locked() as mails:
             waiting = [
                 (mail.ticket, now if all_events and mail.folder == 'done' else mail.due_at)
                 for mail in mails.values()
@@ -114,7 +126,7 @@ class MemoryQueue:
 
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MemoryClaim | None:
         now = self._clock()
-        with self._held() as mails:
+        with self.locked() as mails:
             mail = mails.get(ticket.key)
             if mail is None or mail.claimed or mail.ticket != ticket:
                 return None
@@ -136,13 +148,12 @@ class MemoryQueue:
         """Nothing survives the process anyway."""
 
     def purge_failed(self, before: float, *, limit: int = 1_000) -> int:
-        with self._held() as mails:
+        with self.locked() as mails:
             old = [
                 mail
                 for mail in mails.values()
                 if mail.folder == 'failed'
-                and not mail.claimed
-                and not mail.needs_decision
+                and not (mail.claimed or mail.needs_decision or mail.held)
                 and mail.failed_at < before
             ][:limit]
             for mail in old:
@@ -163,20 +174,41 @@ class MemoryQueue:
     def close(self) -> None:
         """There is nothing to close."""
 
+    def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
+        return self._browser.mails(state)
+
+    def get(self, id: str) -> MailDetails | None:
+        return self._browser.get(id)
+
+    def retry(self, mail: MailInfo) -> bool:
+        return self._browser.retry(mail)
+
+    def hold(self, mail: MailInfo, reason: str = '') -> bool:
+        return self._browser.hold(mail, reason)
+
+    def release(self, mail: MailInfo) -> bool:
+        return self._browser.release(mail)
+
+    def drop(self, mail: MailInfo) -> bool:
+        return self._browser.drop(mail)
+
+    def stats(self) -> QueueStats:
+        return self._browser.stats()
+
     def now(self) -> float:
         return self._clock()
 
     def add(self, added: Iterable[Mail]) -> None:
-        with self._held() as mails:
+        with self.locked() as mails:
             mails.update({mail.envelope.id: mail for mail in added})
         self._woken.set()
 
     def remove(self, mail: Mail) -> None:
-        with self._held() as mails:
+        with self.locked() as mails:
             mails.pop(mail.envelope.id, None)
 
     @contextmanager
-    def _held(self) -> Iterator[dict[str, Mail]]:
+    def locked(self) -> Iterator[dict[str, Mail]]:
         """Lock the mails. A forked child starts with none: its parent sends them. It also gets a
         new lock, because a thread that does not exist in the child may hold the old one."""
         if self._pid != os.getpid():
@@ -279,6 +311,7 @@ class MemoryClaim:
             for event in events:
                 letter = {'sent': 'd', 'error': 'f', 'deferred': 'T'}[event.kind]
                 mail.letters.update(dict.fromkeys(event.recipients, letter))
+                mail.latest.update(dict.fromkeys(event.recipients, event))
             mail.pending_events += [event for event in events if event.kind != 'deferred']
             mail.needs_decision |= any(
                 needs_decision(attempt=event.attempt, reply=event.reply, reason=event.reason)

@@ -7,6 +7,7 @@
 ``claim``         a claimed mail: letters in place, moves between folders
 ``recovery``      finish what dead processes left in ``tmp/``; damaged files
 ``legacy``        adopt mail of zope.sendmail and repoze.sendmail
+``browser``       list, read, retry, hold, release and drop mails, for people
 ``dead_letters``  remove old dead letters from ``failed/``
 ``history``       the attempts of a mail, as text for people, in ``reasons/``
 ``large_text``    load a mail; a large message stays in its file

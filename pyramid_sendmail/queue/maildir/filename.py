@@ -17,6 +17,8 @@ from ..ticket import State, Ticket
 __all__ = [
     'FOLDER_OF',
     'NAME_LENGTH',
+    'NEVER',
+    'PRIORITY_OF',
     'STATE_OF',
     'FileName',
     'file_name',
@@ -30,6 +32,11 @@ __all__ = [
 ]
 
 _PRIORITY: dict[Priority, str] = {'high': '1', 'normal': '5', 'low': '9'}
+PRIORITY_OF: dict[str, Priority] = {digit: priority for priority, digit in _PRIORITY.items()}
+
+NEVER = (10**15 - 1) / 1000
+"""The latest time that a name can hold, in epoch seconds: in ``failed/``, that of a held mail."""
+
 _NAME = re.compile(r'([159])-([0-9]{15})-([0-9]{4})-([0-9a-f]{32})(?::2,[A-Za-z]*)?')
 
 NAME_LENGTH = 55

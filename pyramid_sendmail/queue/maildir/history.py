@@ -14,7 +14,7 @@ from ...envelope import Envelope, PendingEvent
 from ..in_doubt import AMBIGUOUS_REASONS
 from .files import QueueFiles
 
-__all__ = ['append_history', 'history_lines', 'printable', 'remove_history']
+__all__ = ['append_history', 'history_lines', 'printable', 'read_history', 'remove_history']
 
 LINE_SIZE = 1000
 """Bytes of a line at most, its end included."""
@@ -56,6 +56,13 @@ def append_history(files: QueueFiles, id: str, lines: bytes) -> None:
                 os.write(descriptor, lines)
         finally:
             os.close(descriptor)
+
+
+def read_history(files: QueueFiles, id: str) -> tuple[str, ...]:
+    """Return the lines of the history with that id; none if there is none, or it is unreadable."""
+    with suppress(OSError), open(f'{files.root}/reasons/{id}.txt', 'rb') as file:
+        return tuple(file.read(HISTORY_SIZE).decode('utf-8', 'replace').splitlines())
+    return ()
 
 
 def remove_history(files: QueueFiles, envelope: Envelope) -> None:

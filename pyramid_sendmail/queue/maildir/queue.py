@@ -7,14 +7,16 @@ atomic rename. A claim is a lock on the file itself, which the system releases i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from zope.interface import implementer
 
 from ...envelope import Envelope
 from ...exceptions import DamagedMail
-from ...interfaces import IScannableQueue
+from ...interfaces import IBrowsableQueue, IScannableQueue
+from ..browsing import MailDetails, MailInfo, MailState, QueueStats
 from ..ticket import Ticket
+from .browser import MaildirBrowser
 from .claim import ClaimedFile, MaildirClaim
 from .dead_letters import DeadLetters
 from .filename import FOLDER_OF, NAME_LENGTH, FileName, file_name, parse
@@ -30,7 +32,7 @@ from .wakeup import WakeUp
 __all__ = ['MaildirQueue']
 
 
-@implementer(IScannableQueue)
+@implementer(IScannableQueue, IBrowsableQueue)
 class MaildirQueue:
     """See IScannableQueue.
 
@@ -63,6 +65,7 @@ class MaildirQueue:
         self._scanner = Scanner(
             self._files, limits=limits, longest=longest, clock=clock, recover=self._recover
         )
+        self._browser = MaildirBrowser(self._files, self._wake_up, clock)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.path!r})'
@@ -212,6 +215,27 @@ class MaildirQueue:
 
     def close(self) -> None:
         self._wake_up.close()
+
+    def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
+        return self._browser.mails(state)
+
+    def get(self, id: str) -> MailDetails | None:
+        return self._browser.get(id)
+
+    def retry(self, mail: MailInfo) -> bool:
+        return self._browser.retry(mail)
+
+    def hold(self, mail: MailInfo, reason: str = '') -> bool:
+        return self._browser.hold(mail, reason)
+
+    def release(self, mail: MailInfo) -> bool:
+        return self._browser.release(mail)
+
+    def drop(self, mail: MailInfo) -> bool:
+        return self._browser.drop(mail)
+
+    def stats(self) -> QueueStats:
+        return self._browser.stats()
 
 
 def _name_for(block: EnvelopeBlock) -> FileName:
