@@ -38,7 +38,13 @@ class NoActiveTransaction(SendmailError, RuntimeError):
 
 class QueueError(SendmailError, OSError):
     """The queue cannot be used: the disk is full, read-only or without locks, or the queue belongs
-    to another user."""
+    to another user.
+
+    As text it is the message alone; ``errno`` and ``filename`` are those of any OSError.
+    """
+
+    def __str__(self) -> str:
+        return self.strerror or super().__str__()
 
 
 class DamagedMail(SendmailError, ValueError):

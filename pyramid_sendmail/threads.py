@@ -16,6 +16,7 @@ __all__ = [
     'BackgroundThread',
     'BackgroundThreads',
     'CooperativeLock',
+    'after_fork',
     'blocking',
     'in_background_thread',
 ]
@@ -38,6 +39,21 @@ class BackgroundThread(threading.Thread):
 def in_background_thread() -> bool:
     """Whether this code, a subscriber's perhaps, runs in one of our threads."""
     return isinstance(threading.current_thread(), BackgroundThread)
+
+
+def after_fork(method: Callable[[], object]) -> None:
+    """Call a bound method in each forked child, before anything else runs there.
+
+    This does not keep the object of the method alive.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        bound = reference()
+        if bound is not None:
+            bound()
+
+    os.register_at_fork(after_in_child=call)
 
 
 class BackgroundThreads:

@@ -27,7 +27,7 @@ from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.claim import MaildirClaim
 from pyramid_sendmail.queue.maildir.staging import StagedMail
-from pyramid_sendmail.queue.memory import MemoryClaim, MemoryPut
+from pyramid_sendmail.queue.memory import MemoryClaim, MemoryStagedMail
 
 PUBLIC = {
     *('Attachment', 'Message', 'includeme'),
@@ -112,10 +112,10 @@ def test_errors_carry_what_they_say() -> None:
         (QueuedMailDelivery, interfaces.IQueuedMailDelivery),
         (DirectMailDelivery, interfaces.IDirectMailDelivery),
         (BoundMailDelivery, interfaces.IMailDelivery),
-        (MaildirQueue, interfaces.IMailQueue),
-        (MemoryQueue, interfaces.IMailQueue),
+        (MaildirQueue, interfaces.IScannableQueue),
+        (MemoryQueue, interfaces.IScannableQueue),
         (StagedMail, interfaces.IStagedMail),
-        (MemoryPut, interfaces.IStagedMail),
+        (MemoryStagedMail, interfaces.IStagedMail),
         (MaildirClaim, interfaces.IMailClaim),
         (MemoryClaim, interfaces.IMailClaim),
         (SMTPMailer, interfaces.ISMTPMailer),

@@ -47,7 +47,7 @@ class _Lane:
         return (ticket for _, ticket in chain(self._block, self._heap))
 
     def add(self, ticket: Any) -> None:
-        heappush(self._heap, (ticket.name, ticket))
+        heappush(self._heap, (ticket.order, ticket))
 
     def missed(self) -> None:
         self._contested = True
@@ -163,7 +163,7 @@ class ActiveQueue:
             return ticket
 
     def _add(self, ticket: Any) -> None:
-        self._lanes[ticket.folder == 'new'].add(ticket)
+        self._lanes[ticket.state == 'new'].add(ticket)
         self._count += 1
 
     def unsent(self, ticket: Any, *, again: bool = False) -> None:
@@ -180,7 +180,7 @@ class ActiveQueue:
     def missed(self, ticket: Any) -> None:
         """It was not to be had: another processor may be at work."""
         with self._changed:
-            self._lanes[ticket.folder == 'new'].missed()
+            self._lanes[ticket.state == 'new'].missed()
 
     def unexamined(self) -> list[Any]:
         """What is pending, and was not yet returned by this method."""
@@ -188,7 +188,7 @@ class ActiveQueue:
             present = {ticket for lane in self._lanes.values() for ticket in lane}
             found = present - self._examined
             self._examined = present
-            return sorted(found, key=lambda ticket: str(ticket.name))
+            return sorted(found, key=lambda ticket: str(ticket.order))
 
     def await_work(self, admit: Callable[[], float], *, idle: Callable[[], None]) -> bool:
         """Sleep until there are a ticket and a place, and ``admit`` lets us pass; False at the end.

@@ -20,7 +20,7 @@ from zope.interface import implementer
 from ..envelope import Envelope, PendingEvent
 from ..events.dispatcher import EventDispatcher
 from ..exceptions import DamagedMail, MailerUnavailable, QueueError
-from ..interfaces import IMailClaim, IMailer, IMailQueue, IMailQueueProcessor
+from ..interfaces import IMailClaim, IMailer, IMailQueueProcessor, IScannableQueue
 from ..sending.attempt import OutcomeRecorder, Tally, attempt, report_settled
 from ..sending.connection import RelayConnection
 from .circuit_breaker import FIRST_PAUSE, CircuitBreaker, ConcurrencyController
@@ -69,7 +69,7 @@ class QueueProcessor:
 
     def __init__(
         self,
-        queue: IMailQueue,
+        queue: IScannableQueue,
         mailer: IMailer,
         dispatcher: EventDispatcher,
         recorder: OutcomeRecorder,
@@ -209,7 +209,7 @@ class QueueProcessor:
             pool.look_by(here + next_due - now)
         try:
             self._report_done(pool, tickets[:REPORTS])
-            if len(tickets) > REPORTS and tickets[REPORTS].folder == 'done':
+            if len(tickets) > REPORTS and tickets[REPORTS].state == 'done':
                 pool.look_by(here + UNTOLD)
         except QueueError as error:
             log.error('what lies in done/ could not be reported: %s', error)
@@ -253,7 +253,7 @@ class QueueProcessor:
 
     def _report_all_done(self, pool: WorkerPool, tickets: list[Any]) -> None:
         """Report ``done/``, at the pace of the subscribers."""
-        done = [ticket for ticket in tickets if ticket.folder == 'done']
+        done = [ticket for ticket in tickets if ticket.state == 'done']
         for at in range(0, len(done), REPORTS):
             if pool.stop.is_set():
                 break
@@ -269,7 +269,7 @@ class QueueProcessor:
     def _report_done(self, pool: WorkerPool, tickets: list[Any]) -> None:
         """Report what lies in ``done/``, which needs no relay."""
         for ticket in tickets:
-            if ticket.folder == 'done':
+            if ticket.state == 'done':
                 claim = self._claim(pool, ticket)
                 if claim is not None:
                     report_settled(claim, self._dispatcher)
@@ -303,10 +303,10 @@ class QueueProcessor:
             if error.errno not in ITS_OWN:
                 raise
             if pool.unheard(ticket):
-                log.error('%s cannot be claimed: %s', ticket.name, error)
+                log.error('%s cannot be claimed: %s', ticket.order, error)
         except Exception:
             if pool.unheard(ticket):
-                log.exception('%s cannot be claimed', ticket.name)
+                log.exception('%s cannot be claimed', ticket.order)
         return None
 
     def _drain(self, pool: WorkerPool, connection: RelayConnection, tally: Tally) -> float:
@@ -377,7 +377,7 @@ class QueueProcessor:
 
 
 def _unsettled(tickets: list[Any]) -> list[Any]:
-    return [ticket for ticket in tickets if ticket.folder != 'done']
+    return [ticket for ticket in tickets if ticket.state != 'done']
 
 
 def _leaves(claim: Any, now: float) -> bool:

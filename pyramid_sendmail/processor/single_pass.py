@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..queue.maildir.filename import is_ours
 from .active_queue import ActiveQueue
 
 __all__ = ['SinglePassScan']
@@ -78,6 +77,5 @@ class SinglePassScan:
 
 
 def _id(ticket: Any) -> int:
-    """The same whatever the mail's schedule, and small; a foreign file has its name only."""
-    ours = is_ours(ticket.name)
-    return hash(ours[4] if ours else ticket.name)
+    """The same whatever the mail's schedule, and small."""
+    return hash(ticket.key)

@@ -20,6 +20,7 @@ import pytest
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue.maildir.permissions import user_name
 from pyramid_sendmail.sending.attempt import Tally, attempt
 from tests.crash.place import Place, Relay, mail
 from tests.support.queues import NOW, files, make_envelope, reap
@@ -274,9 +275,10 @@ def test_another_user_is_told_at_the_start(public: Path) -> None:
 
         return run
 
-    # Of a root that nobody else may enter, not even the owner can be seen by everybody.
-    in_child(work(f'Permission denied|belongs to user 0, this process runs as user {NOBODY}'))
+    owners = f'belongs to user root, but this process runs as user {user_name(NOBODY)}'
+    # If the root's mode keeps this user out, its owner cannot be read.
+    in_child(work(f'Permission denied|{owners}'))
     os.chmod(place.path, 0o755)
-    in_child(work(f'belongs to user 0, this process runs as user {NOBODY}: run both'))
+    in_child(work(f'{owners}; run both'))
     assert files(queue) == before
     assert place.ledger.lines('connected') == []

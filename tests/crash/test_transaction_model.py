@@ -44,7 +44,7 @@ from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDeliv
 from pyramid_sendmail.envelope import Envelope, PendingEvent
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
-from pyramid_sendmail.queue.maildir.files import FOLDERS, Store
+from pyramid_sendmail.queue.maildir.files import FOLDERS, QueueFiles
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER
 from pyramid_sendmail.sending.attempt import OutcomeRecorder
 from tests.crash.bench import folder as tmp_path
@@ -152,7 +152,7 @@ class Saving(Other):
         """Nothing to roll back."""
 
 
-class StuckStore(Store):
+class StuckFiles(QueueFiles):
     """Files that cannot leave tmp/ for a while."""
 
     stuck = False
@@ -194,7 +194,7 @@ class World:
         inner: Any = MemoryQueue()
         if self.maildir:
             inner = MaildirQueue(str(path), sync=False, in_doubt=in_doubt)
-            inner._store = StuckStore(str(path), sync=False)
+            inner._files = StuckFiles(str(path), sync=False)
             inner.prepare()
         self.inner = inner
         self.queue: Any = FullQueue(inner)
@@ -259,7 +259,7 @@ class World:
         """Forget everything, for the next history; the last one may have failed."""
         self.queue.full = 0
         if self.maildir:
-            self.inner._store.stuck = False
+            self.inner._files.stuck = False
         if self.direct:
             for delivery in self.deliveries:
                 assert delivery._sender._rests(time.monotonic() + 30)
@@ -397,7 +397,7 @@ class TransactionMachine(RuleBasedStateMachine):
 
     @property
     def _is_stuck(self) -> bool:
-        return bool(self.world.maildir and self.world.inner._store.stuck)
+        return bool(self.world.maildir and self.world.inner._files.stuck)
 
     # Begin and end
 
@@ -543,7 +543,7 @@ class TransactionMachine(RuleBasedStateMachine):
         if subjects and outcome == 'in doubt':
             self.loud = True
         if self._is_stuck:
-            self.world.inner._store.stuck = False
+            self.world.inner._files.stuck = False
             self.helped = True
             self.loud = self.loud or bool(subjects and outcome.startswith('committed'))
 
@@ -710,7 +710,7 @@ class TransactionMachine(RuleBasedStateMachine):
     def stick(self) -> None:
         """The files of the next finish cannot be moved."""
         RULES['stick'] += 1
-        self.world.inner._store.stuck = True
+        self.world.inner._files.stuck = True
 
     # Hooks
 
@@ -852,7 +852,7 @@ class TransactionMachine(RuleBasedStateMachine):
         self.at = ''
         self.world.queue.full = 0
         if self._is_stuck:
-            self.world.inner._store.stuck = False
+            self.world.inner._files.stuck = False
         if self.tx is not None:
             self._abort()
         if self.tx is None:

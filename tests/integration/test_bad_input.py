@@ -784,7 +784,7 @@ PROCESSOR: list[tuple[list[str], str | None, str, str, int]] = [
     (
         ['{ini}', '--once'],
         f'{INI}mail.queue_path = {HERE}/mail\n',
-        'the queue cannot be made',
+        'cannot be created',
         'mail.queue_path',
         3,
     ),

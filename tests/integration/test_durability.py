@@ -118,7 +118,7 @@ import sys
 from pyramid_sendmail.queue import MaildirQueue
 
 queue = MaildirQueue(sys.argv[1])
-(ticket,), _ = queue.look(float(sys.argv[2]))
+(ticket,), _ = queue.scan(float(sys.argv[2]))
 held = queue.claim(ticket)
 print(held is not None, flush=True)
 sys.stdin.read()
@@ -596,7 +596,7 @@ def test_a_slow_writer_is_not_robbed(tmp_path: Path, letter: str) -> None:
     clock = Clock()
     queue = MaildirQueue(str(tmp_path / 'mail'), sync=False, clock=clock)
     put = queue.put([make_envelope(), make_envelope()])
-    record = tmp_path / 'mail' / 'tmp' / put.tickets[0].name
+    record = tmp_path / 'mail' / 'tmp' / put.tickets[0].order
     with record.open('r+b') as file:
         file.seek(STATE_AT)
         file.write(letter.encode())
@@ -607,7 +607,7 @@ def test_a_slow_writer_is_not_robbed(tmp_path: Path, letter: str) -> None:
     other = MaildirQueue(queue.path, sync=False, clock=clock)
     assert other.scan(clock.now) == ([], None)
     assert files(queue) == before
-    queue._store._forget()
+    queue._files.close_inherited()
     other.scan(clock.now)
     folders = [name.partition('/')[0] for name in files(queue)]
     assert folders == {'W': [], 'V': ['done'] * 2, 'C': ['new'] * 2}[letter]
@@ -688,7 +688,7 @@ def test_a_lock_of_what_was_removed_is_worth_nothing(queue: MaildirQueue) -> Non
     finally:
         fcntl.flock = lock
     assert taken
-    assert queue._store._open == {}
+    assert queue._files._open == {}
 
 
 # 104. Nobody is written to about it

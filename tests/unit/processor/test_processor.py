@@ -25,7 +25,7 @@ from pyramid_sendmail.interfaces import IMailQueueProcessor
 from pyramid_sendmail.processor.circuit_breaker import CircuitBreaker
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
-from pyramid_sendmail.queue.maildir import queue as maildir_module
+from pyramid_sendmail.queue.maildir.scan import ScanLimits
 from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally
 from tests.support.doubles import RecordingMailer
@@ -319,11 +319,9 @@ def test_a_limit_while_fresh_mail_comes(on_disk: Setup) -> None:
 
 
 @pytest.mark.parametrize('once', [False, True])
-def test_a_large_queue_is_listed_seldom(
-    on_disk: Setup, monkeypatch: pytest.MonkeyPatch, once: bool
-) -> None:
-    """What a look has found beyond the limit is sent without another."""
-    monkeypatch.setattr(maildir_module, '_KEPT', 40)
+def test_a_large_queue_is_listed_seldom(on_disk: Setup, once: bool) -> None:
+    """What a scan has found beyond the limit is sent without another scan."""
+    on_disk.queue = MaildirQueue(on_disk.queue.path, sync=False, limits=ScanLimits(names=40))
     on_disk.put_many(100)
     looks = count_looks(on_disk.queue)
     processor = on_disk.processor(limit=8, workers=1, batch=4)
@@ -540,8 +538,8 @@ class Ailing(MaildirQueue):
 
     def claim(self, ticket: Any, **options: Any) -> Any:
         self._ail('claim')
-        self._ail(ticket.folder)
-        self._ail(ticket.name)
+        self._ail(ticket.state)
+        self._ail(ticket.order)
         claim = super().claim(ticket, **options)
         return claim and Faulty(claim)
 
