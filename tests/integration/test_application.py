@@ -680,7 +680,7 @@ def test_a_script_starts_no_processor(ini: Callable[..., str], tmp_path: Path) -
 
 
 def finish(site: Site) -> None:
-    site.registry.getUtility(IMailDelivery)._sender.finish(WAIT)
+    site.registry.getUtility(IMailDelivery).flush(WAIT)
 
 
 def test_direct_delivery_from_end_to_end(

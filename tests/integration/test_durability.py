@@ -24,13 +24,14 @@ from typing import Any
 import pytest
 from transaction import TransactionManager
 
-from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail.delivery.direct import DirectMailDelivery
+from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.interfaces import IMailSentEvent
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.format import STATE_AT
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.crash.syscalls import Call, Watch
 from tests.crash.test_real_faults import in_child
 from tests.support.doubles import RecordingMailer
@@ -208,11 +209,11 @@ def test_a_subscriber_that_fails_twice(make_world: MakeWorld) -> None:
     world.send()
     # --once tells what lies in done/ at its end once more.
     assert world.run() == Tally(delivered=1)
-    assert world.dispatcher.join(10)
+    assert world.dispatcher.flush(10)
     assert [ends for _, ends in heard] == ['aborted', 'aborted']
     assert world.folders() == ['done']
     assert world.run() == Tally()
-    assert world.dispatcher.join(10)
+    assert world.dispatcher.flush(10)
     assert [ends for _, ends in heard] == ['aborted', 'aborted', 'committed']
     assert len({id for id, _ in heard}) == 1
     assert world.server.accepted('ann@example.org') == 1
@@ -350,13 +351,13 @@ def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bo
     def run() -> None:
         manager = TransactionManager(explicit=True)
         dispatcher: Any = Reporter()
-        attempts = OutcomeRecorder(RetryPolicy() if durable else AT_ONCE_OR_NEVER, dispatcher)
+        policy = RetryPolicy() if durable else AT_ONCE_OR_NEVER
+        recorder = OutcomeRecorder(policy, dispatcher, durable=durable)
         delivery = DirectMailDelivery(
             MaildirQueue(queue.path) if durable else MemoryQueue(),
             Deadly(),
             EnvelopeFactory(),
-            attempts,
-            durable=durable,
+            recorder,
         )
         with manager:
             delivery.bind(manager).send(message())

@@ -25,7 +25,7 @@ from pyramid_sendmail import Attachment, MailAmbiguous, MailerUnavailable, MailR
 from pyramid_sendmail.interfaces import IMailDelivery, IMailErrorEvent, IMailQueue, IMailSentEvent
 from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.integration.test_qp import Place
 from tests.support.queues import until
 from tests.support.smtp.server import (
@@ -510,7 +510,7 @@ def test_direct_delivery_tells_every_failure(
     assert any(message_id in each.getMessage() for each in told)
     with pytest.raises((MailerUnavailable, MailRefused, MailAmbiguous)):
         delivery.send_now(welcome())
-    delivery._sender.finish(10)
+    delivery.flush(10)
 
 
 @pytest.mark.parametrize('interrupt', [KeyboardInterrupt, SystemExit])
@@ -736,6 +736,6 @@ def test_a_commit_that_waits_no_longer(smtp_server: ScriptedSMTPServer, tmp_path
     assert smtp_server.messages == []
     go_on.set()
     smtp_server.wait_for(1)
-    delivery._sender.finish(10)
+    delivery.flush(10)
     config.registry.getUtility(IMailQueue).close()
     assert smtp_server.accepted(ANN) == 1

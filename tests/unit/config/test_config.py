@@ -21,7 +21,8 @@ from zope.interface.verify import verifyObject
 
 from pyramid_sendmail import Message, NoActiveTransaction
 from pyramid_sendmail.config.factories import _IProcessorThread, processor_of
-from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail.delivery.direct import DirectMailDelivery
+from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.events.types import MailSentEvent
 from pyramid_sendmail.interfaces import (
     IDirectMailDelivery,
@@ -201,7 +202,7 @@ class OwnReporter:
     def wants(self, kind: str) -> bool:
         return False
 
-    def join(self, timeout: float) -> bool:
+    def flush(self, timeout: float) -> bool:
         return True
 
     def dispatch(self, claim: Any, events: Any) -> None:

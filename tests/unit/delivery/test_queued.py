@@ -30,7 +30,8 @@ from pyramid_sendmail import (
     NoActiveTransaction,
     QueueError,
 )
-from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail.delivery.direct import DirectMailDelivery
+from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.envelope import Envelope, PendingEvent, Reply, Verdict
 from pyramid_sendmail.interfaces import (
     IDirectMailDelivery,
@@ -43,7 +44,7 @@ from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder
+from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from pyramid_sendmail.threads import BackgroundThread
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import files, make_envelope, until
@@ -78,7 +79,9 @@ class Reporter:
             if lasting:
                 claim.acknowledge(lasting)
 
-    def join(self, timeout: float) -> bool:
+    failures = 0
+
+    def flush(self, timeout: float) -> bool:
         return True
 
     @property
@@ -94,10 +97,10 @@ class Direct:
         self.mailer = mailer
         self.dispatcher = Reporter()
         policy = RetryPolicy() if durable else AT_ONCE_OR_NEVER
-        self.attempts = OutcomeRecorder(policy, self.dispatcher)
+        self.recorder = OutcomeRecorder(policy, self.dispatcher, durable=durable)
         self.manager = TransactionManager(explicit=True)
         self.delivery = DirectMailDelivery(
-            queue, mailer, EnvelopeFactory(), self.attempts, durable=durable, **options
+            queue, mailer, EnvelopeFactory(), self.recorder, **options
         )
         self.sender = self.delivery._sender
         self.bound = self.delivery.bind(self.manager)
@@ -429,7 +432,7 @@ def test_a_ticket_that_looks_due_a_moment_later_is_awaited(
         composed.append(1_700_000_000.0006)
         return composed[-1]
 
-    direct.attempts.clock = clock
+    direct.recorder.clock = clock
     object.__setattr__(direct.delivery._envelope_factory, 'clock', clock)
     direct.queue._clock = clock
     direct.commit()
@@ -577,8 +580,8 @@ def test_an_outcome_that_was_not_recorded_is_recorded_later(
 ) -> None:
     """Where the disk fills between the relay's answer and the record, the claim is kept and the
     outcome recorded as soon as it can be, though nobody sends another mail."""
-    monkeypatch.setattr('pyramid_sendmail.delivery.direct_sender.AGAIN', 0.02)
-    settle = OutcomeRecorder._record
+    monkeypatch.setattr('pyramid_sendmail.delivery.direct_sender.QUEUE_RETRY_DELAY', 0.02)
+    settle = OutcomeRecorder._write
     full = True
 
     def record(self: OutcomeRecorder, *args: Any) -> None:
@@ -586,11 +589,11 @@ def test_an_outcome_that_was_not_recorded_is_recorded_later(
             raise QueueError(errno.ENOSPC, 'no space left on device')
         settle(self, *args)
 
-    monkeypatch.setattr(OutcomeRecorder, '_record', record)
+    monkeypatch.setattr(OutcomeRecorder, '_write', record)
     durable.commit()
     assert len(mailer.sent) == 1
-    assert len(durable.attempts.unrecorded) == 1
-    until(lambda: durable.sender._look_at < time.time() + 1)
+    assert len(durable.recorder.unrecorded) == 1
+    until(lambda: durable.sender._scan_at < time.time() + 1)
     full = False
     until(lambda: durable.dispatcher.kinds == [('Hello', 'sent')])
     assert files(durable.queue) == []
@@ -607,8 +610,8 @@ def test_a_damaged_file_is_put_aside(
         path.write_bytes(path.read_bytes()[:-3])
         published(transaction, put)
 
-    published = durable.delivery.published
-    durable.delivery.published = damage  # type: ignore[method-assign]
+    published = durable.delivery.on_published
+    durable.delivery.on_published = damage  # type: ignore[method-assign]
     durable.commit(message('a'), message('b'))
     assert [envelope.subject for envelope in mailer.sent] == ['b']
     assert [file.split('/')[0] for file in files(durable.queue)] == ['failed']
@@ -704,7 +707,7 @@ def test_events_that_cannot_be_looked_for_are_looked_for_again(
     direct: Direct, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A queue that cannot be read is tried again after a while."""
-    monkeypatch.setattr('pyramid_sendmail.delivery.direct_sender.AGAIN', 0.01)
+    monkeypatch.setattr('pyramid_sendmail.delivery.direct_sender.QUEUE_RETRY_DELAY', 0.01)
     look, failed = direct.queue.scan, threading.Event()
 
     def failing(now: float) -> Any:
@@ -761,7 +764,7 @@ def test_what_a_stopped_process_has_left_is_found(
 ) -> None:
     """Mail in doubt is held and told though no queue processor looks: with the first mail of the
     next process, or later if its file cannot be moved then."""
-    monkeypatch.setattr('pyramid_sendmail.delivery.direct_sender.EVERY', 0.05)
+    monkeypatch.setattr('pyramid_sendmail.delivery.direct_sender.RECOVERY_INTERVAL', 0.05)
     put = MaildirQueue(durable.queue.path).put([make_envelope()])
     assert put._record is not None
     os.close(put._record)
@@ -796,7 +799,7 @@ def test_the_thread_goes_on_after_an_error(
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(OutcomeRecorder, 'settle', fails)
+        patch.setattr(OutcomeRecorder, 'record_outcome', fails)
         mailer.unavailable = 'connection refused'
         direct.commit(message('a'))
         mailer.unavailable = None
@@ -807,7 +810,7 @@ def test_the_thread_goes_on_after_an_error(
 
 def test_an_idle_connection_is_closed(direct: Direct, mailer: RecordingMailer) -> None:
     """After a while without mail the connection is given up, and the next mail has a new one."""
-    direct.sender._road.idle = 0.01
+    direct.sender._connection.idle = 0.01
     direct.commit()
     until(lambda: not mailer.open_sessions)
     direct.commit()
@@ -831,8 +834,8 @@ def test_an_inherited_connection_is_left_alone(direct: Direct, mailer: Recording
     """In a forked child whose thread has sent nothing yet, the parent's connection is no idle one
     to say good-bye on."""
     sender = direct.sender
-    sender._road.session()
-    sender._road.idle = 0.001
+    sender._connection.session()
+    sender._connection.idle = 0.001
     sender._changed = pauses = Pauses()
     sender.start()
     until(lambda: pauses.over > 2)
@@ -867,9 +870,9 @@ def test_finish_waits_for_what_subscribers_send(direct: Direct, mailer: Recordin
     direct.delivery._wait = False
     answering = threading.Event()
     joined: list[float] = []
-    rests = direct.sender._rests
+    rests = direct.sender._wait_until_idle
 
-    def join(timeout: float) -> bool:
+    def flush(timeout: float) -> bool:
         joined.append(timeout)
         if len(joined) == 1:
             mailer.before = lambda envelope: answering.wait(WAIT)
@@ -881,8 +884,8 @@ def test_finish_waits_for_what_subscribers_send(direct: Direct, mailer: Recordin
             answering.set()
         return rests(end)
 
-    direct.dispatcher.join = join  # type: ignore[method-assign]
-    direct.sender._rests = resting  # type: ignore[method-assign]
+    direct.dispatcher.flush = flush  # type: ignore[method-assign]
+    direct.sender._wait_until_idle = resting  # type: ignore[method-assign]
     direct.commit(message('first'))
     direct.finish()
     assert [envelope.subject for envelope in mailer.sent] == ['first', 'of a subscriber']

@@ -109,7 +109,7 @@ class Application:
         claim: Any = Claim(envelope or make_envelope())
         dispatcher = self.dispatcher
         dispatcher.dispatch(claim, events or [sent(claim.envelope)])
-        assert dispatcher.join(WAIT)
+        assert dispatcher.flush(WAIT)
         return claim  # type: ignore[no-any-return]
 
     @property
@@ -121,7 +121,7 @@ class Application:
         """Send in a transaction, directly; wait for all events."""
         with transaction.manager:
             message_id = self.delivery.send(message(subject), **options)
-        self.delivery._sender.finish(WAIT)
+        self.delivery.flush(WAIT)
         return str(message_id)
 
     @property
@@ -138,7 +138,7 @@ def application() -> Iterator[Application]:
     application = Application()
     yield application
     if application.registry.queryUtility(IMailDelivery) is not None:
-        application.delivery._sender.finish(WAIT)
+        application.delivery.flush(WAIT)
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_threadlocals_are_restored(application: Application) -> None:
     manager.push({'request': 'mine', 'registry': application.registry})
     try:
         before = list(manager.stack)
-        assert application.dispatcher.notify(sent(envelope), envelope)
+        assert application.dispatcher.deliver(sent(envelope), envelope)
         assert manager.stack == before
     finally:
         manager.pop()
@@ -234,7 +234,7 @@ def test_each_request_has_extensions_of_its_own(application: Application) -> Non
     dispatcher = application.dispatcher
     envelope = make_envelope()
     for _ in range(3):
-        assert dispatcher.notify(sent(envelope), envelope)
+        assert dispatcher.deliver(sent(envelope), envelope)
     assert seen == [(n, n, True) for n in range(3)]
 
 
@@ -244,10 +244,10 @@ def test_extensions_that_come_later_are_applied(application: Application) -> Non
     application.subscribe(lambda event: seen.append(getattr(event.request, 'late', None)))
     dispatcher = application.dispatcher
     envelope = make_envelope()
-    assert dispatcher.notify(sent(envelope), envelope)
+    assert dispatcher.deliver(sent(envelope), envelope)
     application.config.add_request_method(lambda request: 'late', 'late', property=True)
     application.config.commit()
-    assert dispatcher.notify(sent(envelope), envelope)
+    assert dispatcher.deliver(sent(envelope), envelope)
     assert seen == [None, 'late']
 
 
@@ -255,7 +255,7 @@ def test_an_application_without_extensions(application: Application) -> None:
     """Where nothing extends requests, an event has a plain one."""
     application.config.commit()
     application.registry.unregisterUtility(provided=IRequestExtensions)
-    with EventRequests(application.registry).pushed() as request:
+    with EventRequests(application.registry).event_request() as request:
         assert type(request) is Request
         assert not hasattr(request, 'mailer')
 
@@ -425,7 +425,7 @@ def test_a_subscriber_that_exits_ends_no_thread(
     claims = [Claim(make_envelope()) for _ in range(2)]
     for claim in claims:
         dispatcher.dispatch(claim, [sent(claim.envelope)])  # type: ignore[arg-type]
-    assert dispatcher.join(WAIT)
+    assert dispatcher.flush(WAIT)
     assert dispatcher.failures == 1
     assert [claim.done[0][0] for claim in claims] == ['postponed', 'acknowledge']
 
@@ -500,7 +500,7 @@ def test_a_policy_without_delays_gives_up_at_once(application: Application) -> N
     dispatcher = EventDispatcher(application.registry, policy=policy)
     claim: Any = Claim(make_envelope())
     dispatcher.dispatch(claim, [sent(claim.envelope)])
-    assert dispatcher.join(WAIT)
+    assert dispatcher.flush(WAIT)
     assert claim.done == [('acknowledge', [sent(claim.envelope).id])]
 
 
@@ -538,7 +538,7 @@ def test_an_event_that_cannot_be_settled_is_given_back(
     claims[0].fails = QueueError(errno.ENOSPC, 'no space left on device')
     for claim in claims:
         dispatcher.dispatch(claim, [sent(claim.envelope)])
-    assert dispatcher.join(WAIT)
+    assert dispatcher.flush(WAIT)
     assert [[done[0] for done in claim.done] for claim in claims] == [
         ['acknowledge', 'released'],
         ['acknowledge'],
@@ -558,9 +558,9 @@ def test_the_backlog_is_bounded(application: Application) -> None:
     for claim in claims[1:]:
         dispatcher.dispatch(claim, [sent(claim.envelope)])
     assert [claim.done for claim in claims] == [[], [], [], [('released',)]]
-    assert not dispatcher.join(0.01)
+    assert not dispatcher.flush(0.01)
     going_on.set()
-    assert dispatcher.join(WAIT)
+    assert dispatcher.flush(WAIT)
     assert [claim.done[0][0] for claim in claims[:3]] == ['acknowledge'] * 3
 
 
@@ -687,7 +687,7 @@ def test_a_subscriber_sees_what_the_sender_committed(
         session.execute(NOTES.insert().values(text='order'))
         zope.sqlalchemy.mark_changed(session())
         application.delivery.send(message('Hello'))
-    application.delivery._sender.finish(WAIT)
+    application.delivery.flush(WAIT)
     assert application.heard == [['order']]
 
 
@@ -711,7 +711,7 @@ def test_a_subscriber_that_needs_the_only_connection(
         delivery.bind(tm).send(message('Hello'))
         tm.commit()
         assert explicit.subjects == ['Hello']
-    delivery._sender.finish(WAIT)
+    delivery.flush(WAIT)
     assert time.monotonic() - start < WAIT / 2
     assert notes(pool) == ['Hello']
 
@@ -734,7 +734,7 @@ class Together:
         with self.dispatcher._changed:
             for claim, events in zip(claims, mails, strict=True):
                 self.dispatcher.dispatch(claim, events)
-        assert self.dispatcher.join(WAIT)
+        assert self.dispatcher.flush(WAIT)
         return [claim.done for claim in claims]
 
 
@@ -949,7 +949,7 @@ def test_mail_of_subscribers_in_a_batch_leaves_once(application: Application) ->
     application.subscribe(subscriber)
     assert application.delivery is not None
     Together(application).tell(*told)
-    application.delivery._sender.finish(WAIT)
+    application.delivery.flush(WAIT)
     recipients = [envelope.recipients[0] for envelope in application.mailer.sent]
     assert recipients == [f'{events[0].id}@example.org' for events in told[:3]]
 
@@ -981,7 +981,7 @@ def test_one_of_a_batch_that_cannot_be_settled(
     with together.dispatcher._changed:
         for claim in claims:
             together.dispatcher.dispatch(claim, [sent(claim.envelope)])
-    assert together.dispatcher.join(WAIT)
+    assert together.dispatcher.flush(WAIT)
     assert [[done[0] for done in claim.done] for claim in claims] == [
         ['acknowledge'],
         ['acknowledge', 'released'],
@@ -1188,7 +1188,7 @@ def test_from_the_relay_to_the_subscriber(application: Application) -> None:
         message_id = application.delivery.send(
             message('Hello', 'ann@example.org, bob@example.org'), metadata={'order': '7'}
         )
-    application.delivery._sender.finish(WAIT)
+    application.delivery.flush(WAIT)
     events = {type(event): event for event in application.heard}
     assert set(events) == {MailSentEvent, MailErrorEvent}
     assert events[MailSentEvent].recipients == ('ann@example.org',)
@@ -1289,7 +1289,7 @@ def test_subscribers_work_in_turn(application: Application) -> None:
     dispatcher = application.dispatcher
     envelope = make_envelope()
     dispatcher.dispatch(Claim(envelope), [sent(envelope)])
-    assert dispatcher.join(WAIT)
+    assert dispatcher.flush(WAIT)
     until(lambda: not dispatcher.cooperative_lock._lock.locked())
     assert application.heard == [True]
 
@@ -1303,10 +1303,10 @@ def test_a_slow_subscriber_stops_no_worker(application: Application) -> None:
     claim: Any = Claim(envelope)
     dispatcher.dispatch(claim, [sent(envelope)])
     until(dispatcher.cooperative_lock._lock.locked)
-    assert not dispatcher.join(0.01)
+    assert not dispatcher.flush(0.01)
     with dispatcher.cooperative_lock.held():
         worked.set()
-        assert dispatcher.join(WAIT)
+        assert dispatcher.flush(WAIT)
     assert application.heard == [True]
     assert claim.done == [('acknowledge', [sent(envelope).id])]
 
@@ -1352,5 +1352,5 @@ def test_a_subscriber_that_sends_at_once_gives_the_turn_up(application: Applicat
     dispatcher = application.dispatcher
     envelope = make_envelope()
     dispatcher.dispatch(Claim(envelope), [sent(envelope)])
-    assert dispatcher.join(WAIT)
+    assert dispatcher.flush(WAIT)
     assert application.heard == [False, True]

@@ -27,7 +27,7 @@ from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir import queue as maildir_module
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import Clock, files, make_envelope, until
 from tests.unit.sending.test_attempt import Faulty, Reporter
@@ -910,7 +910,7 @@ def test_once_takes_what_subscribers_send(setup: Setup) -> None:
     """Mail that a subscriber of the last event sends leaves in the same run."""
 
     class Answering(Reporter):
-        def join(self, timeout: float) -> bool:
+        def flush(self, timeout: float) -> bool:
             if len(self.pending_events) == 1:
                 setup.put('second@example.org')
             return True

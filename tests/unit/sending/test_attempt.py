@@ -20,8 +20,9 @@ from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import IMailer, IMailEventDispatcher, IMailSession
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
-from pyramid_sendmail.sending.attempt import Batch, OutcomeRecorder, Tally, attempt, report_settled
+from pyramid_sendmail.sending.attempt import Batch, attempt
 from pyramid_sendmail.sending.connection import RelayConnection
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally, report_settled
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import NOW, Clock, files, make_envelope
 
@@ -57,7 +58,7 @@ class Reporter:
         elif lasting:
             self.claims.append(claim)
 
-    def join(self, timeout: float) -> bool:
+    def flush(self, timeout: float) -> bool:
         return True
 
     def told(self) -> list[tuple[str, tuple[str, ...]]]:
@@ -846,12 +847,12 @@ def test_recording_fails_after_acceptance(
     assert world.claimable() == 1, 'the first one is locked, the second one untouched'
     assert world.tally == Tally(delivered=1), 'it counts, though nobody can write it down'
     with pytest.raises(QueueError):
-        world.attempts.record()
+        world.attempts.write_unrecorded()
     assert len(world.attempts.unrecorded) == 1
     assert world.dispatcher.pending_events == []
 
     full.broken = False
-    world.attempts.record()
+    world.attempts.write_unrecorded()
     assert world.attempts.unrecorded == []
     assert world.dispatcher.told() == [('sent', ('ann@example.org',))]
     attempt(world.claims(), road, world.attempts, world.tally)
@@ -872,7 +873,7 @@ def test_recording_fails_for_an_interrupted_mail(on_disk: World, full: type[Faul
     assert retry_at == NOW + 60
     assert claim.releases == 0  # type: ignore[attr-defined]
     full.broken = False
-    on_disk.attempts.record()
+    on_disk.attempts.write_unrecorded()
     assert on_disk.tickets() == []
 
 
@@ -919,7 +920,7 @@ def test_age_of_mail_that_was_sent_by_a_wrong_clock(world: World) -> None:
     world.put(make_envelope(queued_at=NOW + year, due=NOW + year))
     [claim] = world.claims()
     world.clock.now = NOW + 86_401
-    world.attempts.settle(claim, dict.fromkeys(claim.todo, LATER), 'null:', world.tally)
+    world.attempts.record_outcome(claim, dict.fromkeys(claim.todo, LATER), 'null:', world.tally)
     assert world.tally == Tally(failed=1), 'older than give_up_after'
 
 
@@ -928,7 +929,7 @@ def test_settling_alone(world: World) -> None:
     world.dispatcher.kinds = ('error',)
     world.put(make_envelope())
     [claim] = world.claims()
-    world.attempts.settle(claim, dict.fromkeys(claim.todo, REFUSED), 'null:')
+    world.attempts.record_outcome(claim, dict.fromkeys(claim.todo, REFUSED), 'null:')
     assert world.dispatcher.told() == [('error', ('ann@example.org',))]
     assert world.tally == Tally()
 
