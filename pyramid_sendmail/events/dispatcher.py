@@ -261,7 +261,9 @@ class EventDispatcher:
                 committed = True
         except BaseException:
             # sys.exit() in a subscriber must not end the thread.
-            self._log_failure(batch, committed=committed)
+            log.exception(
+                '%s: %s', batch[0].envelope.message_id, self._failure(batch, committed=committed)
+            )
         finally:
             _depth.reset(before)
         return committed
@@ -286,8 +288,9 @@ class EventDispatcher:
             manager.abort()
             raise
 
-    def _log_failure(self, batch: Sequence[Delivery], *, committed: bool) -> None:
-        event, envelope = batch[0]
+    def _failure(self, batch: Sequence[Delivery], *, committed: bool) -> str:
+        """Return what the log says of a batch that failed: what happened, and what happens next."""
+        event = batch[0].event
         others = f' and {len(batch) - 1} more' if len(batch) > 1 else ''
         if committed:
             what, then = 'a finished callback raised, after the commit', 'it is not called again'
@@ -300,10 +303,7 @@ class EventDispatcher:
                 then += '; a deferred event is not tried again'
             elif not self._is_last_try(event):
                 then += f'; next try in {self._delay(event):g} s'
-        log.exception(
-            '%s: %s (%s event %s%s); %s',
-            *(envelope.message_id, what, event.kind, event.id, others, then),
-        )
+        return f'{what} ({event.kind} event {event.id}{others}); {then}'
 
 
 def _depth_of(event: PendingEvent, envelope: Envelope) -> int:

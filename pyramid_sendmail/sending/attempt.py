@@ -90,9 +90,7 @@ class Batch:
 
     def _send(self, session: IMailSession) -> bool:
         self._name = self._connection.name
-        outcomes = iter(
-            session.send(self._envelopes(), before_final_dot=self._before_final_dot)
-        )
+        outcomes = iter(session.send(self._envelopes(), before_final_dot=self._before_final_dot))
         while True:
             try:
                 outcome = next(outcomes, None)

@@ -172,9 +172,7 @@ class OutcomeRecorder:
             return 'error'
         return 'error' if verdict.status == 'ambiguous' and self.ambiguous == 'hold' else 'deferred'
 
-    def _write(
-        self, claim: IMailClaim, events: list[PendingEvent], retry_at: float | None
-    ) -> None:
+    def _write(self, claim: IMailClaim, events: list[PendingEvent], retry_at: float | None) -> None:
         older = claim.pending_events
         if older:
             known = {event.id for event in events}
