@@ -156,7 +156,7 @@ def test_one_message_of_the_standard_library(world: World, text: str, eight_bit:
 def test_dots_at_each_place_of_a_block(world: World) -> None:
     """RELIABILITY 35: a line that begins with a dot, at each octet around the end of what is handed
     to the socket at once."""
-    head = len(world.delivery.freeze(welcome(text=''), {}).raw)
+    head = len(world.delivery.freeze(welcome(text='')).raw)
     for before in range(16_384 - head - 8, 16_384 - head + 8):
         filler = ('x' * 62 + '\n') * 400
         text = filler[: before - before // 64 - 2] + '\n.\n..\n' + filler

@@ -232,12 +232,12 @@ def test_message_settings() -> None:
         max_size='1K',
     )
     delivery = registry.getUtility(IMailDelivery)
-    envelope = delivery.freeze(Message(to='ann@example.org', text='Hello'), {})
+    envelope = delivery.freeze(Message(to='ann@example.org', text='Hello'))
     assert envelope.sender == 'bounces@example.org'
     assert b'From: Shop <shop@example.org>' in envelope.raw
     assert envelope.message_id.endswith('@mail.example.org>')
     with pytest.raises(ValueError, match=r'mail\.max_size'):
-        delivery.freeze(Message(to='ann@example.org', text='Hello' * 1000), {})
+        delivery.freeze(Message(to='ann@example.org', text='Hello' * 1000))
 
 
 def test_credentials_reach_the_mailer() -> None:
