@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Unpack
 
 from zope.interface import implementer
 
@@ -17,7 +17,7 @@ from ..sending.outcome import OutcomeRecorder
 from ..threads import in_background_thread
 from .data_manager import Transaction
 from .direct_sender import DirectSender
-from .queued import QueuedMailDelivery
+from .queued import QueuedMailDelivery, SendOptions
 
 __all__ = ['DirectMailDelivery']
 
@@ -52,8 +52,10 @@ class DirectMailDelivery(QueuedMailDelivery):
     def flush(self, timeout: float) -> bool:
         return self._sender.flush(timeout)
 
-    def freeze(self, message: Any, **options: Any) -> Envelope:
-        envelope = super().freeze(message, **options)
+    def freeze(
+        self, message: object, *, depth: int = 0, **options: Unpack[SendOptions]
+    ) -> Envelope:
+        envelope = super().freeze(message, depth=depth, **options)
         if not self._recorder.durable and envelope.due > envelope.queued_at:
             raise MessageError(
                 'due: without a queue a mail cannot wait for its time; set mail.queue_path'
@@ -77,7 +79,7 @@ class DirectMailDelivery(QueuedMailDelivery):
     def _await_answer(self, committed: bool, answered: threading.Event) -> None:
         if not answered.wait(self._timeout):
             log.warning(
-                'the relay has not answered within %g seconds (mail.direct_timeout); the request '
-                'goes on, the mail is still being sent',
+                'the relay has not answered within %g seconds (mail.direct_timeout); the commit '
+                'returns, and the mail is still being sent',
                 self._timeout,
             )

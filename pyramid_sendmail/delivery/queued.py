@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import transaction
 from zope.interface import implementer
@@ -21,9 +21,20 @@ from .send_now import send_now
 if TYPE_CHECKING:
     from email.headerregistry import Address
 
-__all__ = ['BoundMailDelivery', 'QueuedMailDelivery']
+__all__ = ['BoundMailDelivery', 'QueuedMailDelivery', 'SendOptions']
 
 log = logging.getLogger(__name__)
+
+
+class SendOptions(TypedDict, total=False):
+    """The options of IMailDelivery.send."""
+
+    sender: str | Address | None
+    recipients: Addresses | None
+    due: datetime | timedelta | None
+    expires: datetime | timedelta | None
+    priority: Priority | None
+    metadata: Mapping[str, str] | None
 
 
 def _no_notice() -> None:
@@ -47,12 +58,12 @@ class QueuedMailDelivery:
         self._envelope_factory = envelope_factory
         self._sent = sent
 
-    def send(self, message: Any, **options: Any) -> str:
+    def send(self, message: object, **options: Unpack[SendOptions]) -> str:
         return self.bind(transaction.manager).send(message, **options)
 
     def send_now(
         self,
-        message: Any,
+        message: object,
         *,
         sender: str | Address | None = None,
         recipients: Addresses | None = None,
@@ -65,12 +76,11 @@ class QueuedMailDelivery:
     ) -> BoundMailDelivery:
         return BoundMailDelivery(self, tm, environ)
 
-    def freeze(self, message: Any, **options: Any) -> Envelope:
-        """Return the envelope of a message; ``options`` are those of IMailDelivery.send.
-
-        Raises MessageError.
-        """
-        return self._envelope_factory.envelope(message, **options)
+    def freeze(
+        self, message: object, *, depth: int = 0, **options: Unpack[SendOptions]
+    ) -> Envelope:
+        """Return the envelope of a message. Raises MessageError."""
+        return self._envelope_factory.envelope(message, depth=depth, **options)
 
     @property
     def queue(self) -> IMailQueue:
@@ -107,7 +117,7 @@ class BoundMailDelivery:
 
     def send(
         self,
-        message: Any,
+        message: object,
         *,
         sender: str | Address | None = None,
         recipients: Addresses | None = None,
@@ -141,7 +151,7 @@ class BoundMailDelivery:
 
     def send_now(
         self,
-        message: Any,
+        message: object,
         *,
         sender: str | Address | None = None,
         recipients: Addresses | None = None,

@@ -647,9 +647,9 @@ def test_an_outcome_that_cannot_be_recorded(
         ailing.put_many(20)
         Faulty.broken = True
         first.set()
-        until(lambda: levels(caplog, 'could not be recorded') == ['CRITICAL'])
+        until(lambda: levels(caplog, 'could not be written to the queue') == ['CRITICAL'])
         second.set()
-        until(lambda: len(levels(caplog, 'could not be recorded')) == 2)
+        until(lambda: len(levels(caplog, 'could not be written to the queue')) == 2)
         sent = len(ailing.mailer.sent)
         checks = ailing.queue.calls['check_writable']
         until(lambda: ailing.queue.calls['check_writable'] >= checks + 3)
