@@ -674,7 +674,7 @@ def test_an_outcome_is_recorded_at_the_end(ailing: Setup) -> None:
         Faulty.broken = False
         return True
 
-    ailing.dispatcher.join = mended  # type: ignore[method-assign]
+    ailing.dispatcher.flush = mended  # type: ignore[method-assign]
     with pytest.raises(QueueError):
         processor.run_once()
     assert original
