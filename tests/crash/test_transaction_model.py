@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -107,19 +106,19 @@ class Tx:
 
 @dataclass(eq=False, slots=True)
 class Other:
-    """Another data manager, which raises at some of its steps, and looks at ours."""
+    """Another data manager, which raises at some of its steps, and inspects ours."""
 
     key: str
     fails: frozenset[str]
     error: type[BaseException]
-    look: Callable[[Other, str], object]
+    inspect: Callable[[Other, str], object]
     transaction_manager = None
 
     def sortKey(self) -> str:
         return self.key
 
     def _step(self, name: str) -> None:
-        self.scan(self, name)
+        self.inspect(self, name)
         if name in self.fails:
             raise self.error(f'{self.key} fails in {name}')
 
@@ -376,7 +375,7 @@ class TransactionMachine(RuleBasedStateMachine):
             else:
                 self.tx.mails.append((which, subject))
 
-    def _look(self, other: Other, step: str) -> None:
+    def _inspect(self, other: Other, step: str) -> None:
         """From another data manager: the mail is stored before a one-phase database votes, and
         published only when whoever comes before us has finished."""
         world, tx = self.world, self.tx
@@ -699,7 +698,7 @@ class TransactionMachine(RuleBasedStateMachine):
         self, key: str, fails: frozenset[str], error: type[BaseException], *, saving: bool
     ) -> None:
         assert self.tx is not None
-        other = (Saving if saving else Other)(key, fails, error, self._look)
+        other = (Saving if saving else Other)(key, fails, error, self._inspect)
         self.manager.get().join(other)
         self.tx.others.append(other)
 
