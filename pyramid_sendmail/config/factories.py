@@ -6,18 +6,18 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.registry import Registry
 from zope.interface import Interface
 
-from ..delivery.queued import DirectMailDelivery, QueuedMailDelivery
+from ..delivery.direct import DirectMailDelivery
+from ..delivery.queued import QueuedMailDelivery
 from ..events.dispatcher import EventDispatcher
-from ..interfaces import IMailDelivery, IMailer, IMailEventDispatcher, IMailQueue
+from ..interfaces import IMailDelivery, IMailer, IMailEventDispatcher, IMailQueue, IScannableQueue
 from ..mailers.factory import mailer_from_url
 from ..message import EnvelopeFactory
 from ..processor.processor import QueueProcessor
 from ..processor.thread import ProcessorThread
 from ..queue import MaildirQueue, MemoryQueue
 from ..retry import AT_ONCE_OR_NEVER
-from ..sending.attempt import OutcomeRecorder
+from ..sending.outcome import OutcomeRecorder
 from ..settings import MailSettings
-from ..threads import CooperativeLock
 
 __all__ = [
     'IProcessorThread',
@@ -99,13 +99,16 @@ def default_delivery(registry: Registry) -> IMailDelivery:
         require_queue(queue, 'mail.delivery = queue')
     if queue is not None and settings.delivery != 'direct':
         return QueuedMailDelivery(queue, mailer, envelope_factory, sent=sent)
-    durable = queue is not None
+    if not (queue is None or IScannableQueue.providedBy(queue)):
+        raise ConfigurationError(
+            f'mail.delivery = direct: a {type(queue).__name__} cannot be scanned for mail that was '
+            f'deferred: set a queue that provides IScannableQueue, or mail.delivery = queue'
+        )
     return DirectMailDelivery(
-        queue if durable else MemoryQueue(keep_failed=False),
+        MemoryQueue(keep_failed=False) if queue is None else queue,
         mailer,
         envelope_factory,
-        _recorder(registry, durable=durable),
-        durable=durable,
+        _recorder(registry, durable=queue is not None),
         wait=settings.direct_wait,
         timeout=settings.direct_timeout,
         sent=sent,
@@ -166,13 +169,4 @@ def _recorder(registry: Registry, *, durable: bool) -> OutcomeRecorder:
     settings = settings_of(registry)
     policy = settings.retry_policy if durable else AT_ONCE_OR_NEVER
     dispatcher = registry.getUtility(IMailEventDispatcher)
-    recorder = OutcomeRecorder(policy, dispatcher, settings.ambiguous)
-    lock = _cooperative_lock(dispatcher)
-    if lock is not None:
-        recorder.cooperative_lock = lock
-    return recorder
-
-
-def _cooperative_lock(dispatcher: IMailEventDispatcher) -> CooperativeLock | None:
-    """Return the lock that senders share with subscribers; a dispatcher may have none."""
-    return getattr(dispatcher, 'cooperative_lock', None)
+    return OutcomeRecorder(policy, dispatcher, settings.ambiguous, durable=durable)

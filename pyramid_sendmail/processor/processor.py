@@ -21,8 +21,9 @@ from ..envelope import Envelope, PendingEvent
 from ..events.dispatcher import EventDispatcher
 from ..exceptions import DamagedMail, MailerUnavailable, QueueError
 from ..interfaces import IMailClaim, IMailer, IMailQueueProcessor, IScannableQueue
-from ..sending.attempt import OutcomeRecorder, Tally, attempt, report_settled
+from ..sending.attempt import attempt
 from ..sending.connection import RelayConnection
+from ..sending.outcome import OutcomeRecorder, Tally, report_settled
 from .circuit_breaker import FIRST_PAUSE, CircuitBreaker, ConcurrencyController
 from .rate_limiter import RateLimiter
 from .single_pass import SinglePassScan
@@ -263,7 +264,7 @@ class QueueProcessor:
     def _await_subscribers(self, pool: WorkerPool) -> None:
         """Wait until they have heard all, or too long: they are told again what they have not."""
         end = time.monotonic() + self._grace
-        while not (pool.stop.is_set() or self._dispatcher.join(0.1)) and time.monotonic() < end:
+        while not (pool.stop.is_set() or self._dispatcher.flush(0.1)) and time.monotonic() < end:
             pass
 
     def _report_done(self, pool: WorkerPool, tickets: list[Any]) -> None:
@@ -315,7 +316,7 @@ class QueueProcessor:
         try:
             self._queue.check_writable()
             with self._recording:
-                self._recorder.record()
+                self._recorder.write_unrecorded()
             attempt(self._claims(pool, connection), connection, self._recorder, tally)
             if connection.mails_total > before:
                 pool.breaker.answered()
@@ -370,8 +371,8 @@ class QueueProcessor:
     def _end(self, pool: WorkerPool) -> None:
         pool.dismiss(self._grace)
         with suppress(QueueError), self._recording:
-            self._recorder.record()
-        self._dispatcher.join(pool.grace_left)
+            self._recorder.write_unrecorded()
+        self._dispatcher.flush(pool.grace_left)
         pool.sync(self._queue)
         self._queue.close()
 

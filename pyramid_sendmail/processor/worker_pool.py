@@ -11,8 +11,8 @@ from typing import Any
 
 from ..envelope import Envelope, PendingEvent
 from ..exceptions import MailerUnavailable, QueueError
-from ..sending.attempt import Tally
 from ..sending.connection import RelayConnection
+from ..sending.outcome import Tally
 from ..threads import BackgroundThread
 from .active_queue import ActiveQueue
 from .circuit_breaker import CircuitBreaker, ConcurrencyController

@@ -24,7 +24,7 @@ from pyramid.registry import Registry
 from ..config.factories import has_settings, processor_of, settings_of
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailEventDispatcher, IMailQueue
-from ..sending.attempt import Tally
+from ..sending.outcome import Tally
 from ..settings.table import table_rows
 
 __all__ = ['main', 'run']

@@ -17,7 +17,7 @@ from pyramid_sendmail.interfaces import IMailErrorEvent
 from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -574,7 +574,7 @@ def test_mail_about_trouble_is_bounded(world: World, caplog: pytest.LogCaptureFi
     recipients = [line for _, verb, line in world.server.commands if verb == 'RCPT']
     assert recipients == [f'RCPT TO:<{ANN}>', 'RCPT TO:<admin@example.org>']
     assert [event.recipients for event in world.told('error')] == [(ANN,), ('admin@example.org',)]
-    unsent = [each for each in caplog.records if 'not sent, for it is mail about' in each.message]
+    unsent = [each for each in caplog.records if 'your error handler keeps mailing' in each.message]
     assert [each.levelno for each in unsent] == [logging.ERROR]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.mailers.factory import mailer_from_url
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.integration.test_qp import Child, Place, once_each, place
 from tests.integration.test_stopping import SLOW
 from tests.support.queues import Clock, files, make_envelope, until
@@ -315,7 +315,7 @@ def test_once_while_it_tells_what_was_left(tmp_path: Path, monkeypatch: pytest.M
     sent = len(setup.mailer.sent)
 
     class Slow(Reporter):
-        def join(self, timeout: float) -> bool:
+        def flush(self, timeout: float) -> bool:
             stop.set()
             return False
 
@@ -347,7 +347,7 @@ def test_there_is_one_grace(tmp_path: Path, once: bool, caplog: pytest.LogCaptur
     entered, leave, stop = threading.Event(), threading.Event(), threading.Event()
 
     class Patient(Reporter):
-        def join(self, timeout: float) -> bool:
+        def flush(self, timeout: float) -> bool:
             joined.append(timeout)
             return True
 

@@ -9,8 +9,9 @@ import pytest
 
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally, attempt
+from pyramid_sendmail.sending.attempt import attempt
 from pyramid_sendmail.sending.connection import RelayConnection
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.peers.mail import make_mail, statuses
 from tests.peers.relay import Relay
 from tests.peers.test_relays import mailer

@@ -27,7 +27,7 @@ from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.scan import ScanLimits
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import Clock, files, make_envelope, until
 from tests.unit.sending.test_attempt import Faulty, Reporter
@@ -645,9 +645,9 @@ def test_an_outcome_that_cannot_be_recorded(
         ailing.put_many(20)
         Faulty.broken = True
         first.set()
-        until(lambda: levels(caplog, 'could not be recorded') == ['CRITICAL'])
+        until(lambda: levels(caplog, 'could not be written to the queue') == ['CRITICAL'])
         second.set()
-        until(lambda: len(levels(caplog, 'could not be recorded')) == 2)
+        until(lambda: len(levels(caplog, 'could not be written to the queue')) == 2)
         sent = len(ailing.mailer.sent)
         checks = ailing.queue.calls['check_writable']
         until(lambda: ailing.queue.calls['check_writable'] >= checks + 3)
@@ -672,7 +672,7 @@ def test_an_outcome_is_recorded_at_the_end(ailing: Setup) -> None:
         Faulty.broken = False
         return True
 
-    ailing.dispatcher.join = mended  # type: ignore[method-assign]
+    ailing.dispatcher.flush = mended  # type: ignore[method-assign]
     with pytest.raises(QueueError):
         processor.run_once()
     assert original
@@ -908,7 +908,7 @@ def test_once_takes_what_subscribers_send(setup: Setup) -> None:
     """Mail that a subscriber of the last event sends leaves in the same run."""
 
     class Answering(Reporter):
-        def join(self, timeout: float) -> bool:
+        def flush(self, timeout: float) -> bool:
             if len(self.pending_events) == 1:
                 setup.put('second@example.org')
             return True

@@ -15,7 +15,7 @@ from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MemoryQueue
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.queues import Clock, until
 from tests.support.smtp.server import ScriptedSMTPServer
 from tests.unit.processor.test_processor import (

@@ -25,8 +25,9 @@ from pyramid_sendmail.mailers.smtp.session import WINDOW, SMTPSession
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.format import decode
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally, attempt
+from pyramid_sendmail.sending.attempt import attempt
 from pyramid_sendmail.sending.connection import RelayConnection
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import NOW, Clock, files, forked, make_envelope, reap, until
 from tests.support.sessions import CLOSED, LOST, RAW, TINY, connect, envelope, idle, send, statuses

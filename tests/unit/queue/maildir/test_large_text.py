@@ -20,8 +20,9 @@ from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.files import QueueFiles
 from pyramid_sendmail.queue.maildir.large_text import LARGE_FILE, FileText
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally, attempt
+from pyramid_sendmail.sending.attempt import attempt
 from pyramid_sendmail.sending.connection import RelayConnection
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.support.queues import (
     NOW,
     Clock,
