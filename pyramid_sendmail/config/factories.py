@@ -10,6 +10,9 @@ Each takes an object that provides the interface, a callable of the registry tha
 the dotted name of either. Two calls conflict as Pyramid's own directives do; what the settings
 give conflicts with nothing. A queue that was set is as good as ``mail.queue_path``.
 
+The queue processor is made by an adapter from the queue and the registry: see
+IMailQueueProcessor. Ours is registered for every IScannableQueue.
+
 The actions run in this order, whatever the order of the calls:
 
 =============  ================================================================================
@@ -30,10 +33,18 @@ from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 from pyramid.interfaces import INewRequest
 from pyramid.registry import Registry
-from zope.interface import Interface
+from zope.interface import Interface, providedBy
 
 from ..delivery.queued import DirectMailDelivery, QueuedMailDelivery
-from ..interfaces import IMailDelivery, IMailer, IMailEventDispatcher, IMailQueue, IMailSettings
+from ..interfaces import (
+    IMailDelivery,
+    IMailer,
+    IMailEventDispatcher,
+    IMailQueue,
+    IMailQueueProcessor,
+    IMailSettings,
+    IScannableQueue,
+)
 from ..settings.table import DEFAULT_URL, TABLE, MailSettings, parse_settings
 from ..standin import real, stand_in
 
@@ -282,23 +293,58 @@ def _dispatcher(registry: Registry, batch: int) -> EventDispatcher:
 
 def processor_of(
     registry: Registry, *, workers: int | None = None, batch: int | None = None
+) -> IMailQueueProcessor:
+    """Return the queue processor of a configured application.
+
+    The registered adapter from the queue and the registry to IMailQueueProcessor makes it. Raises
+    ConfigurationError if there is none for this kind of queue.
+    """
+    queue = real(registry.getUtility(IMailQueue))
+    factory = registry.adapters.lookup(
+        (providedBy(queue), providedBy(registry)), IMailQueueProcessor
+    )
+    if factory is None:
+        kind = type(queue)
+        raise ConfigurationError(
+            f'mail queue: no queue processor is registered for {kind.__module__}.'
+            f'{kind.__qualname__}: register one with config.registry.registerAdapter(factory, '
+            '(IYourQueue, Interface), IMailQueueProcessor), or give a queue that provides '
+            'IScannableQueue'
+        )
+    processor: IMailQueueProcessor = factory(queue, registry, workers=workers, batch=batch)
+    return processor
+
+
+def default_processor(
+    queue: IScannableQueue,
+    registry: Registry,
+    *,
+    workers: int | None = None,
+    batch: int | None = None,
 ) -> QueueProcessor:
-    """The queue processor of a configured application, whose queue must be there."""
+    """Return the processor of a queue that can be scanned, as the settings say."""
     # Most web processes have none.
+    from ..processor.options import ProcessorOptions
     from ..processor.processor import QueueProcessor
 
     settings = _settings(registry)
-    dispatcher: Any = real(registry.getUtility(IMailEventDispatcher))
-    return QueueProcessor(
-        real(registry.getUtility(IMailQueue)),
-        real(registry.getUtility(IMailer)),
-        dispatcher,
-        _recorder(registry, durable=True),
+    dispatcher: IMailEventDispatcher = real(registry.getUtility(IMailEventDispatcher))
+    options = ProcessorOptions(
         workers=workers or settings.workers,
         batch=batch or settings.batch,
         rate=settings.rate,
         keep_failed=settings.keep_failed,
     )
+    mailer: IMailer = real(registry.getUtility(IMailer))
+    return QueueProcessor(queue, mailer, dispatcher, _recorder(registry, durable=True), options)
+
+
+def _register_processor(registry: Registry) -> None:
+    """Register our processor for every queue that can be scanned, unless the application has
+    registered another. A queue with an interface of its own has the adapter of that interface."""
+    required = (IScannableQueue, Interface)
+    if registry.adapters.registered(required, IMailQueueProcessor) is None:
+        registry.registerAdapter(default_processor, required, IMailQueueProcessor)
 
 
 def _set_settings(config: Configurator) -> None:
@@ -310,6 +356,7 @@ def _set_settings(config: Configurator) -> None:
         settings = parse_settings(given)
         registry.registerUtility(settings, IMailSettings)
         _check_senders(settings)
+        _register_processor(registry)
         if registry.queryUtility(IMailEventDispatcher) is None:
             dispatcher = stand_in(lambda: _dispatcher(registry, settings.event_batch))
             registry.registerUtility(dispatcher, IMailEventDispatcher)
