@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from .envelope import Envelope, Outcome, PendingEvent, Priority, Report
+    from .queue.ticket import Ticket
     from .sending.attempt import Tally
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     'IMailer',
     'IQueuedMailDelivery',
     'ISMTPMailer',
+    'IScannableQueue',
     'IStagedMail',
 ]
 
@@ -98,14 +100,32 @@ class IDirectMailDelivery(IMailDelivery):
 
 
 class IMailQueue(Interface):
-    """Where envelopes wait. One host; any number of processes and threads."""
+    """Where envelopes wait: what a delivery needs of a queue.
 
-    def put(envelopes: Sequence[Envelope]) -> Any:
-        """First phase: store the envelopes so that they survive, and return an IStagedMail.
+    Any number of processes and threads may use the same queue.
+    """
 
-        Raises QueueError (an OSError) when that cannot be promised; nothing is left then.
-        Nobody can claim them yet.
+    def put(envelopes: Sequence[Envelope]) -> IStagedMail:
+        """First phase of the commit: store the envelopes so that they survive a crash.
+
+        Nothing can be claimed before ``publish`` of the returned IStagedMail. Raises QueueError
+        (an OSError) if the queue cannot store all of them; it keeps none of them then.
         """
+
+    def claim(ticket: Ticket, *, settled: bool = False) -> IMailClaim | None:
+        """Take a mail exclusively. Return None if it is claimed already, gone, or not due.
+
+        ``settled``: only take a mail that has nothing left to send; leave any other untouched.
+        Raises DamagedMail for a file that is not a mail of this queue, after moving it to
+        ``failed/``, and QueueError if the queue cannot be used.
+        """
+
+    def close() -> None:
+        """Close what is open. The queue opens it again when it is used again."""
+
+
+class IScannableQueue(IMailQueue):
+    """A queue that can list what is due: what a queue processor and direct delivery need."""
 
     def scan(
         now: float,
@@ -113,116 +133,121 @@ class IMailQueue(Interface):
         limit: int = 20_000,
         fresh: bool = False,
         all_events: bool = False,
-        on_first_page: Callable[[list[Any]], None] | None = None,
-    ) -> tuple[list[Any], float | None]:
-        """Return ``(tickets, next_due)``: what is due, and when the next one will be.
+        on_first_page: Callable[[list[Ticket]], None] | None = None,
+    ) -> tuple[list[Ticket], float | None]:
+        """Return ``(tickets, next_due)``: what is due at ``now``, and when more will be.
 
-        At most ``limit`` tickets, in the order in which to take them; fresh mail and
-        retried mail in turn, so that neither starves the other. ``next_due`` is None when
-        nothing else waits. ``fresh`` looks only where new mail arrives; ``all_events``
-        counts events to be reported as due whatever their time. A full look also
-        recovers what stopped processes left behind. ``on_first_page(tickets)`` is called once if the look
-        takes long, with the first of what it has found until then, in order; they are among the
-        tickets returned, unless mail was found that comes before them or they have gone.
+        Times are epoch seconds. At most ``limit`` tickets, in the order in which to claim them:
+        finished mail with pending events first, then new and deferred mail in turn, so that
+        neither starves the other. ``next_due`` is None if nothing waits for a later time.
+
+        ``fresh``: only scan new mail. A full scan also recovers what dead processes left behind.
+        ``all_events``: pending events are due whatever their time.
+        ``on_first_page(tickets)``: called at most once, if the scan takes long, with the first
+        tickets found so far, in order. ``scan`` returns them again, unless mail was found that
+        comes before them, or they are gone. Raises QueueError.
         """
 
-    def next_page(limit: int) -> list[Any]:
-        """Return more of what the last full look found, in order, without looking: some of it may
-        have gone. Empty when that is all, or was not kept: look again."""
+    def next_page(limit: int) -> list[Ticket]:
+        """Return at most ``limit`` further tickets of the last full scan, without a new scan.
 
-    def claim(ticket: Any, *, settled: bool = False) -> Any:
-        """Take a mail exclusively and return an IMailClaim, or None if it is not to be had.
-
-        ``settled``: only if there is nothing left to send; the mail is not touched otherwise.
-        Raises DamagedMail for what is no mail of ours, after it was put aside.
+        Some of the mails may be gone. An empty list means: scan again.
         """
 
     def check_writable() -> None:
-        """Prove that an outcome can be recorded now. Raises QueueError."""
+        """Prove that the outcome of an attempt can be recorded now. Raises QueueError."""
 
     def prepare() -> None:
-        """Make what is missing and prove that locks work here. Raises QueueError."""
+        """Create what is missing and prove that locks work here. Raises QueueError."""
 
     def sync() -> None:
-        """Make the removal of what was delivered survive a power cut. Raises OSError."""
+        """Make the removal of delivered mail survive a power cut. Raises OSError."""
 
     def purge_failed(before: float, *, limit: int = 1_000) -> int:
-        """Remove dead letters that failed before that time, in epoch seconds; return how many.
+        """Remove dead letters that failed before a time in epoch seconds; return how many.
 
-        Looks at ``limit`` mails at most. Each is claimed first. Only mail of which every
-        recipient is settled goes: what is in doubt, ambiguous, damaged or foreign stays. A time
-        to come is not old. Raises QueueError; what was removed is gone then.
+        Examines at most ``limit`` mails, and claims each before it removes it. Keeps mail of
+        which a recipient is in doubt or ambiguous, and damaged and foreign files. A file whose
+        time is in the future is not old. Raises QueueError; what was removed until then is gone.
         """
 
     def wait(timeout: float) -> bool:
-        """Sleep until mail was published, ``wake`` was called or ``timeout`` seconds passed.
+        """Sleep until mail is published or ``wake`` is called, at most ``timeout`` seconds.
 
-        Returns True if it was woken.
+        Return False after a time-out.
         """
 
     def wake() -> None:
-        """End a ``wait`` of this process, now or next."""
-
-    def close() -> None:
-        """Give up descriptors; the queue can be used again afterwards."""
+        """End a ``wait`` of this process: the current one, or the next."""
 
 
 class IStagedMail(Interface):
-    """The second phase of a put. No method raises an Exception; each may be called in any
-    order, any number of times; the first of them decides, and is completed by the others."""
+    """The second phase of a put.
 
-    tickets = Attribute('What to claim, in the order of the envelopes.')
+    No method raises an Exception. Each may be called any number of times, in any order: the first
+    call decides, and later calls complete it.
+    """
+
+    tickets = Attribute('The tickets to claim, in the order of the envelopes.')
 
     def publish() -> None:
-        """The transaction has committed: from now on the mail can be claimed."""
+        """The transaction has committed: the mail can be claimed from now on."""
 
     def discard() -> None:
-        """The transaction has aborted: nothing is left."""
+        """The transaction has aborted: remove the mail."""
 
     def keep_in_doubt() -> None:
-        """Nobody knows whether the transaction committed: keep the mail for a person's eye."""
+        """It is unknown whether the transaction committed: keep the mail for a person to decide."""
 
 
 class IMailClaim(Interface):
-    """A mail that is ours alone until ``release``, or until this process ends."""
+    """A mail that belongs to one worker until ``release``, or until its process ends."""
 
-    envelope = Attribute('The Envelope, with every recipient it ever had.')
+    envelope = Attribute('The Envelope, with all of its recipients, finished ones too.')
     todo = Attribute('The recipients still to be tried, in order.')
     attempt = Attribute('How many attempts have been counted so far.')
     since = Attribute('When the retry policy began to count, in epoch seconds.')
     interrupted = Attribute(
-        "'' or what a stopped process left: 'sending' (before the final dot) or 'ambiguous'."
+        "'', or how far a process got that died: 'sending' (before the final dot) or 'ambiguous'."
     )
-    ambiguous = Attribute('Those of ``todo`` that a stopped process has left in doubt.')
-    pending_events = Attribute('The PendingEvents that subscribers have not yet taken.')
+    ambiguous = Attribute('The recipients in ``todo`` that a dead process left ambiguous.')
+    pending_events = Attribute('The PendingEvents that subscribers have not handled yet.')
 
     def mark_ambiguous(recipients: Sequence[str]) -> None:
-        """The final dot is about to leave for these: a crash from now on is ambiguous."""
+        """Record that the final dot is about to be sent for these recipients.
+
+        If the process dies from now on, they are ambiguous. Raises QueueError.
+        """
 
     def clear_ambiguous() -> None:
-        """It is certain now that the next hop has not taken it: all is as before ``before_final_dot``.
-        Where that cannot be written down the doubt stays."""
+        """Take the mark back: the next hop has certainly not accepted the mail.
+
+        If that cannot be recorded, the recipients stay ambiguous.
+        """
 
     def settle(
         events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
     ) -> None:
-        """Record what an attempt came to.
+        """Record the outcome of an attempt.
 
-        ``pending_events``: Fates, of which those of kind 'deferred' change no recipient. ``retry_at``:
-        when the remaining recipients are due again, in epoch seconds; None when none remain.
-        ``report``: whether there is anybody to tell; the claim is kept then, for ``acknowledge``.
-        Without it the claim is released. Raises QueueError when it cannot be recorded; the claim
-        is kept then.
+        ``events``: one for each group of recipients with the same outcome; the kind 'deferred'
+        leaves its recipients to be tried again. ``retry_at``: when those are due again, in epoch
+        seconds; None if none remain. ``report``: keep the events and the claim until
+        ``acknowledge`` or ``retry_events``; otherwise release the claim. Raises QueueError if the
+        outcome cannot be recorded; the claim is kept then.
         """
 
     def acknowledge(events: Iterable[PendingEvent]) -> None:
-        """Subscribers have taken these."""
+        """Record that subscribers have handled these events. Raises QueueError."""
 
     def retry_events(events: Iterable[PendingEvent], due: float) -> None:
-        """Subscribers could not take these; ``due``: when to report them again."""
+        """Record that subscribers failed to handle these events, and release the claim.
+
+        ``due``: when to dispatch them again, in epoch seconds. Raises QueueError.
+        """
 
     def release() -> None:
-        """Let others claim it; where no attempt was settled, nothing has changed."""
+        """Let others claim the mail. Without a ``settle`` nothing has changed."""
 
 
 class IMailer(Interface):

@@ -50,6 +50,7 @@ from pyramid_sendmail.mailers.factory import mailer_from_url
 from pyramid_sendmail.mailers.schemes import RELAY_OPTIONS
 from pyramid_sendmail.processor.processor import GRACE, POLL
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from pyramid_sendmail.queue.maildir.filename import FOLDER_OF
 from pyramid_sendmail.scripts.qp import _parser
 from pyramid_sendmail.settings.credentials import SCHEMES
 from pyramid_sendmail.settings.table import TABLE, parse_settings, table_rows
@@ -245,7 +246,7 @@ def queued(registry: Any) -> list[Envelope | bytes]:
     for ticket in tickets:
         claim = queue.claim(ticket)
         if claim is None:  # not due yet
-            path = f'{queue.path}/{ticket.folder}/{ticket.name}'
+            path = f'{queue.path}/{FOLDER_OF[ticket.state]}/{ticket.order}'
             envelopes.append(Path(path).read_bytes())
         else:
             envelopes.append(claim.envelope)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..envelope import PendingEvent, Verdict
 from ..exceptions import DamagedMail, MailerUnavailable, QueueError
-from ..interfaces import IMailer, IMailQueue
+from ..interfaces import IMailer, IScannableQueue
 from ..sending.attempt import OutcomeRecorder, Tally, attempt, report_settled
 from ..sending.connection import RelayConnection
 from ..threads import BackgroundThreads
@@ -40,7 +40,7 @@ class DirectSender:
     """
 
     def __init__(
-        self, queue: IMailQueue, mailer: IMailer, recorder: OutcomeRecorder, *, durable: bool
+        self, queue: IScannableQueue, mailer: IMailer, recorder: OutcomeRecorder, *, durable: bool
     ) -> None:
         self._queue: Any = queue
         self._mailer = mailer
@@ -185,7 +185,7 @@ class DirectSender:
             self._recorder.record()
             tickets, _ = self._queue.scan(self._recorder.clock())
             for ticket in tickets:
-                if ticket.folder == 'done' and (claim := self._claim(ticket)):
+                if ticket.state == 'done' and (claim := self._claim(ticket)):
                     report_settled(claim, self._recorder.dispatcher)
             if self._durable:
                 self.scan(self._recorder.clock() + EVERY)

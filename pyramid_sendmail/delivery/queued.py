@@ -111,7 +111,7 @@ class DirectMailDelivery(QueuedMailDelivery):
     def _new_sender(self) -> Any:
         from .direct_sender import DirectSender
 
-        parts = (real(self._queue), real(self._mailer), real(self._recorder))
+        parts: Any = (real(self._queue), real(self._mailer), real(self._recorder))
         return DirectSender(*parts, durable=self._durable)
 
     def prepare(self) -> None:

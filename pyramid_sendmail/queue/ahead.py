@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .maildir.filename import Ticket
+from .maildir.filename import FOLDER_OF
 from .maildir.files import Store
 from .maildir.large_text import LARGE
 from .maildir.scan import Listing
+from .ticket import Ticket
 
 __all__ = ['ReadAhead']
 
@@ -40,7 +41,7 @@ class ReadAhead:
 
     def took(self, ticket: Ticket, seconds: float) -> None:
         """So long did it take to read the file of this one."""
-        folder, name = ticket
+        folder, name = FOLDER_OF[ticket.state], ticket.order
         listing = self._listings.get(folder)
         if seconds < _SLOW or listing is None or name < self._asked.get(folder, ''):
             return

@@ -1,6 +1,6 @@
 """A queue in memory: for direct delivery without a Maildir, and for tests.
 
-It keeps the whole contract of IMailQueue but its durability: what it holds is gone with the
+It keeps the whole contract of IScannableQueue but its durability: what it holds is gone with the
 process.
 """
 
@@ -17,9 +17,10 @@ from dataclasses import dataclass, field, replace
 from zope.interface import implementer
 
 from ..envelope import Envelope, PendingEvent
-from ..interfaces import IMailClaim, IMailQueue, IStagedMail
-from .maildir.filename import Ticket, in_turn, schedule_of
+from ..interfaces import IMailClaim, IScannableQueue, IStagedMail
+from .maildir.filename import schedule_of, ticket_of
 from .maildir.history import doubtful
+from .ticket import Ticket, alternate
 
 __all__ = ['MemoryQueue']
 
@@ -51,12 +52,12 @@ class Mail:
     @property
     def ticket(self) -> Ticket:
         schedule = schedule_of(self.envelope, due=self.due, attempt=self.attempt)
-        return Ticket(self.folder, schedule.name)
+        return ticket_of(self.folder, schedule.name)
 
 
-@implementer(IMailQueue)
+@implementer(IScannableQueue)
 class MemoryQueue:
-    """See IMailQueue. ``failed`` holds the envelopes of dead letters, in order; without
+    """See IScannableQueue. ``failed`` holds the envelopes of dead letters, in order; without
     ``keep_failed`` they are let go once their events are told."""
 
     def __init__(self, *, keep_failed: bool = True, clock: Callable[[], float] = time.time) -> None:
@@ -96,12 +97,14 @@ class MemoryQueue:
                 for mail in mails.values()
                 if mail.folder in folders
             ]
-        due = sorted((ticket for ticket, due in waiting if due <= now), key=lambda it: it.name)
-        done, new, cur = (
-            [ticket for ticket in due if ticket.folder == folder]
-            for folder in ('done', 'new', 'cur')
+        due = sorted(
+            (ticket for ticket, due in waiting if due <= now), key=lambda ticket: ticket.order
         )
-        tickets = [*done, *in_turn(new, cur)][:limit]
+        done, new, cur = (
+            [ticket for ticket in due if ticket.state == state]
+            for state in ('done', 'new', 'deferred')
+        )
+        tickets = [*done, *alternate(new, cur)][:limit]
         return tickets, min((due for _, due in waiting if due > now), default=None)
 
     def next_page(self, limit: int) -> list[Ticket]:
@@ -110,7 +113,7 @@ class MemoryQueue:
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MemoryClaim | None:
         now = self._clock()
         with self._held() as mails:
-            mail = mails.get(ticket.name.rpartition('-')[2])
+            mail = mails.get(ticket.key)
             if mail is None or mail.claimed or mail.ticket != ticket:
                 return None
             claim = MemoryClaim(self, mail, now)
@@ -190,7 +193,7 @@ class MemoryPut:
         self._envelopes = envelopes
         self._outcome = ''
         self.tickets = tuple(
-            Ticket('new', schedule_of(envelope, due=envelope.due, attempt=0).name)
+            ticket_of('new', schedule_of(envelope, due=envelope.due, attempt=0).name)
             for envelope in envelopes
         )
 

@@ -16,7 +16,7 @@ import pytest
 from zope.interface.verify import verifyClass, verifyObject
 
 from pyramid_sendmail.envelope import Envelope, PendingEvent, Priority, Reply
-from pyramid_sendmail.interfaces import IMailClaim, IMailQueue, IStagedMail
+from pyramid_sendmail.interfaces import IMailClaim, IScannableQueue, IStagedMail
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from tests.crash.bench import folder as tmp_path
 from tests.support.queues import (
@@ -89,13 +89,13 @@ def _queued(case: Case, *recipients: str, **options: Any) -> Envelope:
 
 def _order(case: Case, **options: Any) -> list[str]:
     tickets, _ = case.queue.scan(case.clock(), **options)
-    return [ticket.name.rpartition('-')[2] for ticket in tickets]
+    return [ticket.key for ticket in tickets]
 
 
 def _defer(case: Case, envelope: Envelope, until: float) -> None:
     """Make a mail one that has been tried."""
     tickets, _ = case.queue.scan(case.clock())
-    (ticket,) = (ticket for ticket in tickets if ticket.name.endswith(envelope.id))
+    (ticket,) = (ticket for ticket in tickets if ticket.key == envelope.id)
     claim = case.queue.claim(ticket)
     claim.settle([deferred(envelope, until=until)], retry_at=until, report=False)
 
@@ -112,7 +112,11 @@ def test_interfaces_are_kept(case: Case) -> None:
     put = case.queue.put([make_envelope()])
     put.publish()
     claim = claimed(case.queue)
-    for interface, thing in ((IMailQueue, case.queue), (IStagedMail, put), (IMailClaim, claim)):
+    for interface, thing in (
+        (IScannableQueue, case.queue),
+        (IStagedMail, put),
+        (IMailClaim, claim),
+    ):
         assert verifyObject(interface, thing)
         assert verifyClass(interface, type(thing))
     claim.release()
@@ -264,7 +268,7 @@ def test_a_time_that_nobody_has_asked_for(case: Case) -> None:
         assert claim.envelope.id == unasked.id
         claim.release()
     case.clock.now = NOW + year
-    assert {ticket.name[-32:] for ticket in case.queue.scan(NOW + year)[0]} == {
+    assert {ticket.key for ticket in case.queue.scan(NOW + year)[0]} == {
         unasked.id,
         asked.id,
     }

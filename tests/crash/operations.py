@@ -82,7 +82,7 @@ def _left(letter: str) -> Callable[[Place], None]:
     def lay(place: Place) -> None:
         def work() -> None:
             put = place.queue().put(place.mails)
-            with open(place.path / 'tmp' / put.tickets[0].name, 'r+b') as file:
+            with open(place.path / 'tmp' / put.tickets[0].order, 'r+b') as file:
                 file.seek(STATE_AT)
                 file.write(letter.encode())
 

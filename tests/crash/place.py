@@ -23,7 +23,7 @@ from pyramid_sendmail.envelope import Envelope, Outcome, PendingEvent, Reply, Ve
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.interfaces import IMailer, IMailEventDispatcher, IMailSession
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir.filename import Ticket, parse, record_of
+from pyramid_sendmail.queue.maildir.filename import parse, record_of, ticket_of
 from pyramid_sendmail.queue.maildir.format import STATE_AT, Unreadable, decode
 from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally, attempt
@@ -316,7 +316,7 @@ class Place:
         queue = self.queue()
         folder, name = claim._folder, claim._name
         if (self.path / folder / name).exists():
-            assert queue.claim(Ticket(folder, name)) is None
+            assert queue.claim(ticket_of(folder, name)) is None
 
     def _tidy(self, after: dict[str, Found], log: Lines) -> None:
         assert {found.folder for found in after.values()} <= {'failed'}, after

@@ -36,9 +36,10 @@ from hypothesis.stateful import (
 from pyramid_sendmail.envelope import Envelope, PendingEvent, Reply
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
-from pyramid_sendmail.queue.maildir.filename import Ticket
+from pyramid_sendmail.queue.maildir.filename import FOLDER_OF, ticket_of
 from pyramid_sendmail.queue.maildir.files import FOLDERS, Store
 from pyramid_sendmail.queue.maildir.format import decode
+from pyramid_sendmail.queue.ticket import Ticket
 from tests.crash.bench import folder as tmp_path
 from tests.crash.counts import Tell
 from tests.support.queues import NOW, Clock, forked, make_envelope, reap
@@ -112,6 +113,11 @@ class File:
     content: Content
     lock: object = None
     delivered: set[str] = field(default_factory=set)
+
+
+def path_of(ticket: Ticket) -> tuple[str, str]:
+    """Where a ticket's file lies: folder and name."""
+    return FOLDER_OF[ticket.state], ticket.order
 
 
 @dataclass(eq=False, slots=True)
@@ -554,7 +560,7 @@ class QueueMachine(RuleBasedStateMachine):
         put = self.model.put(envelopes, 'V')
         put.real = self.world.queues[which].put(envelopes)
         own = [('new', name_of(envelope, envelope.due, 0)) for envelope in envelopes]
-        assert [(each.folder, each.name) for each in put.real.tickets] == own
+        assert [path_of(each) for each in put.real.tickets] == own
         self.puts.append(put)
         return put
 
@@ -652,7 +658,7 @@ class QueueMachine(RuleBasedStateMachine):
             now, limit=limit, fresh=fresh, all_events=all_events
         )
         expected = self.model.scan(now, limit, fresh, all_events)
-        assert ([(each.folder, each.name) for each in tickets], next_due) == expected
+        assert ([path_of(each) for each in tickets], next_due) == expected
         self.tickets = [*self.tickets, *tickets][-20:]
         return list(tickets)
 
@@ -675,7 +681,7 @@ class QueueMachine(RuleBasedStateMachine):
             if path[0] in ('new', 'cur', 'done') and path[1][0] != '.'
         )
         if paths:
-            self._claim(which, Ticket(*paths[pick % len(paths)]), settled)
+            self._claim(which, ticket_of(*paths[pick % len(paths)]), settled)
 
     @precondition(lambda self: self.tickets)
     @rule(which=st.integers(0, 2), pick=PICK, settled=st.booleans())
@@ -694,9 +700,9 @@ class QueueMachine(RuleBasedStateMachine):
     def claim_raced(self, pick: int, how: str, verdicts: list[str], delay: int) -> None:
         """Between a claimer's open and its lock another one, or a person, was quicker."""
         paths = [
-            (each.folder, each.name)
+            path_of(each)
             for each in self._look()
-            if (file := self.model.paths[each.folder, each.name]).lock is None and file.envelope
+            if (file := self.model.paths[path_of(each)]).lock is None and file.envelope
         ]
         if not paths:
             return
@@ -708,7 +714,7 @@ class QueueMachine(RuleBasedStateMachine):
             if how in ('replace', 'remove'):
                 self._touch_by_hand((folder, name), how)
                 return
-            hold = self._claim(1, Ticket(folder, name))
+            hold = self._claim(1, ticket_of(folder, name))
             if hold is not None and how == 'settle' and hold.todo:
                 events, retry_at = self._fates(hold, verdicts, delay)
                 hold.real.settle(events, retry_at=retry_at, report=False)
@@ -722,13 +728,13 @@ class QueueMachine(RuleBasedStateMachine):
         store.meanwhile = meanwhile
         if how == 'replace':
             # What was opened is not what lies there now.
-            assert self.world.queues[0].claim(Ticket(folder, name)) is None
+            assert self.world.queues[0].claim(ticket_of(folder, name)) is None
         else:
-            self._claim(0, Ticket(folder, name))
+            self._claim(0, ticket_of(folder, name))
         assert store.meanwhile is None
 
     def _claim(self, which: int, ticket: Ticket, settled: bool = False) -> Hold | None:
-        path = ticket.folder, ticket.name
+        path = path_of(ticket)
         damaged, real = '', None
         try:
             real = self.world.queues[which].claim(ticket, settled=settled)
@@ -917,12 +923,12 @@ class QueueMachine(RuleBasedStateMachine):
         """A child claims, goes so far, and dies over it."""
         tickets = self._look(which)
         held = {path for path, file in self.model.paths.items() if file.lock or not file.envelope}
-        tickets = [each for each in tickets if (each.folder, each.name) not in held]
+        tickets = [each for each in tickets if path_of(each) not in held]
         if not tickets:
             return
         RULES['claimer_dies'] += 1
         ticket = tickets[pick % len(tickets)]
-        hold = self.model.claim((ticket.folder, ticket.name), self.clock.now, settled=False)
+        hold = self.model.claim(path_of(ticket), self.clock.now, settled=False)
         assert not isinstance(hold, str)
         events, retry_at = self._fates(hold, verdicts, delay) if hold is not None else ([], None)
         queue = self.world.queues[which]
@@ -1118,7 +1124,7 @@ class QueueMachine(RuleBasedStateMachine):
         found = {
             mail.envelope.id: (
                 mail.folder,
-                mail.folder == 'failed' or mail.ticket.name,
+                mail.folder == 'failed' or mail.ticket.order,
                 [letter.lower() for letter in mail.letters.values()],
                 mail.retry_at,
                 mail.claimed,
@@ -1203,7 +1209,7 @@ REACHED = {
         ),
         *('claim refused', 'claim refused, held', 'set aside', 'started over', 'clock was wrong'),
         *('interrupted: sending', 'interrupted: ambiguous', 'settled twice'),
-        *('died when claimed', 'died when sealed', 'died when settled'),
+        *('died when claimed', 'died when ambiguous', 'died when settled'),
         *(f'settled, {folder}' for folder in ('cur', 'done', 'failed', 'gone')),
     },
     'memory': {

@@ -14,6 +14,7 @@ import pytest
 from pyramid_sendmail.envelope import Envelope
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue.maildir.filename import FOLDER_OF
 from pyramid_sendmail.queue.maildir.files import Store
 from pyramid_sendmail.queue.maildir.format import STATE_AT, decode
 from pyramid_sendmail.queue.maildir.recovery import recover
@@ -78,7 +79,7 @@ def test_recovery_syncs_what_it_publishes(tmp_path: Path, synced: list[str]) -> 
     """What recovery has moved into new/ does not fall back into tmp/ by a power cut."""
     queue = MaildirQueue(str(tmp_path / 'mail'))
     put = queue.put([make_envelope()])
-    record = tmp_path / 'mail' / 'tmp' / put.tickets[0].name
+    record = tmp_path / 'mail' / 'tmp' / put.tickets[0].order
     copy = record.read_bytes()
     put.discard()
     record.write_bytes(copy[:STATE_AT] + b'C' + copy[STATE_AT + 1 :])
@@ -105,7 +106,7 @@ def test_a_release_unlocks_what_a_child_shares(tmp_path: Path) -> None:
     queue.put([make_envelope()]).publish()
     (ticket,), _ = queue.scan(NOW)
     store = Store(queue.path)
-    path = store.path(ticket.folder, ticket.name)
+    path = store.path(FOLDER_OF[ticket.state], ticket.order)
     descriptor = store.open(path)
     assert descriptor is not None
     shared = os.dup(descriptor)
@@ -186,7 +187,7 @@ def test_recovery_lists_again_behind_the_lock(tmp_path: Path) -> None:
     others."""
     queue = MaildirQueue(str(tmp_path / 'mail'))
     put = queue.put([make_envelope(), make_envelope()])
-    record, follower = (ticket.name for ticket in put.tickets)
+    record, follower = (ticket.order for ticket in put.tickets)
     left = (tmp_path / 'mail' / 'tmp' / record).read_bytes()
     put.discard()
     (tmp_path / 'mail' / 'tmp' / record).write_bytes(left[:STATE_AT] + b'W' + left[STATE_AT + 1 :])

@@ -596,7 +596,7 @@ def test_a_slow_writer_is_not_robbed(tmp_path: Path, letter: str) -> None:
     clock = Clock()
     queue = MaildirQueue(str(tmp_path / 'mail'), sync=False, clock=clock)
     put = queue.put([make_envelope(), make_envelope()])
-    record = tmp_path / 'mail' / 'tmp' / put.tickets[0].name
+    record = tmp_path / 'mail' / 'tmp' / put.tickets[0].order
     with record.open('r+b') as file:
         file.seek(STATE_AT)
         file.write(letter.encode())

@@ -357,7 +357,7 @@ def test_a_look_asks_about_no_single_file(tmp_path: Path, monkeypatch: pytest.Mo
     tickets, next_due = queue.scan(NOW)
 
     monkeypatch.undo()
-    assert [ticket.name.endswith(envelope.id) for ticket in tickets] == [True]
+    assert [ticket.order.endswith(envelope.id) for ticket in tickets] == [True]
     assert next_due == NOW + 60
     assert len(calls) < 50
     assert len(queue.scan(NOW + 61, limit=100)[0]) == 100

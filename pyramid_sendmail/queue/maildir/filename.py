@@ -9,23 +9,23 @@ flags of a Maildir (``:2,S``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from itertools import zip_longest
 from typing import NamedTuple
 
 from ...envelope import Envelope, Priority
+from ..ticket import State, Ticket
 
 __all__ = [
+    'FOLDER_OF',
     'LENGTH',
+    'STATE_OF',
     'Schedule',
-    'Ticket',
     'fresh_name',
-    'in_turn',
     'is_ours',
     'milliseconds',
     'parse',
     'record_of',
     'schedule_of',
+    'ticket_of',
     'time_text',
 ]
 
@@ -40,17 +40,8 @@ is_ours = _NAME.fullmatch
 times."""
 
 
-class Ticket(NamedTuple):
-    """A mail to claim, as a listing saw it."""
-
-    folder: str
-    name: str
-
-    @property
-    def due(self) -> float:
-        """Epoch seconds; 0 where the name does not tell."""
-        schedule = parse(self.name)
-        return schedule.due if schedule else 0.0
+STATE_OF: dict[str, State] = {'new': 'new', 'cur': 'deferred', 'done': 'done', 'failed': 'failed'}
+FOLDER_OF: dict[str, str] = {state: folder for folder, state in STATE_OF.items()}
 
 
 class Schedule(NamedTuple):
@@ -91,10 +82,13 @@ def time_text(seconds: float) -> str:
     return f'{milliseconds(seconds):015d}'
 
 
-def in_turn(fresh: Iterable[Ticket], retried: Iterable[Ticket]) -> Iterator[Ticket]:
-    """One of either at a time, so that neither fresh nor retried mail starves the other."""
-    for pair in zip_longest(fresh, retried):
-        yield from filter(None, pair)
+def ticket_of(folder: str, name: str) -> Ticket:
+    """Return the ticket for a file: the folder is its state, the name its order. A foreign name is
+    its own key, and due at once."""
+    match = is_ours(name)
+    if match is None:
+        return Ticket(STATE_OF[folder], name, name)
+    return Ticket(STATE_OF[folder], name, match[4], int(match[2]) / 1000)
 
 
 def parse(name: str) -> Schedule | None:

@@ -17,7 +17,8 @@ from email.header import decode_header, make_header
 from email.utils import getaddresses, make_msgid
 
 from ...envelope import Envelope
-from .filename import Ticket, schedule_of
+from ..ticket import Ticket
+from .filename import FOLDER_OF, schedule_of, ticket_of
 from .files import Store
 from .format import STATE_AT, encode
 
@@ -39,6 +40,7 @@ def adopt(store: Store, ticket: Ticket, data: bytes, now: float) -> Ticket | Non
     if envelope is None:
         return None
     name = schedule_of(envelope, due=now, attempt=0).name
+    folder = FOLDER_OF[ticket.state]
     temporary = store.path('tmp', name)
     descriptor = store.create(temporary)
     if descriptor is None:
@@ -46,16 +48,16 @@ def adopt(store: Store, ticket: Ticket, data: bytes, now: float) -> Ticket | Non
     try:
         store.write(descriptor, encode(envelope, 'W'))
         store.sync_file(descriptor)
-        store.rename('tmp', name, ticket.folder, ticket.name)
+        store.rename('tmp', name, folder, ticket.order)
         store.write(descriptor, b'C', STATE_AT)
-        store.rename(ticket.folder, ticket.name, 'new', name)
+        store.rename(folder, ticket.order, 'new', name)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
     finally:
         store.close(descriptor)
-    return Ticket('new', name)
+    return ticket_of('new', name)
 
 
 def _envelope(data: bytes, now: float) -> Envelope | None:

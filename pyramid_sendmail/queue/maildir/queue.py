@@ -18,10 +18,11 @@ from zope.interface import implementer
 
 from ...envelope import Envelope
 from ...exceptions import DamagedMail
-from ...interfaces import IMailQueue
+from ...interfaces import IScannableQueue
 from ..ahead import ReadAhead
+from ..ticket import Ticket, alternate
 from .claim import MaildirClaim
-from .filename import LENGTH, Schedule, Ticket, in_turn, parse, schedule_of, time_text
+from .filename import FOLDER_OF, LENGTH, Schedule, parse, schedule_of, time_text
 from .files import Store
 from .format import STATE_AT, Block, Unreadable, decode
 from .history import DeadLetters
@@ -48,9 +49,9 @@ _EARLY = 5_000
 """Mails handed out before a look has come to its end: enough to send until then."""
 
 
-@implementer(IMailQueue)
+@implementer(IScannableQueue)
 class MaildirQueue:
-    """See IMailQueue.
+    """See IScannableQueue.
 
     ``path``: an absolute path. ``sync``: False leaves out every fsync. ``group``: see Permissions.
     ``in_doubt``: 'hold' or 'send'. ``hold_ambiguous``: sync the mark that a final dot is about to
@@ -127,7 +128,7 @@ class MaildirQueue:
         def pause() -> None:
             nonlocal on_first_page
             if on_first_page is not None and (new or cur) and time.monotonic() >= promptly:
-                on_first_page([*islice(in_turn(new, cur), min(limit, _EARLY))])
+                on_first_page([*islice(alternate(new, cur), min(limit, _EARLY))])
                 on_first_page = None
 
         # Who looks by a time that has passed is told of nothing wrong that is not wrong now.
@@ -144,7 +145,7 @@ class MaildirQueue:
         if not fresh:
             cur.read(now, wrong=wrong, pause=pause)
         self._ask(doubts, new, pause)
-        order = chain(done, in_turn(new, cur))
+        order = chain(done, alternate(new, cur))
         tickets = list(islice(order, limit))
         if not fresh:
             with self._lock:
@@ -189,7 +190,7 @@ class MaildirQueue:
                 self._scheduled.add(file)
 
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MaildirClaim | None:
-        path = self._store.path(ticket.folder, ticket.name)
+        path = self._store.path(FOLDER_OF[ticket.state], ticket.order)
         try:
             try:
                 descriptor = self._store.open(path)
@@ -222,7 +223,7 @@ class MaildirQueue:
                 return self.claim(adopted, settled=settled)
             self._aside(ticket, str(error), data)
             return None
-        folder, name = ticket.folder, ticket.name
+        folder, name = FOLDER_OF[ticket.state], ticket.order
         schedule, renamed = parse(name), len(name) != LENGTH
         if schedule is None:
             schedule, renamed = _schedule(block), True
@@ -264,7 +265,7 @@ class MaildirQueue:
         return claim
 
     def _aside(self, ticket: Ticket, reason: str, raw: bytes) -> None:
-        name = set_aside(self._store, ticket.folder, ticket.name, reason)
+        name = set_aside(self._store, FOLDER_OF[ticket.state], ticket.order, reason)
         if name is not None:
             raise DamagedMail(name, reason, raw)
 

@@ -12,7 +12,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from .filename import Ticket, is_ours, time_text
+from ..ticket import Ticket
+from .filename import is_ours, ticket_of, time_text
 
 __all__ = ['Listing']
 
@@ -41,7 +42,7 @@ class Listing:
     def __iter__(self) -> Iterator[Ticket]:
         """What is due, in order."""
         self._shorten()
-        return (Ticket(self.folder, name) for name in self._names)
+        return (ticket_of(self.folder, name) for name in self._names)
 
     def behind(self, name: str, count: int) -> list[str]:
         """So many of the names that come next."""

@@ -27,7 +27,8 @@ from zope.interface import implementer
 from ...envelope import Envelope
 from ...exceptions import QueueError
 from ...interfaces import IStagedMail
-from .filename import Ticket, fresh_name
+from ..ticket import Ticket
+from .filename import fresh_name, ticket_of
 from .files import Store
 from .format import STATE_AT, block_of
 from .wakeup import Trigger
@@ -60,7 +61,7 @@ class StagedMail:
 
     @property
     def tickets(self) -> tuple[Ticket, ...]:
-        return tuple([Ticket('new', fresh_name(envelope)) for envelope in self._envelopes])
+        return tuple([ticket_of('new', fresh_name(envelope)) for envelope in self._envelopes])
 
     def write(self) -> None:
         """Write and sync every file. Raises QueueError, and leaves nothing then."""

@@ -60,7 +60,7 @@ class Post:
     def in_folder(self, folder: str) -> list[str]:
         """The subjects of what can be claimed there."""
         tickets, _ = self.queue.scan(LATER)
-        claims = [self.queue.claim(ticket) for ticket in tickets if ticket.folder == folder]
+        claims = [self.queue.claim(ticket) for ticket in tickets if ticket.state == folder]
         subjects = [claim.envelope.subject for claim in claims]
         for claim in claims:
             claim.release()

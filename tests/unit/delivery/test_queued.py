@@ -211,10 +211,10 @@ def test_queued_options_reach_the_envelope(maildir: MaildirQueue) -> None:
         )
     tickets, next_due = maildir.scan(time.time() + 3601)
     assert next_due is None
-    (data,) = [Path(maildir.path, 'new', ticket.name).read_bytes() for ticket in tickets]
+    (data,) = [Path(maildir.path, 'new', ticket.order).read_bytes() for ticket in tickets]
     assert b'bounces@example.org' in data
     assert b'bob@example.org' in data
-    assert tickets[0].name.startswith('1-')
+    assert tickets[0].order.startswith('1-')
     assert tickets[0].due == pytest.approx(time.time() + 3600, abs=WAIT)
 
 
@@ -464,7 +464,7 @@ def test_with_a_queue_a_temporary_failure_stays_there(
     ((_, fate),) = durable.dispatcher.told
     assert (fate.kind, fate.attempt) == ('deferred', 1)
     tickets, _ = maildir.scan(time.time() + 3600)
-    assert [(ticket.folder, ticket.name[18:22]) for ticket in tickets] == [('cur', '0001')]
+    assert [(ticket.state, ticket.order[18:22]) for ticket in tickets] == [('deferred', '0001')]
 
 
 def test_without_a_queue_a_closed_road_is_an_error(direct: Direct, mailer: RecordingMailer) -> None:
@@ -603,7 +603,7 @@ def test_a_damaged_file_is_put_aside(
     """A file that was damaged between finish and claim is not sent, and stops no other."""
 
     def damage(transaction: Any, put: Any) -> None:
-        path = Path(durable.queue.path, 'new', put.tickets[0].name)
+        path = Path(durable.queue.path, 'new', put.tickets[0].order)
         path.write_bytes(path.read_bytes()[:-3])
         published(transaction, put)
 

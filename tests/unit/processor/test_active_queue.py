@@ -20,7 +20,7 @@ from pyramid_sendmail.processor.circuit_breaker import (
     ConcurrencyController,
 )
 from pyramid_sendmail.processor.rate_limiter import RateLimiter
-from pyramid_sendmail.queue.maildir.filename import Ticket
+from pyramid_sendmail.queue.ticket import Ticket
 from tests.support.queues import Clock, until
 
 REFUSED = MailerUnavailable('smtp://relay.example.org:25: connecting: Connection refused')
@@ -76,11 +76,11 @@ def workers() -> Iterator[list[Worker]]:
 
 
 def fresh(name: str) -> Ticket:
-    return Ticket('new', name)
+    return Ticket('new', name, name)
 
 
 def retried(name: str) -> Ticket:
-    return Ticket('cur', name)
+    return Ticket('deferred', name, name)
 
 
 def levels(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -283,7 +283,7 @@ def test_a_queue_that_cannot_be_used_stops_everybody(
 def taken(pending: ActiveQueue) -> list[str]:
     names = []
     while (ticket := pending.take()) is not None:
-        names.append(ticket.name)
+        names.append(ticket.order)
     return names
 
 
@@ -307,7 +307,7 @@ def test_no_order_where_another_processor_works() -> None:
         pending = ActiveQueue()
         pending.fill([fresh(name) for name in names])
         pending.missed(pending.take())
-        blocks.append([pending.take().name for _ in range(BLOCK)])
+        blocks.append([pending.take().order for _ in range(BLOCK)])
         assert sorted(blocks[-1]) == names[1 : BLOCK + 1]
         assert len(pending) == BLOCK + 8
         assert taken(pending) == names[BLOCK + 1 :]
@@ -321,10 +321,10 @@ def test_urgent_mail_goes_first_where_another_processor_works() -> None:
     pending.fill([fresh(name) for name in urgent])
     pending.fill([fresh(f'5-{number:02d}') for number in range(10)])
     pending.missed(fresh('1'))
-    assert all(pending.take().name in urgent for _ in range(5))
+    assert all(pending.take().order in urgent for _ in range(5))
     pending.fill([fresh('0')], fresh=True)
     assert pending.take() == fresh('0')
-    assert all(pending.take().name in urgent for _ in range(5))
+    assert all(pending.take().order in urgent for _ in range(5))
     assert len(pending.unexamined()) == 10
     assert taken(pending) == [f'5-{number:02d}' for number in range(10)]
 

@@ -540,8 +540,8 @@ class Ailing(MaildirQueue):
 
     def claim(self, ticket: Any, **options: Any) -> Any:
         self._ail('claim')
-        self._ail(ticket.folder)
-        self._ail(ticket.name)
+        self._ail(ticket.state)
+        self._ail(ticket.order)
         claim = super().claim(ticket, **options)
         return claim and Faulty(claim)
 

@@ -11,7 +11,8 @@ import pytest
 from pyramid_sendmail.processor.active_queue import ActiveQueue
 from pyramid_sendmail.processor.single_pass import SinglePassScan
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir.filename import Ticket
+from pyramid_sendmail.queue.maildir.filename import FOLDER_OF
+from pyramid_sendmail.queue.ticket import Ticket
 from tests.support.queues import NOW, Clock, files, make_envelope
 
 
@@ -37,11 +38,11 @@ class Place:
         """What is pending is sent, and goes, unless it is stuck."""
         self.pending.fill(tickets, more=more)
         while (ticket := self.pending.take()) is not None:
-            self.tried.append(ticket.name)
-            path = Path(self.queue.path, ticket.folder, ticket.name)
-            if path.exists() and ticket.name not in self.stuck:
+            self.tried.append(ticket.order)
+            path = Path(self.queue.path, FOLDER_OF[ticket.state], ticket.order)
+            if path.exists() and ticket.order not in self.stuck:
                 path.unlink()
-                self.taken.append(ticket.name)
+                self.taken.append(ticket.order)
         self.pending.worked()
 
 

@@ -316,7 +316,7 @@ def test_the_claim_is_kept_for_the_reporter(world: World) -> None:
     [claim] = world.dispatcher.claims
     claim.release()
     [ticket] = world.tickets()
-    assert ticket.folder == 'done'
+    assert ticket.state == 'done'
 
 
 def test_an_event_from_before_is_reported_with_the_next_one(world: World) -> None:

@@ -18,7 +18,7 @@ from pyramid_sendmail.envelope import Envelope, PendingEvent
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.processor.processor import EXPIRE, EXPIRED
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
-from pyramid_sendmail.queue.maildir.filename import Ticket
+from pyramid_sendmail.queue.maildir.filename import ticket_of
 from tests.crash.bench import folder as tmp_path
 from tests.support.queues import (
     NOW,
@@ -196,7 +196,7 @@ def test_damaged_and_foreign_files_stay(queue: MaildirQueue) -> None:
     torn = Path(queue.path, 'new', name[:-1] + 'f')
     torn.write_bytes(data[:-1])
     with pytest.raises(DamagedMail):
-        queue.claim(Ticket('new', torn.name))
+        queue.claim(ticket_of('new', torn.name))
     (failed_folder / 'notes.txt').write_bytes(data)
     (failed_folder / f'{name[:-1]}0').mkdir()
     (failed_folder / f'{name[:-1]}1').symlink_to(failed_folder / 'notes.txt')
@@ -216,7 +216,7 @@ def test_other_folders_are_left_alone(queue: MaildirQueue) -> None:
     envelope = make_envelope()
     queue.put([envelope]).publish()
     tickets, _ = queue.scan(NOW)
-    (ticket,) = (ticket for ticket in tickets if ticket.name.endswith(envelope.id))
+    (ticket,) = (ticket for ticket in tickets if ticket.order.endswith(envelope.id))
     claim: Any = queue.claim(ticket)
     claim.settle([deferred(envelope)], retry_at=NOW + 60, report=False)
     before = files(queue)

@@ -16,7 +16,7 @@ import pytest
 
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir.filename import Ticket
+from pyramid_sendmail.queue.maildir.filename import ticket_of
 from pyramid_sendmail.queue.maildir.files import Store
 from pyramid_sendmail.queue.maildir.permissions import Permissions
 from pyramid_sendmail.queue.maildir.wakeup import Trigger
@@ -140,7 +140,7 @@ def live(queue: MaildirQueue) -> None:
     (root / 'new' / 'foreign').write_text('?')
     (root / 'new' / 'foreign').chmod(queue._store.permissions.file)
     with pytest.raises(DamagedMail):
-        queue.claim(Ticket('new', 'foreign'))
+        queue.claim(ticket_of('new', 'foreign'))
     claims: list[Any] = [queue.claim(ticket) for ticket in queue.scan(NOW)[0]]
     first, second, third, _ = claims
     first.settle([failed(first.envelope)], report=False)
@@ -195,7 +195,7 @@ def test_two_users_share_a_queue(shared: Path, umask: int) -> None:
         queue = open_queue(shared)
         queue.prepare()
         tickets, _ = queue.scan(NOW)
-        claims: list[Any] = [queue.claim(ticket) for ticket in tickets if ticket.folder == 'new']
+        claims: list[Any] = [queue.claim(ticket) for ticket in tickets if ticket.state == 'new']
         first, second, third, fourth = claims
         first.settle([sent(first.envelope)], report=False)
         second.settle([deferred(second.envelope)], retry_at=NOW + 60, report=False)

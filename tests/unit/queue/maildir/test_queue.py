@@ -15,7 +15,8 @@ import pytest
 
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir.filename import Ticket, parse, record_of
+from pyramid_sendmail.queue.maildir.filename import parse, record_of, ticket_of
+from pyramid_sendmail.queue.ticket import Ticket
 from tests.support.queues import (
     NOW,
     Clock,
@@ -209,8 +210,8 @@ def test_names_are_the_schedule() -> None:
     assert (schedule.due, schedule.attempt, schedule.id) == (NOW + 0.123, 2, 'a' * 32)
     assert schedule.name == name
     assert parse(f'{name}:2,FS') == schedule, 'as a mail program has it'
-    assert Ticket('new', name).due == NOW + 0.123
-    assert Ticket('new', 'foreign').due == 0
+    assert ticket_of('cur', name) == Ticket('deferred', name, 'a' * 32, NOW + 0.123)
+    assert ticket_of('new', 'foreign') == Ticket('new', 'foreign', 'foreign', 0.0)
     for foreign in ('x', f'{name}x', f'4{name[1:]}', name.replace('17', '\u0661\u0667'), name[:-1]):
         assert parse(foreign) is None
     assert record_of(name) == name
@@ -249,7 +250,7 @@ def test_a_file_in_the_place_of_another_is_looked_at_anew(queue: MaildirQueue) -
     other.put([make_envelope(id=id, queued_at=later)]).publish()
     the_file(other, 'new').rename(old)
     (ticket,), _ = queue.scan(NOW)
-    assert ticket.name == old.name
+    assert ticket.order == old.name
 
 
 def test_an_age_that_a_wrong_clock_gave_counts_from_now(queue: MaildirQueue) -> None:
@@ -588,14 +589,14 @@ def test_a_file_that_may_not_be_opened_is_put_aside(
     real = os.open
 
     def denied(path: str, *args: Any) -> int:
-        if path.endswith(ticket.name):
+        if path.endswith(ticket.order):
             raise PermissionError(errno.EACCES, 'Permission denied')
         return real(path, *args)
 
     monkeypatch.setattr(os, 'open', denied)
     with pytest.raises(DamagedMail, match='may not be read and written'):
         queue.claim(ticket)
-    assert files(queue) == [f'failed/{ticket.name}']
+    assert files(queue) == [f'failed/{ticket.order}']
 
 
 def test_a_socket_is_no_mail(queue: MaildirQueue) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.queue import MaildirQueue, ahead
-from pyramid_sendmail.queue.maildir.filename import Ticket
+from pyramid_sendmail.queue.ticket import Ticket
 from tests.support.queues import NOW, Clock, make_envelope
 
 MANY = 3 * ahead._FILES
@@ -57,7 +57,7 @@ def _take(queue: MaildirQueue, tickets: list[Ticket]) -> None:
 def test_what_comes_next_is_asked_for_once(queue: MaildirQueue, asked: list[str]) -> None:
     """A file that had to be waited for has those behind it read, so many at a time, in order."""
     tickets = _tickets(queue, MANY)
-    names = [ticket.name for ticket in tickets]
+    names = [ticket.order for ticket in tickets]
     _take(queue, tickets[:1])
     assert asked == names[1 : 1 + ahead._FILES]
     _take(queue, tickets[1 : ahead._FILES])
@@ -94,12 +94,12 @@ def test_files_that_have_gone(queue: MaildirQueue, asked: list[str]) -> None:
     """Other processors take some of them, and what is no file of ours stands there."""
     tickets = _tickets(queue, MANY)
     for ticket in tickets[1:20]:
-        os.unlink(f'{queue.path}/new/{ticket.name}')
-    os.mkfifo(f'{queue.path}/new/{tickets[1].name}')
-    os.symlink('nowhere', f'{queue.path}/new/{tickets[2].name}')
-    os.mkdir(f'{queue.path}/new/{tickets[3].name}')
+        os.unlink(f'{queue.path}/new/{ticket.order}')
+    os.mkfifo(f'{queue.path}/new/{tickets[1].order}')
+    os.symlink('nowhere', f'{queue.path}/new/{tickets[2].order}')
+    os.mkdir(f'{queue.path}/new/{tickets[3].order}')
     _take(queue, tickets[:1])
-    names = [ticket.name for ticket in tickets]
+    names = [ticket.order for ticket in tickets]
     assert asked[-len(names[20 : 1 + ahead._FILES]) :] == names[20 : 1 + ahead._FILES]
     assert queue._store._open == {}
 

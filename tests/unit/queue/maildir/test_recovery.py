@@ -37,7 +37,7 @@ def _left_behind(path: Path, letter: str) -> None:
 
     def work() -> None:
         put = _queue(path).put(ENVELOPES)
-        with open(path / 'tmp' / put.tickets[0].name, 'r+b') as file:
+        with open(path / 'tmp' / put.tickets[0].order, 'r+b') as file:
             file.seek(STATE_AT)
             file.write(letter.encode())
 
@@ -161,7 +161,7 @@ def test_followers_without_their_record_are_in_doubt(
     _left_behind(path, 'C')
     (record,) = (file for file in (path / 'tmp').iterdir() if '.' not in file.name)
     record.unlink()
-    assert {ticket.folder for ticket in _queue(path).scan(NOW)[0]} == {'done'}
+    assert {ticket.state for ticket in _queue(path).scan(NOW)[0]} == {'done'}
     assert len(files(_queue(path))) == 2
     assert caplog.text.count('in doubt') == 2
 
@@ -253,7 +253,7 @@ def test_a_transaction_that_ends_while_recovery_looks_is_left_alone(
     queue = _queue(path, in_doubt=in_doubt)
     put = queue.put(ENVELOPES)
     opened = os.open
-    record = str(path / 'tmp' / put.tickets[0].name)
+    record = str(path / 'tmp' / put.tickets[0].order)
 
     def racing(name: str, *args: Any) -> int:
         if name == record:
@@ -262,7 +262,7 @@ def test_a_transaction_that_ends_while_recovery_looks_is_left_alone(
         return opened(name, *args)
 
     monkeypatch.setattr(os, 'open', racing)
-    assert {ticket.folder for ticket in queue.scan(NOW)[0]} == {'new'}
+    assert {ticket.state for ticket in queue.scan(NOW)[0]} == {'new'}
     assert _ids(path, 'new') == IDS
 
 

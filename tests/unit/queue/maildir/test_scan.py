@@ -11,8 +11,9 @@ import pytest
 
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir import queue as maildir
-from pyramid_sendmail.queue.maildir.filename import Ticket, in_turn, parse
+from pyramid_sendmail.queue.maildir.filename import parse, ticket_of
 from pyramid_sendmail.queue.maildir.scan import Listing
+from pyramid_sendmail.queue.ticket import Ticket
 from tests.support.queues import NOW, Clock, claimed, deferred, make_envelope
 
 LONGEST = 3600.0
@@ -67,7 +68,7 @@ def test_the_same_as_one_by_one(tmp_path: Path, folder: str, limit: int) -> None
         else:
             due.append(path.name)
     assert listing
-    assert list(listing) == [Ticket(folder, name) for name in sorted(due)[:limit]]
+    assert list(listing) == [ticket_of(folder, name) for name in sorted(due)[:limit]]
     assert listing.next_due == min(later)
 
 
@@ -78,7 +79,7 @@ def test_few_names_are_kept(tmp_path: Path) -> None:
     for name in names:
         listing.add(name)
         assert len(listing._names) <= 126
-    assert [ticket.name for ticket in listing] == sorted(names)[:100]
+    assert [ticket.order for ticket in listing] == sorted(names)[:100]
 
 
 def test_a_long_look_hands_out_what_it_has_found(queue: MaildirQueue) -> None:
@@ -90,8 +91,8 @@ def test_a_long_look_hands_out_what_it_has_found(queue: MaildirQueue) -> None:
     found: list[list[Ticket]] = []
     tickets, _ = queue.scan(NOW, on_first_page=found.append)
     # This queue has no patience, and tells after the first folder.
-    assert found == [[ticket for ticket in tickets if ticket.folder == 'new']]
-    assert [ticket.folder for ticket in tickets] == ['new', 'cur', 'new', 'cur', 'new']
+    assert found == [[ticket for ticket in tickets if ticket.state == 'new']]
+    assert [ticket.state for ticket in tickets] == ['new', 'deferred', 'new', 'deferred', 'new']
     assert (
         queue.scan(NOW, limit=2, fresh=True, on_first_page=found.append)[0]
         == found[1]
@@ -174,7 +175,7 @@ def test_what_cannot_be_read_waits(queue: MaildirQueue) -> None:
     path = Path(queue.path, 'new', name)
     path.write_bytes(b'X-Envelope: no')
     assert queue.scan(NOW) == ([], later)
-    assert [ticket.name for ticket in queue.scan(later)[0]] == [name]
+    assert [ticket.order for ticket in queue.scan(later)[0]] == [name]
 
 
 def test_a_look_by_a_time_that_has_passed(queue: MaildirQueue) -> None:
@@ -187,9 +188,3 @@ def test_a_look_by_a_time_that_has_passed(queue: MaildirQueue) -> None:
     claimed(queue).settle([deferred(envelope)], retry_at=NOW + 99 + LONGEST, report=False)
     queue.put([fresh]).publish()
     assert queue.scan(NOW) == ([], NOW + 50)
-
-
-def test_in_turn_until_the_longer_ends() -> None:
-    """Neither kind waits for the other, nor ends with it."""
-    a, b, c = (Ticket('new', name) for name in 'abc')
-    assert list(in_turn([a], [b, c])) == [a, b, c]

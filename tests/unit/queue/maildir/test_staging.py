@@ -76,7 +76,7 @@ def test_a_mail_is_synced_before_it_is_published(
     """Written, synced, renamed, and then the folder: a power cut at any point keeps the promise."""
     calls = Calls(monkeypatch)
     put = queue.put([make_envelope()])
-    name = put.tickets[0].name
+    name = put.tickets[0].order
     voted = [call for call in calls.made if call[0] != 'open']
     assert voted == [
         ('pwrite', f'tmp/{name}'),
@@ -113,7 +113,7 @@ def test_the_vote_of_the_record_comes_after_its_followers(
     is the last to be synced, and the last to move."""
     calls = Calls(monkeypatch)
     put = queue.put(_three())
-    record = f'tmp/{put.tickets[0].name}'
+    record = f'tmp/{put.tickets[0].order}'
     synced = [path for call, path in calls.made if call == 'fsync']
     vote = max(n for n, call in enumerate(calls.made) if call == ('pwrite', record))
     assert synced[-1] == record
@@ -157,7 +157,7 @@ def test_a_mail_of_any_size_is_in_its_file(queue: MaildirQueue, size: int) -> No
     put = queue.put(mails)
     put.publish()
     for ticket, mail in zip(put.tickets, mails, strict=True):
-        path = Path(queue.path, 'new', ticket.name)
+        path = Path(queue.path, 'new', ticket.order)
         assert path.read_bytes() == encode(mail, 'C')
 
 
@@ -406,7 +406,7 @@ def test_a_child_that_inherits_a_put_cannot_touch_it(queue: MaildirQueue) -> Non
     """A fork between vote and finish: the child's copy of the put has no lock, and no descriptor
     that could write into another file by now."""
     put = queue.put(_three())
-    record = Path(queue.path, 'tmp', put.tickets[0].name)
+    record = Path(queue.path, 'tmp', put.tickets[0].order)
 
     def work() -> None:
         others = [os.open('/dev/null', os.O_RDWR) for _ in range(3)]
@@ -443,7 +443,7 @@ def test_a_crash_at_any_call_loses_and_doubles_nothing(tmp_path: Path) -> None:
         assert len(files(queue)) == len(tickets)
         claims = [queue.claim(ticket) for ticket in tickets]
         assert len({claim.envelope.id for claim in claims if claim}) == len(tickets)
-        folders = {ticket.folder for ticket in tickets}
+        folders = {ticket.state for ticket in tickets}
         assert folders in (set(), {'done'}, {'new'})
         events.append({'done': 'in doubt', 'new': 'published'}.get(''.join(folders), 'removed'))
         for claim in claims:
