@@ -48,7 +48,7 @@ from pyramid_sendmail.interfaces import (
 )
 from pyramid_sendmail.mailers.factory import mailer_from_url
 from pyramid_sendmail.mailers.schemes import RELAY_OPTIONS
-from pyramid_sendmail.processor.processor import GRACE, POLL
+from pyramid_sendmail.processor.options import POLL_INTERVAL, SHUTDOWN_GRACE
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.filename import FOLDER_OF
 from pyramid_sendmail.scripts.qp import _parser
@@ -414,7 +414,7 @@ def test_ini() -> None:
             continue
         service = parser['Service'] if kind == '[Unit]' else parser['program:shop-mail']
         assert_runs_processor(service.get('ExecStart') or service['command'])
-        assert float(service.get('TimeoutStopSec') or service['stopwaitsecs']) > GRACE
+        assert float(service.get('TimeoutStopSec') or service['stopwaitsecs']) > SHUTDOWN_GRACE
     assert kinds == ['[app:main]'] * 4 + [
         '[Unit]',
         '[program:shop-mail]',
@@ -652,7 +652,7 @@ def test_dead_letter() -> None:
     assert RELAYS[-1].accepted('ann@example.org') == 1
     assert RELAYS[-1].accepted('bob@example.org') == 1
     assert list(Path('mail/failed').iterdir()) == []
-    assert POLL <= 30
+    assert POLL_INTERVAL <= 30
 
 
 def test_types() -> None:

@@ -65,9 +65,7 @@ class _Lane:
         self._block_start = self._heap[0]
         priority = self._heap[0][0][:1]
         while (
-            self._heap
-            and len(self._block) < CONTENTION_BLOCK
-            and self._heap[0][0][:1] == priority
+            self._heap and len(self._block) < CONTENTION_BLOCK and self._heap[0][0][:1] == priority
         ):
             self._block.append(heappop(self._heap)[1])
         shuffle(self._block)

@@ -10,7 +10,13 @@ from random import random
 from .active_queue import IDLE_TIMEOUT
 from .circuit_breaker import FIRST_PAUSE
 
-__all__ = ['ACTIVE_QUEUE_LIMIT', 'EVENT_PAGE', 'POLL_INTERVAL', 'SHUTDOWN_GRACE', 'ProcessorOptions']
+__all__ = [
+    'ACTIVE_QUEUE_LIMIT',
+    'EVENT_PAGE',
+    'POLL_INTERVAL',
+    'SHUTDOWN_GRACE',
+    'ProcessorOptions',
+]
 
 POLL_INTERVAL = 30.0
 """Seconds after which the queue is scanned although nothing woke the processor."""

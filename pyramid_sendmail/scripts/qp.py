@@ -126,10 +126,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         'config_uri', help='the .ini file, as for pserve: development.ini or x.ini#name'
     )
-    parser.add_argument('options', nargs='*', metavar='key=value', help='variables for the .ini file')
+    parser.add_argument(
+        'options', nargs='*', metavar='key=value', help='variables for the .ini file'
+    )
     parser.add_argument('--once', action='store_true', help='send what is due now, then exit')
-    parser.add_argument('--workers', type=_count, metavar='N', help='connections at once, instead of mail.workers')
-    parser.add_argument('--batch', type=_count, metavar='N', help='mails on one connection, instead of mail.batch')
+    parser.add_argument(
+        '--workers', type=_count, metavar='N', help='connections at once, instead of mail.workers'
+    )
+    parser.add_argument(
+        '--batch', type=_count, metavar='N', help='mails on one connection, instead of mail.batch'
+    )
     parser.add_argument('--quiet', action='store_true', help='print errors only')
     parser.add_argument(
         '--version', action='version', version=f'psendmail-qp {version("pyramid_sendmail")}'
@@ -278,8 +284,10 @@ def _once(
             # An event dispatcher of the application may not count its failures.
             failures = getattr(registry.queryUtility(IMailEventDispatcher), 'failures', 0)
             if failures:
-                _say(f'events that subscribers failed to handle: {failures} (see the log); '
-                     'they are dispatched again later')
+                _say(
+                    f'events that subscribers failed to handle: {failures} (see the log); '
+                    'they are dispatched again later'
+                )
 
 
 class Signals:

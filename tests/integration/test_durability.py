@@ -34,6 +34,7 @@ from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally
 from tests.crash.syscalls import Call, Watch
 from tests.crash.test_real_faults import in_child
 from tests.support.doubles import RecordingMailer
+from tests.support.processors import ProcessorSetup, RecordingDispatcher, make_maildir
 from tests.support.queues import (
     NOW,
     Clock,
@@ -52,8 +53,6 @@ from tests.support.queues import (
 from tests.support.smtp.server import reply
 from tests.support.world import MINUTE, World
 from tests.unit.delivery.test_data_manager import AFTER, BEFORE, Other, message
-from tests.unit.processor.test_processor import Setup, maildir
-from tests.unit.sending.test_attempt import Reporter
 
 MakeWorld = Callable[..., World]
 
@@ -162,7 +161,7 @@ def test_fresh_mail_beside_many_deferred_ones(memory: Path) -> None:
     count = 500_000 if LARGE else 40_000
     queue = MaildirQueue(str(memory / 'mail'), sync=False, longest=DAY)
     queue.prepare()
-    setup = Setup(queue)
+    setup = ProcessorSetup(queue)
     later = int(time.time() + HOUR) * 1000
     for number in range(count):
         name = f'5-{later + number:015d}-0001-{number:032x}'
@@ -328,8 +327,8 @@ def test_death_in_another_data_manager(
     if outcome == 'nothing':
         assert files(queue) == []
         return
-    setup = Setup(queue, clock=Clock())
-    setup.dispatcher = Reporter('sent', 'error')
+    setup = ProcessorSetup(queue, clock=Clock())
+    setup.dispatcher = RecordingDispatcher('sent', 'error')
     setup.processor().run_once()
     kinds = [fate.kind for fate in setup.dispatcher.pending_events]
     assert kinds == (['error'] if outcome == 'in doubt' else ['sent']) * mails
@@ -349,7 +348,7 @@ def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bo
 
     def run() -> None:
         manager = TransactionManager(explicit=True)
-        dispatcher: Any = Reporter()
+        dispatcher: Any = RecordingDispatcher()
         attempts = OutcomeRecorder(RetryPolicy() if durable else AT_ONCE_OR_NEVER, dispatcher)
         delivery = DirectMailDelivery(
             MaildirQueue(queue.path) if durable else MemoryQueue(),
@@ -362,7 +361,7 @@ def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bo
             delivery.bind(manager).send(message())
 
     assert reap(forked(run)) == 9
-    setup = Setup(queue)
+    setup = ProcessorSetup(queue)
     tally = setup.processor().run_once()
     assert tally == (Tally(delivered=1) if durable else Tally())
     readme = Path(__file__).parents[2] / 'README.rst'
@@ -375,7 +374,7 @@ def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bo
 def test_without_descriptors_nothing_spins(tmp_path: Path) -> None:
     """RELIABILITY 91: a processor that may open nothing more sends nothing, takes next to no time
     of the machine, and goes on as soon as it may."""
-    setup = Setup(maildir(tmp_path / 'mail'))
+    setup = ProcessorSetup(make_maildir(tmp_path / 'mail'))
 
     def work() -> None:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -449,8 +448,8 @@ def test_a_copy_keeps_its_schedule(tmp_path: Path, how: str) -> None:
     for moment in (NOW, NOW + HOUR - 1, NOW + HOUR, NOW + DAY - 1, NOW + DAY):
         assert copy.scan(moment) == queue.scan(moment)
     assert files(copy) == files(queue)
-    setup = Setup(copy, clock=clock)
-    setup.dispatcher = Reporter('sent')
+    setup = ProcessorSetup(copy, clock=clock)
+    setup.dispatcher = RecordingDispatcher('sent')
     arrived = []
     for moment in (NOW, NOW + HOUR - 1, NOW + HOUR, NOW + DAY - 1, NOW + DAY):
         clock.now = moment
@@ -544,7 +543,7 @@ TRIGGERS: dict[str, Callable[[Path], object]] = {
 def test_a_trigger_of_no_use(tmp_path: Path, kind: str) -> None:
     """RELIABILITY 101: whatever lies where the trigger should be, a commit does not notice, and the
     mail leaves at the processor's next look."""
-    setup = Setup(maildir(tmp_path / 'mail'))
+    setup = ProcessorSetup(make_maildir(tmp_path / 'mail'))
     trigger = tmp_path / 'mail' / 'trigger'
     trigger.unlink()
     TRIGGERS[kind](trigger)
@@ -571,13 +570,13 @@ def test_a_trigger_of_another_user(public: Path) -> None:
     def work() -> None:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-        setup = Setup(MaildirQueue(str(root), sync=False))
+        setup = ProcessorSetup(MaildirQueue(str(root), sync=False))
         with setup.running(poll=0.1):
             setup.put()
             setup.mailer.wait_for(1)
         setup.queue.close()
 
-    maildir(root).close()
+    make_maildir(root).close()
     for path in (root, *root.iterdir()):
         if path.is_dir():
             os.chown(path, NOBODY, NOBODY)
@@ -630,7 +629,7 @@ def test_a_queue_that_may_only_be_read(public: Path) -> None:
     """RELIABILITY 12: a processor that may read the mail, and not write what became of it, connects
     to nobody."""
     root = public / 'mail'
-    setup = Setup(maildir(root))
+    setup = ProcessorSetup(make_maildir(root))
     setup.put_many(2)
     setup.queue.close()
     before = files(setup.queue)
@@ -641,7 +640,7 @@ def test_a_queue_that_may_only_be_read(public: Path) -> None:
     def work() -> None:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-        own = Setup(MaildirQueue(str(root), sync=False))
+        own = ProcessorSetup(MaildirQueue(str(root), sync=False))
         with pytest.raises(OSError, match='give this user the right to write there'):
             own.processor().run_once()
         assert own.mailer.connections == 0

@@ -188,10 +188,10 @@ def test_processor_settings(tmp_path: Path) -> None:
         queue_path=tmp_path, workers=7, batch=8, give_up_after='1h', keep_failed='30d'
     )
     processor = processor_of(registry)
-    assert (processor._workers, processor._batch) == (7, 8)
+    assert (processor.options.workers, processor.options.batch) == (7, 8)
     assert processor._recorder.policy.give_up_after == 3600
-    assert processor._keep_failed == 30 * 86400
-    assert processor_of(registry, workers=1, batch=2)._workers == 1
+    assert processor.options.keep_failed == 30 * 86400
+    assert processor_of(registry, workers=1, batch=2).options.workers == 1
 
 
 @implementer(IMailEventDispatcher)
