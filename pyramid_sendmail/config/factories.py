@@ -300,8 +300,16 @@ def processor_of(
     ConfigurationError if there is none for this kind of queue.
     """
     queue = real(registry.getUtility(IMailQueue))
-    factory = registry.adapters.lookup(
-        (providedBy(queue), providedBy(registry)), IMailQueueProcessor
+    factory = _processor_factory(registry, queue)
+    processor: IMailQueueProcessor = factory(queue, registry, workers=workers, batch=batch)
+    return processor
+
+
+def _processor_factory(registry: Registry, queue: IMailQueue) -> Callable[..., IMailQueueProcessor]:
+    """Return the adapter factory for this kind of queue. Raises ConfigurationError."""
+    required = (providedBy(queue), providedBy(registry))
+    factory: Callable[..., IMailQueueProcessor] | None = registry.adapters.lookup(
+        required, IMailQueueProcessor
     )
     if factory is None:
         kind = type(queue)
@@ -311,8 +319,7 @@ def processor_of(
             '(IYourQueue, Interface), IMailQueueProcessor), or give a queue that provides '
             'IScannableQueue'
         )
-    processor: IMailQueueProcessor = factory(queue, registry, workers=workers, batch=batch)
-    return processor
+    return factory
 
 
 def default_processor(
@@ -376,6 +383,10 @@ def _set_defaults(config: Configurator) -> None:
 
     def delivery() -> None:
         _register_default(config, 'delivery', lambda: _delivery_of_settings(config))
+        registry = config.registry
+        if _settings(registry).processor == 'thread':
+            # Here, where every adapter is registered, and not in the first request.
+            _processor_factory(registry, real(registry.getUtility(IMailQueue)))
 
     config.action(('mail', 'default parts'), parts, order=DEFAULTS)
     config.action(('mail', 'default delivery'), delivery, order=LAST)

@@ -290,7 +290,7 @@ def test_a_subscriber_that_never_ends(place: Place) -> None:
 def test_once(
     place: Place, stall: Callable[[str], Stalled], phase: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """--once ends in the same way, with the status of the signal and the counts as its last line."""
+    """--once ends with the status of the signal, and prints the counts as its last line."""
     relay = stall(phase)
     child = place.start(
         place.ini(mail_url=relay.url), '--once', '--workers', 1, command=command(IMPATIENT)

@@ -379,7 +379,7 @@ class Terminal:
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """--once shows how many mails are done, of how many; log lines appear above, then the counts."""
+    """--once shows how many mails are done, of how many, below the log; then the counts."""
     monkeypatch.setenv('TERM', 'xterm')
     monkeypatch.setenv('COLUMNS', '100')
     with Terminal() as terminal:
