@@ -1,9 +1,9 @@
 """The contracts: what each part promises, when it is called and what is true afterwards.
 
 A mail's way: ``IMailDelivery.send`` freezes a message into an envelope and joins the
-transaction; the commit puts it into an ``IMailQueue``; an ``IMailQueueProcessor`` (or the sending
-thread of a direct delivery) claims it and sends it through an ``IMailer``'s session; what became
-of it is an ``IMailEvent``.
+transaction. The commit puts the envelope into an ``IMailQueue``. An ``IMailQueueProcessor``, or
+the sending thread of direct delivery, claims it, sends it through a session of an ``IMailer``, and
+records the outcome. An ``IMailEventDispatcher`` runs the subscribers of the ``IMailEvent``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .envelope import Envelope, Outcome, PendingEvent, Priority, Report
     from .queue.ticket import Ticket
-    from .sending.attempt import Tally
+    from .sending.outcome import Tally
 
 __all__ = [
     'IDirectMailDelivery',
@@ -43,7 +43,7 @@ __all__ = [
 
 
 class IMailDelivery(Interface):
-    """What becomes of a message at commit; the utility, and what ``request.mailer`` is."""
+    """What happens to a message at commit: the registered utility, and ``request.mailer``."""
 
     def send(
         message: Any,
@@ -60,29 +60,29 @@ class IMailDelivery(Interface):
         ``message``: a :class:`pyramid_sendmail.Message`, an
         :class:`email.message.EmailMessage`, or anything with ``to_message()``.
         ``sender``, ``recipients``: the SMTP envelope, where it differs from the headers.
-        ``due``, ``expires``: an aware datetime, or a timedelta from now; not before, and
-        never after. ``priority``: 'high', 'normal' or 'low'. ``metadata``: a small dict of
-        strings, kept for the events.
+        ``due``, ``expires``: an aware datetime, or a timedelta from now; the mail is sent not
+        before the one, and never after the other. ``priority``: 'high', 'normal' or 'low'.
+        ``metadata``: a small dict of strings, which the events carry.
 
-        Raises MessageError (a ValueError) for whatever is wrong with the message and
-        NoActiveTransaction where nothing would ever commit it. Afterwards the message is
-        frozen, nothing is on disk, and it leaves if and only if the transaction commits.
+        Raises MessageError (a ValueError) if anything is wrong with the message, and
+        NoActiveTransaction if no commit could send it. Afterwards the message is frozen, nothing
+        is on disk, and the mail leaves if and only if the transaction commits.
         """
 
     def send_now(
         message: Any, *, sender: str | None = None, recipients: Sequence[str] | None = None
     ) -> Report:
-        """Send at once, whatever becomes of any transaction; return a Report.
+        """Send at once, whatever happens to any transaction; return a Report.
 
-        Raises MessageError; MailerUnavailable when there is no session with the relay;
-        MailRefused, with the report, when no recipient was accepted; MailAmbiguous when
-        the relay's last word never came. Reports no events.
+        Raises MessageError; MailerUnavailable if no connection to the relay can be used;
+        MailRefused, with the report, if no recipient was accepted; MailAmbiguous if the
+        connection broke before the relay's last reply. Dispatches no events.
         """
 
-    def bind(tm: Any, environ: Mapping[str, Any] | None = None) -> Any:
-        """Return this delivery joined to the given transaction manager.
+    def bind(tm: Any, environ: Mapping[str, Any] | None = None) -> IMailDelivery:
+        """Return this delivery bound to a transaction manager.
 
-        ``environ``: the WSGI environment of the request, whose ``tm.active`` tells that
+        ``environ``: the WSGI environment of the request, in which ``tm.active`` says that
         pyramid_tm has begun a transaction.
         """
 
@@ -92,11 +92,20 @@ class IQueuedMailDelivery(IMailDelivery):
 
 
 class IDirectMailDelivery(IMailDelivery):
-    """Hands mail to the relay at commit, by a thread of its own.
+    """Hands mail to the relay at commit, from a thread of its own.
 
-    With ``mail.queue_path`` what cannot leave now stays in the queue; without it, delivery
-    is at most once.
+    With ``mail.queue_path``, mail that cannot be sent now stays in the queue; without it, mail is
+    sent at most once.
     """
+
+    def flush(timeout: float) -> bool:
+        """Wait until all mail that was handed over is answered and its events are dispatched.
+
+        Returns True if that was so within ``timeout`` seconds. Mail that subscribers send
+        meanwhile counts too. Mail that stays in the queue, and an event whose subscriber failed,
+        are tried again later and not waited for. In a thread of this package, which runs
+        subscribers, nothing is waited for. The connection stays open.
+        """
 
 
 class IMailQueue(Interface):
@@ -336,21 +345,30 @@ class IMailQueueProcessor(Interface):
 
 
 class IMailEventDispatcher(Interface):
-    """Tells subscribers, each event in a request and a transaction of its own, or a batch of those
-    that wait in one.
+    """Runs subscribers in a thread of its own: each event, or a batch of events, in a request and
+    a transaction of its own.
 
-    A reporter may have a ``turn``, which sessions with ``cooperative`` take as well: see
-    :class:`pyramid_sendmail.threads.CooperativeLock`.
+    A dispatcher may have a ``cooperative_lock``, which is then held over sessions with
+    ``cooperative`` too: see :class:`pyramid_sendmail.threads.CooperativeLock`.
     """
 
+    failures = Attribute('How many times a subscriber has failed to handle an event so far.')
+
     def wants(kind: str) -> bool:
-        """Whether anybody subscribes to 'sent', 'deferred' or 'error'."""
+        """Return whether a subscriber is registered for events of this kind: 'sent', 'deferred'
+        or 'error'. Its predicates may still refuse every event."""
 
-    def join(timeout: float) -> bool:
-        """Wait until nothing is left to report; False if ``timeout`` seconds were not enough."""
+    def flush(timeout: float) -> bool:
+        """Wait until no event is left to dispatch; False if ``timeout`` seconds were not enough."""
 
-    def dispatch(claim: Any, events: Sequence[PendingEvent]) -> None:
-        """Report the pending events of a claim from the events thread, then release the claim."""
+    def dispatch(claim: IMailClaim, events: Sequence[PendingEvent]) -> None:
+        """Have the subscribers of a claim's events run, then acknowledge the events and release
+        the claim.
+
+        Returns at once. An event whose subscriber failed is tried again later; one of kind
+        'deferred' is not. If too many claims wait already, the claim is released, and the events
+        come back with a later scan of the queue.
+        """
 
 
 class IMailSettings(Interface):
@@ -358,38 +376,38 @@ class IMailSettings(Interface):
 
 
 class IMailEvent(Interface):
-    """What became of a mail. ``id`` is the same each time the event is reported again."""
+    """The outcome of an attempt for some recipients of a mail."""
 
-    id = Attribute('Identifies the event: the same when it is reported a second time.')
+    id = Attribute('Identifies the event: the same each time it is dispatched.')
     message_id = Attribute('The Message-ID that send returned, angle brackets included.')
     sender = Attribute('The envelope sender.')
     recipients = Attribute('The recipients that this event is about.')
     subject = Attribute('The subject, as text.')
     tag = Attribute('The tag of the message, or None.')
     metadata = Attribute('The metadata given to send: a mapping of strings.')
-    attempt = Attribute('Which attempt this was: 1 is the first.')
+    attempt = Attribute('The number of the attempt: 1 is the first.')
     queued_at = Attribute('When send was called, in epoch seconds.')
-    mailer = Attribute('Where it went, and by which version of TLS, without secrets.')
+    mailer = Attribute('The relay and the version of TLS, without secrets.')
     request = Attribute('The request of the event or its batch, with a transaction of its own.')
 
 
 class IMailSentEvent(IMailEvent):
-    """The next hop has taken responsibility."""
+    """The relay has accepted the mail, and is responsible for it."""
 
-    reply = Attribute('Its answer: code and text.')
+    reply = Attribute('The reply of the relay: code and text.')
 
 
 class IMailDeferredEvent(IMailEvent):
-    """Not now; it will be tried again. Reported at most once."""
+    """The mail could not be sent now and is tried again. Dispatched at most once."""
 
     reason = Attribute('Why, in words.')
     retry_at = Attribute('When it is tried again, in epoch seconds.')
 
 
 class IMailErrorEvent(IMailEvent):
-    """It has failed, and lies in ``failed/`` if there is a queue."""
+    """The mail has failed and is not tried again; if there is a queue, it is in ``failed/``."""
 
     reason = Attribute('Why, in words.')
-    permanent = Attribute('Whether another attempt would be of no use.')
-    reply = Attribute('The answer of the relay, or None.')
-    raw = Attribute('The bytes, so that nothing is lost.')
+    permanent = Attribute('Whether another attempt would fail as well.')
+    reply = Attribute('The reply of the relay, or None.')
+    raw = Attribute('The bytes of the mail, so that nothing is lost.')

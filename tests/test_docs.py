@@ -575,7 +575,7 @@ def test_events() -> None:
             sending['Message'](subject='Other', to='bob@example.org', text='x', tag='other')
         )
     dispatcher: Any = registry.getUtility(IMailEventDispatcher)
-    assert dispatcher.join(10)
+    assert dispatcher.flush(10)
     rows = refusals(registry)
     assert [row[1:] for row in rows] == [('ann@example.org', '550 no such user')]
     again = request_of(registry)

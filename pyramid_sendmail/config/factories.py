@@ -35,7 +35,8 @@ from pyramid.interfaces import INewRequest
 from pyramid.registry import Registry
 from zope.interface import Interface, providedBy
 
-from ..delivery.queued import DirectMailDelivery, QueuedMailDelivery
+from ..delivery.direct import DirectMailDelivery
+from ..delivery.queued import QueuedMailDelivery
 from ..interfaces import (
     IMailDelivery,
     IMailer,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from ..message import EnvelopeFactory
     from ..processor.processor import QueueProcessor
     from ..queue import MaildirQueue
-    from ..sending.attempt import OutcomeRecorder
+    from ..sending.outcome import OutcomeRecorder
 
 __all__ = ['add_directives', 'processor_of', 'set_mail_delivery', 'set_mail_queue', 'set_mailer']
 
@@ -227,7 +228,6 @@ def default_delivery(registry: Registry) -> Any:
         mailer,
         envelope_factory,
         stand_in(lambda: _recorder(registry, durable=queue is not None)),
-        durable=queue is not None,
         wait=settings.direct_wait,
         timeout=settings.direct_timeout,
         sent=sent,
@@ -242,15 +242,12 @@ def _memory_queue() -> Any:
 
 def _recorder(registry: Registry, *, durable: bool) -> OutcomeRecorder:
     from ..retry import AT_ONCE_OR_NEVER
-    from ..sending.attempt import OutcomeRecorder
+    from ..sending.outcome import OutcomeRecorder
 
     settings = _settings(registry)
     policy = settings.policy if durable else AT_ONCE_OR_NEVER
     dispatcher = real(registry.getUtility(IMailEventDispatcher))
-    recorder = OutcomeRecorder(policy, dispatcher, settings.ambiguous)
-    # A reporter of the application's own may have none.
-    recorder.cooperative_lock = getattr(dispatcher, 'cooperative_lock', recorder.cooperative_lock)
-    return recorder
+    return OutcomeRecorder(policy, dispatcher, settings.ambiguous, durable=durable)
 
 
 def _need_queue(queue: Any, what: str) -> None:

@@ -25,8 +25,9 @@ from ..interfaces import (
     IScannableQueue,
 )
 from ..queue.ticket import Ticket
-from ..sending.attempt import OutcomeRecorder, Tally, attempt, report_settled
+from ..sending.attempt import attempt
 from ..sending.connection import RelayConnection
+from ..sending.outcome import OutcomeRecorder, Tally, report_settled
 from .active_queue import ActiveQueue
 from .circuit_breaker import CircuitBreaker
 from .concurrency import ConcurrencyController
@@ -153,8 +154,8 @@ class QueueProcessor:
     def _shut_down(self, pool: WorkerPool) -> None:
         pool.shutdown(self.options.grace)
         with suppress(QueueError), self._recording:
-            self._recorder.record()
-        self._dispatcher.join(pool.grace_left)
+            self._recorder.write_unrecorded()
+        self._dispatcher.flush(pool.grace_left)
         pool.sync(self._queue)
         self._queue.close()
 
@@ -294,7 +295,7 @@ class QueueProcessor:
         """Wait until all events are dispatched, at most the grace; the rest is dispatched again
         later."""
         end = time.monotonic() + self.options.grace
-        while not (pool.stop.is_set() or self._dispatcher.join(0.1)) and time.monotonic() < end:
+        while not (pool.stop.is_set() or self._dispatcher.flush(0.1)) and time.monotonic() < end:
             pass
 
     def _drain(self, pool: WorkerPool, connection: RelayConnection, tally: Tally) -> float:
@@ -304,7 +305,7 @@ class QueueProcessor:
         try:
             self._queue.check_writable()
             with self._recording:
-                self._recorder.record()
+                self._recorder.write_unrecorded()
             attempt(self._claims(pool, connection), connection, self._recorder, tally)
             if connection.mails_total > before:
                 pool.breaker.record_success()

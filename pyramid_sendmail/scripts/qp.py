@@ -24,7 +24,7 @@ from pyramid.registry import Registry
 from ..config.factories import processor_of
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailEventDispatcher, IMailQueue, IMailQueueProcessor, IMailSettings
-from ..sending.attempt import Tally
+from ..sending.outcome import Tally
 from ..settings.table import table_rows
 
 __all__ = ['main', 'run']
@@ -281,8 +281,8 @@ def _once(
     finally:
         if not quiet:
             _say(f'{last.delivered} delivered, {last.deferred} deferred, {last.failed} failed')
-            # An event dispatcher of the application may not count its failures.
-            failures = getattr(registry.queryUtility(IMailEventDispatcher), 'failures', 0)
+            dispatcher = registry.queryUtility(IMailEventDispatcher)
+            failures = dispatcher.failures if dispatcher is not None else 0
             if failures:
                 _say(
                     f'events that subscribers failed to handle: {failures} (see the log); '

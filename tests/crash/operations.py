@@ -16,7 +16,8 @@ from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.processor.options import ProcessorOptions
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue.maildir.format import STATE_AT
-from pyramid_sendmail.sending.attempt import Tally, attempt
+from pyramid_sendmail.sending.attempt import attempt
+from pyramid_sendmail.sending.outcome import Tally
 from tests.crash.place import BAD, GOOD, LATER, Place, Relay, mail
 from tests.support.queues import forked, reap
 
@@ -157,11 +158,11 @@ def _settle(place: Place) -> Steps:
     attempts = place.attempts()
     yield 'settle'
     try:
-        attempts.settle(claim, outcome, Relay.name)
+        attempts.record_outcome(claim, outcome, Relay.name)
     except QueueError:
         place.kept(claim)
         yield 'record'
-        attempts.record()
+        attempts.write_unrecorded()
 
 
 def _postpone(place: Place) -> Steps:
@@ -212,7 +213,7 @@ def _attempt(place: Place) -> Steps:
         if attempts.unrecorded:
             place.kept(attempts.unrecorded[0][0])
             yield 'record'
-            attempts.record()
+            attempts.write_unrecorded()
         else:
             raise
 

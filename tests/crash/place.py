@@ -26,8 +26,9 @@ from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.filename import parse, record_of, ticket_of
 from pyramid_sendmail.queue.maildir.format import STATE_AT, Unreadable, decode
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally, attempt
+from pyramid_sendmail.sending.attempt import attempt
 from pyramid_sendmail.sending.connection import RelayConnection
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.support.queues import Clock, make_envelope
 
 __all__ = ['FOLDERS', 'Found', 'Ledger', 'Lines', 'Place', 'mail', 'restore', 'snapshot']
@@ -151,7 +152,7 @@ class Subscribers:
     def wants(self, kind: str) -> bool:
         return kind in self._place.kinds
 
-    def join(self, timeout: float) -> bool:
+    def flush(self, timeout: float) -> bool:
         return True
 
     def dispatch(self, claim: Any, events: Sequence[PendingEvent]) -> None:

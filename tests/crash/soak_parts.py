@@ -29,7 +29,7 @@ from pyramid_sendmail.processor.options import ProcessorOptions
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder
+from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,

@@ -20,7 +20,7 @@ from pyramid_sendmail.queue.maildir.format import STATE_AT, decode
 from pyramid_sendmail.queue.maildir.recovery import recover
 from pyramid_sendmail.queue.maildir.staging import StagedMail
 from pyramid_sendmail.queue.maildir.wakeup import Trigger
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.processors import ProcessorSetup
 from tests.support.queues import (
     NOW,

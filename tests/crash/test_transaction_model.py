@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -40,13 +39,14 @@ from transaction.interfaces import (
 )
 
 from pyramid_sendmail import Message, NoActiveTransaction, QueueError
-from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail.delivery.direct import DirectMailDelivery
+from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.envelope import Envelope, PendingEvent
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.files import FOLDERS, Store
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER
-from pyramid_sendmail.sending.attempt import OutcomeRecorder
+from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from tests.crash.bench import folder as tmp_path
 from tests.crash.counts import Tell
 from tests.support.doubles import RecordingMailer
@@ -207,20 +207,23 @@ class World:
         composer = EnvelopeFactory(clock=self.tick)
         make: Any = QueuedMailDelivery
         if direct:
-            attempts = OutcomeRecorder(AT_ONCE_OR_NEVER, self)  # type: ignore[arg-type]
-            make = partial(DirectMailDelivery, attempts=attempts, durable=self.maildir)
+            dispatcher: Any = self
+            recorder = OutcomeRecorder(AT_ONCE_OR_NEVER, dispatcher, durable=self.maildir)
+            make = partial(DirectMailDelivery, recorder=recorder)
         self.deliveries = [make(self.queue, self.mailer, composer) for _ in range(2)]
 
     def tick(self) -> float:
         self.now += 1
         return self.now
 
-    # The reporter, see IMailEventDispatcher
+    # The dispatcher, see IMailEventDispatcher
+
+    failures = 0
 
     def wants(self, kind: str) -> bool:
         return kind == 'error'
 
-    def join(self, timeout: float) -> bool:
+    def flush(self, timeout: float) -> bool:
         return True
 
     def dispatch(self, claim: Any, events: Sequence[PendingEvent]) -> None:
@@ -235,7 +238,7 @@ class World:
         """Deliver what can be claimed, report what is in doubt."""
         if self.direct:
             for delivery in self.deliveries:
-                assert delivery._sender._rests(time.monotonic() + 30)
+                assert delivery.flush(30)
         tickets, next_due = self.queue.scan(LATER)
         assert next_due is None
         for ticket in tickets:
@@ -262,7 +265,7 @@ class World:
             self.inner._store.stuck = False
         if self.direct:
             for delivery in self.deliveries:
-                assert delivery._sender._rests(time.monotonic() + 30)
+                assert delivery.flush(30)
         self.delivered.clear()
         self.doubted.clear()
         self.records.clear()

@@ -175,8 +175,8 @@ def test_the_log(place: Place) -> None:
     assert child.process.returncode == 0
     lines = child.text.splitlines()
     assert sorted(lines) == [
-        f'ERROR {second}: error for bob@example.org (attempt 1, {place.server.url}): '
-        '550 5.1.1 no such user',
+        f'ERROR {second}: refused for bob@example.org (attempt 1, {place.server.url}): '
+        '550 5.1.1 no such user (will not be tried again; see failed/)',
         f'INFO {first}: sent for ann@example.org (attempt 1, {place.server.url}): '
         '250 2.0.0 queued as 4711',
         'psendmail-qp: 1 delivered, 0 deferred, 1 failed',

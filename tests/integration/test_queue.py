@@ -19,7 +19,7 @@ import pytest
 
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.crash.bench import folder as tmp_path
 from tests.integration.test_qp import Place
 from tests.support.queues import (

@@ -17,7 +17,7 @@ from pyramid_sendmail.interfaces import IMailErrorEvent
 from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,

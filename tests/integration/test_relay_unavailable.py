@@ -23,7 +23,7 @@ from pyramid_sendmail.mailers.factory import mailer_from_url
 from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.processors import (
     RELAY_REFUSED,
     SENDING_RESUMED,

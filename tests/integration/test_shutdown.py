@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.mailers.factory import mailer_from_url
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.integration.test_qp import Child, Place, once_each, place
 from tests.integration.test_stopping import SLOW
 from tests.support.processors import (
@@ -316,7 +316,7 @@ def test_run_once_stopped_while_it_dispatches_events(tmp_path: Path) -> None:
     sent = len(setup.mailer.sent)
 
     class Slow(RecordingDispatcher):
-        def join(self, timeout: float) -> bool:
+        def flush(self, timeout: float) -> bool:
             stop.set()
             return False
 
@@ -347,7 +347,7 @@ def test_there_is_one_grace(tmp_path: Path, once: bool, caplog: pytest.LogCaptur
     entered, leave, stop = threading.Event(), threading.Event(), threading.Event()
 
     class Patient(RecordingDispatcher):
-        def join(self, timeout: float) -> bool:
+        def flush(self, timeout: float) -> bool:
             joined.append(timeout)
             return True
 

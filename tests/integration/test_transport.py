@@ -25,7 +25,7 @@ from pyramid_sendmail import Attachment, MailAmbiguous, MailerUnavailable, MailR
 from pyramid_sendmail.interfaces import IMailDelivery, IMailErrorEvent, IMailQueue, IMailSentEvent
 from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.integration.test_qp import Place
 from tests.support.queues import until
 from tests.support.smtp.server import (
@@ -156,7 +156,7 @@ def test_one_message_of_the_standard_library(world: World, text: str, eight_bit:
 def test_dots_at_each_place_of_a_block(world: World) -> None:
     """RELIABILITY 35: a line that begins with a dot, at each octet around the end of what is handed
     to the socket at once."""
-    head = len(world.delivery.freeze(welcome(text=''), {}).raw)
+    head = len(world.delivery.freeze(welcome(text='')).raw)
     for before in range(16_384 - head - 8, 16_384 - head + 8):
         filler = ('x' * 62 + '\n') * 400
         text = filler[: before - before // 64 - 2] + '\n.\n..\n' + filler
@@ -510,7 +510,7 @@ def test_direct_delivery_tells_every_failure(
     assert any(message_id in each.getMessage() for each in told)
     with pytest.raises((MailerUnavailable, MailRefused, MailAmbiguous)):
         delivery.send_now(welcome())
-    delivery._sender.finish(10)
+    delivery.flush(10)
 
 
 @pytest.mark.parametrize('interrupt', [KeyboardInterrupt, SystemExit])
@@ -736,6 +736,6 @@ def test_a_commit_that_waits_no_longer(smtp_server: ScriptedSMTPServer, tmp_path
     assert smtp_server.messages == []
     go_on.set()
     smtp_server.wait_for(1)
-    delivery._sender.finish(10)
+    delivery.flush(10)
     config.registry.getUtility(IMailQueue).close()
     assert smtp_server.accepted(ANN) == 1

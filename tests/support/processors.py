@@ -22,7 +22,7 @@ from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.ticket import Ticket
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder
+from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import files, make_envelope
 
@@ -73,6 +73,8 @@ class RecordingDispatcher:
     ``takes`` False: the events stay pending, and ``claims`` has their claims, still locked.
     """
 
+    failures = 0
+
     def __init__(self, *kinds: str, takes: bool = True) -> None:
         self.kinds = kinds
         self.takes = takes
@@ -91,7 +93,7 @@ class RecordingDispatcher:
         elif lasting:
             self.claims.append(claim)
 
-    def join(self, timeout: float) -> bool:
+    def flush(self, timeout: float) -> bool:
         return True
 
     def dispatched(self) -> list[tuple[str, tuple[str, ...]]]:

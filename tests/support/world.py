@@ -28,7 +28,7 @@ from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.filename import parse
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.support.queues import Clock, make_envelope
 from tests.support.smtp.server import ScriptedSMTPServer
 
@@ -187,7 +187,7 @@ class World:
 
     def told(self, kind: str) -> list[Any]:
         """The events of one kind: 'sent', 'deferred' or 'error'."""
-        assert self.dispatcher.join(10)
+        assert self.dispatcher.flush(10)
         return [each for each in self.events if type(each).__name__ == f'Mail{kind.title()}Event']
 
     def close(self) -> None:

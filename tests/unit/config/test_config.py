@@ -21,7 +21,8 @@ from zope.interface.verify import verifyObject
 
 from pyramid_sendmail import Message, NoActiveTransaction
 from pyramid_sendmail.config.factories import _IProcessorThread, processor_of
-from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail.delivery.direct import DirectMailDelivery
+from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.events.types import MailSentEvent
 from pyramid_sendmail.interfaces import (
     IDirectMailDelivery,
@@ -201,7 +202,7 @@ class OwnReporter:
     def wants(self, kind: str) -> bool:
         return False
 
-    def join(self, timeout: float) -> bool:
+    def flush(self, timeout: float) -> bool:
         return True
 
     def dispatch(self, claim: Any, events: Any) -> None:
@@ -231,12 +232,12 @@ def test_message_settings() -> None:
         max_size='1K',
     )
     delivery = registry.getUtility(IMailDelivery)
-    envelope = delivery.freeze(Message(to='ann@example.org', text='Hello'), {})
+    envelope = delivery.freeze(Message(to='ann@example.org', text='Hello'))
     assert envelope.sender == 'bounces@example.org'
     assert b'From: Shop <shop@example.org>' in envelope.raw
     assert envelope.message_id.endswith('@mail.example.org>')
     with pytest.raises(ValueError, match=r'mail\.max_size'):
-        delivery.freeze(Message(to='ann@example.org', text='Hello' * 1000), {})
+        delivery.freeze(Message(to='ann@example.org', text='Hello' * 1000))
 
 
 def test_credentials_reach_the_mailer() -> None:

@@ -26,7 +26,7 @@ from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.ticket import Ticket
 from pyramid_sendmail.scripts import qp
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 
 
 class ITableQueue(IMailQueue):

@@ -16,7 +16,7 @@ from pyramid_sendmail.interfaces import IMailQueueProcessor
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue.maildir import queue as maildir_module
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.processors import (
     DEFERRED,
     ProcessorSetup,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.processors import (
     DEFERRED,
     ProcessorSetup,
@@ -106,7 +106,7 @@ def test_run_once_sends_mail_of_subscribers(setup: ProcessorSetup) -> None:
     """Mail that the subscriber of the last event sends leaves in the same run."""
 
     class Answering(RecordingDispatcher):
-        def join(self, timeout: float) -> bool:
+        def flush(self, timeout: float) -> bool:
             if len(self.pending_events) == 1:
                 setup.put('second@example.org')
             return True

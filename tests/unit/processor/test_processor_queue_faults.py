@@ -20,7 +20,7 @@ from zope.interface.verify import verifyObject
 from pyramid_sendmail.envelope import Envelope
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import IMailClaim
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.processors import (
     READ_ONLY,
     SENDING_RESUMED,
@@ -152,7 +152,7 @@ def test_an_outcome_is_recorded_at_the_end(failing: ProcessorSetup) -> None:
         UnwritableClaim.broken = False
         return True
 
-    failing.dispatcher.join = mended  # type: ignore[method-assign]
+    failing.dispatcher.flush = mended  # type: ignore[method-assign]
     with pytest.raises(QueueError):
         processor.run_once()
     assert original

@@ -15,7 +15,7 @@ from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.processor.circuit_breaker import CircuitBreaker
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.doubles import RecordingMailer
 from tests.support.processors import (
     DEFERRED,

@@ -11,7 +11,7 @@ import pytest
 
 from pyramid_sendmail.envelope import Envelope
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.doubles import RecordingMailer
 from tests.support.processors import (
     SENDING_STOPPED,

@@ -32,7 +32,7 @@ from pyramid_sendmail.interfaces import (
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.scripts import qp
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.applications import write_ini
 from tests.support.queues import make_envelope
 
