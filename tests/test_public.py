@@ -15,9 +15,8 @@ from zope.interface.verify import verifyClass
 
 import pyramid_sendmail
 from pyramid_sendmail import exceptions, interfaces, message, queue
-from pyramid_sendmail.bound import BoundMailDelivery
 from pyramid_sendmail.delivery.direct import DirectMailDelivery
-from pyramid_sendmail.delivery.queued import QueuedMailDelivery
+from pyramid_sendmail.delivery.queued import BoundMailDelivery, QueuedMailDelivery
 from pyramid_sendmail.envelope import Report
 from pyramid_sendmail.events.dispatcher import EventDispatcher
 from pyramid_sendmail.mailers.file import FileMailer, FileSession

@@ -173,13 +173,13 @@ def test_direct_delivery_with_a_queue(tmp_path: Path) -> None:
     delivery, mailer, queue = parts(committed(delivery='direct', queue_path=tmp_path))
     assert type(delivery) is DirectMailDelivery
     assert used(delivery) == (queue, mailer)
-    assert delivery._durable
+    assert delivery._recorder.durable
 
 
 def test_direct_settings() -> None:
     """``mail.direct_wait`` and ``mail.direct_timeout`` arrive."""
     delivery, _, _ = parts(committed(direct_wait='false', direct_timeout='5s'))
-    assert (delivery._wait, delivery._timeout, delivery._durable) == (False, 5.0, False)
+    assert (delivery._wait, delivery._timeout, delivery._recorder.durable) == (False, 5.0, False)
 
 
 def test_processor_settings(tmp_path: Path) -> None:
