@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pyramid.config import global_registries
 from pyramid.config.actions import ConfigurationExecutionError
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(
     argv: Sequence[str],
     *,
-    load: Callable[[str, dict[str, str]], Any] | None = None,
+    load: Callable[[str, dict[str, str]], object] | None = None,
     make: Callable[..., IMailQueueProcessor] = processor_of,
 ) -> int:
     """Run the queue processor and return the exit status.
@@ -159,7 +159,7 @@ def _options(pairs: Sequence[str]) -> dict[str, str]:
     return options
 
 
-def _load(config_uri: str, options: dict[str, str]) -> Any:
+def _load(config_uri: str, options: dict[str, str]) -> object:
     """Set up logging as the file says, and return its application."""
     try:
         setup_logging(config_uri, global_conf=options or None)
@@ -201,7 +201,7 @@ def _unloadable(config_uri: str, error: Exception) -> NoReturn:
     raise UsageError(f'{config_uri}: the application could not be loaded: {error!r}') from error
 
 
-def _registry(app: Any, before: list[Registry], config_uri: str) -> Registry:
+def _registry(app: object, before: list[Registry], config_uri: str) -> Registry:
     """Return the registry of the Pyramid application that has a mail queue: this application, or
     one inside it, behind filters."""
     own: Registry | None = getattr(app, 'registry', None)

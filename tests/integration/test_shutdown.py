@@ -70,11 +70,11 @@ THREAD = (
 from pyramid_sendmail import threads
 
 def never(event):
-    open(settings['tests.told'], 'w').close()
+    open(settings['tests.report'], 'w').close()
     threading.Event().wait()
 
 threads.EXIT_GRACE = float(settings['tests.grace'])
-if 'tests.told' in settings:
+if 'tests.report' in settings:
     config.add_subscriber(never, 'pyramid_sendmail.interfaces.IMailSentEvent')
     config.commit()
 app.get('/')
@@ -275,11 +275,11 @@ def test_in_the_middle_of_a_batch(place: Place) -> None:
 def test_a_subscriber_that_never_ends(place: Place) -> None:
     """Subscribers have the same grace; the next process dispatches the event again, and the mail is
     not sent again."""
-    told = place.path / 'told'
-    ini = place.ini(SLOW, tests_told=told, tests_go_on=place.path / 'never')
+    report = place.path / 'report'
+    ini = place.ini(SLOW, tests_report=report, tests_go_on=place.path / 'never')
     message_ids = place.put()
     child = place.start(ini, command=command(IMPATIENT))
-    until(told.exists, 20)
+    until(report.exists, 20)
     assert child.stop() == 0
     assert [name.partition('/')[0] for name in files(place.queue)] == ['done']
     finish(place, place.server.url, wanted=1)
@@ -461,9 +461,9 @@ def test_the_thread_and_the_rate(place: Place) -> None:
 
 def test_the_thread_and_a_subscriber_that_never_ends(place: Place) -> None:
     """The next process dispatches its event again, and does not send its mail again."""
-    told = place.path / 'told'
-    web = Web(place, place.server.url, grace=0.2, tests_told=told)
-    until(told.exists, 20)
+    report = place.path / 'report'
+    web = Web(place, place.server.url, grace=0.2, tests_report=report)
+    until(report.exists, 20)
     assert web.end() == 0
     assert [name.partition('/')[0] for name in files(place.queue)] == ['done']
     assert finish(place, place.server.url, wanted=1).total() == 1

@@ -28,16 +28,16 @@ SLOW = 'call:tests.integration.test_stopping:slow'
 
 
 def slow(global_config: Mapping[str, str], **settings: str) -> Any:
-    """``tests.told``: a file to which the subscriber adds a line when it begins and when it ends.
+    """``tests.report``: a file to which the subscriber adds a line when it begins and when it ends.
     ``tests.go_on``: the file that it waits for."""
-    told, go_on = Path(settings.pop('tests.told')), Path(settings.pop('tests.go_on'))
+    report, go_on = Path(settings.pop('tests.report')), Path(settings.pop('tests.go_on'))
 
     def subscriber(event: Any) -> None:
-        with told.open('a') as file:
+        with report.open('a') as file:
             print('begun', file=file)
         while not go_on.exists():
             time.sleep(0.01)
-        with told.open('a') as file:
+        with report.open('a') as file:
             print(event.id, file=file)
 
     with Configurator(settings=settings) as config:
@@ -129,11 +129,11 @@ def test_in_the_middle_of_a_text(place: Place, start_smtp_server: Start) -> None
 def test_while_a_subscriber_runs(place: Place, hurry: bool) -> None:
     """It waits for the subscriber. A second signal ends it at once; the next process dispatches the
     event again. The mail is sent once."""
-    told, go_on = place.path / 'told', place.path / 'go_on'
-    ini = place.ini(SLOW, tests_told=told, tests_go_on=go_on)
+    report, go_on = place.path / 'report', place.path / 'go_on'
+    ini = place.ini(SLOW, tests_report=report, tests_go_on=go_on)
     message_ids = place.put()
     child = place.start(ini)
-    until(told.exists, 20)
+    until(report.exists, 20)
     child.signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         child.wait(0.3)
@@ -148,7 +148,7 @@ def test_while_a_subscriber_runs(place: Place, hurry: bool) -> None:
     else:
         assert child.wait(PROMPT) == 0
     assert files(place.queue) == []
-    lines = told.read_text().splitlines()
+    lines = report.read_text().splitlines()
     assert lines[:-1] == ['begun'] * (1 + hurry)
     assert lines[-1].endswith('-1-sent-0')
     assert once_each(place.server, message_ids)

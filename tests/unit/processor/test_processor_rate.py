@@ -238,7 +238,7 @@ def test_a_relay_that_is_unavailable(setup: ProcessorSetup) -> None:
     setup.mailer.unavailable = 'Connection refused'
     setup.put('good@example.org')
     with setup.running(rate=NEVER):
-        until(lambda: setup.mailer.connections == 3)
+        until(lambda: setup.mailer.connections >= 3)
         setup.mailer.unavailable = None
         setup.mailer.wait_for(1)
 

@@ -55,7 +55,7 @@ def test_an_unavailable_relay_costs_no_attempt(
     setup.put_many(1000)
     before = files(setup.queue) if kind == 'maildir' else []
     with setup.running(poll=0.05):
-        until(lambda: mailer.connections == 5)
+        until(lambda: mailer.connections >= 5)
         assert log_levels(caplog, SENDING_STOPPED) == ['ERROR']
         pauses = [b - a for a, b in zip(mailer.times, mailer.times[1:], strict=False)]
         for step, pause in enumerate(pauses):
@@ -131,7 +131,7 @@ def test_mail_published_while_the_relay_is_unavailable(setup: ProcessorSetup) ->
     setup.mailer.unavailable = 'Connection refused'
     setup.put()
     with setup.running(pause=0.5):
-        until(lambda: setup.mailer.connections == 1)
+        until(lambda: setup.mailer.connections >= 1)
         scans = record_scans(setup.queue)
         for _ in range(20):
             setup.put()
@@ -194,8 +194,8 @@ def test_run_once_tries_an_unavailable_relay_once(
 def test_run_once_sends_what_a_worker_released(
     setup: ProcessorSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker whose connection is stale, and who gets no other, has pulled mail that this run
-    scans for no second time: another worker takes it."""
+    """A worker whose connection is stale, and that gets no other, releases its mail, and another
+    worker sends it in the same run."""
     lock, both = threading.Lock(), threading.Barrier(2, timeout=10)
     seen: list[int] = []
     recorded = threading.Event()
