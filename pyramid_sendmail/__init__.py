@@ -16,6 +16,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .config import add_directives
+from .events.types import MailTagPredicate
 from .interfaces import IMailDelivery
 
 if TYPE_CHECKING:
@@ -63,16 +65,11 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def mailer(request: Request) -> Any:
-    """``request.mailer``: the registered delivery, joined to ``request.tm``."""
-    return request.registry.getUtility(IMailDelivery).bind(request.tm, request.environ)
-
-
-def mail_tag(value: str, config: Configurator) -> Any:
-    """The subscriber predicate: see :class:`pyramid_sendmail.events.types.MailTagPredicate`."""
-    from .events.types import MailTagPredicate
-
-    return MailTagPredicate(value, config)
+def mailer(request: Request) -> IMailDelivery:
+    """Return ``request.mailer``: the registered delivery, bound to ``request.tm``."""
+    delivery: IMailDelivery = request.registry.getUtility(IMailDelivery)
+    bound: IMailDelivery = delivery.bind(request.tm, request.environ)
+    return bound
 
 
 def includeme(config: Configurator) -> None:
@@ -80,11 +77,9 @@ def includeme(config: Configurator) -> None:
 
     Adds ``request.mailer``, the directives ``config.set_mail_delivery``, ``config.set_mailer`` and
     ``config.set_mail_queue``, and the subscriber predicate ``mail_tag``. Includes ``pyramid_tm``.
-    Starts no thread, opens no connection and makes no file.
+    Starts no thread, opens no connection and creates no file.
     """
-    from .config.factories import add_directives
-
     config.include('pyramid_tm')
     add_directives(config)
-    config.add_subscriber_predicate('mail_tag', mail_tag)
+    config.add_subscriber_predicate('mail_tag', MailTagPredicate)
     config.add_request_method(mailer, reify=True)

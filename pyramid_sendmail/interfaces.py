@@ -33,7 +33,6 @@ __all__ = [
     'IMailQueueProcessor',
     'IMailSentEvent',
     'IMailSession',
-    'IMailSettings',
     'IMailer',
     'IQueuedMailDelivery',
     'ISMTPMailer',
@@ -369,10 +368,6 @@ class IMailEventDispatcher(Interface):
         'deferred' is not. If too many claims wait already, the claim is released, and the events
         come back with a later scan of the queue.
         """
-
-
-class IMailSettings(Interface):
-    """The parsed ``mail.*`` settings, a registered utility."""
 
 
 class IMailEvent(Interface):

@@ -21,9 +21,9 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.paster import get_app, setup_logging
 from pyramid.registry import Registry
 
-from ..config.factories import processor_of
+from ..config.factories import has_settings, processor_of, settings_of
 from ..exceptions import MailerUnavailable, QueueError
-from ..interfaces import IMailEventDispatcher, IMailQueue, IMailQueueProcessor, IMailSettings
+from ..interfaces import IMailEventDispatcher, IMailQueue, IMailQueueProcessor
 from ..sending.outcome import Tally
 from ..settings.table import table_rows
 
@@ -217,7 +217,7 @@ def _registry(app: object, before: list[Registry], config_uri: str) -> Registry:
         return queued[0]
     if not registries:
         raise UsageError(f'{config_uri} has no Pyramid application')
-    if any(each.queryUtility(IMailSettings) is not None for each in registries):
+    if any(map(has_settings, registries)):
         raise UsageError(
             f'{config_uri}: the application has no mail queue: '
             'write mail.queue_path = %(here)s/mail'
@@ -236,9 +236,8 @@ def _switch_interval(registry: Registry) -> Iterator[None]:
     wait for 5 ms each time: half a millisecond makes such a drain 1.4 times as fast. Without
     batches it would only cost time.
     """
-    settings = registry.queryUtility(IMailSettings)
     before = sys.getswitchinterval()
-    if settings is not None and settings.event_batch > 1:
+    if has_settings(registry) and settings_of(registry).event_batch > 1:
         sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         yield

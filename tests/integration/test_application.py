@@ -23,7 +23,7 @@ from transaction.interfaces import TransientError
 from webtest import TestApp
 
 from pyramid_sendmail import Message, NoActiveTransaction
-from pyramid_sendmail.config.factories import _IProcessorThread
+from pyramid_sendmail.config.factories import IProcessorThread
 from pyramid_sendmail.events.types import MailSentEvent
 from pyramid_sendmail.interfaces import (
     IMailDelivery,
@@ -760,7 +760,7 @@ def test_the_thread_from_end_to_end(
     queue = site.registry.getUtility(IMailQueue)
     until(lambda: queue.scan(1e11) == ([], None))
     start = time.monotonic()
-    site.registry.getUtility(_IProcessorThread).finish(WAIT)
+    site.registry.getUtility(IProcessorThread).finish(WAIT)
     assert not running()
     assert time.monotonic() - start < WAIT / 2
     smtp_server.wait_for(lambda server: not server.open_connections)

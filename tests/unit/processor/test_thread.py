@@ -199,7 +199,7 @@ from pyramid.config import Configurator
 from pyramid.response import Response
 from webtest import TestApp
 from pyramid_sendmail import Message
-from pyramid_sendmail.config.factories import _IProcessorThread
+from pyramid_sendmail.config.factories import IProcessorThread
 from pyramid_sendmail.interfaces import IMailDelivery
 
 warnings.simplefilter('error')

@@ -21,13 +21,13 @@ from pyramid.registry import Registry
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from pyramid_sendmail.config.factories import register_settings
 from pyramid_sendmail.events.dispatcher import EventDispatcher
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import (
     IMailEventDispatcher,
     IMailQueue,
     IMailQueueProcessor,
-    IMailSettings,
 )
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
@@ -312,7 +312,7 @@ def test_threads_switch_sooner_beside_batches(batch: int, interval: float | None
         raise MailerUnavailable('refused')
 
     app = application()
-    app.registry.registerUtility(SimpleNamespace(event_batch=batch), IMailSettings)
+    register_settings(app.registry, SimpleNamespace(event_batch=batch))  # type: ignore[arg-type]
     assert run('x.ini', '--once', processor=Processor(run_once=run_once), app=app) == 1
     assert intervals == pytest.approx([interval or before])
     assert sys.getswitchinterval() == before
@@ -546,7 +546,7 @@ b = other
         (
             '[app:main]\nuse = call:tests.support.applications:quiet\nmail.queue = x\n',
             '',
-            ['mail.queue is no setting', 'mail.queue_sync'],
+            ['unknown setting mail.queue.', 'Did you mean mail.queue_path?'],
         ),
         (
             '[app:main]\nuse = call:tests.support.applications:without_mail\n',
