@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .envelope import Envelope, Outcome, PendingEvent, Priority, Report
     from .queue.browsing import MailDetails, MailInfo, MailState, QueueStats
     from .queue.ticket import Ticket
+    from .sending.outcome import Tally
 
 __all__ = [
     'IBrowsableQueue',
@@ -358,26 +359,37 @@ class IMailSession(Interface):
 
 
 class IMailQueueProcessor(Interface):
-    """The loop that drains a queue, in a process or a thread."""
+    """The loop that drains a queue, in a process or a thread.
+
+    A processor is made by a multi-adapter from the queue and the Pyramid registry, so that each
+    kind of queue can have a processor of its own: ``factory(queue, registry, *, workers=None,
+    batch=None)``, where the two numbers replace those of the settings. Ours is registered for
+    IScannableQueue. To register another::
+
+        config.registry.registerAdapter(factory, (IMyQueue, Interface), IMailQueueProcessor)
+    """
 
     def run(stop: Event) -> None:
-        """Deliver what is due, as it comes, until ``stop`` (a threading.Event) is set and ``wake``
-        called; what is in flight is finished."""
+        """Deliver mail as it becomes due, until ``stop`` is set and ``wake`` is called.
+
+        Finishes the mail in flight before it returns. Raises QueueError if the queue cannot be
+        used at the start; later errors are logged, and the loop continues.
+        """
 
     def run_once(
-        progress: Callable[[Any, int], None] | None = None, stop: Event | None = None
-    ) -> Any:
-        """Deliver what is due now, and fresh mail that arrives meanwhile, no mail twice.
+        progress: Callable[[Tally, int], None] | None = None, stop: Event | None = None
+    ) -> Tally:
+        """Deliver what is due now, and new mail that arrives meanwhile, each mail at most once.
 
-        ``progress(tally, left)`` is called now and then, from this thread. ``stop``: ends it
-        early, after what is in flight.
-
-        Returns a Tally. Raises MailerUnavailable when no relay could be used and
-        QueueError when the queue cannot be used.
+        Return the counts. ``progress(tally, left)`` is called now and then, from this thread:
+        the counts so far, and how many mails are known to be left. ``stop``: when it is set, the
+        run ends after the mail in flight. Raises MailerUnavailable if no relay can be used, and
+        QueueError if the queue cannot be used.
         """
 
     def wake() -> None:
-        """Look at the queue, or at ``stop``, now."""
+        """Have ``run`` check the queue and ``stop`` now. Any thread or signal handler may call
+        it."""
 
 
 class IMailEventDispatcher(Interface):

@@ -10,6 +10,9 @@ Each takes an object that provides the interface, a callable that returns one an
 registry, or the dotted name of either. Two calls conflict, as with Pyramid's own directives; a
 call overrides the settings. A queue that was set has the effect of ``mail.queue_path``.
 
+An adapter from the queue and the registry makes the queue processor: see IMailQueueProcessor. Ours
+is registered for every IScannableQueue.
+
 The actions run in this order, whatever the order of the calls:
 
 ====================  ========================================================================
@@ -43,6 +46,8 @@ from .factories import (
     default_mailer,
     default_processor_thread,
     default_queue,
+    processor_factory,
+    register_processor,
     register_settings,
     require_queue,
     settings_of,
@@ -165,6 +170,7 @@ def _add_settings(config: Configurator) -> None:
         settings = parse_settings(given)
         _check_senders(settings)
         register_settings(registry, settings)
+        register_processor(registry)
         if registry.queryUtility(IMailEventDispatcher) is None:
             registry.registerUtility(default_dispatcher(registry), IMailEventDispatcher)
         introspectable['settings'] = _shown(given, settings)
@@ -202,6 +208,10 @@ def _add_defaults(config: Configurator) -> None:
 
     def delivery() -> None:
         _register_default(config, 'delivery', lambda: _delivery_of_settings(config))
+        registry = config.registry
+        if settings_of(registry).processor == 'thread':
+            # Here, where every adapter is registered, and not in the first request.
+            processor_factory(registry, registry.getUtility(IMailQueue))
 
     config.action(('mail', 'default parts'), parts, order=DEFAULT_PARTS)
     config.action(('mail', 'default delivery'), delivery, order=DEFAULT_DELIVERY)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pyramid.exceptions import ConfigurationError
 from pyramid.registry import Registry
-from zope.interface import Interface
+from zope.interface import Interface, providedBy
 
 from ..delivery.direct import DirectMailDelivery
 from ..delivery.queued import QueuedMailDelivery
 from ..events.dispatcher import EventDispatcher
-from ..interfaces import IMailDelivery, IMailer, IMailEventDispatcher, IMailQueue, IScannableQueue
+from ..interfaces import (
+    IMailDelivery,
+    IMailer,
+    IMailEventDispatcher,
+    IMailQueue,
+    IMailQueueProcessor,
+    IScannableQueue,
+)
 from ..mailers.factory import mailer_from_url
 from ..message import EnvelopeFactory
+from ..processor.options import ProcessorOptions
 from ..processor.processor import QueueProcessor
 from ..processor.thread import ProcessorThread
 from ..queue import MaildirQueue, MemoryQueue
@@ -24,10 +34,13 @@ __all__ = [
     'default_delivery',
     'default_dispatcher',
     'default_mailer',
+    'default_processor',
     'default_processor_thread',
     'default_queue',
     'has_settings',
+    'processor_factory',
     'processor_of',
+    'register_processor',
     'register_settings',
     'require_queue',
     'settings_of',
@@ -146,21 +159,65 @@ def default_processor_thread(registry: Registry) -> ProcessorThread:
 
 def processor_of(
     registry: Registry, *, workers: int | None = None, batch: int | None = None
-) -> QueueProcessor:
+) -> IMailQueueProcessor:
     """Return the queue processor of a configured application that has a queue.
 
-    ``workers``, ``batch``: in place of the settings.
+    The registered adapter from the queue and the registry to IMailQueueProcessor makes it.
+    ``workers``, ``batch``: in place of the settings. Raises ConfigurationError if there is no
+    adapter for this kind of queue.
     """
+    queue = registry.getUtility(IMailQueue)
+    factory = processor_factory(registry, queue)
+    processor: IMailQueueProcessor = factory(queue, registry, workers=workers, batch=batch)
+    return processor
+
+
+def processor_factory(registry: Registry, queue: IMailQueue) -> Callable[..., IMailQueueProcessor]:
+    """Return the adapter factory for this kind of queue. Raises ConfigurationError."""
+    required = (providedBy(queue), providedBy(registry))
+    factory: Callable[..., IMailQueueProcessor] | None = registry.adapters.lookup(
+        required, IMailQueueProcessor
+    )
+    if factory is None:
+        kind = type(queue)
+        raise ConfigurationError(
+            f'mail queue: no queue processor is registered for {kind.__module__}.'
+            f'{kind.__qualname__}: register one with config.registry.registerAdapter(factory, '
+            '(IYourQueue, Interface), IMailQueueProcessor), or give a queue that provides '
+            'IScannableQueue'
+        )
+    return factory
+
+
+def register_processor(registry: Registry) -> None:
+    """Register our processor for every queue that can be scanned, unless the application has
+    registered another. A queue with an interface of its own has the adapter of that interface."""
+    required = (IScannableQueue, Interface)
+    if registry.adapters.registered(required, IMailQueueProcessor) is None:
+        registry.registerAdapter(default_processor, required, IMailQueueProcessor)
+
+
+def default_processor(
+    queue: IScannableQueue,
+    registry: Registry,
+    *,
+    workers: int | None = None,
+    batch: int | None = None,
+) -> QueueProcessor:
+    """Return the processor of a queue that can be scanned, as the settings say."""
     settings = settings_of(registry)
-    return QueueProcessor(
-        registry.getUtility(IMailQueue),
-        registry.getUtility(IMailer),
-        registry.getUtility(IMailEventDispatcher),
-        _recorder(registry, durable=True),
+    options = ProcessorOptions(
         workers=workers or settings.workers,
         batch=batch or settings.batch,
         rate=settings.rate,
         keep_failed=settings.keep_failed,
+    )
+    return QueueProcessor(
+        queue,
+        registry.getUtility(IMailer),
+        registry.getUtility(IMailEventDispatcher),
+        _recorder(registry, durable=True),
+        options,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pyramid_sendmail.envelope import Envelope, Verdict
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
+from pyramid_sendmail.processor.options import ProcessorOptions
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue.maildir.format import STATE_AT
 from pyramid_sendmail.sending.attempt import attempt
@@ -221,7 +222,11 @@ def _process(place: Place) -> Steps:
     attempts = place.attempts()
     dispatcher: Any = place.dispatcher
     processor = QueueProcessor(
-        place.queue(), Relay(place.ledger), dispatcher, attempts, workers=1, pause=0.0
+        place.queue(),
+        Relay(place.ledger),
+        dispatcher,
+        attempts,
+        ProcessorOptions(workers=1, pause=0.0),
     )
     yield 'run'
     processor.run_once()

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from pyramid_sendmail.exceptions import QueueError
+from pyramid_sendmail.processor.options import ProcessorOptions
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.permissions import user_name
@@ -87,7 +88,11 @@ def fill(path: Path, *, leave: int = 0) -> None:
 
 def _processor(place: Place, queue: MaildirQueue) -> QueueProcessor:
     return QueueProcessor(
-        queue, Relay(place.ledger), place.dispatcher, place.attempts(), workers=1, pause=0.0
+        queue,
+        Relay(place.ledger),
+        place.dispatcher,
+        place.attempts(),
+        ProcessorOptions(workers=1, pause=0.0),
     )
 
 

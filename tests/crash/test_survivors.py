@@ -21,6 +21,7 @@ from pyramid_sendmail.queue.maildir.recovery import recover
 from pyramid_sendmail.queue.maildir.staging import StagedMail
 from pyramid_sendmail.queue.maildir.wakeup import WakeUp
 from pyramid_sendmail.sending.outcome import Tally
+from tests.support.processors import ProcessorSetup
 from tests.support.queues import (
     NOW,
     Clock,
@@ -35,7 +36,6 @@ from tests.support.queues import (
     sent,
     until,
 )
-from tests.unit.processor.test_processor import Setup
 
 
 class Observer:
@@ -300,7 +300,7 @@ def test_who_has_a_session_claims_nothing_more(tmp_path: Path) -> None:
     """One worker cannot record what became of its mail: the other, in the middle of one of its own,
     finishes that and takes no other."""
     queue = Full(str(tmp_path / 'mail'), sync=False)
-    setup = Setup(queue)
+    setup = ProcessorSetup(queue)
     ann, bob = (setup.put(to, priority='high') for to in ('ann@example.org', 'bob@example.org'))
     in_flight = threading.Event()
 
@@ -329,7 +329,7 @@ def test_who_has_a_session_claims_nothing_more(tmp_path: Path) -> None:
 def test_once_ends_although_a_file_cannot_be_claimed(tmp_path: Path) -> None:
     """``run_once`` takes no file twice: one that may not be read does not keep it for ever."""
     queue = Full(str(tmp_path / 'mail'), sync=False)
-    setup = Setup(queue)
+    setup = ProcessorSetup(queue)
     setup.put('eve@example.org')
     setup.put()
     stop = threading.Event()

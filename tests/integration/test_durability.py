@@ -35,6 +35,7 @@ from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.crash.syscalls import Call, Watch
 from tests.crash.test_real_faults import in_child
 from tests.support.doubles import RecordingMailer
+from tests.support.processors import ProcessorSetup, RecordingDispatcher, make_maildir
 from tests.support.queues import (
     NOW,
     Clock,
@@ -53,8 +54,6 @@ from tests.support.queues import (
 from tests.support.smtp.server import reply
 from tests.support.world import MINUTE, World
 from tests.unit.delivery.test_data_manager import AFTER, BEFORE, Other, message
-from tests.unit.processor.test_processor import Setup, maildir
-from tests.unit.sending.test_attempt import Reporter
 
 MakeWorld = Callable[..., World]
 
@@ -164,7 +163,7 @@ def test_fresh_mail_beside_many_deferred_ones(memory: Path) -> None:
     count = 500_000 if LARGE else 40_000
     queue = MaildirQueue(str(memory / 'mail'), sync=False, longest=DAY)
     queue.prepare()
-    setup = Setup(queue)
+    setup = ProcessorSetup(queue)
     later = int(time.time() + HOUR) * 1000
     for number in range(count):
         name = f'5-{later + number:015d}-0001-{number:032x}'
@@ -330,8 +329,8 @@ def test_death_in_another_data_manager(
     if outcome == 'nothing':
         assert files(queue) == []
         return
-    setup = Setup(queue, clock=Clock())
-    setup.dispatcher = Reporter('sent', 'error')
+    setup = ProcessorSetup(queue, clock=Clock())
+    setup.dispatcher = RecordingDispatcher('sent', 'error')
     setup.processor().run_once()
     kinds = [event.kind for event in setup.dispatcher.pending_events]
     assert kinds == (['error'] if outcome == 'in doubt' else ['sent']) * mails
@@ -351,7 +350,7 @@ def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bo
 
     def run() -> None:
         manager = TransactionManager(explicit=True)
-        dispatcher: Any = Reporter()
+        dispatcher: Any = RecordingDispatcher()
         policy = RetryPolicy() if durable else AT_ONCE_OR_NEVER
         recorder = OutcomeRecorder(policy, dispatcher, durable=durable)
         delivery = DirectMailDelivery(
@@ -364,7 +363,7 @@ def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bo
             delivery.bind(manager).send(message())
 
     assert reap(forked(run)) == 9
-    setup = Setup(queue)
+    setup = ProcessorSetup(queue)
     tally = setup.processor().run_once()
     assert tally == (Tally(delivered=1) if durable else Tally())
     readme = Path(__file__).parents[2] / 'README.rst'
@@ -377,7 +376,7 @@ def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bo
 def test_without_descriptors_nothing_spins(tmp_path: Path) -> None:
     """RELIABILITY 91: a processor that can open no more files sends nothing, uses next to no CPU,
     and goes on as soon as it can open them again."""
-    setup = Setup(maildir(tmp_path / 'mail'))
+    setup = ProcessorSetup(make_maildir(tmp_path / 'mail'))
 
     def work() -> None:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -451,8 +450,8 @@ def test_a_copy_keeps_its_schedule(tmp_path: Path, how: str) -> None:
     for moment in (NOW, NOW + HOUR - 1, NOW + HOUR, NOW + DAY - 1, NOW + DAY):
         assert copy.scan(moment) == queue.scan(moment)
     assert files(copy) == files(queue)
-    setup = Setup(copy, clock=clock)
-    setup.dispatcher = Reporter('sent')
+    setup = ProcessorSetup(copy, clock=clock)
+    setup.dispatcher = RecordingDispatcher('sent')
     arrived = []
     for moment in (NOW, NOW + HOUR - 1, NOW + HOUR, NOW + DAY - 1, NOW + DAY):
         clock.now = moment
@@ -545,7 +544,7 @@ TRIGGERS: dict[str, Callable[[Path], object]] = {
 def test_a_trigger_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
     """RELIABILITY 101: if the wake-up FIFO cannot be used, a commit works nevertheless, and the
     mail is sent with the processor's next scan."""
-    setup = Setup(maildir(tmp_path / 'mail'))
+    setup = ProcessorSetup(make_maildir(tmp_path / 'mail'))
     trigger = tmp_path / 'mail' / 'trigger'
     trigger.unlink()
     TRIGGERS[kind](trigger)
@@ -572,13 +571,13 @@ def test_a_trigger_of_another_user(public: Path) -> None:
     def work() -> None:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-        setup = Setup(MaildirQueue(str(root), sync=False))
+        setup = ProcessorSetup(MaildirQueue(str(root), sync=False))
         with setup.running(poll=0.1):
             setup.put()
             setup.mailer.wait_for(1)
         setup.queue.close()
 
-    maildir(root).close()
+    make_maildir(root).close()
     for path in (root, *root.iterdir()):
         if path.is_dir():
             os.chown(path, NOBODY, NOBODY)
@@ -631,7 +630,7 @@ def test_a_read_only_queue(public: Path) -> None:
     """RELIABILITY 12: a processor that may read the mail, and not write its outcome, does not
     connect."""
     root = public / 'mail'
-    setup = Setup(maildir(root))
+    setup = ProcessorSetup(make_maildir(root))
     setup.put_many(2)
     setup.queue.close()
     before = files(setup.queue)
@@ -642,7 +641,7 @@ def test_a_read_only_queue(public: Path) -> None:
     def work() -> None:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-        own = Setup(MaildirQueue(str(root), sync=False))
+        own = ProcessorSetup(MaildirQueue(str(root), sync=False))
         with pytest.raises(OSError, match='give this user the right to write there'):
             own.processor().run_once()
         assert own.mailer.connections == 0

@@ -29,11 +29,11 @@ SCRIPT = [str(Path(sys.executable).with_name('psendmail-qp'))]
 QUIET = 'call:tests.support.applications:quiet'
 
 PROMPT = 5.0
-"""Seconds within which a process that is asked to stop has to be gone."""
+"""Seconds within which a process must stop after a signal."""
 
 
 class Child:
-    """A ``psendmail-qp`` of our own, and what it printed."""
+    """A ``psendmail-qp`` process, and what it printed."""
 
     def __init__(self, output: Path, *arguments: object, command: list[str] = MODULE) -> None:
         self.output = output
@@ -63,7 +63,7 @@ class Child:
         return self.process.wait(seconds)
 
     def stop(self) -> int:
-        """Ask it to stop; its exit status."""
+        """Stop it with SIGTERM; return its exit status."""
         self.signal(signal.SIGTERM)
         return self.wait(PROMPT)
 
@@ -100,7 +100,7 @@ class Place:
         return child
 
     def put(self, count: int = 1, *recipients: str) -> list[str]:
-        """Mail into the queue; the Message-IDs."""
+        """Put mail into the queue; return the Message-IDs."""
         mails = [make_envelope(*recipients, queued_at=time.time()) for _ in range(count)]
         self.queue.put(mails).publish()
         return [mail.message_id for mail in mails]
@@ -132,8 +132,8 @@ def once_each(server: ScriptedSMTPServer, message_ids: list[str]) -> bool:
 
 
 def test_from_request_to_event(place: Place) -> None:
-    """A view sends and writes a row; the commit queues; the child delivers; its subscribers write
-    to the application's database. A request that fails after sending leaves nothing."""
+    """A view sends and writes a row; the child delivers; its subscribers write to the application's
+    database. A request that fails after sending leaves nothing."""
     database = place.path / 'database.sqlite'
     ini = place.ini('call:tests.support.applications:main', tests_database=database)
     assert EVENTS == 'tests.database'
@@ -166,8 +166,7 @@ def test_from_request_to_event(place: Place) -> None:
 
 
 def test_the_log(place: Place) -> None:
-    """One line an outcome, with Message-ID, recipients, the relay and its words; nothing of the
-    body."""
+    """Each outcome is one line with Message-ID, recipients, relay and reply, and no body."""
     place.server.always('RCPT', reply(550, '5.1.1 no such user'), match='bob')
     place.server.script('dot', reply(250, '2.0.0 queued as 4711'))
     [first] = place.put(1, 'ann@example.org')
@@ -185,7 +184,7 @@ def test_the_log(place: Place) -> None:
 
 
 def test_woken_by_a_commit(place: Place) -> None:
-    """An idle processor sends at once, not at its next look."""
+    """An idle processor sends at once, not at its next scan."""
     child = place.start(place.ini())
     child.says('watching')
     place.put()
@@ -216,7 +215,7 @@ def test_two_children_on_one_queue(place: Place) -> None:
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_stopped_while_idle(place: Place, number: int) -> None:
-    """Exit status 0, within seconds; the session was ended politely."""
+    """Exit status 0 within seconds, after QUIT."""
     place.put()
     child = place.start(place.ini())
     place.server.wait_for(1, 20)
@@ -229,7 +228,7 @@ def test_stopped_while_idle(place: Place, number: int) -> None:
 @pytest.mark.parametrize('verb', ['connect', 'EHLO'])
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_stopped_while_connecting(place: Place, verb: str, number: int) -> None:
-    """A relay that hangs is not waited for; the mail is as it was."""
+    """It does not wait for a relay that hangs; the mail is unchanged."""
     place.server.always(verb, hang())
     place.put()
     before = files(place.queue)
@@ -245,7 +244,7 @@ def test_stopped_while_connecting(place: Place, verb: str, number: int) -> None:
 @pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA', 'dot'])
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_stopped_in_the_middle_of_a_mail(place: Place, verb: str, number: int) -> None:
-    """What is in flight is finished, what comes after it stays; nothing is sent twice."""
+    """Mail in flight is finished, later mail stays; nothing is sent twice."""
     go_on = threading.Event()
     place.server.script(verb, hold(go_on))
     message_ids = place.put(3)
@@ -254,7 +253,7 @@ def test_stopped_in_the_middle_of_a_mail(place: Place, verb: str, number: int) -
     child.signal(number)
     with suppress(subprocess.TimeoutExpired):
         child.wait(0.5)
-    assert child.process.poll() is None, 'it waits for what is in flight'
+    assert child.process.poll() is None, 'it waits for mail in flight'
     go_on.set()
     assert child.wait(PROMPT) == 0
     # The next mail's commands have left with the final dot.
@@ -266,7 +265,7 @@ def test_stopped_in_the_middle_of_a_mail(place: Place, verb: str, number: int) -
 
 
 def test_a_second_signal_ends_it(place: Place) -> None:
-    """Who does not want to wait for what is in flight asks twice."""
+    """A second signal does not wait for mail in flight."""
     place.server.script('dot', hang())
     place.put()
     child = place.start(place.ini())
@@ -281,7 +280,7 @@ def test_a_second_signal_ends_it(place: Place) -> None:
 
 
 def test_ctrl_c_on_once(place: Place) -> None:
-    """It ends after what is in flight, says how far it came, and the rest is sent next time."""
+    """It ends after the mail in flight and prints the counts; the next run sends the rest."""
     go_on = threading.Event()
     place.server.script('dot', hold(go_on))
     message_ids = place.put(20)
@@ -300,7 +299,7 @@ def test_ctrl_c_on_once(place: Place) -> None:
 
 
 def test_ctrl_c_on_once_while_connecting(place: Place) -> None:
-    """A relay that hangs is not waited for there, either."""
+    """It does not wait for a relay that hangs."""
     place.server.always('connect', hang())
     place.put(3)
     child = place.start(place.ini(), '--once')
@@ -314,25 +313,25 @@ def test_ctrl_c_on_once_while_connecting(place: Place) -> None:
 
 
 def test_the_relay_goes_and_comes(place: Place) -> None:
-    """While it is away all mail waits, uncounted; when it is back everything is sent."""
+    """While the relay is unavailable all mail stays queued, uncounted; then everything is sent."""
     place.server.stop()
     message_ids = place.put(10)
     before = files(place.queue)
     child = place.start(place.ini())
-    child.says('nothing can be sent now, and all mail waits')
+    child.says('relay unavailable, mail stays queued')
     assert 'Connection refused' in child.text
     assert files(place.queue) == before
     place.server.start()
     place.server.wait_for(10, 20)
     place.drained()
-    child.says('mail is sent again')
+    child.says('answers again after')
     assert child.stop() == 0
-    assert child.text.count('nothing can be sent now') == 1
+    assert child.text.count('relay unavailable') == 1
     assert once_each(place.server, message_ids)
 
 
 def test_a_relay_that_restarts_between_two_mails(place: Place) -> None:
-    """The connection is stale: the next mail goes over a new one, at once, as a first attempt."""
+    """With a stale connection the mail goes over a new one, at once, as a first attempt."""
     child = place.start(place.ini(), '--workers', 1)
     place.put()
     place.server.wait_for(1, 20)
@@ -341,18 +340,18 @@ def test_a_relay_that_restarts_between_two_mails(place: Place) -> None:
     [second] = place.put()
     place.server.wait_for(2, 20)
     child.says(f'{second}: sent for ann@example.org (attempt 1')
-    assert 'nothing can be sent' not in child.text
+    assert 'relay unavailable' not in child.text
     assert child.stop() == 0
 
 
 def test_once_without_a_relay(place: Place) -> None:
-    """Exit status 1, soon, naming the relay and what is wrong."""
+    """Exit status 1, and a line with the relay and the reason."""
     place.server.stop()
     place.put(3)
     before = files(place.queue)
     child = place.once(place.ini())
     assert child.process.returncode == 1
-    assert 'psendmail-qp: nothing can be sent now, all mail waits: ' in child.text
+    assert 'psendmail-qp: relay unavailable, mail stays queued: ' in child.text
     assert place.server.url in child.text
     assert files(place.queue) == before
     assert 'Traceback' not in child.text
@@ -365,7 +364,7 @@ def guarded() -> Iterator[ScriptedSMTPServer]:
 
 
 def test_a_wrong_password(place: Place, guarded: ScriptedSMTPServer) -> None:
-    """It says which setting, never the password, loses no mail, and goes on once it is right."""
+    """It names the setting, never the password, and loses no mail."""
     message_ids = place.put(3)
     url = f'smtp+insecure://127.0.0.1:{guarded.port}'
     wrong = place.ini(mail_url=url, mail_username='shop', mail_password='wr0ng-secret')
@@ -383,7 +382,7 @@ def test_a_wrong_password(place: Place, guarded: ScriptedSMTPServer) -> None:
 
 
 def test_a_queue_that_cannot_be_used(place: Place) -> None:
-    """Exit status 3, naming the queue."""
+    """Exit status 3, and a line with the queue."""
     (place.path / 'mail').write_text('not a folder')
     for arguments in ([], ['--once']):
         child = place.start(place.ini(), *arguments)
@@ -420,7 +419,7 @@ def test_mail_that_hangs_on_one_connection(place: Place) -> None:
 
 
 def test_progress_on_a_terminal(place: Place) -> None:
-    """--once on a terminal shows a bar that ends with all of them."""
+    """--once on a terminal shows a bar that ends with all mails."""
     place.server.always('dot', delay(0.05))
     place.put(20)
     master, slave = pty.openpty()
@@ -437,14 +436,14 @@ def test_progress_on_a_terminal(place: Place) -> None:
     os.close(master)
     assert child.wait(20) == 0
     text = data.decode()
-    assert 'delivering' in text
+    assert 'sending' in text
     assert '20/20' in text
-    assert any(f'{n}/20' in text for n in range(1, 20)), 'on the way, too'
+    assert any(f'{n}/20' in text for n in range(1, 20)), 'not only at the end'
     assert text.rstrip().endswith('psendmail-qp: 20 delivered, 0 deferred, 0 failed')
 
 
 def read_all(read: Callable[[], bytes]) -> bytes:
-    """What a terminal shows until its other side is closed."""
+    """Return what a terminal shows until its other side is closed."""
     data = b''
     with suppress(OSError):
         while part := read():
@@ -453,7 +452,7 @@ def read_all(read: Callable[[], bytes]) -> bytes:
 
 
 def test_help_and_version() -> None:
-    """Both without a file, on standard output."""
+    """Both need no file, and print to standard output."""
     for option, text in (('--help', 'mail.queue_path'), ('--version', 'psendmail-qp ')):
         done = subprocess.run(
             [*SCRIPT, option],
@@ -466,8 +465,8 @@ def test_help_and_version() -> None:
         assert text in done.stdout
 
 
-def test_nobody_listens_there(place: Place) -> None:
-    """A port where nobody ever listened: status 1, without a traceback."""
+def test_a_port_without_a_server(place: Place) -> None:
+    """Status 1, without a traceback."""
     with socket.create_server(('127.0.0.1', 0)) as closed:
         port = closed.getsockname()[1]
     place.put()

@@ -23,6 +23,7 @@ from pyramid_sendmail.mailers.factory import mailer_from_url
 from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.message import EnvelopeFactory
+from pyramid_sendmail.processor.options import ProcessorOptions
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.filename import parse
@@ -129,7 +130,7 @@ class World:
             options.pop('mailer', self.mailer),
             self.dispatcher,
             attempts,
-            **({'workers': 1, 'pause': 0.02, 'poll': 3600.0} | options),
+            ProcessorOptions(**({'workers': 1, 'pause': 0.02, 'poll': 3600.0} | options)),
         )
 
     def run(self, **options: Any) -> Tally:

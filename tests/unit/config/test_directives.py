@@ -18,7 +18,8 @@ from webtest import TestApp
 
 from pyramid_sendmail import NoActiveTransaction
 from pyramid_sendmail.config.factories import IProcessorThread
-from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail.delivery.direct import DirectMailDelivery
+from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.events.types import MailSentEvent
 from pyramid_sendmail.interfaces import (
     IMailDelivery,

@@ -22,7 +22,8 @@ from pyramid_sendmail.config.factories import (
     processor_of,
     settings_of,
 )
-from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail.delivery.direct import DirectMailDelivery
+from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.interfaces import (
     IDirectMailDelivery,
     IMailDelivery,
@@ -132,7 +133,8 @@ def test_direct_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     calls = Calls(monkeypatch, 'DirectMailDelivery')
     committed(direct_wait='false', direct_timeout='5s')
     committed(delivery='direct', queue_path=tmp_path)
-    assert [(each['wait'], each['timeout'], each['durable']) for each in calls.arguments] == [
+    given = [(each['wait'], each['timeout'], each['recorder'].durable) for each in calls.arguments]
+    assert given == [
         (False, 5.0, False),
         (True, 30.0, True),
     ]
@@ -140,15 +142,16 @@ def test_direct_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_processor_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue processor gets its settings; the command line's workers and batch win."""
-    processors = Calls(monkeypatch, 'QueueProcessor')
     recorders = Calls(monkeypatch, 'OutcomeRecorder')
     settings = {'workers': 7, 'batch': 8, 'give_up_after': '1h', 'keep_failed': '30d'}
     registry = committed(queue_path=tmp_path, rate='600/m', **settings)
-    processor_of(registry)
-    processor_of(registry, workers=1, batch=2)
-    processor_of(committed(queue_path=tmp_path))
-    names = ('workers', 'batch', 'rate', 'keep_failed')
-    assert [tuple(each[name] for name in names) for each in processors.arguments] == [
+    processors: list[Any] = [
+        processor_of(registry),
+        processor_of(registry, workers=1, batch=2),
+        processor_of(committed(queue_path=tmp_path)),
+    ]
+    options = [processor.options for processor in processors]
+    assert [(each.workers, each.batch, each.rate, each.keep_failed) for each in options] == [
         (7, 8, (600, 60), 30 * 86400),
         (1, 2, (600, 60), 30 * 86400),
         (4, 100, None, None),
@@ -160,10 +163,12 @@ def test_processor_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 class OwnDispatcher:
     """A dispatcher of the application's own."""
 
+    failures = 0
+
     def wants(self, kind: str) -> bool:
         return False
 
-    def join(self, timeout: float) -> bool:
+    def flush(self, timeout: float) -> bool:
         return True
 
     def dispatch(self, claim: Any, events: Any) -> None:

@@ -314,7 +314,7 @@ def test_with_a_queue_a_temporary_failure_stays_there(
     ((_, event),) = durable.dispatcher.handled
     assert (event.kind, event.attempt) == ('deferred', 1)
     tickets, _ = maildir.scan(time.time() + 3600)
-    assert [(ticket.folder, ticket.name[18:22]) for ticket in tickets] == [('cur', '0001')]
+    assert [(ticket.state, ticket.order[18:22]) for ticket in tickets] == [('deferred', '0001')]
 
 
 def test_without_a_queue_an_unavailable_relay_is_an_error(
@@ -457,7 +457,7 @@ def test_a_damaged_file_is_moved(
     """A file that was damaged between finish and claim is moved to failed/, and stops no other."""
 
     def damage(transaction: Any, staged: Any) -> None:
-        path = Path(durable.queue.path, 'new', staged.tickets[0].name)
+        path = Path(durable.queue.path, 'new', staged.tickets[0].order)
         path.write_bytes(path.read_bytes()[:-3])
         published(transaction, staged)
 

@@ -24,6 +24,7 @@ from pyramid_sendmail.sending.attempt import Batch, attempt
 from pyramid_sendmail.sending.connection import RelayConnection
 from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally, report_settled
 from tests.support.doubles import RecordingMailer
+from tests.support.processors import RecordingDispatcher, UnwritableClaim
 from tests.support.queues import NOW, Clock, files, make_envelope
 
 DELIVERED = Verdict('delivered', Reply(250, '2.0.0 queued'))
@@ -34,37 +35,6 @@ NO_ANSWER = Verdict('ambiguous', None, 'no answer to the whole message')
 POLICY = RetryPolicy(delays=(60.0, 600.0), give_up_after=86_400.0, jitter=0.0)
 
 Script = Callable[..., Iterator[Outcome]]
-
-
-@implementer(IMailEventDispatcher)
-class Reporter:
-    """Handles events at once, in the caller's thread; ``takes`` False leaves the claims open."""
-
-    failures = 0
-
-    def __init__(self, *kinds: str, takes: bool = True) -> None:
-        self.kinds = kinds
-        self.takes = takes
-        self.pending_events: list[PendingEvent] = []
-        self.claims: list[Any] = []
-
-    def wants(self, kind: str) -> bool:
-        return kind in self.kinds
-
-    def dispatch(self, claim: Any, events: Sequence[PendingEvent]) -> None:
-        self.pending_events += [event for event in events if event.kind in self.kinds]
-        lasting = [event for event in events if event.kind != 'deferred']
-        if self.takes and lasting:
-            claim.acknowledge(lasting)
-            claim.release()
-        elif lasting:
-            self.claims.append(claim)
-
-    def flush(self, timeout: float) -> bool:
-        return True
-
-    def told(self) -> list[tuple[str, tuple[str, ...]]]:
-        return [(event.kind, event.recipients) for event in self.pending_events]
 
 
 @implementer(IMailer)
@@ -152,7 +122,7 @@ class World:
     def __init__(self, queue: Any, clock: Clock) -> None:
         self.queue = queue
         self.clock = clock
-        self.dispatcher = Reporter()
+        self.dispatcher = RecordingDispatcher()
         self.attempts = OutcomeRecorder(POLICY, self.dispatcher, clock=clock)
         self.tally = Tally()
         self.connections: list[RelayConnection] = []
@@ -221,7 +191,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_doubles() -> None:
     """The doubles of these tests keep the real contracts."""
     mailer = Sessions(answers())
-    assert verifyObject(IMailEventDispatcher, Reporter())
+    assert verifyObject(IMailEventDispatcher, RecordingDispatcher())
     assert verifyObject(IMailer, mailer)
     assert verifyObject(IMailSession, mailer.connect())
 
@@ -260,7 +230,11 @@ def test_each_recipient_has_an_outcome_of_its_own(
     world.put(mail)
     world.attempt(answers({ann: DELIVERED, bob: REFUSED, eve: LATER}))
     assert world.tally == Tally(deferred=1)
-    assert world.dispatcher.told() == [('sent', (ann,)), ('error', (bob,)), ('deferred', (eve,))]
+    assert world.dispatcher.dispatched() == [
+        ('sent', (ann,)),
+        ('error', (bob,)),
+        ('deferred', (eve,)),
+    ]
     sent, error, deferred = world.dispatcher.pending_events
     assert (sent.attempt, sent.reply, sent.reason) == (1, Reply(250, '2.0.0 queued'), '')
     assert (error.permanent, error.reason) == (True, '550 5.1.1 no such user')
@@ -272,7 +246,7 @@ def test_each_recipient_has_an_outcome_of_its_own(
     world.clock.now += 60
     mailer = world.attempt(answers())
     assert mailer.sent == [(mail.message_id, (eve,))]
-    assert world.dispatcher.told()[3:] == [('sent', (eve,))]
+    assert world.dispatcher.dispatched()[3:] == [('sent', (eve,))]
     assert world.dispatcher.pending_events[3].attempt == 2
     assert world.tickets() == []
     if isinstance(world.queue, MaildirQueue):
@@ -297,7 +271,7 @@ def test_recipients_with_the_same_answer_share_an_event(world: World) -> None:
     ann, bob, eve = 'ann@example.org', 'bob@example.org', 'eve@example.org'
     world.put(make_envelope(ann, bob, eve))
     world.attempt(answers({ann: REFUSED, bob: DELIVERED, eve: REFUSED}))
-    assert world.dispatcher.told() == [('error', (ann, eve)), ('sent', (bob,))]
+    assert world.dispatcher.dispatched() == [('error', (ann, eve)), ('sent', (bob,))]
     assert world.tally == Tally(failed=1)
 
 
@@ -312,7 +286,7 @@ def test_without_subscribers(world: World) -> None:
 
 def test_the_claim_is_kept_for_the_dispatcher(world: World) -> None:
     """Until subscribers have handled the event, the mail is neither sent again nor removed."""
-    world.dispatcher = Reporter('sent', takes=False)
+    world.dispatcher = RecordingDispatcher('sent', takes=False)
     world.attempts.dispatcher = world.dispatcher
     world.put(make_envelope())
     world.attempt(answers())
@@ -326,7 +300,7 @@ def test_the_claim_is_kept_for_the_dispatcher(world: World) -> None:
 def test_an_older_event_is_dispatched_with_the_next_one(world: World) -> None:
     """An event that was not handled when the mail is tried again is dispatched then."""
     ann, bob = 'ann@example.org', 'bob@example.org'
-    world.dispatcher = Reporter('sent', takes=False)
+    world.dispatcher = RecordingDispatcher('sent', takes=False)
     world.attempts.dispatcher = world.dispatcher
     world.put(make_envelope(ann, bob))
     world.attempt(answers({ann: DELIVERED, bob: LATER}))
@@ -334,7 +308,7 @@ def test_an_older_event_is_dispatched_with_the_next_one(world: World) -> None:
     world.clock.now += 60
     world.dispatcher.takes = True
     world.attempt(answers())
-    assert world.dispatcher.told() == [('sent', (ann,)), ('sent', (ann,)), ('sent', (bob,))]
+    assert world.dispatcher.dispatched() == [('sent', (ann,)), ('sent', (ann,)), ('sent', (bob,))]
     assert world.dispatcher.pending_events[0].id == world.dispatcher.pending_events[1].id
     assert world.tickets() == []
 
@@ -376,7 +350,7 @@ def test_at_once_or_never(world: World, caplog: pytest.LogCaptureFixture) -> Non
     world.dispatcher.kinds = ('error',)
     world.put(make_envelope())
     world.attempt(answers(LATER))
-    assert world.dispatcher.told() == [('error', ('ann@example.org',))]
+    assert world.dispatcher.dispatched() == [('error', ('ann@example.org',))]
     assert 'not sent and lost for ann@example.org' in caplog.text
     assert caplog.text.endswith('no queue is configured (mail.queue_path): 450 4.2.0 greylisted\n')
 
@@ -772,14 +746,14 @@ def test_poison_is_given_up(on_disk: World) -> None:
 
 def test_settled_mail_is_dispatched_without_being_sent(on_disk: World) -> None:
     """The pending events of a settled mail are dispatched; without one the mail is moved."""
-    on_disk.dispatcher = Reporter('sent', takes=False)
+    on_disk.dispatcher = RecordingDispatcher('sent', takes=False)
     on_disk.attempts.dispatcher = on_disk.dispatcher
     on_disk.put(make_envelope())
     on_disk.attempt(answers())
     on_disk.dispatcher.claims.pop().release()
     on_disk.dispatcher.takes = True
     assert on_disk.attempt(answers()).sent == []
-    assert on_disk.dispatcher.told() == [('sent', ('ann@example.org',))] * 2
+    assert on_disk.dispatcher.dispatched() == [('sent', ('ann@example.org',))] * 2
     assert files(on_disk.queue) == []
 
 
@@ -813,36 +787,14 @@ def test_a_settled_mail_that_cannot_be_moved_is_released(world: World) -> None:
 # Recording
 
 
-class Faulty:
-    """A claim whose queue cannot be written to as long as ``broken``."""
-
-    broken = True
-
-    def __init__(self, claim: Any) -> None:
-        self._claim = claim
-        self.releases = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._claim, name)
-
-    def settle(self, events: Any, **options: Any) -> None:
-        if Faulty.broken:
-            raise QueueError(errno.ENOSPC, 'the queue cannot record: No space left on device')
-        self._claim.settle(events, **options)
-
-    def release(self) -> None:
-        self.releases += 1
-        self._claim.release()
-
-
 @pytest.fixture
-def full() -> type[Faulty]:
-    Faulty.broken = True
-    return Faulty
+def full() -> type[UnwritableClaim]:
+    UnwritableClaim.broken = True
+    return UnwritableClaim
 
 
 def test_recording_fails_after_acceptance(
-    world: World, full: type[Faulty], caplog: pytest.LogCaptureFixture
+    world: World, full: type[UnwritableClaim], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The lock is kept and the outcome remembered. Nothing more is claimed. It is recorded later,
     and the mail is never sent twice."""
@@ -865,7 +817,7 @@ def test_recording_fails_after_acceptance(
     full.broken = False
     world.attempts.write_unrecorded()
     assert world.attempts.unrecorded == []
-    assert world.dispatcher.told() == [('sent', ('ann@example.org',))]
+    assert world.dispatcher.dispatched() == [('sent', ('ann@example.org',))]
     attempt(world.claims(), connection, world.attempts, world.tally)
     assert [message_id[1:3] for message_id, _ in connection.mailer.sent] == ['11', '22']  # type: ignore[attr-defined]
     assert world.tickets() == []
@@ -873,7 +825,9 @@ def test_recording_fails_after_acceptance(
     connection.close()
 
 
-def test_recording_fails_for_an_interrupted_mail(on_disk: World, full: type[Faulty]) -> None:
+def test_recording_fails_for_an_interrupted_mail(
+    on_disk: World, full: type[UnwritableClaim]
+) -> None:
     """The outcome of a mail that is settled without being sent is kept in the same way."""
     on_disk.put(make_envelope())
     died(on_disk)
@@ -942,7 +896,7 @@ def test_recording_alone(world: World) -> None:
     world.put(make_envelope())
     [claim] = world.claims()
     world.attempts.record_outcome(claim, dict.fromkeys(claim.todo, REFUSED), 'null:')
-    assert world.dispatcher.told() == [('error', ('ann@example.org',))]
+    assert world.dispatcher.dispatched() == [('error', ('ann@example.org',))]
     assert world.tally == Tally()
 
 
@@ -1103,7 +1057,7 @@ def test_a_wrapper_does_not_inherit_the_flag(wrapped: bool) -> None:
             return iter(())
 
     held: list[bool] = []
-    attempts = OutcomeRecorder(POLICY, Reporter())
+    attempts = OutcomeRecorder(POLICY, RecordingDispatcher())
     session = Forwarding(Session()) if wrapped else Session()
     connection = RelayConnection(RecordingMailer())
     Batch(iter(()), connection, attempts, Tally()).send(session)

@@ -29,6 +29,7 @@ from pyramid_sendmail.sending.attempt import attempt
 from pyramid_sendmail.sending.connection import RelayConnection
 from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.support.doubles import RecordingMailer
+from tests.support.processors import RecordingDispatcher
 from tests.support.queues import NOW, Clock, files, forked, make_envelope, reap, until
 from tests.support.sessions import CLOSED, LOST, RAW, TINY, connect, envelope, idle, send, statuses
 from tests.support.smtp.server import (
@@ -50,7 +51,6 @@ from tests.unit.mailers.smtp.test_pipelining import (
     mails,
     told,
 )
-from tests.unit.sending.test_attempt import Reporter
 
 CHUNKING = ('PIPELINING', '8BITMIME', 'SIZE', 'CHUNKING')
 
@@ -668,7 +668,9 @@ def drained(queue: MaildirQueue, server: ScriptedSMTPServer, **options: Any) -> 
         options=SessionOptions(window=8),
     )
     tally, road = Tally(), RelayConnection(mailer)
-    attempts = OutcomeRecorder(RetryPolicy(jitter=0.0), Reporter(), clock=Clock(), **options)
+    attempts = OutcomeRecorder(
+        RetryPolicy(jitter=0.0), RecordingDispatcher(), clock=Clock(), **options
+    )
     tickets, _ = queue.scan(NOW)
     claims = (queue.claim(ticket) for ticket in tickets)
     while tally.total < 8:
@@ -711,7 +713,7 @@ def test_a_process_that_is_killed(
         ('ambiguous', (to(n),)) for n in range(answered, 8)
     ]
     tally = Tally()
-    attempts = OutcomeRecorder(RetryPolicy(jitter=0.0), Reporter(), clock=Clock())
+    attempts = OutcomeRecorder(RetryPolicy(jitter=0.0), RecordingDispatcher(), clock=Clock())
     attempt(
         [claim for claim in claims if claim], RelayConnection(RecordingMailer()), attempts, tally
     )

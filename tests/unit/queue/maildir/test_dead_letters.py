@@ -16,10 +16,11 @@ import pytest
 
 from pyramid_sendmail.envelope import Envelope, PendingEvent
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
-from pyramid_sendmail.processor.processor import EXPIRE, EXPIRED
+from pyramid_sendmail.processor.processor import PURGE_INTERVAL, PURGE_LIMIT
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.filename import ticket_of
 from tests.crash.bench import folder as tmp_path
+from tests.support.processors import ProcessorSetup, running_processor
 from tests.support.queues import (
     NOW,
     Clock,
@@ -34,7 +35,6 @@ from tests.support.queues import (
     the_file,
     until,
 )
-from tests.unit.processor.test_processor import Setup, at_work
 
 __all__ = ['tmp_path']
 
@@ -348,10 +348,10 @@ class Watched(MemoryQueue):
 def test_the_processor_removes_at_its_start_and_each_hour() -> None:
     """Once at the start, then at the first scan after an hour, a bounded number each time."""
     queue, hands, clock = Watched(), Clock(1000.0), Clock()
-    setup = Setup(queue, clock=clock)
+    setup = ProcessorSetup(queue, clock=clock)
     with setup.running(keep_failed=86400.0, monotonic=hands, poll=0.01) as processor:
         until(lambda: queue.asked)
-        for passed, times in ((EXPIRE - 1, 1), (1, 2), (EXPIRE - 1, 2), (1, 3)):
+        for passed, times in ((PURGE_INTERVAL - 1, 1), (1, 2), (PURGE_INTERVAL - 1, 2), (1, 3)):
             hands.now += passed
             for _ in range(2):
                 # The second scan comes after all that the first has led to.
@@ -360,13 +360,13 @@ def test_the_processor_removes_at_its_start_and_each_hour() -> None:
                 processor.wake()
                 until(lambda scans=scans: queue.scans > scans)
             assert len(queue.asked) == times
-    assert queue.asked == [(NOW - 86400.0, EXPIRED)] * 3
+    assert queue.asked == [(NOW - 86400.0, PURGE_LIMIT)] * 3
 
 
 def test_without_the_setting_nothing_goes() -> None:
     """By default dead letters are kept for ever."""
     queue = Watched()
-    setup = Setup(queue)
+    setup = ProcessorSetup(queue)
     envelope = _dead(queue)
     setup.processor().run_once()
     with setup.running():
@@ -382,7 +382,7 @@ def test_run_once_removes_once(tmp_path: Path) -> None:
         envelope = make_envelope(queued_at=time.time() - 10)
         queue.put([envelope]).publish()
         claimed(queue, time.time()).settle([failed(envelope)], report=False)
-        setup = Setup(queue, clock=lambda: time.time() + 86400 + 60)
+        setup = ProcessorSetup(queue, clock=lambda: time.time() + 86400 + 60)
         setup.put(queued_at=time.time() - 10)
         setup.processor(keep_failed=2 * 86400.0).run_once()
         assert len(files(queue)) == 1
@@ -395,9 +395,9 @@ def test_an_error_stops_no_mail(caplog: pytest.LogCaptureFixture) -> None:
     """Where old dead letters cannot be removed it is logged, and mail leaves all the same."""
     queue = Watched()
     queue.fails = True
-    setup = Setup(queue)
+    setup = ProcessorSetup(queue)
     processor = setup.processor(keep_failed=86400.0, poll=0.01)
-    with at_work(processor):
+    with running_processor(processor):
         until(lambda: queue.asked)
         setup.put()
         until(lambda: setup.mailer.sent)

@@ -23,6 +23,7 @@ from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.sending.attempt import attempt
 from pyramid_sendmail.sending.connection import RelayConnection
 from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
+from tests.support.processors import RecordingDispatcher
 from tests.support.queues import (
     NOW,
     Clock,
@@ -38,7 +39,6 @@ from tests.support.queues import (
 )
 from tests.support.sessions import SMTPMailer, idle
 from tests.support.smtp.server import ScriptedSMTPServer
-from tests.unit.sending.test_attempt import Reporter
 
 LINE = '.' + 'x' * 69 + '\r\n'
 BODY = LINE * (2 * LARGE_FILE // len(LINE))
@@ -56,7 +56,7 @@ def _large(*recipients: str, body: str = BODY, **options: Any) -> Envelope:
 
 
 def _attempts(*kinds: str) -> OutcomeRecorder:
-    return OutcomeRecorder(RetryPolicy(jitter=0.0), Reporter(*kinds), clock=Clock())
+    return OutcomeRecorder(RetryPolicy(jitter=0.0), RecordingDispatcher(*kinds), clock=Clock())
 
 
 LINES = st.lists(st.sampled_from([b'x\r\n', b'x\r\n', b'\r', b'\n', b'x', b'\n\r']), max_size=8)
