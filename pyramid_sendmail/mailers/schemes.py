@@ -17,7 +17,7 @@ from ..settings.converters import choice, count, pause
 from .url import MailURL, refuse
 
 if TYPE_CHECKING:
-    from .smtp.mailer import Security
+    from .smtp.options import TLSMode
 
 __all__ = ['BUILDERS', 'RELAY_OPTIONS', 'Defaults']
 
@@ -46,7 +46,7 @@ def _on(value: str) -> bool:
 
 
 def _token_file(value: str) -> Callable[[], str]:
-    from .tokens import TokenFile
+    from .smtp.authentication import TokenFile
 
     if not os.path.isabs(value) or '\0' in value:
         raise ValueError('write the absolute path of a file')
@@ -116,17 +116,20 @@ def _to_host(
     defaults: Defaults,
     port: int,
     options: Mapping[str, Callable[[str], Any]],
-    **more: Any,
+    *,
+    insecure: bool = False,
 ) -> Maker:
     """A mailer to a host, at this port where the URL has none."""
     host, port = parts.place(port)
     given = parts.known_options(options)
-    arguments = {
+    from .smtp.authentication import make_identity
+    from .smtp.options import TLSOptions
+
+    mode = _security(parts.scheme, given)
+    arguments: dict[str, Any] = {
         'hostname': defaults.hostname,
-        'tls': _security(parts.scheme, given),
-        **_credentials(parts, defaults, given, host),
-        **_among(given, _TRUST),
-        **more,
+        'tls': TLSOptions(mode, insecure=insecure, **_among(given, _TRUST)),
+        'identity': make_identity(**_credentials(parts, defaults, given, host)),
     }
     return lambda: mailer(host, port, **arguments, **_conversation(given))
 
@@ -198,7 +201,7 @@ BUILDERS: Mapping[str, Callable[[MailURL, Defaults], Maker]] = {
 """Each raises ConfigurationError; what it returns, perhaps a mailer's own ValueError."""
 
 
-def _security(scheme: str, given: Mapping[str, Any]) -> Security:
+def _security(scheme: str, given: Mapping[str, Any]) -> TLSMode:
     demanded = given.get('tls')
     if demanded not in (None, 'required'):
         refuse('has an option tls= other than tls=required', 'that, smtps: or smtp+insecure:')
@@ -246,8 +249,8 @@ def _credentials(
 
 def _conversation(given: Mapping[str, Any]) -> dict[str, Any]:
     """How long to wait, and how to speak. Raises ValueError naming the option."""
-    from .smtp.connection import TIMEOUTS
-    from .smtp.extensions import SessionOptions
+    from .smtp.options import DEFAULT_TIMEOUTS as TIMEOUTS
+    from .smtp.options import SessionOptions
 
     timeouts = TIMEOUTS.capped(given['timeout']) if 'timeout' in given else TIMEOUTS
     return {

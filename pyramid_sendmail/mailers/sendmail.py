@@ -38,7 +38,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import IO
 
@@ -47,9 +47,8 @@ from zope.interface import implementer
 from ..envelope import Envelope, Outcome, Reply, Verdict
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailer, IMailSession
-from .path_syntax import is_path
-from .smtp.connection import BLOCK, describe
-from .smtp.session import Sealing
+from .path_syntax import is_valid_path
+from .session import BeforeFinalDot, ClosableSession, describe_error
 
 __all__ = ['SendmailMailer', 'SendmailSession']
 
@@ -57,8 +56,10 @@ _FAILED = frozenset({65, 67, 68})
 
 _TEMPORARY = 75
 
+_READ_BYTES = 16_384
+
 _SHOWN = 500
-"""Octets of what the program says that are told."""
+"""Bytes of the program's output, its last, that are kept."""
 
 _LAST_READS = 16
 
@@ -98,45 +99,37 @@ class SendmailMailer:
 
 
 @implementer(IMailSession)
-class SendmailSession:
+class SendmailSession(ClosableSession):
     """See SendmailMailer."""
 
     def __init__(self, path: str, *, name: str, timeout: float) -> None:
-        self.name = name
+        super().__init__(name)
         self._path = path
         self._timeout = timeout
-        self._closed = False
 
-    def send(
-        self, envelopes: Iterable[Envelope], *, before_final_dot: Sealing | None = None
+    def _send_one(
+        self, envelope: Envelope, before_final_dot: BeforeFinalDot | None
     ) -> Iterator[Outcome]:
-        """See IMailSession."""
-        for envelope in envelopes:
-            if self._closed:
-                raise MailerUnavailable(f'{self.name}: the session is closed', stale=True)
-            verdicts = _unfit(envelope)
-            try:
-                self._call(envelope, verdicts, before_final_dot)
-            except QueueError as error:
-                self._closed = True
-                if verdicts:
-                    # Some have had their answer: it counts, before the trouble is told.
-                    rest = Verdict('deferred', None, str(error))
-                    yield {each: verdicts.get(each, rest) for each in envelope.recipients}
-                raise
-            except BaseException:
-                self._closed = True
-                raise
-            yield {each: verdicts[each] for each in envelope.recipients}
-
-    def close(self) -> None:
-        """See IMailSession."""
-        self._closed = True
-
-    abandon = close
+        verdicts = _rejected_before_sending(envelope)
+        try:
+            self._call(envelope, verdicts, before_final_dot)
+        except QueueError as error:
+            self._closed = True
+            if verdicts:
+                # Some recipients have their verdicts: these count, so yield before raising.
+                rest = Verdict('deferred', None, str(error))
+                yield {each: verdicts.get(each, rest) for each in envelope.recipients}
+            raise
+        except BaseException:
+            self._closed = True
+            raise
+        yield {each: verdicts[each] for each in envelope.recipients}
 
     def _call(
-        self, envelope: Envelope, verdicts: dict[str, Verdict], before_final_dot: Sealing | None
+        self,
+        envelope: Envelope,
+        verdicts: dict[str, Verdict],
+        before_final_dot: BeforeFinalDot | None,
     ) -> None:
         """Run the program for each who has no verdict yet, and add theirs."""
         with self._written(envelope) as text:
@@ -160,7 +153,7 @@ class SendmailSession:
                 text.write(envelope.raw.replace(b'\r\n', b'\n'))
                 text.flush()
             except OSError as error:
-                reason = f'{self.name}: its text cannot be written: {describe(error, 0)}'
+                reason = f'{self.name}: its text cannot be written: {describe_error(error)}'
                 raise MailerUnavailable(reason) from error
             stack.pop_all()
             return text
@@ -179,7 +172,7 @@ class SendmailSession:
             )
         except OSError as error:
             self._closed = True
-            return Verdict('deferred', None, f'{self.name}: {describe(error, 0)}')
+            return Verdict('deferred', None, f'{self.name}: {describe_error(error)}')
         try:
             status, said = _finish(process, self._timeout)
         finally:
@@ -206,17 +199,17 @@ class SendmailSession:
         return Verdict('failed' if status in _FAILED else 'deferred', None, reason)
 
 
-def _unfit(envelope: Envelope) -> dict[str, Verdict]:
+def _rejected_before_sending(envelope: Envelope) -> dict[str, Verdict]:
     """Verdicts for what no program should get to see; ``--`` protects from recipients only in
     programs that know it."""
     sender = envelope.sender
-    if sender and (not is_path(sender) or sender.startswith('-')):
+    if sender and (not is_valid_path(sender) or sender.startswith('-')):
         verdict = Verdict('failed', None, f'the sender {sender!r} cannot be given to a program')
         return dict.fromkeys(envelope.recipients, verdict)
     return {
         recipient: Verdict('failed', None, f'{recipient!r} cannot be given to a program')
         for recipient in envelope.recipients
-        if not is_path(recipient) or recipient.startswith('-')
+        if not is_valid_path(recipient) or recipient.startswith('-')
     }
 
 
@@ -250,7 +243,7 @@ def _finish(process: subprocess.Popen[bytes], timeout: float) -> tuple[int | Non
             continue
         # A child of its own may keep the pipe open when it has ended.
         if poll.poll(0 if ended else min(left, 0.1) * 1000):
-            heard = os.read(output, BLOCK)
+            heard = os.read(output, _READ_BYTES)
             said = (said + heard)[-_SHOWN:]
             listening = bool(heard)
         elif ended:

@@ -23,9 +23,9 @@ from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.file import FileMailer
 from pyramid_sendmail.mailers.null import NullMailer
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
-from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import SessionOptions
 from tests.support.doubles import RecordingMailer
 from tests.support.smtp.server import ScriptedSMTPServer, TLSAuthority
 

@@ -36,11 +36,10 @@ from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.file import FileMailer
 from pyramid_sendmail.mailers.null import NullMailer
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
-from pyramid_sendmail.mailers.smtp.authentication import Bearer
-from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
+from pyramid_sendmail.mailers.smtp.authentication import Bearer, TokenFile
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.tokens import TokenFile
+from pyramid_sendmail.mailers.smtp.options import SessionOptions
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.scripts import qp
 from tests.support.doubles import RecordingMailer

@@ -23,8 +23,8 @@ from pyramid.exceptions import ConfigurationError
 
 from pyramid_sendmail import Attachment, MailAmbiguous, MailerUnavailable, MailRefused, MessageError
 from pyramid_sendmail.interfaces import IMailDelivery, IMailErrorEvent, IMailQueue, IMailSentEvent
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.sending.attempt import Tally
 from tests.integration.test_qp import Place
 from tests.support.queues import until

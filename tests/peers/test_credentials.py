@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from tests.peers.mail import fronted, make_mail, statuses
 from tests.peers.relay import ANN, PASSWORD, Relay
 from tests.peers.roots import HOST, PATIENCE

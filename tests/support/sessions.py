@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from pyramid_sendmail.envelope import Envelope, Outcome, Reply
-from pyramid_sendmail.mailers.smtp.connection import ConnectionLost, Timeouts
-from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
+from pyramid_sendmail.mailers.smtp.connection import ConnectionLost
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
 from tests.support.smtp.server import (
     Action,

@@ -20,8 +20,8 @@ from pyramid_sendmail.envelope import Envelope
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.interfaces import IMailEvent, IMailEventDispatcher
 from pyramid_sendmail.mailers.factory import mailer_from_url
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue

@@ -10,8 +10,8 @@ import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.failover import FailoverMailer
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.sending.connection import RelayConnection
 from tests.support.doubles import RecordingMailer
 from tests.support.sessions import A, envelope, idle, send, statuses

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
+from pyramid_sendmail.mailers.smtp.authentication import TokenFile
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.tokens import TokenFile
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from tests.support.sessions import A, envelope, send, statuses
 from tests.support.smtp.server import (
     Action,

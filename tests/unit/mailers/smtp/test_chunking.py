@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import BLOCK, Envelope, Outcome, Reply
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
-from pyramid_sendmail.mailers.smtp.chunking import OCTETS, ChunkingSession
-from pyramid_sendmail.mailers.smtp.connection import ConnectionLost, Timeouts
-from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
+from pyramid_sendmail.mailers.smtp.chunking import MAX_BYTES_IN_FLIGHT, ChunkingSession
+from pyramid_sendmail.mailers.smtp.connection import ConnectionLost
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.smtp.session import WINDOW, SMTPSession
+from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
+from pyramid_sendmail.mailers.smtp.session import SMTPSession
+from pyramid_sendmail.mailers.smtp.transaction import MAX_PIPELINED_COMMANDS
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.format import decode
 from pyramid_sendmail.retry import RetryPolicy
@@ -385,7 +386,7 @@ def test_few_octets_are_under_way(server: ScriptedSMTPServer) -> None:
     outcomes = send(session, *some(12, raw=raw))
     session.close()
     assert {*map(str, map(statuses, outcomes))} == {str({to(n): 'delivered'}) for n in range(12)}
-    assert max(map(len, wire.writes)) <= OCTETS + 2_000
+    assert max(map(len, wire.writes)) <= MAX_BYTES_IN_FLIGHT + 2_000
 
 
 def test_few_commands_are_under_way(server: ScriptedSMTPServer) -> None:
@@ -399,7 +400,7 @@ def test_few_commands_are_under_way(server: ScriptedSMTPServer) -> None:
     outcomes = send(session, *each)
     session.close()
     assert all(set(statuses(outcome).values()) == {'delivered'} for outcome in outcomes)
-    assert WINDOW // 2 < wire.most <= WINDOW
+    assert MAX_PIPELINED_COMMANDS // 2 < wire.most <= MAX_PIPELINED_COMMANDS
     assert len(server.messages) == 20
 
 
@@ -407,7 +408,7 @@ def test_few_commands_are_under_way(server: ScriptedSMTPServer) -> None:
     'heavy',
     [
         one(5, raw=RAW + b'x\r\n' * BLOCK),
-        envelope(*(f'r{n}@5.example.org' for n in range(WINDOW)), id=f'{5:032x}'),
+        envelope(*(f'r{n}@5.example.org' for n in range(MAX_PIPELINED_COMMANDS)), id=f'{5:032x}'),
     ],
 )
 def test_heavy_mail_goes_alone(server: ScriptedSMTPServer, heavy: Envelope) -> None:

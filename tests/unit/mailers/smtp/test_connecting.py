@@ -14,9 +14,10 @@ import pytest
 
 from pyramid_sendmail.envelope import Envelope, Reply
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.authentication import Credentials, mechanism
-from pyramid_sendmail.mailers.smtp.connection import Timeouts, dial
+from pyramid_sendmail.mailers.smtp.address import open_socket
+from pyramid_sendmail.mailers.smtp.authentication import Credentials, choose_mechanism
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer, _is_loopback
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.mailers.smtp.tls import client_context, remedy
 from tests.support.smtp.server import (
     Action,
@@ -115,16 +116,16 @@ def test_each_address_of_the_host_is_tried(smtp_server: ScriptedSMTPServer) -> N
             (socket.AF_INET, socket.SOCK_STREAM, 0, '', ('127.0.0.1', port)),
         ]
 
-    connection = dial('relay', smtp_server.port, 5, resolve=resolve)
+    connection = open_socket('relay', smtp_server.port, 5, resolve=resolve)
     assert connection.getpeername() == ('127.0.0.1', smtp_server.port)
     assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     connection.close()
     with pytest.raises(OSError, match=r'192\.0\.2\.1: .*; 127\.0\.0\.1: Connection refused'):
-        dial('relay', 1, 5, resolve=resolve)
+        open_socket('relay', 1, 5, resolve=resolve)
     with pytest.raises(OSError, match='no address'):
-        dial('relay', 1, 5, resolve=lambda *_names, **_options: [])
+        open_socket('relay', 1, 5, resolve=lambda *_names, **_options: [])
     with pytest.raises(OverflowError):
-        dial('127.0.0.1', 65_536, 5, resolve=resolve)
+        open_socket('127.0.0.1', 65_536, 5, resolve=resolve)
 
 
 @pytest.mark.parametrize('code', [421, 450, 521, 554, 221, 354])
@@ -513,10 +514,10 @@ def test_endless_challenges() -> None:
 def test_mechanisms() -> None:
     """The preferred one of those we speak, or none."""
     spoken = Credentials.mechanisms
-    assert mechanism('LOGIN PLAIN', spoken) == 'PLAIN'
-    assert mechanism('xoauth2 login', spoken) == 'LOGIN'
-    assert mechanism('XOAUTH2', spoken) is None
-    assert mechanism('', spoken) is None
+    assert choose_mechanism('LOGIN PLAIN', spoken) == 'PLAIN'
+    assert choose_mechanism('xoauth2 login', spoken) == 'LOGIN'
+    assert choose_mechanism('XOAUTH2', spoken) is None
+    assert choose_mechanism('', spoken) is None
 
 
 def secrets() -> list[str]:

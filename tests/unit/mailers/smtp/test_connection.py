@@ -10,13 +10,13 @@ import pytest
 
 from pyramid_sendmail.envelope import Reply
 from pyramid_sendmail.mailers.smtp.connection import (
-    BLOCK,
-    LINE_LIMIT,
+    BLOCK_BYTES,
+    MAX_LINE_BYTES,
     ConnectionLost,
     SMTPConnection,
-    Timeouts,
     describe,
 )
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 
 
 class Failing:
@@ -57,7 +57,7 @@ class Failing:
 def test_what_has_certainly_not_left(takes: int, secure: bool, unsent: int) -> None:
     """A plain socket tells how much it took; TLS may have sent part of a block that failed."""
     connection: Any = Failing(takes)
-    wire = SMTPConnection(connection, block=1)
+    wire = SMTPConnection(connection, block_timeout=1)
     wire.secure = secure
     with pytest.raises(ConnectionLost, match='while sending: Broken pipe') as caught:
         wire.write(b'x' * 100)
@@ -68,18 +68,18 @@ def test_what_has_certainly_not_left(takes: int, secure: bool, unsent: int) -> N
 
 def test_only_the_failing_block_is_at_risk() -> None:
     """Of what comes behind the block that failed in TLS, nothing can have left."""
-    connection: Any = Failing(BLOCK)
-    wire = SMTPConnection(connection, block=1)
+    connection: Any = Failing(BLOCK_BYTES)
+    wire = SMTPConnection(connection, block_timeout=1)
     wire.secure = True
     with pytest.raises(ConnectionLost) as caught:
-        wire.write(b'x' * (5 * BLOCK))
-    assert caught.value.unsent == 3 * BLOCK
+        wire.write(b'x' * (5 * BLOCK_BYTES))
+    assert caught.value.unsent == 3 * BLOCK_BYTES
     wire.close()
 
 
 def pair() -> tuple[SMTPConnection, socket.socket]:
     ours, theirs = socket.socketpair()
-    return SMTPConnection(ours, block=0.1), theirs
+    return SMTPConnection(ours, block_timeout=0.1), theirs
 
 
 def test_replies_come_one_by_one() -> None:
@@ -93,21 +93,21 @@ def test_replies_come_one_by_one() -> None:
         wire.close()
 
 
-@pytest.mark.parametrize('length', [LINE_LIMIT - 6, LINE_LIMIT + 2, 3 * LINE_LIMIT])
+@pytest.mark.parametrize('length', [MAX_LINE_BYTES - 6, MAX_LINE_BYTES + 2, 3 * MAX_LINE_BYTES])
 @pytest.mark.parametrize('end', [b'\r\n', b''])
 def test_long_lines(length: int, end: bytes) -> None:
     """A line may be so long and no longer, ended or not."""
     wire, peer = pair()
     with peer:
         peer.sendall(b'250 ' + b'x' * length + end)
-        if length < LINE_LIMIT:
+        if length < MAX_LINE_BYTES:
             if end:
                 assert len(wire.reply(1).text) == length
             else:
                 with pytest.raises(ConnectionLost, match='timed out'):
                     wire.reply(0.02)
         else:
-            with pytest.raises(ConnectionLost, match=f'more than {LINE_LIMIT} octets'):
+            with pytest.raises(ConnectionLost, match=f'more than {MAX_LINE_BYTES} octets'):
                 wire.reply(1)
             assert wire.lost
         wire.close()
@@ -128,7 +128,7 @@ def test_farewell_does_not_wait_to_write() -> None:
         with pytest.raises(ConnectionLost, match='timed out'):
             wire.write(b'x' * 10_000_000)
         wire.lost = False
-        wire.farewell(0.01)
+        wire.quit(0.01)
     assert wire.lost
 
 

@@ -12,9 +12,10 @@ import pytest
 
 from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.connection import TEXT_LIMIT, Timeouts
+from pyramid_sendmail.mailers.smtp.connection import MAX_REPLY_CHARACTERS
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from tests.support.queues import until
 from tests.support.sessions import RAW, A, B, C, connect, envelope, idle, send, statuses
 from tests.support.smtp.server import (
@@ -167,11 +168,11 @@ def test_a_long_story(server: ScriptedSMTPServer, caplog: pytest.LogCaptureFixtu
     reply = outcome[A].reply
     assert reply is not None
     assert (reply.code, reply.text[:4_001]) == (550, 'x' * 4_000 + ' ')
-    assert len(reply.text) == TEXT_LIMIT
+    assert len(reply.text) == MAX_REPLY_CHARACTERS
     server.script('EHLO', raw(story))
     with pytest.raises(MailerUnavailable) as caught:
         connect(server)
-    assert len(str(caught.value)) < TEXT_LIMIT + 200
+    assert len(str(caught.value)) < MAX_REPLY_CHARACTERS + 200
 
 
 def test_mechanisms_without_end(start_smtp_server: Start) -> None:

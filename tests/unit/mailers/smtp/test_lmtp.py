@@ -13,8 +13,8 @@ import pytest
 from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.interfaces import ISMTPMailer
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
 from tests.support.sessions import TINY, A, B, C, envelope, idle, send, statuses
 from tests.support.smtp.server import (

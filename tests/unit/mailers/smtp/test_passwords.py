@@ -12,8 +12,8 @@ import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.authentication import Bearer, Credentials
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from tests.support.sessions import A, envelope, send, statuses
 from tests.support.smtp.server import ScriptedSMTPServer, TLSAuthority, reply, reply_then_drop
 

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Envelope, Outcome, Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.connection import SMTPConnection, Timeouts, dial
-from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
-from pyramid_sendmail.mailers.smtp.session import WINDOW, SMTPSession
+from pyramid_sendmail.mailers.smtp.address import open_socket
+from pyramid_sendmail.mailers.smtp.connection import SMTPConnection
+from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
+from pyramid_sendmail.mailers.smtp.session import SMTPSession
+from pyramid_sendmail.mailers.smtp.transaction import MAX_PIPELINED_COMMANDS
 from tests.support.sessions import (
     CLOSED,
     LOST,
@@ -180,7 +182,7 @@ class RecordingWire(SMTPConnection):
     """Keeps each write, and how many commands were unanswered after it."""
 
     def __init__(self, server: ScriptedSMTPServer) -> None:
-        super().__init__(dial(server.host, server.port, 5), block=10)
+        super().__init__(open_socket(server.host, server.port, 5), block_timeout=10)
         self.writes: list[bytes] = []
         self.unanswered = 0
         self.most = 0
@@ -268,8 +270,8 @@ def test_bounded_window() -> None:
         [outcome] = send(session, envelope(*people))
         session.close()
         assert set(statuses(outcome).values()) == {'delivered'}
-        assert WINDOW // 2 < wire.most <= WINDOW
-        assert len(wire.writes) < 3 * len(people) / WINDOW + 10
+        assert MAX_PIPELINED_COMMANDS // 2 < wire.most <= MAX_PIPELINED_COMMANDS
+        assert len(wire.writes) < 3 * len(people) / MAX_PIPELINED_COMMANDS + 10
         assert [message.recipients for message in server.messages] == [tuple(people)]
         assert not server.violations
 

@@ -9,7 +9,8 @@ import pytest
 
 from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
-from pyramid_sendmail.mailers.smtp.extensions import SessionOptions, is_crowded
+from pyramid_sendmail.mailers.smtp.extensions import is_too_many_recipients
+from pyramid_sendmail.mailers.smtp.options import SessionOptions
 from tests.support.sessions import A, B, C, connect, envelope, idle, send, statuses
 from tests.support.smtp.server import Action, ScriptedSMTPServer, drop, reply, reply_then_drop
 
@@ -239,7 +240,7 @@ def test_no_second_time_after_a_lost_dot(server: ScriptedSMTPServer) -> None:
 )
 def test_is_crowded(reply: Reply, crowded: bool) -> None:
     """The code says so, and no enhanced code says otherwise (RFC 3463, 3.6)."""
-    assert is_crowded(reply) is crowded
+    assert is_too_many_recipients(reply) is crowded
 
 
 def test_options_that_make_no_sense() -> None:

@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.connection import SMTPConnection, Timeouts, dial
+from pyramid_sendmail.mailers.smtp.address import open_socket
+from pyramid_sendmail.mailers.smtp.connection import SMTPConnection
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.smtp.tls import Trust, client_context, remedy
+from pyramid_sendmail.mailers.smtp.options import Timeouts
+from pyramid_sendmail.mailers.smtp.tls import ReloadingContext, client_context, remedy
 from tests.support.sessions import A, envelope, send, statuses
 from tests.support.smtp.server import (
     Action,
@@ -46,7 +48,7 @@ class Nearby(SMTPMailer):
     """Takes the way to 127.0.0.1, whatever its host is."""
 
     def _dial(self) -> socket.socket:
-        return dial('127.0.0.1', self.port, 5)
+        return open_socket('127.0.0.1', self.port, 5)
 
 
 def nearby(server: ScriptedSMTPServer, host: str = 'relay.example.org', **options: Any) -> Nearby:
@@ -168,10 +170,10 @@ def test_reset_before_the_handshake(tls_authority: TLSAuthority) -> None:
         theirs, _ = listening.accept()
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
         theirs.close()
-    wire = SMTPConnection(ours, block=1)
+    wire = SMTPConnection(ours, block_timeout=1)
     context = client_context(ca_file=str(tls_authority.path))
     with pytest.raises(ConnectionResetError, match='Connection reset by peer'):
-        wire.upgrade(context, 'relay.example.org', 1)
+        wire.start_tls(context, 'relay.example.org', 1)
     assert wire.lost
     assert not wire.secure
     wire.close()
@@ -353,7 +355,7 @@ def test_nothing_new_costs_nothing(tls_authority: TLSAuthority, tmp_path: Path) 
     """A context is made once, as long as its files are the same."""
     authorities = tmp_path / 'ca.pem'
     renew(authorities, tls_authority.path)
-    trust = Trust(ca_file=str(authorities), client_cert=None)
+    trust = ReloadingContext(ca_file=str(authorities), client_cert=None)
     before = trust.context()
     assert trust.context() is before
     renew(authorities, tls_authority.path)
@@ -413,7 +415,7 @@ def test_remedies(reason: str, words: str) -> None:
     error.reason = reason
     assert words in remedy(error)
     assert bool(remedy(error)) is bool(words)
-    assert 'smtps:' not in remedy(error, agreed=True)
+    assert 'smtps:' not in remedy(error, speaks_tls=True)
 
 
 def test_lmtp_has_no_smtps(start_smtp_server: Start) -> None:
