@@ -27,6 +27,7 @@ from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import SessionOptions
 from tests.support.doubles import RecordingMailer
+from tests.support.sessions import make_mailer
 from tests.support.smtp.server import ScriptedSMTPServer, TLSAuthority
 
 CHUNKING = ('PIPELINING', '8BITMIME', 'SIZE', 'CHUNKING')
@@ -64,10 +65,10 @@ def _smtp(
     if secure:
         options = {'username': 'ann', 'password': PASSWORD, 'ca_file': str(authority.path)}
     kind = LMTPMailer if settings.get('lmtp') else SMTPMailer
-    mailer = kind(
+    mailer = make_mailer(
         server.host,
         server.port,
-        hostname='web.example.org',
+        kind=kind,
         tls='implicit' if tls == 'implicit' else 'auto',
         options=SessionOptions(window=window),
         **options,

@@ -343,7 +343,7 @@ def test_a_thousand_mails_and_a_closed_relay(
 
 def test_a_look_asks_about_no_single_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RELIABILITY 20: 20,000 deferred mails are known by their names: a look opens, locks and stats
-    none of them, keeps no more than it was asked for, and finds the one mail that is due."""
+    none of them, keeps no more replies than it got commands for, and finds the one mail that is due."""
     queue = MaildirQueue(str(tmp_path / 'mail'), sync=False, clock=Clock(), longest=3600)
     queue.prepare()
     for number in range(20_000):

@@ -5,10 +5,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
+
 from pyramid_sendmail.envelope import Envelope, Outcome, Reply
+from pyramid_sendmail.exceptions import MailerUnavailable
+from pyramid_sendmail.interfaces import IMailer
+from pyramid_sendmail.mailers.smtp.address import Address
+from pyramid_sendmail.mailers.smtp.authentication import Token, make_identity
 from pyramid_sendmail.mailers.smtp.connection import ConnectionLost
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
+from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts, TLSOptions
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
 from tests.support.smtp.server import (
     Action,
@@ -28,6 +34,8 @@ RAW = b'Subject: hello\r\nMessage-ID: <0@example.org>\r\n\r\n.dot\r\nend\r\n'
 TINY = Timeouts(connect=5, greeting=0.3, command=0.3, data=0.3, block=0.3, final=0.3, quit=0.3)
 """For tests in which a time-out is what is to happen."""
 
+PATIENT = Timeouts().capped(10)
+
 A, B, C = 'a@example.org', 'b@example.org', 'c@example.org'
 
 
@@ -43,6 +51,48 @@ def envelope(*recipients: str, **changes: Any) -> Envelope:
     return Envelope(**(values | changes))
 
 
+def make_mailer(
+    host: str | Address,
+    port: int = 25,
+    *,
+    kind: type[SMTPMailer] = SMTPMailer,
+    username: str | None = None,
+    password: str | None = None,
+    token: Token | None = None,
+    **options: Any,
+) -> SMTPMailer:
+    """Make a mailer from flat arguments: those of make_identity and TLSOptions stand beside those
+    of SMTPMailer, with ``tls`` for the mode."""
+    given = {'hostname': 'web.example.org', 'timeouts': PATIENT} | options
+    files = ('ca_file', 'client_cert', 'client_key', 'insecure')
+    tls = {name: given.pop(name) for name in files if name in given}
+    return kind(
+        host,
+        port,
+        tls=TLSOptions(given.pop('tls', 'auto'), **tls),
+        identity=make_identity(username, password, token),
+        **given,
+    )
+
+
+def deliver(mailer: IMailer) -> None:
+    """Send one mail, which must be delivered, and close the session."""
+    session = mailer.connect()
+    [outcome] = session.send([envelope()])
+    assert statuses(outcome) == {A: 'delivered'}
+    session.close()
+
+
+def refused(mailer: IMailer) -> str:
+    """Return the text of the error of a mailer that cannot connect."""
+    with pytest.raises(MailerUnavailable) as caught:
+        mailer.connect()
+    assert not caught.value.stale
+    text = str(caught.value)
+    assert text.startswith(f'{mailer.name}: ')
+    return text
+
+
 def connect(
     server: ScriptedSMTPServer, timeouts: Timeouts | None = None, **options: Any
 ) -> SMTPSession:
@@ -51,7 +101,7 @@ def connect(
         server.host,
         server.port,
         hostname='web.example.org',
-        timeouts=timeouts or Timeouts().capped(10),
+        timeouts=timeouts or PATIENT,
         options=SessionOptions(**options),
     ).connect()
 

@@ -7,6 +7,8 @@ import os
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 from ...envelope import Reply
 from .connection import SMTPConnection
@@ -54,24 +56,24 @@ def choose_mechanism(offered: str, supported: tuple[str, ...]) -> str | None:
     return next((name for name in supported if name in names), None)
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class Credentials:
-    """A user name and a password; its repr shows neither."""
+    """A user name and a password; the repr shows neither."""
 
-    __slots__ = ('_password', '_username')
+    username: str
+    password: str
 
-    secret_name = 'password'
+    secret_name: ClassVar[str] = 'password'
 
-    mechanisms = ('PLAIN', 'LOGIN')
+    mechanisms: ClassVar[tuple[str, ...]] = ('PLAIN', 'LOGIN')
     """The preferred one first. Both send the password in plain text: never without TLS."""
 
-    options = 'mail.username and mail.password'
+    options: ClassVar[str] = 'mail.username and mail.password'
     """Where the user sets them."""
 
-    def __init__(self, username: str, password: str) -> None:
-        if '\0' in username + password:
+    def __post_init__(self) -> None:
+        if '\0' in self.username + self.password:
             raise ValueError('mail.username and mail.password cannot hold a NUL character')
-        self._username = username
-        self._password = password
 
     def __repr__(self) -> str:
         return 'Credentials(...)'
@@ -99,33 +101,33 @@ class Credentials:
     def secrets(self) -> tuple[str, ...]:
         """The strings to mask, the longest first."""
         # Replies are stripped, so the password may come back without its outer blanks.
-        passwords = {self._password, self._password.strip()} - {''}
+        passwords = {self.password, self.password.strip()} - {''}
         return _longest_first({*passwords, *self._responses('PLAIN'), *self._responses('LOGIN')})
 
     def _responses(self, mechanism: str) -> list[str]:
-        user, password = self._username.encode(), self._password.encode()
+        user, password = self.username.encode(), self.password.encode()
         raw = [b'\0' + user + b'\0' + password] if mechanism == 'PLAIN' else [user, password]
         return [_base64(response) for response in raw]
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class Bearer:
     """A user name and a function that returns an access token; by XOAUTH2."""
 
-    __slots__ = ('_token', '_username')
+    username: str
+    token: Token
 
-    secret_name = 'token'
+    secret_name: ClassVar[str] = 'token'
 
-    mechanisms = ('XOAUTH2',)
+    mechanisms: ClassVar[tuple[str, ...]] = ('XOAUTH2',)
     """The large providers offer it; OAUTHBEARER (RFC 7628) is rare."""
 
-    options = 'the user name, and token_file= or token= in mail.url'
+    options: ClassVar[str] = 'the user name, and token_file= or token= in mail.url'
     """Where the user sets them."""
 
-    def __init__(self, username: str, token: Token) -> None:
-        if re.search(r'[\x00-\x1f\x7f]', username):
+    def __post_init__(self) -> None:
+        if re.search(r'[\x00-\x1f\x7f]', self.username):
             raise ValueError('the user name beside a token cannot hold control characters')
-        self._username = username
-        self._token = token
 
     def __repr__(self) -> str:
         return 'Bearer(...)'
@@ -135,14 +137,14 @@ class Bearer:
 
         Raises ValueError if the function returned no token, and whatever it raises.
         """
-        token = self._token()
+        token = self.token()
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             raise ValueError('what it returned is no access token (RFC 6750, 2.1)')
-        return BearerProof(self._username, token)
+        return BearerProof(self.username, token)
 
 
 class BearerProof:
-    """A user name and an access token; its repr shows neither."""
+    """A user name and an access token; the repr shows neither."""
 
     __slots__ = ('_response', '_token')
 

@@ -22,6 +22,7 @@ from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.file import FileMailer
 from pyramid_sendmail.mailers.null import NullMailer
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
+from pyramid_sendmail.mailers.smtp.authentication import Bearer
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import SessionOptions
@@ -316,9 +317,8 @@ def test_token_of_a_function() -> None:
         'tests.unit.mailers.test_url:access_token',
     ):
         options = given(f'smtps://ann@relay?token={token}')
-        assert (options['username'], options['token']) == ('ann', access_token)
-        assert options.get('password') is None
-        assert given(f'smtps://relay?token={token}', username='bob')['username'] == 'bob'
+        assert options['identity'] == Bearer('ann', access_token)
+        assert given(f'smtps://relay?token={token}', username='bob')['identity'].username == 'bob'
 
 
 def access_token() -> str:
@@ -328,7 +328,7 @@ def access_token() -> str:
 def test_token_of_a_file(tmp_path: Path) -> None:
     """Read each time, so that another process may renew it."""
     path = tmp_path / 'my token'
-    token = given(f'smtps://ann@relay?token_file={quote(str(path))}')['token']
+    token = given(f'smtps://ann@relay?token_file={quote(str(path))}')['identity'].token
     for written in ('one', 'two'):
         path.write_text(written, encoding='utf-8')
         assert token() == written
@@ -360,7 +360,8 @@ def test_credentials_beside_several(url: str, credentials: list[tuple[str, str |
         patch.setattr(SMTPMailer, '__init__', lambda _self, *_place, **given: seen.append(given))
         patch.setattr(SMTPMailer, 'name', 'smtp:', raising=False)
         make(url, username='eve', password='x')
-    assert [(each['username'], each.get('password')) for each in seen] == credentials
+    found = [each['identity'] for each in seen]
+    assert [(each.username, getattr(each, 'password', None)) for each in found] == credentials
 
 
 def test_insecure_warns_once(caplog: pytest.LogCaptureFixture) -> None:

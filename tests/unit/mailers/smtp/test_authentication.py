@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.authentication import TokenFile
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import Timeouts
-from tests.support.sessions import A, envelope, send, statuses
+from tests.support.sessions import deliver, make_mailer, refused
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -44,7 +43,7 @@ def relay(
 def mailer(
     relay: ScriptedSMTPServer, tls_authority: TLSAuthority
 ) -> Callable[[Callable[[], str]], SMTPMailer]:
-    return lambda token: SMTPMailer(
+    return lambda token: make_mailer(
         relay.host,
         relay.port,
         hostname='web.example.org',
@@ -56,19 +55,6 @@ def mailer(
 
 
 Mailer = Callable[[Callable[[], str]], SMTPMailer]
-
-
-def deliver(mailer: SMTPMailer) -> None:
-    session = mailer.connect()
-    assert statuses(send(session, envelope(A))[0]) == {A: 'delivered'}
-    session.close()
-
-
-def refused(mailer: SMTPMailer) -> str:
-    with pytest.raises(MailerUnavailable) as caught:
-        mailer.connect()
-    assert not caught.value.stale
-    return str(caught.value)
 
 
 def test_token(relay: ScriptedSMTPServer, mailer: Mailer) -> None:
@@ -163,7 +149,7 @@ def test_lost_meanwhile(
 ) -> None:
     """A line lost within the exchange is a closed road."""
     relay.script('AUTH', reply(334, 'e30='), action)
-    sender = SMTPMailer(
+    sender = make_mailer(
         relay.host,
         relay.port,
         hostname='web.example.org',
@@ -179,7 +165,7 @@ def test_lost_meanwhile(
 def test_no_token(relay: ScriptedSMTPServer, mailer: Mailer, token: Any) -> None:
     """RFC 6750, 2.1: what cannot be a token is not sent, nor shown."""
     text = refused(mailer(lambda: token))
-    assert 'what it gave is no access token' in text
+    assert 'what it returned is no access token' in text
     assert 'AUTH' not in relay.verbs()
 
 
@@ -205,11 +191,11 @@ def test_never_in_clear(smtp_server: ScriptedSMTPServer, caplog: pytest.LogCaptu
     smtp_server.auth, smtp_server.auth_mechanisms = {USER: TOKEN}, ('XOAUTH2',)
     options: dict[str, Any] = {'hostname': 'x', 'username': USER, 'token': lambda: TOKEN}
     where = (smtp_server.host, smtp_server.port)
-    assert 'STARTTLS: the relay does not offer it' in refused(SMTPMailer(*where, **options))
+    assert 'STARTTLS: the relay does not offer it' in refused(make_mailer(*where, **options))
     assert 'AUTH' not in smtp_server.verbs()
     with pytest.raises(ValueError, match='a token is not sent in clear'):
-        SMTPMailer(*where, tls='none', **options)
-    deliver(SMTPMailer(*where, tls='none', insecure=True, **options))
+        make_mailer(*where, tls='none', **options)
+    deliver(make_mailer(*where, tls='none', insecure=True, **options))
     assert 'plain text' in caplog.text
 
 
@@ -219,13 +205,13 @@ def test_never_in_clear(smtp_server: ScriptedSMTPServer, caplog: pytest.LogCaptu
 def test_token_goes_with_a_user_alone(options: dict[str, Any]) -> None:
     """Who says both, or no name, has not decided."""
     with pytest.raises(ValueError, match='a token goes with a user name, and without a password'):
-        SMTPMailer('relay', hostname='x', token=lambda: TOKEN, **options)
+        make_mailer('relay', hostname='x', token=lambda: TOKEN, **options)
 
 
 def test_control_characters_in_the_name() -> None:
     """They would be further fields of the response."""
     with pytest.raises(ValueError, match='cannot hold control characters'):
-        SMTPMailer('relay', hostname='x', username='ann\1auth=', token=lambda: TOKEN)
+        make_mailer('relay', hostname='x', username='ann\1auth=', token=lambda: TOKEN)
 
 
 def test_secrets_are_nowhere(

@@ -6,7 +6,7 @@ import base64
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import pytest
 
 from pyramid_sendmail.envelope import Envelope, Reply
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.address import open_socket
+from pyramid_sendmail.mailers.smtp.address import TCPAddress, open_socket
 from pyramid_sendmail.mailers.smtp.authentication import Credentials, choose_mechanism
-from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer, _is_loopback
+from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.mailers.smtp.tls import client_context, remedy
+from tests.support.sessions import deliver, make_mailer, refused
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -49,43 +50,19 @@ MAIL = Envelope(
 
 
 def mailer(server: ScriptedSMTPServer, **options: Any) -> SMTPMailer:
-    values: dict[str, Any] = {'hostname': 'web.example.org', 'timeouts': Timeouts().capped(10)}
-    return SMTPMailer(options.pop('host', server.host), server.port, **(values | options))
-
-
-def deliver(mailer: SMTPMailer) -> None:
-    """Send one mail, which must be delivered."""
-    session = mailer.connect()
-    [outcome] = session.send([MAIL])
-    assert outcome['to@example.org'].status == 'delivered'
-    session.close()
-
-
-def refused(mailer: SMTPMailer) -> str:
-    """Return why there is no session."""
-    with pytest.raises(MailerUnavailable) as caught:
-        mailer.connect()
-    assert not caught.value.stale
-    assert f':{mailer.port}: ' in str(caught.value)
-    return str(caught.value)
+    return make_mailer(options.pop('host', server.host), server.port, **options)
 
 
 @pytest.fixture
-def relay(start_smtp_server: Start, tls_authority: TLSAuthority) -> Iterator[Start]:
-    """Start a server that offers STARTTLS and AUTH, and check its log at the end."""
-    servers = []
+def relay(start_checked_server: Start, tls_authority: TLSAuthority) -> Start:
+    """Start a server that offers STARTTLS and AUTH."""
 
     def start(**options: Any) -> ScriptedSMTPServer:
         if options.setdefault('tls', 'starttls') != 'none':
             options.setdefault('context', tls_authority.context())
-        server = start_smtp_server(**({'auth': {USER: PASSWORD}} | options))
-        servers.append(server)
-        return server
+        return start_checked_server(**({'auth': {USER: PASSWORD}} | options))
 
-    yield start
-    for server in servers:
-        assert not server.violations
-        assert not server.script_left()
+    return start
 
 
 # Connecting and the greeting
@@ -182,10 +159,24 @@ def test_interrupted_while_connecting(
     assert smtp_server.raw(1) == b''
 
 
-def test_port_465_needs_tls() -> None:
+@pytest.mark.parametrize(('tls', 'remedy'), [('auto', True), ('implicit', False)])
+def test_port_465_needs_tls(
+    relay: Start, tls_authority: TLSAuthority, tls: str, remedy: bool
+) -> None:
     """A time-out at the greeting of a port for TLS says what to write."""
-    assert 'smtps:' in SMTPMailer('x', 465, hostname='x')._mute()
-    assert SMTPMailer('x', 465, hostname='x', tls='implicit')._mute() == ''
+
+    class Submissions(TCPAddress):
+        def open(self, timeout: float) -> socket.socket:
+            return open_socket(server.host, server.port, timeout)
+
+    server = relay(tls='implicit' if tls == 'implicit' else 'none')
+    server.script('connect', hang())
+    mailer = make_mailer(
+        Submissions('127.0.0.1', 465), tls=tls, ca_file=str(tls_authority.path), timeouts=SHORT
+    )
+    text = refused(mailer)
+    assert 'the greeting: ' in text
+    assert ('write smtps: in mail.url' in text) is remedy
 
 
 @pytest.mark.parametrize('verb', ['EHLO', 'STARTTLS', 'AUTH'])
@@ -339,16 +330,18 @@ def test_loopback_stays_plain(relay: Start, host: str) -> None:
     assert 'STARTTLS' not in server.verbs()
 
 
-def test_starttls_is_used_elsewhere(
-    relay: Start, tls_authority: TLSAuthority, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where it is offered, on a host other than loopback."""
+def test_starttls_is_used_elsewhere(relay: Start, tls_authority: TLSAuthority) -> None:
+    """STARTTLS is used where it is offered, on a host other than loopback."""
+
+    class Elsewhere(TCPAddress):
+        is_loopback = False
+
     server = relay()
-    monkeypatch.setattr('pyramid_sendmail.mailers.smtp.mailer._is_loopback', lambda _host: False)
-    deliver(mailer(server, ca_file=str(tls_authority.path)))
+    address = Elsewhere(server.host, server.port)
+    deliver(make_mailer(address, ca_file=str(tls_authority.path)))
     assert server.messages[0].tls
     plain = relay(tls='none', context=None)
-    deliver(mailer(plain))
+    deliver(make_mailer(Elsewhere(plain.host, plain.port)))
     assert not plain.messages[0].tls
 
 
@@ -421,7 +414,7 @@ def test_remedies() -> None:
 )
 def test_loopback(host: str, loopback: bool) -> None:
     """Loopback is what an address or the one name says, without asking anybody."""
-    assert _is_loopback(host) is loopback
+    assert TCPAddress(host, 25).is_loopback is loopback
 
 
 # Credentials
@@ -555,7 +548,7 @@ def test_insecure_by_name_only(relay: Start, caplog: pytest.LogCaptureFixture) -
     server = relay(auth_required=True)
     insecure = mailer(server, tls='none', insecure=True, username=USER, password=PASSWORD)
     assert 'plain text' in caplog.text
-    assert 'and the password' in caplog.text
+    assert 'mail and password are sent in plain text' in caplog.text
     assert len(caplog.records) == 1
     assert insecure.name.startswith('smtp+insecure://')
     deliver(insecure)
@@ -585,7 +578,7 @@ def test_insecure_by_name_only(relay: Start, caplog: pytest.LogCaptureFixture) -
 def test_what_cannot_be_used(options: dict[str, Any], text: str) -> None:
     """Contradictions and missing files are told at once, by the setting's name."""
     with pytest.raises(ValueError, match=text) as caught:
-        SMTPMailer('relay', 25, **({'hostname': 'x'} | options))
+        make_mailer('relay', 25, **({'hostname': 'x'} | options))
     assert 's3cret' not in str(caught.value)
 
 
@@ -616,6 +609,6 @@ def test_encrypted_key(tmp_path: Path, tls_authority: TLSAuthority) -> None:
 )
 def test_names(host: str, options: dict[str, Any], name: str) -> None:
     """A mailer's name is its URL, without credentials."""
-    made = SMTPMailer(host, hostname='x', **options)
+    made = make_mailer(host, hostname='x', **options)
     assert made.name == name
     assert repr(made) == f'<SMTPMailer {name}>'

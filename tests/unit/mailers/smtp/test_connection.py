@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.envelope import Reply
+from pyramid_sendmail.mailers.session import describe_error
 from pyramid_sendmail.mailers.smtp.connection import (
     BLOCK_BYTES,
     MAX_LINE_BYTES,
     ConnectionLost,
     SMTPConnection,
-    describe,
 )
 from pyramid_sendmail.mailers.smtp.options import Timeouts
 
@@ -107,7 +107,7 @@ def test_long_lines(length: int, end: bytes) -> None:
                 with pytest.raises(ConnectionLost, match='timed out'):
                     wire.reply(0.02)
         else:
-            with pytest.raises(ConnectionLost, match=f'more than {MAX_LINE_BYTES} octets'):
+            with pytest.raises(ConnectionLost, match=f'more than {MAX_LINE_BYTES} bytes'):
                 wire.reply(1)
             assert wire.lost
         wire.close()
@@ -138,12 +138,12 @@ def test_timeouts_can_be_capped() -> None:
     assert Timeouts().capped(9999) == Timeouts()
 
 
-def test_describe() -> None:
+def test_describe_error() -> None:
     """An error without a text is named by its class."""
-    assert describe(OSError(), 1) == 'OSError'
-    assert describe(OSError('x'), 1) == 'x'
-    assert describe(OSError(2, 'No such file'), 1) == 'No such file'
-    assert describe(TimeoutError(), 1.5) == 'timed out after 1.5 s'
+    assert describe_error(OSError(), 1) == 'OSError'
+    assert describe_error(OSError('x'), 1) == 'x'
+    assert describe_error(OSError(2, 'No such file'), 1) == 'No such file'
+    assert describe_error(TimeoutError(), 1.5) == 'timed out after 1.5 s'
 
 
 def test_a_line_that_was_closed_is_lost() -> None:
@@ -151,7 +151,7 @@ def test_a_line_that_was_closed_is_lost() -> None:
     wire, peer = pair()
     with peer:
         wire.close()
-        with pytest.raises(ConnectionLost, match='it was closed'):
+        with pytest.raises(ConnectionLost, match='closed on our side'):
             wire.reply(1)
         for octets in (1, 100_000):
             with pytest.raises(ConnectionLost, match='while sending'):

@@ -16,7 +16,7 @@ from pyramid_sendmail.interfaces import ISMTPMailer
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
-from tests.support.sessions import TINY, A, B, C, envelope, idle, send, statuses
+from tests.support.sessions import TINY, A, B, C, envelope, idle, make_mailer, send, statuses
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -189,10 +189,10 @@ def test_tls_and_password(tls_authority: TLSAuthority) -> None:
     with ScriptedSMTPServer(
         lmtp=True, tls='starttls', context=tls_authority.context(), auth={'ann': 'secret'}
     ) as server:
-        session = LMTPMailer(
+        session = make_mailer(
             server.host,
             server.port,
-            hostname='web.example.org',
+            kind=LMTPMailer,
             username='ann',
             password='secret',
             ca_file=str(tls_authority.path),

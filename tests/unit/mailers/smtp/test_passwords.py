@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,8 +14,7 @@ import pytest
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.authentication import Bearer, Credentials
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.smtp.options import Timeouts
-from tests.support.sessions import A, envelope, send, statuses
+from tests.support.sessions import deliver, make_mailer, refused
 from tests.support.smtp.server import ScriptedSMTPServer, TLSAuthority, reply, reply_then_drop
 
 Start = Callable[..., ScriptedSMTPServer]
@@ -27,42 +27,28 @@ NEVER_ENDING = b64encode(b'[' * 3_000).decode()
 
 
 @pytest.fixture
-def relay(start_smtp_server: Start, tls_authority: TLSAuthority) -> Iterator[Start]:
-    """Start a server that offers STARTTLS and AUTH, and check its log at the end."""
-    servers = []
-
-    def start(**options: Any) -> ScriptedSMTPServer:
-        server = start_smtp_server(
-            **{
-                'tls': 'starttls',
-                'context': tls_authority.context(),
-                'auth': {USER: PASSWORD},
-                'auth_required': True,
-                **options,
-            }
-        )
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        assert not server.violations
-        assert not server.script_left()
+def relay(start_checked_server: Start, tls_authority: TLSAuthority) -> Start:
+    """Start a server that offers STARTTLS and demands AUTH."""
+    return partial(
+        start_checked_server,
+        tls='starttls',
+        context=tls_authority.context(),
+        auth={USER: PASSWORD},
+        auth_required=True,
+    )
 
 
 @pytest.fixture
 def mailer(tls_authority: TLSAuthority) -> Callable[..., SMTPMailer]:
-    """Make a mailer that says who it is."""
+    """Make a mailer that authenticates."""
 
     def make(server: ScriptedSMTPServer, **options: Any) -> SMTPMailer:
         if 'token' not in options:
             options.setdefault('password', PASSWORD)
-        return SMTPMailer(
+        return make_mailer(
             server.host,
             server.port,
-            hostname='web.example.org',
             ca_file=str(tls_authority.path),
-            timeouts=Timeouts().capped(10),
             **{'username': USER, **options},
         )
 
@@ -70,19 +56,6 @@ def mailer(tls_authority: TLSAuthority) -> Callable[..., SMTPMailer]:
 
 
 Make = Callable[..., SMTPMailer]
-
-
-def deliver(mailer: SMTPMailer) -> None:
-    session = mailer.connect()
-    assert statuses(send(session, envelope(A))[0]) == {A: 'delivered'}
-    session.close()
-
-
-def refused(mailer: SMTPMailer) -> str:
-    with pytest.raises(MailerUnavailable) as caught:
-        mailer.connect()
-    assert not caught.value.stale
-    return str(caught.value)
 
 
 # What they may hold
@@ -301,11 +274,11 @@ def test_proof_shows_nothing() -> None:
 def test_warning_names_what_is_in_clear(caplog: pytest.LogCaptureFixture) -> None:
     """Under smtp+insecure: it is told whether a password or a token goes in clear."""
     options: dict[str, Any] = {'hostname': 'x', 'tls': 'none', 'insecure': True, 'username': USER}
-    SMTPMailer('relay', **options, password=PASSWORD)
-    SMTPMailer('relay', **options, token=lambda: TOKEN)
+    make_mailer('relay', **options, password=PASSWORD)
+    make_mailer('relay', **options, token=lambda: TOKEN)
     first, second = (record.getMessage() for record in caplog.records)
-    assert first.endswith('and the password')
-    assert second.endswith('and the token')
+    assert first.endswith('mail and password are sent in plain text')
+    assert second.endswith('mail and token are sent in plain text')
     assert PASSWORD not in first
 
 

@@ -352,7 +352,7 @@ def test_abandon_says_nothing(server: ScriptedSMTPServer) -> None:
 def test_final_reply_takes_its_time(server: ScriptedSMTPServer) -> None:
     """RELIABILITY 6: slower than any command may be, and in time for the final dot."""
     server.script('dot', delay(0.8))
-    session = connect(server, Timeouts(command=0.5, data=0.5, block_timeout=0.5, final=10))
+    session = connect(server, Timeouts(command=0.5, data=0.5, block=0.5, final=10))
     [outcome] = send(session, envelope())
     session.close()
     assert statuses(outcome) == {A: 'delivered'}

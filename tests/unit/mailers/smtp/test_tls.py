@@ -11,19 +11,20 @@ import ssl
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.address import open_socket
+from pyramid_sendmail.mailers.smtp.address import TCPAddress, open_socket
 from pyramid_sendmail.mailers.smtp.connection import SMTPConnection
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.smtp.options import Timeouts
+from pyramid_sendmail.mailers.smtp.options import TLSOptions
 from pyramid_sendmail.mailers.smtp.tls import ReloadingContext, client_context, remedy
-from tests.support.sessions import A, envelope, send, statuses
+from tests.support.sessions import deliver, make_mailer, refused
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -44,46 +45,25 @@ ALERT, HANDSHAKE = b'\x15', b'\x16'  # how a record of TLS begins (RFC 8446, 5.1
 INJECTED = b'220 2.0.0 ready\r\n250-relay.example.org\r\n250 AUTH PLAIN\r\n'
 
 
-class Nearby(SMTPMailer):
-    """Takes the way to 127.0.0.1, whatever its host is."""
+class NearbyAddress(TCPAddress):
+    """Connects to 127.0.0.1, whatever its host is."""
 
-    def _dial(self) -> socket.socket:
+    def open(self, timeout: float) -> socket.socket:
         return open_socket('127.0.0.1', self.port, 5)
 
 
-def nearby(server: ScriptedSMTPServer, host: str = 'relay.example.org', **options: Any) -> Nearby:
-    values: dict[str, Any] = {'hostname': 'web.example.org', 'timeouts': Timeouts().capped(10)}
-    return Nearby(host, server.port, **(values | options))
-
-
-def deliver(mailer: SMTPMailer) -> None:
-    session = mailer.connect()
-    assert statuses(send(session, envelope(A))[0]) == {A: 'delivered'}
-    session.close()
-
-
-def refused(mailer: SMTPMailer) -> str:
-    with pytest.raises(MailerUnavailable) as caught:
-        mailer.connect()
-    assert not caught.value.stale
-    return str(caught.value)
+def nearby(
+    server: ScriptedSMTPServer, host: str = 'relay.example.org', **options: Any
+) -> SMTPMailer:
+    """Make a mailer to a server of this machine under another host name."""
+    return make_mailer(NearbyAddress(host, server.port), **options)
 
 
 @pytest.fixture
-def relay(start_smtp_server: Start, tls_authority: TLSAuthority) -> Iterator[Start]:
-    """Start a server with STARTTLS, and check its log at the end."""
-    servers = []
-
-    def start(**options: Any) -> ScriptedSMTPServer:
-        options.setdefault('context', tls_authority.context('relay.example.org', '127.0.0.1'))
-        server = start_smtp_server(**({'tls': 'starttls'} | options))
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        assert not server.violations
-        assert not server.script_left()
+def relay(start_checked_server: Start, tls_authority: TLSAuthority) -> Start:
+    """Start a server with STARTTLS, for relay.example.org and 127.0.0.1."""
+    context = tls_authority.context('relay.example.org', '127.0.0.1')
+    return partial(start_checked_server, tls='starttls', context=context)
 
 
 # No way back to plain text
@@ -355,7 +335,7 @@ def test_nothing_new_costs_nothing(tls_authority: TLSAuthority, tmp_path: Path) 
     """A context is made once, as long as its files are the same."""
     authorities = tmp_path / 'ca.pem'
     renew(authorities, tls_authority.path)
-    trust = ReloadingContext(ca_file=str(authorities), client_cert=None)
+    trust = ReloadingContext(TLSOptions(ca_file=str(authorities), client_cert=None))
     before = trust.context()
     assert trust.context() is before
     renew(authorities, tls_authority.path)
@@ -422,8 +402,8 @@ def test_lmtp_has_no_smtps(start_smtp_server: Start) -> None:
     """What to do about a password without TLS is said in the words of LMTP."""
     server = start_smtp_server(lmtp=True)
     with pytest.raises(MailerUnavailable) as caught:
-        LMTPMailer(
-            server.host, server.port, hostname='x', username='ann', password='s3cret'
+        make_mailer(
+            server.host, server.port, kind=LMTPMailer, username='ann', password='s3cret'
         ).connect()
     assert 'have it offer STARTTLS, or use lmtp+unix:' in str(caught.value)
     assert 'smtp' not in str(caught.value)
