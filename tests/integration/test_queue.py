@@ -268,7 +268,7 @@ def test_a_poison_mail_stops_nobody(make_world: MakeWorld, poison: str) -> None:
     assert tally.deferred == 0
     assert world.folders() == ['failed'] * len(world.told('error'))
     world.server.violations[:] = [
-        each for each in world.server.violations if 'line of 1000002 octets' not in each
+        each for each in world.server.violations if 'line of 1000002 bytes' not in each
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.smtp.server import CuttingProxy, ScriptedSMTPServer, TLSAuthority
+from .server import CuttingProxy, ScriptedSMTPServer, TLSAuthority
 
 __all__ = [
     'cutting_proxy',

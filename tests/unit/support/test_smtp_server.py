@@ -61,10 +61,10 @@ def test_pipelined_groups_are_answered_in_order(smtp_server: ScriptedSMTPServer)
     with connected(smtp_server.port) as client:
         group = [b'RCPT TO:<%d@x>' % number for number in range(300)]
         lines = [b'MAIL FROM:<a@x>', b'RCPT TO:<nobody@x>', *group, b'DATA', b'']
-        client.say(b'\r\n'.join(lines))
+        client.write(b'\r\n'.join(lines))
         codes = [client.reply()[:3] for _ in range(303)]
         assert codes == [b'250', b'550', *[b'250'] * 300, b'354']
-        client.say(MAIL + b'.\r\n' + b'MAIL FROM:<c@x>\r\nRSET\r\nQUIT\r\n')
+        client.write(MAIL + b'.\r\n' + b'MAIL FROM:<c@x>\r\nRSET\r\nQUIT\r\n')
         assert [client.reply()[:3] for _ in range(4)] == [b'250', b'250', b'250', b'221']
         assert client.rest() == b''
     assert smtp_server.violations == []
@@ -77,7 +77,7 @@ def test_it_is_fast(smtp_server: ScriptedSMTPServer) -> None:
     with connected(smtp_server.port) as client:
         started = time.perf_counter()
         for _ in range(500):
-            client.say(group)
+            client.write(group)
             assert [client.reply()[:1] for _ in range(3)] == [b'2', b'2', b'3']
             assert client.ask(MAIL + b'.').startswith(b'250')
         assert time.perf_counter() - started < 2
@@ -144,7 +144,7 @@ def test_scripted_replies_are_used_up(smtp_server: ScriptedSMTPServer) -> None:
 
 
 def test_matches(smtp_server: ScriptedSMTPServer) -> None:
-    """Text, octets and patterns choose by command line, and by the message for 'dot'."""
+    """Text, bytes and patterns choose by command line, and by the message for 'dot'."""
     smtp_server.always('MAIL', reply(550), match=re.compile('<evil@', re.IGNORECASE))
     smtp_server.script('dot', reply(451), match='Subject: later')
     smtp_server.always('dot', reply(554), match=b'Subject: \xc3\xa9vil')
@@ -206,7 +206,7 @@ def test_bad_greeting(smtp_server: ScriptedSMTPServer) -> None:
         assert client.ask(b'QUIT').startswith(b'221')
 
 
-def test_raw_octets_in_pieces(smtp_server: ScriptedSMTPServer) -> None:
+def test_raw_bytes_in_pieces(smtp_server: ScriptedSMTPServer) -> None:
     """A reply may be malformed, or come in pieces, and still be understood as what it says."""
     smtp_server.script('MAIL', raw(b'25', then=delay(0.02, raw(b'0 fine\r\n'))))
     smtp_server.script('NOOP', raw(b'250-a\r\n550 b\n'), raw(b'hello\r\n'))
@@ -261,7 +261,7 @@ def test_stop_interrupts_everything(action: Action) -> None:
     """Stopping is quick, whatever goes on, and ends the connections."""
     with ScriptedSMTPServer() as server, connected(server.port) as client, connected(server.port):
         server.script('NOOP', action)
-        client.say(b'NOOP\r\n')
+        client.write(b'NOOP\r\n')
         server.wait_for(lambda server: 'NOOP' in server.verbs(1))
         started = time.perf_counter()
         server.stop()
@@ -294,7 +294,7 @@ def test_stop_while_a_reply_is_due(smtp_server: ScriptedSMTPServer) -> None:
         client.ask(b'MAIL FROM:<a@x>')
         client.ask(b'RCPT TO:<b@x>')
         client.ask(b'DATA')
-        client.say(MAIL + b'.\r\n')
+        client.write(MAIL + b'.\r\n')
         smtp_server.wait_for(1)
         smtp_server.stop()
         assert client.rest() == b''

@@ -76,7 +76,7 @@ def test_acceptance_without_acknowledgement(
         client.ask(b'MAIL FROM:<a@x>')
         client.ask(b'RCPT TO:<b@x>')
         client.ask(b'DATA')
-        client.say(MAIL + b'.\r\n')
+        client.write(MAIL + b'.\r\n')
         smtp_server.wait_for(1)
     (message,) = smtp_server.messages
     assert (message.acknowledged, message.reply_code) == (False, None)
@@ -89,7 +89,7 @@ def test_half_close(smtp_server: ScriptedSMTPServer) -> None:
     with connected(smtp_server.port) as client:
         assert client.ask(b'NOOP') == b''
         for _ in range(3):
-            client.say(b'QUIT\r\n')
+            client.write(b'QUIT\r\n')
         smtp_server.wait_for(lambda server: server.open_connections == 1)
         assert smtp_server.raw(1).endswith(b'NOOP\r\n') or b'QUIT' in smtp_server.raw(1)
     smtp_server.wait_for(lambda server: server.open_connections == 0)
@@ -127,7 +127,7 @@ def test_hang_without_reading(start_smtp_server: Start) -> None:
         client.ask(b'DATA')
         client.socket.settimeout(0.1)
         with pytest.raises(TimeoutError):
-            client.say(b'x' * 20_000_000)
+            client.write(b'x' * 20_000_000)
     server.stop()
     assert len(server.raw(1)) < 100_000
 
@@ -163,7 +163,7 @@ def test_hold(smtp_server: ScriptedSMTPServer) -> None:
         client.ask(b'MAIL FROM:<a@x>')
         client.ask(b'RCPT TO:<b@x>')
         client.ask(b'DATA')
-        client.say(MAIL + b'.\r\n')
+        client.write(MAIL + b'.\r\n')
         smtp_server.wait_for(1)
         assert not smtp_server.messages[0].acknowledged
         event.set()
@@ -180,7 +180,7 @@ def test_client_that_gave_up_is_not_acknowledged(smtp_server: ScriptedSMTPServer
         client.ask(b'MAIL FROM:<a@x>')
         client.ask(b'RCPT TO:<b@x>')
         client.ask(b'DATA')
-        client.say(MAIL + b'.\r\n')
+        client.write(MAIL + b'.\r\n')
         smtp_server.wait_for(1)
     event.set()
     smtp_server.wait_for(lambda server: server.open_connections == 0)
@@ -200,9 +200,9 @@ def test_endless_replies(smtp_server: ScriptedSMTPServer) -> None:
     smtp_server.script('EHLO', stream_forever())
     client = Client(smtp_server.port)
     client.reply()
-    client.say(b'EHLO me\r\n')
-    octets = 0
-    while octets < 1_000_000:
-        octets += len(client.socket.recv(65536))
+    client.write(b'EHLO me\r\n')
+    received = 0
+    while received < 1_000_000:
+        received += len(client.socket.recv(65536))
     client.close()
     smtp_server.wait_for(lambda server: server.open_connections == 0)

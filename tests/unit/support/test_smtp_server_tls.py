@@ -113,7 +113,7 @@ def test_starttls_response_injection(start_smtp_server: Start, tls_authority: TL
     server.script('STARTTLS', raw(b'220 ready\r\n250-FAKE\r\n250 AUTH PLAIN\r\n'))
     trusting = ssl.create_default_context(cafile=str(tls_authority.path))
     with connected(server.port) as client:
-        client.say(b'STARTTLS\r\n')
+        client.write(b'STARTTLS\r\n')
         assert client.socket.recv(65536) == b'220 ready\r\n250-FAKE\r\n250 AUTH PLAIN\r\n'
         wrapped = handshake(client, trusting)
         assert b'FAKE' not in wrapped.ask(b'EHLO me')
