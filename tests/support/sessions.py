@@ -1,4 +1,4 @@
-"""Mail to send over an SMTP session, and what came of it."""
+"""Mailers and sessions for a scripted SMTP server, mail to send, and what may go wrong."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.smtp.server import (
 RAW = b'Subject: hello\r\nMessage-ID: <0@example.org>\r\n\r\n.dot\r\nend\r\n'
 
 TINY = Timeouts(connect=5, greeting=0.3, command=0.3, data=0.3, block=0.3, final=0.3, quit=0.3)
-"""For tests in which a time-out is what is to happen."""
+"""For tests of time-outs."""
 
 PATIENT = Timeouts().capped(10)
 
@@ -40,6 +40,7 @@ A, B, C = 'a@example.org', 'b@example.org', 'c@example.org'
 
 
 def envelope(*recipients: str, **changes: Any) -> Envelope:
+    """Return an envelope, to A unless there are ``recipients``."""
     values: dict[str, Any] = {
         'id': '0' * 32,
         'message_id': '<0@example.org>',
@@ -96,7 +97,7 @@ def refused(mailer: IMailer) -> str:
 def connect(
     server: ScriptedSMTPServer, timeouts: Timeouts | None = None, **options: Any
 ) -> SMTPSession:
-    """A session with a scripted server; ``options``: those of SessionOptions."""
+    """Return a session with a scripted server; ``options``: those of SessionOptions."""
     return SMTPMailer(
         server.host,
         server.port,
@@ -107,10 +108,12 @@ def connect(
 
 
 def send(session: SMTPSession, *envelopes: Envelope) -> list[Outcome]:
+    """Send these and return their outcomes."""
     return list(session.send(envelopes))
 
 
 def statuses(outcome: Outcome) -> dict[str, str]:
+    """Return each recipient's status."""
     return {recipient: verdict.status for recipient, verdict in outcome.items()}
 
 
@@ -122,16 +125,19 @@ def idle(server: ScriptedSMTPServer) -> None:
         time.sleep(0.001)
 
 
-class BreakingWire:
-    """A line that breaks while the end of a message is written: ``unsent`` octets of the text, and
-    what stands behind it, have not left."""
+class BreakingConnection:
+    """A connection that breaks while the end of a message is written.
+
+    ``unsent``: how many bytes of the text have not left, beside all that follows it.
+    ``last_replies``: what the relay sends after the write.
+    """
 
     lost = False
     unread = b''
 
-    def __init__(self, unsent: int, *last_words: Reply) -> None:
+    def __init__(self, unsent: int, *last_replies: Reply) -> None:
         self._unsent = unsent
-        self._replies = iter([Reply(250, ''), Reply(250, ''), Reply(354, ''), *last_words])
+        self._replies = iter([Reply(250, ''), Reply(250, ''), Reply(354, ''), *last_replies])
 
     def write(self, data: bytes) -> None:
         _, dot, behind = bytes(data).partition(b'\r\n.\r\n')
@@ -148,7 +154,7 @@ class BreakingWire:
         pass
 
 
-# The matrix: answers at a verb that are nobody's fault.
+# What may happen instead of a reply: the connection is lost, or the session fails.
 
 LOST: dict[str, tuple[Action, Timeouts | None]] = {
     'dropped': (drop(), None),

@@ -1,5 +1,5 @@
 """An application with subscribers, a queue on disk and a scripted relay: from ``send`` to the
-octets that the relay has received, and back to the events."""
+bytes that the relay received, and back to the events."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STATES = ('tmp', 'new', 'cur', 'done', 'failed')
 
 
 def welcome(**changes: Any) -> Message:
-    """The common message."""
+    """Return a message, with these ``changes``."""
     given: dict[str, Any] = {
         'subject': 'Welcome',
         'sender': 'Shop <shop@example.org>',
@@ -52,10 +52,11 @@ def welcome(**changes: Any) -> Message:
 
 
 class World:
-    """``clock`` stands still unless a test moves it. ``events``: what subscribers were told.
+    """An application, its queue and its relay.
 
-    ``url``: how to reach the relay, in place of plain SMTP with ``timeouts``. ``composer``: what
-    the EnvelopeFactory is made with.
+    ``clock``: stands still unless a test moves it. ``events``: those that subscribers got.
+    ``url``: the mailer's URL, instead of plain SMTP with ``timeouts``. ``composer``: arguments of
+    EnvelopeFactory.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class World:
         self.dispatcher: Any = self.config.registry.getUtility(IMailEventDispatcher)
 
     def new_queue(self) -> MaildirQueue:
-        """The queue, as another process would open it."""
+        """Open the queue as another process would."""
         queue = MaildirQueue(
             str(self.path), sync=False, longest=self.policy.longest, clock=self.clock
         )
@@ -107,13 +108,13 @@ class World:
         return queue
 
     def send(self, message: Any = None, **options: Any) -> str:
-        """Commit a mail; its Message-ID."""
+        """Commit a mail and return its Message-ID."""
         manager = TransactionManager(explicit=True)
         with manager:
             return self.delivery.bind(manager).send(message or welcome(), **options)
 
     def put(self, *recipients: str, **options: Any) -> Envelope:
-        """A mail into the queue that no ``send`` has looked at."""
+        """Put a mail into the queue without ``send``."""
         raw = options.pop('raw', None)
         envelope = make_envelope(*recipients, queued_at=self.clock(), **options)
         if raw is not None:
@@ -122,7 +123,7 @@ class World:
         return envelope
 
     def processor(self, **options: Any) -> QueueProcessor:
-        """Another processor on the same queue, as after a restart."""
+        """Return a new processor on the same queue, as after a restart."""
         attempts = OutcomeRecorder(self.policy, self.dispatcher, self._ambiguous, clock=self.clock)
         return QueueProcessor(
             self.new_queue(),

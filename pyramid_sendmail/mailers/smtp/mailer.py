@@ -53,8 +53,8 @@ class SMTPMailer:
     """Sends to a relay by SMTP.
 
     ``host``: a host name or IP address beside ``port``, or an Address in place of both.
-    ``hostname``: our own name, for EHLO. ``tls``: how the connection is encrypted. ``identity``: Credentials or Bearer.
-    ``options``: how to speak to the relay.
+    ``hostname``: our own name, for EHLO. ``tls``: how the connection is encrypted.
+    ``identity``: Credentials or Bearer. ``options``: how to speak to the relay.
 
     Raises ValueError for arguments that cannot be used or contradict each other, files of ``tls``
     included. Warns if mail, or a secret, is sent in plain text with ``insecure``.
@@ -63,7 +63,7 @@ class SMTPMailer:
     _lmtp = False
     _no_tls_remedy = (
         'write smtps: in mail.url for TLS from the first byte (port 465 as a rule), or '
-        'smtp+insecure: to speak plain text over a line that nobody else can read'
+        'smtp+insecure: for plain text over a network that only you can read'
     )
 
     def __init__(

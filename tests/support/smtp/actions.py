@@ -70,7 +70,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """Octets to write as they are, in one segment, then perhaps something else."""
+    """Bytes to write as they are, in one segment; then another action, if any."""
 
     data: bytes
     then: Action | None = None

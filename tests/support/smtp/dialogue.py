@@ -120,7 +120,7 @@ class Dialogue:
         return data
 
     def perform(self, verb: str, text: str | bytes, default: Action) -> int:
-        """Do the scripted action for a verb, or ``default``. Return the code that was sent, or 0."""
+        """Do the scripted action for a verb, or ``default``; return the code sent, or 0."""
         self.written = b''
         self.act(self._server.choose(verb, text), default)
         return reply_code(self.written)

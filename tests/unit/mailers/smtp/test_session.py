@@ -23,7 +23,7 @@ from tests.support.sessions import (
     TINY,
     A,
     B,
-    BreakingWire,
+    BreakingConnection,
     C,
     connect,
     envelope,
@@ -278,7 +278,7 @@ def test_nothing_is_said_after_a_421(server: ScriptedSMTPServer) -> None:
 def test_lost_behind_the_seal() -> None:
     """A mail that was written down as leaving is put off where it has not left: nobody shall find
     the mark later, and take it for a mail that may have arrived."""
-    wire: Any = BreakingWire(1_000)
+    wire: Any = BreakingConnection(1_000)
     session = SMTPSession(wire, name='smtp://relay:25', extensions={}, timeouts=Timeouts())
     session._carried = True
     ambiguous: list[object] = []
@@ -289,7 +289,7 @@ def test_lost_behind_the_seal() -> None:
 
 def test_yes_to_half_a_message() -> None:
     """A yes that came although the end may not have left is no promise."""
-    wire: Any = BreakingWire(1, Reply(250, 'queued'))
+    wire: Any = BreakingConnection(1, Reply(250, 'queued'))
     session = SMTPSession(wire, name='smtp://relay:25', extensions={}, timeouts=Timeouts())
     assert statuses(send(session, envelope())[0]) == {A: 'ambiguous'}
 
@@ -406,7 +406,7 @@ def test_reply_out_of_place(server: ScriptedSMTPServer, verb: str, code: int, st
 def test_ambiguous_from_the_first_octet_of_the_end(unsent: int, status: str) -> None:
     """Where no octet of CRLF.CRLF can have left, the relay cannot have taken the mail."""
     for extensions, mails in {(): 1, ('PIPELINING',): 1, ('PIPELINING', 'SIZE'): 2}.items():
-        wire: Any = BreakingWire(unsent)
+        wire: Any = BreakingConnection(unsent)
         session = SMTPSession(
             wire,
             name='smtp://relay:25',
