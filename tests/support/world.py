@@ -139,21 +139,21 @@ class World:
         return tally
 
     def attempt(self, **options: Any) -> Tally | str:
-        """Deliver what is due, or find the road closed; the count, or what the error says."""
+        """Deliver what is due; return the count, or the error if the relay is unavailable."""
         try:
             return self.run(**options)
         except MailerUnavailable as error:
             return str(error)
 
     def closed(self, **options: Any) -> str:
-        """Try to deliver, and find the road closed; what the error says."""
+        """Return the error of a run while the relay is unavailable."""
         with pytest.raises(MailerUnavailable) as caught:
             self.run(**options)
         return str(caught.value)
 
     @contextmanager
     def running(self, **options: Any) -> Iterator[QueueProcessor]:
-        """A processor at work, in a thread."""
+        """Run a processor in a thread."""
         processor, stop = self.processor(**options), Event()
         thread = Thread(target=processor.run, args=(stop,))
         thread.start()
@@ -166,7 +166,7 @@ class World:
         assert not thread.is_alive()
 
     def files(self) -> dict[str, bytes]:
-        """Every file of the queue's folders, with what stands in it; none that goes meanwhile."""
+        """Return the content of every file in the queue, without those that vanish meanwhile."""
         found = {}
         for folder in STATES:
             for path in sorted((self.path / folder).iterdir()):
@@ -175,18 +175,18 @@ class World:
         return found
 
     def folders(self) -> list[str]:
-        """The folder of each mail."""
+        """Return the folder of each mail."""
         return [name.partition('/')[0] for name in self.files()]
 
     def due(self) -> float:
-        """When the only deferred mail is due again."""
+        """Return when the only deferred mail is due again, in epoch seconds."""
         (name,) = (path.name for path in (self.path / 'cur').iterdir())
         schedule = parse(name)
         assert schedule is not None
         return schedule.due
 
-    def told(self, kind: str) -> list[Any]:
-        """The events of one kind: 'sent', 'deferred' or 'error'."""
+    def events_of(self, kind: str) -> list[Any]:
+        """Return the events of a kind: 'sent', 'deferred' or 'error'."""
         assert self.dispatcher.join(10)
         return [each for each in self.events if type(each).__name__ == f'Mail{kind.title()}Event']
 

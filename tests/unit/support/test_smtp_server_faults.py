@@ -70,7 +70,7 @@ def test_drop_after_acceptance(smtp_server: ScriptedSMTPServer) -> None:
 def test_acceptance_without_acknowledgement(
     smtp_server: ScriptedSMTPServer, action: Action
 ) -> None:
-    """What the server took and did not acknowledge is listed so."""
+    """A message that was accepted and not acknowledged is logged so."""
     smtp_server.script('dot', accept_then(action))
     with connected(smtp_server.port) as client:
         client.ask(b'MAIL FROM:<a@x>')
@@ -98,7 +98,7 @@ def test_half_close(smtp_server: ScriptedSMTPServer) -> None:
 
 @pytest.mark.parametrize('verb', ['connect', 'MAIL', 'dot'])
 def test_hang(smtp_server: ScriptedSMTPServer, verb: str) -> None:
-    """A client that waits for an answer runs into its own timeout."""
+    """A client that waits for a reply runs into its own time-out."""
     smtp_server.script(verb, hang())
 
     def talk() -> None:
@@ -118,7 +118,7 @@ def test_hang(smtp_server: ScriptedSMTPServer, verb: str) -> None:
 
 
 def test_hang_without_reading(start_smtp_server: Start) -> None:
-    """A server that takes nothing makes the client's writes block."""
+    """A server that does not read makes the client's writes block."""
     server = start_smtp_server(socket_buffer=4096)
     server.script('DATA', raw(b'354 go on\r\n', then=hang(reading=False)))
     with connected(server.port) as client:
@@ -156,7 +156,7 @@ def test_delay(smtp_server: ScriptedSMTPServer, verb: str) -> None:
 
 
 def test_hold(smtp_server: ScriptedSMTPServer) -> None:
-    """A held reply waits for the test; the message is known before it is acknowledged."""
+    """A held reply waits for the test; the message is logged before it is acknowledged."""
     event = threading.Event()
     smtp_server.script('dot', hold(event, reply(250, 'at last')))
     with connected(smtp_server.port) as client:

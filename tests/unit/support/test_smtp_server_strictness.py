@@ -1,4 +1,4 @@
-"""The scripted server notes what a client must not send."""
+"""The scripted server logs violations of the protocol."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Start = Callable[..., ScriptedSMTPServer]
 def test_violations_in_commands(
     smtp_server: ScriptedSMTPServer, sent: bytes, violation: str
 ) -> None:
-    """Whatever a client must not send as a command is logged."""
+    """Each violation in a command is logged."""
     with connected(smtp_server.port) as client:
         client.write(sent)
         smtp_server.wait_for(lambda server: server.violations)
@@ -63,7 +63,7 @@ def test_bare_line_ends_are_not_obeyed(smtp_server: ScriptedSMTPServer) -> None:
     ],
 )
 def test_violations_in_data(smtp_server: ScriptedSMTPServer, data: bytes, violation: str) -> None:
-    """Whatever a client must not send as data is logged."""
+    """Each violation in the data is logged."""
     with connected(smtp_server.port) as client:
         client.transaction(data=data)
     (text,) = smtp_server.violations
@@ -85,7 +85,7 @@ def test_long_stuffed_lines_and_declared_bytes_are_fine(start_smtp_server: Start
 
 
 def test_early_talkers(smtp_server: ScriptedSMTPServer) -> None:
-    """Octets before the greeting are a violation."""
+    """Bytes before the greeting are a violation."""
     event = threading.Event()
     smtp_server.script('connect', hold(event))
     with connected(smtp_server.port, greeted=False) as client:
@@ -97,7 +97,7 @@ def test_early_talkers(smtp_server: ScriptedSMTPServer) -> None:
 
 @pytest.mark.parametrize('code', [354, 451])
 def test_data_before_354(smtp_server: ScriptedSMTPServer, code: int) -> None:
-    """Octets of a message before DATA is answered are a violation, whatever the answer."""
+    """Bytes of a message before the reply to DATA are a violation, whatever the reply."""
     smtp_server.script('DATA', delay(0.05, reply(code)))
     with connected(smtp_server.port) as client:
         client.ask(b'MAIL FROM:<a@x>')
