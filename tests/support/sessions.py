@@ -133,6 +133,7 @@ class BreakingConnection:
     """
 
     lost = False
+    secure = False
     unread = b''
 
     def __init__(self, unsent: int, *last_replies: Reply) -> None:

@@ -261,7 +261,7 @@ class ChunkingSession(SMTPSession):
             return  # MAIL was refused, and so is RCPT
         elif is_session_failure(reply) or (verb == 'MAIL' and is_session_full(reply)):
             each.session_failure = each.session_failure or (
-                session_failure_reason(verb, reply),
+                session_failure_reason(verb, reply, secure=self._connection.secure),
                 reply.code in (421, 452),
             )
             self._in_transaction = self._in_transaction and verb == 'RCPT'

@@ -126,17 +126,20 @@ def is_session_full(reply: Reply) -> bool:
     return reply.code == 452 and is_too_many_recipients(reply)
 
 
-def session_failure_reason(verb: str, reply: Reply) -> str:
-    """Return why a reply to a command ended the session, with what to do about it."""
-    remedy = starttls_remedy(reply)
+def session_failure_reason(verb: str, reply: Reply, *, secure: bool) -> str:
+    """Return why a reply to a command ended the session, with what to do about it.
+
+    ``secure``: the connection is encrypted.
+    """
+    remedy = starttls_remedy(reply, secure=secure)
     if reply.code == 530 and not remedy:
         remedy = 'see mail.username and mail.password'
     return f'{verb} was answered {reply}' + (f'; {remedy}' if remedy else '')
 
 
-def starttls_remedy(reply: Reply) -> str:
-    """Return what to do if the relay demands TLS, or ''."""
-    if reply.code == 530 and 'STARTTLS' in reply.text.upper():
+def starttls_remedy(reply: Reply, *, secure: bool) -> str:
+    """Return what to do if the relay demands TLS on a connection without it, or ''."""
+    if reply.code == 530 and not secure and 'STARTTLS' in reply.text.upper():
         return 'the relay demands TLS: write smtp: with ?tls=required, or smtps:, in mail.url'
     return ''
 

@@ -262,7 +262,8 @@ class SMTPMailer:
         if reply.code // 100 != 2:
             reply = Reply(reply.code, proof.hide(reply.text))
             remedy = f'see {identity.options}' if reply.code // 100 == 5 else ''
-            self._refused(f'AUTH {mechanism}', reply, starttls_remedy(reply) or remedy)
+            remedy = starttls_remedy(reply, secure=connection.secure) or remedy
+            self._refused(f'AUTH {mechanism}', reply, remedy)
         connection.secrets = proof.secrets
 
     def _ask(self, connection: SMTPConnection, verb: str, argument: str = '') -> Reply:

@@ -203,8 +203,7 @@ class SMTPSession:
         self._check_nothing_unread()
         while True:
             if unsent and len(awaiting) <= self._max_pipelined // 2:
-                group = self._next_group(mail)
-                if group:
+                if group := self._next_group(mail):
                     self._connection.write(group)
             if not awaiting:
                 return
@@ -226,7 +225,8 @@ class SMTPSession:
             self._check_nothing_unread(text_follows=data)
             return reply
         if is_session_failure(reply):
-            reason, stale = session_failure_reason(command.verb, reply), reply.code == 421
+            secure, stale = self._connection.secure, reply.code == 421
+            reason = session_failure_reason(command.verb, reply, secure=secure)
             self._connection.lost = stale or bool(self._awaiting_reply)
             if mail.is_untouched(self._has_answered):
                 self._unavailable(reason, stale=stale)

@@ -224,6 +224,14 @@ def test_helo_refused(smtp_server: ScriptedSMTPServer) -> None:
     assert 'HELO: the relay answered 550 who' in refused(mailer(smtp_server))
 
 
+def test_our_name_is_refused(smtp_server: ScriptedSMTPServer) -> None:
+    """If EHLO and HELO are refused for their argument, the error names mail.hostname."""
+    smtp_server.script('EHLO', reply(501, 'bad name'))
+    smtp_server.script('HELO', reply(501, 'bad name'))
+    text = refused(mailer(smtp_server))
+    assert 'it may not accept our name web.example.org: see mail.hostname' in text
+
+
 @pytest.mark.parametrize('code', [421, 503, 550, 554])
 def test_ehlo_refused_otherwise(smtp_server: ScriptedSMTPServer, code: int) -> None:
     """HELO does not follow other refusals."""
@@ -478,6 +486,24 @@ def test_nothing_in_common(relay: Start, tls_authority: TLSAuthority) -> None:
     )
     assert 'offers CRAM-MD5 GSSAPI, and not PLAIN or LOGIN' in text
     assert 'AUTH' not in server.verbs()
+
+
+def test_auth_without_a_mechanism(relay: Start, tls_authority: TLSAuthority) -> None:
+    """A relay that lists AUTH with no mechanism is said to offer none."""
+    server = relay(tls_extensions=('AUTH',), auth_advertised='never')
+    text = refused(
+        mailer(server, ca_file=str(tls_authority.path), username=USER, password=PASSWORD)
+    )
+    assert 'the relay offers no mechanism, and not PLAIN or LOGIN' in text
+
+
+def test_starttls_is_demanded_at_auth(relay: Start) -> None:
+    """A relay that demands STARTTLS of smtp+insecure: is no reason to look at the password."""
+    server = relay(tls='none', context=None)
+    server.script('AUTH', reply(530, '5.7.0 Must issue a STARTTLS command first'))
+    text = refused(mailer(server, tls='none', insecure=True, username=USER, password=PASSWORD))
+    assert 'the relay demands TLS: write smtp: with ?tls=required, or smtps:, in mail.url' in text
+    assert 'mail.username' not in text
 
 
 def test_old_spelling_of_auth(relay: Start, tls_authority: TLSAuthority) -> None:

@@ -91,6 +91,25 @@ def test_session_failure(server: ScriptedSMTPServer, verb: str, answer: str, car
     assert (b'QUIT' in server.raw(1)) is ('QUIT' in server.verbs())
 
 
+@pytest.mark.parametrize(
+    ('text', 'remedy'),
+    [
+        ('5.7.0 Authentication required', 'see mail.username and mail.password'),
+        ('5.7.0 Must issue a STARTTLS command first', 'write smtp: with ?tls=required, or smtps:'),
+    ],
+)
+@pytest.mark.parametrize('verb', ['MAIL', 'RCPT'])
+def test_530_has_a_remedy(server: ScriptedSMTPServer, verb: str, text: str, remedy: str) -> None:
+    """A relay that demands AUTH or TLS before a mail leads to the settings to write."""
+    session = connect(server)
+    server.script(verb, reply(530, text))
+    with pytest.raises(MailerUnavailable) as caught:
+        send(session, envelope())
+    session.close()
+    assert f'{verb} was answered 530 {text}; ' in str(caught.value)
+    assert remedy in str(caught.value)
+
+
 @pytest.mark.parametrize('carried', [False, True], ids=['fresh', 'carried'])
 @pytest.mark.parametrize('how', LOST)
 @pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA', 'dot'])
