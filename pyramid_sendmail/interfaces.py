@@ -310,28 +310,28 @@ class IMailClaim(Interface):
 class IMailer(Interface):
     """How an envelope leaves this machine. Thread-safe; holds no connection itself."""
 
-    name = Attribute('Where it sends to, for people: no secrets.')
+    name: str = Attribute('Where it sends to, for people: no secrets.')
 
-    def connect() -> Any:
-        """Return an IMailSession. Raises MailerUnavailable, whatever went wrong."""
+    def connect() -> IMailSession:
+        """Return a session. Raises MailerUnavailable, whatever went wrong."""
 
 
 class ISMTPMailer(IMailer):
     """Sends to a relay host by SMTP (RFC 5321)."""
 
-    host = Attribute('Host name or address of the relay.')
-    port = Attribute('TCP port of the relay.')
+    host: str = Attribute('Host name or address of the relay.')
+    port: int = Attribute('TCP port of the relay.')
 
 
 class IMailSession(Interface):
-    """A conversation with the next hop, used by one thread at a time.
+    """A session with the next hop, used by one thread at a time.
 
-    A session may have ``cooperative = True``: whatever it waits for stands in
-    :class:`pyramid_sendmail.threads.blocking`, so that the workers of a queue processor can take
-    turns over such sessions.
+    The class may have ``cooperative = True``: the session enters
+    :class:`pyramid_sendmail.threads.blocking` wherever it waits, so that the workers of a queue
+    processor can compute in turn.
     """
 
-    name = Attribute(
+    name: str = Attribute(
         'Where it sends to, for people: the name of the mailer that connected, and in parentheses '
         'the version of TLS, if any: ``smtp://relay:587 (TLSv1.3)``.'
     )
@@ -339,23 +339,27 @@ class IMailSession(Interface):
     def send(
         envelopes: Iterable[Envelope],
         *,
-        before_final_dot: Callable[[Envelope, Sequence[str]], None] | None = None,
+        before_final_dot: Callable[[Envelope, Sequence[str]], object] | None = None,
     ) -> Iterator[Outcome]:
         """Send each envelope and yield an Outcome for each, in order.
 
-        ``envelopes``: an iterable, pulled from one by one, the next perhaps before the last one's
-        final dot has left: pulling must not wait for anything. ``before_final_dot(envelope, recipients)``
-        is called before the final dot of each leaves, with the recipients that the next hop has
-        accepted, or has been asked about where their text leaves before the answer; what it raises
-        ends the session. Raises MailerUnavailable where no mail is to blame: those pulled and not
-        answered are untouched, sealed or not. Raises nothing else for what a relay can do.
+        ``envelopes``: pulled one by one; the next may be pulled before the final dot of the last
+        one has left, so pulling must not wait.
+
+        ``before_final_dot(envelope, recipients)``: called before the text of a mail is complete,
+        with the recipients that the next hop has accepted, or was asked about if the text does
+        not wait for the answer. What it raises ends the session.
+
+        Raises MailerUnavailable if the failure is not a mail's fault: envelopes that were pulled
+        and have no outcome are untouched, even if ``before_final_dot`` was called for them. Raises
+        nothing else for what a relay can do.
         """
 
     def close() -> None:
-        """Say good-bye if there is anybody to hear it, and never raise."""
+        """End the session properly if that is possible. Never raises."""
 
     def abandon() -> None:
-        """Close without a word: in a forked child, or on a line that makes no sense any more."""
+        """Close the connection at once: in a forked child, or after a broken exchange."""
 
 
 class IMailQueueProcessor(Interface):

@@ -17,11 +17,10 @@ from ..settings.converters import choice, count, pause, text
 from .file import FileMailer
 from .null import NullMailer
 from .sendmail import SendmailMailer
-from .smtp.connection import TIMEOUTS
-from .smtp.extensions import SessionOptions
+from .smtp.authentication import Identity, TokenFile, make_identity
 from .smtp.lmtp import LMTPMailer
-from .smtp.mailer import Security, SMTPMailer
-from .tokens import TokenFile
+from .smtp.mailer import SMTPMailer
+from .smtp.options import DEFAULT_TIMEOUTS, SessionOptions, TLSMode, TLSOptions
 from .url import Converters, MailURL, Options, refuse
 
 __all__ = ['BUILDERS', 'RELAY_OPTIONS', 'Builder', 'Defaults']
@@ -102,10 +101,7 @@ RELAY_OPTIONS: Converters = {**_LMTP_OPTIONS, **_WINDOW}
 def _smtp(url: MailURL, defaults: Defaults) -> IMailer:
     host, port = url.host_and_port(465 if url.scheme == 'smtps' else 25)
     options = url.converted_options(RELAY_OPTIONS)
-    insecure = url.scheme == 'smtp+insecure'
-    return SMTPMailer(
-        host, port, insecure=insecure, **_relay_arguments(url, defaults, options, host)
-    )
+    return SMTPMailer(host, port, **_relay_arguments(url, defaults, options, host))
 
 
 def _lmtp(url: MailURL, defaults: Defaults) -> IMailer:
@@ -159,14 +155,17 @@ def _relay_arguments(url: MailURL, defaults: Defaults, options: Options, host: s
     """Return the arguments that an SMTPMailer and an LMTPMailer share."""
     return {
         'hostname': defaults.hostname,
-        'tls': _security(url.scheme, options),
-        **_identity(url, defaults, options, host),
-        **_among(options, _CERTIFICATES),
+        'tls': TLSOptions(
+            _tls_mode(url.scheme, options),
+            insecure=url.scheme == 'smtp+insecure',
+            **_among(options, _CERTIFICATES),
+        ),
+        'identity': _identity(url, defaults, options, host),
         **_session_arguments(options),
     }
 
 
-def _security(scheme: str, options: Options) -> Security:
+def _tls_mode(scheme: str, options: Options) -> TLSMode:
     required = options.get('tls')
     if required not in (None, 'required'):
         refuse('has an option tls= other than tls=required', 'that, smtps: or smtp+insecure:')
@@ -183,7 +182,7 @@ def _security(scheme: str, options: Options) -> Security:
     return 'starttls' if required else 'auto'
 
 
-def _identity(url: MailURL, defaults: Defaults, options: Options, host: str) -> Options:
+def _identity(url: MailURL, defaults: Defaults, options: Options, host: str) -> Identity | None:
     """Return the user name with a password or a token, of the URL or else of the settings."""
     username, password = defaults.username, defaults.password
     if url.has_credentials:
@@ -199,7 +198,7 @@ def _identity(url: MailURL, defaults: Defaults, options: Options, host: str) -> 
                 f'has a {given} without a {missing}',
                 f'{url.scheme}://USER:PASSWORD@{host}, or mail.username and mail.password',
             )
-        return {'username': username, 'password': password}
+        return make_identity(username, password)
     tokens = list(_among(options, _TOKENS).values())
     if len(tokens) > 1:
         refuse('has token= and token_file=', 'one of them')
@@ -207,13 +206,16 @@ def _identity(url: MailURL, defaults: Defaults, options: Options, host: str) -> 
         refuse('has a password and a token', 'one of them')
     if not username:
         refuse('has a token without a user name', f'{url.scheme}://USER@{host}, or mail.username')
-    return {'username': username, 'token': tokens[0]}
+    return make_identity(username, token=tokens[0])
 
 
 def _session_arguments(options: Options) -> Options:
     """Return the arguments for time-outs and commands. Raises ValueError naming the option."""
+    timeouts = DEFAULT_TIMEOUTS
+    if 'timeout' in options:
+        timeouts = timeouts.capped(options['timeout'])
     return {
-        'timeouts': TIMEOUTS.capped(options['timeout']) if 'timeout' in options else TIMEOUTS,
+        'timeouts': timeouts,
         'options': SessionOptions(**_among(options, {**_SESSION, **_WINDOW})),
     }
 

@@ -35,14 +35,14 @@ from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.file import FileMailer
 from pyramid_sendmail.mailers.null import NullMailer
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
-from pyramid_sendmail.mailers.smtp.authentication import Bearer
-from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
+from pyramid_sendmail.mailers.smtp.authentication import Bearer, TokenFile
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.tokens import TokenFile
+from pyramid_sendmail.mailers.smtp.options import SessionOptions
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.scripts import qp
 from tests.support.doubles import RecordingMailer
+from tests.support.sessions import make_mailer
 
 SECRET = 's3kr1t'
 
@@ -410,7 +410,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     ),
     (Made(FailoverMailer, [NullMailer()]), 'failover', 'two mailers or more'),
     (
-        Made(SMTPMailer, 'relay', {'hostname': 'a', 'password': SECRET, 'token': str}),
+        Made(make_mailer, 'relay', {'hostname': 'a', 'password': SECRET, 'token': str}),
         'a token goes with a user name',
         'without a password',
     ),
@@ -419,17 +419,17 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Made(read_token, NOT_HERE), f'token_file={NOT_HERE}', 'No such file'),
     (Made(read_token, '/dev/null'), 'token_file=/dev/null', 'empty first line'),
     (Made(read_token, sys.executable), f'token_file={sys.executable}', 'is not ASCII'),
-    (Made(prove, f'{SECRET} {SECRET}'), 'what it gave is no access token', 'RFC 6750'),
+    (Made(prove, f'{SECRET} {SECRET}'), 'what it returned is no access token', 'RFC 6750'),
     (Made(SMTPMailer, 'relay', {'hostname': 'a b'}), "mail.hostname: 'a b'", 'host name'),
     (
-        Made(SMTPMailer, 'relay', {'hostname': 'a', 'username': 'ann'}),
+        Made(make_mailer, 'relay', {'hostname': 'a', 'username': 'ann'}),
         'mail.username and mail.password',
         'need each other',
     ),
-    (Made(SMTPMailer, 'relay', {'hostname': 'a', 'insecure': True}), 'insecure', "tls='none'"),
+    (Made(make_mailer, 'relay', {'hostname': 'a', 'insecure': True}), 'insecure', "tls='none'"),
     (
         Made(
-            SMTPMailer,
+            make_mailer,
             'relay',
             {'hostname': 'a', 'tls': 'none', 'username': 'ann', 'password': SECRET},
         ),

@@ -702,7 +702,7 @@ def test_a_failed_mail_with_the_null_sender_makes_no_mail(world: World) -> None:
     for _ in range(3):
         world.run()
         world.clock.now += DAY
-    assert len(world.told('error')) == 1
+    assert len(world.events_of('error')) == 1
     assert world.folders() == ['failed']
     (line,) = [line for _, verb, line in world.server.commands if verb == 'MAIL']
     assert line.startswith('MAIL FROM:<>')

@@ -265,11 +265,11 @@ def test_a_poison_mail_stops_no_other_mail(make_world: MakeWorld, poison: str) -
 
     arrived = {message_id for message_id, _ in world.server.pairs()}
     assert arrived >= {*before, after}
-    assert tally.delivered + len(world.told('error')) == 4
+    assert tally.delivered + len(world.events_of('error')) == 4
     assert tally.deferred == 0
-    assert world.folders() == ['failed'] * len(world.told('error'))
+    assert world.folders() == ['failed'] * len(world.events_of('error'))
     world.server.violations[:] = [
-        each for each in world.server.violations if 'line of 1000002 ' not in each
+        each for each in world.server.violations if 'line of 1000002 bytes' not in each
     ]
 
 
@@ -295,7 +295,7 @@ def test_files_that_move_during_a_run(world: World) -> None:
 
     with world.running():
         until(lambda: arrived() >= {first, *others})
-        until(lambda: len(world.told('error')) == 1)
+        until(lambda: len(world.events_of('error')) == 1)
 
     assert world.server.connections == 1
     world.run()
@@ -335,8 +335,8 @@ def test_a_thousand_mails_and_a_closed_relay(
 
     assert set(at_once) == {1}, 'one worker tries, and the others wait for what it finds'
     assert set(server.pairs().values()) == {1}
-    assert {event.attempt for event in world.told('sent')} == {1}
-    assert world.told('deferred') == world.told('error') == []
+    assert {event.attempt for event in world.events_of('sent')} == {1}
+    assert world.events_of('deferred') == world.events_of('error') == []
 
 
 # 20. Many files

@@ -95,7 +95,7 @@ def test_four_combinations(
     assert b'=?' not in said
     if local == 'jörg' and not able:
         assert tally == Tally(failed=1)
-        (event,) = world.told('error')
+        (event,) = world.events_of('error')
         assert event.permanent
         assert 'SMTPUTF8' in event.reason
         assert said.isascii()
@@ -120,7 +120,7 @@ def test_a_recipient_that_is_not_ascii_harms_no_other(make_world: MakeWorld, abl
 
     assert world.server.accepted(ANN) == 1
     assert world.server.accepted('jörg@example.org') == able
-    assert len(world.told('error')) == (not able)
+    assert len(world.events_of('error')) == (not able)
 
 
 # 114. The null sender, and Auto-Submitted
@@ -164,7 +164,7 @@ def test_the_size_at_the_limit(make_world: MakeWorld, beyond: int) -> None:
     if beyond > 0:
         assert tally == Tally(failed=1)
         assert 'MAIL' not in world.server.verbs()
-        assert world.told('error')[0].permanent
+        assert world.events_of('error')[0].permanent
     else:
         assert tally == Tally(delivered=1)
         (arrived,) = world.server.messages
@@ -198,7 +198,7 @@ def test_size_is_refused(make_world: MakeWorld, verb: str, code: int, kind: str)
     world.server.script(verb, reply(code, '5.3.4 too big' if code > 500 else '4.3.1 no room'))
     world.send()
     world.run()
-    assert len(world.told(kind)) == len(world.events) == 1
+    assert len(world.events_of(kind)) == len(world.events) == 1
 
 
 def eight_bits() -> EmailMessage:
@@ -503,7 +503,7 @@ def test_the_log_and_the_event_have_the_reply(
     either.clock.now += MINUTE
     either.run()
 
-    (event,) = either.told('sent')
+    (event,) = either.events_of('sent')
     assert (event.reply.code, event.reply.text) == (250, '2.0.0 Ok: queued as 4B7C91F3')
     assert event.attempt == 2
     assert event.mailer == f'smtp://127.0.0.1:{either.server.port}'
@@ -537,7 +537,7 @@ def test_the_log_and_the_event_have_the_version_of_tls(
 
     world.run()
 
-    (sent,), (failed,) = world.told('sent'), world.told('error')
+    (sent,), (failed,) = world.events_of('sent'), world.events_of('error')
     assert sent.mailer == failed.mailer == f'{server.url} ({version})'
     lines = [each.getMessage() for each in caplog.records if message_id in each.getMessage()]
     assert [f'(attempt 1, {server.url} ({version}))' in line for line in lines] == [True, True]
@@ -577,7 +577,7 @@ def test_the_event_shows_no_secret(
     world = make_world(server, url=url)
     world.send()
     assert world.run() == Tally(delivered=1)
-    (event,) = world.told('sent')
+    (event,) = world.events_of('sent')
     assert 'hunter2' not in f'{event!r} {event.mailer} {world.mailer!r}'
     assert 'hunter2' not in repr(mailer_from_url(url, hostname='x'))
     assert all(

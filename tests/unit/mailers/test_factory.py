@@ -290,7 +290,8 @@ def test_credentials_beside_several(url: str, credentials: list[tuple[str, str |
         patch.setattr(SMTPMailer, '__init__', lambda _self, *_place, **given: seen.append(given))
         patch.setattr(SMTPMailer, 'name', 'smtp:', raising=False)
         make(url, username='eve', password='x')
-    assert [(each['username'], each.get('password')) for each in seen] == credentials
+    found = [each['identity'] for each in seen]
+    assert [(each.username, getattr(each, 'password', None)) for each in found] == credentials
 
 
 def test_insecure_warns_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,11 +10,11 @@ import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.failover import FailoverMailer
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.sending.connection import RelayConnection
 from tests.support.doubles import RecordingMailer
-from tests.support.sessions import A, envelope, idle, send, statuses
+from tests.support.sessions import A, envelope, idle, make_mailer, send, statuses
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -258,7 +258,7 @@ def relays(first: ScriptedSMTPServer, second: ScriptedSMTPServer, **options: Any
     values: dict[str, Any] = {'hostname': 'web.example.org', 'timeouts': Timeouts().capped(5)}
     return FailoverMailer(
         [
-            SMTPMailer(first.host, first.port, **(values | options)),
+            make_mailer(first.host, first.port, **(values | options)),
             SMTPMailer(second.host, second.port, **values),
         ]
     )

@@ -9,7 +9,8 @@ from urllib.parse import quote
 import pytest
 
 from pyramid_sendmail.mailers.factory import mailer_from_url
-from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
+from pyramid_sendmail.mailers.smtp.authentication import Bearer
+from pyramid_sendmail.mailers.smtp.options import SessionOptions
 
 SECRET = 's3kr1t'
 
@@ -67,9 +68,8 @@ def test_token_of_a_function() -> None:
         'tests.unit.mailers.test_schemes:access_token',
     ):
         options = given(f'smtps://ann@relay?token={token}')
-        assert (options['username'], options['token']) == ('ann', access_token)
-        assert options.get('password') is None
-        assert given(f'smtps://relay?token={token}', username='bob')['username'] == 'bob'
+        assert options['identity'] == Bearer('ann', access_token)
+        assert given(f'smtps://relay?token={token}', username='bob')['identity'].username == 'bob'
 
 
 def access_token() -> str:
@@ -79,7 +79,7 @@ def access_token() -> str:
 def test_token_of_a_file(tmp_path: Path) -> None:
     """The file of ?token_file= is read each time, so that another process can renew it."""
     path = tmp_path / 'my token'
-    token = given(f'smtps://ann@relay?token_file={quote(str(path))}')['token']
+    token = given(f'smtps://ann@relay?token_file={quote(str(path))}')['identity'].token
     for written in ('one', 'two'):
         path.write_text(written, encoding='utf-8')
         assert token() == written

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
-from pyramid_sendmail.mailers.path_syntax import is_path
+from pyramid_sendmail.mailers.path_syntax import is_valid_path
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
 from tests.support.sessions import RAW, A, B, C, envelope, send, statuses
 
@@ -110,7 +110,7 @@ def test_options_in_place_of_addresses(program: Program, tmp_path: Path, address
 @given(
     addresses=st.lists(
         st.text(st.characters(exclude_categories=('Cs',)), min_size=1).filter(
-            lambda text: is_path(text) and not text.startswith('-')
+            lambda text: is_valid_path(text) and not text.startswith('-')
         ),
         min_size=1,
         max_size=5,
