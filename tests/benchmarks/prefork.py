@@ -5,10 +5,10 @@ fresh process. It uses nothing but the public surface, so that it measures any v
 
     PYTHONPATH=/path/to/another/tree python tests/benchmarks/prefork.py
 
-``import_and_include``: CPU in ms of ``import pyramid_sendmail`` and ``config.include``, when Pyramid
-and pyramid_tm are already imported. ``load``: that, the import of Message, and ``make_wsgi_app``.
-``first_send`` and ``second_send``: CPU in ms of a transaction with one mail, in the forked worker.
-``private_memory``: memory in MB that the worker does not share with its parent after the second.
+``import_and_include``: CPU in ms: ``import pyramid_sendmail`` and ``config.include`` after
+Pyramid and pyramid_tm. ``load``: that, the import of Message and ``make_wsgi_app``.
+``first_send``, ``second_send``: CPU in ms of a transaction with one mail, in the forked worker.
+``private_memory``: MB that the worker does not share with its parent after the second mail.
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,26 +20,12 @@ from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.sending.attempt import Tally, attempt
 from tests.crash.place import Place, Relay, mail
-from tests.support.queues import NOW, files, make_envelope, reap
+from tests.support.processes import in_child
+from tests.support.queues import NOW, files, make_envelope
 
 NOBODY = 65534
 
 MANY = tuple(mail(digit, 'good', 'later') for digit in '123')
-
-
-def in_child(work: Callable[[], object]) -> None:
-    """Run it in a process of its own, whose limits and user are its own; it must succeed."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except BaseException:  # noqa: BLE001
-            traceback.print_exc(file=sys.__stderr__)
-        finally:
-            os._exit(status)
-    assert reap(pid) == 0
 
 
 def _mount(*arguments: str) -> None:

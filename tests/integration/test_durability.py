@@ -32,8 +32,8 @@ from pyramid_sendmail.queue.maildir.format import STATE_AT
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
 from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally
 from tests.crash.syscalls import Call, Watch
-from tests.crash.test_real_faults import in_child
 from tests.support.doubles import RecordingMailer
+from tests.support.processes import in_child
 from tests.support.queues import (
     NOW,
     Clock,
@@ -50,8 +50,8 @@ from tests.support.queues import (
     until,
 )
 from tests.support.smtp.server import reply
+from tests.support.transactions import AFTER, BEFORE, OtherManager, message
 from tests.support.world import MINUTE, World
-from tests.unit.delivery.test_data_manager import AFTER, BEFORE, Other, message
 from tests.unit.processor.test_processor import Setup, maildir
 from tests.unit.sending.test_attempt import Reporter
 
@@ -246,7 +246,7 @@ def _commit(path: Path, number: int, key: str, step: str) -> bool:
     queue = MaildirQueue(str(path), clock=Clock())
     manager = TransactionManager(explicit=True)
     bound = QueuedMailDelivery(queue, RecordingMailer(), EnvelopeFactory()).bind(manager)
-    other = Other(key or AFTER, fails=step)
+    other = OtherManager(key or AFTER, fails=step)
     current = manager.begin()
     current.join(other)
     for subject in ('one', 'two'):
@@ -314,7 +314,7 @@ def test_death_in_another_data_manager(
         bound = QueuedMailDelivery(
             MaildirQueue(queue.path), RecordingMailer(), EnvelopeFactory(clock=Clock())
         ).bind(manager)
-        manager.begin().join(Other(key, **{step: die}))
+        manager.begin().join(OtherManager(key, **{step: die}))
         for number in range(mails):
             bound.send(message(f'mail {number}'))
         manager.commit()

@@ -20,8 +20,8 @@ import pytest
 
 from pyramid_sendmail.mailers.factory import mailer_from_url
 from pyramid_sendmail.sending.attempt import Tally
-from tests.integration.test_qp import Child, Place, once_each, place
-from tests.integration.test_stopping import SLOW
+from tests.support.applications import WAITING
+from tests.support.children import Child, Place, once_each
 from tests.support.queues import Clock, files, make_envelope, until
 from tests.support.smtp.server import ScriptedSMTPServer, TLSAuthority, accept_then, delay, hang
 from tests.unit.processor.test_processor import (
@@ -36,8 +36,6 @@ from tests.unit.processor.test_processor import (
 from tests.unit.processor.test_thread import CHILD
 from tests.unit.scripts.test_qp import Processor, run
 from tests.unit.sending.test_attempt import Reporter
-
-__all__ = ['place']
 
 Start = Callable[..., ScriptedSMTPServer]
 
@@ -274,7 +272,7 @@ def test_a_subscriber_that_never_ends(place: Place) -> None:
     """It has its grace, too; its event is told again by the next process, and the mail is not sent
     again."""
     told = place.path / 'told'
-    ini = place.ini(SLOW, tests_told=told, tests_go_on=place.path / 'never')
+    ini = place.ini(WAITING, tests_told=told, tests_go_on=place.path / 'never')
     message_ids = place.put()
     child = place.start(ini, command=command(IMPATIENT))
     until(told.exists, 20)

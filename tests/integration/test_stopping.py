@@ -7,44 +7,17 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from pathlib import Path
-from typing import Any
 
 import pytest
-from pyramid.config import Configurator
 
-from tests.integration.test_qp import PROMPT, Place, once_each, place
+from tests.support.applications import WAITING
+from tests.support.children import PROMPT, Place, once_each
 from tests.support.queues import files, make_envelope, until
 from tests.support.smtp.server import ScriptedSMTPServer
 
-__all__ = ['place']
-
 Start = Callable[..., ScriptedSMTPServer]
-
-SLOW = 'call:tests.integration.test_stopping:slow'
-"""An application whose subscriber waits until a file is there."""
-
-
-def slow(global_config: Mapping[str, str], **settings: str) -> Any:
-    """``tests.told``: a file to which the subscriber adds a line when it begins and one when it has
-    ended; ``tests.go_on``: the file that it waits for."""
-    told, go_on = Path(settings.pop('tests.told')), Path(settings.pop('tests.go_on'))
-
-    def subscriber(event: Any) -> None:
-        with told.open('a') as file:
-            print('begun', file=file)
-        while not go_on.exists():
-            time.sleep(0.01)
-        with told.open('a') as file:
-            print(event.id, file=file)
-
-    with Configurator(settings=settings) as config:
-        config.include('pyramid_tm')
-        config.include('pyramid_sendmail')
-        config.add_subscriber(subscriber, 'pyramid_sendmail.interfaces.IMailSentEvent')
-        return config.make_wsgi_app()
 
 
 @pytest.fixture
@@ -130,7 +103,7 @@ def test_while_a_subscriber_is_at_work(place: Place, hurry: bool) -> None:
     """What it is told is waited for; who does not want to wait asks twice, and the event is told
     again by the next process. The mail is sent once."""
     told, go_on = place.path / 'told', place.path / 'go_on'
-    ini = place.ini(SLOW, tests_told=told, tests_go_on=go_on)
+    ini = place.ini(WAITING, tests_told=told, tests_go_on=go_on)
     message_ids = place.put()
     child = place.start(ini)
     until(told.exists, 20)
