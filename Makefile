@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Processes that share the tests, file by file; 0 runs them in one, as a debugger needs it.
+# Processes that share the tests, file by file; 0 runs them in one process, for a debugger.
 JOBS ?= 2
 DIRECTORY ?= /var/tmp
 QUEUED ?= 50000
@@ -19,25 +19,36 @@ INSTALLED_DOCS := $(VENV)/.installed-docs
 INSTALLED_PEERS := $(PEERS)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench bench-peers dist clean
+.PHONY: help demo test test-all mutation map lint docs bench bench-peers dist clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=python3.12 chooses the interpreter that .venv is made with,"
-	@echo "  DEMO_PORT=8000 the port of the demo, ARGS='-k demo' what pytest is told, JOBS=0 that one"
-	@echo "  process runs the tests, DIRECTORY=/var/tmp where the benchmarks have their queues (a disk"
-	@echo "  with a journal), QUEUED=1000000 how many files the longest of these has."
+	@echo "  DEMO_PORT=8000 sets the port of the demo, ARGS='-k demo' adds arguments for pytest, JOBS=0"
+	@echo "  runs the tests in one process, DIRECTORY=/var/tmp is where the benchmarks have their queues"
+	@echo "  (a disk with a journal), QUEUED=1000000 how many files the longest of them has."
 
 demo: $(INSTALLED) ## Run the demo: application, queue processor and relay; Ctrl-C stops them
 	@exec $(BIN)/python -m demo.run
 
-test: $(INSTALLED) ## Run the whole test suite
+test: $(INSTALLED) ## Run the tests, less those of crashes and mail servers (4 minutes)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile -m 'not slow' \
+	    --ignore tests/crash --ignore tests/peers $(ARGS)
+
+test-all: $(INSTALLED) ## Run all tests: crash matrix, models, soak and mail servers too
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
-lint: $(INSTALLED) $(INSTALLED_LINT) ## Check style (ruff) and types (mypy, strict)
+mutation: $(INSTALLED) ## Check that the tests notice deliberate defects (ARGS='--only smtp')
+	$(BIN)/python tools/mutation/run.py $(ARGS)
+
+map: ## Print every module with the first line of its docstring
+	@$(PYTHON) tools/modules.py
+
+lint: $(INSTALLED) $(INSTALLED_LINT) ## Check style and spelling (ruff, codespell), types (mypy)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m codespell_lib
 	$(BIN)/python -m mypy pyramid_sendmail demo
 
 docs: $(INSTALLED_DOCS) ## Build the documentation into build/docs; a warning is an error

@@ -8,8 +8,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,26 +23,12 @@ from pyramid_sendmail.queue.maildir.permissions import user_name
 from pyramid_sendmail.sending.attempt import attempt
 from pyramid_sendmail.sending.outcome import Tally
 from tests.crash.place import Place, Relay, mail
-from tests.support.queues import NOW, files, make_envelope, reap
+from tests.support.processes import in_child
+from tests.support.queues import NOW, files, make_envelope
 
 NOBODY = 65534
 
 MANY = tuple(mail(digit, 'good', 'later') for digit in '123')
-
-
-def in_child(work: Callable[[], object]) -> None:
-    """Run it in a process of its own, whose limits and user are its own; it must succeed."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except BaseException:  # noqa: BLE001
-            traceback.print_exc(file=sys.__stderr__)
-        finally:
-            os._exit(status)
-    assert reap(pid) == 0
 
 
 def _mount(*arguments: str) -> None:

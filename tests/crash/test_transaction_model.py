@@ -51,6 +51,7 @@ from tests.crash.bench import folder as tmp_path
 from tests.crash.counts import Tell
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import NOW, until
+from tests.support.transactions import OtherManager, SavingManager
 
 __all__ = ['tmp_path']
 
@@ -81,7 +82,7 @@ class Tx:
     status: str = 'active'
     mails: list[tuple[int, str]] = field(default_factory=list)
     """(which delivery, subject)"""
-    others: list[Other] = field(default_factory=list)
+    others: list[OtherManager] = field(default_factory=list)
     savepoints: list[tuple[Any, int, int, bool]] = field(default_factory=list)
     """(the real one, mails then, others then, whether it can be rolled back)"""
 
@@ -102,54 +103,6 @@ class Tx:
 
 
 # What takes part
-
-
-@dataclass(eq=False, slots=True)
-class Other:
-    """Another data manager, which raises at some of its steps, and inspects ours."""
-
-    key: str
-    fails: frozenset[str]
-    error: type[BaseException]
-    inspect: Callable[[Other, str], object]
-    transaction_manager = None
-
-    def sortKey(self) -> str:
-        return self.key
-
-    def _step(self, name: str) -> None:
-        self.inspect(self, name)
-        if name in self.fails:
-            raise self.error(f'{self.key} fails in {name}')
-
-    def tpc_begin(self, transaction: Any) -> None:
-        self._step('begin')
-
-    def commit(self, transaction: Any) -> None:
-        self._step('commit')
-
-    def tpc_vote(self, transaction: Any) -> None:
-        self._step('vote')
-
-    def tpc_finish(self, transaction: Any) -> None:
-        self._step('finish')
-
-    def abort(self, transaction: Any) -> None:
-        self._step('abort')
-
-    def tpc_abort(self, transaction: Any) -> None:
-        self._step('tpc_abort')
-
-
-class Saving(Other):
-    """One that has savepoints."""
-
-    def savepoint(self) -> Saving:
-        self._step('savepoint')
-        return self
-
-    def rollback(self) -> None:
-        """Nothing to roll back."""
 
 
 class StuckFiles(QueueFiles):
@@ -375,7 +328,7 @@ class TransactionMachine(RuleBasedStateMachine):
             else:
                 self.tx.mails.append((which, subject))
 
-    def _inspect(self, other: Other, step: str) -> None:
+    def _look(self, other: OtherManager, step: str) -> None:
         """From another data manager: the mail is stored before a one-phase database votes, and
         published only when whoever comes before us has finished."""
         world, tx = self.world, self.tx
@@ -440,7 +393,7 @@ class TransactionMachine(RuleBasedStateMachine):
         """Keep our data managers, to call them when everything is over."""
         real = getattr(self.manager, 'manager', self.manager)._txn
         if real is not None:
-            ours = [each for each in real._resources if not isinstance(each, Other)]
+            ours = [each for each in real._resources if not isinstance(each, OtherManager)]
             self.ghosts = [*self.ghosts, *ours][-6:]
 
     @precondition(lambda self: self.tx is None)
@@ -622,8 +575,10 @@ class TransactionMachine(RuleBasedStateMachine):
             with pytest.raises(TransactionFailedError):
                 self.manager.savepoint(optimistic)
             return
-        plain = any(not isinstance(other, Saving) for other in tx.others)
-        fails = any(isinstance(each, Saving) and 'savepoint' in each.fails for each in tx.others)
+        plain = any(not isinstance(other, SavingManager) for other in tx.others)
+        fails = any(
+            isinstance(each, SavingManager) and 'savepoint' in each.fails for each in tx.others
+        )
         try:
             real = self.manager.savepoint(optimistic)
         except (RuntimeError, TypeError, Stopped, TransientError):
@@ -698,7 +653,7 @@ class TransactionMachine(RuleBasedStateMachine):
         self, key: str, fails: frozenset[str], error: type[BaseException], *, saving: bool
     ) -> None:
         assert self.tx is not None
-        other = (Saving if saving else Other)(key, fails, error, self._inspect)
+        other = (SavingManager if saving else OtherManager)(key, fails, error, on_step=self._look)
         self.manager.get().join(other)
         self.tx.others.append(other)
 
@@ -967,7 +922,7 @@ def test_an_interrupt_in_a_failing_savepoint_stores_no_mail_twice(
     current = manager.begin()
     mailer.send(mail('aborted'))
     fails = frozenset(['savepoint', 'tpc_abort'])
-    current.join(Saving('a:1', fails, Stopped, lambda other, step: None))
+    current.join(SavingManager('a:1', fails, Stopped))
     with pytest.raises(Stopped):
         current.savepoint()
     mailer.send(mail('kept'))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_qp import Place
+from tests.support.children import Place
 from tests.support.smtp.server import ScriptedSMTPServer
 from tests.support.world import World
 
@@ -60,3 +60,11 @@ def make_place(tmp_path: Path) -> Iterator[Callable[[ScriptedSMTPServer], Place]
             child.process.wait()
         place.queue.close()
         assert place.server.violations == []
+
+
+@pytest.fixture
+def place(
+    make_place: Callable[[ScriptedSMTPServer], Place], smtp_server: ScriptedSMTPServer
+) -> Place:
+    """Return a place for children, with a polite relay."""
+    return make_place(smtp_server)

@@ -201,9 +201,9 @@ def test_delivered_mail_is_shown_behind_a_wall(demo: Demo) -> None:
         ({'name': 'Ann', 'email': 'ann@example.org, bob@example.org'}, 'bob@example.org'),
         ({'name': 'Ann', 'email': 'ann@'}, 'ann@'),
         ({'name': 'Ann', 'email': ''}, ''),
-        ({'name': '', 'email': 'ann@example.org'}, 'Please say your name.'),
+        ({'name': '', 'email': 'ann@example.org'}, 'Please enter your name.'),
         ({'name': 'Ann\r\nBcc: eve@example.org', 'email': 'ann@example.org'}, ''),
-        ({}, 'Please say your name.'),
+        ({}, 'Please enter your name.'),
     ],
 )
 def test_bad_sign_up(demo: Demo, fields: dict[str, str], said: str) -> None:

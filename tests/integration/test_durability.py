@@ -33,8 +33,8 @@ from pyramid_sendmail.queue.maildir.format import STATE_AT
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
 from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.crash.syscalls import Call, Watch
-from tests.crash.test_real_faults import in_child
 from tests.support.doubles import RecordingMailer
+from tests.support.processes import in_child
 from tests.support.processors import ProcessorSetup, RecordingDispatcher, make_maildir
 from tests.support.queues import (
     NOW,
@@ -52,8 +52,8 @@ from tests.support.queues import (
     until,
 )
 from tests.support.smtp.server import reply
+from tests.support.transactions import AFTER, BEFORE, OtherManager, message
 from tests.support.world import MINUTE, World
-from tests.unit.delivery.test_data_manager import AFTER, BEFORE, Other, message
 
 MakeWorld = Callable[..., World]
 
@@ -247,7 +247,7 @@ def _commit(path: Path, number: int, key: str, step: str) -> bool:
     queue = MaildirQueue(str(path), clock=Clock())
     manager = TransactionManager(explicit=True)
     bound = QueuedMailDelivery(queue, RecordingMailer(), EnvelopeFactory()).bind(manager)
-    other = Other(key or AFTER, fails=step)
+    other = OtherManager(key or AFTER, fails=step)
     current = manager.begin()
     current.join(other)
     for subject in ('one', 'two'):
@@ -315,7 +315,7 @@ def test_death_in_another_data_manager(
         bound = QueuedMailDelivery(
             MaildirQueue(queue.path), RecordingMailer(), EnvelopeFactory(clock=Clock())
         ).bind(manager)
-        manager.begin().join(Other(key, **{step: die}))
+        manager.begin().join(OtherManager(key, **{step: die}))
         for number in range(mails):
             bound.send(message(f'mail {number}'))
         manager.commit()
@@ -341,8 +341,8 @@ def test_death_in_another_data_manager(
 
 @pytest.mark.parametrize('durable', [True, False], ids=['with a queue', 'without'])
 def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bool) -> None:
-    """RELIABILITY 84: a process is killed after the commit and before it connects to the relay:
-    with a queue the mail is in it, unchanged; without one it is lost, which the documentation says."""
+    """A process is killed after the commit and before it connects to the relay: with a queue the
+    mail is in it, unchanged; without one it is lost, which the documentation says."""
 
     class Deadly(RecordingMailer):
         def connect(self) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_qp import Place
+from tests.support.children import Place
 from tests.support.queues import files, make_envelope, until
 from tests.support.smtp.server import Action, ScriptedSMTPServer, Session, delay
 

@@ -20,8 +20,8 @@ import pytest
 
 from pyramid_sendmail.mailers.factory import mailer_from_url
 from pyramid_sendmail.sending.outcome import Tally
-from tests.integration.test_qp import Child, Place, once_each, place
-from tests.integration.test_stopping import SLOW
+from tests.support.applications import WAITING
+from tests.support.children import Child, Place, once_each
 from tests.support.processors import (
     ProcessorSetup,
     RecordingDispatcher,
@@ -35,8 +35,6 @@ from tests.support.queues import Clock, files, make_envelope, until
 from tests.support.smtp.server import ScriptedSMTPServer, TLSAuthority, accept_then, delay, hang
 from tests.unit.processor.test_thread import CHILD
 from tests.unit.scripts.test_qp import Processor, run
-
-__all__ = ['place']
 
 Start = Callable[..., ScriptedSMTPServer]
 
@@ -276,7 +274,7 @@ def test_a_subscriber_that_never_ends(place: Place) -> None:
     """Subscribers have the same grace; the next process dispatches the event again, and the mail is
     not sent again."""
     report = place.path / 'report'
-    ini = place.ini(SLOW, tests_report=report, tests_go_on=place.path / 'never')
+    ini = place.ini(WAITING, tests_report=report, tests_go_on=place.path / 'never')
     message_ids = place.put()
     child = place.start(ini, command=command(IMPATIENT))
     until(report.exists, 20)

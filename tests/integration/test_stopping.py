@@ -7,44 +7,17 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from pathlib import Path
-from typing import Any
 
 import pytest
-from pyramid.config import Configurator
 
-from tests.integration.test_qp import PROMPT, Place, once_each, place
+from tests.support.applications import WAITING
+from tests.support.children import PROMPT, Place, once_each
 from tests.support.queues import files, make_envelope, until
 from tests.support.smtp.server import ScriptedSMTPServer
 
-__all__ = ['place']
-
 Start = Callable[..., ScriptedSMTPServer]
-
-SLOW = 'call:tests.integration.test_stopping:slow'
-"""An application whose subscriber waits until a file is there."""
-
-
-def slow(global_config: Mapping[str, str], **settings: str) -> Any:
-    """``tests.report``: a file to which the subscriber adds a line when it begins and when it ends.
-    ``tests.go_on``: the file that it waits for."""
-    report, go_on = Path(settings.pop('tests.report')), Path(settings.pop('tests.go_on'))
-
-    def subscriber(event: Any) -> None:
-        with report.open('a') as file:
-            print('begun', file=file)
-        while not go_on.exists():
-            time.sleep(0.01)
-        with report.open('a') as file:
-            print(event.id, file=file)
-
-    with Configurator(settings=settings) as config:
-        config.include('pyramid_tm')
-        config.include('pyramid_sendmail')
-        config.add_subscriber(subscriber, 'pyramid_sendmail.interfaces.IMailSentEvent')
-        return config.make_wsgi_app()
 
 
 @pytest.fixture
@@ -130,7 +103,7 @@ def test_while_a_subscriber_runs(place: Place, hurry: bool) -> None:
     """It waits for the subscriber. A second signal ends it at once; the next process dispatches the
     event again. The mail is sent once."""
     report, go_on = place.path / 'report', place.path / 'go_on'
-    ini = place.ini(SLOW, tests_report=report, tests_go_on=go_on)
+    ini = place.ini(WAITING, tests_report=report, tests_go_on=go_on)
     message_ids = place.put()
     child = place.start(ini)
     until(report.exists, 20)

@@ -26,7 +26,7 @@ from pyramid_sendmail.interfaces import IMailDelivery, IMailErrorEvent, IMailQue
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.sending.outcome import Tally
-from tests.integration.test_qp import Place
+from tests.support.children import Place
 from tests.support.queues import until
 from tests.support.smtp.server import (
     Action,

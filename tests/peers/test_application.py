@@ -8,10 +8,10 @@ from pyramid.paster import get_app
 from webtest import TestApp
 
 from pyramid_sendmail.queue import MaildirQueue
-from tests.integration.test_qp import Child
 from tests.peers.relay import Relay
 from tests.peers.roots import PATIENCE
 from tests.support.applications import events, write_ini
+from tests.support.children import Child
 from tests.support.queues import files, until
 
 

@@ -1,5 +1,4 @@
-"""Small real applications, and the .ini files that configure them, for functional tests and for the
-children that these start."""
+"""Small real applications and the .ini files that configure them, for tests and their children."""
 
 from __future__ import annotations
 
@@ -14,12 +13,31 @@ from pyramid.request import Request
 
 from pyramid_sendmail import Message
 
-__all__ = ['EVENTS', 'broken', 'events', 'foreign', 'main', 'mount', 'quiet', 'shout', 'write_ini']
+__all__ = [
+    'EVENTS',
+    'ROOT',
+    'WAITING',
+    'broken',
+    'events',
+    'foreign',
+    'late',
+    'main',
+    'mount',
+    'quiet',
+    'shout',
+    'slow',
+    'waiting',
+    'without_mail',
+    'write_ini',
+]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 EVENTS = 'tests.database'
 """The setting that names the SQLite file of ``main``."""
+
+WAITING = 'call:tests.support.applications:waiting'
+"""An application whose subscriber waits until a file exists."""
 
 LOGGING = """\
 [loggers]
@@ -65,15 +83,18 @@ def write_ini(
 
 
 def quiet(global_config: Mapping[str, str], **settings: str) -> Any:
-    """An application that sends mail and subscribes to nothing: the fastest to start."""
+    """Return an application that sends mail and has no subscribers: the fastest to start."""
     with Configurator(settings=settings) as config:
         config.include('pyramid_sendmail')
         return config.make_wsgi_app()
 
 
 def main(global_config: Mapping[str, str], **settings: str) -> Any:
-    """``POST /send?to=...`` writes a row and sends a mail, with ``raise`` it fails afterwards; what
-    became of the mail is written to the same database by subscribers."""
+    """Return an application with a database.
+
+    ``POST /send?to=...`` writes a row and sends a mail; with ``raise`` it fails afterwards. Its
+    subscribers write each event to the same database.
+    """
     import zope.sqlalchemy
     from sqlalchemy import create_engine, text
     from sqlalchemy.orm import sessionmaker
@@ -140,8 +161,32 @@ def main(global_config: Mapping[str, str], **settings: str) -> Any:
         return config.make_wsgi_app()
 
 
+def waiting(global_config: Mapping[str, str], **settings: str) -> Any:
+    """Return an application whose subscriber waits until a file exists.
+
+    ``tests.report``: a file to which the subscriber adds a line when it begins and one when
+    it ends.
+    ``tests.go_on``: the file that it waits for.
+    """
+    report, go_on = Path(settings.pop('tests.report')), Path(settings.pop('tests.go_on'))
+
+    def subscriber(event: Any) -> None:
+        with report.open('a') as file:
+            print('begun', file=file)
+        while not go_on.exists():
+            time.sleep(0.01)
+        with report.open('a') as file:
+            print(event.id, file=file)
+
+    with Configurator(settings=settings) as config:
+        config.include('pyramid_tm')
+        config.include('pyramid_sendmail')
+        config.add_subscriber(subscriber, 'pyramid_sendmail.interfaces.IMailSentEvent')
+        return config.make_wsgi_app()
+
+
 def events(database: Path) -> list[tuple[str, str, str, int]]:
-    """(kind, message_id, recipients, pid) of what the subscribers have heard, in order."""
+    """Return (kind, message_id, recipients, pid) of each event that was dispatched, in order."""
     import sqlite3
     from contextlib import closing
 
@@ -151,18 +196,18 @@ def events(database: Path) -> list[tuple[str, str, str, int]]:
 
 
 def broken(global_config: Mapping[str, str], **settings: str) -> Any:
-    """An application that cannot be made."""
+    """Raise KeyError: an application that cannot be made."""
     raise KeyError('tests.missing')
 
 
 def without_mail(global_config: Mapping[str, str], **settings: str) -> Any:
-    """An application that does not include pyramid_sendmail."""
+    """Return an application that does not include pyramid_sendmail."""
     with Configurator(settings=settings) as config:
         return config.make_wsgi_app()
 
 
 def late(global_config: Mapping[str, str], **settings: str) -> Any:
-    """An application one of whose configuration actions fails."""
+    """Raise an error in a configuration action."""
     with Configurator(settings=settings) as config:
         config.include('pyramid_sendmail')
         config.action('late', lambda: 1 / 0)
@@ -170,13 +215,13 @@ def late(global_config: Mapping[str, str], **settings: str) -> Any:
 
 
 def slow(global_config: Mapping[str, str], **settings: str) -> Any:
-    """An application that takes its time to start."""
+    """Return an application that takes ``tests.seconds`` to start."""
     time.sleep(float(settings['tests.seconds']))
     return foreign(global_config)
 
 
 def foreign(global_config: Mapping[str, str], **settings: str) -> Any:
-    """A WSGI application without Pyramid."""
+    """Return a WSGI application without Pyramid."""
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         start_response('204 No Content', [])
@@ -186,7 +231,7 @@ def foreign(global_config: Mapping[str, str], **settings: str) -> Any:
 
 
 def shout(global_config: Mapping[str, str], **settings: str) -> Callable[[Any], Any]:
-    """A filter, for pipelines: from outside nothing tells that Pyramid is within."""
+    """Return a filter for pipelines: it hides that the application is a Pyramid application."""
 
     def filtered(app: Any) -> Any:
         def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
@@ -198,6 +243,6 @@ def shout(global_config: Mapping[str, str], **settings: str) -> Callable[[Any], 
 
 
 def mount(loader: Any, global_config: Mapping[str, str], **settings: str) -> Any:
-    """A composite: each value is the name of an application."""
+    """Return a composite: each value is the name of an application."""
     apps = [loader.get_app(name, global_conf=global_config) for name in settings.values()]
     return shout(global_config)(apps[0])

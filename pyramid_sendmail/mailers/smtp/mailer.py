@@ -56,9 +56,10 @@ class SMTPMailer:
 
     ``host``: a host name or IP address beside ``port``, or an Address in place of both.
     ``hostname``: our own name, for EHLO. ``tls``: how the connection is encrypted.
-    ``identity``: Credentials or Bearer. ``options``: how to speak to the relay. By hand, ``tls`` may
-    be a mode alone, and the rest be spelled out: ``tls='starttls', ca_file='/etc/ca.pem',
-    username='shop', password=password``.
+    ``identity``: Credentials or Bearer. ``options``: how to speak to the relay.
+
+    In code, ``tls`` may be a mode alone, and the rest be given one by one: ``tls='starttls',
+    ca_file='/etc/ca.pem', username='shop', password=password``.
 
     Raises ValueError for arguments that cannot be used or contradict each other, files of ``tls``
     included. Warns if mail, or a secret, is sent in plain text with ``insecure``.

@@ -202,9 +202,9 @@ class SMTPSession:
         unsent, awaiting = self._unsent, self._awaiting_reply
         self._check_nothing_unread()
         while True:
-            if unsent and len(awaiting) <= self._max_pipelined // 2:
-                if group := self._next_group(mail):
-                    self._connection.write(group)
+            room = len(awaiting) <= self._max_pipelined // 2
+            if unsent and room and (group := self._next_group(mail)):
+                self._connection.write(group)
             if not awaiting:
                 return
             command = awaiting.popleft()

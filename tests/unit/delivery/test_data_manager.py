@@ -28,7 +28,7 @@ from transaction.interfaces import (
 from ZODB import DB
 from zope.interface.verify import verifyObject
 
-from pyramid_sendmail import Message, NoActiveTransaction, QueueError
+from pyramid_sendmail import NoActiveTransaction, QueueError
 from pyramid_sendmail.delivery.data_manager import (
     LastVoter,
     MailDataManager,
@@ -41,13 +41,10 @@ from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from tests.support.databases import NOTES, notes
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import files, make_envelope
+from tests.support.transactions import AFTER, BEFORE, OtherManager, message
 
 LATER = 1e11
 """A time at which everything is due."""
-
-
-def message(subject: str = 'Hello') -> Message:
-    return Message(subject=subject, to='ann@example.org', text='Hi', sender='shop@example.org')
 
 
 class Post:
@@ -113,51 +110,6 @@ def manager(request: pytest.FixtureRequest) -> Iterator[Any]:
 @pytest.fixture
 def post(queue: Any) -> Post:
     return Post(queue, TransactionManager(explicit=True))
-
-
-class Other:
-    """Another data manager: it notes its calls, and fails at a step."""
-
-    transaction_manager = None
-
-    def __init__(
-        self, key: str, fails: str | None = None, calls: list[str] | None = None, **hooks: Any
-    ) -> None:
-        self.key = key
-        self.fails = fails
-        self.calls = [] if calls is None else calls
-        self.hooks = hooks
-
-    def sortKey(self) -> str:
-        return self.key
-
-    def _step(self, name: str) -> None:
-        self.calls.append(f'{self.key} {name}')
-        self.hooks.get(name, lambda: None)()
-        if self.fails == name:
-            raise RuntimeError(f'{self.key} fails in {name}')
-
-    def tpc_begin(self, transaction: Any) -> None:
-        self._step('begin')
-
-    def commit(self, transaction: Any) -> None:
-        self._step('commit')
-
-    def tpc_vote(self, transaction: Any) -> None:
-        self._step('vote')
-
-    def tpc_finish(self, transaction: Any) -> None:
-        self._step('finish')
-
-    def tpc_abort(self, transaction: Any) -> None:
-        self._step('tpc_abort')
-
-    def abort(self, transaction: Any) -> None:
-        self._step('abort')
-
-
-BEFORE, AFTER = 'a database', '~sqlalchemy:1'
-"""Keys that sort before and after ours."""
 
 
 # Commit and abort
@@ -345,7 +297,7 @@ def test_send_inside_the_commit_raises(post: Post, step: str, key: str, first: b
         raised.append(str(caught.value))
 
     with post.manager as current:
-        current.join(Other(key, **{step: late}))
+        current.join(OtherManager(key, **{step: late}))
         if not first:
             post.send('early')
     assert len(raised) == 1
@@ -406,7 +358,7 @@ def test_send_after_a_failed_commit_raises(post: Post) -> None:
     """A transaction whose commit failed takes no more mail: the error tells an exception view to
     use ``send_now``."""
     current = post.manager.begin()
-    current.join(Other(BEFORE, fails='vote'))
+    current.join(OtherManager(BEFORE, fails='vote'))
     with pytest.raises(RuntimeError):
         post.manager.commit()
     with pytest.raises(NoActiveTransaction, match=r'commit failed.*send_now\(\)'):
@@ -530,7 +482,7 @@ def test_a_failing_savepoint_sends_nothing(post: Post) -> None:
     no more is taken."""
     current = post.manager.begin()
     post.send('A')
-    current.join(Other(BEFORE))
+    current.join(OtherManager(BEFORE))
     with pytest.raises(TypeError, match='Savepoints unsupported'):
         current.savepoint()
     with pytest.raises(NoActiveTransaction, match='commit failed'):
@@ -568,7 +520,7 @@ def test_outcome_where_another_fails(
     """If another data manager fails, the outcome of the mail is as in OUTCOMES. The application's
     abort afterwards, and the one that a hook causes, change nothing."""
     current = post.manager.begin()
-    other = Other(key, fails=step)
+    other = OtherManager(key, fails=step)
     current.join(other)
     if hook:
         current.addAfterCommitHook(lambda committed: None)
@@ -576,7 +528,7 @@ def test_outcome_where_another_fails(
     ids = [post.send(subject) for subject in subjects]
     with pytest.raises(RuntimeError, match=f'fails in {step}'):
         post.manager.commit()
-    other.fails = None
+    other.fails = frozenset()
     post.manager.abort()
     outcome = OUTCOMES[key, step]
     critical = [
@@ -597,7 +549,7 @@ def test_outcome_where_another_fails(
 def test_mail_in_doubt_has_an_error_event_to_report(post: Post) -> None:
     """Mail in doubt stays in the queue with an error that is not permanent, and is not sent."""
     current = post.manager.begin()
-    current.join(Other(BEFORE, fails='finish'))
+    current.join(OtherManager(BEFORE, fails='finish'))
     post.send()
     with pytest.raises(RuntimeError):
         post.manager.commit()
@@ -874,7 +826,7 @@ def test_no_thread_to_send_with_votes_no(queue: Any) -> None:
 
     manager = TransactionManager(explicit=True)
     post = Post(queue, manager)
-    other = Other(AFTER)
+    other = OtherManager(AFTER)
     manager.begin().join(other)
     Unable(queue, RecordingMailer(), EnvelopeFactory()).bind(manager).send(message())
     with pytest.raises(RuntimeError, match='new thread'):
