@@ -177,7 +177,7 @@ def _sent_and_stopped(place: Place) -> None:
         claim = _claimed(place)
         outcome = _leave(place, claim)
         attempts = place.attempts()
-        events, retry_at = attempts._fates(claim, outcome, Relay.name)
+        events, retry_at = attempts._classify(claim, outcome, Relay.name)
         claim.settle(events, retry_at=retry_at)
 
     assert reap(forked(work)) == 0
