@@ -231,7 +231,7 @@ def _failed_and_moved(place: Place) -> None:
     """A dead letter of which one recipient got his copy, moved from failed/ into new/ by hand."""
     _queued(place)
     claim = _claimed(place)
-    place.attempts().settle(claim, _leave(place, claim), Relay.name)
+    place.attempts().record_outcome(claim, _leave(place, claim), Relay.name)
     place.forget()
     (path,) = (place.path / 'failed').iterdir()
     path.rename(place.path / 'new' / path.name)
