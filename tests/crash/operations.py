@@ -178,7 +178,7 @@ def _sent_and_stopped(place: Place) -> None:
         claim = _claimed(place)
         outcome = _leave(place, claim)
         attempts = place.attempts()
-        events, retry_at = attempts._fates(claim, outcome, Relay.name)
+        events, retry_at = attempts._classify(claim, outcome, Relay.name)
         claim.settle(events, retry_at=retry_at)
 
     assert reap(forked(work)) == 0
@@ -236,7 +236,7 @@ def _failed_and_moved(place: Place) -> None:
     """A dead letter of which one recipient got his copy, moved from failed/ into new/ by hand."""
     _queued(place)
     claim = _claimed(place)
-    place.attempts().settle(claim, _leave(place, claim), Relay.name)
+    place.attempts().record_outcome(claim, _leave(place, claim), Relay.name)
     place.forget()
     (path,) = (place.path / 'failed').iterdir()
     path.rename(place.path / 'new' / path.name)
