@@ -247,7 +247,7 @@ def test_credentials_reach_the_mailer() -> None:
     credentials = mailer._identity
     assert credentials is not None
     assert SECRET not in repr(credentials)
-    assert (credentials._username, credentials._password) == ('ann', SECRET)
+    assert (credentials.username, credentials.password) == ('ann', SECRET)
 
 
 def test_mail_url_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
