@@ -1,5 +1,5 @@
-"""A small Pyramid application that shows a mail's way: request, commit, Maildir, queue processor,
-SMTP, event. ``make demo`` runs it; ``demo/development.ini`` is its configuration.
+"""A small Pyramid application that shows the way of a mail: request, commit, Maildir, queue
+processor, SMTP, event. ``make demo`` runs it; ``demo/development.ini`` is its configuration.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .places import Places
+from .locations import Locations
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,15 +19,14 @@ __all__ = ['main', 'server']
 
 
 def main(global_config: Mapping[str, str], **settings: str) -> Router:
-    """Make the WSGI application; what pserve and psendmail-qp both call.
+    """Return the WSGI application; pserve and psendmail-qp both call this.
 
-    ``DEMO_PORT`` and ``DEMO_VAR`` in the environment move the demo away from what
-    development.ini says.
+    ``DEMO_PORT`` and ``DEMO_VAR`` in the environment override development.ini.
     """
-    # Here, because the relay and the supervisor, which need no Pyramid, start faster so.
+    # Imported here: the relay and the supervisor need no Pyramid and start faster without it.
     from pyramid.config import Configurator
 
-    with Configurator(settings=Places.from_environment().applied_to(settings)) as config:
+    with Configurator(settings=Locations.from_environment().applied_to(settings)) as config:
         config.include('pyramid_tm')
         config.include('pyramid_jinja2')
         config.include('pyramid_sendmail')
@@ -38,10 +37,10 @@ def main(global_config: Mapping[str, str], **settings: str) -> Router:
 
 
 def server(global_config: Mapping[str, str], **settings: str) -> Callable[[Any], None]:
-    """Make the server: waitress, listening where ``DEMO_PORT`` says."""
+    """Return the server: waitress, on the port that ``DEMO_PORT`` names."""
     from waitress import serve
 
-    port = Places.from_environment().port
+    port = Locations.from_environment().port
     if port is not None:
         settings['listen'] = f'127.0.0.1:{port}'
     return partial(serve, **settings)

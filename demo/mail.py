@@ -13,7 +13,7 @@ from pyramid_sendmail import Attachment, Message
 
 from .relay import LATER, REFUSED
 
-__all__ = ['to_later', 'to_nobody', 'welcome']
+__all__ = ['to_later', 'to_unknown', 'welcome']
 
 LOGO = Path(__file__).with_name('static') / 'logo.png'
 
@@ -23,14 +23,14 @@ The terms of the demo
 
 1. Nothing you send here leaves this machine.
 2. The relay on loopback keeps the last 200 mails, as files.
-3. Delete demo/var, and all is forgotten.
+3. Delete demo/var to start again.
 """
 
 
 def welcome(request: Request, name: str, email: str) -> Message:
-    """A mail with text, html, a picture inside the html, and an attachment.
+    """Return a mail with text, html, a picture inside the html, and an attachment.
 
-    The address goes in parts, so that nothing in a name is read as another address.
+    The address is given in parts, so that a name cannot add another address.
     """
     local, _, domain = email.rpartition('@')
     values = {'name': name, 'email': email}
@@ -47,21 +47,21 @@ def welcome(request: Request, name: str, email: str) -> Message:
     )
 
 
-def to_nobody() -> Message:
-    """A mail that the relay refuses for good: its answer to this address is 550."""
+def to_unknown() -> Message:
+    """Return a mail that the relay refuses for good: its reply to this address is 550."""
     return Message(
-        subject='A letter to nobody',
-        to=[f'nobody@{REFUSED}'],
-        text='The relay does not know this address: an error event tells so.',
+        subject='A letter to an unknown address',
+        to=[f'unknown@{REFUSED}'],
+        text='The relay does not know this address: an error event says so.',
         tag='refused',
     )
 
 
 def to_later() -> Message:
-    """A mail that the relay takes at the second try: to an address new to it, it says 451."""
+    """Return a mail that the relay accepts at the second try: it defers a new address by 451."""
     return Message(
         subject='Patience',
         to=[f'ann-{secrets.token_hex(3)}@{LATER}'],
-        text='At first the relay said 451: not now. The mail waited in the queue, and here it is.',
+        text='The relay replied 451 at first: not now. The mail waited in the queue; here it is.',
         tag='deferred',
     )

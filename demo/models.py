@@ -1,7 +1,7 @@
-"""The demo's database: who signed up, and what subscribers heard of the mail.
+"""The demo's database: who signed up, and what subscribers wrote about the mail.
 
-Two processes write to it, the application and the queue processor with its subscribers: SQLite
-lets one wait for the other.
+Two processes write to it, the application and the queue processor with its subscribers; SQLite
+makes one wait for the other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Base(DeclarativeBase):
 
 
 class SignUp(Base):
-    """Somebody who pressed the button, and whose transaction committed."""
+    """A person who pressed the button, and whose transaction committed."""
 
     __tablename__ = 'signup'
 
@@ -36,7 +36,7 @@ class SignUp(Base):
 
 
 class LogEntry(Base):
-    """What a subscriber wrote when it heard an event."""
+    """What a subscriber wrote about an event."""
 
     __tablename__ = 'log'
 
@@ -44,7 +44,7 @@ class LogEntry(Base):
     at: Mapped[float]
     kind: Mapped[str]
     event_id: Mapped[str] = mapped_column(unique=True)
-    """An event may be reported again: its id makes the second report harmless."""
+    """An event may be dispatched again: its id makes the second time harmless."""
     message_id: Mapped[str]
     queued_at: Mapped[float]
     recipients: Mapped[str]
@@ -75,7 +75,7 @@ def includeme(config: Configurator) -> None:
 
 
 def _create(engine: Engine) -> None:
-    """Both processes do this at their start, perhaps at the same moment."""
+    """Create the tables. Both processes do this when they start, perhaps at the same moment."""
     with engine.begin() as connection:
         for table in Base.metadata.sorted_tables:
             connection.execute(CreateTable(table, if_not_exists=True))

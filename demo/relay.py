@@ -1,7 +1,7 @@
 """The demo's relay: an SMTP server on loopback that keeps what it accepts.
 
-Its answers depend on the recipient's domain: ``refused.example`` is refused for good (550),
-``later.example`` not taken at the first try (451), everything else accepted.
+Its replies depend on the domain of the recipient: it refuses ``refused.example`` for good (550),
+defers ``later.example`` at the first try (451) and accepts everything else.
 ``python -m demo.relay`` runs it by hand.
 """
 
@@ -19,17 +19,17 @@ from typing import Any
 
 from aiosmtpd.smtp import SMTP, Envelope
 
-from .places import Places
+from .locations import Locations
 
 __all__ = ['LATER', 'REFUSED', 'Relay', 'main', 'serve']
 
 REFUSED = 'refused.example'
 LATER = 'later.example'
-KEPT = 200
+KEPT_MAILS = 200
 
 
 class Relay:
-    """The handler that aiosmtpd asks. ``folder``: where each accepted mail becomes a file."""
+    """The handler of aiosmtpd. ``folder``: where each accepted mail becomes a file."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -63,11 +63,11 @@ class Relay:
         return f'250 2.0.0 Ok: stored as {name}'
 
     def _store(self, name: str, data: bytes) -> None:
-        """One file a mail: a line of JSON with the envelope, then the exact bytes."""
+        """Write one file for a mail: a line of JSON with the envelope, then the exact bytes."""
         written = self._folder / f'.{name}'
         written.write_bytes(data)
         written.rename(self._folder / name)
-        for old in sorted(self._folder.glob('[0-9]*'))[:-KEPT]:
+        for old in sorted(self._folder.glob('[0-9]*'))[:-KEPT_MAILS]:
             old.unlink(missing_ok=True)
 
 
@@ -95,8 +95,8 @@ async def serve(folder: Path, port: int) -> None:
 def main() -> int:
     """Run the relay; return its exit status."""
     try:
-        places = Places.from_environment()
-        asyncio.run(serve(places.delivered, places.relay_port))
+        locations = Locations.from_environment()
+        asyncio.run(serve(locations.delivered, locations.relay_port))
     except (OSError, ValueError) as error:
         print(f'demo.relay: {error}', file=sys.stderr)
         return 1

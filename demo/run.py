@@ -1,7 +1,7 @@
 """``make demo``: the application, the queue processor and the relay, each a process of its own.
 
-Ctrl-C (SIGINT) and SIGTERM stop all three. If one of them ends by itself, the others are stopped
-and the exit status is 1.
+Ctrl-C (SIGINT) and SIGTERM stop all three. If one of them ends on its own, the supervisor stops
+the others, and its exit status is 1.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .places import ROOT, Places
+from .locations import ROOT, Locations
 
 __all__ = ['main', 'run']
 
-PATIENCE = 15.0
-"""Seconds that a child has to stop before it is killed, and the page has to answer."""
+GRACE = 15.0
+"""Seconds for a child to stop before it is killed, and for the page to respond."""
 
 CONFIG = 'demo/development.ini'
 BIN = Path(sys.executable).parent
@@ -39,22 +39,22 @@ COLOURS = {'relay': 35, 'web': 36, 'processor': 33}
 def main() -> int:
     """Run the demo; return its exit status."""
     try:
-        places = Places.from_environment()
-        _refuse_busy_ports(places)
-        places.folder.mkdir(parents=True, exist_ok=True)
+        locations = Locations.from_environment()
+        _refuse_busy_ports(locations)
+        locations.folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         print(f'demo: {error}', file=sys.stderr)
         return 1
     try:
-        return asyncio.run(run(places, _environment(os.environ)))
+        return asyncio.run(run(locations, _environment(os.environ)))
     except FileNotFoundError as error:
-        print(f'demo: {error.filename} is not there: run it by "make demo"', file=sys.stderr)
+        print(f'demo: {error.filename} is missing; run "make demo"', file=sys.stderr)
         return 1
 
 
-def _refuse_busy_ports(places: Places) -> None:
-    """Raise OSError, naming the port, if somebody listens where the demo wants to."""
-    for what, port in (('the page', places.web_port), ('the relay', places.relay_port)):
+def _refuse_busy_ports(locations: Locations) -> None:
+    """Raise OSError, naming the port, if another process listens on it."""
+    for what, port in (('the page', locations.web_port), ('the relay', locations.relay_port)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -62,17 +62,17 @@ def _refuse_busy_ports(places: Places) -> None:
             except OSError as error:
                 raise OSError(
                     f'port {port} for {what} cannot be used ({error.strerror}). Choose another '
-                    f'pair of ports: DEMO_PORT={places.web_port + 10} make demo'
+                    f'pair of ports: DEMO_PORT={locations.web_port + 10} make demo'
                 ) from error
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The children's environment: what would send the demo's mail elsewhere stays out."""
+    """Return the children's environment, without the variables that would send mail elsewhere."""
     kept = {
         name: text for name, text in environ.items() if name not in ('MAIL_URL', 'MAIL_PASSWORD')
     }
     kept['PYTHONUNBUFFERED'] = '1'
-    # Pyramid 2 finds assets by it; nothing that who looks at a demo could mend.
+    # Pyramid 2 uses pkg_resources; a user of the demo can do nothing about its warning.
     kept.setdefault('PYTHONWARNINGS', 'ignore:pkg_resources is deprecated as an API')
     return kept
 
@@ -86,8 +86,8 @@ class Child:
     copying: asyncio.Task[None] = field(repr=False)
 
 
-async def run(places: Places, environ: Mapping[str, str]) -> int:
-    """Start the parts, say where to look, and wait for a signal or the end of one of them."""
+async def run(locations: Locations, environ: Mapping[str, str]) -> int:
+    """Start the parts, print the address, and wait for a signal or for one of them to end."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -96,22 +96,24 @@ async def run(places: Places, environ: Mapping[str, str]) -> int:
     try:
         for name, command in PARTS.items():
             children.append(await _start(name, command, environ))
-        address = f'http://127.0.0.1:{places.web_port}/'
-        ended = await _first(stop, children, lambda: _answers(address), f'{address} did not answer')
+        address = f'http://127.0.0.1:{locations.web_port}/'
+        ended = await _first(
+            stop, children, lambda: _responds(address), f'{address} did not respond'
+        )
         if ended is None and not stop.is_set():
             print(f'\n  Open {address} in a browser. Ctrl-C stops the demo.\n', flush=True)
             ended = await _first(stop, children)
     finally:
         await _stop(children)
     if ended:
-        print(f'demo: {ended}; the rest is stopped', file=sys.stderr)
+        print(f'demo: {ended}; the other parts are stopped', file=sys.stderr)
         return 1
     print('demo: stopped', flush=True)
     return 0
 
 
 async def _start(name: str, command: list[str], environ: Mapping[str, str]) -> Child:
-    """In a session of its own: Ctrl-C at the terminal reaches the supervisor alone."""
+    """Start a part in a session of its own: Ctrl-C at the terminal reaches the supervisor alone."""
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=ROOT,
@@ -140,17 +142,17 @@ async def _first(
     until: Callable[[], bool] | None = None,
     otherwise: str = '',
 ) -> str | None:
-    """Wait for the signal, or until ``until`` says so; say what went wrong, or None.
+    """Wait for the signal, or until ``until`` returns True. Return what went wrong, or None.
 
-    What can go wrong: a child has ended, or ``until`` took longer than PATIENCE.
+    It is wrong that a child has ended, or that ``until`` took longer than GRACE.
     """
-    asked = asyncio.create_task(stop.wait())
+    stopping = asyncio.create_task(stop.wait())
     ends = {asyncio.create_task(child.process.wait()): child for child in children}
     waited = 0.0
     try:
         while True:
             await asyncio.wait(
-                {asked, *ends},
+                {stopping, *ends},
                 timeout=None if until is None else 0.1,
                 return_when=asyncio.FIRST_COMPLETED,
             )
@@ -163,15 +165,15 @@ async def _first(
                 if await asyncio.to_thread(until):
                     return None
                 waited += 0.1
-                if waited > PATIENCE:
+                if waited > GRACE:
                     return otherwise
     finally:
-        for task in (asked, *ends):
+        for task in (stopping, *ends):
             task.cancel()
 
 
-def _answers(address: str) -> bool:
-    """Whether the page answers. Whatever the environment says, loopback needs no proxy."""
+def _responds(address: str) -> bool:
+    """Return whether the page responds. Loopback needs no proxy, whatever the environment says."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(address, timeout=2):
@@ -183,14 +185,14 @@ def _answers(address: str) -> bool:
 
 
 async def _stop(children: list[Child]) -> None:
-    """Ask each to stop, the relay last, so that mail in flight arrives; kill what does not."""
+    """Stop each part, the relay last, so that mail in flight arrives; kill those that stay."""
     for child in reversed(children):
         with suppress(ProcessLookupError):
             child.process.terminate()
         try:
-            await asyncio.wait_for(child.process.wait(), PATIENCE)
+            await asyncio.wait_for(child.process.wait(), GRACE)
         except TimeoutError:
-            print(f'demo: {child.name} did not stop in {PATIENCE:g} s: killed', file=sys.stderr)
+            print(f'demo: {child.name} did not stop in {GRACE:g} s: killed', file=sys.stderr)
             child.process.kill()
             await child.process.wait()
         await child.copying

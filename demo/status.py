@@ -1,4 +1,4 @@
-"""What the page shows: the queue's files, the relay's files, and the subscribers' rows."""
+"""What the page shows: the files of the queue and of the relay, and the rows of subscribers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sqlalchemy import func, select
 
 from .models import LogEntry, SignUp
 
-__all__ = ['Delivered', 'octets', 'read_delivered', 'status']
+__all__ = ['Delivered', 'content_of', 'read_delivered', 'status']
 
-SHOWN = 20
+SHOWN_ROWS = 20
 
 # <priority>-<due in milliseconds>-<attempt>-<id>, and for a transaction's further mails, while
 # they are in tmp/, a dot and the first one's name.
@@ -29,17 +29,17 @@ _NAME = re.compile(r'\d-(\d+)-(\d+)-[0-9a-f]+(?:\..+)?')
 
 
 def status(request: Request) -> dict[str, Any]:
-    """All that there is to see, newest first, as JSON can carry it. Times are epoch seconds."""
+    """Return all that the page shows, newest first, as JSON. Times are epoch seconds."""
     settings = request.registry.settings
     queue = Path(settings['mail.queue_path'])
     session = request.dbsession
-    log = session.scalars(select(LogEntry).order_by(LogEntry.id.desc()).limit(2 * SHOWN))
-    people = session.scalars(select(SignUp).order_by(SignUp.id.desc()).limit(SHOWN))
+    log = session.scalars(select(LogEntry).order_by(LogEntry.id.desc()).limit(2 * SHOWN_ROWS))
+    people = session.scalars(select(SignUp).order_by(SignUp.id.desc()).limit(SHOWN_ROWS))
     return {
         'queued': [mail for name in ('tmp', 'new', 'cur', 'done') for mail in _in(queue, name)],
-        'failed': list(_in(queue, 'failed'))[::-1][:SHOWN],
+        'failed': list(_in(queue, 'failed'))[::-1][:SHOWN_ROWS],
         'delivered': [
-            mail.facts(request) for mail in _newest(Path(settings['demo.delivered']), SHOWN)
+            mail.facts(request) for mail in _newest(Path(settings['demo.delivered']), SHOWN_ROWS)
         ],
         'log': [_row(entry) for entry in log],
         'signups': {
@@ -67,7 +67,7 @@ def _row(entry: LogEntry) -> dict[str, Any]:
 
 
 def _in(queue: Path, folder: str) -> Iterator[dict[str, Any]]:
-    """The mails of one folder, in the order of delivery: the file's name is its schedule."""
+    """Yield the mails of one folder in the order of delivery: a file's name is its schedule."""
     try:
         names = sorted(path.name for path in (queue / folder).iterdir())
     except FileNotFoundError:
@@ -80,8 +80,8 @@ def _in(queue: Path, folder: str) -> Iterator[dict[str, Any]]:
             with (queue / folder / name).open('rb') as file:
                 head = file.read(65536)
         except FileNotFoundError:
-            continue  # The queue processor was faster than we.
-        # The queue's files are plain .eml, with lines of its own before the message's.
+            continue  # The queue processor was faster.
+        # A file of the queue is a plain .eml; the queue's own headers come first.
         mail = BytesParser(policy=default).parsebytes(head, headersonly=True)
         yield {
             'folder': folder,
@@ -90,7 +90,7 @@ def _in(queue: Path, folder: str) -> Iterator[dict[str, Any]]:
             'attempt': int(match[2]),
             'message_id': str(mail.get('Message-ID', '')),
             'sender': str(mail.get('X-Envelope-From', '')),
-            # Before the address, and a blank, stands what became of it.
+            # The state of the recipient and a blank stand before the address.
             'recipients': [
                 str(line).partition(' ')[2] for line in mail.get_all('X-Envelope-To', [])
             ],
@@ -98,14 +98,14 @@ def _in(queue: Path, folder: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def octets(part: EmailMessage) -> bytes:
-    """The content of an attachment, decoded."""
+def content_of(part: EmailMessage) -> bytes:
+    """Return the content of an attachment, decoded."""
     content = part.get_payload(decode=True)
     return content if isinstance(content, bytes) else b''
 
 
 class Delivered:
-    """A mail as the relay got it."""
+    """A mail as the relay received it."""
 
     def __init__(self, id: str, data: bytes) -> None:
         first, _, self.raw = data.partition(b'\n')
@@ -121,25 +121,26 @@ class Delivered:
         return [part for part in self.mail.walk() if part.get_filename()]
 
     def body(self, kind: str) -> str | None:
-        """The text ('plain') or the html, as it was sent."""
+        """Return the text ('plain') or the html, as it was sent."""
         part = self.mail.get_body(preferencelist=(kind,))
         return None if part is None else part.get_content()
 
     def page(self) -> str:
-        """The html for a frame: ``cid:`` made ``data:``, so that it needs nothing from outside."""
+        """Return the html for a frame. ``cid:`` becomes ``data:``: nothing is loaded."""
         html = self.body('html')
         if html is None:
-            return f'<!doctype html><pre>{escape(self.body("plain") or "")}</pre>'
+            text = escape(self.body('plain') or '')
+            return f'<!doctype html><pre style="white-space:pre-wrap">{text}</pre>'
         for part in self.parts:
             content_id = str(part.get('Content-ID', '')).strip().strip('<>')
             if content_id:
-                data = b64encode(octets(part)).decode()
+                data = b64encode(content_of(part)).decode()
                 uri = f'data:{part.get_content_type()};base64,{data}'
                 html = html.replace(f'cid:{content_id}', uri)
         return html
 
     def facts(self, request: Request) -> dict[str, Any]:
-        """What status.json says of it."""
+        """Return what status.json has about it."""
         return {
             'id': self.id,
             'message_id': str(self.mail.get('Message-ID', '')),
@@ -157,7 +158,7 @@ class Delivered:
                 {
                     'filename': part.get_filename(),
                     'content_type': part.get_content_type(),
-                    'size': len(octets(part)),
+                    'size': len(content_of(part)),
                     'inline': 'Content-ID' in part,
                     'href': request.route_path('part', id=self.id, number=number),
                 }
@@ -167,7 +168,7 @@ class Delivered:
 
 
 def read_delivered(folder: Path, id: str) -> Delivered | None:
-    """One mail of the relay; None if it is not, or no longer, there."""
+    """Return one mail of the relay; None if the relay does not have it, or not any more."""
     if re.fullmatch(r'[0-9-]+', id) is None:
         return None
     try:
@@ -176,9 +177,9 @@ def read_delivered(folder: Path, id: str) -> Delivered | None:
         return None
 
 
-@lru_cache(maxsize=2 * SHOWN)
+@lru_cache(maxsize=2 * SHOWN_ROWS)
 def _read(path: Path) -> Delivered:
-    """The page asks twice a second, and what the relay has stored never changes."""
+    """Return a mail. It is cached: the page loads twice a second, and stored mail never changes."""
     return Delivered(path.name, path.read_bytes())
 
 

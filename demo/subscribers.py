@@ -1,4 +1,4 @@
-"""What the demo does when it hears what became of a mail: ordinary Pyramid subscribers.
+"""What the demo does with the outcome of a mail: ordinary Pyramid subscribers.
 
 They run in the queue processor, each event in a request and a transaction of its own.
 """
@@ -24,17 +24,17 @@ __all__ = ['on_deferred', 'on_error', 'on_sent']
 
 
 def on_sent(event: Any) -> None:
-    """The relay has taken it."""
+    """Write that the relay has accepted it."""
     _write(event, 'sent', reply=str(event.reply))
 
 
 def on_deferred(event: Any) -> None:
-    """Not now; the queue processor tries again."""
+    """Write that the queue processor will try again."""
     _write(event, 'deferred', reason=event.reason, retry_at=event.retry_at)
 
 
 def on_error(event: Any) -> None:
-    """It will never arrive: the moment to mark an address as bad."""
+    """Write that it will never arrive; an application would mark the address as bad."""
     _write(event, 'error', reply=str(event.reply or ''), reason=event.reason)
 
 
@@ -63,7 +63,7 @@ def _write(
 
 
 def includeme(config: Configurator) -> None:
-    """Subscribe, as to any other event."""
+    """Add the subscribers, as for any other event."""
     config.add_subscriber(on_sent, IMailSentEvent)
     config.add_subscriber(on_deferred, IMailDeferredEvent)
     config.add_subscriber(on_error, IMailErrorEvent)

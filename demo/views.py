@@ -17,9 +17,9 @@ from pyramid.httpexceptions import HTTPNotFound, HTTPSeeOther
 from pyramid.request import Request
 from pyramid.response import Response
 
-from .mail import to_later, to_nobody, welcome
+from .mail import to_later, to_unknown, welcome
 from .models import SignUp
-from .status import Delivered, octets, read_delivered, status
+from .status import Delivered, content_of, read_delivered, status
 
 __all__ = ['ChangeOfHeart', 'defer', 'home', 'refuse', 'send_and_raise', 'sign_up']
 
@@ -33,7 +33,7 @@ MAIL_POLICY = (
 
 
 class ChangeOfHeart(Exception):
-    """What the view raises after it has sent: an accident, as far as the transaction knows."""
+    """What the view raises after it has sent: to the transaction an error like any other."""
 
     def __init__(self, message_id: str) -> None:
         super().__init__('something went wrong after the mail was sent')
@@ -41,12 +41,12 @@ class ChangeOfHeart(Exception):
 
 
 def home(request: Request) -> dict[str, Any]:
-    """The page."""
+    """Render the page."""
     return {'name': '', 'email': '', 'error': ''}
 
 
 def sign_up(request: Request) -> Any:
-    """A row, and a welcome mail: both or neither."""
+    """Write a row and send a welcome mail: both or neither."""
     name, email = _typed(request)
     try:
         _enter(request, name, email)
@@ -57,25 +57,25 @@ def sign_up(request: Request) -> Any:
 
 
 def send_and_raise(request: Request) -> Any:
-    """The same, and then an accident: neither the row nor the mail is left."""
+    """Do the same, then raise: neither the row nor the mail is left."""
     name, email = _typed(request)
     raise ChangeOfHeart(_enter(request, name or 'Ann', email or 'ann@example.org'))
 
 
 def raised(error: ChangeOfHeart, request: Request) -> dict[str, Any]:
-    """The exception's page. Whatever it answers, pyramid_tm aborts for an exception."""
+    """Render the exception. pyramid_tm aborts the transaction, whatever the response is."""
     request.response.status = 500
     return {'message_id': error.message_id, 'error': str(error)}
 
 
 def refuse(request: Request) -> Any:
-    """A mail that the relay refuses: this request is long over when the error event comes."""
-    request.mailer.send(to_nobody())
+    """Send a mail that the relay refuses: the error event comes after this request."""
+    request.mailer.send(to_unknown())
     return HTTPSeeOther(request.route_path('home'))
 
 
 def defer(request: Request) -> Any:
-    """A mail that the relay does not take at once: it waits in the queue."""
+    """Send a mail that the relay defers: it waits in the queue."""
     request.mailer.send(to_later())
     return HTTPSeeOther(request.route_path('home'))
 
@@ -85,9 +85,9 @@ def _typed(request: Request) -> tuple[str, str]:
 
 
 def _enter(request: Request, name: str, email: str) -> str:
-    """Send first: what is wrong with the address shows there, before there is a row."""
+    """Send first: a bad address raises an error there, before the row is written."""
     if not name:
-        raise ValueError('Please say your name.')
+        raise ValueError('Please enter your name.')
     if email.count('@') > 1:
         raise ValueError(f'{email}: one address, please, with one @.')
     message_id: str = request.mailer.send(welcome(request, name, email))
@@ -106,32 +106,32 @@ def _delivered(request: Request) -> Delivered:
 
 
 def delivered(request: Request) -> Response:
-    """A delivered mail's html, for a sandboxed frame: no script, nothing from outside."""
+    """Return the html of a delivered mail for a sandboxed frame without scripts."""
     response = Response(_delivered(request).page(), content_type='text/html', charset='utf-8')
     response.headers['Content-Security-Policy'] = MAIL_POLICY
     return response
 
 
 def source(request: Request) -> Response:
-    """A delivered mail's exact bytes, as text."""
+    """Return the exact bytes of a delivered mail, as text."""
     return Response(_delivered(request).raw, content_type='text/plain', charset='utf-8')
 
 
 def part(request: Request) -> Response:
-    """An attachment, to be saved and not shown: mail may hold anything."""
+    """Return an attachment to be saved, not shown: mail may contain anything."""
     parts = _delivered(request).parts
     number = int(request.matchdict['number'])
     if number >= len(parts):
         raise HTTPNotFound('The mail has no such part.')
     return Response(
-        octets(parts[number]),
+        content_of(parts[number]),
         content_type='application/octet-stream',
         content_disposition=f"attachment; filename*=UTF-8''{quote(parts[number].get_filename(''))}",
     )
 
 
 def guard(event: NewResponse) -> None:
-    """Headers of every answer: nothing from outside, nothing guessed, nothing kept."""
+    """Set the headers of every response: nothing from outside, nothing guessed, nothing cached."""
     headers = event.response.headers
     headers.setdefault('Content-Security-Policy', PAGE_POLICY)
     headers.setdefault('X-Content-Type-Options', 'nosniff')
@@ -141,7 +141,7 @@ def guard(event: NewResponse) -> None:
 
 
 def includeme(config: Configurator) -> None:
-    """Routes and views."""
+    """Add routes and views."""
     index = 'demo:templates/index.jinja2'
     for name, path, view, options in (
         ('home', '/', home, {'renderer': index, 'request_method': 'GET'}),

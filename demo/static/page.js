@@ -1,12 +1,12 @@
-// Asks /status.json twice a second and draws what it says. Text reaches the page as text only
+// Load /status.json twice a second and show it. Text reaches the page as text only
 // (textContent); a mail's html is shown in a sandboxed frame, where no script runs.
 'use strict';
 
 const STEPS = ['request', 'commit', 'maildir', 'processor', 'smtp', 'event'];
 const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
 const at = (id) => document.getElementById(id);
-let known = null; // ids of the log rows already seen; null until the first answer
-let asked = 0; // the answers' order: a late one must not undo a newer one
+let known = null; // ids of the log rows already seen; null until the first response
+let asked = 0; // counts requests: a late response must not undo a newer one
 
 function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -55,7 +55,7 @@ function waitingItem(mail) {
 function waitingUntil(item, mail) {
   const left = mail.due - Date.now() / 1000;
   const tried = mail.attempt ? `tried ${mail.attempt === 1 ? 'once' : mail.attempt + ' times'}` : '';
-  const next = mail.folder === 'failed' ? 'kept for a person’s hand'
+  const next = mail.folder === 'failed' ? 'kept for a person to decide'
     : left > 0.5 ? `next try in ${Math.ceil(left)} s` : 'due now';
   item.querySelector('.when').textContent = [tried, next].filter(Boolean).join(', ');
 }

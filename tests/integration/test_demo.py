@@ -201,9 +201,9 @@ def test_delivered_mail_is_shown_behind_a_wall(demo: Demo) -> None:
         ({'name': 'Ann', 'email': 'ann@example.org, bob@example.org'}, 'bob@example.org'),
         ({'name': 'Ann', 'email': 'ann@'}, 'ann@'),
         ({'name': 'Ann', 'email': ''}, ''),
-        ({'name': '', 'email': 'ann@example.org'}, 'Please say your name.'),
+        ({'name': '', 'email': 'ann@example.org'}, 'Please enter your name.'),
         ({'name': 'Ann\r\nBcc: eve@example.org', 'email': 'ann@example.org'}, ''),
-        ({}, 'Please say your name.'),
+        ({}, 'Please enter your name.'),
     ],
 )
 def test_bad_sign_up(demo: Demo, fields: dict[str, str], said: str) -> None:
@@ -243,7 +243,7 @@ def test_raise(demo: Demo) -> None:
 def test_refuse(demo: Demo) -> None:
     """A refused mail becomes an error event with the relay's words, and a dead letter."""
     assert demo.post('/refuse')[0] == 303
-    row = demo.logged('error', 'nobody@refused.example')
+    row = demo.logged('error', 'unknown@refused.example')
     assert row['reply'].startswith('550 5.1.1')
     status = demo.status()
     assert status['queued'] == []

@@ -1,4 +1,4 @@
-"""Where the demo listens and keeps its files, and how the environment moves that."""
+"""Where the demo listens and keeps its files; the environment can change both."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ['DEFAULT_PORT', 'ROOT', 'Places']
+__all__ = ['DEFAULT_PORT', 'ROOT', 'Locations']
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_PORT = 6543
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """What differs from development.ini; None where nothing does."""
+class Locations:
+    """What differs from development.ini; None: nothing does."""
 
     port: int | None = None
-    """Of the web page. The relay listens on the next one."""
+    """Port of the web page. The relay listens on the next one."""
     var: Path | None = None
     """The folder of the queue, the database and the relay's mail."""
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Places:
-        """Read ``DEMO_PORT`` and ``DEMO_VAR``. Raises ValueError, saying what to write."""
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Locations:
+        """Read ``DEMO_PORT`` and ``DEMO_VAR``; raise ValueError with the remedy if one is wrong."""
         port = environ.get('DEMO_PORT', '').strip()
         if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65535):
             raise ValueError(
@@ -48,11 +48,11 @@ class Places:
 
     @property
     def delivered(self) -> Path:
-        """Where the relay keeps what it accepted."""
+        """The folder of the mails that the relay accepted."""
         return self.folder / 'delivered'
 
     def applied_to(self, settings: Mapping[str, str]) -> dict[str, str]:
-        """Return the settings of development.ini, moved."""
+        """Return the settings of development.ini with what differs."""
         moved = dict(settings)
         if self.port is not None:
             moved['mail.url'] = f'smtp://127.0.0.1:{self.relay_port}'
