@@ -15,10 +15,11 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_LINT := $(VENV)/.installed-lint
 PEERS := .venv-peers
 INSTALLED_BENCH := $(VENV)/.installed-bench
+INSTALLED_DOCS := $(VENV)/.installed-docs
 INSTALLED_PEERS := $(PEERS)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all mutation map lint bench bench-peers dist clean
+.PHONY: help demo test test-all mutation map lint docs bench bench-peers dist clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,7 +51,11 @@ lint: $(INSTALLED) $(INSTALLED_LINT) ## Check style and spelling (ruff, codespel
 	$(BIN)/python -m codespell_lib
 	$(BIN)/python -m mypy pyramid_sendmail demo
 
-bench: $(INSTALLED) $(INSTALLED_BENCH) ## Run the benchmarks, and write their figures into README.rst
+docs: $(INSTALLED_DOCS) ## Build the documentation into build/docs; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs build/docs
+	@echo 'open build/docs/index.html'
+
+bench: $(INSTALLED) $(INSTALLED_BENCH) ## Run the benchmarks; write their figures into docs/
 	$(BIN)/python -m tests.benchmarks --directory $(DIRECTORY) --queued $(QUEUED) --rounds $(ROUNDS) \
 	    --json docs/benchmarks.json
 	$(BIN)/python -m tests.benchmarks.readme
@@ -58,10 +63,16 @@ bench: $(INSTALLED) $(INSTALLED_BENCH) ## Run the benchmarks, and write their fi
 bench-peers: $(INSTALLED_PEERS) ## Install what the benchmarks compare with into .venv-peers
 	@test -x $${MAIL_PEERS:-/var/cache/mail-peers}/postfix/usr/sbin/smtp-sink || tests/peers/install
 
+# Until the name on the package index is ours. tests/test_docs.py has the same check, more exactly.
+FROM_INDEX := (install|add) +([^ `]+ +)*pyramid[_-]sendmail([^A-Za-z0-9_/.-]|$$)
+
 # -W error with two exceptions, both about what Pyramid itself imports: WebOb 1.8 needs cgi, up to
 # Python 3.12, and Pyramid 2 needs pkg_resources.
 dist: $(INSTALLED_LINT) ## Build sdist and wheel, try the wheel in an empty environment
 	rm -rf build dist
+	@if grep -nE '$(FROM_INDEX)' *.rst $$(find docs -name '*.rst'); then \
+	    echo 'make dist: this installs another project of the same name from the package index:' \
+	        "write 'pip install .' in a clone of the repository" >&2; exit 1; fi
 	$(BIN)/python -m build --outdir dist .
 	@set -eu; empty=$$(mktemp -d); trap 'rm -rf "$$empty"' EXIT; \
 	if $(BIN)/python -m zipfile -l dist/*.whl | grep -E '^(tests|demo)/'; then \
@@ -91,6 +102,11 @@ $(INSTALLED): setup.cfg pyproject.toml $(BIN)/python
 $(INSTALLED_LINT): setup.cfg pyproject.toml $(BIN)/python
 	@echo 'Installing what the checks need into $(VENV) ...'
 	@$(BIN)/python -m pip install --quiet --quiet --editable '.[lint]'
+	@touch $@
+
+$(INSTALLED_DOCS): setup.cfg pyproject.toml $(BIN)/python
+	@echo 'Installing what builds the documentation into $(VENV) ...'
+	@$(BIN)/python -m pip install --quiet --quiet --editable '.[docs]'
 	@touch $@
 
 $(INSTALLED_BENCH): setup.cfg pyproject.toml $(BIN)/python

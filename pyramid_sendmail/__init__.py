@@ -13,25 +13,25 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .config import add_directives
+from .events.types import MailTagPredicate
+from .exceptions import (
+    MailAmbiguous,
+    MailerUnavailable,
+    MailRefused,
+    MessageError,
+    NoActiveTransaction,
+    QueueError,
+    SendmailError,
+)
 from .interfaces import IMailDelivery
+from .message import Attachment, Message
 
 if TYPE_CHECKING:
     from pyramid.config import Configurator
     from pyramid.request import Request
-
-    from .exceptions import (
-        MailAmbiguous,
-        MailerUnavailable,
-        MailRefused,
-        MessageError,
-        NoActiveTransaction,
-        QueueError,
-        SendmailError,
-    )
-    from .message import Attachment, Message
 
 __all__ = [
     'Attachment',
@@ -47,32 +47,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """The public names, and where they are: who only includes the package does not wait for them
-    (PEP 562)."""
-    if name in ('exceptions', 'message'):
-        return import_module(f'.{name}', __name__)
-    if name not in __all__:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    home = 'message' if name in ('Attachment', 'Message') else 'exceptions'
-    globals()[name] = found = getattr(import_module(f'.{home}', __name__), name)
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-def mailer(request: Request) -> Any:
-    """``request.mailer``: the registered delivery, joined to ``request.tm``."""
-    return request.registry.getUtility(IMailDelivery).bind(request.tm, request.environ)
-
-
-def mail_tag(value: str, config: Configurator) -> Any:
-    """The subscriber predicate: see :class:`pyramid_sendmail.events.types.MailTagPredicate`."""
-    from .events.types import MailTagPredicate
-
-    return MailTagPredicate(value, config)
+def mailer(request: Request) -> IMailDelivery:
+    """Return ``request.mailer``: the registered delivery, bound to ``request.tm``."""
+    delivery: IMailDelivery = request.registry.getUtility(IMailDelivery)
+    bound: IMailDelivery = delivery.bind(request.tm, request.environ)
+    return bound
 
 
 def includeme(config: Configurator) -> None:
@@ -80,11 +59,9 @@ def includeme(config: Configurator) -> None:
 
     Adds ``request.mailer``, the directives ``config.set_mail_delivery``, ``config.set_mailer`` and
     ``config.set_mail_queue``, and the subscriber predicate ``mail_tag``. Includes ``pyramid_tm``.
-    Starts no thread, opens no connection and makes no file.
+    Starts no thread, opens no connection and creates no file.
     """
-    from .config.factories import add_directives
-
     config.include('pyramid_tm')
     add_directives(config)
-    config.add_subscriber_predicate('mail_tag', mail_tag)
+    config.add_subscriber_predicate('mail_tag', MailTagPredicate)
     config.add_request_method(mailer, reify=True)

@@ -1,4 +1,4 @@
-"""The values that the layers hand to each other: the envelope, and what became of it."""
+"""The values that the layers exchange: the envelope, and the outcome of sending it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 __all__ = [
-    'BLOCK',
-    'Draft',
+    'BLOCK_SIZE',
     'Envelope',
     'Outcome',
     'PendingEvent',
@@ -24,30 +23,24 @@ __all__ = [
     'is_crlf',
 ]
 
-BLOCK = 64 * 1024
-"""Octets of a text that are held at a time, where it is taken in blocks."""
+BLOCK_SIZE = 64 * 1024
+"""Bytes of a large text that are in memory at a time."""
 
 Priority = Literal['high', 'normal', 'low']
 
 Status = Literal['delivered', 'deferred', 'failed', 'ambiguous']
 
 
-_SHORT = 8 * 1024
-"""Octets of a text that is counted rather than measured."""
-
-_BARE_CR = re.compile(rb'\r(?!\n)')
-
-
 def is_crlf(text: bytes) -> bool:
-    """Whether all line ends of a text are CRLF."""
-    if len(text) < _SHORT:
+    """Return whether all line ends of a text are CRLF."""
+    if len(text) < _SMALL_SIZE:
         return text.count(b'\r\n') == text.count(b'\n') == text.count(b'\r')
-    # Taking an octet out is twice as fast as counting it, for lines of the common length.
+    # @CRLF_FIGURE@
     feeds = len(text) - len(text.replace(b'\n', b''))
     returns = len(text) - len(text.replace(b'\r', b''))
     if feeds != returns:
         return False
-    # As many of each. Lines of one length, as encoded attachments have them, are seen at a glance.
+    # @CRLF_FIGURE2@
     first = text.find(b'\n')
     width = text.find(b'\n', first + 1) - first
     if first > 0 and width > 1:
@@ -57,16 +50,22 @@ def is_crlf(text: bytes) -> bool:
     return _BARE_CR.search(text) is None
 
 
+_SMALL_SIZE = 8 * 1024
+"""Bytes of a text below which counting is fast enough."""
+
+_BARE_CR = re.compile(rb'\r(?!\n)')
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
-    """A mail as it leaves: who from, who to, the exact bytes, and what a queue needs to know.
+    """A mail as it leaves: sender, recipients, the exact bytes, and the options for a queue.
 
-    Everything is fixed by ``send``; a retry sends the same bytes under the same
-    ``message_id``. Times are epoch seconds.
+    ``send`` fixes all of it; a retry sends the same bytes under the same ``message_id``. Times
+    are epoch seconds.
     """
 
     id: str
-    """32 hexadecimal digits, random for each ``send``; the queue's own name for the mail."""
+    """32 hexadecimal digits, random for each ``send``; names the mail in a queue."""
     message_id: str
     """The value of the ``Message-ID`` header, angle brackets included."""
     sender: str
@@ -76,8 +75,11 @@ class Envelope:
     raw: bytes = field(repr=False)
     """Headers and body with CRLF line ends, as the relay will receive them."""
     queued_at: float
+    """When ``send`` was called."""
     due: float = 0.0
+    """Not sent before this time."""
     expires: float | None = None
+    """Not sent after this time."""
     priority: Priority = 'normal'
     subject: str = field(default='', repr=False)
     tag: str | None = None
@@ -85,22 +87,23 @@ class Envelope:
         default_factory=lambda: MappingProxyType({}), repr=False, hash=False
     )
     depth: int = 0
-    """How many reports of trouble led to this mail: 1 for a mail that a subscriber of an error
-    event sends."""
+    """Double-bounce depth (RFC 5321, 6.3): 1 for a failure notice, which a subscriber of an error
+    or deferred event sends; 2 for mail caused by the failure of a failure notice."""
 
     @property
     def not_before(self) -> float:
-        """The time that the user has asked for, or 0: ``due`` is then that of ``send``, by a clock
-        that may have been wrong."""
+        """The option ``due`` of ``send``, or 0 without it: the field ``due`` is then the time of
+        ``send``, by a clock that may have been wrong."""
         return self.due if self.due > self.queued_at else 0.0
 
     @property
     def size(self) -> int:
-        """How many octets ``raw`` has."""
+        """The length of ``raw`` in bytes."""
         return len(self.raw)
 
     @property
     def is_ascii(self) -> bool:
+        """Whether ``raw`` is ASCII."""
         return self.raw.isascii()
 
     @property
@@ -115,49 +118,18 @@ class Envelope:
         return is_crlf(self.raw)
 
     def blocks(self) -> Iterator[bytes]:
-        """The octets of ``raw``, in blocks; one where they are few."""
+        """Yield ``raw`` in blocks of at most BLOCK_SIZE bytes."""
         raw = self.raw
-        for at in range(0, len(raw), BLOCK):
-            yield raw[at : at + BLOCK]
-
-
-_NOTHING: Mapping[str, str] = MappingProxyType({})
-
-
-@dataclass(slots=True, kw_only=True)
-class Draft:
-    """An Envelope in the making: its fields, in its order, still to be changed.
-
-    A frozen dataclass fills each of its fields by a call, which takes longer than all else about
-    them, and there are thirteen.
-    """
-
-    id: str
-    message_id: str
-    sender: str = ''
-    recipients: tuple[str, ...] = ()
-    raw: bytes = b''
-    queued_at: float
-    due: float
-    expires: float | None = None
-    priority: Priority = 'normal'
-    subject: str = ''
-    tag: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    depth: int = 0
-
-    def fixed(self) -> Envelope:
-        """This very object, which from now on is an Envelope: classes with the same slots may take
-        each other's place."""
-        made: Any = self
-        made.__class__ = Envelope
-        envelope: Envelope = made
-        return envelope
+        for at in range(0, len(raw), BLOCK_SIZE):
+            yield raw[at : at + BLOCK_SIZE]
 
 
 class Text(Protocol):
-    """A text that stays where it is stored; what an Envelope tells of its own, this tells of it.
-    ``read`` and ``blocks`` raise OSError where it is not to be had any more."""
+    """The bytes of a large mail that stay in the queue's file.
+
+    The members mean what those of Envelope mean. ``read`` and ``blocks`` raise OSError once the
+    file is closed.
+    """
 
     size: int
     is_ascii: bool
@@ -171,14 +143,16 @@ class Text(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEnvelope(Envelope):
-    """An envelope whose text is too large to be held: ``raw`` reads it anew each time, and raises
-    OSError once the claim that it came with is released."""
+    """An envelope whose bytes are too large to be kept in memory.
+
+    ``raw`` reads them anew each time; it raises OSError once the claim on the mail is released.
+    """
 
     text: Text = field(repr=False, compare=False)
     raw: bytes = field(init=False, repr=False, compare=False)
 
     def __getattr__(self, name: str) -> bytes:
-        # Called for what has no value of its own.
+        # Python calls this for attributes without a value: the slot of raw is never filled.
         if name != 'raw':
             raise AttributeError(name)
         return self.text.read()
@@ -216,10 +190,10 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an attempt came to for one recipient.
+    """The result of an attempt for one recipient.
 
-    ``delivered``: the next hop is responsible now. ``deferred``: try again later.
-    ``failed``: never again. ``ambiguous``: everything was sent and no answer came.
+    ``delivered``: the next hop is responsible now. ``deferred``: to be tried again later.
+    ``failed``: final. ``ambiguous``: the whole mail was sent, and no reply came.
     """
 
     status: Status
@@ -231,14 +205,14 @@ class Verdict:
 
 
 Outcome = Mapping[str, Verdict]
-"""A verdict for every recipient of the envelope that was sent."""
+"""The result of an attempt: a verdict for each recipient of the envelope."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingEvent:
-    """Recipients of one mail that share an answer, to be told to subscribers in one event.
+    """An event that no subscriber has committed yet: recipients of one mail with the same result.
 
-    ``id`` stays the same however often the event is reported.
+    The queue keeps it, so that it can be dispatched again, each time under the same ``id``.
     """
 
     id: str
@@ -251,14 +225,14 @@ class PendingEvent:
     permanent: bool = True
     retry_at: float | None = None
     tries: int = 0
-    """How often subscribers have failed to take it."""
+    """How often a subscriber has failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What ``send_now`` returns: ``accepted`` recipients, and ``refused`` ones with the reply.
+    """What ``send_now`` returns: ``accepted`` recipients, and ``refused`` ones with their replies.
 
-    ``reply`` is the relay's last word: to the whole message, or to the last refused recipient.
+    ``reply`` is the relay's last reply: to the whole message, or to the last refused recipient.
     """
 
     message_id: str

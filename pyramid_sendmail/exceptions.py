@@ -1,8 +1,8 @@
-"""What can go wrong, for the code that calls this package.
+"""The errors that this package raises.
 
-Every error derives from :class:`SendmailError` and from the builtin that comes
-nearest, so that both ``except SendmailError`` and ``except OSError`` read well.
-Settings raise Pyramid's own ``ConfigurationError``.
+Each error derives from :class:`SendmailError` and from the builtin that comes nearest, so that
+both ``except SendmailError`` and ``except OSError`` work. Settings raise Pyramid's own
+``ConfigurationError``.
 """
 
 from __future__ import annotations
@@ -33,17 +33,24 @@ class MessageError(SendmailError, ValueError):
 
 
 class NoActiveTransaction(SendmailError, RuntimeError):
-    """``send`` was called where no transaction can carry the mail."""
+    """``send`` was called without an active transaction."""
 
 
 class QueueError(SendmailError, OSError):
-    """The queue cannot be used: full, read-only, of another owner, without locks."""
+    """The queue cannot be used: the disk is full, read-only or without locks, or the queue belongs
+    to another user.
+
+    As text it is the message alone; ``errno`` and ``filename`` are those of any OSError.
+    """
+
+    def __str__(self) -> str:
+        return self.strerror or super().__str__()
 
 
 class DamagedMail(SendmailError, ValueError):
-    """A file in the queue is not a mail of ours; it has been moved to ``failed/``.
+    """A file in the queue is not a mail of this package; it was moved to ``failed/``.
 
-    ``raw`` holds the bytes that were found, ``name`` the file's name now.
+    ``raw`` is the file's content, ``name`` its new name.
     """
 
     def __init__(self, name: str, reason: str, raw: bytes) -> None:
@@ -54,10 +61,10 @@ class DamagedMail(SendmailError, ValueError):
 
 
 class MailerUnavailable(SendmailError, ConnectionError):
-    """There is no session with the relay: no mail is to blame, and none has changed.
+    """There is no session with the relay. The state of every mail is unchanged.
 
-    ``stale`` tells that the connection had carried a mail before, so that the
-    next step is to try once more at once, on a new connection.
+    ``stale``: the connection had carried a mail before, so the next step is to try once more at
+    once, on a new connection.
     """
 
     def __init__(self, message: str, *, stale: bool = False) -> None:
@@ -66,7 +73,7 @@ class MailerUnavailable(SendmailError, ConnectionError):
 
 
 class MailRefused(SendmailError, OSError):
-    """``send_now`` found no recipient accepted; ``report`` has the replies."""
+    """The relay accepted none of the recipients of ``send_now``; ``report`` has the replies."""
 
     def __init__(self, message: str, report: Report) -> None:
         super().__init__(message)
@@ -74,7 +81,7 @@ class MailRefused(SendmailError, OSError):
 
 
 class MailAmbiguous(MailRefused):
-    """The relay took the whole mail and its last word never came.
+    """The whole mail was sent, and the relay's final reply never came.
 
-    The mail may or may not have been accepted: to send it again risks a second copy.
+    The relay may have accepted the mail: sending it again risks a second copy.
     """

@@ -1,9 +1,9 @@
 """The contracts: what each part promises, when it is called and what is true afterwards.
 
 A mail's way: ``IMailDelivery.send`` freezes a message into an envelope and joins the
-transaction; the commit puts it into an ``IMailQueue``; an ``IMailQueueProcessor`` (or the sending
-thread of a direct delivery) claims it and sends it through an ``IMailer``'s session; what became
-of it is an ``IMailEvent``.
+transaction. The commit puts the envelope into an ``IMailQueue``. An ``IMailQueueProcessor``, or
+the sending thread of direct delivery, claims it, sends it through a session of an ``IMailer``, and
+records the outcome. An ``IMailEventDispatcher`` runs the subscribers of the ``IMailEvent``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from threading import Event
 
     from .envelope import Envelope, Outcome, PendingEvent, Priority, Report
+    from .queue.browsing import MailDetails, MailInfo, MailState, QueueStats
+    from .queue.ticket import Ticket
+    from .sending.outcome import Tally
 
 __all__ = [
+    'IBrowsableQueue',
     'IDirectMailDelivery',
     'IMailClaim',
     'IMailDeferredEvent',
@@ -31,16 +35,16 @@ __all__ = [
     'IMailQueueProcessor',
     'IMailSentEvent',
     'IMailSession',
-    'IMailSettings',
     'IMailer',
     'IQueuedMailDelivery',
     'ISMTPMailer',
+    'IScannableQueue',
     'IStagedMail',
 ]
 
 
 class IMailDelivery(Interface):
-    """What becomes of a message at commit; the utility, and what ``request.mailer`` is."""
+    """What happens to a message at commit: the registered utility, and ``request.mailer``."""
 
     def send(
         message: Any,
@@ -57,29 +61,29 @@ class IMailDelivery(Interface):
         ``message``: a :class:`pyramid_sendmail.Message`, an
         :class:`email.message.EmailMessage`, or anything with ``to_message()``.
         ``sender``, ``recipients``: the SMTP envelope, where it differs from the headers.
-        ``due``, ``expires``: an aware datetime, or a timedelta from now; not before, and
-        never after. ``priority``: 'high', 'normal' or 'low'. ``metadata``: a small dict of
-        strings, kept for the events.
+        ``due``, ``expires``: an aware datetime, or a timedelta from now; the mail is sent not
+        before the one, and never after the other. ``priority``: 'high', 'normal' or 'low'.
+        ``metadata``: a small dict of strings, which the events carry.
 
-        Raises MessageError (a ValueError) for whatever is wrong with the message and
-        NoActiveTransaction where nothing would ever commit it. Afterwards the message is
-        frozen, nothing is on disk, and it leaves if and only if the transaction commits.
+        Raises MessageError (a ValueError) if anything is wrong with the message, and
+        NoActiveTransaction if no commit could send it. Afterwards the message is frozen, nothing
+        is on disk, and the mail leaves if and only if the transaction commits.
         """
 
     def send_now(
         message: Any, *, sender: str | None = None, recipients: Sequence[str] | None = None
     ) -> Report:
-        """Send at once, whatever becomes of any transaction; return a Report.
+        """Send at once, whatever happens to any transaction; return a Report.
 
-        Raises MessageError; MailerUnavailable when there is no session with the relay;
-        MailRefused, with the report, when no recipient was accepted; MailAmbiguous when
-        the relay's last word never came. Reports no events.
+        Raises MessageError; MailerUnavailable if no connection to the relay can be used;
+        MailRefused, with the report, if no recipient was accepted; MailAmbiguous if the
+        connection broke before the relay's last reply. Dispatches no events.
         """
 
-    def bind(tm: Any, environ: Mapping[str, Any] | None = None) -> Any:
-        """Return this delivery joined to the given transaction manager.
+    def bind(tm: Any, environ: Mapping[str, Any] | None = None) -> IMailDelivery:
+        """Return this delivery bound to a transaction manager.
 
-        ``environ``: the WSGI environment of the request, whose ``tm.active`` tells that
+        ``environ``: the WSGI environment of the request, in which ``tm.active`` says that
         pyramid_tm has begun a transaction.
         """
 
@@ -89,22 +93,49 @@ class IQueuedMailDelivery(IMailDelivery):
 
 
 class IDirectMailDelivery(IMailDelivery):
-    """Hands mail to the relay at commit, by a thread of its own.
+    """Hands mail to the relay at commit, from a thread of its own.
 
-    With ``mail.queue_path`` what cannot leave now stays in the queue; without it, delivery
-    is at most once.
+    With ``mail.queue_path``, mail that cannot be sent now stays in the queue; without it, mail is
+    sent at most once.
     """
+
+    def flush(timeout: float) -> bool:
+        """Wait until all mail that was handed over is answered and its events are dispatched.
+
+        Returns True if that was so within ``timeout`` seconds. Mail that subscribers send
+        meanwhile counts too. Mail that stays in the queue, and an event whose subscriber failed,
+        are tried again later and not waited for. In a thread of this package, which runs
+        subscribers, nothing is waited for. The connection stays open.
+        """
 
 
 class IMailQueue(Interface):
-    """Where envelopes wait. One host; any number of processes and threads."""
+    """Where envelopes wait: what a delivery needs of a queue.
 
-    def put(envelopes: Sequence[Envelope]) -> Any:
-        """First phase: store the envelopes so that they survive, and return an IStagedMail.
+    Any number of processes and threads may use the same queue.
+    """
 
-        Raises QueueError (an OSError) when that cannot be promised; nothing is left then.
-        Nobody can claim them yet.
+    def put(envelopes: Sequence[Envelope]) -> IStagedMail:
+        """First phase of the commit: store the envelopes so that they survive a crash.
+
+        Nothing can be claimed before ``publish`` of the returned IStagedMail. Raises QueueError
+        (an OSError) if the queue cannot store all of them; it keeps none of them then.
         """
+
+    def claim(ticket: Ticket, *, settled: bool = False) -> IMailClaim | None:
+        """Take a mail exclusively. Return None if it is claimed already, gone, or not due.
+
+        ``settled``: only take a mail that has nothing left to send; leave any other untouched.
+        Raises DamagedMail for a file that is not a mail of this queue, after moving it to
+        ``failed/``, and QueueError if the queue cannot be used.
+        """
+
+    def close() -> None:
+        """Close what is open. The queue opens it again when it is used again."""
+
+
+class IScannableQueue(IMailQueue):
+    """A queue that can list what is due: what a queue processor and direct delivery need."""
 
     def scan(
         now: float,
@@ -112,143 +143,195 @@ class IMailQueue(Interface):
         limit: int = 20_000,
         fresh: bool = False,
         all_events: bool = False,
-        on_first_page: Callable[[list[Any]], None] | None = None,
-    ) -> tuple[list[Any], float | None]:
-        """Return ``(tickets, next_due)``: what is due, and when the next one will be.
+        on_first_page: Callable[[list[Ticket]], None] | None = None,
+    ) -> tuple[list[Ticket], float | None]:
+        """Return ``(tickets, next_due)``: what is due at ``now``, and when more will be.
 
-        At most ``limit`` tickets, in the order in which to take them; fresh mail and
-        retried mail in turn, so that neither starves the other. ``next_due`` is None when
-        nothing else waits. ``fresh`` looks only where new mail arrives; ``all_events``
-        counts events to be reported as due whatever their time. A full look also
-        recovers what stopped processes left behind. ``on_first_page(tickets)`` is called once if the look
-        takes long, with the first of what it has found until then, in order; they are among the
-        tickets returned, unless mail was found that comes before them or they have gone.
+        Times are epoch seconds. At most ``limit`` tickets, in the order in which to claim them:
+        finished mail with pending events first, then new and deferred mail in turn, so that
+        neither starves the other. ``next_due`` is None if nothing waits for a later time.
+
+        ``fresh``: only scan new mail. A full scan also recovers what dead processes left behind.
+        ``all_events``: pending events are due whatever their time.
+        ``on_first_page(tickets)``: called at most once, if the scan takes long, with the first
+        tickets found so far, in order. ``scan`` returns them again, unless mail was found that
+        comes before them, or they are gone. Raises QueueError.
         """
 
-    def next_page(limit: int) -> list[Any]:
-        """Return more of what the last full look found, in order, without looking: some of it may
-        have gone. Empty when that is all, or was not kept: look again."""
+    def next_page(limit: int) -> list[Ticket]:
+        """Return at most ``limit`` further tickets of the last full scan, without a new scan.
 
-    def claim(ticket: Any, *, settled: bool = False) -> Any:
-        """Take a mail exclusively and return an IMailClaim, or None if it is not to be had.
-
-        ``settled``: only if there is nothing left to send; the mail is not touched otherwise.
-        Raises DamagedMail for what is no mail of ours, after it was put aside.
+        Some of the mails may be gone. An empty list means: scan again.
         """
 
     def check_writable() -> None:
-        """Prove that an outcome can be recorded now. Raises QueueError."""
+        """Prove that the outcome of an attempt can be recorded now. Raises QueueError."""
 
     def prepare() -> None:
-        """Make what is missing and prove that locks work here. Raises QueueError."""
+        """Create what is missing and prove that locks work here. Raises QueueError."""
 
     def sync() -> None:
-        """Make the removal of what was delivered survive a power cut. Raises OSError."""
+        """Make the removal of delivered mail survive a power cut. Raises OSError."""
 
     def purge_failed(before: float, *, limit: int = 1_000) -> int:
-        """Remove dead letters that failed before that time, in epoch seconds; return how many.
+        """Remove dead letters that failed before a time in epoch seconds; return how many.
 
-        Looks at ``limit`` mails at most. Each is claimed first. Only mail of which every
-        recipient is settled goes: what is in doubt, ambiguous, damaged or foreign stays. A time
-        to come is not old. Raises QueueError; what was removed is gone then.
+        Examines at most ``limit`` mails, and claims each before it removes it. Keeps mail of
+        which a recipient is in doubt or ambiguous, and damaged and foreign files. A file whose
+        time is in the future is not old. Raises QueueError; what was removed until then is gone.
         """
 
     def wait(timeout: float) -> bool:
-        """Sleep until mail was published, ``wake`` was called or ``timeout`` seconds passed.
+        """Sleep until mail is published or ``wake`` is called, at most ``timeout`` seconds.
 
-        Returns True if it was woken.
+        Return False after a time-out.
         """
 
     def wake() -> None:
-        """End a ``wait`` of this process, now or next."""
+        """End a ``wait`` of this process: the current one, or the next."""
 
-    def close() -> None:
-        """Give up descriptors; the queue can be used again afterwards."""
+
+class IBrowsableQueue(Interface):
+    """A queue that people can browse and repair: what commands and web pages need.
+
+    Every change claims the mail first, so that it is safe beside running queue processors, and is
+    one atomic step: after a crash the mail is where it was, or where it was to go.
+    """
+
+    def mails(state: MailState | None = None) -> Iterator[MailInfo]:
+        """Iterate over the mails in one state, or in all, the most urgent first in each state.
+
+        Reads no mail, only the listing of the queue: a mail may be gone, or in another state, by
+        the time the caller looks at it. Raises QueueError.
+        """
+
+    def get(id: str) -> MailDetails | None:
+        """Return everything about the mail with this envelope id; None if there is none.
+
+        Reads the mail without a claim, also while it is being sent. Raises QueueError.
+        """
+
+    def retry(mail: MailInfo) -> bool:
+        """Make a failed, held or deferred mail due now.
+
+        The recipients that failed or are ambiguous are tried again, with a new retry period;
+        delivered ones are not. Return False, as all of these methods do, if the mail is gone, is
+        being sent at this moment, or is in a state that the method is not for. Raises QueueError
+        if the change cannot be recorded.
+        """
+
+    def hold(mail: MailInfo, reason: str = '') -> bool:
+        """Stop a new or deferred mail from being sent until ``release`` or ``retry``.
+
+        Events of it that subscribers have not handled yet wait as long. ``reason``: a text for
+        the history of the mail.
+        """
+
+    def release(mail: MailInfo) -> bool:
+        """Let a held mail go on where it was: with its attempts and the time it was due."""
+
+    def drop(mail: MailInfo) -> bool:
+        """Remove a mail for good, whatever its recipients have got. Not for finished mail whose
+        events subscribers have not handled yet. No event reports it; the log has a line."""
+
+    def stats() -> QueueStats:
+        """Count the mails in each state, and find the most overdue one. Raises QueueError."""
 
 
 class IStagedMail(Interface):
-    """The second phase of a put. No method raises an Exception; each may be called in any
-    order, any number of times; the first of them decides, and is completed by the others."""
+    """The second phase of a put.
 
-    tickets = Attribute('What to claim, in the order of the envelopes.')
+    No method raises an Exception. Each may be called any number of times, in any order: the first
+    call decides, and later calls complete it.
+    """
+
+    tickets = Attribute('The tickets to claim, in the order of the envelopes.')
 
     def publish() -> None:
-        """The transaction has committed: from now on the mail can be claimed."""
+        """The transaction has committed: the mail can be claimed from now on."""
 
     def discard() -> None:
-        """The transaction has aborted: nothing is left."""
+        """The transaction has aborted: remove the mail."""
 
     def keep_in_doubt() -> None:
-        """Nobody knows whether the transaction committed: keep the mail for a person's eye."""
+        """It is unknown whether the transaction committed: keep the mail for a person to decide."""
 
 
 class IMailClaim(Interface):
-    """A mail that is ours alone until ``release``, or until this process ends."""
+    """A mail that belongs to one worker until ``release``, or until its process ends."""
 
-    envelope = Attribute('The Envelope, with every recipient it ever had.')
+    envelope = Attribute('The Envelope, with all of its recipients, finished ones too.')
     todo = Attribute('The recipients still to be tried, in order.')
     attempt = Attribute('How many attempts have been counted so far.')
     since = Attribute('When the retry policy began to count, in epoch seconds.')
     interrupted = Attribute(
-        "'' or what a stopped process left: 'sending' (before the final dot) or 'ambiguous'."
+        "'', or how far a process got that died: 'sending' (before the final dot) or 'ambiguous'."
     )
-    ambiguous = Attribute('Those of ``todo`` that a stopped process has left in doubt.')
-    pending_events = Attribute('The PendingEvents that subscribers have not yet taken.')
+    ambiguous = Attribute('The recipients in ``todo`` that a dead process left ambiguous.')
+    pending_events = Attribute('The PendingEvents that subscribers have not handled yet.')
 
     def mark_ambiguous(recipients: Sequence[str]) -> None:
-        """The final dot is about to leave for these: a crash from now on is ambiguous."""
+        """Record that the final dot is about to be sent for these recipients.
+
+        If the process dies from now on, they are ambiguous. Raises QueueError.
+        """
 
     def clear_ambiguous() -> None:
-        """It is certain now that the next hop has not taken it: all is as before ``before_final_dot``.
-        Where that cannot be written down the doubt stays."""
+        """Take the mark back: the next hop has certainly not accepted the mail.
+
+        If that cannot be recorded, the recipients stay ambiguous.
+        """
 
     def settle(
         events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
     ) -> None:
-        """Record what an attempt came to.
+        """Record the outcome of an attempt.
 
-        ``pending_events``: Fates, of which those of kind 'deferred' change no recipient. ``retry_at``:
-        when the remaining recipients are due again, in epoch seconds; None when none remain.
-        ``report``: whether there is anybody to tell; the claim is kept then, for ``acknowledge``.
-        Without it the claim is released. Raises QueueError when it cannot be recorded; the claim
-        is kept then.
+        ``events``: one for each group of recipients with the same outcome; the kind 'deferred'
+        leaves its recipients to be tried again. ``retry_at``: when those are due again, in epoch
+        seconds; None if none remain. ``report``: keep the events and the claim until
+        ``acknowledge`` or ``retry_events``; otherwise release the claim. Raises QueueError if the
+        outcome cannot be recorded; the claim is kept then.
         """
 
     def acknowledge(events: Iterable[PendingEvent]) -> None:
-        """Subscribers have taken these."""
+        """Record that subscribers have handled these events. Raises QueueError."""
 
     def retry_events(events: Iterable[PendingEvent], due: float) -> None:
-        """Subscribers could not take these; ``due``: when to report them again."""
+        """Record that subscribers failed to handle these events, and release the claim.
+
+        ``due``: when to dispatch them again, in epoch seconds. Raises QueueError.
+        """
 
     def release() -> None:
-        """Let others claim it; where no attempt was settled, nothing has changed."""
+        """Let others claim the mail. Without a ``settle`` nothing has changed."""
 
 
 class IMailer(Interface):
     """How an envelope leaves this machine. Thread-safe; holds no connection itself."""
 
-    name = Attribute('Where it sends to, for people: no secrets.')
+    name: str = Attribute('Where it sends to, for people: no secrets.')
 
-    def connect() -> Any:
-        """Return an IMailSession. Raises MailerUnavailable, whatever went wrong."""
+    def connect() -> IMailSession:
+        """Return a session. Raises MailerUnavailable, whatever went wrong."""
 
 
 class ISMTPMailer(IMailer):
     """Sends to a relay host by SMTP (RFC 5321)."""
 
-    host = Attribute('Host name or address of the relay.')
-    port = Attribute('TCP port of the relay.')
+    host: str = Attribute('Host name or address of the relay.')
+    port: int = Attribute('TCP port of the relay.')
 
 
 class IMailSession(Interface):
-    """A conversation with the next hop, used by one thread at a time.
+    """A session with the next hop, used by one thread at a time.
 
-    A session may have ``cooperative = True``: whatever it waits for stands in
-    :class:`pyramid_sendmail.threads.blocking`, so that the workers of a queue processor can take
-    turns over such sessions.
+    The class may have ``cooperative = True``: the session enters
+    :class:`pyramid_sendmail.threads.blocking` wherever it waits, so that the workers of a queue
+    processor can compute in turn.
     """
 
-    name = Attribute(
+    name: str = Attribute(
         'Where it sends to, for people: the name of the mailer that connected, and in parentheses '
         'the version of TLS, if any: ``smtp://relay:587 (TLSv1.3)``.'
     )
@@ -256,103 +339,123 @@ class IMailSession(Interface):
     def send(
         envelopes: Iterable[Envelope],
         *,
-        before_final_dot: Callable[[Envelope, Sequence[str]], None] | None = None,
+        before_final_dot: Callable[[Envelope, Sequence[str]], object] | None = None,
     ) -> Iterator[Outcome]:
         """Send each envelope and yield an Outcome for each, in order.
 
-        ``envelopes``: an iterable, pulled from one by one, the next perhaps before the last one's
-        final dot has left: pulling must not wait for anything. ``before_final_dot(envelope, recipients)``
-        is called before the final dot of each leaves, with the recipients that the next hop has
-        accepted, or has been asked about where their text leaves before the answer; what it raises
-        ends the session. Raises MailerUnavailable where no mail is to blame: those pulled and not
-        answered are untouched, sealed or not. Raises nothing else for what a relay can do.
+        ``envelopes``: pulled one by one; the next may be pulled before the final dot of the last
+        one has left, so pulling must not wait.
+
+        ``before_final_dot(envelope, recipients)``: called before the text of a mail is complete,
+        with the recipients that the next hop has accepted, or was asked about if the text does
+        not wait for the answer. What it raises ends the session.
+
+        Raises MailerUnavailable if the failure is not a mail's fault: envelopes that were pulled
+        and have no outcome are untouched, even if ``before_final_dot`` was called for them. Raises
+        nothing else for what a relay can do.
         """
 
     def close() -> None:
-        """Say good-bye if there is anybody to hear it, and never raise."""
+        """End the session properly if that is possible. Never raises."""
 
     def abandon() -> None:
-        """Close without a word: in a forked child, or on a line that makes no sense any more."""
+        """Close the connection at once: in a forked child, or after a broken exchange."""
 
 
 class IMailQueueProcessor(Interface):
-    """The loop that drains a queue, in a process or a thread."""
+    """The loop that drains a queue, in a process or a thread.
+
+    A processor is made by a multi-adapter from the queue and the Pyramid registry, so that each
+    kind of queue can have a processor of its own: ``factory(queue, registry, *, workers=None,
+    batch=None)``, where the two numbers replace those of the settings. Ours is registered for
+    IScannableQueue. To register another::
+
+        config.registry.registerAdapter(factory, (IMyQueue, Interface), IMailQueueProcessor)
+    """
 
     def run(stop: Event) -> None:
-        """Deliver what is due, as it comes, until ``stop`` (a threading.Event) is set and ``wake``
-        called; what is in flight is finished."""
+        """Deliver mail as it becomes due, until ``stop`` is set and ``wake`` is called.
+
+        Finishes the mail in flight before it returns. Raises QueueError if the queue cannot be
+        used at the start; later errors are logged, and the loop continues.
+        """
 
     def run_once(
-        progress: Callable[[Any, int], None] | None = None, stop: Event | None = None
-    ) -> Any:
-        """Deliver what is due now, and fresh mail that arrives meanwhile, no mail twice.
+        progress: Callable[[Tally, int], None] | None = None, stop: Event | None = None
+    ) -> Tally:
+        """Deliver what is due now, and new mail that arrives meanwhile, each mail at most once.
 
-        ``progress(tally, left)`` is called now and then, from this thread. ``stop``: ends it
-        early, after what is in flight.
-
-        Returns a Tally. Raises MailerUnavailable when no relay could be used and
-        QueueError when the queue cannot be used.
+        Return the counts. ``progress(tally, left)`` is called now and then, from this thread:
+        the counts so far, and how many mails are known to be left. ``stop``: when it is set, the
+        run ends after the mail in flight. Raises MailerUnavailable if no relay can be used, and
+        QueueError if the queue cannot be used.
         """
 
     def wake() -> None:
-        """Look at the queue, or at ``stop``, now."""
+        """Have ``run`` check the queue and ``stop`` now. Any thread or signal handler may call
+        it."""
 
 
 class IMailEventDispatcher(Interface):
-    """Tells subscribers, each event in a request and a transaction of its own, or a batch of those
-    that wait in one.
+    """Runs subscribers in a thread of its own: each event, or a batch of events, in a request and
+    a transaction of its own.
 
-    A reporter may have a ``turn``, which sessions with ``cooperative`` take as well: see
-    :class:`pyramid_sendmail.threads.CooperativeLock`.
+    A dispatcher may have a ``cooperative_lock``, which is then held over sessions with
+    ``cooperative`` too: see :class:`pyramid_sendmail.threads.CooperativeLock`.
     """
 
+    failures = Attribute('How many times a subscriber has failed to handle an event so far.')
+
     def wants(kind: str) -> bool:
-        """Whether anybody subscribes to 'sent', 'deferred' or 'error'."""
+        """Return whether a subscriber is registered for events of this kind: 'sent', 'deferred'
+        or 'error'. Its predicates may still refuse every event."""
 
-    def join(timeout: float) -> bool:
-        """Wait until nothing is left to report; False if ``timeout`` seconds were not enough."""
+    def flush(timeout: float) -> bool:
+        """Wait until no event is left to dispatch; False if ``timeout`` seconds were not enough."""
 
-    def dispatch(claim: Any, events: Sequence[PendingEvent]) -> None:
-        """Report the pending events of a claim from the events thread, then release the claim."""
+    def dispatch(claim: IMailClaim, events: Sequence[PendingEvent]) -> None:
+        """Have the subscribers of a claim's events run, then acknowledge the events and release
+        the claim.
 
-
-class IMailSettings(Interface):
-    """The parsed ``mail.*`` settings, a registered utility."""
+        Returns at once. An event whose subscriber failed is tried again later; one of kind
+        'deferred' is not. If too many claims wait already, the claim is released, and the events
+        come back with a later scan of the queue.
+        """
 
 
 class IMailEvent(Interface):
-    """What became of a mail. ``id`` is the same each time the event is reported again."""
+    """The outcome of an attempt for some recipients of a mail."""
 
-    id = Attribute('Identifies the event: the same when it is reported a second time.')
+    id = Attribute('Identifies the event: the same each time it is dispatched.')
     message_id = Attribute('The Message-ID that send returned, angle brackets included.')
     sender = Attribute('The envelope sender.')
     recipients = Attribute('The recipients that this event is about.')
     subject = Attribute('The subject, as text.')
     tag = Attribute('The tag of the message, or None.')
     metadata = Attribute('The metadata given to send: a mapping of strings.')
-    attempt = Attribute('Which attempt this was: 1 is the first.')
+    attempt = Attribute('The number of the attempt: 1 is the first.')
     queued_at = Attribute('When send was called, in epoch seconds.')
-    mailer = Attribute('Where it went, and by which version of TLS, without secrets.')
+    mailer = Attribute('The relay and the version of TLS, without secrets.')
     request = Attribute('The request of the event or its batch, with a transaction of its own.')
 
 
 class IMailSentEvent(IMailEvent):
-    """The next hop has taken responsibility."""
+    """The relay has accepted the mail, and is responsible for it."""
 
-    reply = Attribute('Its answer: code and text.')
+    reply = Attribute('The reply of the relay: code and text.')
 
 
 class IMailDeferredEvent(IMailEvent):
-    """Not now; it will be tried again. Reported at most once."""
+    """The mail could not be sent now and is tried again. Dispatched at most once."""
 
     reason = Attribute('Why, in words.')
     retry_at = Attribute('When it is tried again, in epoch seconds.')
 
 
 class IMailErrorEvent(IMailEvent):
-    """It has failed, and lies in ``failed/`` if there is a queue."""
+    """The mail has failed and is not tried again; if there is a queue, it is in ``failed/``."""
 
     reason = Attribute('Why, in words.')
-    permanent = Attribute('Whether another attempt would be of no use.')
-    reply = Attribute('The answer of the relay, or None.')
-    raw = Attribute('The bytes, so that nothing is lost.')
+    permanent = Attribute('Whether another attempt would fail as well.')
+    reply = Attribute('The reply of the relay, or None.')
+    raw = Attribute('The bytes of the mail, so that nothing is lost.')

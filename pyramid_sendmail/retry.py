@@ -1,4 +1,4 @@
-"""When a deferred mail is tried again."""
+"""Retry policies: when a deferred mail, or a failed event, is tried again."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ DAY = 24 * HOUR
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Pure data: the pauses between attempts, and the age at which to stop.
+    """The pauses between attempts, and the age at which to give up.
 
-    ``delays``: seconds to wait after the first, second, ... attempt; the last one
-    repeats. ``give_up_after``: seconds since the mail was queued after which a
-    temporary failure is final (RFC 5321, 4.5.4.1 asks for days). ``jitter``: the
-    part of a delay that chance may add or take, so that mails deferred together
-    do not come back together.
+    ``delays``: seconds to wait after the first, second, ... attempt; the last one repeats.
+    ``give_up_after``: seconds since the mail was queued after which a temporary failure is final
+    (RFC 5321, 4.5.4.1 recommends days). ``jitter``: the part of a delay by which it may randomly
+    be longer or shorter, so that mails deferred together are not retried together.
     """
 
     delays: tuple[float, ...] = (MINUTE, 5 * MINUTE, 15 * MINUTE, 30 * MINUTE, HOUR, 2 * HOUR)
@@ -29,14 +28,14 @@ class RetryPolicy:
 
     @property
     def longest(self) -> float:
-        """The longest delay that :meth:`delay` can give, in seconds."""
+        """The longest delay that :meth:`delay` can return, in seconds."""
         return max(self.delays, default=0.0) * (1 + self.jitter)
 
     def delay(self, attempt: int, age: float, *, chance: float | None = None) -> float | None:
-        """Seconds to wait after the given attempt (1 is the first), or None to give up.
+        """Return the seconds to wait after an attempt (1 is the first), or None to give up.
 
-        ``age`` is in seconds since the mail was queued. ``chance``, between 0 and 1,
-        stands in for the random number.
+        ``age``: seconds since the mail was queued. ``chance``: a number between 0 and 1, instead of
+        a random one.
         """
         if not self.delays or age >= self.give_up_after:
             return None
@@ -46,7 +45,7 @@ class RetryPolicy:
 
 
 AT_ONCE_OR_NEVER = RetryPolicy(delays=(), give_up_after=0.0)
-"""For direct delivery without a queue: what does not leave now has failed."""
+"""For direct delivery without a queue: a temporary failure is final."""
 
 EVENT_RETRY = RetryPolicy(delays=(1.0, 5.0, 30.0, 5 * MINUTE), give_up_after=DAY, jitter=0.0)
-"""How often a subscriber that raises gets its event again."""
+"""When an event is dispatched again after a subscriber raised."""

@@ -1,5 +1,8 @@
-"""Threads of our own: daemons that are waited for at exit, and started anew after a fork; and the
-turn that those take which do the same work."""
+"""Background threads of this package, and the lock by which they take turns at the CPU.
+
+``BackgroundThreads`` starts daemon threads, waits for them at exit and starts them anew after a
+fork. ``CooperativeLock`` and ``blocking`` have one of several threads compute at a time.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,23 @@ __all__ = [
     'BackgroundThread',
     'BackgroundThreads',
     'CooperativeLock',
+    'after_fork',
     'blocking',
     'in_background_thread',
 ]
 
 EXIT_GRACE = 10.0
-"""Seconds that a process waits at exit for what is pending."""
+"""Seconds for which a process that exits waits for pending work."""
 
-PATIENCE = 0.05
-"""Seconds for which a thread waits for its turn."""
+LOCK_PATIENCE = 0.05
+"""Seconds for which a thread waits for a CooperativeLock before it works without it."""
 
-PENANCE, BUSY = 10.0, 0.5
-"""How many times as long as it took nothing is lent to one that has mostly waited; and the part of
-the time from which on it has not."""
+BUSY_SHARE = 0.5
+"""The share of its time for which a borrower of a CooperativeLock has to use the CPU."""
+
+PENALTY_FACTOR = 10.0
+"""A borrower below BUSY_SHARE may not borrow again for this many times as long as it held the
+lock."""
 
 
 class BackgroundThread(threading.Thread):
@@ -36,17 +43,32 @@ class BackgroundThread(threading.Thread):
 
 
 def in_background_thread() -> bool:
-    """Whether this code, a subscriber's perhaps, runs in one of our threads."""
+    """Return whether the caller, a subscriber for example, runs in a thread of this package."""
     return isinstance(threading.current_thread(), BackgroundThread)
 
 
-class BackgroundThreads:
-    """The threads of one component, by name, one of each in a process.
+def after_fork(method: Callable[[], object]) -> None:
+    """Call a bound method in each forked child, before anything else runs there.
 
-    ``reset``: a method of the component, called in a forked child before anything else runs there:
-    none of the threads exists in it, and every lock may be held for ever. ``finish``: another,
-    called at exit with the seconds that it has to bring what is pending to its end. The component
-    itself is not kept alive by them.
+    Its object is not kept alive. No other thread exists in the child, and a lock that another
+    thread of the parent held stays locked for ever: the method replaces locks and threads.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        alive = reference()
+        if alive is not None:
+            alive()
+
+    os.register_at_fork(after_in_child=call)
+
+
+class BackgroundThreads:
+    """The threads of one component: at most one for each name in a process.
+
+    ``reset``: a method of the component, called in a forked child; see ``after_fork``. ``finish``:
+    another, called at exit with the number of seconds in which to complete pending work. Neither
+    keeps the component alive.
     """
 
     def __init__(self, reset: Callable[[], object], finish: Callable[[float], object]) -> None:
@@ -57,28 +79,21 @@ class BackgroundThreads:
         self._pid = 0
 
     def start(self, name: str, run: Callable[[], None]) -> BackgroundThread:
-        """Start the thread unless it is alive. Raises RuntimeError where the system has none."""
+        """Start the thread unless it is alive.
+
+        Raises RuntimeError if the system cannot start another thread.
+        """
         with self._lock:
             thread = self._threads.get(name)
             if thread is None or not thread.is_alive():
                 if not self._pid:
-                    self._watch_forks()
+                    after_fork(self._forked)
                 if self._pid != os.getpid():
                     self._watch_exit()
                 thread = BackgroundThread(target=run, name=name, daemon=True)
                 thread.start()
                 self._threads[name] = thread
             return thread
-
-    def _watch_forks(self) -> None:
-        threads = weakref.ref(self)
-
-        def forked() -> None:
-            own = threads()
-            if own is not None:
-                own._forked()
-
-        os.register_at_fork(after_in_child=forked)
 
     def _forked(self) -> None:
         self._threads = {}
@@ -88,7 +103,8 @@ class BackgroundThreads:
             reset()
 
     def _watch_exit(self) -> None:
-        """A forked child inherits the call, and has nothing of its parent's to finish."""
+        """Call ``finish`` at exit of this process: not in a forked child, which inherits the call
+        and has nothing to finish for its parent."""
         self._pid = pid = os.getpid()
         method = self._finish
 
@@ -101,12 +117,12 @@ class BackgroundThreads:
 
 
 class CooperativeLock:
-    """Has one of several threads work at a time, until it waits for something.
+    """Let one of several threads compute at a time, until it has to wait for something.
 
     Python runs one thread at a time anyway, but hands the interpreter over at each system call, a
-    dozen times a mail: that costs more than the mail. A thread that holds the turn gives it up in
-    ``blocking`` alone. It is a courtesy, not a lock: who has waited for it for PATIENCE passes the
-    holder over, and both work.
+    dozen times a mail: that costs more than the mail. A thread that holds the lock gives it up in
+    ``blocking`` alone. The lock protects no data: a thread that has waited for LOCK_PATIENCE works
+    beside the holder.
     """
 
     def __init__(self) -> None:
@@ -117,26 +133,27 @@ class CooperativeLock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Work in turn. Whatever may take long has to stand in ``blocking``."""
+        """Hold the lock. Put everything that may take long into ``blocking``."""
         before = _holding.hold
-        if before is not None and before.turn is self:
+        if before is not None and before.owner is self:
             yield
             return
         hold = _Hold(self)
-        hold.take()
+        hold.acquire()
         _holding.hold = hold
         try:
             yield
         finally:
             _holding.hold = before
-            hold.give()
+            hold.release()
 
     @contextmanager
     def borrowed(self) -> Iterator[bool]:
-        """Work in turn, where that is of use: whether it is.
+        """Hold the lock if the caller mostly computes; yield whether it is held.
 
-        Whoever mostly waits, for what he does not tell, would have the others wait for it too. For
-        PENANCE times as long he works without it then.
+        A caller that mostly blocks, and does not say so by ``blocking``, would block the others as
+        well: one that used the CPU for less than BUSY_SHARE of its time works without the lock for
+        PENALTY_FACTOR times as long.
         """
         if time.perf_counter() < self._lends_at:
             yield False
@@ -147,66 +164,67 @@ class CooperativeLock:
                 yield True
             finally:
                 now = time.perf_counter()
-                if time.thread_time() - computed < BUSY * (now - began):
-                    self._lends_at = now + PENANCE * (now - began)
+                if time.thread_time() - computed < BUSY_SHARE * (now - began):
+                    self._lends_at = now + PENALTY_FACTOR * (now - began)
 
     @property
     def worked(self) -> float:
-        """Seconds that it was held, by all; 0 if nobody ever did."""
+        """Seconds for which the lock was held so far, by all threads together."""
         since = self._since
         return self._worked + (time.perf_counter() - since if since else 0.0)
 
 
 class _Hold:
-    """What one thread has of a turn, and may give up and take again."""
+    """One thread's hold of a CooperativeLock, which it may release and acquire again."""
 
-    __slots__ = ('_lock', '_since', 'turn')
+    __slots__ = ('_lock', '_since', 'owner')
 
-    def __init__(self, turn: CooperativeLock) -> None:
-        self.turn = turn
+    def __init__(self, owner: CooperativeLock) -> None:
+        self.owner = owner
 
-    def take(self) -> None:
-        turn = self.turn
+    def acquire(self) -> None:
+        owner = self.owner
         while True:
-            lock = turn._lock
-            if not lock.acquire(timeout=PATIENCE):
-                if turn._lock is lock:
-                    # The holder, who may be a thread that no fork has taken along, keeps the old
-                    # one. Two who are that late at once may both go on: that harms nobody.
-                    turn._lock = threading.Lock()
-            elif turn._lock is lock:
+            lock = owner._lock
+            if not lock.acquire(timeout=LOCK_PATIENCE):
+                if owner._lock is lock:
+                    # The holder may be a thread that does not exist after a fork, so replace the
+                    # lock. Two threads may then run at once, which is harmless.
+                    owner._lock = threading.Lock()
+            elif owner._lock is lock:
                 break
             else:
                 lock.release()
         self._lock = lock
-        turn._since = self._since = time.perf_counter()
+        owner._since = self._since = time.perf_counter()
 
-    def give(self) -> None:
-        turn = self.turn
-        turn._worked += time.perf_counter() - self._since
-        turn._since = 0.0
+    def release(self) -> None:
+        owner = self.owner
+        owner._worked += time.perf_counter() - self._since
+        owner._since = 0.0
         self._lock.release()
 
 
 class _Holding(threading.local):
     hold: _Hold | None = None
-    """What this thread has to give up while it waits."""
+    """What this thread holds, and releases in ``blocking``."""
 
 
 _holding = _Holding()
 
 
 class blocking:
-    """``with blocking():`` others may work; nothing happens in a thread that holds no turn."""
+    """``with blocking():`` release the CooperativeLock of this thread, if it holds one, during a
+    call that may wait."""
 
     __slots__ = ('_hold',)
 
     def __enter__(self) -> None:
         self._hold, _holding.hold = _holding.hold, None
         if self._hold is not None:
-            self._hold.give()
+            self._hold.release()
 
     def __exit__(self, *exc_info: object) -> None:
         if self._hold is not None:
-            self._hold.take()
+            self._hold.acquire()
             _holding.hold = self._hold

@@ -1,6 +1,6 @@
-"""README.rst and CHANGES.rst: every example runs, every table and name is the code's own.
+"""README.rst, CHANGES.rst and docs/: every example runs, every name and list is the code's own.
 
-``python -m tests.test_docs`` writes the table of settings into README.rst.
+``python -m tests.test_docs`` writes the settings into docs/reference/settings.rst.
 """
 
 from __future__ import annotations
@@ -8,6 +8,9 @@ from __future__ import annotations
 import configparser
 import email
 import email.policy
+import importlib
+import logging
+import pkgutil
 import re
 import shlex
 import shutil
@@ -15,16 +18,17 @@ import subprocess
 import sys
 import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import replace
+from email.message import EmailMessage
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import docutils.core
 import docutils.nodes
+import docutils.utils
 import plaster
 import pytest
 import zope.sqlalchemy
@@ -36,7 +40,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from webtest import TestApp
 from zope.interface.verify import verifyObject
 
-from pyramid_sendmail import interfaces
+import pyramid_sendmail
+from pyramid_sendmail import exceptions, interfaces
 from pyramid_sendmail.config.factories import processor_of
 from pyramid_sendmail.envelope import Envelope, Reply, Verdict
 from pyramid_sendmail.interfaces import (
@@ -48,102 +53,66 @@ from pyramid_sendmail.interfaces import (
 )
 from pyramid_sendmail.mailers.factory import mailer_from_url
 from pyramid_sendmail.mailers.schemes import RELAY_OPTIONS
-from pyramid_sendmail.processor.processor import GRACE, POLL
+from pyramid_sendmail.processor.options import POLL_INTERVAL, SHUTDOWN_GRACE
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.scripts.qp import _parser
+from pyramid_sendmail.scripts.qp import run as run_processor
 from pyramid_sendmail.settings.credentials import SCHEMES
-from pyramid_sendmail.settings.table import TABLE, parse_settings, table_rows
+from pyramid_sendmail.settings.table import TABLE, parse_settings
 from tests.benchmarks.__main__ import ROWS
 from tests.benchmarks.__main__ import _parser as benchmarks_parser
 from tests.support.doubles import RecordingMailer
+from tests.support.pages import (
+    CHANGES,
+    DOCS,
+    PAGES,
+    README,
+    ROOT,
+    SETTINGS,
+    Block,
+    all_blocks,
+    blocks,
+    document,
+    in_section,
+    page_name,
+    sections,
+    settings_list,
+    with_settings,
+)
+from tests.support.queues import until
+from tests.support.words import Found, found_in, found_in_python
 
-ROOT = Path(__file__).parent.parent
-README = ROOT / 'README.rst'
-CHANGES = ROOT / 'CHANGES.rst'
+TRIED: dict[tuple[str, str], str] = {}
+"""The sections, by page and title, whose examples in Python a test of their own runs."""
 
-BEGIN, END = '.. settings begin\n', '.. settings end\n'
+TOKEN = 'An access token instead of a password'
 
+SENDING = (
+    *('A first mail', 'A message with everything', 'Messages of other libraries'),
+    *('Delivery options', 'Send at once', 'Outside a request'),
+)
 
-def settings_table() -> str:
-    """The table of settings, as README.rst has it."""
-    rows = [('setting', 'default', 'meaning'), *((f'``{n}``', d, m) for n, d, m in table_rows())]
-    lines = ['.. list-table::', '   :header-rows: 1', '   :widths: 25 25 50', '']
-    for row in rows:
-        for index, cell in enumerate(row):
-            first = '   * - ' if index == 0 else '     - '
-            lines += textwrap.wrap(
-                cell,
-                100,
-                initial_indent=first,
-                subsequent_indent=' ' * 7,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-    return '\n'.join(lines) + '\n'
-
-
-def with_table(readme: str) -> str:
-    """The text of README.rst with the table that belongs there."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin
-    assert end
-    return f'{before}{BEGIN}\n{settings_table()}\n{END}{after}'
+TESTING = ('Look at what was sent', 'Hand the mailer to your application', 'Send nothing')
 
 
-@dataclass(frozen=True)
-class Block:
-    """An example: the section that it stands in, its language, its text, its number there."""
+def tries(name: str, *titles: str) -> Callable[[Any], Any]:
+    """Say that a test runs the examples in these sections of a page."""
 
-    section: str
-    language: str
-    text: str
-    number: int
+    def note(test: Any) -> Any:
+        TRIED.update(((name, title), test.__name__) for title in titles)
+        return test
 
-    @property
-    def where(self) -> str:
-        return f'{self.section} {self.number} ({self.language})'
+    return note
 
 
-def document(source: str) -> Any:
-    """The parsed text; a warning is an error."""
-    return docutils.core.publish_doctree(
-        source,
-        settings_overrides={
-            'halt_level': 2,
-            'report_level': 1,
-            'syntax_highlight': 'none',
-            'doctitle_xform': False,
-            'file_insertion_enabled': False,
-        },
-    )
-
-
-@cache
-def all_blocks() -> list[Block]:
-    """README.rst's examples, in order."""
-    found: list[Block] = []
-    for node in document(README.read_text(encoding='utf-8')).findall(docutils.nodes.literal_block):
-        parent = node.parent
-        while not isinstance(parent, docutils.nodes.section):
-            parent = parent.parent
-        section = parent[0].astext()
-        number = sum(block.section == section for block in found) + 1
-        found.append(Block(section, node['classes'][-1], node.astext(), number))
-    return found
-
-
-def blocks(*languages: str) -> list[Block]:
-    """README.rst's examples in these languages, in order."""
-    return [block for block in all_blocks() if block.language in languages]
-
-
-def in_section(section: str) -> list[Block]:
-    return [block for block in blocks('python') if block.section == section]
+def page(name: str) -> str:
+    """The text of a page, by its name."""
+    (path,) = [path for path in PAGES if page_name(path) == name]
+    return path.read_text(encoding='utf-8')
 
 
 def execute(block: Block, namespace: dict[str, Any]) -> None:
-    exec(compile(block.text, f'README.rst: {block.where}', 'exec'), namespace)  # noqa: S102
+    exec(compile(block.text, block.where, 'exec'), namespace)  # noqa: S102
 
 
 # An application for the examples to run in
@@ -156,7 +125,7 @@ ENGINES: list[Engine] = []
 
 def configurator(**settings: Any) -> Configurator:
     config = Configurator(settings={'mail.hostname': 'shop.example.org', **settings})
-    execute(in_section('Use it')[0], namespace := {})
+    execute(in_section('README', 'Install')[0], namespace := {})
     namespace['includeme'](config)
     return config
 
@@ -203,7 +172,7 @@ def _shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     for name in ('MAIL_URL', 'MAIL_PASSWORD'):
         monkeypatch.delenv(name, raising=False)
-    ini = next(block for block in blocks('ini') if block.section == 'Use it')
+    (ini,) = in_section('README', 'Install', 'ini')
     Path('production.ini').write_text(
         ini.text.replace('[app:main]', '[app:main]\nuse = call:tests.test_docs:application'),
         encoding='utf-8',
@@ -230,8 +199,8 @@ def registered() -> Iterator[Any]:
     yield loader.get_wsgi_app('main').registry
 
 
-def request_of(registry: Any) -> Any:
-    request = Request.blank('/')
+def request_of(registry: Any, path: str = '/') -> Any:
+    request = Request.blank(path)
     request.registry = registry
     apply_request_extensions(request)
     return request
@@ -242,53 +211,123 @@ def queued(registry: Any) -> list[Envelope | bytes]:
     queue = registry.getUtility(IMailQueue)
     tickets, _ = queue.scan(1e11)
     envelopes: list[Envelope | bytes] = []
+    claimed = set()
     for ticket in tickets:
         claim = queue.claim(ticket)
-        if claim is None:  # not due yet
-            path = f'{queue.path}/{ticket.folder}/{ticket.name}'
-            envelopes.append(Path(path).read_bytes())
-        else:
+        if claim is not None:
             envelopes.append(claim.envelope)
+            claimed.add(claim.envelope.id)
             claim.release()
-    return envelopes
+    files = Path(queue.path, 'new').iterdir()
+    later = [path for path in files if path.name.rpartition('-')[2] not in claimed]
+    return [*envelopes, *(path.read_bytes() for path in later)]
 
 
 # The texts
 
 
-@pytest.mark.parametrize('path', [README, CHANGES], ids=lambda path: path.name)
+@pytest.mark.parametrize('path', PAGES, ids=page_name)
 def test_valid(path: Path) -> None:
-    """docutils has nothing to say about it, not even a hint; lines are short."""
+    """docutils has nothing to say about a page, not even a hint; lines are short."""
     source = path.read_text(encoding='utf-8')
-    document(source)
+    document(source, sphinx=path.is_relative_to(DOCS))
     assert [line for line in source.splitlines() if len(line) > 100] == []
 
 
 def test_long_description() -> None:
-    """Both together, as setup.cfg gives them to the package index."""
+    """README.rst and CHANGES.rst together, as setup.cfg gives them to the package index."""
     document(f'{README.read_text(encoding="utf-8")}\n{CHANGES.read_text(encoding="utf-8")}')
 
 
 def test_planted_warning() -> None:
-    """A mistake in the markup would be found."""
+    """A mistake in the markup would be found, and Sphinx's own markup where there is no Sphinx."""
     for wrong in ('`x`_', 'A long title\n=====', '``x', '.. code-blok:: x', 'a\n  b\nc'):
+        for sphinx in (False, True):
+            with pytest.raises(docutils.utils.SystemMessage):
+                document(wrong, sphinx=sphinx)
+    for markup in (':doc:`x`', '.. toctree::\n\n   x'):
+        document(markup, sphinx=True)
         with pytest.raises(docutils.utils.SystemMessage):
-            document(wrong)
+            document(markup)
 
 
-def test_settings_table() -> None:
+def test_readme_is_short() -> None:
+    """README.rst is the short way in: the rest is in docs/."""
+    assert len(README.read_text(encoding='utf-8').splitlines()) <= 150
+
+
+@pytest.mark.parametrize('path', [README, CHANGES], ids=page_name)
+def test_links_hold_on_an_index(path: Path) -> None:
+    """Links and images are absolute: a relative one breaks on a package index."""
+    tree = document(path.read_text(encoding='utf-8'))
+    uris = [node['refuri'] for node in tree.findall(docutils.nodes.reference) if 'refuri' in node]
+    uris += [node['uri'] for node in tree.findall(docutils.nodes.image)]
+    assert [uri for uri in uris if not uri.startswith('https://')] == []
+
+
+@pytest.mark.parametrize('path', PAGES, ids=page_name)
+def test_paths(path: Path) -> None:
+    """A file or folder of the repository that a page names is there."""
+    source = path.read_text(encoding='utf-8')
+    for name in re.findall(r'``((?:docs|demo|tests|tools|pyramid_sendmail)/[\w./-]*)``', source):
+        if not name.startswith('demo/var'):
+            assert (ROOT / name).exists(), name
+
+
+INSTALLED_FROM_THE_INDEX = re.compile(
+    r'\b(?:install|add)\b[^`\n]*?(?<![\w./-])pyramid[_-]sendmail(?![\w-]*[/.])'
+    r'|^[ \t]*pyramid[_-]sendmail[ \t]*(?:[=~<>]=|[<>])',
+    re.MULTILINE | re.IGNORECASE,
+)
+"""A command, or a requirement, that gets the package of this name from the package index."""
+
+
+@pytest.mark.parametrize('path', PAGES, ids=page_name)
+def test_nothing_is_installed_from_the_index(path: Path) -> None:
+    """The name belongs to another project there: until it is ours, no page says so."""
+    assert INSTALLED_FROM_THE_INDEX.search(path.read_text(encoding='utf-8')) is None
+
+
+def test_planted_installs() -> None:
+    """The check knows what is right from what is wrong."""
+    wrong = (
+        *('pip install pyramid_sendmail', '$ pip install -U pyramid-sendmail\n'),
+        *('pip install pyramid_sendmail==1.0', 'uv pip install pyramid_sendmail[docs]'),
+        *('python -m pip install --upgrade pyramid_sendmail', '    pyramid_sendmail >= 1.0'),
+        *('uv add pyramid_sendmail', 'pip install waitress pyramid_sendmail'),
+    )
+    right = (
+        *('pip install .', 'pip install dist/pyramid_sendmail-1.0a1-py3-none-any.whl'),
+        *('pip install ../pyramid_sendmail/dist/x.whl', 'cd pyramid_sendmail'),
+        *("pip install -e '.[docs]'", 'pip install /path/to/pyramid_sendmail/'),
+    )
+    assert [text for text in wrong if not INSTALLED_FROM_THE_INDEX.search(text)] == []
+    assert [text for text in right if INSTALLED_FROM_THE_INDEX.search(text)] == []
+
+
+def test_settings_list() -> None:
     """It is the table of the code. To write it anew: ``python -m tests.test_docs``."""
-    source = README.read_text(encoding='utf-8')
-    assert source == with_table(source)
+    source = SETTINGS.read_text(encoding='utf-8')
+    assert source == with_settings(source)
 
 
-def test_names_in_the_text() -> None:
-    """Every setting, option and interface that the text names is there."""
-    source = README.read_text(encoding='utf-8').replace(settings_table(), '')
-    known = {row.name for row in TABLE}
-    functions = {'mail.make_delivery', 'mail.access_token'}
-    foreign = {'mail.sendmail_app'}
-    assert set(re.findall(r'\bmail\.[a-z_]+', source)) - functions - foreign <= known
+FOREIGN_SETTINGS = {'mail.sendmail_app'}
+"""A setting of pyramid_mailer."""
+
+FUNCTIONS = {'mail.make_delivery', 'mail.access_token'}
+"""Functions in the examples' ``myapp.mail``."""
+
+
+@pytest.mark.parametrize('path', PAGES, ids=page_name)
+def test_names_in_the_text(path: Path) -> None:
+    """Every setting, option and interface that a page names is there."""
+    source = path.read_text(encoding='utf-8').replace(settings_list(), '')
+    known = {row.name for row in TABLE} | FUNCTIONS | FOREIGN_SETTINGS
+    assert set(re.findall(r'\bmail\.(?!rst\b)[a-z_]+', source)) <= known
+    for name in set(re.findall(r'\bI(?:Direct|Queued|SMTP|Scannable|Browsable)?Mail\w*', source)):
+        assert name in interfaces.__all__
+    if page_name(path).startswith(('contributing', 'CONTRIBUTING')):
+        return  # options of git, pytest and others
     parsers = (_parser(), benchmarks_parser())
     options = {
         option
@@ -296,33 +335,74 @@ def test_names_in_the_text() -> None:
         for action in parser._actions
         for option in action.option_strings
     }
-    assert set(re.findall(r'(?<=\s)--[a-z]+', source)) <= options
-    for name in set(re.findall(r'\bIMail[A-Za-z]*', source)):
-        assert name in interfaces.__all__
+    assert set(re.findall(r'(?<=[\s`])--[a-z]+(?:-[a-z]+)*', source)) <= options
+
+
+@pytest.mark.parametrize('path', PAGES, ids=page_name)
+def test_dotted_names(path: Path) -> None:
+    """Every module, class and function of the package that a page names by its path is there."""
+    source = path.read_text(encoding='utf-8')
+    for name in set(re.findall(r'(?<![\w/.])pyramid_sendmail(?:\.[A-Za-z_]\w*)+', source)):
+        assert exists(name), name
+
+
+def exists(name: str) -> bool:
+    """Whether a module, or something within one, has this dotted name."""
+    path, *parts = name.split('.')
+    found: Any = importlib.import_module(path)
+    for part in parts:
+        path = f'{path}.{part}'
+        if not hasattr(found, part):
+            try:
+                importlib.import_module(path)
+            except ImportError:
+                return False
+        found = getattr(found, part)
+    return True
 
 
 def test_urls() -> None:
     """Every URL in the table makes a mailer; every scheme and every option has its place."""
-    source = README.read_text(encoding='utf-8')
-    section = source.partition('\nRelay and TLS\n')[2].partition('\nSeveral relays\n')[0]
-    urls = re.findall(r'^``([a-z+]+:[^`]*)``', section, re.MULTILINE)
+    source = page('reference/mail-url')
+    urls = re.findall(r'^``([a-z+]+:[^`]*)``', source, re.MULTILINE)
     for url in urls:
         assert mailer_from_url(url, hostname='shop.example.org').name
     assert {url.partition(':')[0] for url in urls} == set(SCHEMES)
-    assert set(re.findall(r'``([a-z_]+)=', section)) == set(RELAY_OPTIONS)
+    assert set(re.findall(r'``([a-z_]+)=', source)) == set(RELAY_OPTIONS)
 
 
 def test_event_attributes() -> None:
-    """The table of events and the interfaces agree."""
-    source = README.read_text(encoding='utf-8')
-    section = source.partition('\nEvents\n')[2].partition('\nWhat is guaranteed\n')[0]
-    named = set(re.findall(r'``([a-z_]+)``', section))
+    """The page of events and the interfaces agree."""
+    named = set(re.findall(r'``([a-z_]+)``', page('reference/events')))
     for name in ('IMailSentEvent', 'IMailDeferredEvent', 'IMailErrorEvent'):
         assert set(getattr(interfaces, name).names(all=True)) <= named
 
 
+def test_loggers() -> None:
+    """The list of loggers has each of the package, and no other."""
+    listed = re.findall(r'^``(pyramid_sendmail[\w.]*)``$', page('reference/logging'), re.MULTILINE)
+    names = [
+        module.name
+        for module in pkgutil.walk_packages(pyramid_sendmail.__path__, 'pyramid_sendmail.')
+    ]
+    logs = {name: getattr(importlib.import_module(name), 'log', None) for name in names}
+    assert sorted(listed) == sorted(
+        name for name, log in logs.items() if isinstance(log, logging.Logger) and log.name == name
+    )
+
+
+def test_errors_and_interfaces() -> None:
+    """Each error and each interface has its place in the reference."""
+    errors = re.findall(r'autoexception:: pyramid_sendmail\.(\w+)', page('reference/exceptions'))
+    errors += re.findall(r'exceptions\.(\w+)$', page('reference/exceptions'), re.MULTILINE)
+    assert set(errors) - {'exceptions'} == set(exceptions.__all__)
+    source = page('reference/api') + page('reference/events')
+    listed = re.findall(r'^\.\. interface:: (\w+)$', source, re.MULTILINE)
+    assert sorted(listed) == sorted(interfaces.__all__)
+
+
 def test_changes() -> None:
-    """Newest first; the headings are those that readers know."""
+    """Newest first; the headings are those that readers know; a first version mends nothing."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / 'setup.cfg', encoding='utf-8')
     tree = document(CHANGES.read_text(encoding='utf-8'))
@@ -336,10 +416,51 @@ def test_changes() -> None:
         assert headings == [heading for heading in known if heading in headings]
         for item in release.findall(docutils.nodes.list_item):
             assert item.astext().endswith('.')
+    assert [section[0].astext() for section in sections(versions[-1])] == ['Features']
 
 
-def sections(node: Any) -> list[Any]:
-    return [child for child in node if isinstance(child, docutils.nodes.section)]
+# The words
+
+
+@pytest.mark.parametrize('path', PAGES, ids=page_name)
+def test_words_of_the_pages(path: Path) -> None:
+    """No page uses a word of the list in tests/support/words.py, but the page that shows them."""
+    if page_name(path) != 'contributing/writing':
+        assert_no_words(path, found_in(path.read_text(encoding='utf-8')))
+
+
+CODE = sorted(
+    path
+    for folder in ('pyramid_sendmail', 'demo', 'docs')
+    for path in (ROOT / folder).rglob('*.py')
+)
+
+
+@pytest.mark.parametrize('path', CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_words_of_the_code(path: Path) -> None:
+    """No docstring, comment, string or name uses a word of the list."""
+    assert_no_words(path, found_in_python(path.read_text(encoding='utf-8')))
+
+
+def assert_no_words(path: Path, found: Iterable[Found]) -> None:
+    lines = [f'{path.relative_to(ROOT)}:{each}' for each in sorted(found)]
+    if lines:
+        pytest.fail('\n'.join(lines), pytrace=False)
+
+
+def test_planted_words() -> None:
+    """Each word of the list is found, with its line; others that look like it are not."""
+    for word in ('whoever', 'Nobody', 'roads', 'is told', 'not to\n    be had', 'asker', 'crew'):
+        assert [each.line for each in found_in(f'\nSay {word} here.')] == [2], word
+    code = "def _road():\n    # The relay's\n    # nobody.\n    x = 'Say it.' 'Octets.'\n"
+    found = found_in_python(code)
+    assert [(each.line, each.word) for each in found] == [
+        *((1, '_road'), (3, 'nobody'), (4, 'Octets'))
+    ]
+    assert str(found[1]).startswith('3: "nobody": write none')
+    plain = 'It delegates, wholehearted: application/octet-stream. RFC 5321 counts octets.'
+    assert list(found_in(plain)) == []
+    assert list(found_in('It counts octets.\n\nRFC 5321 does.')) != []
 
 
 # The examples that are not Python
@@ -352,82 +473,107 @@ def assert_runs_processor(command: str) -> Any:
     return _parser().parse_intermixed_args(arguments)
 
 
+OTHER_PROGRAMS = {'cat', 'cd', 'chgrp', 'curl', 'git', 'grep', 'less', 'ls', 'mkdir', 'mv'}
+
+
 def test_console() -> None:
-    """Targets of the Makefile, console scripts of the package."""
+    """Targets of the Makefile, console scripts of the package, installations from the repository.
+    Lines without ``$`` are output."""
     targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
     scripts = {each.name for each in entry_points(group='console_scripts')}
     seen = set()
     for block in blocks('console'):
+        assert block.text.startswith('$ '), block.where
         for line in block.text.splitlines():
-            assert line.startswith('$ ')
+            if not line.startswith('$ '):
+                continue
             program, *arguments = shlex.split(line[2:])
+            program = program.removeprefix('.venv/bin/')
             seen.add(program)
             if program == 'make':
-                assert set(arguments) <= targets
+                assert {each for each in arguments if '=' not in each} <= targets, block.where
             elif program == 'psendmail-qp':
                 assert_runs_processor(line[2:])
                 assert program in scripts
             elif program == 'pip':
-                assert arguments == ['install', 'pyramid_sendmail']
-            elif program == '.venv/bin/python':
-                assert arguments[:2] == ['-m', 'tests.benchmarks']
-                known = {row.name for row in ROWS}
-                assert set(benchmarks_parser().parse_args(arguments[2:]).rows) <= known
+                assert arguments[0] == 'install'
+                for each in arguments[1:]:
+                    assert each.startswith(('.', '/', '-', 'dist/')), block.where
+            elif program in {'python', 'python3'}:
+                assert arguments[0] == '-m'
+                assert find_spec(arguments[1]) is not None, block.where
+                if arguments[1] == 'tests.benchmarks':
+                    known = {row.name for row in ROWS}
+                    assert set(benchmarks_parser().parse_args(arguments[2:]).rows) <= known
+            elif program == 'pserve':
+                assert arguments[0].endswith('.ini')
             elif program == 'sudo':
-                assert arguments[0] in {'groupadd', 'usermod', 'install'}
+                assert arguments[0] in {'groupadd', 'usermod', 'install', 'systemctl'}
             else:
-                assert program in {'cd', 'less', 'mv'}  # see test_dead_letter
+                assert program in OTHER_PROGRAMS, block.where
     assert {'make', 'psendmail-qp', 'pip', 'mv'} <= seen
 
 
-def test_ini() -> None:
+@pytest.mark.parametrize('block', blocks('ini'), ids=lambda block: block.where)
+def test_ini(block: Block) -> None:
     """Settings as PasteDeploy reads them; units that start the processor and wait for it."""
-    kinds = []
-    mailers = []
+    kind = block.text.splitlines()[0]
+    if kind.startswith('[app:'):
+        for name in re.findall(r'^\[app:(\w+)\]$', block.text, re.MULTILINE):
+            assert mailer_of(block, name).name
+        return
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(block.text)
+    if kind == '[loggers]':
+        for what in ('logger', 'handler', 'formatter'):
+            for key in parser[f'{what}s']['keys'].split(','):
+                assert f'{what}_{key.strip()}' in parser
+        return
+    assert kind in ('[Unit]', '[program:shop-mail]')
+    service = parser['Service'] if kind == '[Unit]' else parser['program:shop-mail']
+    assert_runs_processor(service.get('ExecStart') or service['command'])
+    assert float(service.get('TimeoutStopSec') or service['stopwaitsecs']) > SHUTDOWN_GRACE
+
+
+def mailer_of(block: Block, name: str = 'main') -> Any:
+    """The mailer that the settings of an example describe."""
     secrets = Path('secrets').resolve()
-    secrets.mkdir()
-    for name in ('mail-password', 'token'):
-        (secrets / name).write_text('s3kr1t', encoding='utf-8')
-    for block in blocks('ini'):
-        kind = block.text.splitlines()[0]
-        kinds.append(kind)
-        path = Path('example.ini')
-        path.write_text(block.text.replace('/run/secrets', str(secrets)), encoding='utf-8')
-        if kind == '[app:main]':
-            settings = parse_settings(plaster.get_settings(str(path), 'app:main'))
-            assert settings.queue_path == str(path.resolve().parent / 'mail')
-            mailer = mailer_from_url(
-                settings.url,
-                hostname=settings.hostname,
-                username=settings.username,
-                password=settings.password,
-            )
-            mailers.append(mailer.name)
-            continue
-        parser = configparser.ConfigParser(interpolation=None)
-        parser.optionxform = str  # type: ignore[assignment,method-assign]
-        parser.read_string(block.text)
-        if kind == '[loggers]':
-            for what in ('logger', 'handler', 'formatter'):
-                assert f'{what}_{parser[f"{what}s"]["keys"]}' in parser
-            continue
-        service = parser['Service'] if kind == '[Unit]' else parser['program:shop-mail']
-        assert_runs_processor(service.get('ExecStart') or service['command'])
-        assert float(service.get('TimeoutStopSec') or service['stopwaitsecs']) > GRACE
-    assert kinds == ['[app:main]'] * 4 + [
-        '[Unit]',
-        '[program:shop-mail]',
-        '[app:main]',
-        '[loggers]',
-    ]
+    secrets.mkdir(exist_ok=True)
+    for secret in ('mail-password', 'token'):
+        (secrets / secret).write_text('s3kr1t', encoding='utf-8')
+    path = Path('example.ini')
+    path.write_text(block.text.replace('/run/secrets', str(secrets)), encoding='utf-8')
+    settings = parse_settings(plaster.get_settings(str(path), f'app:{name}'))
+    if settings.queue_path is not None:
+        assert settings.queue_path == str(path.resolve().parent / 'mail')
+    return mailer_from_url(
+        settings.url,
+        hostname=settings.hostname,
+        username=settings.username,
+        password=settings.password,
+    )
+
+
+def test_ini_kinds() -> None:
+    """The pages show how to start the processor, and their URLs mean what they say."""
+    kinds = {block.text.splitlines()[0] for block in blocks('ini')}
+    assert {'[app:main]', '[Unit]', '[program:shop-mail]', '[loggers]'} <= kinds
+    (several,) = [mailer_of(block).name for block in blocks('ini', page='howto/several-relays')]
     for part in ('smtps://relay.example.org:465', 'smtps://other.example.org:465', 'sendmail:'):
-        assert part in mailers[1]
-    assert mailers[2:4] == ['smtp://smtp.example.com:587', 'lmtp+unix:/run/dovecot/lmtp']
+        assert part in several
+    (token,) = in_section('howto/relay-and-tls', TOKEN, 'ini')
+    assert mailer_of(token).name == 'smtp://smtp.example.com:587'
+    (dovecot,) = blocks('ini', page='howto/dovecot-lmtp')
+    assert mailer_of(dovecot).name == 'lmtp+unix:/run/dovecot/lmtp'
+    (set_ups,) = in_section('README', 'Set-ups', 'ini')
+    names = [mailer_of(set_ups, name).name for name in ('development', 'staging', 'production')]
+    assert [name.partition(':')[0] for name in names] == ['file', 'file', 'smtps']
 
 
 def test_cron() -> None:
     """Five stars, and a command that says nothing unless something is wrong."""
-    (block,) = [block for block in blocks('text') if block.section != 'Dovecot']
+    (block,) = [block for block in blocks('text') if block.text.startswith('* ')]
     match = re.fullmatch(r'(?:\* ){5}(.*)', block.text)
     assert match
     arguments = assert_runs_processor(match[1])
@@ -437,28 +583,55 @@ def test_cron() -> None:
 
 def test_dovecot() -> None:
     """Its configuration opens the socket that the settings name, below /run/dovecot."""
-    (block,) = [block for block in blocks('text') if block.section == 'Dovecot']
-    (ini,) = [block for block in blocks('ini') if block.section == 'Dovecot']
+    (block,) = blocks('text', page='howto/dovecot-lmtp')
+    (ini,) = blocks('ini', page='howto/dovecot-lmtp')
     assert block.text.count('{') == block.text.count('}') == 2
     (socket,) = re.findall(r'unix_listener (\S+) {', block.text)
     assert f'mail.url = lmtp+unix:/run/dovecot/{socket}' in ini.text
 
 
 def test_every_block_is_tried() -> None:
-    """No example is in a language, or in a section, that no test looks at."""
+    """No example is in a language that no test looks at; ``text`` is for pictures and output."""
     tried = ('python', 'ini', 'console', 'text')
-    assert blocks(*tried) == all_blocks()
-    assert len(all_blocks()) == README.read_text(encoding='utf-8').count('.. code-block:: ')
-    assert {block.section for block in blocks('python')} == {
-        'A token in place of a password',
-        *('Use it', 'Sending', 'In Python', 'Events', 'Testing your application'),
-    }
+    assert [block.where for block in all_blocks() if block.language not in tried] == []
+    counted = sum(path.read_text(encoding='utf-8').count('.. code-block:: ') for path in PAGES)
+    assert len(all_blocks()) == counted
+    assert set(TRIED) <= {(block.page, block.section) for block in blocks('python')}
 
 
 # The examples in Python
 
 
-def test_use_it() -> None:
+def test_other_examples() -> None:
+    """Examples without a test of their own run, page by page, from top to bottom, in an
+    application whose request has begun a transaction."""
+    others = [block for block in blocks('python') if (block.page, block.section) not in TRIED]
+    for name in dict.fromkeys(block.page for block in others):
+        config = configurator(**{'mail.default_sender': 'shop@example.org'})
+        config.set_mailer(RELAYS[-1])
+        config.include(database)
+        config.commit()
+        request = request_of(config.registry)
+        message = EmailMessage()
+        message['To'], message['Subject'] = 'ann@example.org', 'Welcome'
+        message.set_content('Good to see you.')
+        namespace = {
+            '__name__': 'example',
+            'config': config,
+            'registry': config.registry,
+            'request': request,
+            'message': message,
+            'pdf': b'%PDF',
+        }
+        request.tm.begin()
+        for block in others:
+            if block.page == name:
+                execute(block, namespace)
+        request.tm.abort()
+
+
+@tries('README', 'Install')
+def test_install() -> None:
     """The three lines and the settings make a queued delivery, with nothing on disk yet."""
     with registered() as registry:
         assert verifyObject(interfaces.IQueuedMailDelivery, registry.getUtility(IMailDelivery))
@@ -466,15 +639,77 @@ def test_use_it() -> None:
     assert not Path('mail').exists()
 
 
+@tries('README', 'Use')
+def test_use() -> None:
+    """README.rst's view sends to a name and an address that cannot become two recipients, its
+    subscriber is called, and its test passes."""
+    view, subscriber, test = in_section('README', 'Use')
+    config = configurator(**{'mail.default_sender': 'shop@example.org'})
+    config.set_mailer(RELAYS[-1])
+    config.include(database)
+    execute(view, namespace := {})
+    execute(subscriber, namespace)
+    namespace['includeme'](config)
+    config.commit()
+    RELAYS[-1].always('ann@example.org', Verdict('failed', Reply(550, 'no such user')))
+    request = request_of(config.registry, '/?name=Smith,+Ann&address=ann@example.org')
+    with request.tm:
+        message_id = namespace['sign_up'](request)['message_id']
+    until(lambda: refusals(config.registry))
+    (sent,) = RELAYS[-1].sent
+    assert (sent.message_id, sent.recipients) == (message_id, ('ann@example.org',))
+    assert b'To: "Smith, Ann" <ann@example.org>\r\n' in sent.raw
+    assert [row[1:] for row in refusals(config.registry)] == [
+        ('ann@example.org', '550 no such user')
+    ]
+    execute(test, namespace)
+    config = configurator(**{'mail.default_sender': 'shop@example.org'})
+    config.add_route('sign_up', '/sign-up')
+    config.add_view(namespace['sign_up'], route_name='sign_up', renderer='json')
+    namespace['test_sign_up'](config)
+
+
+@tries('tutorial/first-mail', 'Write an application')
+def test_tutorial(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its application sends into the queue, its processor delivers, its subscriber writes."""
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    (source,) = blocks('python', page='tutorial/first-mail')
+    (ini,) = blocks('ini', page='tutorial/first-mail')
+    Path('shop.py').write_text(source.text, encoding='utf-8')
+    Path('development.ini').write_text(ini.text, encoding='utf-8')
+    loader = plaster.get_loader('development.ini', protocols=['wsgi'])
+    app = TestApp(loader.get_wsgi_app('main'))
+    assert 'message-id' in app.post('/sign-up', {'address': 'ann@example.org'}).text.lower()
+    assert len(list(Path('mail/new').iterdir())) == 1
+    with pytest.raises(RuntimeError):
+        app.post('/sign-up', {'address': 'bob@example.org', 'fail': 'yes'})
+    assert len(list(Path('mail/new').iterdir())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(logging, 'lastResort', None)
+        assert run_processor(['--once', 'development.ini']) == 0
+    assert '1 delivered' in capsys.readouterr().err
+    (mail,) = Path('outbox/new').iterdir()
+    assert b'\nTo: ann@example.org\r\n' in mail.read_bytes()
+    assert list(Path('mail/new').iterdir()) == []
+    assert 'ann@example.org' in Path('sent.txt').read_text(encoding='utf-8')
+    monkeypatch.delitem(sys.modules, 'shop')
+
+
+def sending() -> list[Block]:
+    """The examples of howto/sending, in order."""
+    return [block for title in SENDING for block in in_section('howto/sending', title)]
+
+
+@tries('howto/sending', *SENDING)
 def test_sending(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each example of the section sends what it says."""
+    """Each example of the page sends what it says."""
     with registered() as registry:
         namespace: dict[str, Any] = {'registry': registry, 'pdf': b'%PDF'}
-        for block in in_section('Sending'):
+        for block in sending():
             request = namespace['request'] = request_of(registry)
             request.tm.begin()
             execute(block, namespace)
-            if block.number == 1:
+            if 'def sign_up' in block.text:
                 sent = namespace['sign_up'](request)
             request.tm.commit()
         mails = queued(registry)
@@ -506,8 +741,8 @@ def test_sending(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_send_now_fails(capsys: pytest.CaptureFixture[str]) -> None:
     """The example catches what send_now raises."""
-    (block,) = [block for block in in_section('Sending') if 'send_now' in block.text]
-    (source,) = [block for block in in_section('Sending') if 'EmailMessage()' in block.text]
+    (block,) = in_section('howto/sending', 'Send at once')
+    (source,) = [block for block in sending() if 'EmailMessage()' in block.text]
     with registered() as registry:
         namespace: dict[str, Any] = {'request': request_of(registry)}
         with namespace['request'].tm:
@@ -522,25 +757,25 @@ def test_send_now_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert '550 no such user' in out[1]
 
 
+@tries('howto/relay-and-tls', TOKEN)
 def test_access_token() -> None:
-    """The function of the README is what ``token=`` takes."""
-    (block,) = in_section('A token in place of a password')
+    """The function of the page is what ``token=`` takes."""
+    (block,) = in_section('howto/relay-and-tls', TOKEN)
     Path('token.json').write_text('{"access_token": "s3kr1t"}', encoding='utf-8')
-    found = Block(block.section, block.language, block.text.replace('/run/secrets/', ''), 1)
-    execute(found, namespace := {})
+    execute(replace(block, text=block.text.replace('/run/secrets/', '')), namespace := {})
     assert namespace['access_token']() == 's3kr1t'
     sys.modules['myapp.mail'].access_token = namespace['access_token']  # type: ignore[attr-defined]
-    source = README.read_text(encoding='utf-8')
-    (option,) = re.findall(r'``(token=\S+)``', source)
+    (option,) = re.findall(r'``(token=[^`]+)``', page('howto/relay-and-tls'))
     assert mailer_from_url(f'smtps://ann@relay?{option}', hostname='shop.example.org')
 
 
+@tries('howto/python-configuration', 'The directives')
 def test_in_python() -> None:
     """The three directives, with an object, and with a dotted name of a function."""
     config = configurator()
     bound = configurator_delivery()
     sys.modules['myapp.mail'].make_delivery = lambda registry: bound  # type: ignore[attr-defined]
-    (block,) = in_section('In Python')
+    (block,) = in_section('howto/python-configuration', 'The directives')
     execute(block, {'config': config})
     config.commit()
     assert config.registry.getUtility(IMailDelivery) is bound
@@ -554,9 +789,10 @@ def configurator_delivery() -> Any:
     return config.registry.getUtility(IMailDelivery)
 
 
+@tries('howto/events', 'Subscribe')
 def test_events() -> None:
     """The subscriber writes what was refused, once, and only of mail with its tag."""
-    (block,) = in_section('Events')
+    (block,) = in_section('howto/events', 'Subscribe')
     execute(block, namespace := {})
     config = configurator(**{'mail.default_sender': 'shop@example.org'})
     config.set_mailer(RELAYS[-1])
@@ -566,15 +802,15 @@ def test_events() -> None:
     registry = config.registry
     for address in ('ann@example.org', 'bob@example.org'):
         RELAYS[-1].always(address, Verdict('failed', Reply(550, 'no such user')))
-    execute(in_section('Sending')[0], sending := {})
+    execute(sending()[0], names := {})
     request = request_of(registry)
     with request.tm:
-        sending['sign_up'](request)
+        names['sign_up'](request)
         request.mailer.send(
-            sending['Message'](subject='Other', to='bob@example.org', text='x', tag='other')
+            names['Message'](subject='Other', to='bob@example.org', text='x', tag='other')
         )
     dispatcher: Any = registry.getUtility(IMailEventDispatcher)
-    assert dispatcher.join(10)
+    assert dispatcher.flush(10)
     rows = refusals(registry)
     assert [row[1:] for row in rows] == [('ann@example.org', '550 no such user')]
     again = request_of(registry)
@@ -593,18 +829,19 @@ def refusals(registry: Any) -> list[tuple[str, str, str]]:
         return [(row.event_id, row.address, row.reason) for row in rows]
 
 
+@tries('howto/testing', *TESTING)
 def test_outbox() -> None:
     """The test mailer keeps the contract, and has the mail when the request has ended."""
-    block, main, memory = in_section('Testing your application')
+    (block,), (main,), (memory,) = (in_section('howto/testing', title) for title in TESTING)
     config = configurator(**{'mail.default_sender': 'shop@example.org'})
     execute(block, namespace := {'config': config})
     outbox: Any = namespace['outbox']
     assert verifyObject(IMailer, outbox)
     assert verifyObject(IMailSession, outbox)
-    execute(in_section('Sending')[0], sending := {})
+    execute(sending()[0], names := {})
 
     def view(request: Any) -> Response:
-        return Response(sending['sign_up'](request)['message_id'])
+        return Response(names['sign_up'](request)['message_id'])
 
     config.add_route('home', '/')
     config.add_view(view, route_name='home')
@@ -626,12 +863,12 @@ def test_outbox() -> None:
 
 
 def test_dead_letter() -> None:
-    """The commands of the README bring a dead letter back, for the recipients that failed."""
+    """The commands of the page bring a dead letter back, for the recipients that failed."""
     (block,) = [block for block in blocks('console') if 'mv ' in block.text]
     RELAYS[-1].script('ann@example.org', Verdict('failed', Reply(550, 'no such user')))
     with registered() as registry:
         request = request_of(registry)
-        execute(in_section('Sending')[0], namespace := {})
+        execute(sending()[0], namespace := {})
         with request.tm:
             request.mailer.send(
                 namespace['Message'](
@@ -651,7 +888,28 @@ def test_dead_letter() -> None:
     assert RELAYS[-1].accepted('ann@example.org') == 1
     assert RELAYS[-1].accepted('bob@example.org') == 1
     assert list(Path('mail/failed').iterdir()) == []
-    assert POLL <= 30
+    assert POLL_INTERVAL <= 30
+
+
+@tries('howto/dead-letters', 'In Python')
+def test_dead_letter_in_python(capsys: pytest.CaptureFixture[str]) -> None:
+    """The function of the page retries the mail with its tag, and shows why it had failed."""
+    (block,) = in_section('howto/dead-letters', 'In Python')
+    execute(block, namespace := {})
+    execute(sending()[0], namespace)
+    RELAYS[-1].script('ann@example.org', Verdict('failed', Reply(550, 'no such user')))
+    with registered() as registry:
+        request = request_of(registry)
+        with request.tm:
+            namespace['sign_up'](request)
+        processor = processor_of(registry, workers=1)
+        processor.run_once()
+        namespace['retry_failed'](registry, 'invoice')
+        assert capsys.readouterr().out == ''
+        namespace['retry_failed'](registry, 'welcome')
+        assert '550 no such user True' in capsys.readouterr().out
+        processor.run_once()
+    assert RELAYS[-1].accepted('ann@example.org') == 1
 
 
 def test_types() -> None:
@@ -678,4 +936,4 @@ def test_types() -> None:
 
 
 if __name__ == '__main__':
-    README.write_text(with_table(README.read_text(encoding='utf-8')), encoding='utf-8')
+    SETTINGS.write_text(with_settings(SETTINGS.read_text(encoding='utf-8')), encoding='utf-8')

@@ -1,4 +1,4 @@
-"""The public names: what users import, what each error also is, and that interfaces are kept."""
+"""The public names: what users import, what errors derive from, and that interfaces are kept."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from zope.interface.verify import verifyClass
 
 import pyramid_sendmail
 from pyramid_sendmail import exceptions, interfaces, message, queue
-from pyramid_sendmail.bound import BoundMailDelivery
-from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail.delivery.direct import DirectMailDelivery
+from pyramid_sendmail.delivery.queued import BoundMailDelivery, QueuedMailDelivery
 from pyramid_sendmail.envelope import Report
 from pyramid_sendmail.events.dispatcher import EventDispatcher
 from pyramid_sendmail.mailers.file import FileMailer, FileSession
@@ -27,7 +27,7 @@ from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.claim import MaildirClaim
 from pyramid_sendmail.queue.maildir.staging import StagedMail
-from pyramid_sendmail.queue.memory import MemoryClaim, MemoryPut
+from pyramid_sendmail.queue.memory import MemoryClaim, MemoryStagedMail
 
 PUBLIC = {
     *('Attachment', 'Message', 'includeme'),
@@ -38,34 +38,31 @@ PUBLIC = {
 
 @pytest.mark.parametrize('value', [message.Message, message.Attachment])
 def test_annotations_can_be_evaluated(value: type) -> None:
-    """As those do who make forms, schemas or documentation of them."""
+    """Programs that make forms, schemas or documentation of our values can evaluate their types."""
     hints = get_type_hints(value)
     assert hints.keys() == value.__dataclass_fields__.keys()  # type: ignore[attr-defined]
     assert inspect.signature(value, eval_str=True).parameters.keys() == hints.keys()
 
 
 def test_modules_of_the_public_names() -> None:
-    """They are there with the package alone."""
+    """``import pyramid_sendmail`` alone makes the modules of the public names available."""
     names = 'import pyramid_sendmail as p; print(p.exceptions.__name__, p.message.__name__)'
     run = subprocess.run([sys.executable, '-c', names], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ['pyramid_sendmail.exceptions', 'pyramid_sendmail.message']
 
 
 def test_public_names() -> None:
-    """What stands in ``__all__`` is there, and nothing has been dropped from it."""
+    """``__all__`` lists exactly the promised names, each of which has a docstring."""
     assert set(pyramid_sendmail.__all__) == PUBLIC
     for name in PUBLIC:
         assert getattr(pyramid_sendmail, name).__doc__
 
 
 @pytest.mark.parametrize('package', [pyramid_sendmail, message, queue])
-def test_names_that_are_imported_later(package: ModuleType) -> None:
-    """They are listed as others are, and what is none is an AttributeError as elsewhere."""
+def test_listed_names_exist(package: ModuleType) -> None:
+    """Each name in ``__all__`` can be imported."""
     for name in package.__all__:
-        assert getattr(package, name) is getattr(package, name)
-    with pytest.raises(AttributeError, match=r"'pyramid_sendmail.*' has no attribute 'Massage'"):
-        _ = package.Massage
-    assert set(dir(pyramid_sendmail)) >= {*PUBLIC, '__doc__'}
+        assert getattr(package, name) is not None
 
 
 @pytest.mark.parametrize(
@@ -81,13 +78,13 @@ def test_names_that_are_imported_later(package: ModuleType) -> None:
     ],
 )
 def test_errors_on_two_axes(error: type[Exception], builtin: type[Exception]) -> None:
-    """One root, and the builtin that comes nearest."""
+    """Each error derives from SendmailError and from the builtin that comes nearest."""
     assert issubclass(error, exceptions.SendmailError)
     assert issubclass(error, builtin)
 
 
 def test_every_error_is_listed() -> None:
-    """``exceptions`` has no error that its ``__all__`` hides."""
+    """``exceptions.__all__`` lists every error of the module."""
     own = {
         name
         for name, value in vars(exceptions).items()
@@ -97,7 +94,7 @@ def test_every_error_is_listed() -> None:
 
 
 def test_errors_carry_what_they_say() -> None:
-    """The report of a refusal, the bytes of a damaged file, the number of an OSError."""
+    """Errors carry a refusal's report, a damaged file's bytes, an OSError's number."""
     report = Report('<1@example.org>', (), {'ann@example.org': None}, None)
     assert exceptions.MailAmbiguous('no answer', report).report is report
     assert str(exceptions.MailRefused('550 no', report)) == '550 no'
@@ -115,10 +112,10 @@ def test_errors_carry_what_they_say() -> None:
         (QueuedMailDelivery, interfaces.IQueuedMailDelivery),
         (DirectMailDelivery, interfaces.IDirectMailDelivery),
         (BoundMailDelivery, interfaces.IMailDelivery),
-        (MaildirQueue, interfaces.IMailQueue),
-        (MemoryQueue, interfaces.IMailQueue),
+        (MaildirQueue, interfaces.IScannableQueue),
+        (MemoryQueue, interfaces.IScannableQueue),
         (StagedMail, interfaces.IStagedMail),
-        (MemoryPut, interfaces.IStagedMail),
+        (MemoryStagedMail, interfaces.IStagedMail),
         (MaildirClaim, interfaces.IMailClaim),
         (MemoryClaim, interfaces.IMailClaim),
         (SMTPMailer, interfaces.ISMTPMailer),
@@ -132,12 +129,12 @@ def test_errors_carry_what_they_say() -> None:
     ],
 )
 def test_interfaces_are_kept(made: type, interface: type[Interface]) -> None:
-    """Every method of the contract, with its arguments."""
+    """Each class has every method of its interface, with the arguments."""
     assert verifyClass(interface, made, tentative=not interface.implementedBy(made))
 
 
 def test_interfaces_are_the_manual() -> None:
-    """Each interface says what it is, and each method what it promises."""
+    """Each interface, and each of its methods, has a docstring."""
     for name in interfaces.__all__:
         interface: Any = getattr(interfaces, name)
         assert interface.__doc__, name
@@ -155,5 +152,5 @@ def test_send_options_are_keywords() -> None:
 
 
 def test_typed() -> None:
-    """Type checkers take our annotations."""
+    """The package has py.typed, so type checkers read its annotations."""
     assert files('pyramid_sendmail').joinpath('py.typed').is_file()

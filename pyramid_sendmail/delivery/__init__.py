@@ -1,1 +1,13 @@
-"""What becomes of a message at commit."""
+"""The deliveries: what happens to a message at the commit of its transaction.
+
+============== ==================================================================================
+module         what it holds
+============== ==================================================================================
+queued         ``QueuedMailDelivery`` puts mail into the queue at commit; ``BoundMailDelivery`` is
+               ``request.mailer``
+direct         ``DirectMailDelivery`` hands mail to the relay at commit
+direct_sender  the sending thread of direct delivery
+data_manager   the mail of one transaction: two-phase commit, savepoints
+send_now       sending at once, without a transaction
+============== ==================================================================================
+"""

@@ -1,27 +1,27 @@
-"""The transaction protocol: mail is put into the queue if and only if its transaction commits.
+"""The transaction protocol: mail is queued if and only if its transaction commits.
 
 =================================== ===========================================================
 call                                what happens
 =================================== ===========================================================
-``tpc_vote``                        the envelopes are stored, not yet to be claimed; an error
+``tpc_vote``                        the envelopes are stored, and cannot be claimed yet; an error
                                     votes no, before a one-phase database has committed
 ``tpc_finish``                      they are published
 ``abort``, ``tpc_abort`` before     what was stored is removed
-everybody has voted
-the same after everybody has voted  in doubt: kept, for nobody can tell whether the other
-and before our finish               resources committed
-the same after our finish has begun the publishing is completed
+every data manager has voted
+the same after every data manager   in doubt: the mail is kept, because nothing tells whether the
+has voted, before our finish        other resources committed
+the same after our finish has begun publishing is completed
 =================================== ===========================================================
 
-``tpc_finish``, ``abort`` and ``tpc_abort`` never raise an Exception, and may come in any order,
-any number of times: ``transaction`` calls ``abort`` on finished managers wherever somebody has
-added an after-commit hook.
+``tpc_finish``, ``abort`` and ``tpc_abort`` never raise an Exception, and may be called in any
+order, any number of times: ``transaction`` calls ``abort`` on finished managers if an after-commit
+hook was added.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any, Protocol
 
@@ -30,9 +30,16 @@ from zope.interface import implementer
 
 from ..envelope import Envelope
 from ..exceptions import NoActiveTransaction
-from ..interfaces import IMailQueue
+from ..interfaces import IMailQueue, IStagedMail
 
-__all__ = ['Committing', 'MailDataManager', 'active_transaction', 'join']
+__all__ = [
+    'MailDataManager',
+    'Transaction',
+    'TransactionManager',
+    'TransactionalDelivery',
+    'active_transaction',
+    'join',
+]
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +52,59 @@ _NONE = (
 )
 
 
-def active_transaction(tm: Any, environ: Mapping[str, Any] | None = None) -> Any:
-    """The transaction that somebody has begun in the manager, without beginning one.
+class Transaction(Protocol):
+    """What is used of a transaction of the ``transaction`` package, which has no types."""
 
-    Raises NoActiveTransaction where there is none, or where it takes nothing any more. A
-    transaction that other code began implicitly cannot be told from one that was begun.
+    status: object
+
+    def join(self, resource: object) -> None: ...
+
+    def data(self, owner: object) -> Any: ...
+
+    def set_data(self, owner: object, data: object) -> None: ...
+
+    def addAfterCommitHook(
+        self, hook: Callable[..., object], args: tuple[object, ...] = ()
+    ) -> None: ...
+
+
+class TransactionManager(Protocol):
+    """What is used of ``request.tm``: a transaction manager, thread-local or explicit."""
+
+    def get(self) -> Transaction: ...
+
+
+class TransactionalDelivery(Protocol):
+    """What a data manager asks of a delivery: the queue, and hooks for the steps of a commit."""
+
+    @property
+    def queue(self) -> IMailQueue:
+        """The queue that the mail is put into."""
+
+    def on_joined(self, envelope: Envelope) -> None:
+        """``send``: the transaction has taken an envelope. An exception is the caller's."""
+
+    def on_vote(self) -> None:
+        """The vote, before the mail is stored: the last step in which anything may raise."""
+
+    def on_published(self, transaction: Transaction, staged: IStagedMail) -> None:
+        """The commit: the mail can be claimed. Called twice after an interrupt."""
+
+    def on_in_doubt(self) -> None:
+        """The mail is in doubt, and kept."""
+
+
+def active_transaction(
+    tm: TransactionManager, environ: Mapping[str, object] | None = None
+) -> Transaction:
+    """Return the transaction that was begun in the manager; never begin one.
+
+    Raises NoActiveTransaction if there is none, or if it takes no mail any more. A transaction
+    that other code began implicitly looks like one that was begun explicitly.
     """
+    # ``transaction.manager`` keeps one manager for each thread, as its ``manager``. Where a manager
+    # is not explicit, get() would begin a transaction that is never committed: ``_txn`` is None if
+    # none was begun (a private name, as of transaction 5.0; a test holds it).
     manager = getattr(tm, 'manager', tm)
     begun = getattr(manager, '_txn', manager) is not None
     if not begun and not (environ and environ.get('tm.active')):
@@ -68,54 +122,38 @@ def active_transaction(tm: Any, environ: Mapping[str, Any] | None = None) -> Any
     return transaction
 
 
-class Committing(Protocol):
-    """A delivery, as its transactions see it."""
-
-    @property
-    def queue(self) -> IMailQueue:
-        """Where the mail is put."""
-
-    def voting(self) -> None:
-        """The vote: the last moment at which anything may raise."""
-
-    def published(self, transaction: Any, put: Any) -> None:
-        """The commit: the mail of an IStagedMail can be claimed; twice, after an interrupt."""
-
-    def doubted(self) -> None:
-        """The mail is in doubt, and kept."""
-
-
-def join(transaction: Any, delivery: Committing, envelope: Envelope) -> None:
+def join(transaction: Transaction, delivery: TransactionalDelivery, envelope: Envelope) -> None:
     """Add an envelope to the transaction's mail for this delivery."""
     try:
-        manager = transaction.data(delivery)
+        manager: MailDataManager = transaction.data(delivery)
     except KeyError:
         manager = MailDataManager(delivery)
         transaction.set_data(delivery, manager)
     manager.add(transaction, envelope)
+    delivery.on_joined(envelope)
 
 
 @implementer(ISavepointDataManager)
 class MailDataManager:
     """The mail of one transaction for one delivery.
 
-    Sorts after ZODB and two-phase databases, whose finish must come before ours, and before
+    It sorts after ZODB and two-phase databases, whose finish must come before ours, and before
     zope.sqlalchemy's one-phase manager (``~sqlalchemy:``), which commits in its vote.
     """
 
     transaction_manager = None
 
-    def __init__(self, delivery: Committing) -> None:
+    def __init__(self, delivery: TransactionalDelivery) -> None:
         self._delivery = delivery
         self._envelopes: list[Envelope] = []
-        self._put: Any = None
+        self._staged: IStagedMail | None = None
         self._joined = False
         self._finishing = False
         self._key = f'~pyramid_sendmail:{next(_counter):012d}'
         self._last = LastVoter()
 
-    def add(self, transaction: Any, envelope: Envelope) -> None:
-        # A rollback to a savepoint from before the first mail has un-joined both.
+    def add(self, transaction: Transaction, envelope: Envelope) -> None:
+        # A rollback to a savepoint from before the first mail removes both from the transaction.
         if not self._joined:
             transaction.join(self)
             transaction.join(self._last)
@@ -128,61 +166,66 @@ class MailDataManager:
     def savepoint(self) -> Savepoint:
         return Savepoint(self._envelopes)
 
-    def tpc_begin(self, transaction: Any) -> None:
-        """Nothing is done before the vote."""
+    def tpc_begin(self, transaction: Transaction) -> None:
+        """Do nothing before the vote."""
 
-    def commit(self, transaction: Any) -> None:
-        """Nothing is done before the vote."""
+    def commit(self, transaction: Transaction) -> None:
+        """Do nothing before the vote."""
 
-    def tpc_vote(self, transaction: Any) -> None:
-        # An interrupt in a failing savepoint may leave it joined twice: it votes once.
-        if self._envelopes and self._put is None:
-            self._delivery.voting()
-            queue: Any = self._delivery.queue
-            self._put = queue.put(tuple(self._envelopes))
+    def tpc_vote(self, transaction: Transaction) -> None:
+        # An interrupt in a failing savepoint may leave this manager joined twice: store the mail
+        # once.
+        if self._envelopes and self._staged is None:
+            self._delivery.on_vote()
+            self._staged = self._delivery.queue.put(tuple(self._envelopes))
 
-    def tpc_finish(self, transaction: Any) -> None:
+    def tpc_finish(self, transaction: Transaction) -> None:
         self._finishing = True
         self._finish(transaction)
 
-    def abort(self, transaction: Any) -> None:
+    def abort(self, transaction: Transaction) -> None:
         if self._finishing:
             self._finish(transaction)
             return
         self._joined = False
         self._envelopes.clear()
-        if self._put is not None:
-            self._drop()
+        self._drop()
 
     tpc_abort = abort
 
-    # What was put is forgotten last: an interrupt before that leaves the rest to the next call.
+    # ``_staged`` is cleared last: after an interrupt before that, the next call does the rest.
 
-    def _finish(self, transaction: Any) -> None:
-        if self._put is None:
+    def _finish(self, transaction: Transaction) -> None:
+        staged = self._staged
+        if staged is None:
             return
-        self._put.publish()
+        staged.publish()
         try:
-            self._delivery.published(transaction, self._put)
+            self._delivery.on_published(transaction, staged)
         except Exception:
-            log.exception('mail was published, and its sending could not be started')
-        self._put = None
+            log.exception('the mail is queued, but sending it could not be started')
+        self._staged = None
 
     def _drop(self) -> None:
+        staged = self._staged
+        if staged is None:
+            return
         if self._last.voted:
-            self._put.keep_in_doubt()
+            staged.keep_in_doubt()
             try:
-                self._delivery.doubted()
+                self._delivery.on_in_doubt()
             except Exception:
-                log.exception('mail is in doubt, and nobody could be told')
+                log.exception(
+                    'the mail is in doubt and kept, but its error event could not be started'
+                )
         else:
-            self._put.discard()
-        self._put = None
+            staged.discard()
+        self._staged = None
 
 
 @implementer(ISavepointDataManager)
 class LastVoter:
-    """Sorts last, so that its vote tells that everybody has voted."""
+    """Sorts last: its vote means that every data manager has voted."""
 
     transaction_manager = None
     voted = False
@@ -193,18 +236,18 @@ class LastVoter:
     def savepoint(self) -> Savepoint:
         return Savepoint([])
 
-    def tpc_vote(self, transaction: Any) -> None:
+    def tpc_vote(self, transaction: Transaction) -> None:
         self.voted = True
 
-    def tpc_begin(self, transaction: Any) -> None:
-        """Nothing to do."""
+    def tpc_begin(self, transaction: Transaction) -> None:
+        """Do nothing."""
 
     abort = commit = tpc_finish = tpc_abort = tpc_begin
 
 
 @implementer(IDataManagerSavepoint)
 class Savepoint:
-    """The length of the list at its time."""
+    """The number of envelopes at its time; ``rollback`` removes those that were added since."""
 
     def __init__(self, envelopes: list[Envelope]) -> None:
         self._envelopes = envelopes

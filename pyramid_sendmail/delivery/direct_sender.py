@@ -1,4 +1,4 @@
-"""The sending thread of a direct delivery: what was put into the queue is claimed at once."""
+"""The sending thread of direct delivery: it claims at once what a commit has put into the queue."""
 
 from __future__ import annotations
 
@@ -9,65 +9,69 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from math import inf
-from typing import Any
 
-from ..envelope import PendingEvent, Verdict
+from zope.interface import implementer
+
+from ..envelope import Envelope, PendingEvent, Verdict
 from ..exceptions import DamagedMail, MailerUnavailable, QueueError
-from ..interfaces import IMailer, IMailQueue
-from ..sending.attempt import OutcomeRecorder, Tally, attempt, report_settled
+from ..interfaces import IMailClaim, IMailer, IScannableQueue
+from ..queue.ticket import Ticket
+from ..sending.attempt import attempt
 from ..sending.connection import RelayConnection
-from ..threads import BackgroundThreads
+from ..sending.outcome import OutcomeRecorder, Tally, report_settled
+from ..threads import BackgroundThreads, in_background_thread
 
 __all__ = ['DirectSender']
 
 log = logging.getLogger(__name__)
 
-AGAIN = 30.0
+QUEUE_RETRY_DELAY = 30.0
 """Seconds until a queue that could not be used is tried again."""
 
-EVERY = 300.0
-"""Seconds between two looks at what processes that stopped have left in a queue on disk."""
+RECOVERY_INTERVAL = 300.0
+"""Seconds between two scans for what stopped processes have left in a queue on disk."""
 
-ROUNDED = 0.001
-"""A ticket tells milliseconds, so that what is due now may look due a moment later."""
+EVENT_RETRY_DELAY = 1.0
+"""Seconds until an event that the dispatcher gave back is tried again."""
+
+TICKET_RESOLUTION = 0.001
+"""Seconds by which a ticket's time may be off: it has milliseconds, so that mail which is due now
+may look due a moment later."""
 
 
 class DirectSender:
-    """The sending thread of a direct delivery, and the connection that it keeps.
+    """The sending thread of direct delivery, and the connection that it keeps.
 
-    It runs no application code: events are the reporter's thread's. Those that have to be reported
-    again it finds in the queue, for perhaps nobody else looks there.
+    It runs no application code: events are dispatched by the event dispatcher's thread. Events
+    that have to be dispatched again it finds in the queue, which may have no queue processor.
     """
 
-    def __init__(
-        self, queue: IMailQueue, mailer: IMailer, recorder: OutcomeRecorder, *, durable: bool
-    ) -> None:
-        self._queue: Any = queue
+    def __init__(self, queue: IScannableQueue, mailer: IMailer, recorder: OutcomeRecorder) -> None:
+        self._queue = queue
         self._mailer = mailer
         self._recorder = recorder
-        self._durable = durable
         self._threads = BackgroundThreads(self._forked, self.finish)
-        self._road = RelayConnection(mailer)
+        self._connection = RelayConnection(mailer)
         self._reset()
 
     def _forked(self) -> None:
-        # What could not be recorded is the parent's.
+        # Outcomes that could not be written are the parent's.
         self._recorder.unrecorded = []
         self._reset()
 
     def _reset(self) -> None:
         self._jobs: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
-        self._look_at = 0.0 if self._durable else inf
+        self._scan_at = 0.0 if self._recorder.durable else inf
         self._busy = False
         self._connected = False
-        """Whether there may be a connection of this process's own: not one inherited by a fork."""
+        """Whether this process may have a connection of its own, not one inherited by a fork."""
 
     def start(self) -> None:
-        """Start the thread. Raises RuntimeError where the system has none to give."""
+        """Start the thread. Raises RuntimeError if the system cannot start another one."""
         self._threads.start('pyramid_sendmail direct', self._run)
 
-    def hand_over(self, tickets: tuple[Any, ...]) -> threading.Event:
+    def hand_over(self, tickets: tuple[Ticket, ...]) -> threading.Event:
         """Have the mail sent; the event is set when the relay has answered for all of it."""
         answered = threading.Event()
         with self._changed:
@@ -76,73 +80,84 @@ class DirectSender:
         return answered
 
     def scan(self, at: float = 0.0) -> None:
-        """Have the queue looked through for events to report, at a time in epoch seconds."""
+        """Have the queue scanned for events to dispatch, at a time in epoch seconds."""
         with self._changed:
-            self._look_at = min(self._look_at, at)
+            self._scan_at = min(self._scan_at, at)
             self._changed.notify_all()
 
+    def flush(self, timeout: float) -> bool:
+        """See IDirectMailDelivery.flush."""
+        return self._flush(time.monotonic() + (0.0 if in_background_thread() else timeout))
+
     def finish(self, timeout: float) -> None:
-        """Send what is pending, and report it, within ``timeout`` seconds."""
+        """Send pending mail, dispatch its events, and close the connection, within ``timeout``
+        seconds."""
         end = time.monotonic() + timeout
-        dispatcher: Any = self._recorder.dispatcher
-        while self._rests(end) and dispatcher.join(max(end - time.monotonic(), 0.0)):
+        while self._flush(end):
             with self._changed:
-                # What subscribers have sent is pending again.
-                if self._resting():
-                    if not self._connected:
-                        return
-                    self._jobs.append(self._hang_up)
-                    self._changed.notify_all()
+                if not self._connected:
+                    return
+                self._jobs.append(self._hang_up)
+                self._changed.notify_all()
 
-    def _rests(self, end: float) -> bool:
+    def _flush(self, end: float) -> bool:
+        dispatcher = self._recorder.dispatcher
+        while self._wait_until_idle(end) and dispatcher.flush(max(end - time.monotonic(), 0.0)):
+            with self._changed:
+                # Subscribers may have sent mail meanwhile.
+                if self._is_idle():
+                    return True
+        return False
+
+    def _wait_until_idle(self, end: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(self._resting, max(end - time.monotonic(), 0.0))
+            return self._changed.wait_for(self._is_idle, max(end - time.monotonic(), 0.0))
 
-    def _resting(self) -> bool:
+    def _is_idle(self) -> bool:
         return not self._jobs and not self._busy
 
     def _run(self) -> None:
         while True:
-            job = self._next()
+            job = self._next_job()
             try:
                 job()
             except Exception:
-                log.exception('direct delivery failed')
+                log.exception('direct delivery failed; the next mail is sent all the same')
 
-    def _next(self) -> Callable[[], None]:
+    def _next_job(self) -> Callable[[], None]:
         with self._changed:
             self._busy = False
             self._changed.notify_all()
             while not self._jobs:
-                rest = self._look_at - self._recorder.clock()
-                if rest <= 0:
-                    self._look_at = inf
-                    self._jobs.append(self._look)
-                elif not self._changed.wait(min(rest, self._road.idle)) and self._connected:
+                pause = self._scan_at - self._recorder.clock()
+                if pause <= 0:
+                    self._scan_at = inf
+                    self._jobs.append(self._scan)
+                elif not self._changed.wait(min(pause, self._connection.idle)) and self._connected:
                     self._jobs.append(self._hang_up)
             self._busy = True
             return self._jobs.popleft()
 
-    def _send(self, tickets: tuple[Any, ...], answered: threading.Event) -> None:
+    def _send(self, tickets: tuple[Ticket, ...], answered: threading.Event) -> None:
         try:
             self._queue.check_writable()
-            self._recorder.record()
+            self._recorder.write_unrecorded()
             self._attempt(tickets)
         except (MailerUnavailable, QueueError) as error:
-            self._unsent(tickets, error)
+            self._not_sent(tickets, error)
         except Exception as error:
             log.exception('%s: sending failed', self._mailer.name)
-            self._unsent(tickets, error)
+            self._not_sent(tickets, error)
         finally:
             answered.set()
 
-    def _attempt(self, tickets: tuple[Any, ...]) -> None:
+    def _attempt(self, tickets: tuple[Ticket, ...]) -> None:
         now = self._recorder.clock()
-        left = deque(ticket for ticket in tickets if ticket.due < now + ROUNDED)
+        left = deque(ticket for ticket in tickets if ticket.due < now + TICKET_RESOLUTION)
         if left:
             time.sleep(max(0.0, *(ticket.due - now for ticket in left)))
 
-        def claims() -> Iterator[Any]:
+        def claims() -> Iterator[IMailClaim]:
             while left:
                 claim = self._claim(left.popleft())
                 if claim is not None:
@@ -150,76 +165,104 @@ class DirectSender:
 
         self._connected = True
         while left:
-            attempt(claims(), self._road, self._recorder, Tally())
+            attempt(claims(), self._connection, self._recorder, Tally())
 
-    def _claim(self, ticket: Any) -> Any:
+    def _claim(self, ticket: Ticket) -> IMailClaim | None:
         try:
             claim = self._queue.claim(ticket)
         except DamagedMail as error:
             log.error('%s', error)
             return None
-        return claim and DirectClaim(claim, self.scan, self._recorder.clock)
+        return None if claim is None else DirectClaim(claim, self.scan, self._recorder.clock)
 
-    def _unsent(self, tickets: tuple[Any, ...], error: Exception) -> None:
-        if self._durable:
-            log.warning('nothing can be sent now, the mail waits in the queue: %s', error)
+    def _not_sent(self, tickets: tuple[Ticket, ...], error: Exception) -> None:
+        if self._recorder.durable:
+            log.warning('nothing can be sent now, mail stays queued: %s', error)
             if self._recorder.unrecorded:
-                self.scan(self._recorder.clock() + AGAIN)
+                self.scan(self._recorder.clock() + QUEUE_RETRY_DELAY)
             return
-        # Without a queue there is no later: what was not sent has failed.
+        # Without a queue mail cannot be tried again: what was not sent has failed.
         for ticket in tickets:
             claim = self._claim(ticket)
             if claim is not None:
                 verdict = Verdict('deferred', None, str(error) or repr(error))
                 outcome = dict.fromkeys(claim.todo, verdict)
-                self._recorder.settle(claim, outcome, self._mailer.name)
+                self._recorder.record_outcome(claim, outcome, self._mailer.name)
 
     def _hang_up(self) -> None:
         self._connected = False
-        self._road.close()
+        self._connection.close()
 
-    def _look(self) -> None:
-        """Record what could not be recorded, report what subscribers have not taken, and bring to
-        its end what stopped processes have left in ``tmp/``."""
+    def _scan(self) -> None:
+        """Write outcomes that could not be written, dispatch events again, and recover what
+        stopped processes have left in ``tmp/``."""
         try:
-            self._recorder.record()
+            self._recorder.write_unrecorded()
             tickets, _ = self._queue.scan(self._recorder.clock())
             for ticket in tickets:
-                if ticket.folder == 'done' and (claim := self._claim(ticket)):
+                if ticket.state == 'done' and (claim := self._claim(ticket)):
                     report_settled(claim, self._recorder.dispatcher)
-            if self._durable:
-                self.scan(self._recorder.clock() + EVERY)
+            if self._recorder.durable:
+                self.scan(self._recorder.clock() + RECOVERY_INTERVAL)
         except QueueError as error:
-            log.error('events could not be looked for: %s', error)
-            self.scan(self._recorder.clock() + AGAIN)
+            log.error(
+                'the queue could not be scanned for events, next try in %g s: %s',
+                QUEUE_RETRY_DELAY,
+                error,
+            )
+            self.scan(self._recorder.clock() + QUEUE_RETRY_DELAY)
 
 
+@implementer(IMailClaim)
 class DirectClaim:
-    """A claim that says when an event of it has to be looked for: ``scan(at)``, epoch seconds."""
+    """A claim that has the queue scanned when one of its events is due again.
+
+    ``scan(at)``: called with the time of the scan, in epoch seconds.
+    """
 
     def __init__(
-        self, claim: Any, look: Callable[[float], None], clock: Callable[[], float]
+        self, claim: IMailClaim, scan: Callable[[float], None], clock: Callable[[], float]
     ) -> None:
         self._claim = claim
-        self._look = look
+        self._scan = scan
         self._clock = clock
-        self._telling = False
+        self._reporting = False
+        self.envelope: Envelope = claim.envelope
+        self.todo: tuple[str, ...] = claim.todo
+        self.since: float = claim.since
+        self.interrupted: str = claim.interrupted
+        self.ambiguous: tuple[str, ...] = claim.ambiguous
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._claim, name)
+    @property
+    def attempt(self) -> int:
+        return int(self._claim.attempt)
+
+    @property
+    def pending_events(self) -> Sequence[PendingEvent]:
+        events: Sequence[PendingEvent] = self._claim.pending_events
+        return events
+
+    def mark_ambiguous(self, recipients: Sequence[str]) -> None:
+        self._claim.mark_ambiguous(recipients)
+
+    def clear_ambiguous(self) -> None:
+        self._claim.clear_ambiguous()
 
     def settle(
         self, events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
     ) -> None:
         self._claim.settle(events, retry_at=retry_at, report=report)
-        self._telling = report
+        self._reporting = report
+
+    def acknowledge(self, events: Iterable[PendingEvent]) -> None:
+        self._claim.acknowledge(events)
 
     def retry_events(self, events: Iterable[PendingEvent], due: float) -> None:
         self._claim.retry_events(events, due)
-        self._look(due + ROUNDED)
+        self._scan(due + TICKET_RESOLUTION)
 
     def release(self) -> None:
         self._claim.release()
-        if self._telling:
-            # The reporter had no room for it, or could not write down that it has told it.
-            self._look(self._clock() + 1.0)
+        if self._reporting:
+            # The dispatcher's backlog was full, or an acknowledged event could not be written.
+            self._scan(self._clock() + EVENT_RETRY_DELAY)

@@ -1,33 +1,49 @@
-"""The deliveries: what ``request.mailer`` is, and what becomes of a message at commit."""
+"""Queued delivery, and ``request.mailer``: a delivery bound to a transaction manager."""
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import transaction
 from zope.interface import implementer
 
-from ..interfaces import IDirectMailDelivery, IMailer, IMailQueue, IQueuedMailDelivery
-from ..standin import real, stand_in
+from ..envelope import Envelope, Priority, Report
+from ..events.loop_guard import MAX_NOTIFICATION_DEPTH, notification_depth
+from ..interfaces import IMailDelivery, IMailer, IMailQueue, IQueuedMailDelivery, IStagedMail
+from ..message import EnvelopeFactory
+from ..message.address import Addresses
+from .data_manager import Transaction, TransactionManager, active_transaction, join
+from .send_now import send_now
 
 if TYPE_CHECKING:
-    from ..bound import BoundMailDelivery
-    from ..envelope import Envelope, Report
-    from ..message import EnvelopeFactory
-    from ..sending.attempt import OutcomeRecorder
+    from email.headerregistry import Address
 
-__all__ = ['DirectMailDelivery', 'QueuedMailDelivery']
+__all__ = ['BoundMailDelivery', 'QueuedMailDelivery', 'SendOptions']
 
 log = logging.getLogger(__name__)
 
 
+class SendOptions(TypedDict, total=False):
+    """The options of IMailDelivery.send."""
+
+    sender: str | Address | None
+    recipients: Addresses | None
+    due: datetime | timedelta | None
+    expires: datetime | timedelta | None
+    priority: Priority | None
+    metadata: Mapping[str, str] | None
+
+
+def _no_notice() -> None:
+    """The default of ``sent``: nothing has to know."""
+
+
 @implementer(IQueuedMailDelivery)
 class QueuedMailDelivery:
-    """See IQueuedMailDelivery. ``sent`` is called whenever ``send`` has taken a message."""
+    """See IQueuedMailDelivery. ``sent`` is called each time ``send`` has taken a message."""
 
     def __init__(
         self,
@@ -35,124 +51,114 @@ class QueuedMailDelivery:
         mailer: IMailer,
         envelope_factory: EnvelopeFactory,
         *,
-        sent: Callable[[], None] = lambda: None,
+        sent: Callable[[], None] = _no_notice,
     ) -> None:
         self._queue = queue
         self._mailer = mailer
         self._envelope_factory = envelope_factory
         self._sent = sent
 
-    def send(self, message: Any, **options: Any) -> str:
+    def send(self, message: object, **options: Unpack[SendOptions]) -> str:
         return self.bind(transaction.manager).send(message, **options)
 
-    def send_now(self, message: Any, *, sender: Any = None, recipients: Any = None) -> Report:
-        from ..bound import send_now
-
+    def send_now(
+        self,
+        message: object,
+        *,
+        sender: str | Address | None = None,
+        recipients: Addresses | None = None,
+    ) -> Report:
         envelope = self._envelope_factory.envelope(message, sender=sender, recipients=recipients)
         return send_now(envelope, self._mailer)
 
-    def bind(self, tm: Any, environ: Mapping[str, Any] | None = None) -> BoundMailDelivery:
-        return _bound()(self, tm, environ)
+    def bind(
+        self, tm: TransactionManager, environ: Mapping[str, object] | None = None
+    ) -> BoundMailDelivery:
+        return BoundMailDelivery(self, tm, environ)
 
-    def freeze(self, message: Any, options: Mapping[str, Any]) -> Envelope:
-        """The envelope of a message. Raises MessageError."""
-        return self._envelope_factory.envelope(message, **options)
-
-    def prepare(self) -> None:
-        """Have all there that a commit needs: what goes wrong over that, goes wrong before it."""
-        self._queue, self._envelope_factory = real(self._queue), real(self._envelope_factory)
-
-    def joined(self) -> None:
-        """A transaction has taken an envelope."""
-        self._sent()
+    def freeze(
+        self, message: object, *, depth: int = 0, **options: Unpack[SendOptions]
+    ) -> Envelope:
+        """Return the envelope of a message. Raises MessageError."""
+        return self._envelope_factory.envelope(message, depth=depth, **options)
 
     @property
     def queue(self) -> IMailQueue:
-        """See Committing."""
+        """See TransactionalDelivery."""
         return self._queue
 
-    def voting(self) -> None:
-        """See Committing."""
+    def on_joined(self, envelope: Envelope) -> None:
+        """See TransactionalDelivery: start the processor's thread, if it is in this process."""
+        self._sent()
 
-    def published(self, transaction: Any, put: Any) -> None:
-        """See Committing: a queue processor does the rest."""
+    def on_vote(self) -> None:
+        """See TransactionalDelivery: there is nothing to prepare."""
 
-    def doubted(self) -> None:
-        """See Committing: a queue processor finds it."""
+    def on_published(self, transaction: Transaction, staged: IStagedMail) -> None:
+        """See TransactionalDelivery: a queue processor does the rest."""
+
+    def on_in_doubt(self) -> None:
+        """See TransactionalDelivery: a queue processor finds the mail."""
 
 
-@implementer(IDirectMailDelivery)
-class DirectMailDelivery(QueuedMailDelivery):
-    """See IDirectMailDelivery: what is put into the queue is claimed at once, by our own thread.
-
-    ``durable``: the queue survives this process, and keeps what cannot be sent now. ``wait``:
-    whether the commit waits for the relay's answer, at most ``timeout`` seconds.
-    """
+@implementer(IMailDelivery)
+class BoundMailDelivery:
+    """``request.mailer``: a delivery bound to a transaction manager."""
 
     def __init__(
         self,
-        queue: IMailQueue,
-        mailer: IMailer,
-        envelope_factory: EnvelopeFactory,
-        recorder: OutcomeRecorder,
-        *,
-        durable: bool,
-        wait: bool = True,
-        timeout: float = 30.0,
-        sent: Callable[[], None] = lambda: None,
+        delivery: QueuedMailDelivery,
+        tm: TransactionManager,
+        environ: Mapping[str, object] | None,
     ) -> None:
-        super().__init__(queue, mailer, envelope_factory, sent=sent)
-        self._durable = durable
-        self._wait = wait
-        self._timeout = timeout
-        self._recorder = recorder
-        self._sender: Any = stand_in(self._new_sender)
+        self._delivery = delivery
+        self._tm = tm
+        self._environ = environ
 
-    def _new_sender(self) -> Any:
-        from .direct_sender import DirectSender
-
-        parts = (real(self._queue), real(self._mailer), real(self._recorder))
-        return DirectSender(*parts, durable=self._durable)
-
-    def prepare(self) -> None:
-        super().prepare()
-        self._sender = real(self._sender)
-
-    def freeze(self, message: Any, options: Mapping[str, Any]) -> Envelope:
-        envelope = super().freeze(message, options)
-        if not self._durable and envelope.due > envelope.queued_at:
-            from ..exceptions import MessageError
-
-            raise MessageError(
-                'due: without a queue a mail cannot wait for its time; set mail.queue_path'
+    def send(
+        self,
+        message: object,
+        *,
+        sender: str | Address | None = None,
+        recipients: Addresses | None = None,
+        due: datetime | timedelta | None = None,
+        expires: datetime | timedelta | None = None,
+        priority: Priority | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
+        transaction = active_transaction(self._tm, self._environ)
+        envelope = self._delivery.freeze(
+            message,
+            sender=sender,
+            recipients=recipients,
+            due=due,
+            expires=expires,
+            priority=priority,
+            metadata=metadata,
+            depth=notification_depth(),
+        )
+        if envelope.depth > MAX_NOTIFICATION_DEPTH:
+            log.error(
+                '%s: not sent: your error handler keeps mailing about its own failed mail; '
+                'stopped here (double bounce); for %s, subject %r',
+                envelope.message_id,
+                ', '.join(envelope.recipients),
+                envelope.subject,
             )
-        return envelope
+        else:
+            join(transaction, self._delivery, envelope)
+        return envelope.message_id
 
-    def voting(self) -> None:
-        self._sender.start()
+    def send_now(
+        self,
+        message: object,
+        *,
+        sender: str | Address | None = None,
+        recipients: Addresses | None = None,
+    ) -> Report:
+        return self._delivery.send_now(message, sender=sender, recipients=recipients)
 
-    def published(self, transaction: Any, put: Any) -> None:
-        from ..threads import in_background_thread
-
-        answered = self._sender.hand_over(put.tickets)
-        if self._wait and not in_background_thread():
-            transaction.addAfterCommitHook(self._await, (answered,))
-
-    def doubted(self) -> None:
-        self._sender.scan()
-
-    def _await(self, committed: bool, answered: threading.Event) -> None:
-        if not answered.wait(self._timeout):
-            log.warning(
-                'the relay has not answered within %g seconds (mail.direct_timeout); the mail is '
-                'still being sent',
-                self._timeout,
-            )
-
-
-@cache
-def _bound() -> type[BoundMailDelivery]:
-    """Its module has all that a send needs; an import statement would take longer each time."""
-    from ..bound import BoundMailDelivery
-
-    return BoundMailDelivery
+    def bind(
+        self, tm: TransactionManager, environ: Mapping[str, object] | None = None
+    ) -> BoundMailDelivery:
+        return self._delivery.bind(tm, environ)

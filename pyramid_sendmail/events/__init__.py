@@ -1,4 +1,4 @@
-"""What became of a mail, as subscribers see it."""
+"""The events that subscribers get: ``MailSentEvent``, ``MailDeferredEvent``, ``MailErrorEvent``."""
 
 from .types import (
     KINDS,

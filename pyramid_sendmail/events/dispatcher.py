@@ -1,8 +1,8 @@
-"""Telling subscribers: each event, or a batch of them, in a request and a transaction of its own,
-in a thread of ours.
+"""The event dispatcher: it runs subscribers in a thread of its own.
 
-There the thread-local transaction manager and scoped sessions are free, and whatever a subscriber
-does can touch neither the mail nor the request that sent it.
+Each event, or a batch of events, has a request and a transaction of its own. In that thread the
+thread-local transaction manager and scoped sessions are free, and a subscriber can touch neither
+the mail nor the request that sent it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from pyramid.registry import Registry
 from pyramid.request import Request
@@ -31,25 +31,46 @@ __all__ = ['EventDispatcher']
 
 log = logging.getLogger(__name__)
 
-TOGETHER, ENOUGH = 0.01, 64
-"""Seconds that an event waits for others, at most, and how many are enough. Without it the events
-thread would find one event at a time, and interrupt the senders for each."""
+GATHER_TIME = 0.01
+"""Seconds for which an event waits for others, at most. Without it the thread would find one event
+at a time, and interrupt the senders for each."""
 
-SPAN, REST = 0.01, 0.002
-"""Seconds for which events are told while nobody sends, and those that are for sending, then."""
+GATHER_COUNT = 64
+"""Events that are enough to stop gathering."""
 
-Report = tuple[PendingEvent, Envelope]
-"""What is to be told, and the mail that it is about."""
+DISPATCH_SLICE = 0.01
+"""Seconds for which subscribers run while they hold the lock that they share with the senders."""
+
+SENDING_SLICE = 0.002
+"""Seconds for which the senders have the lock then."""
+
+MAX_BACKLOG = 1_000
+"""Claims that may wait for the thread, at most."""
+
+
+class Work(NamedTuple):
+    """A claim and those of its events that are to be dispatched."""
+
+    claim: IMailClaim
+    events: Sequence[PendingEvent]
+
+
+class Delivery(NamedTuple):
+    """An event to deliver, and the envelope of its mail."""
+
+    event: PendingEvent
+    envelope: Envelope
 
 
 @implementer(IMailEventDispatcher)
 class EventDispatcher:
-    """See IMailEventDispatcher. One thread, started by the first event, again after a fork.
+    """See IMailEventDispatcher. The first event starts the thread, and the first after a fork.
 
-    ``batch``: how many events that wait share a request and a transaction, at most. ``backlog``:
-    how many claims may wait for the thread; beyond it they are released, and come back with a
-    later look at the queue. Each keeps a file open: a quarter of those that this process may have
-    open, a thousand at most.
+    ``batch``: how many events share a request and a transaction, at most. ``policy``: when an
+    event whose subscriber failed is delivered again. ``clock``: epoch seconds. ``backlog``: how
+    many claims may wait for the thread; beyond it they are released, and come back with a later
+    scan of the queue. Each keeps a file open, so the default is a quarter of the files that this
+    process may have open, and at most MAX_BACKLOG.
     """
 
     def __init__(
@@ -63,188 +84,202 @@ class EventDispatcher:
     ) -> None:
         self._registry = registry
         self._batch = batch
-        self._enough = max(batch, ENOUGH)
+        self._gather_count = max(batch, GATHER_COUNT)
         self._policy = policy
         self._clock = clock
-        self._backlog = _room() if backlog is None else backlog
+        self._backlog = _default_backlog() if backlog is None else backlog
         self.failures = 0
-        """How often subscribers have failed to take an event."""
         self.cooperative_lock = CooperativeLock()
-        """Of the subscribers, and of whoever sends beside them."""
+        """Shared by the subscribers and the senders of this process."""
         self._requests = EventRequests(registry)
-        self._threads = BackgroundThreads(self._reset, self.join)
+        self._threads = BackgroundThreads(self._reset, self.flush)
         self._reset()
 
     def _reset(self) -> None:
-        self._waiting: deque[tuple[Any, Sequence[PendingEvent]]] = deque()
+        self._waiting: deque[Work] = deque()
         self._changed = threading.Condition()
         self._busy = False
 
     def wants(self, kind: str) -> bool:
-        """Whether a subscriber is registered for that kind of event, with whatever predicate."""
         provided = cast(Any, implementedBy)(KINDS[kind])
         return bool(self._registry.adapters.subscriptions([provided], None))
 
     def dispatch(self, claim: IMailClaim, events: Sequence[PendingEvent]) -> None:
         with self._changed:
-            taken = len(self._waiting) < self._backlog
-            if taken:
-                self._waiting.append((claim, tuple(events)))
-                if len(self._waiting) in (1, self._enough):
+            accepted = len(self._waiting) < self._backlog
+            if accepted:
+                self._waiting.append(Work(claim, tuple(events)))
+                if len(self._waiting) in (1, self._gather_count):
                     self._changed.notify_all()
-        if taken:
+        if accepted:
             self._threads.start('pyramid_sendmail events', self._run)
         else:
             claim.release()
 
-    def join(self, timeout: float) -> bool:
-        """Wait until nothing is left to report; False if ``timeout`` seconds were not enough."""
+    def flush(self, timeout: float) -> bool:
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout)
 
     def _run(self) -> None:
         while True:
-            self._await_events()
-            with self.cooperative_lock.borrowed() as in_turn:
-                end = time.perf_counter() + SPAN
-                while taken := self._take():
-                    self._tell(taken)
+            self._wait_for_events()
+            with self.cooperative_lock.borrowed() as locked:
+                end = time.perf_counter() + DISPATCH_SLICE
+                while work := self._take():
+                    self._handle(work)
                     if time.perf_counter() >= end:
                         break
-            if in_turn:
-                # Who waits for the turn has to wake up to have it.
-                time.sleep(REST)
+            if locked:
+                # Sleep, so that a waiting sender can take the lock.
+                time.sleep(SENDING_SLICE)
 
-    def _await_events(self) -> None:
-        """Wait for a claim with events to report, and a moment for others."""
+    def _wait_for_events(self) -> None:
+        """Wait for a claim with events, and for at most GATHER_TIME for others."""
         with self._changed:
             alone = not self._waiting
             self._busy = False
             self._changed.notify_all()
             self._changed.wait_for(lambda: bool(self._waiting))
-            # Those that have come meanwhile have waited already.
+            # Those that came while subscribers ran have waited already.
             if alone or len(self._waiting) < self._batch:
-                self._changed.wait_for(lambda: len(self._waiting) >= self._enough, TOGETHER)
+                self._changed.wait_for(
+                    lambda: len(self._waiting) >= self._gather_count, GATHER_TIME
+                )
 
-    def _take(self) -> list[tuple[Any, Sequence[PendingEvent]]]:
-        """As many claims as make a batch; nothing where none waits."""
-        taken: list[tuple[Any, Sequence[PendingEvent]]] = []
+    def _take(self) -> list[Work]:
+        """Return as many claims as make a batch; an empty list if none waits."""
+        taken: list[Work] = []
         with self._changed:
             room = self._batch
-            while self._waiting and (not taken or len(self._waiting[0][1]) <= room):
+            while self._waiting and (not taken or len(self._waiting[0].events) <= room):
                 self._busy = True
                 taken.append(self._waiting.popleft())
-                room -= len(taken[-1][1])
+                room -= len(taken[-1].events)
         return taken
 
-    def _tell(self, taken: Sequence[tuple[Any, Sequence[PendingEvent]]]) -> None:
-        told = self._told(taken)
-        for claim, events in taken:
+    def _handle(self, work: Sequence[Work]) -> None:
+        """Deliver the events of these claims, then acknowledge each claim's, or have them tried
+        again."""
+        handled = self._deliver(work)
+        for claim, events in work:
             try:
-                self._settle(claim, events, told)
+                self._acknowledge(claim, events, handled)
             except Exception:
-                log.exception('%s: an event could not be settled', claim.envelope.message_id)
+                log.exception(
+                    '%s: the result of an event could not be written to the queue; it is '
+                    'delivered again',
+                    claim.envelope.message_id,
+                )
                 claim.release()
 
-    def _settle(self, claim: Any, events: Sequence[PendingEvent], taken: Set[str]) -> None:
-        told: list[PendingEvent] = []
+    def _acknowledge(
+        self, claim: IMailClaim, events: Sequence[PendingEvent], handled: Set[str]
+    ) -> None:
+        done: list[PendingEvent] = []
         failed: list[PendingEvent] = []
-        for fate in events:
-            if fate.kind != 'deferred':
-                given_up = fate.id not in taken and self._given_up(fate, claim.envelope)
-                (told if fate.id in taken or given_up else failed).append(fate)
-        if told:
-            claim.acknowledge(told)
+        for event in events:
+            if event.kind != 'deferred':
+                finished = event.id in handled or self._is_given_up(event, claim.envelope)
+                (done if finished else failed).append(event)
+        if done:
+            claim.acknowledge(done)
         if failed:
             self.failures += len(failed)
-            delays = [self._policy.delay(fate.tries + 1, 0.0) or 0.0 for fate in failed]
-            claim.retry_events(failed, self._clock() + min(delays))
+            claim.retry_events(failed, self._clock() + min(map(self._delay, failed)))
 
-    def _given_up(self, fate: PendingEvent, envelope: Envelope) -> bool:
-        age = sum(self._policy.delay(n, 0.0) or 0.0 for n in range(1, fate.tries + 2))
-        if age < self._policy.give_up_after:
+    def _delay(self, event: PendingEvent) -> float:
+        """Return the seconds after which an event whose subscriber failed is tried again."""
+        return self._policy.delay(event.tries + 1, 0.0) or 0.0
+
+    def _is_last_try(self, event: PendingEvent) -> bool:
+        age = sum(self._policy.delay(n, 0.0) or 0.0 for n in range(1, event.tries + 2))
+        return age >= self._policy.give_up_after
+
+    def _is_given_up(self, event: PendingEvent, envelope: Envelope) -> bool:
+        if not self._is_last_try(event):
             return False
         log.critical(
             '%s: the %s event %s for %s was given up: its subscribers failed %d times',
             envelope.message_id,
-            fate.kind,
-            fate.id,
-            ', '.join(fate.recipients),
-            fate.tries + 1,
+            event.kind,
+            event.id,
+            ', '.join(event.recipients),
+            event.tries + 1,
         )
         return True
 
-    def _told(self, claims: Iterable[tuple[Any, Sequence[PendingEvent]]]) -> set[str]:
-        """Report all, and return the ids of those that subscribers have taken. Where not all of a
-        batch could be told together, each is told by itself: one costs the others nothing."""
-        told: set[str] = set()
-        for batch in self._batches(claims):
-            if len(batch) > 1 and self._report(batch):
-                told.update(fate.id for fate, _ in batch)
-            else:
-                told.update(fate.id for fate, envelope in batch if self.notify(fate, envelope))
-        return told
+    def _deliver(self, work: Iterable[Work]) -> set[str]:
+        """Run the subscribers, and return the ids of the events that were handled.
 
-    def _batches(
-        self, claims: Iterable[tuple[Any, Sequence[PendingEvent]]]
-    ) -> Iterator[list[Report]]:
-        """What is told together. An event that subscribers have not taken before is told by
-        itself, and so is one that is told at most once: it cannot be told again."""
-        batch: list[Report] = []
-        for claim, events in claims:
-            for fate in events:
-                report = fate, claim.envelope
-                if fate.kind == 'deferred' or fate.tries or not self.wants(fate.kind):
-                    yield [report]
+        If a batch fails, each of its events is delivered alone: one failure costs no other event.
+        """
+        handled: set[str] = set()
+        for batch in self._batches(work):
+            if len(batch) > 1 and self._deliver_batch(batch):
+                handled.update(event.id for event, _ in batch)
+            else:
+                handled.update(
+                    event.id for event, envelope in batch if self.deliver(event, envelope)
+                )
+        return handled
+
+    def _batches(self, work: Iterable[Work]) -> Iterator[list[Delivery]]:
+        """Yield the events that share a transaction.
+
+        An event whose subscriber has failed before is alone, and so is a deferred event, which is
+        delivered at most once: it could not be delivered again.
+        """
+        batch: list[Delivery] = []
+        for claim, events in work:
+            for event in events:
+                delivery = Delivery(event, claim.envelope)
+                if event.kind == 'deferred' or event.tries or not self.wants(event.kind):
+                    yield [delivery]
                     continue
-                batch.append(report)
+                batch.append(delivery)
                 if len(batch) == self._batch:
                     yield batch
                     batch = []
         if batch:
             yield batch
 
-    def notify(self, fate: PendingEvent, envelope: Envelope) -> bool:
-        """Report one fate now, in this thread, which must be one of our own; False if a subscriber
-        raised, or its transaction could not commit."""
-        return not self.wants(fate.kind) or self._report([(fate, envelope)])
+    def deliver(self, event: PendingEvent, envelope: Envelope) -> bool:
+        """Run the subscribers of one event now, in this thread, which must be one of our own.
 
-    def _report(self, reports: Sequence[Report]) -> bool:
-        """Report fates in one request and one transaction: all of them, or none."""
-        told = False
-        # What hooks of the commit send is about all of them.
-        before = _depth.set(max(_depth_of(*report) for report in reports))
+        Returns False if a subscriber raised, or if its transaction could not commit.
+        """
+        return not self.wants(event.kind) or self._deliver_batch([Delivery(event, envelope)])
+
+    def _deliver_batch(self, batch: Sequence[Delivery]) -> bool:
+        """Deliver events in one request and one transaction: all of them, or none."""
+        committed = False
+        # Mail that a hook of the commit sends is about all of them.
+        before = _depth.set(max(_depth_of(*delivery) for delivery in batch))
         try:
-            with self._requests.pushed() as request:
-                self._notify(reports, request)
-                told = True
+            with self._requests.event_request() as request:
+                self._run_subscribers(batch, request)
+                committed = True
         except BaseException:
-            # A subscriber that calls sys.exit() is no reason to tell nobody else.
-            fate, envelope = reports[0]
+            # sys.exit() in a subscriber must not end the thread.
             log.exception(
-                '%s: the %s event %s%s: %s',
-                envelope.message_id,
-                fate.kind,
-                fate.id,
-                f' and {len(reports) - 1} more' if len(reports) > 1 else '',
-                _trouble(reports, told=told),
+                '%s: %s', batch[0].envelope.message_id, self._failure(batch, committed=committed)
             )
         finally:
             _depth.reset(before)
-        return told
+        return committed
 
-    def _notify(self, reports: Sequence[Report], request: Request) -> None:
+    def _run_subscribers(self, batch: Sequence[Delivery], request: Request) -> None:
         manager = request.tm
         request.environ['tm.active'] = True
         request.environ['tm.manager'] = manager
         transaction = manager.begin()
         try:
-            transaction.note(_note(reports))
-            for fate, envelope in reports:
-                depth = _depth.set(_depth_of(fate, envelope))
-                self._registry.notify(event_of(fate, envelope, request))
+            transaction.note(_note(batch))
+            for event, envelope in batch:
+                depth = _depth.set(_depth_of(event, envelope))
+                self._registry.notify(event_of(event, envelope, request))
                 _depth.reset(depth)
-                if len(reports) > 1 and manager.get() is not transaction:
+                if len(batch) > 1 and manager.get() is not transaction:
                     raise RuntimeError('a subscriber has ended the transaction of several events')
             _deactivate(request)
             manager.commit()
@@ -253,35 +288,45 @@ class EventDispatcher:
             manager.abort()
             raise
 
+    def _failure(self, batch: Sequence[Delivery], *, committed: bool) -> str:
+        """Return what the log says of a batch that failed: what happened, and what happens next."""
+        event = batch[0].event
+        others = f' and {len(batch) - 1} more' if len(batch) > 1 else ''
+        if committed:
+            what, then = 'a finished callback raised, after the commit', 'it is not called again'
+        elif others:
+            what = 'event handler or commit failed for a batch'
+            then = 'all database changes of the batch were undone; each event is tried alone now'
+        else:
+            what, then = 'event handler or commit failed', 'its database changes were undone'
+            if event.kind == 'deferred':
+                then += '; a deferred event is not tried again'
+            elif not self._is_last_try(event):
+                then += f'; next try in {self._delay(event):g} s'
+        return f'{what} ({event.kind} event {event.id}{others}); {then}'
 
-def _depth_of(fate: PendingEvent, envelope: Envelope) -> int:
-    return envelope.depth + (fate.kind != 'sent')
+
+def _depth_of(event: PendingEvent, envelope: Envelope) -> int:
+    return envelope.depth + (event.kind != 'sent')
 
 
-def _note(reports: Sequence[Report]) -> str:
-    """What the transaction's description says."""
-    fate, envelope = reports[0]
-    if len(reports) > 1:
-        return f'pyramid_sendmail {len(reports)} events, {envelope.message_id} and others'
-    return f'pyramid_sendmail {KINDS[fate.kind].__name__} {envelope.message_id}'
-
-
-def _trouble(reports: Sequence[Report], *, told: bool) -> str:
-    """What the log says where something was raised."""
-    if told:
-        return 'a finished callback raised, after the commit'
-    if len(reports) > 1:
-        return 'a subscriber raised, the transaction was aborted; each is told by itself'
-    return 'a subscriber raised, its transaction was aborted'
+def _note(batch: Sequence[Delivery]) -> str:
+    """Return the description of a batch's transaction."""
+    event, envelope = batch[0]
+    if len(batch) > 1:
+        return f'pyramid_sendmail {len(batch)} events, {envelope.message_id} and others'
+    return f'pyramid_sendmail {KINDS[event.kind].__name__} {envelope.message_id}'
 
 
 def _deactivate(request: Request) -> None:
-    """What pyramid_tm does before it commits or aborts: from here on nothing joins any more."""
+    """Do what pyramid_tm does before it commits or aborts: nothing joins from here on."""
     request.environ.pop('tm.active', None)
     request.environ.pop('tm.manager', None)
 
 
-def _room() -> int:
-    """How many claims may wait, where nobody says it."""
+def _default_backlog() -> int:
+    """Return a quarter of the files that this process may have open, at most MAX_BACKLOG."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1_000 if limit == resource.RLIM_INFINITY else max(min(limit // 4, 1_000), 1)
+    if limit == resource.RLIM_INFINITY:
+        return MAX_BACKLOG
+    return max(min(limit // 4, MAX_BACKLOG), 1)

@@ -1,15 +1,22 @@
-"""How much trouble has led to the code that is running now."""
+"""The guard against mail loops: how many failure notices led to the code that is running.
+
+A subscriber that mails about a failed mail would mail again when that notice fails, and so on (a
+double bounce: RFC 5321, 6.3). ``send`` refuses mail beyond MAX_NOTIFICATION_DEPTH.
+"""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
 
-__all__ = ['depth', 'notification_depth']
+__all__ = ['MAX_NOTIFICATION_DEPTH', 'depth', 'notification_depth']
+
+MAX_NOTIFICATION_DEPTH = 1
+"""A notice of a failed mail is sent; a notice of a failed notice is only logged."""
 
 depth: ContextVar[int | None] = ContextVar('pyramid_sendmail_depth', default=None)
-"""Set while subscribers are told of a mail."""
+"""Set while subscribers run."""
 
 
 def notification_depth() -> int:
-    """How many reports of trouble led to the code that is running now: the depth of its mail."""
+    """Return how many failure notices led to the running code: the depth of the mail it sends."""
     return depth.get() or 0

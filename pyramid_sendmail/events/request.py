@@ -1,10 +1,9 @@
-"""Blank requests of an application: what subscribers get, where no request has come in."""
+"""The request of an event: subscribers run where no request has come in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from pyramid.interfaces import IRequestExtensions, IRequestFactory
 from pyramid.registry import Registry
@@ -18,16 +17,17 @@ class EventRequests:
     """Requests made by the application's request factory, with its extensions.
 
     Pyramid makes a class for each request, with the properties that extensions give it. That costs
-    more than all else about an event: here requests have one class, made by Pyramid for the first.
+    more than everything else about an event: here requests share the class that Pyramid has made
+    for the first one.
     """
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._classes: dict[type, tuple[Mapping[str, Any], type]] = {}
+        self._classes: dict[type, tuple[Mapping[str, object], type]] = {}
 
     @contextmanager
-    def pushed(self) -> Iterator[Request]:
-        """A new request, the current one of this thread; at the end its finished callbacks run."""
+    def event_request(self) -> Iterator[Request]:
+        """Push a new request on the thread's stack; at the end run its finished callbacks."""
         factory = self._registry.queryUtility(IRequestFactory, default=Request)
         request = factory.blank('/')
         request.registry = self._registry
@@ -36,6 +36,8 @@ class EventRequests:
             try:
                 yield request
             finally:
+                # Private, as of Pyramid 2.0 (a test holds it): its router and
+                # pyramid.scripting.prepare() call the same method.
                 request._process_finished_callbacks()
 
     def _extend(self, request: Request) -> None:

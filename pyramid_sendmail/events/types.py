@@ -1,4 +1,4 @@
-"""What became of a mail, as subscribers see it.
+"""The events: what subscribers get when the outcome of a mail is known.
 
 .. code-block:: python
 
@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailEvent:
-    """What every event tells; see IMailEvent."""
+    """The attributes of all events; see IMailEvent."""
 
     id: str
     message_id: str
@@ -51,7 +51,7 @@ class MailEvent:
 @implementer(IMailSentEvent)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailSentEvent(MailEvent):
-    """The next hop has taken responsibility for these recipients."""
+    """The relay has accepted the mail for these recipients."""
 
     reply: Reply
 
@@ -59,7 +59,7 @@ class MailSentEvent(MailEvent):
 @implementer(IMailDeferredEvent)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailDeferredEvent(MailEvent):
-    """The mail waits for another attempt, at ``retry_at`` (epoch seconds)."""
+    """The mail waits for another attempt, at ``retry_at`` in epoch seconds."""
 
     reason: str
     retry_at: float
@@ -83,30 +83,30 @@ KINDS: Mapping[str, type[MailEvent]] = {
 }
 
 
-def event_of(fate: PendingEvent, envelope: Envelope, request: Any) -> MailEvent:
-    """The event that tells a mail's fate."""
+def event_of(pending: PendingEvent, envelope: Envelope, request: Any) -> MailEvent:
+    """Return the event that subscribers get for a pending event."""
     common: dict[str, Any] = {
-        'id': fate.id,
+        'id': pending.id,
         'message_id': envelope.message_id,
         'sender': envelope.sender,
-        'recipients': fate.recipients,
+        'recipients': pending.recipients,
         'subject': envelope.subject,
         'tag': envelope.tag,
         'metadata': envelope.metadata,
-        'attempt': fate.attempt,
+        'attempt': pending.attempt,
         'queued_at': envelope.queued_at,
-        'mailer': fate.mailer,
+        'mailer': pending.mailer,
         'request': request,
     }
-    if fate.kind == 'sent':
-        return MailSentEvent(**common, reply=fate.reply or Reply(250, ''))
-    if fate.kind == 'deferred':
-        return MailDeferredEvent(**common, reason=fate.reason, retry_at=fate.retry_at or 0.0)
+    if pending.kind == 'sent':
+        return MailSentEvent(**common, reply=pending.reply or Reply(250, ''))
+    if pending.kind == 'deferred':
+        return MailDeferredEvent(**common, reason=pending.reason, retry_at=pending.retry_at or 0.0)
     return MailErrorEvent(
         **common,
-        reason=fate.reason,
-        permanent=fate.permanent,
-        reply=fate.reply,
+        reason=pending.reason,
+        permanent=pending.permanent,
+        reply=pending.reply,
         raw=envelope.raw,
     )
 

@@ -1,1 +1,15 @@
-"""How an envelope leaves this machine: by SMTP, into a Maildir of files, or not at all."""
+"""Mailers: how an envelope leaves this machine.
+
+===================  =========================================================================
+``factory``          the mailer for the text of ``mail.url``
+``url``              the parts of one URL
+``schemes``          one function a scheme: from the parts of a URL to a mailer
+``smtp``             SMTP and LMTP (a folder with a map of its own)
+``sendmail``         a local program
+``file``             a Maildir of ``.eml`` files
+``null``             nothing: accepts every mail and drops it
+``failover``         several mailers, in order of preference
+``session``          what the sessions of all mailers share
+``path_syntax``      whether an address may stand in an SMTP command
+===================  =========================================================================
+"""

@@ -1,4 +1,4 @@
-"""Several mailers in order of preference: the next one where one cannot connect."""
+"""Several mailers in order of preference: a fallback is used while the ones before it fail."""
 
 from __future__ import annotations
 
@@ -7,130 +7,122 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from zope.interface import implementer
 
 from ..exceptions import MailerUnavailable
-from ..interfaces import IMailer
+from ..interfaces import IMailer, IMailSession
 
-__all__ = ['AGAIN', 'FailoverMailer']
+__all__ = ['RETRY_INTERVAL', 'FailoverMailer']
 
 log = logging.getLogger(__name__)
 
-AGAIN = 60.0
-"""Seconds for which a mailer that could not connect is passed over."""
+RETRY_INTERVAL = 60.0
+"""Seconds for which a mailer that could not connect is skipped."""
 
 
 @dataclass(slots=True)
-class _Place:
-    mailer: Any
-    closed_until: float | None = None
-    """None: it is not passed over."""
+class _Candidate:
+    rank: int
+    mailer: IMailer
+    skipped_until: float | None = None
+    """On the monotonic clock. None: it is not skipped."""
     reason: str = ''
-    """Why it was, the last time."""
-    trying: bool = False
-    """A thread finds out whether it is there again."""
+    """Why its last connection failed."""
+    probing: bool = False
+    """A thread is trying it again; the other threads skip it meanwhile."""
 
 
 @implementer(IMailer)
 class FailoverMailer:
-    """Connects by the first of the ``mailers`` that can.
+    """Connects with the first of its mailers that can.
 
-    Only what ``connect`` raises moves on to the next: what a relay says about a mail is its
-    answer. A mailer that could not connect is passed over for ``again`` seconds; then one thread
-    tries it while the others go on where they are. Where all others fail, those passed over are
-    tried as well.
+    Only MailerUnavailable, raised by ``connect``, leads to the next mailer: what a relay says
+    about a mail is final. A mailer that could not connect is skipped for ``retry_interval``
+    seconds. Then one thread tries it while the others stay with the fallback. If all others fail,
+    the skipped ones are tried too.
 
-    ``fallbacks`` and ``connections`` count: connections by other than the first, and all of them.
+    ``connections`` counts all connections, ``fallbacks`` those of other mailers than the first.
     """
 
     def __init__(
         self,
         mailers: Sequence[IMailer],
         *,
-        again: float = AGAIN,
+        retry_interval: float = RETRY_INTERVAL,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         if len(mailers) < 2:
             raise ValueError('failover needs two mailers or more')
         self.fallbacks = 0
         self.connections = 0
-        self._places = [_Place(mailer) for mailer in mailers]
-        self._again = again
+        self._candidates = [_Candidate(rank, mailer) for rank, mailer in enumerate(mailers)]
+        self._retry_interval = retry_interval
         self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._current = self._places[0]
+        self._current = self._candidates[0]
 
     @property
     def name(self) -> str:
-        return ', else '.join(place.mailer.name for place in self._places)
+        return ', else '.join(candidate.mailer.name for candidate in self._candidates)
 
     def __repr__(self) -> str:
         return f'<FailoverMailer {self.name}>'
 
-    def connect(self) -> Any:
-        """See IMailer. The session is that of the mailer that has connected."""
+    def connect(self) -> IMailSession:
+        """See IMailer. Return the session of the mailer that has connected."""
         reasons: dict[int, str] = {}
-        tried: set[int] = set()
-        while (number := self._choose(tried)) is not None:
-            tried.add(number)
-            place = self._places[number]
-            connected = False
+        while (candidate := self._choose(reasons)) is not None:
+            connected, reason = False, None
             try:
-                session = place.mailer.connect()
+                session: IMailSession = candidate.mailer.connect()
                 connected = True
             except MailerUnavailable as error:
-                reasons[number] = str(error)
+                reason = reasons[candidate.rank] = str(error)
             finally:
-                self._note(place, connected=connected, reason=reasons.get(number))
+                self._record(candidate, connected=connected, reason=reason)
             if connected:
-                self._arrived(place)
+                self._record_switch(candidate)
                 return session
-        raise MailerUnavailable(' | '.join(reasons[number] for number in sorted(reasons)))
+        raise MailerUnavailable(' | '.join(reason for _, reason in sorted(reasons.items())))
 
-    def _choose(self, tried: set[int]) -> int | None:
-        """Whose turn it is: the first not passed over, else the first that was not tried."""
+    def _choose(self, failed: dict[int, str]) -> _Candidate | None:
+        """Return the first that is not skipped, else the first that has not failed just now."""
         with self._lock:
-            left = [number for number in range(len(self._places)) if number not in tried]
-            for number in left:
-                place = self._places[number]
-                if place.closed_until is None:
-                    return number
-                if self._monotonic() >= place.closed_until and not place.trying:
-                    place.trying = True
-                    return number
+            left = [each for each in self._candidates if each.rank not in failed]
+            for candidate in left:
+                if candidate.skipped_until is None:
+                    return candidate
+                if self._monotonic() >= candidate.skipped_until and not candidate.probing:
+                    candidate.probing = True
+                    return candidate
             return left[0] if left else None
 
-    def _note(self, place: _Place, *, connected: bool, reason: str | None) -> None:
+    def _record(self, candidate: _Candidate, *, connected: bool, reason: str | None) -> None:
         with self._lock:
-            place.trying = False
+            candidate.probing = False
             if connected:
-                place.closed_until = None
+                candidate.skipped_until = None
             elif reason is not None:
-                place.closed_until = self._monotonic() + self._again
-                place.reason = reason
+                candidate.skipped_until = self._monotonic() + self._retry_interval
+                candidate.reason = reason
 
-    def _arrived(self, place: _Place) -> None:
-        """Count, and tell each change of the road once."""
+    def _record_switch(self, candidate: _Candidate) -> None:
+        """Count the connection, and log once that another mailer is used from now on."""
         with self._lock:
             self.connections += 1
-            self.fallbacks += place is not self._places[0]
+            self.fallbacks += candidate.rank > 0
             before = self._current
-            worse = self._places.index(place) > self._places.index(before)
-            # Who chose before the first came back is not the news.
-            if place is before or (worse and before.closed_until is None):
+            is_fallback = candidate.rank > before.rank
+            # A thread may have chosen the fallback before another one came back to the first.
+            if candidate is before or (is_fallback and before.skipped_until is None):
                 return
-            self._current = place
-            # This thread may not have asked it: another one had been told.
-            reason = before.reason
-        extra = {'mailer': place.mailer.name, 'instead_of': before.mailer.name}
-        if worse:
-            log.warning(
-                'mail goes by %s now: %s',
-                place.mailer.name,
-                reason,
-                extra={**extra, 'reason': reason},
-            )
+            self._current = candidate
+            # Another thread may have met the failure, so the reason is kept with the mailer.
+            reason = before.reason if is_fallback else ''
+        name, other = candidate.mailer.name, before.mailer.name
+        extra = {'mailer': name, 'instead_of': other, 'reason': reason}
+        if is_fallback:
+            log.warning('switched from %s to %s: %s', other, name, reason, extra=extra)
         else:
-            log.info('mail goes by %s again', place.mailer.name, extra={**extra, 'reason': ''})
+            log.info('switched back from %s to %s', other, name, extra=extra)

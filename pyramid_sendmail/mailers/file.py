@@ -1,4 +1,4 @@
-"""Mail into a Maildir of files that any mail program opens; nothing leaves this machine."""
+"""Writing mail as files into a Maildir that any mail program opens; nothing leaves this machine."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from zope.interface import implementer
 from ..envelope import Envelope, Outcome, Reply, Verdict
 from ..exceptions import MailerUnavailable
 from ..interfaces import IMailer, IMailSession
-from .path_syntax import is_path
-from .smtp.connection import describe
-from .smtp.session import Sealing
+from .path_syntax import is_valid_path
+from .session import BeforeFinalDot, ClosableSession, describe_error
 
 __all__ = ['FileMailer', 'FileSession']
 
 
 @implementer(IMailer)
 class FileMailer:
-    """Writes each mail as a ``.eml`` file into the Maildir at ``path``, made where missing.
+    """Writes each mail as a ``.eml`` file into the Maildir at ``path``, and makes it if missing.
 
-    In front of the exact bytes stand ``Return-Path`` and an ``X-Envelope-To`` line for each
-    recipient. Files are 0600, folders 0700. Raises ValueError for a path that is not absolute.
+    A file holds ``Return-Path``, an ``X-Envelope-To`` line for each recipient, and the exact
+    bytes. Files are 0600, folders 0700. Raises ValueError for a path that is not absolute.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -46,46 +45,38 @@ class FileMailer:
 
 
 @implementer(IMailSession)
-class FileSession:
+class FileSession(ClosableSession):
     """See FileMailer."""
 
     def __init__(self, path: str, *, name: str) -> None:
+        super().__init__(name)
         self._path = path
-        self.name = name
-        self._closed = False
 
-    def send(
-        self, envelopes: Iterable[Envelope], *, before_final_dot: Sealing | None = None
+    def _send_one(
+        self, envelope: Envelope, before_final_dot: BeforeFinalDot | None
     ) -> Iterator[Outcome]:
-        """See IMailSession."""
-        for envelope in envelopes:
-            if self._closed:
-                raise MailerUnavailable(f'{self.name}: the session is closed', stale=True)
-            verdicts = {
-                recipient: Verdict('failed', None, f'{recipient!r} is no address')
-                for recipient in envelope.recipients
-                if not is_path(recipient)
-            }
-            accepted = tuple(each for each in envelope.recipients if each not in verdicts)
-            if accepted:
-                verdicts.update(
-                    dict.fromkeys(accepted, self._file(envelope, accepted, before_final_dot))
-                )
-            yield {each: verdicts[each] for each in envelope.recipients}
+        verdicts = {
+            recipient: Verdict('failed', None, f'{recipient!r} is no address')
+            for recipient in envelope.recipients
+            if not is_valid_path(recipient)
+        }
+        accepted = tuple(each for each in envelope.recipients if each not in verdicts)
+        if accepted:
+            verdict = self._store(envelope, accepted, before_final_dot)
+            verdicts.update(dict.fromkeys(accepted, verdict))
+        yield {each: verdicts[each] for each in envelope.recipients}
 
-    def close(self) -> None:
-        """See IMailSession."""
-        self._closed = True
-
-    abandon = close
-
-    def _file(
-        self, envelope: Envelope, accepted: tuple[str, ...], before_final_dot: Sealing | None
+    def _store(
+        self,
+        envelope: Envelope,
+        accepted: tuple[str, ...],
+        before_final_dot: BeforeFinalDot | None,
     ) -> Verdict:
+        """Write the mail into tmp/, then move it to new/."""
         name = f'{int(time.time())}.{secrets.token_hex(8)}.eml'
         written = os.path.join(self._path, 'tmp', name)
-        filed = os.path.join(self._path, 'new', name)
-        sender = envelope.sender if is_path(envelope.sender) else ''
+        stored = os.path.join(self._path, 'new', name)
+        sender = envelope.sender if is_valid_path(envelope.sender) else ''
         lines = [f'Return-Path: <{sender}>', *(f'X-Envelope-To: <{each}>' for each in accepted)]
         try:
             with _reachable(self.name):
@@ -93,7 +84,7 @@ class FileSession:
             if before_final_dot is not None:
                 before_final_dot(envelope, accepted)
             with _reachable(self.name):
-                os.rename(written, filed)
+                os.rename(written, stored)
         except BaseException:
             self._closed = True
             with suppress(OSError):
@@ -102,7 +93,7 @@ class FileSession:
         try:
             _sync(os.path.join(self._path, 'new'))
         except OSError as error:
-            return Verdict('ambiguous', None, f'{self.name}: {describe(error, 0)}')
+            return Verdict('ambiguous', None, f'{self.name}: {describe_error(error)}')
         return Verdict('delivered', Reply(250, f'filed as {name}'))
 
 
@@ -125,8 +116,9 @@ def _sync(folder: str) -> None:
 
 @contextmanager
 def _reachable(name: str) -> Iterator[None]:
+    """Raise MailerUnavailable for an OSError inside."""
     try:
         yield
     except OSError as error:
-        detail = describe(error, 0)
+        detail = describe_error(error)
         raise MailerUnavailable(f'{name}: {detail}; mail.url names this folder') from error

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from zope.interface import implementer
 
 from ..envelope import Envelope, Outcome, Reply, Verdict
-from ..exceptions import MailerUnavailable
 from ..interfaces import IMailer, IMailSession
-from .smtp.session import Sealing
+from .session import BeforeFinalDot, ClosableSession
 
 __all__ = ['NullMailer', 'NullSession']
 
 
 @implementer(IMailer)
 class NullMailer:
-    """Accepts every mail and lets it vanish."""
+    """Accepts every mail and drops it."""
 
     name = 'null:'
 
@@ -29,25 +28,15 @@ class NullMailer:
 
 
 @implementer(IMailSession)
-class NullSession:
+class NullSession(ClosableSession):
     """See NullMailer."""
 
-    name = NullMailer.name
-    _closed = False
+    def __init__(self) -> None:
+        super().__init__(NullMailer.name)
 
-    def send(
-        self, envelopes: Iterable[Envelope], *, before_final_dot: Sealing | None = None
+    def _send_one(
+        self, envelope: Envelope, before_final_dot: BeforeFinalDot | None
     ) -> Iterator[Outcome]:
-        """See IMailSession."""
-        for envelope in envelopes:
-            if self._closed:
-                raise MailerUnavailable('null: the session is closed', stale=True)
-            if before_final_dot is not None and envelope.recipients:
-                before_final_dot(envelope, envelope.recipients)
-            yield dict.fromkeys(envelope.recipients, Verdict('delivered', Reply(250, 'vanished')))
-
-    def close(self) -> None:
-        """See IMailSession."""
-        self._closed = True
-
-    abandon = close
+        if before_final_dot is not None and envelope.recipients:
+            before_final_dot(envelope, envelope.recipients)
+        yield dict.fromkeys(envelope.recipients, Verdict('delivered', Reply(250, 'vanished')))

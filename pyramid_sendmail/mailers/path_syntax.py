@@ -1,11 +1,11 @@
-"""The form of a mailbox in a command, so that none can smuggle a second command in."""
+"""Whether an address may stand in an SMTP command, so that none can carry a second command."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
 
-__all__ = ['is_path']
+__all__ = ['is_valid_path']
 
 _PATH = re.compile(
     r"""
@@ -19,8 +19,8 @@ _PATH = re.compile(
 
 
 @lru_cache(maxsize=256)
-def is_path(address: str) -> bool:
-    """Whether the address can stand between ``<`` and ``>`` (RFC 5321, 4.1.2; RFC 6531, 3.3)."""
+def is_valid_path(address: str) -> bool:
+    """Return whether an address may stand between ``<`` and ``>`` (RFC 5321, 4.1.2; 6531, 3.3)."""
     try:
         address.encode()
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
-"""What makes a mailer of a URL's parts, one function a scheme.
+"""The schemes of ``mail.url``: a builder for each makes the mailer of one URL.
 
-Each verifies the parts and returns what makes the mailer, whose module is imported only then.
+A new scheme is a function here, a row of BUILDERS and a name in ``settings.credentials.SCHEMES``.
 """
 
 from __future__ import annotations
@@ -8,33 +8,38 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from pyramid.path import DottedNameResolver
 
 from ..interfaces import IMailer
-from ..settings.converters import choice, count, pause
-from .url import MailURL, refuse
+from ..settings.converters import choice, count, pause, text
+from .file import FileMailer
+from .null import NullMailer
+from .sendmail import SendmailMailer
+from .smtp.authentication import Identity, TokenFile, make_identity
+from .smtp.lmtp import LMTPMailer
+from .smtp.mailer import SMTPMailer
+from .smtp.options import DEFAULT_TIMEOUTS, SessionOptions, TLSMode, TLSOptions
+from .url import Converters, MailURL, Options, refuse
 
-if TYPE_CHECKING:
-    from .smtp.mailer import Security
-
-__all__ = ['BUILDERS', 'RELAY_OPTIONS', 'Defaults']
+__all__ = ['BUILDERS', 'RELAY_OPTIONS', 'Builder', 'Defaults']
 
 
 class Defaults(NamedTuple):
-    """What other settings say."""
+    """What a URL does not say: our own name, and the credentials that are set beside it."""
 
     hostname: str
     username: str | None
     password: str | None
 
 
-Maker = Callable[[], IMailer]
+Builder = Callable[[MailURL, Defaults], IMailer]
+"""Raises ConfigurationError; the constructor of a mailer may raise ValueError."""
 
+_DOTTED_NAME = re.compile(r'[^\W\d]\w*(?:[.:][^\W\d]\w*)+')
 
-def _text(value: str) -> str:
-    return value
+_WRITE_A_FUNCTION = 'write the dotted name of a function that returns the access token'
 
 
 def _words(value: str) -> tuple[str, ...]:
@@ -45,147 +50,96 @@ def _on(value: str) -> bool:
     return choice('on', 'off')(value) == 'on'
 
 
-def _token_file(value: str) -> Callable[[], str]:
-    from .tokens import TokenFile
-
+def _token_file(value: str) -> TokenFile:
     if not os.path.isabs(value) or '\0' in value:
         raise ValueError('write the absolute path of a file')
     return TokenFile(value)
 
 
 def _token(value: str) -> Callable[[], str]:
-    found: Any = None
-    if re.fullmatch(r'[^\W\d]\w*(?:[.:][^\W\d]\w*)+', value):
-        try:
-            found = DottedNameResolver().resolve(value)
-        except (ImportError, ValueError):
-            # Its text would quote what may be a token.
-            raise ValueError('write what can be imported from here, not a token itself') from None
-    if callable(found):
-        token: Callable[[], str] = found
-        return token
-    raise ValueError('write the dotted name of a function that returns the access token')
+    if not _DOTTED_NAME.fullmatch(value):
+        raise ValueError(_WRITE_A_FUNCTION)
+    try:
+        token: Callable[[], str] = DottedNameResolver().resolve(value)
+    except (ImportError, ValueError):
+        # The text of the error would quote what may be a token.
+        raise ValueError('write what can be imported from here, not a token itself') from None
+    if not callable(token):
+        raise ValueError(_WRITE_A_FUNCTION)
+    return token
 
 
-_TIMEOUT = {'timeout': pause}
+_TIMEOUT: Converters = {'timeout': pause}
 
-_SESSION = {'pipelining': _on, 'max_recipients': count, 'notify': _words, 'ret': _text}
-"""The options of SessionOptions that are for SMTP and LMTP."""
+_SESSION: Converters = {
+    'pipelining': _on,
+    'max_recipients': count,
+    'notify': _words,
+    'ret': text,
+}
+"""Fields of SessionOptions, for SMTP and LMTP."""
 
-_WINDOW = {'window': count}
-"""What is for SMTP alone."""
+_WINDOW: Converters = {'window': count}
+"""A field of SessionOptions, for SMTP alone."""
 
-_TRUST = {'ca_file': _text, 'client_cert': _text, 'client_key': _text}
+_CERTIFICATES: Converters = {'ca_file': text, 'client_cert': text, 'client_key': text}
 
-_TOKENS = {'token_file': _token_file, 'token': _token}
+_TOKENS: Converters = {'token_file': _token_file, 'token': _token}
 
-_LMTP_OPTIONS: Mapping[str, Callable[[str], Any]] = {
-    'tls': _text,
-    **_TRUST,
+_LMTP_OPTIONS: Converters = {
+    'tls': text,
+    **_CERTIFICATES,
     **_TIMEOUT,
     **_SESSION,
     **_TOKENS,
 }
 
-RELAY_OPTIONS: Mapping[str, Callable[[str], Any]] = {**_LMTP_OPTIONS, **_WINDOW}
+RELAY_OPTIONS: Converters = {**_LMTP_OPTIONS, **_WINDOW}
+"""The options of ``smtp:``, ``smtps:`` and ``smtp+insecure:``."""
 
 
-def _smtp(parts: MailURL, defaults: Defaults) -> Maker:
-    def mailer(*place: Any, **arguments: Any) -> IMailer:
-        from .smtp.mailer import SMTPMailer
-
-        return SMTPMailer(*place, **arguments)
-
-    port = 465 if parts.scheme == 'smtps' else 25
-    insecure = parts.scheme == 'smtp+insecure'
-    return _to_host(mailer, parts, defaults, port, RELAY_OPTIONS, insecure=insecure)
+def _smtp(url: MailURL, defaults: Defaults) -> IMailer:
+    host, port = url.host_and_port(465 if url.scheme == 'smtps' else 25)
+    options = url.converted_options(RELAY_OPTIONS)
+    return SMTPMailer(host, port, **_relay_arguments(url, defaults, options, host))
 
 
-def _lmtp(parts: MailURL, defaults: Defaults) -> Maker:
-    def mailer(*place: Any, **arguments: Any) -> IMailer:
-        from .smtp.lmtp import LMTPMailer
-
-        return LMTPMailer(*place, **arguments)
-
-    return _to_host(mailer, parts, defaults, 24, _LMTP_OPTIONS)
+def _lmtp(url: MailURL, defaults: Defaults) -> IMailer:
+    host, port = url.host_and_port(24)
+    options = url.converted_options(_LMTP_OPTIONS)
+    return LMTPMailer(host, port, **_relay_arguments(url, defaults, options, host))
 
 
-def _to_host(
-    mailer: Callable[..., IMailer],
-    parts: MailURL,
-    defaults: Defaults,
-    port: int,
-    options: Mapping[str, Callable[[str], Any]],
-    **more: Any,
-) -> Maker:
-    """A mailer to a host, at this port where the URL has none."""
-    host, port = parts.place(port)
-    given = parts.known_options(options)
-    arguments = {
-        'hostname': defaults.hostname,
-        'tls': _security(parts.scheme, given),
-        **_credentials(parts, defaults, given, host),
-        **_among(given, _TRUST),
-        **more,
-    }
-    return lambda: mailer(host, port, **arguments, **_conversation(given))
+def _lmtp_unix(url: MailURL, defaults: Defaults) -> IMailer:
+    url.refuse_credentials()
+    options = url.converted_options({**_TIMEOUT, **_SESSION})
+    path = url.absolute_path('lmtp+unix:/absolute/socket')
+    return LMTPMailer.unix(path, hostname=defaults.hostname, **_session_arguments(options))
 
 
-def _lmtp_unix(parts: MailURL, defaults: Defaults) -> Maker:
-    parts.no_credentials()
-    given = parts.known_options({**_TIMEOUT, **_SESSION})
-    path = parts.absolute_path('lmtp+unix:/absolute/socket')
-
-    def make() -> IMailer:
-        from .smtp.lmtp import LMTPMailer
-
-        return LMTPMailer.unix(path, hostname=defaults.hostname, **_conversation(given))
-
-    return make
+def _sendmail(url: MailURL, defaults: Defaults) -> IMailer:
+    url.refuse_credentials()
+    arguments = url.converted_options(_TIMEOUT)
+    if url.path or url.authority:
+        arguments['path'] = url.absolute_path('sendmail:/absolute/program')
+    return SendmailMailer(**arguments)
 
 
-def _sendmail(parts: MailURL, defaults: Defaults) -> Maker:
-    parts.no_credentials()
-    given: dict[str, Any] = parts.known_options(_TIMEOUT)
-    if parts.path or parts.authority:
-        given['path'] = parts.absolute_path('sendmail:/absolute/program')
-
-    def make() -> IMailer:
-        from .sendmail import SendmailMailer
-
-        return SendmailMailer(**given)
-
-    return make
+def _file(url: MailURL, defaults: Defaults) -> IMailer:
+    url.refuse_credentials()
+    url.converted_options({})
+    return FileMailer(url.absolute_path('file:///absolute/folder'))
 
 
-def _file(parts: MailURL, defaults: Defaults) -> Maker:
-    parts.no_credentials()
-    parts.known_options({})
-    path = parts.absolute_path('file:///absolute/folder')
-
-    def make() -> IMailer:
-        from .file import FileMailer
-
-        return FileMailer(path)
-
-    return make
-
-
-def _null(parts: MailURL, defaults: Defaults) -> Maker:
-    parts.no_credentials()
-    parts.known_options({})
-    if parts.authority or parts.path not in ('', '/'):
+def _null(url: MailURL, defaults: Defaults) -> IMailer:
+    url.refuse_credentials()
+    url.converted_options({})
+    if url.authority or url.path not in ('', '/'):
         refuse('has more than null:', 'null: alone')
-
-    def make() -> IMailer:
-        from .null import NullMailer
-
-        return NullMailer()
-
-    return make
+    return NullMailer()
 
 
-BUILDERS: Mapping[str, Callable[[MailURL, Defaults], Maker]] = {
+BUILDERS: Mapping[str, Builder] = {
     'smtp': _smtp,
     'smtps': _smtp,
     'smtp+insecure': _smtp,
@@ -195,66 +149,76 @@ BUILDERS: Mapping[str, Callable[[MailURL, Defaults], Maker]] = {
     'file': _file,
     'null': _null,
 }
-"""Each raises ConfigurationError; what it returns, perhaps a mailer's own ValueError."""
 
 
-def _security(scheme: str, given: Mapping[str, Any]) -> Security:
-    demanded = given.get('tls')
-    if demanded not in (None, 'required'):
+def _relay_arguments(url: MailURL, defaults: Defaults, options: Options, host: str) -> Options:
+    """Return the arguments that an SMTPMailer and an LMTPMailer share."""
+    return {
+        'hostname': defaults.hostname,
+        'tls': TLSOptions(
+            _tls_mode(url.scheme, options),
+            insecure=url.scheme == 'smtp+insecure',
+            **_among(options, _CERTIFICATES),
+        ),
+        'identity': _identity(url, defaults, options, host),
+        **_session_arguments(options),
+    }
+
+
+def _tls_mode(scheme: str, options: Options) -> TLSMode:
+    required = options.get('tls')
+    if required not in (None, 'required'):
         refuse('has an option tls= other than tls=required', 'that, smtps: or smtp+insecure:')
     if scheme == 'smtp+insecure':
-        unused = [f'{name}=' for name in ('tls', *_TRUST) if name in given]
+        unused = [f'{name}=' for name in ('tls', *_CERTIFICATES) if name in options]
         if unused:
             refuse(
-                f'has {", ".join(unused)} for smtp+insecure:, which never speaks TLS',
+                f'has {", ".join(unused)} for smtp+insecure:, which never uses TLS',
                 'smtp: or smtps:',
             )
         return 'none'
     if scheme == 'smtps':
         return 'implicit'
-    return 'starttls' if demanded else 'auto'
+    return 'starttls' if required else 'auto'
 
 
-def _credentials(
-    parts: MailURL, defaults: Defaults, given: Mapping[str, Any], host: str
-) -> dict[str, Any]:
-    """The user name, and either the password or the token: the URL's own, or those beside it."""
+def _identity(url: MailURL, defaults: Defaults, options: Options, host: str) -> Identity | None:
+    """Return the user name with a password or a token, of the URL or else of the settings."""
     username, password = defaults.username, defaults.password
-    if parts.has_credentials:
-        username, password = parts.credentials()
-    elif parts.has_token:
+    if url.has_credentials:
+        username, password = url.credentials()
+    elif url.has_token:
         password = None
-    if not parts.has_token:
+    if not url.has_token:
         if bool(username) != bool(password):
-            there, missing = 'user name', 'password'
+            given, missing = 'user name', 'password'
             if password:
-                there, missing = missing, there
+                given, missing = missing, given
             refuse(
-                f'has a {there} without a {missing}',
-                f'{parts.scheme}://USER:PASSWORD@{host}, or mail.username and mail.password',
+                f'has a {given} without a {missing}',
+                f'{url.scheme}://USER:PASSWORD@{host}, or mail.username and mail.password',
             )
-        return {'username': username, 'password': password}
-    if len(_among(given, _TOKENS)) > 1:
+        return make_identity(username, password)
+    tokens = list(_among(options, _TOKENS).values())
+    if len(tokens) > 1:
         refuse('has token= and token_file=', 'one of them')
     if password:
         refuse('has a password and a token', 'one of them')
     if not username:
-        refuse('has a token without a user name', f'{parts.scheme}://USER@{host}, or mail.username')
-    (token,) = _among(given, _TOKENS).values()
-    return {'username': username, 'token': token}
+        refuse('has a token without a user name', f'{url.scheme}://USER@{host}, or mail.username')
+    return make_identity(username, token=tokens[0])
 
 
-def _conversation(given: Mapping[str, Any]) -> dict[str, Any]:
-    """How long to wait, and how to speak. Raises ValueError naming the option."""
-    from .smtp.connection import TIMEOUTS
-    from .smtp.extensions import SessionOptions
-
-    timeouts = TIMEOUTS.capped(given['timeout']) if 'timeout' in given else TIMEOUTS
+def _session_arguments(options: Options) -> Options:
+    """Return the arguments for time-outs and commands. Raises ValueError naming the option."""
+    timeouts = DEFAULT_TIMEOUTS
+    if 'timeout' in options:
+        timeouts = timeouts.capped(options['timeout'])
     return {
         'timeouts': timeouts,
-        'options': SessionOptions(**_among(given, {**_SESSION, **_WINDOW})),
+        'options': SessionOptions(**_among(options, {**_SESSION, **_WINDOW})),
     }
 
 
-def _among(given: Mapping[str, Any], names: Mapping[str, object]) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if name in names}
+def _among(options: Options, names: Mapping[str, object]) -> Options:
+    return {name: value for name, value in options.items() if name in names}

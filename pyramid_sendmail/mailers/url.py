@@ -1,30 +1,62 @@
-"""The parts of a URL in ``mail.url``, and what is said about a mistake in one."""
+"""The parts of one URL of ``mail.url``, and the errors about them."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from pyramid.exceptions import ConfigurationError
 
-__all__ = ['EXAMPLE', 'MailURL', 'refuse', 'split']
+from ..settings import converters
 
+__all__ = ['EXAMPLE_URL', 'Converters', 'MailURL', 'Options', 'parse_url', 'refuse']
 
-_OPTIONS = (
+EXAMPLE_URL = 'smtp://relay.example.org:25'
+
+_OPTION_NAMES = (
     *('tls', 'ca_file', 'client_cert', 'client_key', 'timeout', 'pipelining'),
     *('window', 'max_recipients', 'notify', 'ret', 'token_file', 'token'),
 )
-"""What is an option of one mailer or another."""
+"""The options of all schemes."""
 
-EXAMPLE = 'smtp://relay.example.org:25'
+_URL = re.compile(
+    r'(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):)?(?://(?P<authority>[^/?#]*))?(?P<path>[^?#]*)'
+    r'(?:\?(?P<query>[^#]*))?(?P<fragment>#.*)?',
+    re.DOTALL,
+)
+"""RFC 3986, appendix B. The standard library's urlsplit drops tabs and line breaks, and quotes
+the password in some of its errors."""
+
+_BLANK = re.compile(r'[\s\x00-\x1f\x7f]')
+
+_STRAY_PERCENT = re.compile('%(?![0-9A-Fa-f]{2})')
+
+_HOST_AND_PORT = re.compile(
+    r'(?:\[(?P<literal>[^\]]*)\]|(?P<name>[^:\[\]]*))(?::(?P<port>.*))?', re.DOTALL
+)
+
+_LABEL = '[A-Za-z0-9_-]{1,63}'
+
+_HOST_NAME = re.compile(rf'(?!-){_LABEL}(?:\.{_LABEL})*(?<!-)\.?')
 
 
-class MailURL(NamedTuple):
-    """A URL, taken apart; only the options are decoded. The methods raise ConfigurationError for
-    what cannot be."""
+Options = dict[str, Any]
+"""The options of a URL with their values."""
+
+Converters = Mapping[str, Callable[[str], object]]
+"""What makes the value of an option's text, or raises ValueError saying what to write."""
+
+
+@dataclass(frozen=True, slots=True)
+class MailURL:
+    """One URL, split into its parts. Only the options are decoded.
+
+    Each method raises ConfigurationError if the part that it is about is wrong.
+    """
 
     scheme: str
     authority: str | None
@@ -40,24 +72,27 @@ class MailURL(NamedTuple):
         return 'token' in self.options or 'token_file' in self.options
 
     def credentials(self) -> tuple[str, str]:
-        """The user name and the password, '' where there is none."""
+        """Return the user name and the password, '' for a missing one."""
         userinfo, _, _ = (self.authority or '').rpartition('@')
         user, _, secret = userinfo.partition(':')
         return _decoded(user, 'the user name'), _decoded(secret, 'the password')
 
-    def place(self, default: int) -> tuple[str, int]:
-        """The host and the port, or the default one; no path."""
-        place = _place((self.authority or '').rpartition('@')[2], default, self.scheme)
+    def host_and_port(self, default: int) -> tuple[str, int]:
+        """Return the host and the port; refuse a path."""
+        # No text of the URL is shown: it may be the rest of a password that has a slash in it.
+        if self.authority is not None and '@' in self.path:
+            refuse('has a / before the @', '/ in a user name or a password as %2F')
+        place = (self.authority or '').rpartition('@')[2]
+        host, port = _host_and_port(place, default, self.scheme)
         if self.path not in ('', '/'):
-            # The text may be the rest of a password with a slash in it: it is not shown.
             refuse(
-                'has a path behind the host',
+                'has a path after the host',
                 f'{self.scheme}://HOST:PORT, and / in a password as %2F',
             )
-        return place
+        return host, port
 
     def absolute_path(self, example: str) -> str:
-        """The decoded path, of this host."""
+        """Return the decoded path, which must be absolute and on this host."""
         path = _decoded(self.path, 'the path')
         if self.authority not in (None, '', 'localhost') or not os.path.isabs(path):
             refuse(f'has a {self.scheme}: path that is not absolute', example)
@@ -65,14 +100,14 @@ class MailURL(NamedTuple):
             refuse('has a NUL character in the path', example)
         return path
 
-    def known_options(self, converters: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
-        """The value of each option; a converter raises ValueError saying what to write."""
-        values = {}
+    def converted_options(self, convert: Converters) -> Options:
+        """Return the value of each option that is given; refuse those without a converter."""
+        values: Options = {}
         for name, text in self.options.items():
-            if name not in converters:
-                self._refuse_option(name, converters)
+            if name not in convert:
+                self._refuse_option(name, convert)
             try:
-                values[name] = converters[name](text)
+                values[name] = convert[name](text)
             except ValueError as error:
                 refuse(f'has a bad option {name}=', str(error).removeprefix('write '), error)
         return values
@@ -87,7 +122,8 @@ class MailURL(NamedTuple):
         names = ', '.join(f'{each}=' for each in known)
         refuse(f'has the unknown option {_shown(name)}=', f'{hint}{names}; & in a secret as %26')
 
-    def no_credentials(self) -> None:
+    def refuse_credentials(self) -> None:
+        """Refuse a user name and a password, which the scheme does not take."""
         if self.has_credentials:
             refuse(
                 f'is {self.scheme}:, which takes no credentials',
@@ -95,33 +131,29 @@ class MailURL(NamedTuple):
             )
 
 
-def split(url: str) -> MailURL:
-    """Take a URL apart."""
+def parse_url(url: str) -> MailURL:
+    """Split a URL into its parts. Raises ConfigurationError."""
     if not url:
-        refuse('is empty', f'one URL or more, such as {EXAMPLE}')
-    if not (url.isprintable() and ' ' not in url) and re.search(r'[\s\x00-\x1f\x7f]', url):
-        refuse('has blanks in it that no URL follows', 'a blank as %20, and a scheme before a host')
-    # RFC 3986, appendix B. The standard library's urlsplit drops tabs and line breaks, and quotes
-    # the password in some of its errors.
-    if '#' in url:
+        refuse('is empty', f'one URL or more, such as {EXAMPLE_URL}')
+    if url[0] in '"\'':
+        refuse(
+            'begins with a quotation mark', 'the URL without quotes; a Docker env file keeps them'
+        )
+    if _BLANK.search(url):
+        refuse(
+            'has a blank that does not separate two URLs',
+            'a blank as %20, and a scheme before each host',
+        )
+    match = _URL.fullmatch(url)
+    assert match is not None
+    if match['fragment']:
         refuse('has a # in it', '# as %23')
-    hierarchy, _, query = url.partition('?')
-    scheme, _, rest = hierarchy.partition(':')
+    query = match['query'] or ''
     if '@' in query:
         # It may be the rest of a password with a question mark in it.
-        refuse('has an @ behind the ?', '@ as %40, and ? in a password as %3F')
-    if ':' not in hierarchy or not _is_scheme(scheme):
-        scheme, rest = '', hierarchy
-    authority, path = None, rest
-    if rest.startswith('//'):
-        authority, slash, path = rest[2:].partition('/')
-        path = slash + path
-    return MailURL(scheme.lower(), authority, path, _options(query))
-
-
-def _is_scheme(text: str) -> bool:
-    letters = text.translate(dict.fromkeys(map(ord, '+.-')))
-    return text.isascii() and text[:1].isalpha() and letters.isalnum()
+        refuse('has an @ after the ?', '@ as %40, and ? in a password as %3F')
+    scheme = (match['scheme'] or '').lower()
+    return MailURL(scheme, match['authority'], match['path'], _options(query))
 
 
 def _options(query: str) -> dict[str, str]:
@@ -138,16 +170,18 @@ def _options(query: str) -> dict[str, str]:
 
 
 def _shown(name: str) -> str:
-    """The name of an option, or of what is nearly one: else it may be a piece of a secret that has
-    an & in it."""
+    """Return the name of an option if it is nearly a known one.
+
+    Anything else may be a piece of a secret that has an & in it: return ``***`` for it.
+    """
     import difflib
 
-    near = difflib.get_close_matches(name.lower(), _OPTIONS, n=1, cutoff=0.9)
+    near = difflib.get_close_matches(name.lower(), _OPTION_NAMES, n=1, cutoff=0.9)
     return name if near else '***'
 
 
 def _decoded(text: str, where: str) -> str:
-    if '%' in text and re.search('%(?![0-9A-Fa-f]{2})', text):
+    if _STRAY_PERCENT.search(text):
         refuse(f'has a stray % in {where}', '% as %25')
     try:
         return unquote(text, errors='strict')
@@ -155,59 +189,46 @@ def _decoded(text: str, where: str) -> str:
         refuse(f'has {where} in an encoding other than UTF-8', 'it percent-encoded from UTF-8')
 
 
-def _place(place: str, default: int, scheme: str) -> tuple[str, int]:
-    is_literal = place.startswith('[')
-    if is_literal:
-        host, bracket, rest = place[1:].partition(']')
-        is_bad = not bracket or rest[:1] not in ('', ':')
-    else:
-        host, colon, rest = place.partition(':')
-        rest = colon + rest
-        is_bad = '[' in host or ']' in host
-    if is_bad:
-        refuse('has a bad host', f'a name, or an IPv6 address in brackets: {EXAMPLE}')
+def _host_and_port(place: str, default: int, scheme: str) -> tuple[str, int]:
+    match = _HOST_AND_PORT.fullmatch(place)
+    if match is None:
+        refuse('has a bad host', f'a name, or an IPv6 address in brackets: {EXAMPLE_URL}')
     port = default
-    if rest:
-        text = rest[1:]
-        # int() alone would take ' 25', '+25' and '2_5'.
-        port = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
-        if not 0 < port < 65536:
-            refuse('has a bad port', 'a number from 1 to 65535 behind the host')
-    if is_literal:
-        import ipaddress
-
+    if match['port'] is not None:
         try:
-            return str(ipaddress.IPv6Address(host)), port
+            port = converters.port(match['port'])
         except ValueError:
-            refuse('has no IPv6 address in the brackets', f'{scheme}://[2001:db8::25]:{default}')
-    if not host:
+            # The error is not chained: the port may be a piece of a password.
+            port = 0
+        if not port:
+            refuse('has a bad port', 'a number from 1 to 65535 after the host')
+    if match['literal'] is not None:
+        return _ipv6_address(match['literal'], f'{scheme}://[2001:db8::25]:{default}'), port
+    name = match['name']
+    if not name:
         refuse('names no host', f'{scheme}://relay.example.org:{default}')
+    if not name.isascii():
+        try:
+            name = name.encode('idna').decode('ascii')
+        except UnicodeError:
+            name = ''
+    if not _HOST_NAME.fullmatch(name):
+        refuse('has a bad host', f'a name of letters, digits, hyphens and dots: {EXAMPLE_URL}')
+    return name, port
+
+
+def _ipv6_address(text: str, example: str) -> str:
+    import ipaddress
+
     try:
-        host = host if _is_ascii_name(host) else host.encode('idna').decode('ascii')
-    except UnicodeError:
-        host = ''
-    if not _is_host(host):
-        refuse('has a bad host', f'a name of letters, digits, hyphens and dots: {EXAMPLE}')
-    return host, port
-
-
-def _is_host(host: str) -> bool:
-    name = host.removesuffix('.')
-    letters = name.translate(dict.fromkeys(map(ord, '._-')))
-    return (
-        name.isascii()
-        and (letters.isalnum() or not letters)
-        and name[:1] not in ('', '.', '-')
-        and name[-1] not in '.-'
-    )
-
-
-def _is_ascii_name(host: str) -> bool:
-    """Whether the codec would leave a name as it is. Its tables are not loaded for most."""
-    *labels, last = host.split('.')
-    return host.isascii() and all(0 < len(label) < 64 for label in labels) and len(last) < 64
+        return str(ipaddress.IPv6Address(text))
+    except ValueError:
+        refuse('has no IPv6 address in the brackets', example)
 
 
 def refuse(problem: str, remedy: str, cause: Exception | None = None) -> NoReturn:
-    """Never with the text of the URL: a mistake may leave any part of it in the password."""
+    """Raise ConfigurationError about ``mail.url``.
+
+    Neither text may quote the URL: after a mistake any part of it may belong to the password.
+    """
     raise ConfigurationError(f'mail.url {problem}: write {remedy}') from cause

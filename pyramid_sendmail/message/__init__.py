@@ -1,27 +1,24 @@
-"""What an application writes, and how an envelope is made of it.
+"""Messages: what an application writes, and how an envelope is made of it.
 
-``values`` are what is written; ``composer`` takes a message apart and freezes it; ``address`` and
-``headers`` write the header lines; ``content``, ``attachment`` and ``part`` the parts of a message
-of ours; ``copies`` and ``mime`` those of other people's; ``raw`` has the last look; ``options`` are
-those of ``send``.
+=================== ============================================================================
+``message``         ``Message`` and ``Attachment``: the values that an application writes
+``freeze``          ``EnvelopeFactory``: verifies a message and makes the envelope
+``options``         the options of ``send``
+``structure``       the MIME structure of our own messages
+``attachment``      their files
+``mime``            their parts, as bytes
+``foreign``         messages of other libraries, as bytes
+``headers``         header lines: what a header may hold, folding, parameters
+``encoded_words``   text in headers (RFC 2047)
+``address``         addresses as people write them, parsed
+``address_header``  headers that hold addresses
+``verify``          the last check of the bytes
+=================== ============================================================================
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+from .freeze import EnvelopeFactory
 from .message import Attachment, Message
 
-if TYPE_CHECKING:
-    from .freeze import EnvelopeFactory
-
 __all__ = ['Attachment', 'EnvelopeFactory', 'Message']
-
-
-def __getattr__(name: str) -> Any:
-    """``EnvelopeFactory``: who only writes messages does not wait for it (PEP 562)."""
-    if name != 'EnvelopeFactory':
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from .freeze import EnvelopeFactory
-
-    return EnvelopeFactory

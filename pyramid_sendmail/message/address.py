@@ -1,55 +1,55 @@
-"""Mail addresses: what people write is parsed once, strictly, to what SMTP carries."""
+"""Mail addresses: parsed once, strictly, into the form that SMTP carries."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
-import sys
+import unicodedata
 from collections.abc import Iterable, Iterator
+from email.headerregistry import Address
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeGuard
+from typing import NamedTuple, TypeAlias
 
 from ..exceptions import MessageError
-from .headers import WIDTH, check_text, decoded, encoded_words, fold, readable, shown
+from .encoded_words import decode_words
+from .headers import check_text, excerpt
 
 __all__ = [
+    'ATOM',
     'Addresses',
     'Group',
     'Mailbox',
-    'address_line',
     'check_address',
     'check_senders',
+    'comparison_key',
+    'escape_quotes',
     'mailboxes',
     'parse_address',
     'parse_addresses',
     'parse_list',
-    'same',
 ]
 
-if TYPE_CHECKING:
-    from email.headerregistry import Address
-
-Addresses: TypeAlias = 'str | Address | Iterable[str | Address]'
+Addresses: TypeAlias = str | Address | Iterable[str | Address]
 """What ``to``, ``cc``, ``bcc``, ``reply_to`` and ``recipients`` take."""
 
-_ATOM = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+ATOM = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = '[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?'
-
-_DOT_ATOM = re.compile(rf'{_ATOM}(?:\.{_ATOM})*')
-_DOMAIN = re.compile(rf'{_LABEL}(?:\.{_LABEL})*')
-_PLAIN = re.compile(rf'(?!-)({_ATOM}(?:\.{_ATOM})*)@{_LABEL}(?:\.{_LABEL})*')
 _WORD = r'[^ \t"()<>:;,@\[\]\\]+'
-_NAMED = re.compile(rf'(?:({_WORD}(?: {_WORD})*)|"([^"\\]*)") <([^ <>"]+)>')
-_PHRASE = re.compile(rf'{_ATOM}(?: {_ATOM})*')
+
+_DOT_ATOM = re.compile(rf'{ATOM}(?:\.{ATOM})*')
+_DOMAIN = re.compile(rf'{_LABEL}(?:\.{_LABEL})*')
+_BARE_ADDRESS = re.compile(rf'(?!-)({ATOM}(?:\.{ATOM})*)@{_LABEL}(?:\.{_LABEL})*')
+_NAME_AND_ADDRESS = re.compile(rf'(?:({_WORD}(?: {_WORD})*)|"([^"\\]*)") <([^ <>"]+)>')
 _LEXEME = re.compile(
     r'(?P<blank>[ \t]+)|(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<literal>\[[^\[\]\\]*\])'
     rf'|(?P<special>[<>:;,@])|(?P<atom>{_WORD})'
 )
 
-_WRITE = 'write name@example.org, or "Name" <name@example.org>'
+_REMEDY = 'write name@example.org, or "Name" <name@example.org>'
 _Lexeme = tuple[str, str]
 
-_REMEMBERED = 320
-"""Characters of an address list, at most, that is remembered with what it means."""
+CACHED_LENGTH = 320
+"""Characters of the longest address list that is kept in memory together with its meaning."""
 
 
 class Mailbox(NamedTuple):
@@ -67,88 +67,98 @@ class Group(NamedTuple):
 
 
 def parse_addresses(value: object, where: str) -> tuple[Mailbox | Group, ...]:
-    """The addresses of a string, an ``email.headerregistry.Address``, or a list of these.
+    """Return the addresses of a string, an ``email.headerregistry.Address``, or a list of these.
 
-    A string holds one address or several between commas (RFC 5322, 3.4), names with or without
-    RFC 2047 encoding; a string in a list, one. ``where`` names the argument in a MessageError,
-    which also names the address.
+    A string holds one address or several between commas (RFC 5322, 3.4); names may be encoded
+    (RFC 2047). A string in a list holds exactly one address. ``where`` names the argument in the
+    text of a MessageError.
     """
     if value == ():
         return ()
     if isinstance(value, str):
         return parse_list(value, where)
-    if _is_object(value):
-        return (_of_object(value, where),)
+    if isinstance(value, Address):
+        return (_mailbox_of(value, where),)
     if type(value) is not tuple and (
         not isinstance(value, Iterable) or isinstance(value, bytes | bytearray | dict)
     ):
         raise MessageError(
-            f'{where}: {shown(value)} holds no addresses; give a str, an '
+            f'{where}: {excerpt(value)} holds no addresses; give a str, an '
             'email.headerregistry.Address, or a list of these'
         )
     found: list[Mailbox | Group] = []
     for item in value:
         if isinstance(item, str):
-            # What a form's field holds shall not become several recipients.
+            # A string in a list must be one address, so that form input cannot add recipients.
             entries = parse_list(item, where)
             if len(entries) > 1:
                 raise MessageError(
-                    f'{where}: {shown(item)} is not one address; give each a place in the list'
+                    f'{where}: {excerpt(item)} is not one address; give each a place in the list'
                 )
             found.extend(entries)
-        elif _is_object(item):
-            found.append(_of_object(item, where))
+        elif isinstance(item, Address):
+            found.append(_mailbox_of(item, where))
         else:
             raise MessageError(
-                f'{where}: {shown(item)} is not an address; give a str or an '
+                f'{where}: {excerpt(item)} is not an address; give a str or an '
                 'email.headerregistry.Address'
             )
     return tuple(found)
 
 
 def parse_address(value: object, where: str) -> str:
-    """The bare address of a string or an ``Address`` that holds exactly one."""
+    """Return the bare address of a string or an ``Address`` that holds exactly one."""
     found = parse_addresses(value, where)
     if len(found) != 1 or not isinstance(found[0], Mailbox):
-        raise MessageError(f'{where}: {shown(value)} is not exactly one address; {_WRITE}')
+        raise MessageError(f'{where}: {excerpt(value)} is not exactly one address; {_REMEDY}')
     return found[0].address
 
 
 def check_senders(default_sender: str | None, envelope_sender: str | None) -> None:
-    """Verify the settings of these names. Raises MessageError."""
+    """Raise MessageError for values of the settings of these names that are not one address."""
     if default_sender:
         parse_address(default_sender, 'mail.default_sender')
+    if envelope_sender and envelope_sender.strip() == '<>':
+        raise MessageError(
+            "mail.envelope_sender: it cannot be the null sender; give the option sender='' of send"
+        )
     if envelope_sender:
         parse_address(envelope_sender, 'mail.envelope_sender')
 
 
 def parse_list(text: str, where: str, *, encoded: bool = True) -> tuple[Mailbox | Group, ...]:
-    """The mailboxes and groups of an address list; ``encoded``: names may hold encoded words."""
-    if type(text) is not str or len(text) > _REMEMBERED:
-        return _parsed(text, where, encoded)
-    return _known(text, where, encoded)
+    """Return the mailboxes and groups of an address list.
+
+    ``encoded``: decode encoded words in names.
+    """
+    if type(text) is not str or len(text) > CACHED_LENGTH:
+        return _parse(text, where, encoded)
+    return _cached_parse(text, where, encoded)
 
 
-def _parsed(text: str, where: str, encoded: bool) -> tuple[Mailbox | Group, ...]:
+def _parse(text: str, where: str, encoded: bool) -> tuple[Mailbox | Group, ...]:
     text = check_text(text, where)
-    if _PLAIN.fullmatch(text):
+    if _BARE_ADDRESS.fullmatch(text):
         return (Mailbox('', check_address(text, where)),)
-    # What nearly all others are; _entries reads them in the same way.
-    named = _NAMED.fullmatch(text)
-    if named and _PLAIN.fullmatch(named[3]) and not (named[1] and '=?' in named[1]):
+    # _parse_entries gives the same, but this saves 42 % of a message's cost (75.5 to 43.9 us).
+    named = _NAME_AND_ADDRESS.fullmatch(text)
+    if named and _BARE_ADDRESS.fullmatch(named[3]) and not (named[1] and '=?' in named[1]):
         return (Mailbox(named[1] or named[2], check_address(named[3], where)),)
-    return tuple(_entries(text, where, encoded))
+    return tuple(_parse_entries(text, where, encoded))
 
 
-_known = lru_cache(maxsize=256)(_parsed)
-"""Most applications send from a few addresses, over and over."""
+# Most applications send from a few addresses, over and over: this cache and that of address_line
+# save 16 % of a message's cost (43.9 to 36.9 us).
+_cached_parse = lru_cache(maxsize=256)(_parse)
 
 
-def _entries(text: str, where: str, encoded: bool) -> Iterator[Mailbox | Group]:
+def _parse_entries(text: str, where: str, encoded: bool) -> Iterator[Mailbox | Group]:
+    """Yield the entries of a list (RFC 5322, 3.4), read lexeme by lexeme up to a comma, a colon, a
+    semicolon or the end."""
     current: list[_Lexeme] = []
     group: str | None = None
     members: list[Mailbox] = []
-    closed = False
+    closed = False  # A group has just ended: only a comma, or the end, may follow.
     for kind, lexeme in [*_lexemes(text, where), ('special', '')]:
         if kind != 'special' or lexeme in ('<', '>', '@') or (lexeme == ':' and group is not None):
             current.append((kind, lexeme))
@@ -177,56 +187,34 @@ def _entries(text: str, where: str, encoded: bool) -> Iterator[Mailbox | Group]:
 
 
 def check_address(text: str, where: str) -> str:
-    """The address as SMTP carries it (RFC 5321, 4.1.2): as few quotes as possible, domain in ASCII.
+    """Return the address as SMTP carries it (RFC 5321, 4.1.2), with as few quotes as possible.
 
-    A local part may hold UTF-8 (RFC 6531), which a relay has to offer. A domain that is not ASCII
-    becomes A-labels by IDNA 2003, as the standard library has it; one that this would change is
-    refused. Raises MessageError.
+    A local part may hold UTF-8; it needs a relay with SMTPUTF8 (RFC 6531). A domain that is not
+    ASCII becomes A-labels by the standard library's IDNA 2003; a domain that this conversion would
+    change is refused. Raises MessageError.
     """
-    if len(text) <= 254 and (plain := _PLAIN.fullmatch(text)) and len(plain[1]) <= 64:
-        if plain[1].startswith('=?') and plain[1].endswith('?='):
-            raise _wrong(text, where, 'its local part is an encoded word, which RFC 2047 forbids')
+    if len(text) <= 254 and (bare := _BARE_ADDRESS.fullmatch(text)) and len(bare[1]) <= 64:
+        if bare[1].startswith('=?') and bare[1].endswith('?='):
+            raise _wrong(text, where, _ENCODED_LOCAL_PART)
         return text
     check_text(text, where)
     local, at, domain = text.rpartition('@')
     if not at:
-        raise _wrong(text, where, 'it has no @ (a name with a comma needs double quotes)')
-    local = _local(local, text, where)
-    address = f'{local}@{_domain(domain, text, where)}'
+        raise _without_at(text, where)
+    local = _check_local_part(local, text, where)
+    address = f'{local}@{_check_domain(domain, text, where)}'
     if len(address.encode('utf-8')) > 254:
-        raise _wrong(text, where, 'it is longer than 254 octets (RFC 5321, 4.5.3.1)')
+        raise _wrong(text, where, 'it is longer than 254 bytes (RFC 5321, 4.5.3.1)')
     return address
 
 
-def address_line(name: str, entries: Iterable[Mailbox | Group]) -> bytes:
-    """The header ``name`` with these addresses.
-
-    Names are quoted or encoded where they must be; an address is never encoded: a local part that
-    is not ASCII makes a line of UTF-8 (RFC 6532).
-    """
-    entries = tuple(entries)
-    return _known_line(name, entries) if len(entries) == 1 else _line(name, entries)
-
-
-def _line(name: str, entries: tuple[Mailbox | Group, ...]) -> bytes:
-    written = [_written(entry) for entry in entries]
-    tokens: list[str] = []
-    for index, tokens_of_one in enumerate(written):
-        if index < len(written) - 1:
-            tokens_of_one[-1] += ','
-        whole = ' ' + ' '.join(tokens_of_one)
-        # The first one stands behind the name of the header.
-        room = WIDTH - (0 if index else len(name) + 1)
-        # Better between two mailboxes than within one.
-        tokens.extend([whole] if len(whole) <= room else [f' {token}' for token in tokens_of_one])
-    return fold(name, tokens)
-
-
-_known_line = lru_cache(maxsize=256)(_line)
+def escape_quotes(text: str) -> str:
+    """Return the inside of a quoted string (RFC 5322, 3.2.4)."""
+    return re.sub(r'(["\\])', r'\\\1', text)
 
 
 def mailboxes(entries: Iterable[Mailbox | Group]) -> list[Mailbox]:
-    """The mailboxes, those of groups included."""
+    """Return the mailboxes, those of groups included."""
     found: list[Mailbox] = []
     for entry in entries:
         if isinstance(entry, Group):
@@ -236,20 +224,14 @@ def mailboxes(entries: Iterable[Mailbox | Group]) -> list[Mailbox]:
     return found
 
 
-def same(address: str) -> str:
-    """What two spellings of one address share: the domain's case does not matter."""
+def comparison_key(address: str) -> str:
+    """Return a key that is equal for two spellings of one address: the domain's case does not
+    matter, the local part's does (RFC 5321, 2.4)."""
     local, _, domain = address.rpartition('@')
     return f'{local}@{domain.lower()}'
 
 
-def _is_object(value: object) -> TypeGuard[Address]:
-    """Whether it is an Address: whoever has one has imported its module, which takes longer than
-    all of ours."""
-    module = sys.modules.get('email.headerregistry')
-    return module is not None and isinstance(value, module.Address)
-
-
-def _of_object(value: Address, where: str) -> Mailbox:
+def _mailbox_of(value: Address, where: str) -> Mailbox:
     return Mailbox(check_text(value.display_name, where), check_address(value.addr_spec, where))
 
 
@@ -281,7 +263,7 @@ def _after_comment(text: str, position: int, where: str) -> int:
 def _mailbox(lexemes: list[_Lexeme], where: str, encoded: bool) -> Mailbox:
     text = ''.join(lexeme for _, lexeme in lexemes).strip(' \t')
     if not text:
-        raise MessageError(f'{where}: an empty address; {_WRITE}, or leave it out')
+        raise MessageError(f'{where}: an empty address; {_REMEDY}, or leave it out')
     if ('special', '<') not in lexemes:
         return Mailbox('', check_address(text, where))
     opening = lexemes.index(('special', '<'))
@@ -293,12 +275,12 @@ def _mailbox(lexemes: list[_Lexeme], where: str, encoded: bool) -> Mailbox:
 
 
 def _phrase(lexemes: list[_Lexeme], text: str, where: str, encoded: bool) -> str:
-    """A display name, as a reader sees it: blanks are one blank, but within quotes."""
+    """Return a display name as a reader sees it: outside quotes, blanks count as one blank."""
     parts: list[str] = []
     atoms = ''
     for kind, lexeme in [*lexemes, ('quoted', '""')]:
         if kind == 'quoted':
-            parts.append(decoded(atoms) if encoded else atoms)
+            parts.append(decode_words(atoms) if encoded else atoms)
             parts.append(re.sub(r'\\(.)', r'\1', lexeme[1:-1]))
             atoms = ''
         elif kind == 'atom':
@@ -311,32 +293,45 @@ def _phrase(lexemes: list[_Lexeme], text: str, where: str, encoded: bool) -> str
     return check_text(''.join(parts), where)
 
 
-def _local(local: str, text: str, where: str) -> str:
+def _check_local_part(local: str, text: str, where: str) -> str:
     if len(local) > 1 and local[0] == local[-1] == '"':
         content = re.sub(r'\\(.)', r'\1', local[1:-1])
         if re.search(r'(?<!\\)(?:\\\\)*"', local[1:-1]) or '\t' in content:
             raise _wrong(text, where, 'a quoted local part holds a bare quote or a tab')
-        local = content if _atoms(content) else f'"{_escaped(content)}"'
-    elif not _atoms(local):
-        raise _wrong(text, where, 'what stands before the @ is not a local part (RFC 5322, 3.4.1)')
+        local = f'"{escape_quotes(content)}"' if _dot_atom_fault(content) else content
+    elif fault := _dot_atom_fault(local):
+        why = f'the part before the @ is not valid (RFC 5322, 3.4.1): {fault}'
+        raise _wrong(text, where, why)
     if local.startswith('-'):
         raise _wrong(text, where, 'it begins with a hyphen, which a program takes for an option')
     if local.startswith('=?') and local.endswith('?='):
-        raise _wrong(text, where, 'its local part is an encoded word, which RFC 2047 forbids')
+        raise _wrong(text, where, _ENCODED_LOCAL_PART)
     if len(local.encode('utf-8')) > 64:
-        raise _wrong(text, where, 'its local part is longer than 64 octets (RFC 5321, 4.5.3.1)')
+        raise _wrong(text, where, 'its local part is longer than 64 bytes (RFC 5321, 4.5.3.1)')
     return local
 
 
-def _atoms(local: str) -> bool:
+def _dot_atom_fault(local: str) -> str:
+    """Return why a local part needs quotes, or '' if it needs none (RFC 6531, 3.3)."""
     ascii_part = ''.join(c if c.isascii() else 'x' if c.isprintable() else ' ' for c in local)
-    return bool(_DOT_ATOM.fullmatch(ascii_part))
+    if _DOT_ATOM.fullmatch(ascii_part):
+        return ''
+    if not local:
+        return 'it is empty'
+    if local.startswith('.'):
+        return 'a dot at its beginning'
+    if local.endswith('.'):
+        return 'a dot at its end'
+    if '..' in local:
+        return 'two dots in a row'
+    bad = next(
+        local[i] for i, c in enumerate(ascii_part) if not _DOT_ATOM.fullmatch(c) and c != '.'
+    )
+    return f'it holds {bad!r}'
 
 
-def _domain(domain: str, text: str, where: str) -> str:
+def _check_domain(domain: str, text: str, where: str) -> str:
     if domain.startswith('[') and domain.endswith(']'):
-        import ipaddress
-
         try:
             if domain[1:6].lower() == 'ipv6:':
                 return f'[IPv6:{ipaddress.IPv6Address(domain[6:-1]).compressed}]'
@@ -345,8 +340,6 @@ def _domain(domain: str, text: str, where: str) -> str:
             why = 'a literal is written [192.0.2.1] or [IPv6:2001:db8::1]'
             raise _wrong(text, where, why) from None
     if not domain.isascii():
-        import unicodedata
-
         domain = unicodedata.normalize('NFC', domain).lower()
         try:
             ascii_domain = domain.encode('idna').decode('ascii')
@@ -359,41 +352,22 @@ def _domain(domain: str, text: str, where: str) -> str:
             )
         domain = ascii_domain
     if len(domain) > 253 or not _DOMAIN.fullmatch(domain):
-        raise _wrong(text, where, 'what stands after the @ is not a domain (RFC 5321, 4.1.2)')
+        raise _wrong(text, where, 'the part after the @ is not a domain (RFC 5321, 4.1.2)')
     return domain
 
 
-def _written(entry: Mailbox | Group) -> list[str]:
-    """What may stand on lines of its own, in order, separated by a blank."""
-    if isinstance(entry, Mailbox):
-        if not entry.name:
-            return [entry.address]
-        return [*_quoted(entry.name), f'<{entry.address}>']
-    words = _quoted(entry.name)
-    if len(words[-1]) < WIDTH - 1:
-        words[-1] += ':'
-    else:
-        words.append(':')
-    for index, member in enumerate(entry.members):
-        written = _written(member)
-        written[-1] += ',' if index < len(entry.members) - 1 else ''
-        words.extend(written)
-    words[-1] += ';'
-    return words
-
-
-def _quoted(name: str) -> list[str]:
-    if _PHRASE.fullmatch(name) and readable(name):
-        return name.split(' ')
-    # Two blanks could be folded so that a line has nothing else.
-    if readable(name) and '  ' not in name and max(map(len, name.split(' '))) < 900:
-        return f'"{_escaped(name)}"'.split(' ')
-    return encoded_words(name, WIDTH - 20)
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r'(["\\])', r'\\\1', text)
-
-
 def _wrong(text: str, where: str, why: str) -> MessageError:
-    return MessageError(f'{where}: {shown(text)} is not a mail address: {why}; {_WRITE}')
+    return MessageError(f'{where}: {excerpt(text)} is not a mail address: {why}; {_REMEDY}')
+
+
+def _without_at(text: str, where: str) -> MessageError:
+    if text.startswith('=?') and text.endswith('?='):
+        return _wrong(text, where, 'it is an encoded word; encode the name alone')
+    return MessageError(
+        f'{where}: {excerpt(text)} has no @; write name@example.org. For a name and an address use '
+        "Address('Ann', addr_spec='ann@example.org'); in a string, a name with a comma needs "
+        'double quotes'
+    )
+
+
+_ENCODED_LOCAL_PART = 'its local part is an encoded word, which RFC 2047 forbids'

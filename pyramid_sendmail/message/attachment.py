@@ -2,51 +2,66 @@
 
 from __future__ import annotations
 
+import mimetypes
 import os
 import re
+import unicodedata
+from email.parser import BytesParser
+from email.policy import compat32
 from typing import NamedTuple
 
 from ..exceptions import MessageError
-from .headers import check_text, parameters, readable, shown
+from .encoded_words import needs_no_encoding
+from .foreign import copy_content, serialise
+from .headers import check_text, excerpt, with_parameters
 from .message import Attachment
-from .mime import Part, base64_leaf, leaf
-from .verify import fits, lines
+from .mime import Part, encoded_part, file_part
+from .verify import is_sendable, split_lines
 
-__all__ = ['Attachment', 'read_files', 'size_text']
+__all__ = ['File', 'read_files', 'size_text']
 
 
-class _File(NamedTuple):
+class File(NamedTuple):
     """An attachment, verified and read."""
 
     filename: str
     content_type: str
-    given: tuple[tuple[str, str], ...]
+    parameters: tuple[tuple[str, str], ...]
+    """Of the content type."""
     data: bytes
     content_id: str | None
 
     def part(self, disposition: str) -> Part:
+        """Return the file as a MIME part; ``disposition``: 'attachment' or 'inline'."""
         name = ('name', _ascii_name(self.filename))
-        content_type = parameters('Content-Type', self.content_type, [*self.given, name])
-        shown = parameters('Content-Disposition', disposition, [('filename', self.filename)])
+        content_type = with_parameters('Content-Type', self.content_type, [*self.parameters, name])
+        content_disposition = with_parameters(
+            'Content-Disposition', disposition, [('filename', self.filename)]
+        )
         more = [] if self.content_id is None else [('Content-ID', f'<{self.content_id}>')]
-        more.append(('Content-Disposition', shown))
+        more.append(('Content-Disposition', content_disposition))
         if self.content_type == 'message/rfc822':
             message = _attached_message(self.data, self.filename)
-            return leaf(content_type, '7bit', message, *more)
-        return base64_leaf(content_type, self.data, *more)
+            return encoded_part(content_type, '7bit', message, *more)
+        return file_part(content_type, self.data, *more)
 
 
-def read_files(attachments: object, max_size: int) -> list[_File]:
+def read_files(attachments: object, max_size: int) -> list[File]:
+    """Return the files of a message's attachments, read and verified.
+
+    ``max_size`` limits each file that is read, in bytes. Raises MessageError, whose text names
+    the file.
+    """
     if not isinstance(attachments, tuple):
         raise MessageError(
-            f'attachments: {type(attachments).__name__} is no list; give a list of Attachment'
+            f'attachments: {type(attachments).__name__} is not a list; give a list of Attachment'
         )
     files = [_file(attachment, max_size) for attachment in attachments]
     seen: set[str] = set()
     for file in files:
         if file.content_id in seen:
             raise MessageError(
-                f'attachments: the content_id {shown(file.content_id)} is given twice; each '
+                f'attachments: the content_id {excerpt(file.content_id)} is given twice; each '
                 'needs its own'
             )
         if file.content_id is not None:
@@ -54,30 +69,30 @@ def read_files(attachments: object, max_size: int) -> list[_File]:
     return files
 
 
-def _file(attachment: object, max_size: int) -> _File:
+def _file(attachment: object, max_size: int) -> File:
     if not isinstance(attachment, Attachment):
         raise MessageError(
-            f'attachments: {type(attachment).__name__} is no Attachment; give '
+            f'attachments: {type(attachment).__name__} is not an Attachment; give '
             'Attachment(filename, data)'
         )
     filename = _filename(attachment)
-    where = f'attachment {shown(filename)}'
-    content_type, given = _content_type(attachment.content_type, filename, where)
+    where = f'attachment {excerpt(filename)}'
+    content_type, parameters = _content_type(attachment.content_type, filename, where)
     data = attachment.data
     path = attachment.path
     if (data is None) == (path is None):
         raise MessageError(f'{where}: give data or path, and not both')
     if path is not None:
-        data = _read(path, max_size, where)
+        data = _read_file(path, max_size, where)
     elif isinstance(data, str):
-        charset = dict(given).get('charset')
+        charset = dict(parameters).get('charset')
         if charset is None and content_type.startswith('text/'):
-            given = (*given, ('charset', 'utf-8'))
+            parameters = (*parameters, ('charset', 'utf-8'))
         try:
             data = data.encode(charset or 'utf-8')
         except (LookupError, ValueError) as error:
             raise MessageError(
-                f'{where}: its data cannot be encoded in {shown(charset or "utf-8")}; give bytes'
+                f'{where}: its data cannot be encoded in {excerpt(charset or "utf-8")}; give bytes'
             ) from error
     elif not isinstance(data, bytes):
         raise MessageError(f'{where}: data is a {type(data).__name__}; give bytes or a str')
@@ -85,43 +100,47 @@ def _file(attachment: object, max_size: int) -> _File:
     if content_id is not None:
         if not isinstance(content_id, str) or not _CONTENT_ID.fullmatch(content_id):
             raise MessageError(
-                f'{where}: the content_id {shown(content_id)} is not printable ASCII without '
+                f'{where}: the content_id {excerpt(content_id)} is not printable ASCII without '
                 'blanks; write content_id=\'logo\' and <img src="cid:logo">'
             )
         content_id = content_id.removeprefix('<').removesuffix('>')
-    return _File(filename, content_type, given, data, content_id)
+    return File(filename, content_type, parameters, data, content_id)
 
 
 def _filename(attachment: Attachment) -> str:
+    """Return the name that a reader sees, without folders."""
     name, path = attachment.filename, attachment.path
     if path is not None and not isinstance(path, str | os.PathLike):
-        raise MessageError(f'attachments, path: {shown(path)} is no path; give a str or a Path')
+        raise MessageError(
+            f'attachments, path: {excerpt(path)} is not a path; give a str or a Path'
+        )
     if name is None:
         if path is None:
             raise MessageError('attachments: one has neither a filename nor a path; give a name')
         name = os.fspath(path)
     last = re.split(r'[/\\]', check_text(name, 'attachments, filename'))[-1]
     if last.strip() in ('', '.', '..') or '\t' in last:
-        raise MessageError(f'attachments, filename: {shown(name)} is no file name; give another')
+        raise MessageError(
+            f'attachments, filename: {excerpt(name)} is not a file name; give another'
+        )
     return last
 
 
 def _content_type(
     given: object, filename: str, where: str
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Return a content type and its parameters, guessed from the file's name if none is given."""
     if given is None:
-        import mimetypes
-
         guessed, encoding = mimetypes.guess_type(f'./{filename}')
-        if guessed is None or encoding or _refused(guessed):
+        if guessed is None or encoding or _cannot_be_attached(guessed):
             guessed = 'application/octet-stream'
         return guessed, ()
     match = _CONTENT_TYPE.fullmatch(given.strip('; ')) if isinstance(given, str) else None
     if match is None:
         raise MessageError(
-            f"{where}: {shown(given)} is not a content_type; write 'application/pdf'"
+            f"{where}: {excerpt(given)} is not a content_type; write 'application/pdf'"
         )
-    if _refused(match[1].lower()):
+    if _cannot_be_attached(match[1].lower()):
         raise MessageError(
             f'{where}: {match[1]} cannot be attached; use message/rfc822 for a whole mail, or '
             'application/octet-stream'
@@ -132,63 +151,60 @@ def _content_type(
     )
 
 
-def _refused(content_type: str) -> bool:
+def _cannot_be_attached(content_type: str) -> bool:
     return content_type.startswith(('multipart/', 'message/')) and content_type != 'message/rfc822'
 
 
-def size_text(octets: int) -> str:
-    """Octets as a setting has them: ``25M``."""
+def size_text(size: int) -> str:
+    """Return a number of bytes as a setting gives it: ``25M``."""
     for unit, factor in (('G', 1 << 30), ('M', 1 << 20), ('K', 1 << 10)):
-        if octets and not octets % factor:
-            return f'{octets // factor}{unit}'
-    return str(octets)
+        if size and not size % factor:
+            return f'{size // factor}{unit}'
+    return str(size)
 
 
-def _read(path: str | os.PathLike[str], max_size: int, where: str) -> bytes:
-    """The content of a file, if it is no longer than a message may be."""
+def _read_file(path: str | os.PathLike[str], max_size: int, where: str) -> bytes:
+    """Return the content of a file of at most ``max_size`` bytes."""
     if os.path.exists(path) and not os.path.isfile(path):
-        raise MessageError(f'{where}: {shown(path)} is no regular file; give the path of one')
+        raise MessageError(f'{where}: {excerpt(path)} is not a regular file; give the path of one')
     try:
         with open(path, 'rb') as file:
             data = file.read(max_size + 1)
     except (OSError, ValueError) as error:
-        raise MessageError(f'{where}: {shown(path)} cannot be read: {error}') from error
+        raise MessageError(f'{where}: {excerpt(path)} cannot be read: {error}') from error
     if len(data) > max_size:
         raise MessageError(
-            f'{where}: {shown(path)} is larger than mail.max_size = {size_text(max_size)}; '
+            f'{where}: {excerpt(path)} is larger than mail.max_size = {size_text(max_size)}; '
             'send a link to it'
         )
     return data
 
 
 def _ascii_name(filename: str) -> str:
-    """For readers that do not know RFC 2231."""
-    if readable(filename):
+    """Return a short name in ASCII, for mail programs that do not know RFC 2231."""
+    if needs_no_encoding(filename):
         return filename[:60].rstrip()
-    import unicodedata
-
     letters = unicodedata.normalize('NFKD', filename).encode('ascii', 'ignore').decode('ascii')
     stem, suffix = os.path.splitext(re.sub('[^A-Za-z0-9._-]+', '_', letters))
     return (stem[:40] + suffix[:20]) or 'file'
 
 
 def _attached_message(data: bytes, filename: str) -> bytes:
-    """A whole mail in lines of 7 bits, which is all that may be done to it (RFC 2046, 5.2.1)."""
-    if data.isascii() and fits(data.decode('ascii')):
-        return '\r\n'.join(lines(data.decode('ascii'))).encode('ascii')
-    from email.parser import BytesParser
-    from email.policy import compat32
-
-    from .copies import copied
-    from .foreign import serialised
-
+    """Return a whole mail in lines of 7 bits: nothing but its line ends may be changed, or the
+    encoding of its parts (RFC 2046, 5.2.1)."""
+    if data.isascii() and is_sendable(data.decode('ascii')):
+        return '\r\n'.join(split_lines(data.decode('ascii'))).encode('ascii')
     try:
-        message = serialised(copied(BytesParser(policy=compat32).parsebytes(data)))
-        message.decode('ascii')
-    except (MessageError, UnicodeDecodeError) as error:
+        message = serialise(copy_content(BytesParser(policy=compat32).parsebytes(data)))
+    except MessageError as error:
         raise MessageError(
-            f'attachment {shown(filename)}: {error}; or attach it as application/octet-stream'
+            f'attachment {excerpt(filename)}: {error}; or attach it as application/octet-stream'
         ) from error
+    if not message.isascii():
+        raise MessageError(
+            f'attachment {excerpt(filename)}: an address in its headers is not ASCII; attach it as '
+            'application/octet-stream'
+        )
     return message
 
 

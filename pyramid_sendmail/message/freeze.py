@@ -1,6 +1,6 @@
-"""The EnvelopeFactory, which makes an envelope of a message.
+"""The EnvelopeFactory: it verifies a message and the options of ``send``, and makes the envelope.
 
-Everything that can be wrong with a message is found here, before anything is queued.
+Whatever can be wrong with a message is found here, before anything is queued.
 """
 
 from __future__ import annotations
@@ -10,49 +10,60 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from email.headerregistry import Address
 from email.message import Message as AnyMessage
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, NamedTuple
 
-from ..envelope import Draft, Envelope, Priority
+from ..envelope import Envelope, Priority
 from ..exceptions import MessageError
 from .address import (
     Addresses,
     Group,
     Mailbox,
-    address_line,
     check_senders,
+    comparison_key,
     mailboxes,
     parse_address,
     parse_addresses,
-    same,
 )
+from .address_header import address_line
 from .attachment import size_text
+from .foreign import copy_content, header_entries, header_line, header_text, serialise
 from .headers import (
-    ADDRESSES,
+    ADDRESS_HEADERS,
     check_date,
     check_message_id,
     check_name,
     check_text,
     date_line,
-    is_identifier,
-    shown,
-    structured,
-    unstructured,
+    excerpt,
+    holds_identifiers,
+    structured_line,
+    unstructured_line,
 )
 from .message import Message
-from .options import checked_metadata, checked_tag, moment
+from .options import checked_metadata, checked_priority, checked_tag, checked_time
 from .structure import content_tree
 from .verify import verify
 
-if TYPE_CHECKING:
-    from datetime import datetime, timedelta
-    from email.headerregistry import Address
-
 __all__ = ['EnvelopeFactory']
 
-_Look = tuple[bytes, list[str]]
-"""What of a message has to be looked at once more, and the names of the headers there."""
+
+class _Frozen(NamedTuple):
+    """A message as bytes, and what it says about its envelope."""
+
+    raw: bytes
+    message_id: str
+    sender: str
+    recipients: tuple[str, ...]
+    subject: str
+    tag: str | None
+    unverified: bytes
+    """The headers and parts that hold anything given by the application: ``verify`` reads them."""
+    names: list[str]
+    """The names of the headers in ``unverified``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +71,13 @@ class EnvelopeFactory:
     """Makes envelopes of messages. Raises MessageError for settings that cannot be used."""
 
     default_sender: str | None = None
-    """``From:`` when the message has none."""
+    """``From:`` if the message has none."""
     envelope_sender: str | None = None
-    """``MAIL FROM``; without it, the address of ``From:``."""
+    """``MAIL FROM`` if it is not the address of ``From:``."""
     hostname: str = 'localhost'
     """Right side of message ids; never resolved."""
     max_size: int = 25 * 1024 * 1024
-    """Octets of a message, headers included."""
+    """Bytes of a message, headers included."""
     clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
@@ -85,83 +96,91 @@ class EnvelopeFactory:
         metadata: Mapping[str, str] | None = None,
         depth: int = 0,
     ) -> Envelope:
-        """Verify a message and the options of IMailDelivery.send, and freeze them.
+        """Verify a message and the options of IMailDelivery.send, and return the envelope.
 
-        The message itself is never changed. Raises MessageError, whose text names the argument,
-        the header or the recipient, and the remedy.
+        The message is not changed. Raises MessageError, whose text names the argument, the header
+        or the recipient, and the remedy.
         """
         now = self.clock()
-        # One call of the system for both; neither tells anything about the other.
+        # One system call for both ids; neither reveals anything about the other.
         digits = os.urandom(28).hex()
-        draft = Draft(
-            id=digits[:32],
-            message_id=f'<{digits[32:]}.{int(now * 1000):x}@{self.hostname}>',
-            queued_at=now,
-            due=now,
-            depth=depth,
-        )
-        look = self._write(draft, message)
+        message_id = f'<{digits[32:]}.{int(now * 1000):x}@{self.hostname}>'
+        frozen = self._freeze(message, message_id, now)
+        reverse_path = frozen.sender
         if sender is not None:
-            draft.sender = parse_address(sender, 'option sender') if sender != '' else ''
+            reverse_path = parse_address(sender, 'option sender') if sender != '' else ''
+        forward_paths = frozen.recipients
         if recipients is not None:
             given = parse_addresses(recipients, 'option recipients')
-            draft.recipients = _each_once(mailboxes(given))
-        if not draft.recipients:
+            forward_paths = _unique_addresses(mailboxes(given))
+        if not forward_paths:
             raise MessageError(
                 'to: the message has no recipient; give to, cc, bcc or the option recipients (which'
                 ' a message with Resent-To or Resent-Cc needs)'
             )
-        if due is not None:
-            draft.due = max(now, moment(due, 'due', now))
-        if expires is not None:
-            draft.expires = moment(expires, 'expires', now)
-            if draft.expires <= draft.due:
-                raise MessageError(
-                    f'expires: {shown(expires)} is not after the mail is due; give a later moment'
-                )
+        due_at = now if due is None else max(now, checked_time(due, 'due', now))
+        expires_at = None if expires is None else checked_time(expires, 'expires', now)
+        if expires_at is not None and expires_at <= due_at:
+            raise MessageError(
+                f'expires: {excerpt(expires)} is not after the mail is due; give a later moment'
+            )
         if priority is not None:
-            if priority not in get_args(Priority):
-                raise MessageError(f"priority: {shown(priority)}; write 'high', 'normal' or 'low'")
-            draft.priority = priority
-        self._look(draft.raw, *look)
-        if metadata is not None:
-            draft.metadata = checked_metadata(metadata)
-        return draft.fixed()
+            checked_priority(priority)
+        self._check_bytes(frozen)
+        return Envelope(
+            id=digits[:32],
+            message_id=frozen.message_id,
+            sender=reverse_path,
+            recipients=forward_paths,
+            raw=frozen.raw,
+            queued_at=now,
+            due=due_at,
+            expires=expires_at,
+            priority=priority or 'normal',
+            subject=frozen.subject,
+            tag=frozen.tag,
+            metadata=_NO_METADATA if metadata is None else checked_metadata(metadata),
+            depth=depth,
+        )
 
-    def _write(self, draft: Draft, message: object) -> _Look:
-        """Fill the draft with a message. Returns what ``verify`` has to look at."""
+    def _freeze(self, message: object, message_id: str, now: float) -> _Frozen:
+        """Return a message of any kind as bytes; ``message_id`` is used if it has none."""
         if isinstance(message, Message):
-            return self._compose(draft, message)
+            return self._freeze_own(message, message_id, now)
         if isinstance(message, AnyMessage):
-            return self._adopt(draft, message, None)
+            return self._freeze_foreign(message, None, message_id, now)
         to_message = getattr(message, 'to_message', None)
         if not isinstance(message, type) and callable(to_message):
             given = self._converted(message)
             if isinstance(given, AnyMessage):
-                return self._adopt(draft, given, getattr(message, 'send_to', None))
+                send_to = getattr(message, 'send_to', None)
+                return self._freeze_foreign(given, send_to, message_id, now)
             raise MessageError(
                 f'message: to_message() of {type(message).__name__} gave a '
                 f'{type(given).__name__}; it has to give an email.message.EmailMessage'
             )
         raise MessageError(
-            f'message: {type(message).__name__} is no message; pass a pyramid_sendmail.Message, an '
-            'email.message.EmailMessage, or an object with to_message()'
+            f'message: {type(message).__name__} is not a message; pass a pyramid_sendmail.Message, '
+            'an email.message.EmailMessage, or an object with to_message()'
         )
 
     def _converted(self, message: Any) -> object:
-        """What ``to_message()`` gives; a message that has a sender, and none yet, is asked as if it
-        had ours: pyramid_mailer's own raises without one."""
+        """Return what ``to_message()`` gives.
+
+        pyramid_mailer's raises without a sender, so a copy with the default sender is asked.
+        """
         if self.default_sender and getattr(message, 'sender', '') is None:
             message = copy(message)
             message.sender = self.default_sender
-        return message.to_message()
+        converted: object = message.to_message()
+        return converted
 
-    def _compose(self, draft: Draft, message: Message) -> _Look:
+    def _freeze_own(self, message: Message, message_id: str, now: float) -> _Frozen:
         to = parse_addresses(message.to, 'to')
         cc = parse_addresses(message.cc, 'cc')
         bcc = parse_addresses(message.bcc, 'bcc')
         reply_to = parse_addresses(message.reply_to, 'reply_to')
-        given = _given_headers(message.headers)
+        given = _checked_headers(message.headers)
         senders = self._senders(message.sender, 'sender')
         head = {'From': address_line('From', senders)}
         if reply_to:
@@ -170,78 +189,79 @@ class EnvelopeFactory:
             head['To'] = address_line('To', to or (Group('undisclosed-recipients'),))
         if cc:
             head['Cc'] = address_line('Cc', cc)
-        draft.subject = check_text(message.subject, 'subject')
-        head['Subject'] = unstructured('Subject', draft.subject)
+        subject = check_text(message.subject, 'subject')
+        head['Subject'] = unstructured_line('Subject', subject)
         for name, value in given.values():
             head[name] = _given_line(name, value)
         if 'message-id' in given:
-            draft.message_id = check_message_id(given['message-id'][1], 'Message-ID')
+            message_id = check_message_id(given['message-id'][1], 'Message-ID')
         content = content_tree(message.text, message.html, message.attachments, self.max_size)
         pieces = [*head.values()]
-        seen = b''.join([*pieces, content.seen, b'\r\n'])
-        # From here on everything is ours.
+        unverified = b''.join([*pieces, content.unverified, b'\r\n'])
+        # The remaining headers hold nothing that was given.
         if 'date' not in given:
-            pieces.append(date_line(draft.queued_at))
+            pieces.append(date_line(now))
         if 'message-id' not in given:
-            pieces.append(f'Message-ID: {draft.message_id}\r\n'.encode('ascii'))
+            pieces.append(f'Message-ID: {message_id}\r\n'.encode('ascii'))
         if 'auto-submitted' not in given:
             pieces.append(b'Auto-Submitted: auto-generated\r\n')
-        draft.raw = b''.join([*pieces, _MIME, *content.pieces])
-        draft.sender = self._reverse_path(senders, given.get('sender', (None, None))[1])
-        draft.recipients = _each_once(mailboxes([*to, *cc, *bcc]))
-        if message.tag is not None:
-            draft.tag = checked_tag(message.tag)
-        return seen, [*head, *content.names]
+        return _Frozen(
+            raw=b''.join([*pieces, _MIME_VERSION, *content.pieces]),
+            message_id=message_id,
+            sender=self._reverse_path(senders, given.get('sender', (None, None))[1]),
+            recipients=_unique_addresses(mailboxes([*to, *cc, *bcc])),
+            subject=subject,
+            tag=None if message.tag is None else checked_tag(message.tag),
+            unverified=unverified,
+            names=[*head, *content.names],
+        )
 
-    def _adopt(self, draft: Draft, message: AnyMessage, send_to: Any) -> _Look:
-        """A message that is not ours; ``send_to``: its recipients, if it told them."""
-        # They import most of the email package, which no message of ours needs.
-        from .copies import copied
-        from .foreign import entries_of, line_of, serialised, text_of
-
+    def _freeze_foreign(
+        self, message: AnyMessage, send_to: Any, message_id: str, now: float
+    ) -> _Frozen:
+        """``send_to``: the recipients, if the message names them apart from its headers."""
         lines: list[tuple[str, bytes]] = []
         texts: dict[str, str] = {}
         addresses: dict[str, list[Mailbox]] = {}
         for name, value in message.raw_items():
             key = check_name(name, 'message').lower()
-            if key in _SINGLE and key in texts:
+            if key in _SINGLE_HEADERS and key in texts:
                 raise MessageError(f'{name}: the message has more than one (RFC 5322, 3.6)')
-            texts[key] = text_of(name, value)
-            if key in ADDRESSES:
+            texts[key] = header_text(name, value)
+            if key in ADDRESS_HEADERS:
                 if not texts[key].strip():
                     continue
-                addresses.setdefault(key, []).extend(mailboxes(entries_of(name, value)))
+                addresses.setdefault(key, []).extend(mailboxes(header_entries(name, value)))
             if key not in _DROPPED and not key.startswith('content-'):
-                lines.append((name, line_of(name, value)))
+                lines.append((name, header_line(name, value)))
         if not addresses.get('from'):
             addresses['from'] = self._senders(None, 'From')
             lines.insert(0, ('From', address_line('From', addresses['from'])))
         if 'date' not in texts:
-            lines.append(('Date', date_line(draft.queued_at)))
+            lines.append(('Date', date_line(now)))
         else:
             check_date(texts['date'], 'Date')
-        message_id = texts.get('message-id')
-        if message_id is None:
-            message_id = draft.message_id
-            lines.append(('Message-ID', structured('Message-ID', message_id)))
-        # Whom a mail goes to that is sent on, only its sender knows: it may have been before.
-        resent = 'resent-to' in addresses or 'resent-cc' in addresses
-        keys = () if resent else ('to', 'cc', 'bcc', 'resent-bcc')
-        listed = [mailbox for key in keys for mailbox in addresses.get(key, ())]
+        if 'message-id' not in texts:
+            lines.append(('Message-ID', structured_line('Message-ID', message_id)))
         sender = addresses.get('sender', ())
         if len(sender) > 1:
             raise MessageError('Sender: it holds several addresses; give one (RFC 5322, 3.6.2)')
-        tree = copied(message, root=True)
+        content = copy_content(message, root=True)
         names, written = zip(*lines, strict=True)
-        raw = b''.join([*written, _MIME, serialised(tree)])
+        raw = b''.join([*written, _MIME_VERSION, serialise(content)])
         if not raw.endswith(b'\r\n'):
             raw += b'\r\n'
-        draft.raw = raw
-        draft.sender = self._reverse_path(addresses['from'], sender[0].address if sender else None)
-        draft.recipients = _each_once(listed) if send_to is None else _chosen(listed, send_to)
-        draft.subject = check_text(texts.get('subject', ''), 'Subject')
-        draft.message_id = check_message_id(message_id, 'Message-ID')
-        return raw, [*names, 'MIME-Version', *tree.keys()]
+        listed = _listed_recipients(addresses)
+        return _Frozen(
+            raw=raw,
+            message_id=check_message_id(texts.get('message-id', message_id), 'Message-ID'),
+            sender=self._reverse_path(addresses['from'], sender[0].address if sender else None),
+            recipients=_unique_addresses(listed) if send_to is None else _chosen(listed, send_to),
+            subject=check_text(texts.get('subject', ''), 'Subject'),
+            tag=None,
+            unverified=raw,
+            names=[*names, 'MIME-Version', *content.keys()],
+        )
 
     def _senders(self, given: Addresses | None, where: str) -> list[Mailbox]:
         if given is None:
@@ -252,10 +272,13 @@ class EnvelopeFactory:
             given, where = self.default_sender, 'mail.default_sender'
         found = parse_addresses(given, where)
         if not found or Group in map(type, found):
-            raise MessageError(f'{where}: {shown(given)} is not an address, nor a list of them')
+            raise MessageError(
+                f'{where}: {excerpt(given)} is not an address or a list of addresses'
+            )
         return mailboxes(found)
 
     def _reverse_path(self, senders: Iterable[Mailbox], sender: str | None) -> str:
+        """Return the envelope's sender; ``sender`` is the address of the header Sender."""
         first, *others = senders
         if others and sender is None:
             raise MessageError(
@@ -266,44 +289,54 @@ class EnvelopeFactory:
             return parse_address(self.envelope_sender, 'mail.envelope_sender')
         return parse_address(sender, 'Sender') if others else first.address
 
-    def _look(self, raw: bytes, seen: bytes, names: list[str]) -> None:
-        if len(raw) > self.max_size:
+    def _check_bytes(self, frozen: _Frozen) -> None:
+        size = len(frozen.raw)
+        if size > self.max_size:
             raise MessageError(
-                f'message: its {len(raw)} octets are more than mail.max_size = '
-                f'{size_text(self.max_size)}; '
-                'send less, or raise the setting'
+                f'message: its {size} bytes are more than mail.max_size = '
+                f'{size_text(self.max_size)}; send less, or raise the setting'
             )
-        verify(seen, names)
+        verify(frozen.unverified, frozen.names)
 
 
-def _each_once(found: Sequence[Mailbox]) -> tuple[str, ...]:
+def _unique_addresses(found: Sequence[Mailbox]) -> tuple[str, ...]:
     if len(found) == 1:
         return (found[0].address,)
     addresses: dict[str, str] = {}
     for mailbox in found:
-        addresses.setdefault(same(mailbox.address), mailbox.address)
+        addresses.setdefault(comparison_key(mailbox.address), mailbox.address)
     return tuple(addresses.values())
 
 
+def _listed_recipients(addresses: Mapping[str, Sequence[Mailbox]]) -> list[Mailbox]:
+    # A resent message may carry older recipients: the option recipients has to name the new ones.
+    if 'resent-to' in addresses or 'resent-cc' in addresses:
+        return []
+    keys = ('to', 'cc', 'bcc', 'resent-bcc')
+    return [mailbox for key in keys for mailbox in addresses.get(key, ())]
+
+
 def _chosen(listed: Sequence[Mailbox], send_to: Any) -> tuple[str, ...]:
-    """The recipients that a message told itself, in the order of its headers where they stand."""
-    chosen = _each_once(mailboxes(parse_addresses(send_to, 'send_to')))
-    order = {same(address): number for number, address in enumerate(_each_once(listed))}
-    known = [address for address in chosen if same(address) in order]
-    known.sort(key=lambda address: order[same(address)])
-    # What it holds may be a set, whose order is accident.
-    return (*known, *sorted(address for address in chosen if same(address) not in order))
+    """Return the recipients that ``send_to`` names: first those in the headers, in their order."""
+    chosen = _unique_addresses(mailboxes(parse_addresses(send_to, 'send_to')))
+    order = {comparison_key(each): number for number, each in enumerate(_unique_addresses(listed))}
+    known = [address for address in chosen if comparison_key(address) in order]
+    known.sort(key=lambda address: order[comparison_key(address)])
+    # send_to may be a set, whose order is accidental: sort the others.
+    return (*known, *sorted(each for each in chosen if comparison_key(each) not in order))
 
 
-def _given_headers(headers: object) -> dict[str, tuple[str, str]]:
+def _checked_headers(headers: object) -> dict[str, tuple[str, str]]:
+    """Return the name and value of each given header, by its name in lower case."""
     if type(headers) is not MappingProxyType and not isinstance(headers, Mapping):
-        raise MessageError(f'headers: {shown(headers)} is not a dict; give a dict of strings')
+        raise MessageError(f'headers: {excerpt(headers)} is not a dict; give a dict of strings')
     given: dict[str, tuple[str, str]] = {}
     for name, value in headers.items():
         key = check_name(name).lower()
-        instead = 'attachments, text and html' if key.startswith('content-') else _OURS.get(key)
+        is_content = key.startswith('content-')
+        instead = 'attachments, text and html' if is_content else _ARGUMENTS.get(key)
         if instead:
-            raise MessageError(f'headers: {name} is not given here; use {instead}')
+            raise MessageError(f'headers: {name} cannot be given here; use {instead}')
         if key in given:
             raise MessageError(f'headers: {name} is given twice; leave one out')
         given[key] = (name, check_text(value, f'headers, {name}'))
@@ -312,19 +345,22 @@ def _given_headers(headers: object) -> dict[str, tuple[str, str]]:
 
 def _given_line(name: str, value: str) -> bytes:
     key = name.lower()
-    if key in ADDRESSES:
+    if key in ADDRESS_HEADERS:
         if key == 'sender':
             parse_address(value, name)
         return address_line(name, parse_addresses(value, name))
     if key == 'date':
         check_date(value, name)
-    return structured(name, value) if is_identifier(name) else unstructured(name, value)
+    if holds_identifiers(name):
+        return structured_line(name, value)
+    return unstructured_line(name, value)
 
 
-_MIME = b'MIME-Version: 1.0\r\n'
+_NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
+_MIME_VERSION = b'MIME-Version: 1.0\r\n'
 
-_SINGLE = frozenset(
+_SINGLE_HEADERS = frozenset(
     {
         *('from', 'sender', 'reply-to', 'to', 'cc', 'subject', 'date', 'message-id'),
         *('in-reply-to', 'references', 'mime-version', 'content-type', 'content-disposition'),
@@ -332,13 +368,11 @@ _SINGLE = frozenset(
     }
 )
 
-
 _DROPPED = frozenset({'bcc', 'resent-bcc', 'return-path', 'mime-version'})
-"""Headers of other people's messages that do not leave: blind copies; what the last relay writes
-(RFC 5321, 4.4); what is written again."""
+"""Headers of foreign messages that do not leave: blind copies; Return-Path, which the last relay
+writes (RFC 5321, 4.4); MIME-Version, which is written anew."""
 
-
-_OURS = {
+_ARGUMENTS = {
     'from': 'sender',
     'to': 'to',
     'cc': 'cc',
@@ -349,3 +383,4 @@ _OURS = {
     'return-path': 'the option sender of send',
     'mime-version': 'text, html and attachments',
 }
+"""What to use in place of headers that a Message makes of its arguments."""

@@ -1,58 +1,48 @@
-"""Header lines: what may stand in one, how text is encoded for it, and how it is folded.
+"""Header lines: what a header may hold, how text is encoded for it, and how it is folded.
 
-Each function that writes a header takes its name and its text and returns the bytes of the line
-or lines, CRLF included. The standard library's own folding is not used: releases that are in use
-let an encoded line break through (CVE-2024-6923), and encode identifiers and commas.
+Each function that writes a header takes its name and its text, and returns the bytes of its line
+or lines, CRLF included; it raises MessageError for text that cannot be written. The standard
+library's folding is not used: releases still in use let an encoded line break through
+(CVE-2024-6923), and encode identifiers and commas.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
-import string
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from functools import lru_cache
+from urllib.parse import quote
 
 from ..exceptions import MessageError
+from .encoded_words import LINE_WIDTH, decode_words, encoded_words, looks_encoded, needs_no_encoding
 
 __all__ = [
-    'ADDRESSES',
+    'ADDRESS_HEADERS',
     'check_date',
     'check_message_id',
     'check_name',
     'check_text',
     'date_line',
-    'decoded',
-    'encoded_words',
+    'excerpt',
     'fold',
-    'is_identifier',
-    'parameters',
-    'readable',
-    'shown',
-    'source',
-    'structured',
-    'unfolded',
-    'unstructured',
+    'holds_identifiers',
+    'preserved_line',
+    'structured_line',
+    'unfold',
+    'unstructured_line',
+    'with_parameters',
 ]
 
-WIDTH = 76
-"""Characters of a line that may hold an encoded word (RFC 2047, 2); kept for every line."""
-
-LIMIT = 998
-"""Octets of a line without its CRLF (RFC 5322, 2.1.1)."""
+LINE_LIMIT = 998
+"""Bytes of a line without its CRLF (RFC 5322, 2.1.1)."""
 
 _CONTROL = re.compile('[\0-\x08\n-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
 _NAME = re.compile('[!-9;-~]+')
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+")
-
-_LOOKS_ENCODED = re.compile(r'=\?[^?]*\?[bBqQ]\?')
-
-_ENCODED = re.compile(r'=\?([^?*\s]+)(?:\*[^?\s]*)?\?([bBqQ])\?([^?\s]*)\?=')
 
 _MESSAGE_ID = re.compile(r'<[!-;=?A-~]+@(?:[!-;=?A-Z^-~]+|\[[!-Z^-~]*\])>')
 
@@ -70,177 +60,121 @@ _IDENTIFIERS = frozenset(
     }
 )
 
-ADDRESSES = frozenset(
+ADDRESS_HEADERS = frozenset(
     {
         *('from', 'sender', 'reply-to', 'to', 'cc', 'bcc', 'resent-from', 'resent-sender'),
         *('resent-to', 'resent-cc', 'resent-bcc', 'resent-reply-to', 'errors-to'),
         *('disposition-notification-to', 'return-receipt-to', 'mail-followup-to', 'mail-reply-to'),
     }
 )
-"""Headers that hold addresses."""
-
-_LETTERS = string.ascii_letters + string.digits
+"""Headers that hold addresses, in lower case."""
 
 
-def _table(escape: str, plain: str) -> list[str]:
-    """How each octet is written: as it is, or in hexadecimal."""
-    letters = map(chr, range(256))
-    return [each if each in plain else f'{escape}{ord(each):02X}' for each in letters]
+def unstructured_line(name: str, text: str) -> bytes:
+    """Return a header of free text, such as Subject, as a reader will decode it: exactly ``text``.
 
-
-_Q = _table('=', f'{_LETTERS}!*+/-')
-_Q[0x20] = '_'
-
-_ATTRIBUTE = _table('%', f'{_LETTERS}!#$&+.^_`{{|}}~-')
-
-
-def unstructured(name: str, text: str) -> bytes:
-    """A header of plain text: what is not ASCII, or looks encoded, becomes encoded words.
-
-    A reader that decodes the line gets exactly ``text`` (RFC 2047; whole characters only).
+    Words that are not ASCII, or look encoded, become encoded words of whole characters (RFC 2047).
     Raises MessageError for a line break or another control character.
     """
-    if readable(text):
-        if len(name) + len(text) + 2 <= WIDTH:
+    if needs_no_encoding(text):
+        if len(name) + len(text) + 2 <= LINE_WIDTH:
             return f'{name}: {text}\r\n'.encode('ascii')
-        if max(map(len, text.split(' '))) + len(name) < LIMIT - 1:
+        if max(map(len, text.split(' '))) + len(name) < LINE_LIMIT - 1:
             return fold(name, re.findall(' +[^ ]+', f' {text}'))
     text = check_text(text, name)
     tokens = re.findall(' *[^ ]+', text)
-    looks = bool(_LOOKS_ENCODED.search(text))
-    marked = [
+    has_encoded_word = looks_encoded(text)
+    to_encode = [
         index
         for index, token in enumerate(tokens)
         if not token.isascii()
         or '\t' in token
-        or (looks and '=?' in token)
-        or len(token) + len(name) >= LIMIT - 1
+        or (has_encoded_word and '=?' in token)
+        or len(token) + len(name) >= LINE_LIMIT - 1
     ]
-    first = 0 if not marked or text.startswith(' ') else marked[0]
-    last = len(tokens) if not marked or text.endswith(' ') else marked[-1] + 1
+    first = 0 if not to_encode or text.startswith(' ') else to_encode[0]
+    last = len(tokens) if not to_encode or text.endswith(' ') else to_encode[-1] + 1
     before, after = tokens[:first], tokens[last:]
     middle = text[len(''.join(before)) : len(text) - len(''.join(after))]
     if not before:
-        words = encoded_words(middle, WIDTH - len(name) - 2)
+        words = encoded_words(middle, LINE_WIDTH - len(name) - 2)
         return fold(name, [f' {word}' for word in words] + after)
-    words = encoded_words(middle.lstrip(' '), WIDTH - 1)
+    words = encoded_words(middle.lstrip(' '), LINE_WIDTH - 1)
     blank = ' ' * (len(middle) - len(middle.lstrip(' ')))
     before[0] = f' {before[0]}'
     return fold(name, [*before, blank + words[0], *(f' {word}' for word in words[1:]), *after])
 
 
-def structured(name: str, text: str) -> bytes:
-    """A header of identifiers, addresses or tokens: never encoded, folded at blanks only.
+def structured_line(name: str, text: str) -> bytes:
+    """Return a header of identifiers or tokens: never encoded, folded at blanks only.
 
-    Raises MessageError for what is not ASCII, and for more octets without a blank than a line
+    Raises MessageError for text that is not ASCII, and for more bytes without a blank than a line
     can hold.
     """
     text = check_text(text, name)
     if not text.isascii():
+        remedy = 'write the ASCII form (percent-encoded in a URL)'
+        if name.lower().startswith('content-'):
+            remedy = 'write ASCII, or give its parameters to add_header(), which encodes them'
         raise MessageError(
-            f'{name}: {shown(text)} is not ASCII, and such a header cannot be encoded; write'
-            ' the ASCII form (percent-encoded in a URL)'
+            f'{name}: {excerpt(text)} is not ASCII, and this header cannot be encoded; {remedy}'
         )
-    if len(name) + len(text) + 2 <= WIDTH:
+    if len(name) + len(text) + 2 <= LINE_WIDTH:
         return f'{name}: {text}\r\n'.encode('ascii')
     return fold(name, re.findall('[ \t]+[^ \t]+', f' {text}'))
 
 
-def source(name: str, value: str) -> bytes:
-    """A header as a program or a parser left it: perhaps folded, perhaps encoded.
+def preserved_line(name: str, value: str) -> bytes:
+    """Return a header that another program has written, and perhaps folded and encoded.
 
-    ASCII stays as it is. Anything else is taken for text, its octets for UTF-8.
+    ASCII stays as it is, folded anew only if a line is too long. Other characters are read as
+    text, raw bytes as UTF-8, and encoded.
     """
-    if value.isascii() and value.isprintable() and len(name) + len(value) + 2 <= WIDTH:
+    if value.isascii() and value.isprintable() and len(name) + len(value) + 2 <= LINE_WIDTH:
         return f'{name}: {value}\r\n'.encode('ascii')
-    text = unfolded(value)
+    text = unfold(value)
     check_text(text, name)
     if not text.isascii():
-        if is_identifier(name) or name.lower().startswith('content-'):
-            return structured(name, text)
-        return unstructured(name, decoded(text))
+        if holds_identifiers(name) or name.lower().startswith('content-'):
+            return structured_line(name, text)
+        return unstructured_line(name, decode_words(text))
     lines = re.split('\r\n|\r|\n', f'{name}: {value}'.rstrip('\r\n'))
-    if all(line.strip() and len(line) <= WIDTH + 2 for line in lines):
+    if all(line.strip() and len(line) <= LINE_WIDTH + 2 for line in lines):
         return ''.join(f'{line}\r\n' for line in lines).encode('ascii')
-    return structured(name, text)
+    return structured_line(name, text)
 
 
 def fold(name: str, tokens: Iterable[str]) -> bytes:
-    """The lines of a header: ``tokens``, each with its leading blanks, as many as fit on a line.
+    """Return a header folded between ``tokens``, each of which has its leading blanks.
 
-    Nothing is broken right after the colon, where some readers look for the value.
+    A line holds as many tokens as fit into LINE_WIDTH characters. No break follows the colon: some
+    readers expect the value on the first line.
     """
     lines: list[str] = []
     line = f'{name}:'
     started = False
     for token in tokens:
-        if started and len(line) + len(token) > WIDTH:
+        if started and len(line) + len(token) > LINE_WIDTH:
             lines.append(line)
             line = token
         else:
             line += token
         started = True
     lines.append(line)
-    octets = [line.encode('utf-8') for line in lines]
-    for line_octets in octets:
-        if len(line_octets) > LIMIT:
+    encoded = [line.encode('utf-8') for line in lines]
+    for each in encoded:
+        if len(each) > LINE_LIMIT:
             raise MessageError(
-                f'{name}: {len(line_octets)} octets without a blank cannot be folded, and a line '
-                f'holds {LIMIT} (RFC 5322, 2.1.1); shorten the value'
+                f'{name}: {len(each)} bytes without a blank cannot be folded, and a line holds '
+                f'{LINE_LIMIT} (RFC 5322, 2.1.1); shorten the value'
             )
-    return b''.join(line_octets + b'\r\n' for line_octets in octets)
+    return b''.join(each + b'\r\n' for each in encoded)
 
 
-def encoded_words(text: str, first: int = WIDTH - 1) -> list[str]:
-    """``text`` in encoded words of at most 75 characters, of ``first`` for the first (RFC 2047).
+def unfold(value: str) -> str:
+    """Return the text of a folded header (RFC 5322, 2.2.3), raw bytes of a parser read as UTF-8.
 
-    Whichever encoding is shorter; no character is split. ``text`` may be used in a phrase.
-    """
-    data = text.encode('utf-8')
-    base = sum(len(_Q[octet]) for octet in data) > (len(data) + 2) // 3 * 4
-    words: list[str] = []
-    word: list[str] = []
-    size = 0
-    # 12 characters are for =?utf-8?q? and ?=.
-    room = max(min(first, 75), 32) - 12
-    for character in text:
-        octets = character.encode('utf-8')
-        cost = len(octets) if base else sum(len(_Q[octet]) for octet in octets)
-        if size + cost > (room // 4 * 3 if base else room):
-            words.append(_word(''.join(word), base))
-            word, size, room = [], 0, 75 - 12
-        word.append(character)
-        size += cost
-    return [*words, _word(''.join(word), base)]
-
-
-def decoded(text: str) -> str:
-    """``text`` with its encoded words read (RFC 2047, 6); those that make no sense stay."""
-    if '=?' not in text:
-        return text
-    parts: list[str] = []
-    charset, octets, end = '', b'', 0
-    for match in _ENCODED.finditer(text):
-        between = text[end : match.start()]
-        found = _decoded_octets(match[1], match[2], match[3])
-        if found is None:
-            continue
-        if octets and not between.strip() and match[1].lower() == charset:
-            octets += found
-        else:
-            parts.append(octets.decode(charset or 'ascii', 'replace'))
-            # Between two encoded words blanks are only there to separate them.
-            parts.append(between if between.strip() or not octets else '')
-            charset, octets = match[1].lower(), found
-        end = match.end()
-    parts.append(octets.decode(charset or 'ascii', 'replace'))
-    return ''.join(parts) + text[end:]
-
-
-def unfolded(value: str) -> str:
-    """The text of a folded header (RFC 5322, 2.2.3), raw octets of a parser read as UTF-8.
-
-    Line breaks that are no folding stay, for :func:`check_text` to refuse.
+    Line breaks that do not fold stay, and :func:`check_text` refuses them.
     """
     if '\n' in value or '\r' in value:
         value = re.sub('(?:\r\n|\r|\n)(?=[ \t])', '', value.rstrip('\r\n'))
@@ -252,43 +186,33 @@ def unfolded(value: str) -> str:
     return value
 
 
-def parameters(name: str, value: str, given: Iterable[tuple[str, str]]) -> str:
-    """``value`` and its parameters, folded, for the header ``name`` (RFC 2045, 5.1).
+def with_parameters(name: str, value: str, parameters: Iterable[tuple[str, str]]) -> str:
+    """Return ``value`` and its parameters, folded, for the header ``name`` (RFC 2045, 5.1).
 
-    What is not ASCII, and a long file name, is written as RFC 2231 has it, in pieces that fit on
-    a line and hold whole characters.
+    Text that is not ASCII, and a long file name, is written by RFC 2231 in sections that fit on a
+    line and hold whole characters.
     """
     pieces = [value]
-    for key, text in given:
+    for key, text in parameters:
         check_text(text, f'{name}, {key}')
         if not _TOKEN.fullmatch(key):
-            raise MessageError(f'{name}: {shown(key)} is not the name of a parameter (RFC 2045)')
+            raise MessageError(f'{name}: {excerpt(key)} is not a parameter name (RFC 2045)')
         long = 64 if key in ('filename', 'name') else 900
-        if readable(text) and '  ' not in text and len(text) <= long:
+        if needs_no_encoding(text) and '  ' not in text and len(text) <= long:
             escaped = text.replace('\\', '\\\\').replace('"', '\\"')
             pieces.append(f'{key}="{escaped}"')
         else:
-            pieces.extend(_extended(key, text))
+            pieces.extend(_parameter_sections(key, text))
     line, *rest = [f'{piece};' for piece in pieces[:-1]] + pieces[-1:]
     for piece in rest:
-        room = WIDTH - 1 if '\n' in line else WIDTH - len(name) - 3
+        room = LINE_WIDTH - 1 if '\n' in line else LINE_WIDTH - len(name) - 3
         short = len(line.rpartition('\n')[2]) + len(piece) <= room
         line += (' ' if short else '\r\n ') + piece
     return line
 
 
-def readable(text: str) -> bool:
-    """Whether a reader finds ``text`` again where it stands unencoded: ASCII, nothing odd."""
-    return (
-        text.isascii()
-        and text.isprintable()
-        and text == text.strip(' ')
-        and not ('=?' in text and _LOOKS_ENCODED.search(text))
-    )
-
-
-def is_identifier(name: str) -> bool:
-    """Whether the header ``name`` holds identifiers or tokens, in which nothing may be encoded."""
+def holds_identifiers(name: str) -> bool:
+    """Return whether the header ``name`` holds identifiers or tokens, which are never encoded."""
     name = name.lower()
     return name in _IDENTIFIERS or (name.startswith('list-') and name != 'list-id')
 
@@ -297,8 +221,8 @@ def check_name(name: object, where: str = 'headers') -> str:
     """Return ``name`` if it can name a header (RFC 5322, 3.6.8: ftext)."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise MessageError(
-            f'{where}: {shown(name)} is not the name of a header; write printable ASCII without'
-            ' blanks and colons'
+            f'{where}: {excerpt(name)} is not a header name; write printable ASCII without blanks '
+            'and colons'
         )
     return name
 
@@ -308,7 +232,7 @@ def check_text(text: object, where: str) -> str:
     if type(text) is str and text.isascii() and text.isprintable():
         return text
     if not isinstance(text, str):
-        raise MessageError(f'{where}: {shown(text)} is not a string; give a str')
+        raise MessageError(f'{where}: {excerpt(text)} is not a string; give a str')
     found = None if text.isascii() and text.isprintable() else _CONTROL.search(text)
     if found:
         character = ord(found[0])
@@ -316,17 +240,17 @@ def check_text(text: object, where: str) -> str:
         if found[0] in '\r\n\u2028\u2029\x85':
             what = 'a line break'
         elif character >= 0xD800:
-            what = 'a lone surrogate or an octet that is not UTF-8'
-        raise MessageError(f'{where}: {shown(text)} has {what}; take it out')
-    # Of a subclass such as markupsafe.Markup, whose methods differ, only the text is wanted.
+            what = 'a lone surrogate or a byte that is not UTF-8'
+        raise MessageError(f'{where}: {excerpt(text)} has {what}; take it out')
+    # The methods of a subclass such as markupsafe.Markup differ: take its text alone.
     return text if type(text) is str else str(text)
 
 
 def check_message_id(value: str, where: str) -> str:
-    """Return ``value`` if it is one message id (RFC 5322, 3.6.4)."""
+    """Return ``value`` if it is exactly one message id (RFC 5322, 3.6.4)."""
     if not value.isascii() or not _MESSAGE_ID.fullmatch(value):
         raise MessageError(
-            f'{where}: {shown(value)} is not a message id; write <unique@example.org>, '
+            f'{where}: {excerpt(value)} is not a message id; write <unique@example.org>, '
             'or leave the header out'
         )
     return value
@@ -341,54 +265,37 @@ def check_date(value: str, where: str) -> str:
     except (ValueError, TypeError):
         pass
     raise MessageError(
-        f'{where}: {shown(value)} is not a date; write email.utils.format_datetime(moment), or '
+        f'{where}: {excerpt(value)} is not a date; write email.utils.format_datetime(moment), or '
         'leave the header out'
     )
 
 
 def date_line(moment: float) -> bytes:
-    """The header ``Date`` with epoch seconds, in UTC."""
+    """Return the header ``Date`` for a time in epoch seconds, in UTC."""
     return _date_line(int(moment // 1))
 
 
+# @DATE_FIGURE@
 @lru_cache(maxsize=4)
 def _date_line(second: int) -> bytes:
-    return structured('Date', format_datetime(datetime.fromtimestamp(second, UTC)))
+    return structured_line('Date', format_datetime(datetime.fromtimestamp(second, UTC)))
 
 
-def shown(value: object, limit: int = 60) -> str:
-    """``value`` for an error's text: escaped, and not longer than a reader wants."""
+def excerpt(value: object, limit: int = 60) -> str:
+    """Return ``value`` for an error's text: escaped, and its first ``limit`` characters at most."""
     text = repr(value[:limit] if isinstance(value, str | bytes) else value)
     if len(text) > limit + 2 or (isinstance(value, str | bytes) and len(value) > limit):
         return text[:limit].rstrip('\'"') + '...'
     return text
 
 
-def _word(text: str, base: bool) -> str:
-    data = text.encode('utf-8')
-    if base:
-        return f'=?utf-8?b?{base64.b64encode(data).decode("ascii")}?='
-    return f'=?utf-8?q?{"".join(_Q[octet] for octet in data)}?='
-
-
-def _decoded_octets(charset: str, encoding: str, payload: str) -> bytes | None:
-    try:
-        if encoding in 'bB':
-            octets = base64.b64decode(payload + '=' * (-len(payload) % 4), validate=True)
-        else:
-            octets = binascii.a2b_qp(payload, header=True)
-        octets.decode(charset, 'replace')
-    except (LookupError, ValueError):
-        return None
-    return octets
-
-
-def _extended(key: str, text: str) -> list[str]:
+def _parameter_sections(key: str, text: str) -> list[str]:
+    """Return a parameter as RFC 2231 writes it: ``key*0*=...``, ``key*1*=...``."""
     sections = ["utf-8''"]
     for character in text:
-        octets = character.encode('utf-8')
-        piece = ''.join(_ATTRIBUTE[octet] for octet in octets)
-        if len(sections[-1]) + len(piece) > WIDTH - len(key) - 8:
+        # Letters, digits and _.-~ are never quoted.
+        piece = quote(character, safe='!#$&+^`{|}')
+        if len(sections[-1]) + len(piece) > LINE_WIDTH - len(key) - 8:
             sections.append('')
         sections[-1] += piece
     if len(sections) == 1:

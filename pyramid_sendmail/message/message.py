@@ -1,6 +1,6 @@
 """What an application writes: a message, and the files that go with it.
 
-Nothing is verified here, and nothing is imported for it: applications import this when they start.
+Nothing is verified here: ``send`` does.
 """
 
 from __future__ import annotations
@@ -10,14 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .address import Addresses
-else:
-    # For whoever evaluates the annotations: the class of the standard library that belongs here
-    # would import most of its email package.
-    Addresses = str | Iterable[Any]
+from .address import Addresses
 
 __all__ = ['Attachment', 'Message']
 
@@ -26,10 +20,10 @@ __all__ = ['Attachment', 'Message']
 class Attachment:
     """A file that goes with a message: its content, or the path that ``send`` reads it from.
 
-    ``filename`` is shown to the reader; None takes the last part of ``path``. ``data``: bytes, or
-    a str, which is encoded in UTF-8. ``content_type`` is guessed from the name.
-    ``content_id``: the picture's name in ``<img src="cid:...">``; one that html does not refer to
-    is an ordinary attachment.
+    ``filename`` is shown to the reader; None means the last part of ``path``. ``data``: bytes, or
+    a str, which is encoded in UTF-8. ``content_type`` is guessed from the name if it is None.
+    ``content_id``: the picture's name in ``<img src="cid:...">``; a file that html does not refer
+    to is an ordinary attachment.
     """
 
     filename: str | None
@@ -46,13 +40,14 @@ class Attachment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """What an application wants to say, and to whom.
+    """The content of a mail, and its recipients.
 
-    Addresses are a string (one, or several between commas), an
+    Addresses are a string (one address, or several between commas), an
     ``email.headerregistry.Address``, or a list of these. ``text``, ``html`` or both must be given.
-    ``headers`` are any others, by name; ``tag`` names the kind of mail for the events.
+    ``headers`` are any other headers, by name; ``tag`` names the kind of mail for the events.
 
-    Nothing is checked before ``send``; whatever lists and dicts were given are copied here.
+    Lists and dicts are copied, so later changes of them have no effect. Nothing is verified before
+    ``send``.
     """
 
     subject: str = ''
@@ -68,8 +63,8 @@ class Message:
     tag: str | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in zip(_MANY, map(type, _many(self)), strict=True):
-            if kind in _FIXED:
+        for name, kind in zip(_LIST_FIELDS, map(type, _list_fields(self)), strict=True):
+            if kind in _IMMUTABLE:
                 continue
             value = getattr(self, name)
             if kind is list or (
@@ -82,12 +77,8 @@ class Message:
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
+_LIST_FIELDS = ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments')
 
-_MANY = ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments')
-"""What a Message may be given as a list."""
+_list_fields = attrgetter(*_LIST_FIELDS)
 
-_many = attrgetter(*_MANY)
-
-
-_FIXED = frozenset({str, tuple, type(None)})
-"""Types of that which nobody can change, and which need not be copied."""
+_IMMUTABLE = frozenset({str, tuple, type(None)})

@@ -1,4 +1,4 @@
-"""MIME parts of our own as they leave: header lines and octets, joined once and never parsed."""
+"""MIME parts of our own messages, built as bytes that leave as they are, and never parsed."""
 
 from __future__ import annotations
 
@@ -9,41 +9,51 @@ from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
 
-from .headers import parameters, source
+from .headers import preserved_line, with_parameters
 
-__all__ = ['Part', 'base64_leaf', 'base64_lines', 'container', 'encoded_text', 'leaf', 'text_leaf']
+__all__ = [
+    'Part',
+    'base64_lines',
+    'encoded_part',
+    'encoded_text',
+    'file_part',
+    'multipart',
+    'text_part',
+]
 
 
 class Part(NamedTuple):
-    """``pieces``: the lines of the headers, an empty line and the body, CRLF at the end of each
-    line; ``seen``: what of these holds anything that is not ours, and has to be looked at again;
-    ``names`` of the headers there."""
+    """A part's bytes, in pieces, so that a large file is copied once, when they are joined."""
 
     pieces: tuple[bytes, ...]
-    seen: bytes = b''
+    """Header lines, an empty line and the body, each line ended by CRLF."""
+    unverified: bytes = b''
+    """The bytes among these that hold anything given by the application: ``verify`` reads them."""
     names: tuple[str, ...] = ()
+    """The names of the headers in ``unverified``."""
 
 
-def text_leaf(subtype: str, data: bytes) -> Part:
-    """A part with a text in UTF-8."""
+def text_part(subtype: str, data: bytes) -> Part:
+    """Return a part with a text in UTF-8."""
     encoding, body = encoded_text(data)
-    return Part((_head(f'text/{subtype}; charset="utf-8"', encoding, ())[1], body))
+    return Part((_header_block(f'text/{subtype}; charset="utf-8"', encoding, ())[1], body))
 
 
-def leaf(content_type: str, encoding: str, body: bytes, *more: tuple[str, str]) -> Part:
-    """A part with a body that is encoded already; ``more`` of its headers."""
-    names, head = _head(content_type, encoding, more)
-    return Part((head, body), head + body, names)
-
-
-def base64_leaf(content_type: str, data: bytes, *more: tuple[str, str]) -> Part:
-    """A part with a file; ``more`` of its headers."""
-    names, head = _head(content_type, 'base64', more)
+def file_part(content_type: str, data: bytes, *more: tuple[str, str]) -> Part:
+    """Return a part with a file in base64; ``more`` are further headers."""
+    names, head = _header_block(content_type, 'base64', more)
     return Part((head, *_base64_pieces(data)), head, names)
 
 
+def encoded_part(content_type: str, encoding: str, body: bytes, *more: tuple[str, str]) -> Part:
+    """Return a part with a body that is encoded already; ``more`` are further headers."""
+    names, head = _header_block(content_type, encoding, more)
+    return Part((head, body), head + body, names)
+
+
+# @HEAD_FIGURE@
 @lru_cache(maxsize=64)
-def _head(
+def _header_block(
     content_type: str, encoding: str, more: tuple[tuple[str, str], ...]
 ) -> tuple[tuple[str, ...], bytes]:
     headers = (
@@ -51,35 +61,40 @@ def _head(
         ('Content-Transfer-Encoding', encoding),
         *more,
     )
-    lines = [source(name, value) for name, value in headers]
+    lines = [preserved_line(name, value) for name, value in headers]
     return tuple(name for name, _ in headers), b''.join([*lines, b'\r\n'])
 
 
-def container(subtype: str, parts: Iterable[Part], *given: tuple[str, str]) -> Part:
-    """A multipart (RFC 2046, 5.1.1)."""
-    # '=_' stands in no quoted-printable nor base64 (RFC 2045, 6.7); nobody guesses the rest.
+def multipart(subtype: str, parts: Iterable[Part], *parameters: tuple[str, str]) -> Part:
+    """Return a multipart with these parts (RFC 2046, 5.1.1); ``parameters`` of its type."""
+    # '=_' occurs in neither quoted-printable nor base64 (RFC 2045, 6.7); the rest is random.
     boundary = f'=_{secrets.token_hex(16)}'
-    value = parameters('Content-Type', f'multipart/{subtype}', [*given, ('boundary', boundary)])
+    value = with_parameters(
+        'Content-Type', f'multipart/{subtype}', [*parameters, ('boundary', boundary)]
+    )
     delimiter = f'\r\n--{boundary}'.encode('ascii')
-    # The CRLF before the first delimiter is the end of the headers.
-    pieces = [source('Content-Type', value)]
-    seen = pieces[:]
+    # The CRLF before the first delimiter ends the headers.
+    pieces = [preserved_line('Content-Type', value)]
+    unverified = pieces[:]
     for part in parts:
         pieces += (delimiter, b'\r\n', *part.pieces)
-        seen += (delimiter, b'\r\n', part.seen)
+        unverified += (delimiter, b'\r\n', part.unverified)
     pieces += (delimiter, b'--\r\n')
-    return Part(tuple(pieces), b''.join(seen), ('Content-Type',))
+    return Part(tuple(pieces), b''.join(unverified), ('Content-Type',))
 
 
 def encoded_text(data: bytes) -> tuple[str, bytes]:
-    """How a text, of whatever line ends, is written in lines of 7 bits: encoding and octets."""
+    """Return the transfer encoding of a text and its bytes in lines of 7 bits, ended by CRLF.
+
+    ``data`` may have any line ends. Readable ASCII stays as it is; text that is mostly ASCII
+    becomes quoted-printable, which people and filters can still read; the rest, base64.
+    """
     if b'\r' in data:
         data = data.replace(b'\r\n', b'\n').replace(b'\r', b'\n')
-    if data.translate(_SHOWN) == data:
+    if data.translate(_WITHOUT_UNREADABLE) == data:
         lines = data.split(b'\n')
         if max(map(len, lines)) <= 78:
             return '7bit', b'\r\n'.join(lines)
-    # Up to there it can still be read, by a person and by a filter that looks at the source.
     if len(data.translate(None, _READABLE)) * 2 <= len(data):
         printable = binascii.b2a_qp(data)
         if len(printable) <= len(data) * 2:
@@ -88,14 +103,13 @@ def encoded_text(data: bytes) -> tuple[str, bytes]:
 
 
 def base64_lines(data: bytes) -> bytes:
-    """Base64 in lines of 76 characters (RFC 2045, 6.8)."""
+    """Return data as base64 in lines of 76 characters (RFC 2045, 6.8)."""
     return b''.join(_base64_pieces(data))
 
 
 def _base64_pieces(data: bytes) -> Iterator[bytes]:
-    """The same in blocks, for whoever joins them with more."""
-    for at in range(0, len(data), _BLOCK):
-        block = binascii.b2a_base64(data[at : at + _BLOCK], newline=False)
+    for at in range(0, len(data), _PIECE_SIZE):
+        block = binascii.b2a_base64(data[at : at + _PIECE_SIZE], newline=False)
         if len(block) == _LINES.size:
             lines: Iterable[bytes] = _LINES.unpack(block)
         else:
@@ -104,11 +118,12 @@ def _base64_pieces(data: bytes) -> Iterator[bytes]:
 
 
 _LINES = Struct('76s' * 512)
-"""Takes apart what is as long as this faster than slices do."""
+"""Cuts a block into 512 lines @STRUCT_FIGURE@."""
 
-_BLOCK = 512 * 57
+_PIECE_SIZE = 512 * 57
+"""Bytes that become 512 lines of base64."""
 
 _READABLE = bytes([*b'\t\n', *range(0x20, 0x7F)])
 
-_SHOWN = bytes(octet if octet in _READABLE else ord('?') for octet in range(256))
-"""What is as before afterwards can be read."""
+_WITHOUT_UNREADABLE = bytes(byte if byte in _READABLE else ord('?') for byte in range(256))
+"""A translation that changes a text unless all of it is readable."""

@@ -1,4 +1,4 @@
-"""The options of ``send``, verified."""
+"""The options of ``send``, verified. Each function raises MessageError."""
 
 from __future__ import annotations
 
@@ -6,57 +6,80 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
+from typing import get_args
 
+from ..envelope import Priority
 from ..exceptions import MessageError
-from .headers import check_text, shown
+from .headers import check_text, excerpt
 
-__all__ = ['checked_metadata', 'checked_tag', 'moment']
+__all__ = ['checked_metadata', 'checked_priority', 'checked_tag', 'checked_time']
 
 
-def moment(value: datetime | timedelta, where: str, now: float) -> float:
+def checked_time(value: datetime | timedelta, where: str, now: float) -> float:
+    """Return an aware datetime, or a timedelta from ``now``, as epoch seconds."""
     if isinstance(value, timedelta):
         if value < timedelta():
             raise MessageError(f'{where}: {value} lies in the past; give a positive timedelta')
-        moment = now + value.total_seconds()
+        seconds = now + value.total_seconds()
     elif not isinstance(value, datetime):
         raise MessageError(
-            f'{where}: {shown(value)} is no moment; give an aware datetime or a timedelta from now'
+            f'{where}: {excerpt(value)} is not a time; give an aware datetime or a timedelta from '
+            'now'
         )
     elif value.utcoffset() is None:
         raise MessageError(
-            f'{where}: {value.isoformat()} has no time zone; give an aware datetime, as by '
+            f'{where}: {value.isoformat()} has no time zone; give an aware datetime, such as '
             'datetime.now(timezone.utc)'
         )
     else:
-        moment = value.timestamp()
-    if moment > _LAST_MOMENT:
+        seconds = value.timestamp()
+    if seconds > _LATEST_TIME:
         raise MessageError(f'{where}: {value} lies after the year 9998; give an earlier moment')
-    return moment
+    return seconds
+
+
+def checked_priority(priority: Priority) -> Priority:
+    """Return one of 'high', 'normal' and 'low'."""
+    if priority not in _PRIORITIES:
+        raise MessageError(f"priority: {excerpt(priority)}; write 'high', 'normal' or 'low'")
+    return priority
 
 
 def checked_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """Return a read-only copy of a dict of strings of at most METADATA_LIMIT bytes as JSON."""
     if not isinstance(metadata, Mapping):
-        raise MessageError(f'metadata: {shown(metadata)} is not a dict; give a dict of strings')
+        raise MessageError(f'metadata: {excerpt(metadata)} is not a dict; give a dict of strings')
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
-            raise MessageError(f'metadata: {shown(key)} or its value is not a string; use str()')
+            raise MessageError(f'metadata: {excerpt(key)} or its value is not a string; use str()')
     try:
         size = len(json.dumps(dict(metadata), ensure_ascii=False).encode('utf-8'))
     except UnicodeEncodeError as error:
         raise MessageError('metadata: it holds a lone surrogate; take it out') from error
-    if size > 4096:
+    if size > METADATA_LIMIT:
         raise MessageError(
-            f'metadata: {size} octets as JSON, and 4096 are the limit; keep an id that leads to '
-            'the rest'
+            f'metadata: {size} bytes as JSON are more than the limit of {METADATA_LIMIT}; keep '
+            'an id that leads to the rest'
         )
     return MappingProxyType(dict(metadata))
 
 
 def checked_tag(tag: object) -> str:
+    """Return a tag of 1 to TAG_LIMIT characters without control characters."""
     text = check_text(tag, 'tag')
-    if not text or len(text) > 200:
-        raise MessageError(f'tag: {shown(text)} is empty or too long; write 1 to 200 characters')
+    if not text or len(text) > TAG_LIMIT:
+        raise MessageError(
+            f'tag: {excerpt(text)} is empty or too long; write 1 to {TAG_LIMIT} characters'
+        )
     return text
 
 
-_LAST_MOMENT = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
+METADATA_LIMIT = 4096
+"""Bytes of ``metadata`` as JSON."""
+
+TAG_LIMIT = 200
+"""Characters of a tag."""
+
+_PRIORITIES = get_args(Priority)
+
+_LATEST_TIME = datetime(9999, 1, 1, tzinfo=UTC).timestamp()

@@ -1,4 +1,4 @@
-"""The octets of a message: short lines of 7 bits, and no header that was not meant."""
+"""The last check of a message's bytes: short lines of 7 bits, and no header that was not meant."""
 
 from __future__ import annotations
 
@@ -6,41 +6,49 @@ import re
 
 from ..envelope import is_crlf
 from ..exceptions import MessageError
-from .headers import LIMIT
+from .headers import LINE_LIMIT
 
-__all__ = ['fits', 'lines', 'verify']
+__all__ = ['is_sendable', 'split_lines', 'verify']
 
 
 def verify(raw: bytes, names: list[str]) -> None:
-    """The last look: nothing but the headers that were meant, in short lines of 7 bits."""
+    """Raise MessageError unless ``raw`` has exactly the headers ``names``, in this order, and its
+    body is ASCII in lines of at most LINE_LIMIT bytes, each ended by CRLF."""
     head, _, body = raw.partition(b'\r\n\r\n')
-    begins = _NAMES.findall('\r\n' + head.decode('latin-1'))
-    if begins != names or head.startswith((b' ', b'\t')):
-        raise MessageError('headers: what would leave is not what was given; nothing is sent')
-    if b'\0' in raw or not is_crlf(raw) or not (raw.isascii() or body.isascii()) or not _short(raw):
+    found = _HEADER_STARTS.findall('\r\n' + head.decode('latin-1'))
+    if found != names or head.startswith((b' ', b'\t')):
+        raise MessageError(
+            'headers: the headers to be sent are not those that were given; nothing is sent'
+        )
+    ascii_body = raw.isascii() or body.isascii()
+    if b'\0' in raw or not is_crlf(raw) or not ascii_body or not _has_short_lines(raw):
         raise MessageError('message: its content cannot be sent in short lines of 7 bits')
 
 
-def _short(raw: bytes) -> bool:
-    """Whether no line is longer than LIMIT. Between two breaks that are no further from each other
-    than that, nobody has to count."""
+def is_sendable(text: str) -> bool:
+    """Return whether a text has no NUL and no line of more than LINE_LIMIT characters."""
+    return '\0' not in text and max(map(len, split_lines(text))) <= LINE_LIMIT
+
+
+def split_lines(text: str) -> list[str]:
+    """Return the lines of a text, which end with CRLF, CR or LF."""
+    return re.split('\r\n|\r|\n', text)
+
+
+def _has_short_lines(raw: bytes) -> bool:
+    """Return whether no line is longer than LINE_LIMIT.
+
+    From each CRLF, look for the last one within reach, so that most lines are skipped: @FIGURE@.
+    """
     at = 0
     while at < len(raw):
-        found = raw.rfind(b'\r\n', at, at + LIMIT + 2)
+        found = raw.rfind(b'\r\n', at, at + LINE_LIMIT + 2)
         if found < 0:
             return False
         at = found + 2
     return True
 
 
-_NAMES = re.compile('\r\n(?![ \t])(?:([^:\r]*):)?')
-"""Whatever begins a header, up to its colon; nothing where there is none. That it begins with a
-text, the break before the header, is what makes it fast."""
-
-
-def lines(text: str) -> list[str]:
-    return re.split('\r\n|\r|\n', text)
-
-
-def fits(text: str) -> bool:
-    return '\0' not in text and max(map(len, lines(text))) <= LIMIT
+_HEADER_STARTS = re.compile('\r\n(?![ \t])(?:([^:\r]*):)?')
+"""The start of a header, up to its colon; the group is empty where there is none. The pattern
+begins with a literal, the CRLF before the header, @FIGURE2@."""

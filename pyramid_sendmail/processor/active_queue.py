@@ -1,4 +1,4 @@
-"""What a queue processor's workers share: the tickets that are due, in the order to take them."""
+"""The active queue: the tickets of due mail, in memory, that the workers of a processor share."""
 
 from __future__ import annotations
 
@@ -10,85 +10,98 @@ from itertools import chain
 from math import inf
 from random import shuffle
 from threading import get_ident
-from typing import Any
 
+from ..queue.ticket import Ticket
 from .rate_limiter import RateLimiter
 
-__all__ = ['ActiveQueue']
+__all__ = ['CONTENTION_BLOCK', 'IDLE_TIMEOUT', 'ActiveQueue']
 
-IDLE = 60.0
-"""Seconds without work after which a worker gives its session up."""
+IDLE_TIMEOUT = 60.0
+"""Seconds without work after which a worker closes its session."""
 
-LOW = 8
-"""The part of what was kept that is still there when more is looked for."""
+REFILL_DIVISOR = 8
+"""More is requested when an eighth of the tickets of the last scan is left."""
 
-BLOCK = 64
-"""Mails that are taken in no order where another processor takes them, too."""
+CONTENTION_BLOCK = 64
+"""Mails that are taken in random order while another processor works on the same queue."""
 
 
 class _Lane:
-    """Tickets of one kind, in the order of their names.
+    """Tickets of one kind, in their order.
 
-    Where another processor works on the same queue, both would try each mail at the same moment,
-    one of them in vain. So once a ticket was ``missed``, the next BLOCK of the same priority have
-    no order. What comes before all of a block is taken before what is left of it.
+    Two processors that work on the same queue would try each mail at the same moment, one of them
+    in vain. So after a contention the next CONTENTION_BLOCK tickets of the same priority are taken
+    in random order. A ticket that comes before the whole block is taken before the rest of it.
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[str, Any]] = []
-        self._block: list[tuple[str, Any]] = []
-        self._first: tuple[str, Any] = ('', None)
+        self._heap: list[tuple[str, Ticket]] = []
+        self._block: list[Ticket] = []
+        self._block_start: tuple[str, Ticket] | None = None
         self._contested = False
 
     def __len__(self) -> int:
         return len(self._heap) + len(self._block)
 
-    def __iter__(self) -> Iterator[Any]:
-        return (ticket for _, ticket in chain(self._block, self._heap))
+    def __iter__(self) -> Iterator[Ticket]:
+        return chain(self._block, (ticket for _, ticket in self._heap))
 
-    def add(self, ticket: Any) -> None:
-        heappush(self._heap, (ticket.name, ticket))
+    def add(self, ticket: Ticket) -> None:
+        heappush(self._heap, (ticket.order, ticket))
 
-    def missed(self) -> None:
+    def note_contention(self) -> None:
         self._contested = True
 
-    def take(self) -> Any:
+    def pop(self) -> Ticket:
         if self._contested and not self._block:
             self._contested = False
-            self._first = self._heap[0]
-            while self._heap and len(self._block) < BLOCK and self._is_of_block(self._heap[0][0]):
-                self._block.append(heappop(self._heap))
-            shuffle(self._block)
-        if self._block and not (self._heap and self._heap[0] < self._first):
-            return self._block.pop()[1]
+            self._start_block()
+        start = self._block_start
+        if self._block and start is not None and not (self._heap and self._heap[0] < start):
+            return self._block.pop()
         return heappop(self._heap)[1]
 
-    def _is_of_block(self, name: str) -> bool:
-        return name[:1] == self._first[0][:1]
+    def _start_block(self) -> None:
+        self._block_start = self._heap[0]
+        priority = self._heap[0][0][:1]
+        while (
+            self._heap and len(self._block) < CONTENTION_BLOCK and self._heap[0][0][:1] == priority
+        ):
+            self._block.append(heappop(self._heap)[1])
+        shuffle(self._block)
 
 
 class ActiveQueue:
-    """The tickets that are due and not yet taken: fresh ones and others in turn, each kind in the
-    order of their names, at this pace."""
+    """The tickets that are due and not yet taken. Thread-safe.
 
-    def __init__(self, rate_limiter: RateLimiter | None = None) -> None:
+    New and deferred mail is taken in turn, each kind in the order of its tickets, and no faster
+    than the rate limiter permits. ``idle_timeout``: see IDLE_TIMEOUT, in seconds.
+    """
+
+    def __init__(
+        self, rate_limiter: RateLimiter | None = None, *, idle_timeout: float = IDLE_TIMEOUT
+    ) -> None:
         self._rate_limiter = rate_limiter or RateLimiter()
-        self._places: dict[Any, float] = {}
-        self._lanes = {True: _Lane(), False: _Lane()}
-        self._fresh_next = True
-        self._known: set[Any] = set()
-        self._examined: set[Any] = set()
-        self._taken: dict[int, list[Any]] = {}
-        self._coming: set[int] = set()
-        self._waiting: list[int] = []
+        self._idle_timeout = idle_timeout
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
+        self._lanes = {True: _Lane(), False: _Lane()}
         self._count = 0
+        self._new_next = True
+        self._known: set[Ticket] = set()
+        """Tickets that are here or being worked on."""
+        self._examined: set[Ticket] = set()
+        self._permits: dict[Ticket, float] = {}
+        self._taken: dict[int, list[Ticket]] = {}
+        """The tickets that each working thread has taken."""
+        self._starting: set[int] = set()
+        """Working threads that have not taken a ticket yet."""
+        self._waiting: list[int] = []
         self._closed = False
-        self._more = False
-        self._low = 0
-        self._again = False
-        self._told = False
+        self._scan_was_cut = False
+        self._low_mark = 0
+        self._retry_wanted = False
+        self._refill_requested = False
 
     def __len__(self) -> int:
         return self._count
@@ -99,7 +112,7 @@ class ActiveQueue:
 
     @property
     def working(self) -> int:
-        """How many workers work."""
+        """How many workers are working."""
         return len(self._taken)
 
     @property
@@ -109,120 +122,128 @@ class ActiveQueue:
 
     @property
     def running_low(self) -> bool:
-        """Whether a full look would find more than what was kept, of which most has gone: the
-        next look is made while the rest is sent."""
-        return self._more and self._count <= self._low
+        """Whether the last full scan found more than it could return, and little of that is left:
+        the next scan runs while the rest is sent."""
+        return self._scan_was_cut and self._count <= self._low_mark
 
     @property
     def exhausted(self) -> bool:
-        """Whether a full look would find something to do, and nothing, or little, is left here."""
-        return self.running_low or (self._again and not self._count)
+        """Whether a full scan would find more work, and little or nothing is left here."""
+        return self.running_low or (self._retry_wanted and not self._count)
 
-    def tell(self) -> bool:
-        """Whether somebody has to be told that it is exhausted: once, until it is filled."""
-        if self._told or not self.exhausted:
+    def should_request_refill(self) -> bool:
+        """Return True once for each refill, when a new scan should be requested."""
+        if self._refill_requested or not self.exhausted:
             return False
         with self._changed:
-            told, self._told = self._told, True
-            return not told
+            requested, self._refill_requested = self._refill_requested, True
+            return not requested
 
-    def knows(self, ticket: Any) -> bool:
-        """Whether it is here or being worked on."""
+    def knows(self, ticket: Ticket) -> bool:
+        """Return whether a ticket is here or being worked on."""
         return ticket in self._known
 
-    def fill(self, tickets: Iterable[Any], *, more: bool = False, fresh: bool = False) -> None:
-        """Add what is neither here nor being worked on. ``more``: the look found more than it
-        could return; a ``fresh`` one, or one that goes on, does not tell that the others have
-        gone."""
+    def add(self, tickets: Iterable[Ticket], *, more: bool = False, fresh: bool = False) -> None:
+        """Add the tickets that are neither here nor being worked on.
+
+        ``more``: the scan found more than it could return. ``fresh``: the tickets are those of a
+        scan of new mail, or the first of an unfinished scan, which says nothing about the rest of
+        the queue.
+        """
         with self._changed:
             for ticket in tickets:
                 if ticket not in self._known:
                     self._known.add(ticket)
                     self._add(ticket)
             if more or not fresh:
-                self._more, self._low = more, self._count // LOW
+                self._scan_was_cut, self._low_mark = more, self._count // REFILL_DIVISOR
             if not fresh:
-                self._again = False
-            # What came beside it may hide for a while that it is exhausted.
-            self._told = False
+                self._retry_wanted = False
+            # New tickets may hide for a while that the queue is exhausted: allow another request.
+            self._refill_requested = False
             self._changed.notify_all()
 
-    def take(self) -> Any:
-        """The next ticket, or None if there is none, or no place for it; never waits."""
+    def pop(self) -> Ticket | None:
+        """Return the next ticket, or None if there is no ticket or no permit. Never wait."""
         me = get_ident()
         with self._lock:
-            self._coming.discard(me)
-            if self._closed or not self._count or (place := self._rate_limiter.take()) is None:
+            self._starting.discard(me)
+            if self._closed or not self._count:
                 return None
-            lane = self._lanes[self._fresh_next] or self._lanes[not self._fresh_next]
-            self._fresh_next = not self._fresh_next
-            ticket = lane.take()
+            permit = self._rate_limiter.acquire()
+            if permit is None:
+                return None
+            lane = self._lanes[self._new_next] or self._lanes[not self._new_next]
+            self._new_next = not self._new_next
+            ticket = lane.pop()
             self._count -= 1
             self._taken.setdefault(me, []).append(ticket)
-            self._places[ticket] = place
+            self._permits[ticket] = permit
             return ticket
 
-    def _add(self, ticket: Any) -> None:
-        self._lanes[ticket.folder == 'new'].add(ticket)
-        self._count += 1
-
-    def unsent(self, ticket: Any, *, again: bool = False) -> None:
-        """Nothing leaves for a ticket that was taken: its place is for another. ``again``: it may
-        be taken once more."""
+    def refund(self, ticket: Ticket) -> None:
+        """Free the permit of a ticket that was taken and for which no mail is sent."""
         with self._changed:
-            if again and not self._closed:
+            permit = self._permits.pop(ticket, None)
+            if permit is not None and self._rate_limiter.refund(permit):
+                self._changed.notify_all()
+
+    def put_back(self, ticket: Ticket) -> None:
+        """Let another worker take a ticket that was taken and for which no mail was sent."""
+        with self._changed:
+            if not self._closed:
                 self._add(ticket)
                 self._changed.notify_all()
-            place = self._places.pop(ticket, None)
-            if place is not None and self._rate_limiter.give_back(place):
-                self._changed.notify_all()
+            self.refund(ticket)
 
-    def missed(self, ticket: Any) -> None:
-        """It was not to be had: another processor may be at work."""
+    def note_contention(self, ticket: Ticket) -> None:
+        """Record that a claim failed; another processor probably holds the mail."""
         with self._changed:
-            self._lanes[ticket.folder == 'new'].missed()
+            self._lane(ticket).note_contention()
 
-    def unexamined(self) -> list[Any]:
-        """What is pending, and was not yet returned by this method."""
+    def not_yet_examined(self) -> list[Ticket]:
+        """Return the tickets that are here and that no earlier call returned, in order."""
         with self._changed:
             present = {ticket for lane in self._lanes.values() for ticket in lane}
             found = present - self._examined
             self._examined = present
-            return sorted(found, key=lambda ticket: str(ticket.name))
+            return sorted(found, key=lambda ticket: ticket.order)
 
-    def await_work(self, admit: Callable[[], float], *, idle: Callable[[], None]) -> bool:
-        """Sleep until there are a ticket and a place, and ``admit`` lets us pass; False at the end.
+    def wait_for_work(self, acquire: Callable[[], float], *, on_idle: Callable[[], None]) -> bool:
+        """Sleep until there is a ticket with a permit and ``acquire()`` returns 0. Return False
+        when the queue is closed.
 
-        No more workers pass than there are tickets and places, so that one mail opens one
-        connection; the one who worked last comes first, for it has a session. ``idle`` is called
-        after a minute without work.
+        ``acquire``: returns the seconds to wait before it is called again. ``on_idle``: called
+        after ``idle_timeout`` seconds without work, without a lock. No more workers start than
+        there are tickets and permits, so that one mail opens one connection. The worker that
+        worked last starts first, because it still has a session.
         """
         me = get_ident()
         while True:
             with self._changed:
                 self._waiting.append(me)
                 try:
-                    wanted = self._await_want(me)
+                    wanted = self._wait_until_wanted(me)
                     if self._closed:
                         return False
                     if wanted:
-                        wait = admit()
+                        wait = acquire()
                         if not wait:
                             self._taken[me] = []
-                            self._coming.add(me)
+                            self._starting.add(me)
                             return True
                         self._changed.wait(wait)
                 finally:
                     self._waiting.remove(me)
             if not wanted:
-                idle()
+                on_idle()
 
-    def _await_want(self, me: int) -> bool:
-        """Sleep until there is work for ``me``; False if there was none for a minute."""
-        end = time.monotonic() + IDLE
+    def _wait_until_wanted(self, me: int) -> bool:
+        """Sleep until there is work for this thread; return False after ``idle_timeout``."""
+        end = time.monotonic() + self._idle_timeout
         while not self._closed:
-            before_me = len(self._coming) + len(self._waiting) - 1 - self._waiting.index(me)
-            wait = self._rate_limiter.wait(before_me + 1) if self._count > before_me else inf
+            before_me = len(self._starting) + len(self._waiting) - 1 - self._waiting.index(me)
+            wait = self._rate_limiter.retry_in(before_me + 1) if self._count > before_me else inf
             if not wait:
                 break
             left = end - time.monotonic()
@@ -231,35 +252,44 @@ class ActiveQueue:
             self._changed.wait(min(wait, left))
         return True
 
-    def nudge(self) -> None:
-        """Who waits to be admitted shall ask again."""
+    def notify_waiters(self) -> None:
+        """Wake the workers that wait for work, so that each calls ``acquire`` again."""
         with self._changed:
             self._changed.notify_all()
 
-    def worked(self, *, again: bool = False) -> None:
-        """A worker's work is done; ``again``: what it took may still be where it was."""
+    def task_done(self, *, retry: bool = False) -> None:
+        """Record that this worker has finished what it took. ``retry``: some of it may still be
+        in the queue."""
         with self._changed:
             for ticket in self._taken.pop(get_ident(), ()):
                 self._known.discard(ticket)
-                self._places.pop(ticket, None)
-            self._coming.discard(get_ident())
-            self._again = self._again or again
+                self._permits.pop(ticket, None)
+            self._starting.discard(get_ident())
+            self._retry_wanted = self._retry_wanted or retry
             self._changed.notify_all()
 
-    def rest(self, seconds: float) -> None:
-        """Sleep, or until the end."""
+    def sleep(self, seconds: float) -> None:
+        """Sleep for so many seconds, or until the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed, seconds)
 
-    def await_rest(self, timeout: float) -> bool:
-        """Sleep until nobody works and nothing is left, or the end has come; False if it took
-        too long."""
+    def join(self, timeout: float) -> bool:
+        """Sleep until no worker works and no ticket is left, or the queue is closed. Return False
+        after ``timeout`` seconds."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: self._closed or not (self._taken or self._count), timeout
             )
 
     def close(self) -> None:
+        """Give out no more tickets, and end every wait."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def _add(self, ticket: Ticket) -> None:
+        self._lane(ticket).add(ticket)
+        self._count += 1
+
+    def _lane(self, ticket: Ticket) -> _Lane:
+        return self._lanes[ticket.state == 'new']

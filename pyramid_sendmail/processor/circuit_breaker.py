@@ -1,188 +1,159 @@
-"""Whether one more worker of a queue processor may go ahead, and would be of help."""
+"""The circuit breaker of a queue processor: whether a worker may use the relay now."""
 
 from __future__ import annotations
 
 import logging
 import re
 import threading
-import time
 from collections.abc import Callable
 from random import random
 from threading import get_ident
 
 from ..exceptions import QueueError
-from ..threads import CooperativeLock
 
-__all__ = ['FIRST_PAUSE', 'CircuitBreaker', 'ConcurrencyController']
+__all__ = ['CROWDED_PAUSE', 'FIRST_PAUSE', 'LONGEST_PAUSE', 'CircuitBreaker']
 
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
-"""Seconds before a closed road is tried again: at first, doubling, and at most."""
+"""Seconds until an unavailable relay is tried again: the first pause, from which on each is twice
+as long, and the longest."""
 
 CROWDED_PAUSE = 30.0
-"""Seconds that a worker rests who found no way in while others went on sending."""
+"""Pause, in seconds, of a worker that got no connection while others had one."""
 
-HELP = 0.02
-"""Seconds over which it is seen how much of the time somebody works."""
-
-ENOUGH = 0.6
-"""The part of it beyond which nobody else would be of help."""
-
-_PASSING = re.compile(
+_VARYING_WORDS = re.compile(
     r"""(?<!\S)
-    (?! (\d{3} | \d\.\d{1,3}\.\d{1,3}) [,:;]? (?!\S) )  # a reply's code, and an enhanced one
+    (?! (\d{3} | \d\.\d{1,3}\.\d{1,3}) [,:;]? (?!\S) )  # a reply code, and an enhanced one
     \S*\d\S*""",
     re.VERBOSE,
 )
-"""Words of a reason that may be others the next time although it is the same reason: relays write
-the time and the number of a session into what they refuse it with."""
+"""Words of an error text that do not make it a new reason: relays write the time and a session
+number into their refusals."""
 
 
 class CircuitBreaker:
-    """Whether the road is open, as far as the workers know.
+    """Whether the relay is available, as far as the workers know. Thread-safe.
 
-    ============ ====================================================================
-    nobody is in one worker is admitted at a time, and the others wait for what it finds
-    somebody is  everybody is admitted: there is a session, so the road is open
-    closed       nobody is, for a pause that grows; who is in passes nothing more
-    ============ ====================================================================
+    ========= ==============================================================================
+    half-open no worker has a session: one worker at a time may try, the others wait for it
+    closed    a worker has a session, so the relay is available: every worker may connect
+    open      no worker may connect for a pause that grows; a worker with a session may not
+              take further mail
+    ========= ==============================================================================
 
-    ``pause``: see FIRST_PAUSE; a fifth more or less by ``chance``, between 0 and 1, so that
-    processors that found the road closed together do not come back together. The log has a line
-    for each change, and for each new reason.
+    ``relay``: the name of the relay, for the log. ``pause``: see FIRST_PAUSE, in seconds.
+    ``chance()``, between 0 and 1, makes each pause up to a fifth shorter or longer, so that
+    processors that lost the relay together do not come back together. The log has one line for
+    each change and for each new reason.
     """
 
     def __init__(
         self,
         monotonic: Callable[[], float],
         *,
+        relay: str = '',
         pause: float = FIRST_PAUSE,
         chance: Callable[[], float] = random,
     ) -> None:
         self._monotonic = monotonic
+        self._relay = relay
         self._pause = pause
         self._chance = chance
         self._lock = threading.Lock()
-        self._trying: int | None = None
-        self._inside: dict[int, int] = {}
-        self._closures = 0
+        self._times_opened = 0
+        self._probing: int | None = None
+        """The thread that tries to connect while the breaker is half-open."""
+        self._sessions: dict[int, int] = {}
+        """``_times_opened`` at the moment when each thread opened its session."""
         self._failures = 0
-        self._until = 0.0
+        self._open_until = 0.0
         self._reason = ''
+        self._part = ''
 
-    def admit(self) -> float:
-        """0 to go ahead; else the seconds to wait before asking again."""
+    def acquire(self) -> float:
+        """Return 0 if this worker may connect now, else the seconds until it should ask again."""
         with self._lock:
-            if self._closures in self._inside.values():
+            if self._times_opened in self._sessions.values():
                 return 0.0
-            wait = self._until - self._monotonic()
+            wait = self._open_until - self._monotonic()
             if wait > 0:
                 return wait
-            if self._trying is not None:
+            if self._probing is not None:
                 return self._pause
-            self._trying = get_ident()
+            self._probing = get_ident()
             return 0.0
 
-    def enter(self) -> None:
-        """The asker has a session."""
+    def session_opened(self) -> None:
+        """Record that this worker has a session."""
         with self._lock:
-            self._inside[get_ident()] = self._closures
-            self._stop_trying()
+            self._sessions[get_ident()] = self._times_opened
+            self._stop_probing()
 
     @property
-    def passable(self) -> bool:
-        """Whether nothing has been found closed since the asker entered."""
-        # His own entry, which nobody else changes: no lock is needed, once a mail.
-        return self._inside.get(get_ident()) == self._closures
+    def allows(self) -> bool:
+        """Whether this worker may take another mail: the breaker did not open since its session
+        was opened."""
+        # Asked for every mail. Only this thread writes its own entry, so no lock is needed.
+        return self._sessions.get(get_ident()) == self._times_opened
 
-    def answered(self) -> None:
-        """Mail of the asker was answered: the road is open indeed."""
+    def record_success(self) -> None:
+        """Record that mail of this worker was answered: the relay is available."""
         if not self._failures:
-            return  # as nearly always
+            return  # the usual case, without the lock
         with self._lock:
-            if self._inside.get(get_ident()) != self._closures:
-                return  # it has been closed since
+            if self._sessions.get(get_ident()) != self._times_opened:
+                return  # the breaker opened after this session
             failures, self._failures = self._failures, 0
-            self._reason = ''
-        if failures:
-            log.warning('mail is sent again, after %d failures', failures)
+            part, self._reason, self._part = self._part, '', ''
+        if not failures:
+            return
+        if part == 'queue':
+            log.warning('queue can be written again after %d failed attempts', failures)
+        else:
+            log.warning('relay %s answers again after %d failed attempts', self._relay, failures)
 
-    def leave(self) -> None:
-        """The asker has come to an end, whatever it was."""
+    def release(self) -> None:
+        """Record that this worker has no session and does not try to open one."""
         with self._lock:
-            self._inside.pop(get_ident(), None)
-            self._stop_trying()
+            self._sessions.pop(get_ident(), None)
+            self._stop_probing()
 
-    def failed(self, error: Exception) -> float:
-        """The asker could not go on. Return the seconds that he alone should rest: where others
-        have sessions, the relay takes no more of them, and nothing is closed."""
-        reason = _PASSING.sub('', str(error))
+    def record_failure(self, error: Exception) -> float:
+        """Record that this worker could not go on.
+
+        If other workers still have sessions, the relay accepts no more of them: return the
+        seconds that this worker alone should pause. Otherwise open the breaker and return 0. A
+        QueueError always opens it.
+        """
+        reason = _VARYING_WORDS.sub('', str(error))
+        part = 'queue' if isinstance(error, QueueError) else 'relay'
         with self._lock:
-            self._inside.pop(get_ident(), None)
-            self._stop_trying()
-            crowd = not isinstance(error, QueueError) and self._closures in self._inside.values()
+            self._sessions.pop(get_ident(), None)
+            self._stop_probing()
+            crowded = part == 'relay' and self._times_opened in self._sessions.values()
             now = self._monotonic()
-            # Another worker was told a moment ago, and has told it.
-            known = bool(self._failures and self._until > now)
-            if not (crowd or known):
+            # Another worker failed a moment ago, and has logged it.
+            known = bool(self._failures and self._open_until > now)
+            if not (crowded or known):
                 pause = min(self._pause * 2.0 ** min(self._failures, 20), LONGEST_PAUSE)
-                self._until = now + pause * (0.8 + 0.4 * self._chance())
+                self._open_until = now + pause * (0.8 + 0.4 * self._chance())
                 self._failures += 1
-                self._closures += 1
+                self._times_opened += 1
                 known = self._reason == reason
-                self._reason = reason
-        if crowd:
-            log.info('no further connection, others go on: %s', error)
+                self._reason, self._part = reason, part
+        if crowded:
+            log.info('no further connection, other workers continue: %s', error)
             return CROWDED_PAUSE
         level = logging.DEBUG if known else logging.ERROR
-        log.log(level, 'nothing can be sent now, and all mail waits: %s', error)
+        log.log(level, '%s unavailable, mail stays queued: %s', part, error)
         return 0.0
 
-    def closed_for(self) -> float:
-        """Seconds until a closed road is tried; 0 while it is open."""
+    def retry_in(self) -> float:
+        """Return the seconds until the next try; 0 if the breaker is not open."""
         with self._lock:
-            return max(self._until - self._monotonic(), 0.0) if self._failures else 0.0
+            return max(self._open_until - self._monotonic(), 0.0) if self._failures else 0.0
 
-    def _stop_trying(self) -> None:
-        if self._trying == get_ident():
-            self._trying = None
-
-
-class ConcurrencyController:
-    """Whether one more worker would be of any help to those who work already.
-
-    They take turns, so that it is none where somebody always works: a relay on the same machine is
-    served by one worker, and sooner than by four. Where they mostly wait for a relay far away, as
-    many more join at each look. Of sessions that take no turns nothing is known: all join.
-    """
-
-    def __init__(
-        self, cooperative_lock: CooperativeLock, *, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._cooperative_lock = cooperative_lock
-        self._monotonic = monotonic
-        self._looked = 0.0
-        self._worked = 0.0
-        self._welcome = 0
-
-    def wait(self, working: int) -> float:
-        """Seconds until it can be told, beside so many who work; 0 to join them."""
-        worked, now = self._cooperative_lock.worked, self._monotonic()
-        if not working:
-            self._looked, self._worked, self._welcome = now, worked, 0
-            return 0.0
-        if not worked:
-            return 0.0
-        if self._welcome:
-            self._welcome -= 1
-            return 0.0
-        elapsed = now - self._looked
-        if elapsed < HELP:
-            return HELP - elapsed
-        share = (worked - self._worked) / elapsed
-        self._looked, self._worked = now, worked
-        if share >= ENOUGH:
-            return HELP
-        self._welcome = working - 1
-        return 0.0
+    def _stop_probing(self) -> None:
+        if self._probing == get_ident():
+            self._probing = None

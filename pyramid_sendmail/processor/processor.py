@@ -1,7 +1,8 @@
 """The queue processor: the loop that drains a queue.
 
-One thread looks at the queue, the workers claim what it found and send it, each over a session of
-its own. While the road is closed nothing is claimed, and one worker at a time tries it.
+The calling thread scans the queue. The workers claim what a scan found and send it, each over a
+session of its own. While the relay is unavailable nothing is claimed, and one worker at a time
+tries to connect.
 """
 
 from __future__ import annotations
@@ -10,327 +11,316 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from random import random
-from typing import Any
 
 from zope.interface import implementer
 
-from ..envelope import Envelope, PendingEvent
-from ..events.dispatcher import EventDispatcher
 from ..exceptions import DamagedMail, MailerUnavailable, QueueError
-from ..interfaces import IMailClaim, IMailer, IMailQueue, IMailQueueProcessor
-from ..sending.attempt import OutcomeRecorder, Tally, attempt, report_settled
+from ..interfaces import (
+    IMailClaim,
+    IMailer,
+    IMailEventDispatcher,
+    IMailQueueProcessor,
+    IScannableQueue,
+)
+from ..queue.ticket import Ticket
+from ..sending.attempt import attempt
 from ..sending.connection import RelayConnection
-from .circuit_breaker import FIRST_PAUSE, CircuitBreaker, ConcurrencyController
+from ..sending.outcome import OutcomeRecorder, Tally, report_settled
+from .active_queue import ActiveQueue
+from .circuit_breaker import CircuitBreaker
+from .concurrency import ConcurrencyController
+from .options import ProcessorOptions
 from .rate_limiter import RateLimiter
 from .single_pass import SinglePassScan
-from .worker_pool import UNTOLD, DamagedClaim, TrackedClaim, WorkerPool
+from .tracked_claim import TrackedClaim, dispatch_damaged
+from .worker_pool import EVENT_RETRY_DELAY, RunContext, WorkerPool
 
 __all__ = ['QueueProcessor']
 
 log = logging.getLogger(__name__)
 
-POLL = 30.0
-"""Seconds after which the queue is looked at although nothing woke the processor."""
+SYNC_INTERVAL, SYNC_MAILS = 1.0, 100
+"""Seconds and mails from a delivery to the sync of the folder that it left, at most."""
 
-SYNC, SYNC_MAILS = 1.0, 100
-"""Seconds and mails, at most, from a delivery to the sync of the folder that it has left."""
+SCAN_PAUSE_FACTOR = 10.0
+"""After a scan of t seconds the next of the same kind starts no sooner than so many times t, unless
+the active queue has run low."""
 
-GRACE = 60.0
-"""Seconds that mail in flight has at the end."""
+SINGLE_FILE_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EIO})
+"""Errors of one file that say nothing about the other files."""
 
-LIMIT = 20_000
-"""Names kept in memory."""
+ERROR_PAUSE = 1.0
+"""Seconds until the loop continues after an unexpected error."""
 
-LEISURE = 10.0
-"""How many times as long as a look took another of its kind waits, where nobody waits for it."""
-
-ITS_OWN = frozenset({errno.EACCES, errno.EPERM, errno.EIO})
-"""Errors over one file that say nothing about the others."""
-
-EXPIRE, EXPIRED = 3600.0, 1_000
-"""Seconds between two looks for old dead letters, and how many of them go at one."""
-
-REPORTS = 200
-"""Mails in ``done/`` reported at one look, so that the next look is not kept waiting."""
+PURGE_INTERVAL, PURGE_LIMIT = 3600.0, 1_000
+"""Seconds between two searches for old dead letters, and how many each removes at most."""
 
 Progress = Callable[[Tally, int], None]
 
 
 @implementer(IMailQueueProcessor)
 class QueueProcessor:
-    """See IMailQueueProcessor. ``workers``: connections at once; ``batch``: mails on each;
-    ``rate``: how many mails leave in how many seconds at most, over all connections, or None;
-    ``keep_failed``: seconds after which a dead letter is removed, or None for never;
-    ``poll``, ``limit``, ``grace``, ``pause``: see POLL, LIMIT, GRACE and FIRST_PAUSE; ``chance``:
-    see Gate."""
+    """See IMailQueueProcessor. It needs a queue that it can scan."""
 
     def __init__(
         self,
-        queue: IMailQueue,
+        queue: IScannableQueue,
         mailer: IMailer,
-        dispatcher: EventDispatcher,
+        dispatcher: IMailEventDispatcher,
         recorder: OutcomeRecorder,
-        *,
-        workers: int = 4,
-        batch: int = 100,
-        rate: tuple[int, int] | None = None,
-        keep_failed: float | None = None,
-        poll: float = POLL,
-        limit: int = LIMIT,
-        grace: float = GRACE,
-        pause: float = FIRST_PAUSE,
-        monotonic: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = random,
+        options: ProcessorOptions | None = None,
     ) -> None:
-        self._queue: Any = queue
+        self.options = options or ProcessorOptions()
+        self.pool: WorkerPool | None = None
+        """The workers of the current or the last run."""
+        self._queue = queue
         self._mailer = mailer
         self._dispatcher = dispatcher
         self._recorder = recorder
-        self._workers = workers
-        self._batch = batch
-        self._keep_failed = keep_failed
-        self._poll = poll
-        self._limit = limit
-        self._grace = grace
-        self._pause = pause
-        self._monotonic = monotonic
-        self._chance = chance
-        self._rate_limiter = RateLimiter(rate, monotonic=monotonic)
+        self._monotonic = self.options.monotonic
+        # Kept over several runs: a restart must not exceed the rate.
+        self._rate_limiter = RateLimiter(self.options.rate, monotonic=self._monotonic)
         self._recording = threading.Lock()
-        self._expire_at = float('-inf')
+        self._purge_at = float('-inf')
 
     def wake(self) -> None:
         self._queue.wake()
 
     def run(self, stop: threading.Event) -> None:
         self._queue.prepare()
-        pool = self._crew(stop, once=False)
+        pool = self._start_workers(stop, once=False)
         starting = True
         try:
             while not pool.stop.is_set():
                 try:
-                    # What subscribers have not taken from the last process they get at once.
-                    self._look(pool, all_events=starting)
+                    # At the start, events that the last process left are due at once.
+                    self._scan(pool, all_events=starting)
                     starting = False
-                    self._watch(pool)
+                    self._wait_for_full_scan(pool)
                 except Exception:
-                    log.exception('the queue processor failed, and goes on')
-                    pool.pending.rest(1.0)
+                    log.exception('the queue processor failed and continues')
+                    pool.active_queue.sleep(ERROR_PAUSE)
         finally:
-            self._end(pool)
+            self._shut_down(pool)
 
     def run_once(
         self, progress: Progress | None = None, stop: threading.Event | None = None
     ) -> Tally:
         self._queue.prepare()
-        pool = self._crew(stop or threading.Event(), once=True)
+        pool = self._start_workers(stop or threading.Event(), once=True)
         try:
             self._drain_once(pool, progress or _no_progress)
-            pool.dismiss(self._grace)
-            self._await_subscribers(pool)
-            now = self._recorder.clock()
-            done, _ = self._queue.scan(now, limit=self._limit, all_events=True)
-            self._report_all_done(pool, done)
-            self._expire()
+            pool.shutdown(self.options.grace)
+            self._wait_for_subscribers(pool)
+            finished, _ = self._queue.scan(
+                self._recorder.clock(), limit=self.options.limit, all_events=True
+            )
+            self._dispatch_all_finished(pool, finished)
+            self._purge_failed()
         finally:
-            self._end(pool)
+            self._shut_down(pool)
             if progress is not None:
-                progress(pool.tally, pool.left)
+                progress(pool.tally, pool.mails_left)
         if pool.error is not None:
             raise pool.error
         return pool.tally
 
-    def _crew(self, stop: threading.Event, *, once: bool) -> WorkerPool:
+    def _start_workers(self, stop: threading.Event, *, once: bool) -> WorkerPool:
+        options = self.options
         connections = [
-            RelayConnection(self._mailer, batch=self._batch, monotonic=self._monotonic)
-            for _ in range(self._workers)
+            RelayConnection(self._mailer, batch=options.batch, monotonic=self._monotonic)
+            for _ in range(options.workers)
         ]
-        breaker = CircuitBreaker(self._monotonic, pause=self._pause, chance=self._chance)
-        help = ConcurrencyController(self._recorder.cooperative_lock)
-        return WorkerPool(
-            *(connections, self._drain, breaker, help, self._rate_limiter, self._queue.wake, stop),
+        context = RunContext(
+            active_queue=ActiveQueue(self._rate_limiter, idle_timeout=options.idle),
+            breaker=CircuitBreaker(
+                self._monotonic,
+                relay=self._mailer.name,
+                pause=options.pause,
+                chance=options.chance,
+            ),
+            concurrency=ConcurrencyController(self._recorder.cooperative_lock),
+            stop=stop,
+            wake=self._queue.wake,
             once=once,
             clock=self._recorder.clock,
             monotonic=self._monotonic,
         )
+        self.pool = pool = WorkerPool(connections, self._drain, context)
+        return pool
 
-    def _watch(self, pool: WorkerPool) -> None:
-        """Look where mail is published until the next full look is due."""
+    def _shut_down(self, pool: WorkerPool) -> None:
+        pool.shutdown(self.options.grace)
+        with suppress(QueueError), self._recording:
+            self._recorder.write_unrecorded()
+        self._dispatcher.flush(pool.grace_left)
+        pool.sync(self._queue)
+        self._queue.close()
+
+    def _wait_for_full_scan(self, pool: WorkerPool) -> None:
+        """Return when the next full scan is due; scan new mail until then, and sync."""
         woken = False
         while not pool.stop.is_set():
-            here = self._monotonic()
-            moments = [max(pool.next_look, pool.rested[False])]
-            if moments[0] <= here:
+            now = self._monotonic()
+            moments = [max(pool.next_scan_at, pool.scan_allowed_at[False])]
+            if moments[0] <= now:
                 break
             if woken:
-                moments.append(pool.rested[True])
+                moments.append(pool.scan_allowed_at[True])
             if pool.busy:
-                moments.append(here + SYNC)
-            woken = self._queue.wait(max(min(moments) - here, 0.0)) or woken
+                moments.append(now + SYNC_INTERVAL)
+            woken = self._queue.wait(max(min(moments) - now, 0.0)) or woken
             pool.sync(self._queue)
-            if pool.pending.exhausted:
+            if pool.active_queue.exhausted:
                 return
-            if woken and self._monotonic() >= pool.rested[True]:
+            if woken and self._monotonic() >= pool.scan_allowed_at[True]:
                 woken = False
-                # What nobody can send now need not be looked at each time that more comes.
-                if not (pool.breaker.closed_for() and len(pool.pending)):
-                    self._look(pool, fresh=True)
+                # While mail waits for an unavailable relay, a scan for more of it is of no use.
+                if not (pool.breaker.retry_in() and len(pool.active_queue)):
+                    self._scan(pool, fresh=True)
 
-    def _look(self, pool: WorkerPool, *, fresh: bool = False, all_events: bool = False) -> None:
-        now, here = self._recorder.clock(), self._monotonic()
-        limit = self._limit_now(pool)
-        if not fresh and here < pool.next_look and pool.pending.running_low:
-            further = self._queue.next_page(limit)
-            if further:
-                pool.pending.fill(_unsettled(further), more=True)
+    def _scan(self, pool: WorkerPool, *, fresh: bool = False, all_events: bool = False) -> None:
+        """Fill the active queue, dispatch the events of finished mail, and plan the next scan."""
+        now, start = self._recorder.clock(), self._monotonic()
+        limit = self._scan_limit(pool)
+        if not fresh and start < pool.next_scan_at and pool.active_queue.running_low:
+            page = self._queue.next_page(limit)
+            if page:
+                pool.active_queue.add(_unfinished(page), more=True)
                 return
         if not fresh:
-            # Before the look: what is deferred during it may not be seen by it.
-            pool.next_look = here + self._poll
+            # Before the scan, which may not see what is deferred while it runs.
+            pool.next_scan_at = start + self.options.poll
         try:
             tickets, next_due = self._queue.scan(
                 now,
                 limit=limit,
                 fresh=fresh,
                 all_events=all_events,
-                on_first_page=lambda tickets: pool.pending.fill(tickets, fresh=True),
+                on_first_page=lambda tickets: pool.active_queue.add(tickets, fresh=True),
             )
         except QueueError as error:
-            pool.breaker.failed(error)
-            pool.next_look = here + max(pool.breaker.closed_for(), 1.0)
+            pool.breaker.record_failure(error)
+            pool.next_scan_at = start + max(pool.breaker.retry_in(), ERROR_PAUSE)
             return
-        pool.pending.fill(_unsettled(tickets), more=len(tickets) >= limit, fresh=fresh)
+        pool.active_queue.add(_unfinished(tickets), more=len(tickets) >= limit, fresh=fresh)
         end = self._monotonic()
-        pool.rested[fresh] = end + min(LEISURE * (end - here), self._poll)
+        pool.scan_allowed_at[fresh] = end + min(
+            SCAN_PAUSE_FACTOR * (end - start), self.options.poll
+        )
         if next_due is not None:
-            pool.look_by(here + next_due - now)
-        try:
-            self._report_done(pool, tickets[:REPORTS])
-            if len(tickets) > REPORTS and tickets[REPORTS].folder == 'done':
-                pool.look_by(here + UNTOLD)
-        except QueueError as error:
-            log.error('what lies in done/ could not be reported: %s', error)
+            pool.request_scan(start + next_due - now)
+        self._dispatch_first_finished(pool, tickets, start)
         if not fresh:
-            self._expire()
+            self._purge_failed()
 
-    def _expire(self) -> None:
-        """Remove what has lain in failed/ for too long, now and then; no mail waits for it."""
-        here = self._monotonic()
-        if self._keep_failed is None or here < self._expire_at:
-            return
-        self._expire_at = here + EXPIRE
-        try:
-            self._queue.purge_failed(self._recorder.clock() - self._keep_failed, limit=EXPIRED)
-        except QueueError as error:
-            log.error('old dead letters could not be removed: %s', error)
+    def _scan_limit(self, pool: WorkerPool) -> int:
+        """Return how many tickets to ask for: a scan finds those of mail in flight too."""
+        return self.options.limit + pool.active_queue.working * self.options.batch
 
     def _drain_once(self, pool: WorkerPool, progress: Progress) -> None:
-        harvest = SinglePassScan(self._queue, pool.pending, self._recorder.clock)
-        while not pool.pending.closed:
-            tickets = harvest.scan(self._limit_now(pool))
-            if harvest.fresh and not (tickets or harvest.more):
-                # What subscribers send meanwhile is fresh mail too.
-                self._await_subscribers(pool)
-                tickets = harvest.scan(self._limit_now(pool))
+        single_pass = SinglePassScan(self._queue, pool.active_queue, self._recorder.clock)
+        while not pool.active_queue.closed:
+            tickets = single_pass.scan(self._scan_limit(pool))
+            if single_pass.fresh and not (tickets or single_pass.more):
+                # Mail that subscribers send meanwhile belongs to this run too.
+                self._wait_for_subscribers(pool)
+                tickets = single_pass.scan(self._scan_limit(pool))
                 if not tickets:
                     break
-            self._report_all_done(pool, tickets)
+            self._dispatch_all_finished(pool, tickets)
             if pool.stop.is_set():
                 break
-            pool.pending.fill(_unsettled(tickets), more=harvest.more)
-            while not (pool.pending.await_rest(0.1) or pool.pending.running_low):
-                progress(pool.tally, pool.left)
-                harvest.tick()
+            pool.active_queue.add(_unfinished(tickets), more=single_pass.more)
+            while not (pool.active_queue.join(0.1) or pool.active_queue.running_low):
+                progress(pool.tally, pool.mails_left)
+                single_pass.check_clock()
                 if pool.stop.is_set():
-                    pool.pending.close()
+                    pool.active_queue.close()
 
-    def _limit_now(self, pool: WorkerPool) -> int:
-        """How many tickets to ask for: those of the mails in work are found too."""
-        return self._limit + pool.pending.working * self._batch
+    def _purge_failed(self) -> None:
+        """Remove old dead letters, now and then; no mail waits for it."""
+        keep, now = self.options.keep_failed, self._monotonic()
+        if keep is None or now < self._purge_at:
+            return
+        self._purge_at = now + PURGE_INTERVAL
+        try:
+            self._queue.purge_failed(self._recorder.clock() - keep, limit=PURGE_LIMIT)
+        except QueueError as error:
+            log.error(
+                'old dead letters could not be removed; next try in %g s: %s',
+                PURGE_INTERVAL,
+                error,
+            )
 
-    def _report_all_done(self, pool: WorkerPool, tickets: list[Any]) -> None:
-        """Report ``done/``, at the pace of the subscribers."""
-        done = [ticket for ticket in tickets if ticket.folder == 'done']
-        for at in range(0, len(done), REPORTS):
+    def _dispatch_first_finished(
+        self, pool: WorkerPool, tickets: Sequence[Ticket], start: float
+    ) -> None:
+        """Dispatch the events of one page of finished mail; request a scan for the rest."""
+        page = self.options.event_page
+        try:
+            self._dispatch_finished(pool, tickets[:page])
+            if len(tickets) > page and tickets[page].state == 'done':
+                pool.request_scan(start + EVENT_RETRY_DELAY)
+        except QueueError as error:
+            log.error('events in done/ could not be dispatched, they stay there: %s', error)
+
+    def _dispatch_all_finished(self, pool: WorkerPool, tickets: Sequence[Ticket]) -> None:
+        """Dispatch the events of all finished mail, page by page, as fast as subscribers run."""
+        page = self.options.event_page
+        finished = [ticket for ticket in tickets if ticket.state == 'done']
+        for at in range(0, len(finished), page):
             if pool.stop.is_set():
                 break
-            self._report_done(pool, done[at : at + REPORTS])
-            self._await_subscribers(pool)
+            self._dispatch_finished(pool, finished[at : at + page])
+            self._wait_for_subscribers(pool)
 
-    def _await_subscribers(self, pool: WorkerPool) -> None:
-        """Wait until they have heard all, or too long: they are told again what they have not."""
-        end = time.monotonic() + self._grace
-        while not (pool.stop.is_set() or self._dispatcher.join(0.1)) and time.monotonic() < end:
-            pass
-
-    def _report_done(self, pool: WorkerPool, tickets: list[Any]) -> None:
-        """Report what lies in ``done/``, which needs no relay."""
+    def _dispatch_finished(self, pool: WorkerPool, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
-            if ticket.folder == 'done':
+            if ticket.state == 'done':
                 claim = self._claim(pool, ticket)
                 if claim is not None:
                     report_settled(claim, self._dispatcher)
 
-    def _claim(self, pool: WorkerPool, ticket: Any, *, settled: bool = False) -> Any:
-        """A claim, or None. What is damaged has been put aside, and is an error event; what cannot
-        be read stays where it is, and stops nobody."""
-        try:
-            claim = self._queue.claim(ticket, settled=settled)
-            return claim and TrackedClaim(claim, pool, ticket)
-        except DamagedMail as error:
-            envelope = Envelope(
-                id=error.name,
-                message_id=error.name,
-                sender='',
-                recipients=(),
-                raw=error.raw,
-                queued_at=self._recorder.clock(),
-            )
-            fate = PendingEvent(
-                id=f'{error.name}-0-error-0',
-                kind='error',
-                recipients=(),
-                attempt=0,
-                mailer='',
-                reason=f'damaged: {error.reason}',
-            )
-            aside: Any = DamagedClaim(envelope)
-            self._dispatcher.dispatch(aside, [fate])
-        except QueueError as error:
-            if error.errno not in ITS_OWN:
-                raise
-            if pool.unheard(ticket):
-                log.error('%s cannot be claimed: %s', ticket.name, error)
-        except Exception:
-            if pool.unheard(ticket):
-                log.exception('%s cannot be claimed', ticket.name)
-        return None
+    def _settle_without_relay(self, pool: WorkerPool) -> None:
+        """Dispatch or move the mails in the active queue that have nothing left to send."""
+        for ticket in pool.active_queue.not_yet_examined():
+            claim = self._claim(pool, ticket, settled=True)
+            if claim is not None:
+                report_settled(claim, self._dispatcher)
+
+    def _wait_for_subscribers(self, pool: WorkerPool) -> None:
+        """Wait until all events are dispatched, at most the grace; the rest is dispatched again
+        later."""
+        end = time.monotonic() + self.options.grace
+        while not (pool.stop.is_set() or self._dispatcher.flush(0.1)) and time.monotonic() < end:
+            pass
 
     def _drain(self, pool: WorkerPool, connection: RelayConnection, tally: Tally) -> float:
-        """Send what is due over one session; return the seconds that this worker should rest."""
+        """Send due mail over one session, in the thread of a worker; return the seconds that this
+        worker should pause."""
         before = connection.mails_total
         try:
             self._queue.check_writable()
             with self._recording:
-                self._recorder.record()
+                self._recorder.write_unrecorded()
             attempt(self._claims(pool, connection), connection, self._recorder, tally)
             if connection.mails_total > before:
-                pool.breaker.answered()
+                pool.breaker.record_success()
         except (MailerUnavailable, QueueError) as error:
-            return self._closed(pool, error)
+            return self._end_drain(pool, error)
         return 0.0
 
     def _claims(self, pool: WorkerPool, connection: RelayConnection) -> Iterator[IMailClaim]:
-        """Claim what is due, one by one, until nothing is left, the gate has been closed, or the
-        pace has no place: it never waits."""
-        pool.breaker.enter()
-        pool.pending.nudge()
+        """Claim due mail one by one, until none is left, the breaker opens, or there is no permit.
+        Never wait."""
+        pool.breaker.session_opened()
+        pool.active_queue.notify_waiters()
         before = connection.mails_total
-        while pool.breaker.passable and (ticket := pool.pending.take()) is not None:
-            if pool.pending.tell():
+        while pool.breaker.allows and (ticket := pool.active_queue.pop()) is not None:
+            if pool.active_queue.should_request_refill():
                 self._queue.wake()
             if pool.unsynced >= SYNC_MAILS:
                 pool.sync(self._queue)
@@ -338,50 +328,55 @@ class QueueProcessor:
             try:
                 claim = self._claim(pool, ticket)
             finally:
-                if not _leaves(claim, self._recorder.clock()):
-                    pool.pending.unsent(ticket)
+                if not _will_be_sent(claim, self._recorder.clock()):
+                    pool.active_queue.refund(ticket)
             if claim is None:
-                pool.pending.missed(ticket)
+                pool.active_queue.note_contention(ticket)
             else:
                 yield claim
             if connection.mails_total > before:
                 before = connection.mails_total
-                pool.breaker.answered()
+                pool.breaker.record_success()
 
-    def _closed(self, pool: WorkerPool, error: MailerUnavailable | QueueError) -> float:
-        if pool.pending.closed:
+    def _end_drain(self, pool: WorkerPool, error: MailerUnavailable | QueueError) -> float:
+        if pool.active_queue.closed:
             return 0.0
-        rest = pool.breaker.failed(error)
-        if pool.once and not rest:
-            # Before what takes time: nobody else shall try the road meanwhile.
-            pool.give_up(error)
-        if isinstance(error, MailerUnavailable) and not rest:
+        pause = pool.breaker.record_failure(error)
+        if pool.once and not pause:
+            # Do this first, so that no other worker connects in the meantime.
+            pool.fail(error)
+        if isinstance(error, MailerUnavailable) and not pause:
             with suppress(QueueError):
-                self._settle_without_road(pool)
-        return rest
+                self._settle_without_relay(pool)
+        return pause
 
-    def _settle_without_road(self, pool: WorkerPool) -> None:
-        """What only waits for its event, or to be moved, needs no relay."""
-        for ticket in pool.pending.unexamined():
-            claim = self._claim(pool, ticket, settled=True)
-            if claim is not None:
-                report_settled(claim, self._dispatcher)
+    def _claim(
+        self, pool: WorkerPool, ticket: Ticket, *, settled: bool = False
+    ) -> IMailClaim | None:
+        """Return a claim, or None. A damaged file becomes an error event; a file that cannot be
+        read stays where it is, and the other mail is sent."""
+        try:
+            claim = self._queue.claim(ticket, settled=settled)
+            return None if claim is None else TrackedClaim(claim, pool, ticket)
+        except DamagedMail as error:
+            dispatch_damaged(error, self._dispatcher, now=self._recorder.clock())
+        except QueueError as error:
+            if error.errno not in SINGLE_FILE_ERRNOS:
+                raise
+            if pool.first_time(ticket):
+                log.error('%s cannot be claimed and stays in the queue: %s', ticket.order, error)
+        except Exception:
+            if pool.first_time(ticket):
+                log.exception('%s cannot be claimed and stays in the queue', ticket.order)
+        return None
 
-    def _end(self, pool: WorkerPool) -> None:
-        pool.dismiss(self._grace)
-        with suppress(QueueError), self._recording:
-            self._recorder.record()
-        self._dispatcher.join(pool.grace_left)
-        pool.sync(self._queue)
-        self._queue.close()
+
+def _unfinished(tickets: Sequence[Ticket]) -> list[Ticket]:
+    return [ticket for ticket in tickets if ticket.state != 'done']
 
 
-def _unsettled(tickets: list[Any]) -> list[Any]:
-    return [ticket for ticket in tickets if ticket.folder != 'done']
-
-
-def _leaves(claim: Any, now: float) -> bool:
-    """Whether a claim is one, and of a mail that will be sent: not of one that is only settled."""
+def _will_be_sent(claim: IMailClaim | None, now: float) -> bool:
+    """Return whether the mail of this claim will be sent: not if it is only settled."""
     if claim is None or not claim.todo or claim.interrupted:
         return False
     expires: float | None = claim.envelope.expires
@@ -389,4 +384,4 @@ def _leaves(claim: Any, now: float) -> bool:
 
 
 def _no_progress(tally: Tally, left: int) -> None:
-    """Nobody looks."""
+    """Show nothing."""

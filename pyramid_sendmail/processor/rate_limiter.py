@@ -1,4 +1,4 @@
-"""The pace of a queue processor: ``mail.rate``."""
+"""The rate limiter of a queue processor: ``mail.rate``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ['RateLimiter']
 
 
 class RateLimiter:
-    """Hands out places, one a mail: at most ``rate``, ``(mails, seconds)``, in any so many seconds;
-    None is no limit. Keeps no lock: one thread at a time.
+    """Gives out permits, one for each mail: at most ``rate``, ``(mails, seconds)``, in any period
+    of so many seconds; None is no limit. Not thread-safe.
 
-    What lies behind us counts, not a clock's minutes, so that no minute ever sees more, whenever it
-    begins. At most a second's share of a longer time leaves at once, for relays count in seconds
-    too: of ``(600, 60)`` ten, of ``(90, 3600)`` one.
+    The period is a sliding window, not a minute or an hour of the clock. Relays count by the
+    second too, so at most one second's share leaves at once: of ``(600, 60)`` ten mails, of
+    ``(90, 3600)`` one.
     """
 
     def __init__(
@@ -31,41 +31,41 @@ class RateLimiter:
         else:
             mails, seconds = rate
             self._share = max(mails // seconds, 1)
-            # Whole shares only: with a part of one, some minutes would see a mail too many.
+            # Whole shares only: with a part of one, some minutes would have a mail too many.
             self._span = seconds / (mails // self._share)
         self._monotonic = monotonic
-        self._taken: deque[float] = deque()
+        self._permits: deque[float] = deque()
 
-    def take(self) -> float | None:
-        """A place, or None while there is none."""
+    def acquire(self) -> float | None:
+        """Return a permit, or None if there is none now."""
         if not self._span:
             return 0.0
-        now = self._forget()
-        if len(self._taken) >= self._share:
+        now = self._forget_old_permits()
+        if len(self._permits) >= self._share:
             return None
-        self._taken.append(now)
+        self._permits.append(now)
         return now
 
-    def give_back(self, place: float) -> bool:
-        """No mail has left for it; whether there is one place more now. Without a rate, nothing is
-        kept of any; and it may be long past."""
-        if place not in self._taken:
+    def refund(self, permit: float) -> bool:
+        """Take back an unused permit. Return True if that frees capacity now: False if the permit
+        has expired, or if there is no rate."""
+        if permit not in self._permits:
             return False
-        self._taken.remove(place)
+        self._permits.remove(permit)
         return True
 
-    def wait(self, places: int = 1) -> float:
-        """Seconds until there are so many places at once: 0 if there are, infinity if there never
-        will be."""
-        now = self._forget()
-        missing = places - (self._share - len(self._taken))
-        if places > self._share:
+    def retry_in(self, permits: int = 1) -> float:
+        """Return the seconds until so many permits can be acquired at once: 0 if they can be now,
+        infinity if that many are never free at once."""
+        now = self._forget_old_permits()
+        missing = permits - (self._share - len(self._permits))
+        if permits > self._share:
             return inf
-        return self._taken[missing - 1] + self._span - now if missing > 0 else 0.0
+        return self._permits[missing - 1] + self._span - now if missing > 0 else 0.0
 
-    def _forget(self) -> float:
-        """Forget what counts no more; return the time."""
+    def _forget_old_permits(self) -> float:
+        """Forget the permits that no longer count; return the time."""
         now = self._monotonic()
-        while self._taken and self._taken[0] + self._span <= now:
-            self._taken.popleft()
+        while self._permits and self._permits[0] + self._span <= now:
+            self._permits.popleft()
         return now

@@ -1,49 +1,56 @@
-"""What a run to the end takes: all that is due at its start, and fresh mail that comes then."""
+"""The scan of ``--once``: everything due at the start, plus mail that arrives during the run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from ..queue.maildir.filename import is_ours
+from ..interfaces import IScannableQueue
+from ..queue.ticket import Ticket
 from .active_queue import ActiveQueue
 
 __all__ = ['SinglePassScan']
 
 
 class SinglePassScan:
-    """Looks at the queue until nothing is found that was not found before.
+    """Scans the queue until nothing is found that was not found before.
 
-    A mail that was tried is gone, or its next time is later than the start of the run. So only what
-    was found and is still where it was has to be remembered, and that is what the last look found:
-    the memory does not grow with the mails sent. A clock that jumps back brings the start along.
+    A mail that was tried is gone, or due after the start, so it is enough to remember the ids of
+    the last scan: the memory does not grow with the mails sent. If the clock jumps back, the
+    start moves back with it.
     """
 
-    def __init__(self, queue: Any, pending: ActiveQueue, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, queue: IScannableQueue, active_queue: ActiveQueue, clock: Callable[[], float]
+    ) -> None:
         self._queue = queue
-        self._pending = pending
+        self._active_queue = active_queue
         self._clock = clock
         self._start = clock()
-        self._seen: set[int] = set()
-        self._begun: set[int] = set()
+        self._found: set[int] = set()
+        """Ids of the last scan."""
+        self._first_page: set[int] = set()
+        """Ids that the scan in progress has handed out already."""
         self._stuck = 0
-        self._looked = False
+        self._scanned = False
         self.fresh = False
-        """Whether all that was due at the start has been found, and fresh mail is looked for."""
+        """Whether all that was due at the start was found, and only new mail is scanned."""
         self.more = True
-        """Whether the last look may have found less than there is."""
+        """Whether the last scan may have found less than there is."""
 
-    def tick(self) -> None:
-        """Watch the clock; to be called now and then."""
+    def check_clock(self) -> None:
+        """Notice when the clock jumps back; call it now and then."""
         self._start = min(self._start, self._clock())
 
-    def scan(self, limit: int) -> list[Any]:
-        """Return about ``limit`` tickets, or less, none of which was returned before; of a look
-        that takes long, the first are pending already. Raises QueueError."""
-        self.tick()
-        if self._looked and (further := self._queue.next_page(limit)):
-            return self._unseen(further, [_id(ticket) for ticket in further])
-        self._looked = True
+    def scan(self, limit: int) -> list[Ticket]:
+        """Return about ``limit`` tickets, or fewer, none of which was returned before.
+
+        The first tickets of a long scan are added to the active queue meanwhile. Raises
+        QueueError.
+        """
+        self.check_clock()
+        if self._scanned and (page := self._queue.next_page(limit)):
+            return self._not_found_before(page, [_id(ticket) for ticket in page])
+        self._scanned = True
         self.fresh = self.fresh or not self.more
         limit += self._stuck
         tickets, _ = self._queue.scan(
@@ -51,33 +58,32 @@ class SinglePassScan:
             limit=limit,
             fresh=self.fresh,
             all_events=not self.fresh,
-            on_first_page=self._early,
+            on_first_page=self._add_first_page,
         )
         self.more = len(tickets) >= limit
         ids = [_id(ticket) for ticket in tickets]
-        # Found once more although nobody works on them.
+        # Found again although no worker has them: the next scan must return more to get past them.
         self._stuck = sum(
-            id in self._seen and not self._pending.knows(ticket)
+            id in self._found and not self._active_queue.knows(ticket)
             for id, ticket in zip(ids, tickets, strict=True)
         )
-        unseen = self._unseen(tickets, ids)
-        self._seen = self._begun.union(ids)
-        self._begun = set()
-        return unseen
+        new = self._not_found_before(tickets, ids)
+        self._found = self._first_page.union(ids)
+        self._first_page = set()
+        return new
 
-    def _early(self, tickets: list[Any]) -> None:
+    def _add_first_page(self, tickets: list[Ticket]) -> None:
         ids = [_id(ticket) for ticket in tickets]
-        unseen = [ticket for id, ticket in zip(ids, tickets, strict=True) if id not in self._seen]
-        self._begun.update(id for id in ids if id not in self._seen)
-        self._pending.fill(unseen, fresh=True)
+        new = [ticket for id, ticket in zip(ids, tickets, strict=True) if id not in self._found]
+        self._first_page.update(id for id in ids if id not in self._found)
+        self._active_queue.add(new, fresh=True)
 
-    def _unseen(self, tickets: list[Any], ids: list[int]) -> list[Any]:
-        known = self._seen | self._begun
-        self._seen.update(ids)
+    def _not_found_before(self, tickets: list[Ticket], ids: list[int]) -> list[Ticket]:
+        known = self._found | self._first_page
+        self._found.update(ids)
         return [ticket for id, ticket in zip(ids, tickets, strict=True) if id not in known]
 
 
-def _id(ticket: Any) -> int:
-    """The same whatever the mail's schedule, and small; a foreign file has its name only."""
-    ours = is_ours(ticket.name)
-    return hash(ours[4] if ours else ticket.name)
+def _id(ticket: Ticket) -> int:
+    """Return a small id that stays the same when the mail's schedule changes."""
+    return hash(ticket.key)

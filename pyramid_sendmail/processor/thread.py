@@ -1,4 +1,4 @@
-"""``mail.processor = thread``: the queue processor inside the web process."""
+"""``mail.processor = thread``: a queue processor in a thread of the web process."""
 
 from __future__ import annotations
 
@@ -14,16 +14,31 @@ __all__ = ['ProcessorThread']
 
 log = logging.getLogger(__name__)
 
-UNUSABLE, FAILED = 60.0, 10.0
-"""Seconds until the processor runs again: the queue cannot be used; anything else."""
+QUEUE_RETRY_DELAY = 60.0
+"""Seconds until the processor starts again after the queue could not be used."""
+
+RESTART_DELAY = 10.0
+"""Seconds until the processor starts again after any other error."""
 
 
 class ProcessorThread:
-    """One queue processor a process, started by the first request or, after a fork, by the first
-    request or ``send``: scripts and pshell, which serve no request, never start it."""
+    """One queue processor in each process.
 
-    def __init__(self, make: Callable[[], IMailQueueProcessor]) -> None:
+    The first request starts it; after a fork, the first request or ``send`` in the child starts
+    another. Scripts and pshell serve no request, so they never start it. ``make`` returns the
+    processor. ``queue_retry_delay``, ``restart_delay``: see QUEUE_RETRY_DELAY and RESTART_DELAY.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], IMailQueueProcessor],
+        *,
+        queue_retry_delay: float = QUEUE_RETRY_DELAY,
+        restart_delay: float = RESTART_DELAY,
+    ) -> None:
         self._make = make
+        self._queue_retry_delay = queue_retry_delay
+        self._restart_delay = restart_delay
         self._threads = BackgroundThreads(self._reset, self.finish)
         self._serving = False
         self._reset()
@@ -35,13 +50,13 @@ class ProcessorThread:
         self._thread: BackgroundThread | None = None
 
     def serve(self) -> None:
-        """A request has come."""
+        """Start the processor unless it runs: called for each request."""
         self._serving = True
         if self._thread is None:
             self._start()
 
     def sent(self) -> None:
-        """``send`` has taken a message."""
+        """Start the processor after a fork: called for each ``send``."""
         if self._serving:
             self.serve()
 
@@ -57,21 +72,29 @@ class ProcessorThread:
             try:
                 self._processor.run(self._stop)
             except QueueError as error:
-                log.critical('mail.processor = thread delivers nothing: %s', error)
-                self._stop.wait(UNUSABLE)
+                delay = self._queue_retry_delay
+                log.critical(
+                    'queue processor thread cannot use the queue, no mail is sent; '
+                    'next try in %g s: %s',
+                    delay,
+                    error,
+                )
+                self._stop.wait(delay)
             except Exception:
-                log.exception('mail.processor = thread failed; it starts again')
-                self._stop.wait(FAILED)
+                log.exception(
+                    'queue processor thread failed; it starts again in %g s', self._restart_delay
+                )
+                self._stop.wait(self._restart_delay)
 
     def finish(self, timeout: float) -> None:
-        """Finish what is in flight, within ``timeout`` seconds."""
+        """Stop the processor, and wait up to ``timeout`` seconds for mail in flight."""
         self._stop.set()
         if self._thread is not None and self._processor is not None:
             self._processor.wake()
             self._thread.join(timeout)
             if self._thread.is_alive():
                 log.warning(
-                    'mail.processor = thread has not ended within %g s, and is left to itself: '
-                    'the next processor finishes what it has begun',
+                    'queue processor thread did not stop within %g s; '
+                    'unfinished mail is retried by the next processor',
                     timeout,
                 )

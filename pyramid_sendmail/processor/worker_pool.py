@@ -1,71 +1,78 @@
-"""The workers of a queue processor, and what its claims tell it."""
+"""The worker pool of a queue processor: one thread for each connection."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
 
-from ..envelope import Envelope, PendingEvent
 from ..exceptions import MailerUnavailable, QueueError
-from ..sending.attempt import Tally
+from ..interfaces import IScannableQueue
+from ..queue.ticket import Ticket
 from ..sending.connection import RelayConnection
+from ..sending.outcome import Tally
 from ..threads import BackgroundThread
 from .active_queue import ActiveQueue
-from .circuit_breaker import CircuitBreaker, ConcurrencyController
-from .rate_limiter import RateLimiter
+from .circuit_breaker import CircuitBreaker
+from .concurrency import ConcurrencyController
 
-__all__ = ['UNTOLD', 'DamagedClaim', 'TrackedClaim', 'WorkerPool']
+__all__ = ['EVENT_RETRY_DELAY', 'RunContext', 'WorkerPool']
 
 log = logging.getLogger(__name__)
 
-UNTOLD = 1.0
-"""Seconds until an event is looked for that had no room among those that wait."""
+EVENT_RETRY_DELAY = 1.0
+"""Seconds until an event that the full backlog rejected is tried again."""
 
 _total: Callable[[Tally], int] = attrgetter('total')
 
 
-class WorkerPool:
-    """The workers of one run: ``drain(crew, road, tally)`` is what each does, over and over.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """What the workers of one run share.
 
-    ``stop``: set by whoever wants the run to end.
+    ``stop``: set from outside when the run should end. ``wake()`` ends the queue's ``wait``.
+    ``once``: True for ``run_once``. ``clock``: epoch seconds.
     """
+
+    active_queue: ActiveQueue
+    breaker: CircuitBreaker
+    concurrency: ConcurrencyController
+    stop: threading.Event
+    wake: Callable[[], None]
+    once: bool
+    clock: Callable[[], float]
+    monotonic: Callable[[], float]
+
+
+class WorkerPool:
+    """The workers of one run. They start at once, and call ``drain(pool, connection, tally)`` over
+    and over, which returns the seconds that the worker should pause."""
 
     def __init__(
         self,
-        connections: list[RelayConnection],
+        connections: Sequence[RelayConnection],
         drain: Callable[[WorkerPool, RelayConnection, Tally], float],
-        breaker: CircuitBreaker,
-        help: ConcurrencyController,
-        rate_limiter: RateLimiter,
-        wake: Callable[[], None],
-        stop: threading.Event,
-        *,
-        once: bool,
-        clock: Callable[[], float],
-        monotonic: Callable[[], float],
+        context: RunContext,
     ) -> None:
-        self.pending = ActiveQueue(rate_limiter)
-        self.breaker = breaker
-        self._help = help
-        self.once = once
+        self.active_queue = context.active_queue
+        self.breaker = context.breaker
+        self.stop = context.stop
+        self.once = context.once
         self.error: MailerUnavailable | QueueError | None = None
-        self.next_look = 0.0
-        """When the whole queue is looked at again, by the monotonic clock."""
-        self.rested = {True: float('-inf'), False: float('-inf')}
-        """When fresh mail, and the whole queue, may be looked at again."""
+        """Why ``run_once`` ended early."""
+        self.next_scan_at = 0.0
+        """When the next full scan is due, by the monotonic clock."""
+        self.scan_allowed_at = {True: float('-inf'), False: float('-inf')}
+        """When a scan of new mail (True), and a full scan (False), may start at the earliest."""
+        self._context = context
         self._drain = drain
-        self._clock = clock
-        self._monotonic = monotonic
-        self._wake = wake
-        self.stop = stop
-        self._deadline: float | None = None
-        self._looking = threading.Lock()
+        self._shutdown_at: float | None = None
+        self._scheduling = threading.Lock()
         self._synced = 0
-        self._complaints: set[Any] = set()
+        self._seen_tickets: set[Ticket] = set()
         self._tallies = [Tally() for _ in connections]
         self._workers = [
             (
@@ -86,7 +93,7 @@ class WorkerPool:
 
     @property
     def tally(self) -> Tally:
-        """What all of them have come to so far."""
+        """The sum of all workers' counts so far."""
         total = Tally()
         for tally in self._tallies:
             total.add(tally)
@@ -94,176 +101,126 @@ class WorkerPool:
 
     @property
     def unsynced(self) -> int:
+        """How many mails were settled since the last sync."""
         return sum(map(_total, self._tallies)) - self._synced
 
     @property
-    def left(self) -> int:
-        """How many mails are due or in flight, as far as anybody knows."""
-        return len(self.pending) + sum(connection.mails_waiting for connection, _ in self._workers)
+    def mails_left(self) -> int:
+        """How many mails are known to be due or in flight."""
+        in_flight = sum(connection.mails_waiting for connection, _ in self._workers)
+        return len(self.active_queue) + in_flight
 
     @property
     def busy(self) -> bool:
-        """Whether something has been done, or may be done any moment, that needs a sync."""
+        """Whether mail was settled, or may be settled any moment, that needs a sync."""
         return bool(
             self.unsynced
-            or self.pending.working
-            or (len(self.pending) and not self.breaker.closed_for())
+            or self.active_queue.working
+            or (len(self.active_queue) and not self.breaker.retry_in())
         )
 
-    def look_by(self, moment: float) -> bool:
-        """Have the whole queue looked at no later than then; whether that changes anything."""
-        with self._looking:
-            sooner = moment < self.next_look
+    def request_scan(self, at: float) -> bool:
+        """Have a full scan run no later than ``at``, by the monotonic clock. Return whether that
+        is sooner than planned."""
+        with self._scheduling:
+            sooner = at < self.next_scan_at
             if sooner:
-                self.next_look = moment
+                self.next_scan_at = at
             return sooner
 
     def due_again(self, due: float) -> None:
-        """Something has to be looked for then, in epoch seconds, perhaps before the next look."""
-        if self.look_by(self._monotonic() + max(due - self._clock(), 0.0)):
-            self._wake()
+        """Have a full scan run no later than ``due``, in epoch seconds."""
+        context = self._context
+        if self.request_scan(context.monotonic() + max(due - context.clock(), 0.0)):
+            context.wake()
 
-    def untold(self) -> None:
-        """An event had no room among those that wait."""
-        self.due_again(self._clock() + UNTOLD)
+    def event_rejected(self) -> None:
+        """Have an event found again that the full backlog rejected."""
+        self.due_again(self._context.clock() + EVENT_RETRY_DELAY)
 
-    def sync(self, queue: Any) -> None:
+    def claim_released(self, ticket: Ticket) -> None:
+        """Record that a claim was released without an attempt.
+
+        ``run_once`` scans for no mail a second time, so another worker takes the ticket. Otherwise
+        the next scan finds the mail again.
+        """
+        if self.once:
+            self.active_queue.put_back(ticket)
+        else:
+            self.active_queue.refund(ticket)
+
+    def first_time(self, ticket: Ticket) -> bool:
+        """Return True on the first call for a ticket, so that each problem is logged once."""
+        seen = ticket in self._seen_tickets
+        self._seen_tickets.add(ticket)
+        return not seen
+
+    def sync(self, queue: IScannableQueue) -> None:
+        """Sync the queue if mail was settled since the last sync."""
         total = self.tally.total
         if total != self._synced:
             self._synced = total
             try:
                 queue.sync()
             except OSError as error:
-                log.error('the queue could not be synced: %s', error)
+                log.error(
+                    'queue could not be synced; after a power cut some delivered mail may be '
+                    'sent again: %s',
+                    error,
+                )
 
-    def _work(self, connection: RelayConnection, tally: Tally) -> None:
-        while self.pending.await_work(self._admit, idle=connection.close):
-            try:
-                rest = self._drain(self, connection, tally)
-            except Exception as error:
-                log.exception('a worker failed, and goes on')
-                rest = self.breaker.failed(error)
-                if self.once:
-                    self.give_up(MailerUnavailable(f'a worker failed: {error!r}'))
-            self.breaker.leave()
-            self.pending.worked(again=bool(rest or self.breaker.closed_for()))
-            if self.pending.tell():
-                self._wake()
-            if rest:
-                self.pending.rest(rest)
-        connection.close()
-
-    def _admit(self) -> float:
-        return self._help.wait(self.pending.working) or self.breaker.admit()
-
-    def released(self, ticket: Any) -> None:
-        """A claim of it was released as it was; ``run_once`` looks for no mail a second time, and
-        has another worker take it."""
-        self.pending.unsent(ticket, again=self.once)
-
-    def unheard(self, ticket: Any) -> bool:
-        """Whether nobody has complained about this one yet."""
-        heard = ticket in self._complaints
-        self._complaints.add(ticket)
-        return not heard
-
-    def give_up(self, error: MailerUnavailable | QueueError) -> None:
-        """``run_once`` tries a closed road once."""
+    def fail(self, error: MailerUnavailable | QueueError) -> None:
+        """End ``run_once`` with this error: it tries an unavailable relay once."""
         self.error = self.error or error
-        self.pending.close()
+        self.active_queue.close()
 
-    def dismiss(self, grace: float) -> None:
-        """Take nothing more, and wait for what is in flight, so many seconds at most from the first
-        call on; who only tries to reach a relay holds no mail and is not waited for."""
-        self.pending.close()
-        again = self._deadline is not None
-        self._deadline = self._deadline or time.monotonic() + grace
+    def shutdown(self, grace: float) -> None:
+        """Stop taking mail, and wait up to ``grace`` seconds for mail in flight.
+
+        The time counts from the first call. Workers that are still connecting hold no mail and
+        are not waited for.
+        """
+        self.active_queue.close()
+        called_before = self._shutdown_at is not None
+        self._shutdown_at = self._shutdown_at or time.monotonic() + grace
         for connection, thread in self._workers:
             while thread.is_alive() and not connection.connecting and self.grace_left:
                 thread.join(0.05)
         late = [
             thread.name for connection, thread in self._workers if _holds_mail(connection, thread)
         ]
-        if late and not again:
-            log.warning('still sending, and left to itself: %s', ', '.join(late))
+        if late and not called_before:
+            log.warning(
+                'still sending at the end of the shutdown time: %s; '
+                'unfinished mail is retried by the next processor',
+                ', '.join(late),
+            )
 
     @property
     def grace_left(self) -> float:
-        """Seconds that what was dismissed still has; subscribers work beside the mail in flight,
-        and have no more."""
-        return max((self._deadline or 0.0) - time.monotonic(), 0.0)
+        """Seconds until the shutdown time ends. Subscribers share it with the mail in flight."""
+        return max((self._shutdown_at or 0.0) - time.monotonic(), 0.0)
 
+    def _work(self, connection: RelayConnection, tally: Tally) -> None:
+        while self.active_queue.wait_for_work(self._acquire, on_idle=connection.close):
+            try:
+                pause = self._drain(self, connection, tally)
+            except Exception as error:
+                log.exception('a worker failed and continues')
+                pause = self.breaker.record_failure(error)
+                if self.once:
+                    self.fail(MailerUnavailable(f'a worker failed: {error!r}'))
+            self.breaker.release()
+            self.active_queue.task_done(retry=bool(pause or self.breaker.retry_in()))
+            if self.active_queue.should_request_refill():
+                self._context.wake()
+            if pause:
+                self.active_queue.sleep(pause)
+        connection.close()
 
-class TrackedClaim:
-    """A claim that tells the crew when its mail, or an event of it, is due again, that it was
-    released as it was, or that an event of it was not told, since too many wait already."""
-
-    __slots__ = (
-        *('_claim', '_crew', '_ticket', '_settled', '_telling'),
-        *('envelope', 'interrupted', 'mark_ambiguous', 'todo'),
-    )
-
-    def __init__(self, claim: Any, pool: WorkerPool, ticket: Any) -> None:
-        self._claim = claim
-        self._crew = pool
-        self._ticket = ticket
-        self._settled = False
-        self._telling = bool(claim.pending_events)
-        # What never changes and is asked for often.
-        self.envelope: Envelope = claim.envelope
-        self.todo: tuple[str, ...] = claim.todo
-        self.interrupted: str = claim.interrupted
-        self.mark_ambiguous: Callable[[Sequence[str]], None] = claim.mark_ambiguous
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._claim, name)
-
-    @property
-    def attempt(self) -> int:
-        return int(self._claim.attempt)
-
-    @property
-    def pending_events(self) -> Sequence[PendingEvent]:
-        events: Sequence[PendingEvent] = self._claim.pending_events
-        return events
-
-    def settle(
-        self, events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
-    ) -> None:
-        self._settled = True
-        self._claim.settle(events, retry_at=retry_at, report=report)
-        self._telling = report
-        if retry_at is not None:
-            self._crew.due_again(retry_at)
-
-    def retry_events(self, events: Iterable[PendingEvent], due: float) -> None:
-        self._claim.retry_events(events, due)
-        self._crew.due_again(due)
-
-    def release(self) -> None:
-        self._claim.release()
-        if self._telling:
-            self._crew.untold()
-        if self.todo and not self._settled:
-            self._crew.released(self._ticket)
-
-
-class DamagedClaim:
-    """Stands for a file that has been put aside: there is no mail to settle."""
-
-    pending_events = ()
-
-    def __init__(self, envelope: Envelope) -> None:
-        self.envelope = envelope
-
-    def acknowledge(self, events: object) -> None:
-        """Nothing to write down."""
-
-    def retry_events(self, events: object, due: float) -> None:
-        """It is in the log, and in ``failed/``."""
-
-    def release(self) -> None:
-        """Nothing is held."""
+    def _acquire(self) -> float:
+        working = self.active_queue.working
+        return self._context.concurrency.acquire(working) or self.breaker.acquire()
 
 
 def _holds_mail(connection: RelayConnection, thread: threading.Thread) -> bool:

@@ -1,24 +1,14 @@
-"""Where envelopes wait: a Maildir on disk, or memory."""
+"""Where envelopes wait: a Maildir on disk, or memory.
+
+``maildir/`` is the queue on disk, ``memory`` the one for direct delivery without a Maildir and for
+tests. ``ticket`` is what a scan returns and a claim is made with; ``in_doubt`` is about mail that
+needs a person's decision; ``browsing`` and ``memory_browser`` are for people who look into a queue.
+The contracts are IScannableQueue and IBrowsableQueue in ``pyramid_sendmail.interfaces``.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .maildir.queue import MaildirQueue
-    from .memory import MemoryQueue
+from .maildir.queue import MaildirQueue
+from .memory import MemoryQueue
 
 __all__ = ['MaildirQueue', 'MemoryQueue']
-
-
-def __getattr__(name: str) -> Any:
-    """Each is imported by who uses it (PEP 562): hardly any process has both."""
-    if name == 'MaildirQueue':
-        from .maildir.queue import MaildirQueue
-
-        return MaildirQueue
-    if name == 'MemoryQueue':
-        from .memory import MemoryQueue
-
-        return MemoryQueue
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,7 +1,6 @@
 """A queue in memory: for direct delivery without a Maildir, and for tests.
 
-It keeps the whole contract of IMailQueue but its durability: what it holds is gone with the
-process.
+It keeps the whole contract of IScannableQueue except durability: its mail is lost with the process.
 """
 
 from __future__ import annotations
@@ -17,9 +16,12 @@ from dataclasses import dataclass, field, replace
 from zope.interface import implementer
 
 from ..envelope import Envelope, PendingEvent
-from ..interfaces import IMailClaim, IMailQueue, IStagedMail
-from .maildir.filename import Ticket, in_turn, schedule_of
-from .maildir.history import doubtful
+from ..interfaces import IBrowsableQueue, IMailClaim, IScannableQueue, IStagedMail
+from .browsing import MailDetails, MailInfo, MailState, QueueStats
+from .in_doubt import in_doubt_event, needs_decision
+from .maildir.filename import file_name, ticket_of
+from .memory_browser import MemoryBrowser
+from .ticket import Ticket, alternate
 
 __all__ = ['MemoryQueue']
 
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Mail:
-    """A mail and where it stands."""
+    """A mail and its state; ``folder`` and ``letters`` are those of a Maildir."""
 
     envelope: Envelope
     folder: str
@@ -38,26 +40,34 @@ class Mail:
     retry_at: float = 0.0
     claimed: bool = False
     failed_at: float = 0.0
-    doubtful: bool = False
-    """Whether only a person can tell what became of it."""
+    held: bool = False
+    """In ``failed``, but only until a person releases it."""
+    history: list[str] = field(default_factory=list)
+    latest: dict[str, PendingEvent] = field(default_factory=dict)
+    """The outcome of the last attempt for each recipient."""
+    needs_decision: bool = False
+    """Whether only a person can decide what to do with it."""
     letters: dict[str, str] = field(default_factory=dict)
     pending_events: list[PendingEvent] = field(default_factory=list)
 
     @property
-    def wanted_at(self) -> float:
-        """When it is due; a new mail at once, unless the user has asked for a later time."""
+    def due_at(self) -> float:
+        """When the mail is due. New mail is due at once unless the user asked for a later time."""
         return self.envelope.not_before if self.folder == 'new' else self.due
 
     @property
     def ticket(self) -> Ticket:
-        schedule = schedule_of(self.envelope, due=self.due, attempt=self.attempt)
-        return Ticket(self.folder, schedule.name)
+        order = file_name(self.envelope, due=self.due, attempt=self.attempt).text
+        return ticket_of(self.folder, order)
 
 
-@implementer(IMailQueue)
+@implementer(IScannableQueue, IBrowsableQueue)
 class MemoryQueue:
-    """See IMailQueue. ``failed`` holds the envelopes of dead letters, in order; without
-    ``keep_failed`` they are let go once their events are told."""
+    """See IScannableQueue.
+
+    ``failed``: the envelopes of dead letters, in order. Without ``keep_failed`` a dead letter is
+    dropped when its events have been handled.
+    """
 
     def __init__(self, *, keep_failed: bool = True, clock: Callable[[], float] = time.time) -> None:
         self.keep_failed = keep_failed
@@ -66,19 +76,24 @@ class MemoryQueue:
         self._mails: dict[str, Mail] = {}
         self._lock = threading.RLock()
         self._woken = threading.Event()
+        self._browser = MemoryBrowser(self)
 
     def __len__(self) -> int:
         """How many mails wait for delivery."""
-        with self._held() as mails:
+        with self.locked() as mails:
             return sum(mail.folder in ('new', 'cur') for mail in mails.values())
 
     @property
     def failed(self) -> list[Envelope]:
-        with self._held() as mails:
-            return [mail.envelope for mail in mails.values() if mail.folder == 'failed']
+        with self.locked() as mails:
+            return [
+                mail.envelope
+                for mail in mails.values()
+                if mail.folder == 'failed' and not mail.held
+            ]
 
-    def put(self, envelopes: Sequence[Envelope]) -> MemoryPut:
-        return MemoryPut(self, tuple(envelopes))
+    def put(self, envelopes: Sequence[Envelope]) -> MemoryStagedMail:
+        return MemoryStagedMail(self, tuple(envelopes))
 
     def scan(
         self,
@@ -90,18 +105,20 @@ class MemoryQueue:
         on_first_page: Callable[[list[Ticket]], None] | None = None,
     ) -> tuple[list[Ticket], float | None]:
         folders = ('new',) if fresh else ('done', 'new', 'cur')
-        with self._held() as mails:
+        with self.locked() as mails:
             waiting = [
-                (mail.ticket, now if all_events and mail.folder == 'done' else mail.wanted_at)
+                (mail.ticket, now if all_events and mail.folder == 'done' else mail.due_at)
                 for mail in mails.values()
                 if mail.folder in folders
             ]
-        due = sorted((ticket for ticket, due in waiting if due <= now), key=lambda it: it.name)
-        done, new, cur = (
-            [ticket for ticket in due if ticket.folder == folder]
-            for folder in ('done', 'new', 'cur')
+        due = sorted(
+            (ticket for ticket, due in waiting if due <= now), key=lambda ticket: ticket.order
         )
-        tickets = [*done, *in_turn(new, cur)][:limit]
+        done, new, cur = (
+            [ticket for ticket in due if ticket.state == state]
+            for state in ('done', 'new', 'deferred')
+        )
+        tickets = [*done, *alternate(new, cur)][:limit]
         return tickets, min((due for _, due in waiting if due > now), default=None)
 
     def next_page(self, limit: int) -> list[Ticket]:
@@ -109,15 +126,15 @@ class MemoryQueue:
 
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MemoryClaim | None:
         now = self._clock()
-        with self._held() as mails:
-            mail = mails.get(ticket.name.rpartition('-')[2])
+        with self.locked() as mails:
+            mail = mails.get(ticket.key)
             if mail is None or mail.claimed or mail.ticket != ticket:
                 return None
             claim = MemoryClaim(self, mail, now)
-            if (settled and claim.todo) or (mail.folder == 'new' and mail.wanted_at > now):
+            if (settled and claim.todo) or (mail.folder == 'new' and mail.due_at > now):
                 return None
             mail.claimed = True
-            # Where a clock was wrong: no age that never counts.
+            # A wrong clock must not make the age of a mail negative.
             mail.since = min(mail.since, now)
             return claim
 
@@ -125,19 +142,18 @@ class MemoryQueue:
         """Memory can always be written."""
 
     def prepare(self) -> None:
-        """Nothing to make."""
+        """There is nothing to prepare."""
 
     def sync(self) -> None:
-        """Nothing survives anyway."""
+        """Nothing survives the process anyway."""
 
     def purge_failed(self, before: float, *, limit: int = 1_000) -> int:
-        with self._held() as mails:
+        with self.locked() as mails:
             old = [
                 mail
                 for mail in mails.values()
                 if mail.folder == 'failed'
-                and not mail.claimed
-                and not mail.doubtful
+                and not (mail.claimed or mail.needs_decision or mail.held)
                 and mail.failed_at < before
             ][:limit]
             for mail in old:
@@ -156,24 +172,45 @@ class MemoryQueue:
         self._woken.set()
 
     def close(self) -> None:
-        """Nothing to give up."""
+        """There is nothing to close."""
+
+    def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
+        return self._browser.mails(state)
+
+    def get(self, id: str) -> MailDetails | None:
+        return self._browser.get(id)
+
+    def retry(self, mail: MailInfo) -> bool:
+        return self._browser.retry(mail)
+
+    def hold(self, mail: MailInfo, reason: str = '') -> bool:
+        return self._browser.hold(mail, reason)
+
+    def release(self, mail: MailInfo) -> bool:
+        return self._browser.release(mail)
+
+    def drop(self, mail: MailInfo) -> bool:
+        return self._browser.drop(mail)
+
+    def stats(self) -> QueueStats:
+        return self._browser.stats()
 
     def now(self) -> float:
         return self._clock()
 
     def add(self, added: Iterable[Mail]) -> None:
-        with self._held() as mails:
+        with self.locked() as mails:
             mails.update({mail.envelope.id: mail for mail in added})
         self._woken.set()
 
     def remove(self, mail: Mail) -> None:
-        with self._held() as mails:
+        with self.locked() as mails:
             mails.pop(mail.envelope.id, None)
 
     @contextmanager
-    def _held(self) -> Iterator[dict[str, Mail]]:
-        """The mails, locked. In a forked child there are none: what its parent holds is the
-        parent's to send, and the lock may be held for ever."""
+    def locked(self) -> Iterator[dict[str, Mail]]:
+        """Lock the mails. A forked child starts with none: its parent sends them. It also gets a
+        new lock, because a thread that does not exist in the child may hold the old one."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._mails, self._lock, self._woken = {}, threading.RLock(), threading.Event()
@@ -182,7 +219,7 @@ class MemoryQueue:
 
 
 @implementer(IStagedMail)
-class MemoryPut:
+class MemoryStagedMail:
     """See IStagedMail."""
 
     def __init__(self, queue: MemoryQueue, envelopes: tuple[Envelope, ...]) -> None:
@@ -190,7 +227,7 @@ class MemoryPut:
         self._envelopes = envelopes
         self._outcome = ''
         self.tickets = tuple(
-            Ticket('new', schedule_of(envelope, due=envelope.due, attempt=0).name)
+            ticket_of('new', file_name(envelope, due=envelope.due, attempt=0).text)
             for envelope in envelopes
         )
 
@@ -203,11 +240,11 @@ class MemoryPut:
     def keep_in_doubt(self) -> None:
         if not self._outcome:
             log.critical(
-                'in doubt: another resource failed to finish its commit, and nobody can tell '
-                'whether the transaction of %s took place; nothing was sent',
+                'in doubt: another resource failed to finish its commit, so it is unknown whether '
+                'the transaction of %s committed; nothing was sent',
                 ', '.join(f'{mail.message_id} ({mail.id})' for mail in self._envelopes),
             )
-        self._end('doubted', 'done')
+        self._end('kept in doubt', 'done')
 
     def _end(self, outcome: str, folder: str) -> None:
         if self._outcome:
@@ -219,17 +256,9 @@ class MemoryPut:
             mail = Mail(envelope, folder, due, envelope.queued_at)
             mail.letters = dict.fromkeys(envelope.recipients, 'T' if folder == 'new' else 'f')
             if folder == 'done':
-                mail.doubtful = True
+                mail.needs_decision = True
                 mail.pending_events = [
-                    PendingEvent(
-                        id=f'{envelope.id}-0-error-0',
-                        kind='error',
-                        recipients=envelope.recipients,
-                        attempt=0,
-                        mailer='',
-                        reason='in doubt: nobody can tell whether its transaction committed',
-                        permanent=False,
-                    )
+                    in_doubt_event(envelope, 'another resource failed to finish its commit')
                 ]
             mails.append(mail)
         self._queue.add(mails)
@@ -268,10 +297,10 @@ class MemoryClaim:
         return list(self._mail.pending_events)
 
     def mark_ambiguous(self, recipients: Sequence[str]) -> None:
-        """A process that stops takes the mail with it: no mark would be found."""
+        """Nothing to record: the mail is lost with the process, so no mark would be found."""
 
     def clear_ambiguous(self) -> None:
-        """There is none."""
+        """There is no mark."""
 
     def settle(
         self, events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
@@ -279,40 +308,45 @@ class MemoryClaim:
         mail = self._mail
         if not self._settled:
             self._settled = True
-            for fate in events:
-                letter = {'sent': 'd', 'error': 'f', 'deferred': 'T'}[fate.kind]
-                mail.letters.update(dict.fromkeys(fate.recipients, letter))
-            mail.pending_events += [fate for fate in events if fate.kind != 'deferred']
-            mail.doubtful |= any(fate.kind == 'error' and doubtful(fate) for fate in events)
+            for event in events:
+                letter = {'sent': 'd', 'error': 'f', 'deferred': 'T'}[event.kind]
+                mail.letters.update(dict.fromkeys(event.recipients, letter))
+                mail.latest.update(dict.fromkeys(event.recipients, event))
+            mail.pending_events += [event for event in events if event.kind != 'deferred']
+            mail.needs_decision |= any(
+                needs_decision(attempt=event.attempt, reply=event.reply, reason=event.reason)
+                for event in events
+                if event.kind == 'error'
+            )
             mail.retry_at = retry_at or 0.0
             mail.attempt += 1
             if not report:
                 mail.pending_events = []
-        self._rest()
+        self._save()
 
     def acknowledge(self, events: Iterable[PendingEvent]) -> None:
-        told = {fate.id for fate in events}
+        handled = {event.id for event in events}
         self._mail.pending_events = [
-            fate for fate in self._mail.pending_events if fate.id not in told
+            event for event in self._mail.pending_events if event.id not in handled
         ]
-        self._rest()
+        self._save()
 
     def retry_events(self, events: Iterable[PendingEvent], due: float) -> None:
-        late = {fate.id for fate in events}
+        failed = {event.id for event in events}
         mail = self._mail
         mail.pending_events = [
-            replace(fate, tries=fate.tries + 1) if fate.id in late else fate
-            for fate in mail.pending_events
+            replace(event, tries=event.tries + 1) if event.id in failed else event
+            for event in mail.pending_events
         ]
         mail.due = min(due, mail.retry_at) if mail.retry_at else due
         self.release()
 
     def release(self) -> None:
-        # Once: the mail may be somebody else's by now.
+        # Only once: another claim may hold the mail by now.
         if self._held:
             self._held = self._mail.claimed = False
 
-    def _rest(self) -> None:
+    def _save(self) -> None:
         mail = self._mail
         letters = mail.letters.values()
         if 'T' in letters:

@@ -2,5 +2,5 @@
 
 import warnings
 
-# Pyramid 2 imports it, and a script under cron would have this said in a mail every minute.
+# Pyramid 2 imports pkg_resources: cron would mail this warning every minute.
 warnings.filterwarnings('ignore', 'pkg_resources is deprecated as an API')

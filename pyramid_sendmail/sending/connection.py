@@ -1,22 +1,21 @@
-"""The road that mail takes: a mailer, and the session that is kept with it."""
+"""The connection to the relay: a mailer, and the session that is kept open with it."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Sized
-from typing import Any
 
-from ..interfaces import IMailer
+from ..interfaces import IMailer, IMailSession
 
 __all__ = ['RelayConnection']
 
 
 class RelayConnection:
-    """A mailer and the one session that is kept with it, for use by one thread.
+    """A mailer and the one session that is kept open with it, for use by one thread.
 
-    ``batch``: mails after which the session is closed. ``idle``: seconds after which a session
-    that nobody used is not trusted any more.
+    ``batch``: mails after which the session is closed. ``idle``: seconds without a mail after
+    which a session is not used again.
     """
 
     def __init__(
@@ -32,21 +31,21 @@ class RelayConnection:
         self.mails_total = 0
         """How many mails were answered, over all sessions."""
         self.mails_on_session = 0
-        """How many of them over the present one."""
+        """How many of them over the present session."""
         self.in_flight: tuple[Sized, ...] = ()
         """The mails that wait for their answer, or to be sent once more."""
         self.connecting = False
-        """Whether its thread waits for a session, and holds no claim meanwhile."""
+        """Whether the thread waits for a session, and holds no claim meanwhile."""
         self._batch = batch
         self._monotonic = monotonic
-        self._session: Any = None
+        self._session: IMailSession | None = None
         self._pid = os.getpid()
         self._used = 0.0
 
-    def session(self, *, holding: bool = False) -> Any:
-        """The IMailSession, opened if need be; ``holding``: while the caller has claims already.
+    def session(self, *, holding: bool = False) -> IMailSession:
+        """Return the session; connect if there is none, or none that can be used again.
 
-        Raises MailerUnavailable.
+        ``holding``: whether the caller holds claims already. Raises MailerUnavailable.
         """
         if self._pid != os.getpid() or self._monotonic() - self._used > self.idle:
             self.close()
@@ -68,25 +67,26 @@ class RelayConnection:
 
     @property
     def name(self) -> str:
-        """Where the session sends to; of a mailer that leads to several places, which it is."""
+        """Where the session sends to; a failover mailer's session names the relay in use."""
         name: str = getattr(self._session, 'name', self.mailer.name)
         return name
 
     def record_answer(self) -> None:
-        """A mail was answered."""
+        """Count one answered mail."""
         self.mails_total += 1
         self.mails_on_session += 1
         self._used = self._monotonic()
 
     def is_used_up(self, waiting: int = 0) -> bool:
-        """Whether the session has carried its share, ``waiting`` mails included."""
+        """Return whether the session has sent ``batch`` mails, ``waiting`` ones included."""
         return self.mails_on_session + waiting >= self._batch
 
     def close(self) -> None:
+        """Close the session, if there is one."""
         session, self._session = self._session, None
         if session is None:
             return
         if self._pid == os.getpid():
             session.close()
         else:
-            session.abandon()  # it is our parent's, who goes on with it
+            session.abandon()  # inherited by a fork: the parent process goes on using it

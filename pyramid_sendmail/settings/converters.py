@@ -1,5 +1,7 @@
-"""What the text of a setting may be: each function returns its value, or raises ValueError saying
-what to write instead."""
+"""Converters from the text of a setting to its value.
+
+Each returns the value, or raises ValueError with a text that says what to write instead.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +19,51 @@ __all__ = [
     'delivery',
     'duration',
     'durations',
+    'envelope_sender',
     'host',
     'hostname',
     'pause',
+    'pause_or_off',
     'port',
     'rate',
     'size',
     'text',
 ]
 
-LONGEST = 3650 * 86400.0
-"""Seconds; far beyond any use, and not yet where arithmetic ends."""
+LONGEST_DURATION = 3650 * 86400.0
+"""Seconds. Longer than anyone needs, and short enough to add to any time without an overflow."""
 
 _UNITS = {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}
 
+_DOTTED_NAME = re.compile(r'\.{0,9}[^\W\d]\w*(?:[.:][^\W\d]\w*)*')
+
+_NUMBER = re.compile(r'[0-9]{1,5}')
+"""A whole number. int() alone would also take ' 4', '+4', '1_0' and digits of other scripts."""
+
+_SIZE = re.compile(r'([0-9]{1,15}) *([kmg]?)b?')
+
+_FACTORS = {'': 1, 'k': 1024, 'm': 1024**2, 'g': 1024**3}
+
+_DURATION = re.compile(r'([0-9]{1,9}(?:\.[0-9]{1,9})?) *([smhd])')
+
+_RATE = re.compile(r'([0-9]{1,6}) */ *([smhd])')
+
+_FILE_NAME = re.compile(r'[\w.-]+')
+
+_LABEL = '(?!-)[A-Za-z0-9-]{1,63}(?<!-)'
+
+_HOSTNAME = re.compile(rf'(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*')
+
+_RELAY_HOST = re.compile(r'\w(?:[\w.-]*\w)?\.?')
+
 
 def text(value: str) -> str:
+    """Return the text as it is."""
     return value
 
 
 def boolean(value: str) -> bool:
+    """Return the truth value of Pyramid's words for it, such as ``true``, ``no`` and ``off``."""
     if value.lower() in truthy:
         return True
     if value.lower() in falsey:
@@ -45,6 +72,8 @@ def boolean(value: str) -> bool:
 
 
 def choice(*words: str) -> Callable[[str], str]:
+    """Return a converter that takes one of these words; ``false`` is taken for ``off``."""
+
     def convert(value: str) -> str:
         word = value.lower()
         if word in falsey and 'off' in words:
@@ -57,61 +86,67 @@ def choice(*words: str) -> Callable[[str], str]:
 
 
 def delivery(value: str) -> str:
-    """``direct`` or ``queue``, or a dotted name, which is looked up later."""
+    """Return ``direct``, ``queue``, or a dotted name, which is resolved later."""
     if value.lower() in ('direct', 'queue'):
         return value.lower()
-    if re.fullmatch(r'\.{0,9}[^\W\d]\w*(?:[.:][^\W\d]\w*)*', value):
+    if _DOTTED_NAME.fullmatch(value):
         return value
     raise ValueError('write direct, queue, or the dotted name of an IMailDelivery')
 
 
 def count(value: str) -> int:
-    # int() alone would take ' 4', '+4' and '1_0'.
-    if _digits(value, 5) and int(value):
+    """Return a whole number from 1 to 99999."""
+    if _NUMBER.fullmatch(value) and int(value):
         return int(value)
     raise ValueError('write a number from 1 to 99999')
 
 
 def port(value: str) -> int:
-    if _digits(value, 5) and 0 < int(value) < 65536:
+    """Return a TCP port."""
+    if _NUMBER.fullmatch(value) and 0 < int(value) < 65536:
         return int(value)
     raise ValueError('write a number from 1 to 65535')
 
 
 def size(value: str) -> int:
-    """Octets of ``500K``, ``25M``, ``1G`` or a bare number."""
-    number = value.lower().removesuffix('b')
-    power = 'kmg'.find(number[-1:]) + 1 if number else 0
-    number = (number[:-1] if power else number).rstrip(' ')
-    if not _digits(number, 15) or not int(number):
-        raise ValueError('write a number of octets, or 500K, 25M, 1G')
-    factor: int = 1024**power
-    return int(number) * factor
+    """Return the bytes of ``500K``, ``25M``, ``1G`` or a bare number."""
+    match = _SIZE.fullmatch(value.lower())
+    if match is None or not int(match[1]):
+        raise ValueError('write a number of bytes, or 500K, 25M, 1G')
+    return int(match[1]) * _FACTORS[match[2]]
 
 
 def duration(value: str) -> float:
-    """Seconds of ``90s``, ``5m``, ``2h`` or ``3d``."""
-    text = value.strip()
-    number, unit = text[:-1].rstrip(' '), text[-1:]
-    whole, point, part = number.partition('.')
-    if unit not in _UNITS or not _digits(whole, 9) or (point and not _digits(part, 9)):
+    """Return the seconds of ``90s``, ``5m``, ``2h`` or ``3d``."""
+    match = _DURATION.fullmatch(value.strip())
+    if match is None:
         raise ValueError('write a number and a unit: 90s, 5m, 2h, 3d')
-    seconds = float(number) * _UNITS[unit]
-    if seconds > LONGEST:
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if seconds > LONGEST_DURATION:
         raise ValueError('write at most 3650d')
     return seconds
 
 
 def pause(value: str) -> float:
-    """A duration that is not nothing."""
+    """Return the seconds of a duration greater than zero."""
     seconds = duration(value)
     if not seconds:
         raise ValueError('write more than 0s')
     return seconds
 
 
+def pause_or_off(value: str) -> float | None:
+    """Return the seconds of a duration greater than zero, or None for ``off``."""
+    if _is_off(value):
+        return None
+    try:
+        return pause(value)
+    except ValueError as error:
+        raise ValueError(f'{error}; or off') from error
+
+
 def durations(value: str) -> tuple[float, ...]:
-    """One or more pauses, separated by blanks or commas."""
+    """Return the seconds of one or more pauses, separated by blanks or commas."""
     words = value.replace(',', ' ').split()
     if not words:
         raise ValueError('write one pause or more: 1m 5m 15m')
@@ -119,53 +154,69 @@ def durations(value: str) -> tuple[float, ...]:
 
 
 def rate(value: str) -> tuple[int, int] | None:
-    """``(mails, seconds)`` of ``20/s``, ``600/m`` or ``2000/d``; None of ``off``."""
-    if value.lower() in falsey and value != '0':
+    """Return ``(mails, seconds)`` of ``20/s``, ``600/m`` or ``2000/d``, or None for ``off``."""
+    if _is_off(value):
         return None
-    match = re.fullmatch(r'([0-9]{1,6}) */ *([smhd])', value.lower())
+    match = _RATE.fullmatch(value.lower())
     if match is None or not int(match[1]):
         raise ValueError('write a number of mails and a unit of time: 20/s, 600/m, 2000/d; or off')
     return int(match[1]), _UNITS[match[2]]
 
 
+def _is_off(value: str) -> bool:
+    """True for Pyramid's words for false, but not for a bare 0, which has no unit."""
+    return value.lower() in falsey and value != '0'
+
+
+def envelope_sender(value: str) -> str:
+    """Return the address, which is parsed later."""
+    if value == '<>':
+        raise ValueError("write an address; for the null sender of one mail, use send(sender='')")
+    return value
+
+
 def absolute_path(value: str) -> str:
+    """Return the normalised absolute path."""
     if not value.isprintable():
         raise ValueError('write a path of printable characters')
     if os.path.isabs(value):
         return os.path.normpath(value)
-    # Only what is plainly a file's name is worth repeating; a URL would show its password.
+    # Repeat only what is clearly a file name: a URL would show its password.
     name = os.path.basename(value)
-    if not re.fullmatch(r'[\w.-]+', name):
+    if not _FILE_NAME.fullmatch(name):
         name = 'mail'
     raise ValueError(
         f'write an absolute path, such as %(here)s/{name}: '
-        f'the web process and psendmail-qp may stand in different folders'
+        f'the web process and psendmail-qp may run in different folders'
     )
 
 
 def hostname(value: str) -> str:
-    """A name for EHLO and for the right side of message ids (RFC 5321, 4.1.2 and 4.1.3)."""
+    """Return our own name, for EHLO and for message ids (RFC 5321, 4.1.2 and 4.1.3)."""
     name = value.removesuffix('.')
     if name.startswith('[') and name.endswith(']'):
-        import ipaddress
-
-        literal = name[1:-1]
-        version_6 = literal[:5].lower() == 'ipv6:'
-        try:
-            if version_6:
-                return f'[IPv6:{ipaddress.IPv6Address(literal[5:])}]'
-            return f'[{ipaddress.IPv4Address(literal)}]'
-        except ValueError as error:
-            raise ValueError('write [192.0.2.1] or [IPv6:2001:db8::1]') from error
-    if len(name) <= 253 and all(map(_is_label, name.split('.'))):
+        return _address_literal(name[1:-1])
+    if _HOSTNAME.fullmatch(name):
         return name
     raise ValueError('write a host name of letters, digits, hyphens and dots')
 
 
+def _address_literal(literal: str) -> str:
+    """Return the IP address in brackets, as EHLO has it."""
+    import ipaddress
+
+    try:
+        if literal[:5].lower() == 'ipv6:':
+            return f'[IPv6:{ipaddress.IPv6Address(literal[5:])}]'
+        return f'[{ipaddress.IPv4Address(literal)}]'
+    except ValueError as error:
+        raise ValueError('write [192.0.2.1] or [IPv6:2001:db8::1]') from error
+
+
 def host(value: str) -> str:
-    """The name or address of a relay, as it stands in a URL."""
+    """Return the name or address of a relay, as a URL has it."""
     if '/' in value or '@' in value:
-        raise ValueError('write the name of the host alone, or mail.url in place of mail.host')
+        raise ValueError('write the name of the host alone, or mail.url instead of mail.host')
     if value.count(':') == 1:
         raise ValueError('write the name of the host alone, and its port as mail.port')
     if ':' in value:
@@ -175,26 +226,6 @@ def host(value: str) -> str:
             return f'[{ipaddress.IPv6Address(value.removeprefix("[").removesuffix("]"))}]'
         except ValueError as error:
             raise ValueError('write a host name, or an IPv6 address') from error
-    if re.fullmatch(r'\w(?:[\w.-]*\w)?\.?', value):
+    if _RELAY_HOST.fullmatch(value):
         return value
     raise ValueError('write a host name of letters, digits, hyphens and dots')
-
-
-# Without regular expressions: what nobody has set is converted as well, at each start, and Python
-# compiles a pattern for longer than all of that takes.
-
-
-def _digits(text: str, most: int) -> bool:
-    """Whether a text is a number of ASCII digits, at most so many."""
-    return text.isascii() and text.isdigit() and len(text) <= most
-
-
-def _is_label(text: str) -> bool:
-    """Whether a text can stand between the dots of a host name."""
-    return (
-        len(text) <= 63
-        and text.isascii()
-        and text.replace('-', '').isalnum()
-        and not text.startswith('-')
-        and not text.endswith('-')
-    )

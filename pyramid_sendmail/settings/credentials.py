@@ -1,152 +1,177 @@
-"""The relays that the settings name: one URL or more, and the credentials beside them."""
+"""The relays that the settings name: their URLs, and the credentials set beside the URLs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from pyramid.exceptions import ConfigurationError
 
-__all__ = ['SCHEMES', 'begins', 'mask_url', 'relay', 'separate', 'takes_credentials']
+__all__ = [
+    'SCHEMES',
+    'RelaySettings',
+    'accepts_credentials',
+    'has_comma_between_urls',
+    'mask_url',
+    'relay_settings',
+    'split_urls',
+]
 
-_WITH_CREDENTIALS = ('smtp', 'smtps', 'smtp+insecure', 'lmtp')
+_SCHEMES_WITH_CREDENTIALS = ('smtp', 'smtps', 'smtp+insecure', 'lmtp')
 
-SCHEMES = (*_WITH_CREDENTIALS, 'lmtp+unix', 'sendmail', 'file', 'null')
-"""What ``mail.url`` may begin with."""
+SCHEMES = (*_SCHEMES_WITH_CREDENTIALS, 'lmtp+unix', 'sendmail', 'file', 'null')
+"""The schemes of ``mail.url``."""
 
-_BEGIN = rf'(?:(?i:{"|".join(map(re.escape, SCHEMES))}):|[A-Za-z][A-Za-z0-9+.-]*://)'
+_ANY_SCHEME = r'[A-Za-z][A-Za-z0-9+.-]*://'
 
-_BETWEEN = rf'([ \t\r\n]+(?={_BEGIN}))'
+_URL_START = rf'(?:(?i:{"|".join(map(re.escape, SCHEMES))}):|{_ANY_SCHEME})'
 
-_CREDENTIALS = r'(?P<user>[A-Za-z][A-Za-z0-9+.-]*://[^/?#:]*)(?P<password>:[^/?#]*)?(?=@)'
-"""As the mailers have it: what stands before the last @ of the authority. The standard library's
-urlsplit quotes passwords in its errors."""
+_SEPARATOR = re.compile(rf'([ \t\r\n]+(?={_URL_START}))')
 
-_TOKEN = r'[?&]token(?:_file)?='
+_COMMA = re.compile(rf',\s*{_URL_START}')
 
+_USERINFO = re.compile(rf'(?P<user>{_ANY_SCHEME}[^/?#:]*)(?P<password>:[^/?#]*)?(?=@)')
+"""The user and password, up to the last @ of the authority, as the mailers read a URL. The
+standard library's urlsplit quotes passwords in its errors."""
 
-def separate(text: str) -> list[str]:
-    """Return the URLs of a text, which blanks separate: those alone that a scheme follows, so that
-    a blank in a password is found, and not shown as the beginning of a URL."""
-    return _with_between(text.strip())[::2]
+_TOKEN = re.compile(r'[?&]token(?:_file)?=')
 
+_PASSWORD = re.compile(rf'\A(\s*(?>(?:{_ANY_SCHEME})?)[^:]*:).*@', re.DOTALL)
+"""In a URL with an @, everything between the user name and the last @."""
 
-def _with_between(text: str) -> list[str]:
-    """The URLs, and what stands between them. Most settings are one URL without a blank."""
-    return re.split(_BETWEEN, text) if any(blank in text for blank in ' \t\r\n') else [text]
-
-
-def begins(what: str, text: str) -> bool:
-    """Whether a URL begins somewhere behind ``what``, a regular expression."""
-    return re.search(f'{what}{_BEGIN}', text) is not None
+_NOT_A_PORT = re.compile(
+    rf'\A(\s*{_ANY_SCHEME}[^/?#:[]*:)(?![0-9]*(?:[/?#]|\Z)).*',
+    re.DOTALL,
+)
+"""In a URL without an @, what follows the host and is not a port: it may be a password that a
+blank has cut off."""
 
 
-def takes_credentials(url: str) -> bool:
-    """Whether a user name and a password can stand in it, or beside it."""
+Values = dict[str, Any]
+"""The parsed settings, by their names without ``mail.``."""
+
+
+class RelaySettings(NamedTuple):
+    """Where mail goes to, and as whom. ``url`` may hold several URLs; ``source`` is where the
+    reader has written it: 'mail.url', 'mail.host' or 'MAIL_URL'."""
+
+    url: str
+    source: str
+    username: str | None
+    password: str | None
+
+
+def split_urls(text: str) -> list[str]:
+    """Return the URLs of a text, which blanks separate.
+
+    Only a blank before a scheme separates URLs. Any other blank stays where it is, so that one
+    inside a password is reported, and the rest of the password is not shown as a URL.
+    """
+    return _SEPARATOR.split(text.strip())[::2]
+
+
+def has_comma_between_urls(text: str) -> bool:
+    """True if a comma separates two URLs, which a blank has to do."""
+    return _COMMA.search(text) is not None
+
+
+def accepts_credentials(url: str) -> bool:
+    """True if the URL's scheme takes a user name and a password, or is unknown."""
     scheme = url.partition(':')[0].lower()
-    return scheme in _WITH_CREDENTIALS or scheme not in SCHEMES
+    return scheme in _SCHEMES_WITH_CREDENTIALS or scheme not in SCHEMES
 
 
 def mask_url(text: str) -> str:
-    """Return one URL or more with ``***`` for each password, even if it is not encoded as it
-    should be."""
-    return ''.join(map(_masked, _with_between(text)))
+    """Return one or more URLs with ``***`` for each password, even a badly encoded one."""
+    return ''.join(map(_mask_one, _SEPARATOR.split(text)))
 
 
-def _masked(url: str) -> str:
+def _mask_one(url: str) -> str:
     if '@' in url:
-        pattern, mask = r'\A(\s*(?>(?:[A-Za-z][A-Za-z0-9+.-]*://)?)[^:]*:).*@', r'\1***@'
-    elif _is_place(url):
-        return url
-    else:
-        # What is no port may be a password that a blank has cut off.
-        pattern, mask = (
-            r'\A(\s*[A-Za-z][A-Za-z0-9+.-]*://[^/?#:[]*:)(?![0-9]*(?:[/?#]|\Z)).*',
-            r'\1***',
-        )
-    return re.sub(pattern, mask, url, flags=re.DOTALL)
+        return _PASSWORD.sub(r'\1***@', url)
+    return _NOT_A_PORT.sub(r'\1***', url)
 
 
-def _is_place(url: str) -> bool:
-    """Whether a URL ends with a host or its port."""
-    port = url.partition('://')[2].partition(':')[2]
-    return not port or (port.isascii() and port.isdigit())
+def relay_settings(
+    values: Values, given: Mapping[str, str], environ: Mapping[str, str]
+) -> RelaySettings:
+    """Combine ``mail.url`` or its older spellings, the credentials and the environment.
 
-
-def relay(
-    values: Mapping[str, Any], given: Mapping[str, str], environ: Mapping[str, str]
-) -> dict[str, str | None]:
-    """The URLs, who has written them, and the credentials that stand beside them.
-
-    ``values``: the parsed settings; ``given``: their text, '' where there is none. Raises
-    ConfigurationError where they contradict each other.
+    ``given``: the text of each setting, '' if it is not set. Raises ConfigurationError if they
+    contradict each other.
     """
-    url, source = _url(values, given)
+    url, source = _written_url(values, given)
     username, password, file = (values[key] for key in ('username', 'password', 'password_file'))
     if password and file:
         raise ConfigurationError('mail.password and mail.password_file: keep one of them')
-    theirs = environ.get('MAIL_PASSWORD')
     if environ.get('MAIL_URL'):
         url, source = environ['MAIL_URL'], 'MAIL_URL'
-    takers = [each for each in separate(url) if takes_credentials(each)]
-    if source == 'MAIL_URL' and all(re.match(_CREDENTIALS, each) for each in takers):
+    accepting = [each for each in split_urls(url) if accepts_credentials(each)]
+    if source == 'MAIL_URL' and all(map(_USERINFO.match, accepting)):
+        # MAIL_URL brings its own credentials.
         username = password = file = None
-    if theirs and takers and all(re.search(_TOKEN, each) for each in takers):
+    override = environ.get('MAIL_PASSWORD')
+    if override and accepting and all(map(_TOKEN.search, accepting)):
         raise ConfigurationError(
             f'MAIL_PASSWORD in the environment, and a token in {source}: keep one of them'
         )
-    if not takers:
-        theirs = None
-    elif theirs and not (username or password or file):
-        filled = _with_password(separate(url), theirs, source)
+    if not accepting:
+        override = None
+    elif override and not (username or password or file):
+        filled = _with_password(split_urls(url), override, source)
         if filled:
-            url, theirs = ' '.join(filled), None
-    if theirs:
-        password = theirs
+            url, override = ' '.join(filled), None
+    if override:
+        password = override
     elif file:
         password = _first_line(file)
-    return {'url': url, 'url_source': source, 'username': username, 'password': password}
+    return RelaySettings(url, source, username, password)
 
 
-def _with_password(urls: list[str], password: str, source: str) -> list[str] | None:
-    """The URLs with the password of the environment: in those that name a user and neither a
-    password nor a token, or else in place of the only password. None if no user is named."""
-    named = {
-        at: found
-        for at, url in enumerate(urls)
-        if (found := re.match(_CREDENTIALS, url)) and not re.search(_TOKEN, url)
+def _with_password(urls: Sequence[str], password: str, source: str) -> list[str] | None:
+    """Return the URLs with the password of the environment, or None if no URL names a user.
+
+    The password goes to each URL that has a user name and neither a password nor a token. If
+    there is none, it replaces the only password there is.
+    """
+    with_user = {
+        number: match
+        for number, url in enumerate(urls)
+        if (match := _USERINFO.match(url)) and not _TOKEN.search(url)
     }
-    if not named:
+    if not with_user:
         return None
-    chosen = {at: found for at, found in named.items() if not found['password']}
+    chosen = {number: match for number, match in with_user.items() if not match['password']}
     if not chosen:
         if source == 'MAIL_URL':
             raise ConfigurationError(
                 'MAIL_URL and MAIL_PASSWORD in the environment both have a password: keep one '
                 'of them'
             )
-        if len(named) > 1:
+        if len(with_user) > 1:
             raise ConfigurationError(
-                f'MAIL_PASSWORD in the environment, and {len(named)} passwords in {source}: take '
-                f'out those that it is to replace'
+                f'MAIL_PASSWORD in the environment, and {len(with_user)} passwords in {source}: '
+                f'remove those that it replaces'
             )
-        chosen = named
+        chosen = with_user
     secret = quote(password, safe='')
     return [
-        f'{chosen[at]["user"]}:{secret}{url[chosen[at].end() :]}' if at in chosen else url
-        for at, url in enumerate(urls)
+        f'{chosen[number]["user"]}:{secret}{url[chosen[number].end() :]}'
+        if number in chosen
+        else url
+        for number, url in enumerate(urls)
     ]
 
 
-def _url(values: Mapping[str, Any], given: Mapping[str, str]) -> tuple[str, str]:
-    """The URL that the settings give, in whichever spelling, and the name of the spelling."""
+def _written_url(values: Values, given: Mapping[str, str]) -> tuple[str, str]:
+    """Return the URL of the settings, and the name of the setting that gave it."""
     spelled = [f'mail.{key}' for key in ('host', 'port', 'tls', 'ssl') if values[key] is not None]
     if given['mail.url'] and spelled:
         raise ConfigurationError(
-            f'mail.url and {", ".join(spelled)} say the same twice: keep mail.url, with '
-            f'smtps: or ?tls=required where TLS is demanded'
+            f'mail.url and {", ".join(spelled)} both name the relay: keep mail.url, with '
+            f'smtps: or ?tls=required to require TLS'
         )
     if values['tls'] and values['ssl']:
         raise ConfigurationError(
@@ -156,9 +181,9 @@ def _url(values: Mapping[str, Any], given: Mapping[str, str]) -> tuple[str, str]
     if not spelled:
         return values['url'], 'mail.url'
     scheme = 'smtps' if values['ssl'] else 'smtp'
-    number = values['port'] or (465 if values['ssl'] else 25)
+    port = values['port'] or (465 if values['ssl'] else 25)
     query = '?tls=required' if values['tls'] else ''
-    return f'{scheme}://{values["host"] or "localhost"}:{number}{query}', 'mail.host'
+    return f'{scheme}://{values["host"] or "localhost"}:{port}{query}', 'mail.host'
 
 
 def _first_line(path: str) -> str:
@@ -171,7 +196,7 @@ def _first_line(path: str) -> str:
             f'right to read it, or write mail.password'
         ) from error
     except UnicodeDecodeError:
-        # Its text would quote what it has read.
+        # The text of the error would quote what was read.
         raise ConfigurationError(
             f'mail.password_file = {path} is not UTF-8: write the password in its first line'
         ) from None

@@ -1,57 +1,41 @@
-"""The ``mail.*`` settings: one table gives the parser, the README's table and ``--help``."""
+"""The table of the ``mail.*`` settings, and the parser that reads them by it."""
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import FrozenInstanceError
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 from pyramid.exceptions import ConfigurationError
-from pyramid.settings import falsey
-from zope.interface import implementer
 
-from ..interfaces import IMailSettings
+from ..retry import RetryPolicy
 from . import converters
 from .converters import boolean, choice, count, duration, durations, hostname, pause, port, text
+from .credentials import Values, relay_settings
 
-if TYPE_CHECKING:
-    from ..retry import RetryPolicy
-
-__all__ = ['TABLE', 'MailSettings', 'Setting', 'duration', 'parse_settings', 'table_rows']
+__all__ = ['DEFAULT_URL', 'TABLE', 'MailSettings', 'Setting', 'parse_settings', 'table_rows']
 
 
+@dataclass(frozen=True, slots=True)
 class Setting:
-    """One row: ``convert`` makes the value of the text, or raises ValueError saying what to
-    write; ``default`` is written as the reader would write it; ``shown``: the default in words,
-    where it is not a value."""
+    """One row of the table.
 
-    def __init__(
-        self,
-        name: str,
-        convert: Callable[[str], Any],
-        default: str,
-        help: str,
-        shown: str = '',
-        *,
-        secret: bool = False,
-    ) -> None:
-        self.name, self.convert, self.default = name, convert, default
-        self.help, self.shown, self.secret = help, shown, secret
+    ``convert`` returns the value of a text, or raises ValueError saying what to write. ``default``
+    is the text that stands for a missing one. ``help`` is one line. ``shown`` is the default in
+    words, if it is not a value. ``secret``: the value is never shown.
+    """
 
-
-def _pause_or_off(value: str) -> float | None:
-    """Seconds, or None of ``off``."""
-    if value.lower() in falsey and value != '0':
-        return None
-    try:
-        return pause(value)
-    except ValueError as error:
-        raise ValueError(f'{error}; or off') from error
+    name: str
+    convert: Callable[[str], object]
+    default: str
+    help: str
+    shown: str = ''
+    secret: bool = False
 
 
 DEFAULT_URL = 'smtp://localhost:25'
-"""``mail.url`` where nobody has set it."""
+"""``mail.url`` if it is not set."""
 
 TABLE: tuple[Setting, ...] = (
     Setting(
@@ -66,28 +50,27 @@ TABLE: tuple[Setting, ...] = (
         text,
         DEFAULT_URL,
         'how mail leaves: ``smtp:``, ``smtps:``, ``smtp+insecure:``, ``lmtp:``, ``lmtp+unix:``, '
-        '``sendmail:``, ``file:`` or ``null:``; several in the order in which to try them; '
+        '``sendmail:``, ``file:`` or ``null:``; several URLs are tried in their order; '
         '``MAIL_URL`` in the environment wins',
         secret=True,
     ),
     Setting(
-        'mail.host', converters.host, '', "the relay, in pyramid_mailer's spelling", '``localhost``'
-    ),
-    Setting(
-        'mail.port',
-        port,
+        'mail.host',
+        converters.host,
         '',
-        'its port, beside ``mail.host``',
-        '25; 465 beside ``mail.ssl``',
+        'host of the relay, as in pyramid_mailer; ``mail.url`` replaces it',
+        '``localhost``',
     ),
-    Setting('mail.tls', boolean, '', 'demand STARTTLS, beside ``mail.host``', '``false``'),
-    Setting('mail.ssl', boolean, '', 'TLS from the first byte, beside ``mail.host``', '``false``'),
-    Setting('mail.username', text, '', 'who we are, where ``mail.url`` does not say it', 'none'),
+    Setting('mail.port', port, '', 'port of ``mail.host``', '25; 465 with ``mail.ssl``'),
+    Setting('mail.tls', boolean, '', 'require STARTTLS of ``mail.host``', '``false``'),
+    Setting('mail.ssl', boolean, '', 'TLS from the first byte to ``mail.host``', '``false``'),
+    Setting('mail.username', text, '', 'user name for the relay, if ``mail.url`` has none', 'none'),
     Setting(
         'mail.password',
         text,
         '',
-        'the password; ``MAIL_PASSWORD`` in the environment wins',
+        'password for the relay, if ``mail.url`` has none; ``MAIL_PASSWORD`` in the environment '
+        'wins',
         'none',
         secret=True,
     ),
@@ -95,126 +78,124 @@ TABLE: tuple[Setting, ...] = (
         'mail.password_file',
         converters.absolute_path,
         '',
-        'a file whose first line is the password',
+        'file whose first line is the password',
         'none',
     ),
     Setting(
         'mail.queue_path',
         converters.absolute_path,
         '',
-        'the Maildir in which mail waits: an absolute path, ``%(here)s/mail``',
+        'folder of the Maildir queue: an absolute path, ``%(here)s/mail``',
         'no queue',
     ),
     Setting('mail.default_sender', text, '', '``From:`` of a message that has none', 'none'),
     Setting(
         'mail.envelope_sender',
-        text,
+        converters.envelope_sender,
         '',
-        '``MAIL FROM``: where bounces go',
+        'address in ``MAIL FROM``, to which bounces are sent',
         'the address of ``From:``',
     ),
     Setting(
         'mail.hostname',
         hostname,
         '',
-        'the name said in EHLO, and the right side of message ids; never resolved. Set it where '
-        "the host's name has no domain: some relays refuse it, and some filters count it against a "
-        'mail',
+        'our name in EHLO and in message ids; never resolved. Set it if the name of the host has '
+        'no domain: some relays refuse such a name, and some spam filters count it against a mail',
         "the host's name",
     ),
     Setting(
         'mail.workers',
         count,
         '4',
-        'connections of the queue processor at most; one more is opened where those there are '
-        'mostly wait',
+        'the most connections of a queue processor at once; a new one is opened only while the '
+        'existing ones mostly wait for the relay',
     ),
-    Setting('mail.batch', count, '100', 'mails per connection before it is opened anew'),
+    Setting('mail.batch', count, '100', 'mails sent on one connection before a new one is opened'),
     Setting(
         'mail.event_batch',
         count,
         '1',
-        'how many events are reported in one request and transaction, at most; 1: each in its own',
+        'the most events that share a request and a transaction; with 1 each has its own',
     ),
     Setting(
         'mail.rate',
         converters.rate,
         'off',
-        'how many mails leave at most, per queue processor: ``20/s``, ``600/m``, ``2000/d``',
+        'the most mails that a queue processor sends in a second, minute, hour or day: ``20/s``, '
+        '``600/m``, ``2000/d``',
     ),
     Setting(
         'mail.retry',
         durations,
         '1m 5m 15m 30m 1h 2h',
-        'pauses after a temporary failure; the last one repeats; a fifth more or less by chance',
+        'pauses after temporary failures; the last one repeats; each varies at random by up to a '
+        'fifth',
     ),
-    Setting('mail.give_up_after', duration, '3d', 'the age at which a temporary failure is final'),
+    Setting('mail.give_up_after', duration, '3d', 'age at which a temporary failure becomes final'),
     Setting(
         'mail.keep_failed',
-        _pause_or_off,
+        converters.pause_or_off,
         'off',
-        'the age at which the queue processor removes dead letters from ``failed/``: ``30d``; '
-        'mail in doubt, held, damaged or foreign stays until a person decides; ``off`` keeps all',
+        'age at which a queue processor removes dead letters from ``failed/``: ``30d``; mail in '
+        'doubt, held, damaged or foreign is never removed; ``off`` keeps everything',
     ),
-    Setting('mail.max_size', converters.size, '25M', 'larger messages are refused by ``send``'),
+    Setting('mail.max_size', converters.size, '25M', '``send`` refuses larger messages'),
     Setting(
         'mail.queue_sync',
         choice('always', 'off'),
         'always',
-        '``off`` leaves out every fsync: for tests and development',
+        '``off`` skips every fsync: for tests and development',
     ),
     Setting(
         'mail.queue_mode',
         choice('private', 'group'),
         'private',
-        '``private``: the application and ``psendmail-qp`` run as the same user; ``group``: every '
-        "member of the group of the queue's folder uses it",
+        '``private``: the application and ``psendmail-qp`` run as the same user; ``group``: all '
+        "members of the group of the queue's folder share the queue",
     ),
     Setting(
         'mail.in_doubt',
         choice('hold', 'send'),
         'hold',
-        'mail of which nobody knows whether its transaction committed: held in ``failed/``, '
-        'or sent',
+        'what to do with mail if a crash left unknown whether its transaction committed: ``hold`` '
+        'it in ``failed/``, or ``send`` it',
     ),
     Setting(
         'mail.ambiguous',
         choice('resend', 'hold'),
         'resend',
-        "mail whose acceptance the relay's last word did not confirm: sent again with the same "
-        'Message-ID, or held in ``failed/``',
+        'what to do with mail if the connection broke before the relay confirmed it: ``resend`` '
+        '(it may arrive twice, with the same Message-ID), or ``hold`` it in ``failed/`` (it may '
+        'not arrive)',
     ),
     Setting(
         'mail.processor',
         choice('thread', 'off'),
         'off',
-        '``thread`` drains the queue inside the web process',
+        '``thread`` runs a queue processor inside the web process',
     ),
     Setting(
-        'mail.direct_wait',
-        boolean,
-        'true',
-        'direct delivery: the commit waits until the relay has answered',
+        'mail.direct_wait', boolean, 'true', "direct delivery: a commit waits for the relay's reply"
     ),
-    Setting('mail.direct_timeout', pause, '30s', 'direct delivery: how long it waits at most'),
+    Setting(
+        'mail.direct_timeout', pause, '30s', 'direct delivery: the longest that a commit waits'
+    ),
     Setting(
         'mail.ignore',
         text,
         '',
-        'last parts of ``mail.`` keys that the application keeps for itself: ``region backend``',
+        "names of the application's own ``mail.`` keys, which are not checked: ``region`` allows "
+        '``mail.region``',
         'none',
     ),
 )
 
-_RELAY = (
-    *('mail.url', 'mail.host', 'mail.port', 'mail.tls', 'mail.ssl'),
-    *('mail.username', 'mail.password', 'mail.password_file'),
-)
-
 _SWITCHES = (
     *('mail.tls', 'mail.ssl', 'mail.direct_wait'),
-    *('mail.rate', 'mail.keep_failed', 'mail.queue_sync', 'mail.processor'),  # False is 'off'
+    *('mail.rate', 'mail.keep_failed', 'mail.queue_sync', 'mail.processor'),  # False means 'off'
 )
+"""The settings for which Python code may give True or False."""
 
 _NOT_OURS = {
     'mail.keyfile': 'write mail.url = smtps://HOST?client_cert=FILE&client_key=FILE',
@@ -224,32 +205,37 @@ _NOT_OURS = {
     'mail.sendmail_app': 'write mail.url = sendmail:/path/to/program',
     'mail.sendmail_template': 'write mail.url = sendmail:, which gives -i, -f and the recipients',
 }
-"""Settings of pyramid_mailer, and what to do in place of them."""
+"""Settings of pyramid_mailer, and what to do instead."""
 
-_SEE_MAIL = (
-    'without it mail goes to its real recipients; write mail.url = file:///FOLDER to look at mail '
-    'that is not sent'
+_KEEP_MAIL_HERE = (
+    'mail would go to its real recipients; write mail.url = file:///FOLDER to keep mail in a '
+    'folder instead'
 )
 
 _NOT_YET = {
-    'mail.redirect_to': _SEE_MAIL,
-    'mail.allow': _SEE_MAIL,
+    'mail.redirect_to': _KEEP_MAIL_HERE,
+    'mail.allow': _KEEP_MAIL_HERE,
 }
-"""Settings of versions to come, which must not be taken for working ones."""
+"""Settings of a later release. Ignored, they would send mail to its real recipients."""
+
+_MEANT = {
+    'from': 'default_sender',
+    'path': 'queue_path',
+    'queue': 'queue_path',
+    'server': 'host',
+}
+"""What an unknown name stands for, if the most similar name would mislead."""
 
 
-@implementer(IMailSettings)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class MailSettings:
-    """The parsed settings, all of them by name. Durations in seconds, sizes in octets.
-
-    Frozen by hand: to make a dataclass of so many fields takes longer than to parse them.
-    """
+    """The parsed settings by name. Durations are in seconds, sizes in bytes."""
 
     delivery: str | None
-    """'direct', 'queue' or a dotted name; None goes by whether there is a queue."""
+    """'direct', 'queue' or a dotted name. None: 'queue' if there is a queue, else 'direct'."""
     url: str
     url_source: str
-    """'mail.url', 'mail.host' or 'MAIL_URL': what the reader has written."""
+    """Where the reader has written ``url``: 'mail.url', 'mail.host' or 'MAIL_URL'."""
     username: str | None
     password: str | None
     queue_path: str | None
@@ -273,104 +259,97 @@ class MailSettings:
     direct_wait: bool
     direct_timeout: float
 
-    def __init__(self, **values: Any) -> None:
-        names = type(self).__annotations__
-        if values.keys() != names.keys():
-            raise TypeError(f'{type(self).__name__} takes each of {", ".join(names)}')
-        self.__dict__.update(values)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise FrozenInstanceError(f'cannot assign to field {name!r}')
-
-    def __delattr__(self, name: str) -> None:
-        raise FrozenInstanceError(f'cannot delete field {name!r}')
-
-    def __eq__(self, other: object) -> bool:
-        return vars(self) == vars(other) if isinstance(other, MailSettings) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(frozenset(vars(self).items()))
-
     @property
-    def policy(self) -> RetryPolicy:
-        from ..retry import RetryPolicy
-
+    def retry_policy(self) -> RetryPolicy:
         return RetryPolicy(delays=self.retry, give_up_after=self.give_up_after)
 
     def __repr__(self) -> str:
-        return f'<{type(self).__name__} from {self.url_source}>'
+        """Without the URL and the password."""
+        return f'<MailSettings from {self.url_source}>'
 
 
 def parse_settings(
-    settings: Mapping[str, Any], environ: Mapping[str, str] | None = None
+    settings: Mapping[str, object], environ: Mapping[str, str] | None = None
 ) -> MailSettings:
-    """Read the table's settings. Raises ConfigurationError, naming the setting and the remedy.
+    """Read the settings of the table. Raises ConfigurationError, naming the setting and a remedy.
 
-    Values are text, or what Python code gives in its place: numbers, booleans, paths, lists;
-    None and '' are as good as not given. ``environ``: in place of ``os.environ``.
+    Values are text, or what Python code gives instead: numbers, booleans, paths, lists. None and
+    '' mean that a setting is not set. ``environ`` replaces ``os.environ``.
     """
     environ = os.environ if environ is None else environ
     _refuse_unknown(settings)
     given = {row.name: _text_of(row, settings.get(row.name)) for row in TABLE}
-    values: dict[str, Any] = {}
-    for row in TABLE:
-        written = given[row.name] or row.default
-        try:
-            values[row.name.removeprefix('mail.')] = row.convert(written) if written else None
-        except ValueError as error:
-            # What has a :// may be a URL with a password, in the wrong place.
-            shown = '' if row.secret or '://' in written else f' = {_short(written)}'
-            raise ConfigurationError(f'{row.name}{shown}: {error}') from error
-    values['url_source'] = 'mail.url'
-    if any(given[name] for name in _RELAY) or {'MAIL_URL', 'MAIL_PASSWORD'} & environ.keys():
-        from .credentials import relay
-
-        values.update(relay(values, given, environ))
+    values: Values = {row.name.removeprefix('mail.'): _value(row, given[row.name]) for row in TABLE}
+    relay = relay_settings(values, given, environ)
+    values.update(
+        url=relay.url,
+        url_source=relay.source,
+        username=relay.username,
+        password=relay.password,
+        hostname=values['hostname'] or _own_hostname(),
+        queue_sync=values['queue_sync'] == 'always',
+    )
     for spelling in ('host', 'port', 'tls', 'ssl', 'password_file', 'ignore'):
         del values[spelling]
-    values['hostname'] = values['hostname'] or _own_hostname()
-    values['queue_sync'] = values['queue_sync'] == 'always'
     return MailSettings(**values)
 
 
-def _refuse_unknown(settings: Mapping[str, Any]) -> None:
+def _value(row: Setting, given: str) -> object:
+    written = given or row.default
+    if not written:
+        return None
+    try:
+        return row.convert(written)
+    except ValueError as error:
+        # A text with :// may be a URL with a password, in the wrong place.
+        shown = '' if row.secret or '://' in written else f' = {_shortened(written)}'
+        raise ConfigurationError(f'{row.name}{shown}: {error}') from error
+
+
+def _refuse_unknown(settings: Mapping[str, object]) -> None:
     known = [row.name for row in TABLE]
     words = _text_of(TABLE[-1], settings.get('mail.ignore')).replace(',', ' ').split()
     ignored = {f'mail.{word.removeprefix("mail.")}' for word in words}
     for key in sorted(ignored):
         if key in known or key in _NOT_YET:
             raise ConfigurationError(
-                f'mail.ignore: {key} is a setting of pyramid_sendmail, and cannot be kept for the '
-                f'application: rename it there'
+                f'mail.ignore: {key} is a setting of pyramid_sendmail and is always checked; '
+                f'rename the one of your application'
             )
     for key in settings:
         if not isinstance(key, str) or not key.startswith('mail.') or key in (*known, *ignored):
             continue
         if key in _NOT_YET:
-            raise ConfigurationError(f'{key} is not here yet: {_NOT_YET[key]}')
+            raise ConfigurationError(f'{key} is not supported yet: {_NOT_YET[key]}')
         if key in _NOT_OURS:
             raise ConfigurationError(f'{key} is a setting of pyramid_mailer: {_NOT_OURS[key]}')
-        import difflib
-
-        word = key.removeprefix('mail.')
-        nearest = difflib.get_close_matches(
-            word, [name.removeprefix('mail.') for name in known], n=1, cutoff=0.5
-        )
-        remedy = f'write mail.{nearest[0]}, which is the nearest, or' if nearest else 'write'
+        name = key.removeprefix('mail.')
+        question = ''.join(f' Did you mean mail.{near}?' for near in _nearest(name))
         raise ConfigurationError(
-            f'{key} is no setting of pyramid_sendmail: {remedy} mail.ignore = {word} to keep it '
-            'for the application'
+            f'unknown setting {key}.{question} If your application owns it, add mail.ignore = '
+            f'{name}'
         )
 
 
-def _text_of(row: Setting, value: Any) -> str:
-    """The text of a value, as an ini file would have it; '' for None."""
+def _nearest(name: str) -> list[str]:
+    """Return the known name that an unknown one most probably means, if there is any."""
+    if name in _MEANT:
+        return [_MEANT[name]]
+    # Only a mistake needs it.
+    import difflib
+
+    known = [row.name.removeprefix('mail.') for row in TABLE]
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+
+
+def _text_of(row: Setting, value: object) -> str:
+    """Return a value as an ini file would have it; '' for None."""
     if value is None:
         return ''
     if isinstance(value, bool) and row.name in _SWITCHES:
         return 'true' if value else 'off'
     if isinstance(value, str):
-        # Whoever gives a password in Python means each of its blanks.
+        # An ini file is stripped already. In Python code the blanks of a password are meant.
         return value if row.name == 'mail.password' else value.strip()
     if isinstance(value, list | tuple):
         return ' '.join(map(str, value))
@@ -379,13 +358,11 @@ def _text_of(row: Setting, value: Any) -> str:
     raise ConfigurationError(f'{row.name} is of the type {type(value).__name__}: give it as a str')
 
 
-def _short(written: str) -> str:
+def _shortened(written: str) -> str:
     return written if len(written) <= 80 else f'{written[:80]}...'
 
 
 def _own_hostname() -> str:
-    import socket
-
     try:
         return hostname(socket.gethostname())
     except ValueError:
@@ -393,6 +370,6 @@ def _own_hostname() -> str:
 
 
 def table_rows() -> Iterator[tuple[str, str, str]]:
-    """``(setting, default, meaning)`` of each row, as the README and ``--help`` print them."""
+    """Yield ``(setting, default, meaning)`` of each row, as the manual and ``--help`` show them."""
     for row in TABLE:
         yield row.name, row.shown or f'``{row.default}``', row.help

@@ -1,4 +1,5 @@
-"""The pictures that README.rst shows: bars, medians over the rounds, the range as a thin line.
+"""The pictures in docs/explanation/performance.rst: bars, medians over the rounds, the range as a
+thin line.
 
 Grey on nothing is readable on a light page and on a dark one.
 """

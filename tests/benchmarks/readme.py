@@ -1,5 +1,5 @@
-"""README.rst's table of goals and the pictures, made of docs/benchmarks.json:
-``python -m tests.benchmarks.readme``.
+"""The table of goals and the pictures in docs/explanation/performance.rst, made of
+docs/benchmarks.json: ``python -m tests.benchmarks.readme``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from tests.benchmarks.processes import ROOT
 from tests.benchmarks.report import as_data, measured_text, write
 from tests.benchmarks.rounds import Results, Row
 
-__all__ = ['FIGURES', 'PICTURES', 'README', 'goals_table', 'judged', 'with_figures']
+__all__ = ['FIGURES', 'PAGE', 'PICTURES', 'goals_table', 'judged', 'with_figures']
 
-README = ROOT / 'README.rst'
+PAGE = ROOT / 'docs' / 'explanation' / 'performance.rst'
 FIGURES = ROOT / 'docs' / 'benchmarks.json'
 PICTURES = ('request', 'drain', 'far')
 
@@ -23,7 +23,7 @@ BEGIN, END = '.. figures begin\n', '.. figures end\n'
 
 
 def goals_table(data: dict[str, Any]) -> str:
-    """What was measured on what, and a line for each goal."""
+    """Return what was measured on which machine, and a line for each goal."""
     about = ', '.join(
         f'{data["machine"][name]}' for name in ('date', 'processors', 'system', 'file system')
     )
@@ -59,9 +59,9 @@ def goals_table(data: dict[str, Any]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def with_figures(readme: str, data: dict[str, Any]) -> str:
-    """The text of README.rst with the table that belongs there."""
-    before, begin, rest = readme.partition(BEGIN)
+def with_figures(page: str, data: dict[str, Any]) -> str:
+    """Return the text of the page with the table that belongs there."""
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     assert begin
     assert end
@@ -69,7 +69,7 @@ def with_figures(readme: str, data: dict[str, Any]) -> str:
 
 
 def judged(data: dict[str, Any]) -> dict[str, Any]:
-    """The same samples, by the goals of today."""
+    """Return the same samples, judged by the goals of today."""
     from tests.benchmarks.__main__ import ROWS
 
     goals = {row.name: row.goals for row in ROWS}
@@ -87,9 +87,9 @@ def main() -> int:
 
     data = judged(json.loads(FIGURES.read_text(encoding='utf-8')))
     write(FIGURES, data)
-    text = with_figures(README.read_text(encoding='utf-8'), data)
-    README.write_text(text, encoding='utf-8')
-    draw(data, FIGURES.parent)
+    text = with_figures(PAGE.read_text(encoding='utf-8'), data)
+    PAGE.write_text(text, encoding='utf-8')
+    draw(data, PAGE.parent)
     return 0
 
 

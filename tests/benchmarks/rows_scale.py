@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pyramid_sendmail.queue.maildir.wakeup import Trigger
+from pyramid_sendmail.queue.maildir.wakeup import WakeUp
 from tests.benchmarks.application import write_ini
 from tests.benchmarks.drains import ended, memory, psendmail_qp, queue, ready
 from tests.benchmarks.processes import Absent, contender, finish, ours, peer, run, start, until
@@ -139,7 +139,7 @@ def _calls(place: Place, files: int) -> tuple[int, float]:
         try:
             first = _quiet(trace)
             for _ in range(_LOOKS):
-                Trigger(f'{folder}/mail/trigger').pull()
+                WakeUp(f'{folder}/mail/trigger').notify()
                 after = _quiet(trace)
         finally:
             _stop(child)
@@ -286,7 +286,7 @@ ROWS = (
             at_most('the first delivery under 1.2 s', 'first', 1.2, 's', who=MANY),
             Goal('0.8 of the throughput at 1,000 files', _share('rate', MANY, FEW), 0.8),
             at_most('memory under 60 MB', 'memory', 60, 'MB', who=MANY),
-            at_most('no stat a file in an idle look', 'stats', 0.01, 'calls', who=LOOK),
+            at_most('no stat a file in an idle scan', 'stats', 0.01, 'calls', who=LOOK),
         ),
         '',
         (

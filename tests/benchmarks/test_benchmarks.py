@@ -1,4 +1,4 @@
-"""The frame of the benchmarks: turns, medians, verdicts, and what README.rst shows of them."""
+"""The frame of the benchmarks: turns, medians, verdicts, and what docs/ shows of them."""
 
 from __future__ import annotations
 
@@ -129,18 +129,18 @@ def test_phases_of_a_trace() -> None:
     }
 
 
-def test_readme_has_the_figures() -> None:
-    """README.rst says what docs/benchmarks.json does, and each picture is there. To write both
-    anew: ``python -m tests.benchmarks.readme``."""
+def test_page_has_the_figures() -> None:
+    """docs/explanation/performance.rst says what docs/benchmarks.json does, and each picture is
+    there. To write both anew: ``python -m tests.benchmarks.readme``."""
     data = json.loads(readme.FIGURES.read_text(encoding='utf-8'))
-    source = readme.README.read_text(encoding='utf-8')
+    source = readme.PAGE.read_text(encoding='utf-8')
     assert source == readme.with_figures(source, data)
     for name in readme.PICTURES:
-        assert f'.. image:: docs/{name}.svg' in source
-        assert (readme.FIGURES.parent / f'{name}.svg').exists()
+        assert f'.. image:: {name}.svg' in source
+        assert (readme.PAGE.parent / f'{name}.svg').exists()
 
 
-def test_readme_has_all_goals() -> None:
+def test_page_has_all_goals() -> None:
     """Every row was run, with the peers, and is judged by the goals that it has today."""
     from tests.benchmarks.__main__ import ROWS
 

@@ -1,4 +1,4 @@
-"""What every mailer promises, whatever it does with the mail (IMailer, IMailSession)."""
+"""What every mailer promises, wherever it sends the mail (IMailer, IMailSession)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.file import FileMailer
 from pyramid_sendmail.mailers.null import NullMailer
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
-from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import SessionOptions
 from tests.support.doubles import RecordingMailer
+from tests.support.sessions import make_mailer
 from tests.support.smtp.server import ScriptedSMTPServer, TLSAuthority
 
 CHUNKING = ('PIPELINING', '8BITMIME', 'SIZE', 'CHUNKING')
@@ -36,8 +37,8 @@ PASSWORD = 'Zwölf Boxkämpfer%20'
 
 @dataclass(frozen=True)
 class Case:
-    """A mailer, what has arrived through it, how to close its road, and what asserts (or waits
-    until) no session is open."""
+    """A mailer; what has arrived through it; how to make it unavailable; and a check that no
+    session is open."""
 
     mailer: Any
     arrived: Callable[[], list[bytes]]
@@ -64,10 +65,10 @@ def _smtp(
     if secure:
         options = {'username': 'ann', 'password': PASSWORD, 'ca_file': str(authority.path)}
     kind = LMTPMailer if settings.get('lmtp') else SMTPMailer
-    mailer = kind(
+    mailer = make_mailer(
         server.host,
         server.port,
-        hostname='web.example.org',
+        kind=kind,
         tls='implicit' if tls == 'implicit' else 'auto',
         options=SessionOptions(window=window),
         **options,
@@ -115,8 +116,8 @@ def _sendmail(folder: Path) -> Case:
 def _failover(stack: ExitStack, authority: TLSAuthority, *, first: bool) -> Case:
     reached = _smtp(stack, authority, 'none')
     with socket.create_server(('127.0.0.1', 0)) as listening:
-        nobody = SMTPMailer('127.0.0.1', listening.getsockname()[1], hostname='web.example.org')
-    order = [reached.mailer, nobody] if first else [nobody, reached.mailer]
+        refusing = SMTPMailer('127.0.0.1', listening.getsockname()[1], hostname='web.example.org')
+    order = [reached.mailer, refusing] if first else [refusing, reached.mailer]
     return Case(FailoverMailer(order), reached.arrived, reached.block, reached.idle)
 
 
@@ -210,7 +211,7 @@ def test_implements_the_interfaces(case: Case) -> None:
 
 
 def test_name_is_for_people(case: Case) -> None:
-    """The name and the repr say where mail goes, and no secret."""
+    """The name and the repr say where mail goes, and show no secret."""
     assert case.mailer.name
     assert case.mailer.name in repr(case.mailer)
     assert case.secret not in repr(case.mailer) + case.mailer.name
@@ -233,7 +234,7 @@ def test_outcomes_come_in_order(case: Case) -> None:
 
 
 def test_bytes_arrive_as_they_are(case: Case) -> None:
-    """What arrives is what was frozen, to the octet, one by one over several calls of send."""
+    """The frozen bytes arrive, one mail by one, over several calls of send."""
     session = case.mailer.connect()
     mails = [envelope(number) for number in range(3)]
     for mail in mails:
@@ -260,27 +261,29 @@ def test_pulls_as_it_goes(case: Case) -> None:
 
 
 def test_nothing_to_send(case: Case) -> None:
-    """No mail, no outcome; a mail without recipients has an empty one and is not sealed."""
+    """No mail has no outcome; a mail without recipients has an empty one, and before_final_dot is
+    not called."""
     session = case.mailer.connect()
     assert list(session.send([])) == []
 
     def before_final_dot(*_arguments: object) -> None:
-        raise AssertionError('nobody is to receive this')
+        raise AssertionError('it must not be sent')
 
     assert list(session.send([envelope(recipients=())], before_final_dot=before_final_dot)) == [{}]
     session.close()
 
 
 def test_null_sender(case: Case) -> None:
-    """A mail of nobody, to which nothing bounces, is sent like any other."""
+    """A mail with the null sender, to which nothing bounces, is sent like any other."""
     session = case.mailer.connect()
     [outcome] = session.send([envelope(sender='')])
     assert outcome['to@example.org'].status == 'delivered'
     session.close()
 
 
-def test_sealing_comes_before_the_outcome(case: Case) -> None:
-    """Sealing is called once a mail, with its accepted recipients, before the mail has left."""
+def test_before_final_dot_is_called_once(case: Case) -> None:
+    """before_final_dot is called once a mail, with its accepted recipients, before the mail has
+    left."""
     seen: list[object] = []
 
     def before_final_dot(mail: Envelope, recipients: tuple[str, ...]) -> None:
@@ -303,8 +306,9 @@ def test_sealing_comes_before_the_outcome(case: Case) -> None:
 
 
 @pytest.mark.parametrize('error', [ValueError, OSError, KeyboardInterrupt])
-def test_sealing_that_raises_ends_the_session(case: Case, error: type[BaseException]) -> None:
-    """What before_final_dot raises comes out as it is, the mail is not sent, and the session is over."""
+def test_before_final_dot_that_raises(case: Case, error: type[BaseException]) -> None:
+    """What before_final_dot raises comes out as it is, the mail is not sent, and the session is
+    over."""
 
     def before_final_dot(mail: Envelope, recipients: tuple[str, ...]) -> None:
         raise error('no room for a letter')
@@ -318,8 +322,8 @@ def test_sealing_that_raises_ends_the_session(case: Case, error: type[BaseExcept
 
 
 def test_a_second_round_on_one_session(case: Case) -> None:
-    """A session may be used again; where a caller stopped listening between two mails it may be
-    stale, and then says so before anything of the next mail has left, but what was sealed."""
+    """A session may be used again. If the caller stopped between two mails it may be stale, and
+    then raises before anything of the next mail has left."""
     session = case.mailer.connect()
     assert len(list(session.send([envelope(0)]))) == 1
     for _ in session.send([envelope(1), envelope(9)]):
@@ -353,8 +357,8 @@ def test_closing_never_raises(case: Case, end: str) -> None:
     assert session.name in str(caught.value)
 
 
-def test_closed_road(case: Case) -> None:
-    """Where there is no session, connect raises MailerUnavailable, which is nobody's fault."""
+def test_unavailable(case: Case) -> None:
+    """If there is no session, connect raises MailerUnavailable."""
     case.block()
     with pytest.raises(MailerUnavailable) as caught:
         case.mailer.connect()

@@ -16,7 +16,7 @@ import pytest
 from zope.interface.verify import verifyClass, verifyObject
 
 from pyramid_sendmail.envelope import Envelope, PendingEvent, Priority, Reply
-from pyramid_sendmail.interfaces import IMailClaim, IMailQueue, IStagedMail
+from pyramid_sendmail.interfaces import IMailClaim, IScannableQueue, IStagedMail
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from tests.crash.bench import folder as tmp_path
 from tests.support.queues import (
@@ -89,13 +89,13 @@ def _queued(case: Case, *recipients: str, **options: Any) -> Envelope:
 
 def _order(case: Case, **options: Any) -> list[str]:
     tickets, _ = case.queue.scan(case.clock(), **options)
-    return [ticket.name.rpartition('-')[2] for ticket in tickets]
+    return [ticket.key for ticket in tickets]
 
 
 def _defer(case: Case, envelope: Envelope, until: float) -> None:
     """Make a mail one that has been tried."""
     tickets, _ = case.queue.scan(case.clock())
-    (ticket,) = (ticket for ticket in tickets if ticket.name.endswith(envelope.id))
+    (ticket,) = (ticket for ticket in tickets if ticket.key == envelope.id)
     claim = case.queue.claim(ticket)
     claim.settle([deferred(envelope, until=until)], retry_at=until, report=False)
 
@@ -112,15 +112,19 @@ def test_interfaces_are_kept(case: Case) -> None:
     put = case.queue.put([make_envelope()])
     put.publish()
     claim = claimed(case.queue)
-    for interface, thing in ((IMailQueue, case.queue), (IStagedMail, put), (IMailClaim, claim)):
+    for interface, thing in (
+        (IScannableQueue, case.queue),
+        (IStagedMail, put),
+        (IMailClaim, claim),
+    ):
         assert verifyObject(interface, thing)
         assert verifyClass(interface, type(thing))
     claim.release()
 
 
-def test_a_large_mail_is_told_block_by_block(case: Case) -> None:
-    """Whoever sends a claimed mail may take it in blocks; they are the bytes, of which ``size``
-    and the like tell in advance."""
+def test_a_large_mail_can_be_read_in_blocks(case: Case) -> None:
+    """The blocks of a claimed mail are its bytes, and ``size`` and the other attributes are known
+    before they are read."""
     envelope = _queued(case, body='Grüße.\r\n' * 100_000)
     claim = claimed(case.queue)
     stored = claim.envelope
@@ -139,7 +143,7 @@ def test_a_large_mail_is_told_block_by_block(case: Case) -> None:
 # Put
 
 
-def test_nobody_can_claim_before_publish(case: Case) -> None:
+def test_no_claim_before_publish(case: Case) -> None:
     """What was put and not published is neither seen nor claimed."""
     put = case.queue.put([make_envelope(), make_envelope()])
     assert case.queue.scan(NOW) == ([], None)
@@ -191,7 +195,8 @@ ENDS = ('publish', 'discard', 'keep_in_doubt')
 
 @pytest.mark.parametrize('calls', list(product(ENDS, repeat=3)), ids='-'.join)
 def test_the_first_call_decides(case: Case, calls: tuple[str, ...]) -> None:
-    """publish, discard and doubt come in any order, any number of times: the first one counts."""
+    """publish, discard and keep_in_doubt may be called in any order, any number of times: the
+    first one counts."""
     envelopes = [make_envelope(), make_envelope()]
     put = case.queue.put(envelopes)
     for call in calls:
@@ -213,10 +218,10 @@ def test_the_first_call_decides(case: Case, calls: tuple[str, ...]) -> None:
             claim.settle([sent(claim.envelope)], report=False)
         else:
             assert claim.todo == ()
-            (fate,) = claim.pending_events
-            assert (fate.kind, fate.permanent) == ('error', False)
-            assert 'in doubt' in fate.reason
-            claim.acknowledge([fate])
+            (event,) = claim.pending_events
+            assert (event.kind, event.permanent) == ('error', False)
+            assert 'in doubt' in event.reason
+            claim.acknowledge([event])
     if calls[0] == 'publish':
         assert _gone(case)
     else:
@@ -253,7 +258,7 @@ def test_order_is_by_priority_then_due(case: Case) -> None:
     ]
 
 
-def test_a_time_that_nobody_has_asked_for(case: Case) -> None:
+def test_a_time_that_the_user_did_not_ask_for(case: Case) -> None:
     """RELIABILITY 95: mail sent while a clock was a year ahead is due when the clock is right
     again; mail that the user wants to leave in a year is not."""
     year = 365 * 86_400.0
@@ -264,7 +269,7 @@ def test_a_time_that_nobody_has_asked_for(case: Case) -> None:
         assert claim.envelope.id == unasked.id
         claim.release()
     case.clock.now = NOW + year
-    assert {ticket.name[-32:] for ticket in case.queue.scan(NOW + year)[0]} == {
+    assert {ticket.key for ticket in case.queue.scan(NOW + year)[0]} == {
         unasked.id,
         asked.id,
     }
@@ -321,8 +326,8 @@ def test_an_empty_queue_has_nothing_due(case: Case) -> None:
 # Claim
 
 
-def test_a_claim_excludes_everybody_else(case: Case) -> None:
-    """As long as a claim is held nobody else gets one, by whatever queue object."""
+def test_a_claim_is_exclusive(case: Case) -> None:
+    """While a claim is held there is no other claim of the mail, from whatever queue object."""
     _queued(case)
     (ticket,), _ = case.queue.scan(NOW)
     claim = case.queue.claim(ticket)
@@ -440,7 +445,7 @@ def test_delivered_mail_leaves(case: Case, report: bool) -> None:
 
 @pytest.mark.parametrize('report', [True, False])
 def test_failed_mail_is_a_dead_letter(case: Case, report: bool) -> None:
-    """Refused for good: kept as a dead letter, which no look shows any more."""
+    """Refused for good: kept as a dead letter, which no scan returns any more."""
     envelope = _queued(case)
     claim = claimed(case.queue)
     claim.settle([failed(envelope)], report=report)
@@ -502,7 +507,7 @@ def test_only_deferred_recipients_are_tried_again(case: Case) -> None:
     assert case.dead() == [envelope.id], 'for the one that failed'
 
 
-def test_events_are_not_lost_when_nobody_reports_them(case: Case) -> None:
+def test_events_are_not_lost_without_a_report(case: Case) -> None:
     """What subscribers have not taken comes back, equal to the last letter, by another process."""
     envelope = _queued(case, 'a@example.org', 'b@example.org', 'c@example.org')
     events = [
@@ -567,7 +572,7 @@ def test_postponed_events_come_back_later(case: Case) -> None:
 
 
 def test_events_do_not_wait_for_a_retry(case: Case) -> None:
-    """Events of a partly delivered mail that nobody came to report are found at once."""
+    """Pending events of a partly delivered mail that were not dispatched are found at once."""
     envelope = _queued(case, 'a@example.org', 'b@example.org')
     events = [sent(envelope, 'a@example.org'), deferred(envelope, 'b@example.org', group=1)]
     claim = claimed(case.queue)
@@ -611,9 +616,9 @@ TO = [f'r{n}@example.org' for n in range(40)]
 
 
 @pytest.mark.parametrize('seed', range(25))
-def test_any_run_of_attempts_ends_with_every_event_taken_once(case: Case, seed: int) -> None:
-    """Whatever the relay says to whom, and whoever crashes: each recipient has one end, each event
-    one id, and its words are those that the relay gave."""
+def test_any_run_of_attempts_ends_with_every_event_handled_once(case: Case, seed: int) -> None:
+    """Whatever the relay answers, and whichever process dies: each recipient has one outcome, each
+    event one id, with the text of the relay's reply."""
     random = Random(seed)
     count = random.choice([1, 2, 3, 40])
     envelope = _queued(case, *TO[:count])
@@ -626,24 +631,26 @@ def test_any_run_of_attempts_ends_with_every_event_taken_once(case: Case, seed: 
             break
         case.clock.now = case.clock.now if tickets else next_due
         claim = claimed(case.reopen(), case.clock.now)
-        assert claim.pending_events == [fate for fate in expected.values() if fate.id not in taken]
+        assert claim.pending_events == [
+            event for event in expected.values() if event.id not in taken
+        ]
         assert claim.attempt == attempt
         if claim.todo:
             attempt += 1
             kinds = ['sent', 'deferred', 'error'] if attempt < 6 else ['sent']
             events = _fates(envelope, claim.todo, random.choices(kinds, k=len(claim.todo)), attempt)
-            again = any(fate.kind == 'deferred' for fate in events)
-            expected |= {fate.id: fate for fate in events if fate.kind != 'deferred'}
+            again = any(event.kind == 'deferred' for event in events)
+            expected |= {event.id: event for event in events if event.kind != 'deferred'}
             claim.settle(events, retry_at=case.clock.now + 60 if again else None)
         if claim.pending_events and random.random() < 0.3:
             claim.release()  # a crash before the events
         elif claim.pending_events:
             some = random.sample(claim.pending_events, random.randint(1, len(claim.pending_events)))
-            taken |= {fate.id: fate for fate in some}
+            taken |= {event.id: event for event in some}
             claim.acknowledge(some)
             claim.release()
     assert taken == expected
-    dead = any(fate.kind == 'error' for fate in expected.values())
+    dead = any(event.kind == 'error' for event in expected.values())
     assert case.dead() == [envelope.id] * dead
 
 
@@ -656,10 +663,10 @@ def _fates(envelope: Envelope, todo: Any, words: list[str], attempt: int) -> lis
     for group, (to, word) in enumerate(zip(todo, words, strict=True), 1):
         if word != 'sent':
             kind = failed if word == 'error' else deferred
-            fate = kind(envelope, to, attempt=attempt, group=group)
+            event = kind(envelope, to, attempt=attempt, group=group)
             text = f'5.1.1 <{to}>: user unknown'
-            fate = replace(fate, reply=Reply(550, text), reason=f'550 {text}')
-            events.append(replace(fate, retry_at=None))
+            event = replace(event, reply=Reply(550, text), reason=f'550 {text}')
+            events.append(replace(event, retry_at=None))
     return events
 
 
@@ -691,8 +698,8 @@ def test_what_is_in_doubt_does_not_expire(case: Case) -> None:
     claim.acknowledge(claim.pending_events)
     for reason in ('ambiguous: the line was lost', 'given up: ambiguous: the line was lost'):
         envelope = _queued(case)
-        fate = replace(failed(envelope), reply=None, reason=reason, permanent=False)
-        claimed(case.queue).settle([fate], report=False)
+        event = replace(failed(envelope), reply=None, reason=reason, permanent=False)
+        claimed(case.queue).settle([event], report=False)
     assert case.queue.purge_failed(time.time() + 60) == 0
     assert len(case.dead()) == 3
 
@@ -701,11 +708,11 @@ def test_mail_with_an_event_to_report_does_not_expire(case: Case) -> None:
     """A dead letter of which a subscriber has not yet heard is not old before it has."""
     envelope = _queued(case)
     claim = claimed(case.queue)
-    fate = failed(envelope)
-    claim.settle([fate])
+    event = failed(envelope)
+    claim.settle([event])
     later = time.time() + 60
     assert case.queue.purge_failed(later) == 0
-    claim.acknowledge([fate])
+    claim.acknowledge([event])
     assert case.queue.purge_failed(later) in (0, 1), 'it may be claimed until it is released'
     claim.release()
     case.queue.purge_failed(later)

@@ -18,7 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from pyramid_sendmail.queue.maildir.format import Block, decode
+from pyramid_sendmail.queue.maildir.format import EnvelopeBlock, decode
 from tests.support.smtp.server import ScriptedSMTPServer
 
 __all__ = ['audit']
@@ -124,16 +124,16 @@ def _told(rows: Iterable[tuple[str, ...]]) -> dict[tuple[str, str], list[frozens
     return told
 
 
-def _dead_letters(folder: Path) -> list[Block]:
+def _dead_letters(folder: Path) -> list[EnvelopeBlock]:
     return [decode(path.read_bytes()) for path in folder.iterdir()]
 
 
-def _pairs(block: Block, letter: str) -> Iterable[Pair]:
+def _pairs(block: EnvelopeBlock, letter: str) -> Iterable[Pair]:
     envelope = block.envelope
     for to, own in zip(envelope.recipients, block.letters, strict=True):
         if own == letter:
             yield envelope.message_id, to
 
 
-def _in_doubt(block: Block) -> bool:
+def _in_doubt(block: EnvelopeBlock) -> bool:
     return any((entry.reason or '').startswith('in doubt') for entry in block.entries)

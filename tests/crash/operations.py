@@ -13,9 +13,11 @@ from typing import Any
 
 from pyramid_sendmail.envelope import Envelope, Verdict
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
+from pyramid_sendmail.processor.options import ProcessorOptions
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue.maildir.format import STATE_AT
-from pyramid_sendmail.sending.attempt import Tally, attempt
+from pyramid_sendmail.sending.attempt import attempt
+from pyramid_sendmail.sending.outcome import Tally
 from tests.crash.place import BAD, GOOD, LATER, Place, Relay, mail
 from tests.support.queues import forked, reap
 
@@ -82,7 +84,7 @@ def _left(letter: str) -> Callable[[Place], None]:
     def lay(place: Place) -> None:
         def work() -> None:
             put = place.queue().put(place.mails)
-            with open(place.path / 'tmp' / put.tickets[0].name, 'r+b') as file:
+            with open(place.path / 'tmp' / put.tickets[0].order, 'r+b') as file:
                 file.seek(STATE_AT)
                 file.write(letter.encode())
 
@@ -156,11 +158,11 @@ def _settle(place: Place) -> Steps:
     attempts = place.attempts()
     yield 'settle'
     try:
-        attempts.settle(claim, outcome, Relay.name)
+        attempts.record_outcome(claim, outcome, Relay.name)
     except QueueError:
         place.kept(claim)
         yield 'record'
-        attempts.record()
+        attempts.write_unrecorded()
 
 
 def _postpone(place: Place) -> Steps:
@@ -211,7 +213,7 @@ def _attempt(place: Place) -> Steps:
         if attempts.unrecorded:
             place.kept(attempts.unrecorded[0][0])
             yield 'record'
-            attempts.record()
+            attempts.write_unrecorded()
         else:
             raise
 
@@ -220,7 +222,11 @@ def _process(place: Place) -> Steps:
     attempts = place.attempts()
     dispatcher: Any = place.dispatcher
     processor = QueueProcessor(
-        place.queue(), Relay(place.ledger), dispatcher, attempts, workers=1, pause=0.0
+        place.queue(),
+        Relay(place.ledger),
+        dispatcher,
+        attempts,
+        ProcessorOptions(workers=1, pause=0.0),
     )
     yield 'run'
     processor.run_once()
@@ -353,7 +359,7 @@ def _wake(place: Place) -> Steps:
     queue, other = place.queue(), place.queue()
     queue.prepare()
     yield 'pull'
-    other._trigger.pull()
+    other._wake_up.notify()
     yield 'wait'
     queue.wait(0)
 

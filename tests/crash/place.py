@@ -23,11 +23,12 @@ from pyramid_sendmail.envelope import Envelope, Outcome, PendingEvent, Reply, Ve
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.interfaces import IMailer, IMailEventDispatcher, IMailSession
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir.filename import Ticket, parse, record_of
+from pyramid_sendmail.queue.maildir.filename import parse, record_of, ticket_of
 from pyramid_sendmail.queue.maildir.format import STATE_AT, Unreadable, decode
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally, attempt
+from pyramid_sendmail.sending.attempt import attempt
 from pyramid_sendmail.sending.connection import RelayConnection
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.support.queues import Clock, make_envelope
 
 __all__ = ['FOLDERS', 'Found', 'Ledger', 'Lines', 'Place', 'mail', 'restore', 'snapshot']
@@ -151,7 +152,7 @@ class Subscribers:
     def wants(self, kind: str) -> bool:
         return kind in self._place.kinds
 
-    def join(self, timeout: float) -> bool:
+    def flush(self, timeout: float) -> bool:
         return True
 
     def dispatch(self, claim: Any, events: Sequence[PendingEvent]) -> None:
@@ -225,7 +226,7 @@ class Place:
         """What the end of a process does: every descriptor is closed, every lock released."""
         while self._queues:
             queue = self._queues.pop()
-            queue._store._forget()
+            queue._files.close_inherited()
             queue.close()
 
     def attempts(self) -> OutcomeRecorder:
@@ -316,7 +317,7 @@ class Place:
         queue = self.queue()
         folder, name = claim._folder, claim._name
         if (self.path / folder / name).exists():
-            assert queue.claim(Ticket(folder, name)) is None
+            assert queue.claim(ticket_of(folder, name)) is None
 
     def _tidy(self, after: dict[str, Found], log: Lines) -> None:
         assert {found.folder for found in after.values()} <= {'failed'}, after

@@ -25,10 +25,11 @@ from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.events.dispatcher import EventDispatcher
 from pyramid_sendmail.interfaces import IMailer, IMailEventDispatcher
 from pyramid_sendmail.message import EnvelopeFactory
+from pyramid_sendmail.processor.options import ProcessorOptions
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder
+from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -185,9 +186,7 @@ def process(root: Path, url: str, seed: int) -> None:
         config.registry.getUtility(IMailer),
         dispatcher,
         OutcomeRecorder(POLICY, dispatcher, clock=clock),
-        batch=20,
-        poll=0.5,
-        pause=0.05,
+        ProcessorOptions(batch=20, poll=0.5, pause=0.05),
     )
     stop = threading.Event()
 

@@ -16,9 +16,12 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from pyramid_sendmail.exceptions import QueueError
+from pyramid_sendmail.processor.options import ProcessorOptions
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.sending.attempt import Tally, attempt
+from pyramid_sendmail.queue.maildir.permissions import user_name
+from pyramid_sendmail.sending.attempt import attempt
+from pyramid_sendmail.sending.outcome import Tally
 from tests.crash.place import Place, Relay, mail
 from tests.support.processes import in_child
 from tests.support.queues import NOW, files, make_envelope
@@ -69,7 +72,11 @@ def fill(path: Path, *, leave: int = 0) -> None:
 
 def _processor(place: Place, queue: MaildirQueue) -> QueueProcessor:
     return QueueProcessor(
-        queue, Relay(place.ledger), place.dispatcher, place.attempts(), workers=1, pause=0.0
+        queue,
+        Relay(place.ledger),
+        place.dispatcher,
+        place.attempts(),
+        ProcessorOptions(workers=1, pause=0.0),
     )
 
 
@@ -258,9 +265,10 @@ def test_another_user_is_told_at_the_start(public: Path) -> None:
 
         return run
 
-    # Of a root that nobody else may enter, not even the owner can be seen by everybody.
-    in_child(work(f'Permission denied|belongs to user 0, this process runs as user {NOBODY}'))
+    owners = f'belongs to user root, but this process runs as user {user_name(NOBODY)}'
+    # If the root's mode keeps this user out, its owner cannot be read.
+    in_child(work(f'Permission denied|{owners}'))
     os.chmod(place.path, 0o755)
-    in_child(work(f'belongs to user 0, this process runs as user {NOBODY}: run both'))
+    in_child(work(f'{owners}; run both'))
     assert files(queue) == before
     assert place.ledger.lines('connected') == []

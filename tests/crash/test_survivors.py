@@ -14,12 +14,14 @@ import pytest
 from pyramid_sendmail.envelope import Envelope
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir.files import Store
+from pyramid_sendmail.queue.maildir.filename import FOLDER_OF
+from pyramid_sendmail.queue.maildir.files import QueueFiles
 from pyramid_sendmail.queue.maildir.format import STATE_AT, decode
 from pyramid_sendmail.queue.maildir.recovery import recover
 from pyramid_sendmail.queue.maildir.staging import StagedMail
-from pyramid_sendmail.queue.maildir.wakeup import Trigger
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.queue.maildir.wakeup import WakeUp
+from pyramid_sendmail.sending.outcome import Tally
+from tests.support.processors import ProcessorSetup
 from tests.support.queues import (
     NOW,
     Clock,
@@ -34,7 +36,6 @@ from tests.support.queues import (
     sent,
     until,
 )
-from tests.unit.processor.test_processor import Setup
 
 
 class Observer:
@@ -44,7 +45,7 @@ class Observer:
         self.queue = queue
         self.found: list[list[str]] = []
 
-    def pull(self) -> None:
+    def notify(self) -> None:
         self.found.append([name.partition('/')[0] for name in files(self.queue)])
 
 
@@ -67,7 +68,7 @@ def test_the_trigger_is_pulled_last(tmp_path: Path) -> None:
     queue = MaildirQueue(str(tmp_path / 'mail'))
     queue.prepare()
     observer = Observer(queue)
-    put = StagedMail(Store(queue.path), observer, [make_envelope(), make_envelope()])  # type: ignore[arg-type]
+    put = StagedMail(QueueFiles(queue.path), observer, [make_envelope(), make_envelope()])  # type: ignore[arg-type]
     put.write()
     put.publish()
     assert observer.found == [['new', 'new']]
@@ -78,12 +79,12 @@ def test_recovery_syncs_what_it_publishes(tmp_path: Path, synced: list[str]) -> 
     """What recovery has moved into new/ does not fall back into tmp/ by a power cut."""
     queue = MaildirQueue(str(tmp_path / 'mail'))
     put = queue.put([make_envelope()])
-    record = tmp_path / 'mail' / 'tmp' / put.tickets[0].name
+    record = tmp_path / 'mail' / 'tmp' / put.tickets[0].order
     copy = record.read_bytes()
     put.discard()
     record.write_bytes(copy[:STATE_AT] + b'C' + copy[STATE_AT + 1 :])
     del synced[:]
-    assert recover(Store(queue.path), publish_doubtful=False, clock=Clock())
+    assert recover(QueueFiles(queue.path), send_in_doubt=False, clock=Clock())
     assert synced == ['new']
     queue.close()
 
@@ -104,8 +105,8 @@ def test_a_release_unlocks_what_a_child_shares(tmp_path: Path) -> None:
     queue = MaildirQueue(str(tmp_path / 'mail'))
     queue.put([make_envelope()]).publish()
     (ticket,), _ = queue.scan(NOW)
-    store = Store(queue.path)
-    path = store.path(ticket.folder, ticket.name)
+    store = QueueFiles(queue.path)
+    path = store.path(FOLDER_OF[ticket.state], ticket.order)
     descriptor = store.open(path)
     assert descriptor is not None
     shared = os.dup(descriptor)
@@ -168,7 +169,7 @@ def test_a_discard_that_stops_is_completed(
     os.close(begun)
 
 
-class Busy(Store):
+class Busy(QueueFiles):
     """A store whose writer makes another file of the transaction, and dies, after recovery has
     listed tmp/ and before it has the record."""
 
@@ -186,13 +187,13 @@ def test_recovery_lists_again_behind_the_lock(tmp_path: Path) -> None:
     others."""
     queue = MaildirQueue(str(tmp_path / 'mail'))
     put = queue.put([make_envelope(), make_envelope()])
-    record, follower = (ticket.name for ticket in put.tickets)
+    record, follower = (ticket.order for ticket in put.tickets)
     left = (tmp_path / 'mail' / 'tmp' / record).read_bytes()
     put.discard()
     (tmp_path / 'mail' / 'tmp' / record).write_bytes(left[:STATE_AT] + b'W' + left[STATE_AT + 1 :])
     store = Busy(queue.path)
     store.late = f'{follower}.{record}'
-    assert recover(store, publish_doubtful=False, clock=Clock())
+    assert recover(store, send_in_doubt=False, clock=Clock())
     assert not store.late
     assert files(queue) == []
     queue.close()
@@ -200,7 +201,7 @@ def test_recovery_lists_again_behind_the_lock(tmp_path: Path) -> None:
 
 def test_a_new_file_is_new(tmp_path: Path) -> None:
     """What lies where a new file is to be is never written over."""
-    store = Store(str(tmp_path))
+    store = QueueFiles(str(tmp_path))
     path = tmp_path / 'somebody'
     path.write_bytes(b"somebody's")
     with pytest.raises(FileExistsError):
@@ -241,7 +242,7 @@ def test_letters_are_written_before_the_rename(
 def test_a_signal_wakes_a_child(tmp_path: Path) -> None:
     """In a forked child, whose parent listens too, a signal handler's wake ends the wait that it
     interrupts."""
-    trigger = Trigger(str(tmp_path / 'trigger'))
+    trigger = WakeUp(str(tmp_path / 'trigger'))
     trigger.listen()
 
     def work() -> None:
@@ -299,7 +300,7 @@ def test_who_has_a_session_claims_nothing_more(tmp_path: Path) -> None:
     """One worker cannot record what became of its mail: the other, in the middle of one of its own,
     finishes that and takes no other."""
     queue = Full(str(tmp_path / 'mail'), sync=False)
-    setup = Setup(queue)
+    setup = ProcessorSetup(queue)
     ann, bob = (setup.put(to, priority='high') for to in ('ann@example.org', 'bob@example.org'))
     in_flight = threading.Event()
 
@@ -328,7 +329,7 @@ def test_who_has_a_session_claims_nothing_more(tmp_path: Path) -> None:
 def test_once_ends_although_a_file_cannot_be_claimed(tmp_path: Path) -> None:
     """``run_once`` takes no file twice: one that may not be read does not keep it for ever."""
     queue = Full(str(tmp_path / 'mail'), sync=False)
-    setup = Setup(queue)
+    setup = ProcessorSetup(queue)
     setup.put('eve@example.org')
     setup.put()
     stop = threading.Event()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -40,13 +39,14 @@ from transaction.interfaces import (
 )
 
 from pyramid_sendmail import Message, NoActiveTransaction, QueueError
-from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail.delivery.direct import DirectMailDelivery
+from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.envelope import Envelope, PendingEvent
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
-from pyramid_sendmail.queue.maildir.files import FOLDERS, Store
+from pyramid_sendmail.queue.maildir.files import FOLDERS, QueueFiles
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER
-from pyramid_sendmail.sending.attempt import OutcomeRecorder
+from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from tests.crash.bench import folder as tmp_path
 from tests.crash.counts import Tell
 from tests.support.doubles import RecordingMailer
@@ -105,7 +105,7 @@ class Tx:
 # What takes part
 
 
-class StuckStore(Store):
+class StuckFiles(QueueFiles):
     """Files that cannot leave tmp/ for a while."""
 
     stuck = False
@@ -147,7 +147,7 @@ class World:
         inner: Any = MemoryQueue()
         if self.maildir:
             inner = MaildirQueue(str(path), sync=False, in_doubt=in_doubt)
-            inner._store = StuckStore(str(path), sync=False)
+            inner._files = StuckFiles(str(path), sync=False)
             inner.prepare()
         self.inner = inner
         self.queue: Any = FullQueue(inner)
@@ -160,20 +160,23 @@ class World:
         composer = EnvelopeFactory(clock=self.tick)
         make: Any = QueuedMailDelivery
         if direct:
-            attempts = OutcomeRecorder(AT_ONCE_OR_NEVER, self)  # type: ignore[arg-type]
-            make = partial(DirectMailDelivery, attempts=attempts, durable=self.maildir)
+            dispatcher: Any = self
+            recorder = OutcomeRecorder(AT_ONCE_OR_NEVER, dispatcher, durable=self.maildir)
+            make = partial(DirectMailDelivery, recorder=recorder)
         self.deliveries = [make(self.queue, self.mailer, composer) for _ in range(2)]
 
     def tick(self) -> float:
         self.now += 1
         return self.now
 
-    # The reporter, see IMailEventDispatcher
+    # The dispatcher, see IMailEventDispatcher
+
+    failures = 0
 
     def wants(self, kind: str) -> bool:
         return kind == 'error'
 
-    def join(self, timeout: float) -> bool:
+    def flush(self, timeout: float) -> bool:
         return True
 
     def dispatch(self, claim: Any, events: Sequence[PendingEvent]) -> None:
@@ -188,7 +191,7 @@ class World:
         """Deliver what can be claimed, report what is in doubt."""
         if self.direct:
             for delivery in self.deliveries:
-                assert delivery._sender._rests(time.monotonic() + 30)
+                assert delivery.flush(30)
         tickets, next_due = self.queue.scan(LATER)
         assert next_due is None
         for ticket in tickets:
@@ -212,10 +215,10 @@ class World:
         """Forget everything, for the next history; the last one may have failed."""
         self.queue.full = 0
         if self.maildir:
-            self.inner._store.stuck = False
+            self.inner._files.stuck = False
         if self.direct:
             for delivery in self.deliveries:
-                assert delivery._sender._rests(time.monotonic() + 30)
+                assert delivery.flush(30)
         self.delivered.clear()
         self.doubted.clear()
         self.records.clear()
@@ -350,7 +353,7 @@ class TransactionMachine(RuleBasedStateMachine):
 
     @property
     def _is_stuck(self) -> bool:
-        return bool(self.world.maildir and self.world.inner._store.stuck)
+        return bool(self.world.maildir and self.world.inner._files.stuck)
 
     # Begin and end
 
@@ -496,7 +499,7 @@ class TransactionMachine(RuleBasedStateMachine):
         if subjects and outcome == 'in doubt':
             self.loud = True
         if self._is_stuck:
-            self.world.inner._store.stuck = False
+            self.world.inner._files.stuck = False
             self.helped = True
             self.loud = self.loud or bool(subjects and outcome.startswith('committed'))
 
@@ -665,7 +668,7 @@ class TransactionMachine(RuleBasedStateMachine):
     def stick(self) -> None:
         """The files of the next finish cannot be moved."""
         RULES['stick'] += 1
-        self.world.inner._store.stuck = True
+        self.world.inner._files.stuck = True
 
     # Hooks
 
@@ -807,7 +810,7 @@ class TransactionMachine(RuleBasedStateMachine):
         self.at = ''
         self.world.queue.full = 0
         if self._is_stuck:
-            self.world.inner._store.stuck = False
+            self.world.inner._files.stuck = False
         if self.tx is not None:
             self._abort()
         if self.tx is None:

@@ -23,7 +23,7 @@ from transaction.interfaces import TransientError
 from webtest import TestApp
 
 from pyramid_sendmail import Message, NoActiveTransaction
-from pyramid_sendmail.config.factories import _IProcessorThread
+from pyramid_sendmail.config.factories import IProcessorThread
 from pyramid_sendmail.events.types import MailSentEvent
 from pyramid_sendmail.interfaces import (
     IMailDelivery,
@@ -49,12 +49,12 @@ def message(subject: str) -> Message:
     return Message(subject=subject, to='ann@example.org', text='Hi', sender='shop@example.org')
 
 
-def say(request: Any, subject: str = 'Hello') -> str:
+def send(request: Any, subject: str = 'Hello') -> str:
     return str(request.mailer.send(message(subject)))
 
 
 class Site:
-    """An application whose mail is queued in memory, and what drives it.
+    """An application whose mail is queued in memory, and its web client.
 
     The view at / is given; ``configure`` adds the rest.
     """
@@ -95,7 +95,7 @@ class Site:
 
 
 def subjects(queue: Any) -> list[str]:
-    """Of all mail that waits in a queue."""
+    """Return the subjects of all mail in a queue."""
     tickets, _ = queue.scan(1e11)
     claims = [queue.claim(ticket) for ticket in tickets]
     found = [claim.envelope.subject for claim in claims]
@@ -118,7 +118,7 @@ def test_a_view_sends(hook: str | None) -> None:
     seen: list[Any] = []
 
     def view(request: Any) -> Response:
-        message_id = say(request)
+        message_id = send(request)
         seen.append((message_id, site.queued, request.mailer is request.mailer))
         return Response(message_id)
 
@@ -129,10 +129,10 @@ def test_a_view_sends(hook: str | None) -> None:
 
 
 def test_a_view_that_raises_sends_nothing(hook: str | None) -> None:
-    """The exception goes its way, and nothing leaves."""
+    """The exception is raised, and no mail is sent."""
 
     def view(request: Any) -> Response:
-        say(request)
+        send(request)
         raise ZeroDivisionError
 
     site = Site(view, hook=hook)
@@ -142,12 +142,12 @@ def test_a_view_that_raises_sends_nothing(hook: str | None) -> None:
 
 
 def test_a_doomed_request_sends_nothing(hook: str | None) -> None:
-    """A doomed transaction takes the mail and the response is as ever; nothing leaves."""
+    """A doomed transaction takes the mail, and the response is as usual; no mail is sent."""
 
     def view(request: Any) -> Response:
-        say(request, 'before')
+        send(request, 'before')
         request.tm.doom()
-        return Response(say(request, 'after'))
+        return Response(send(request, 'after'))
 
     site = Site(view, hook=hook)
     assert site.get().text.startswith('<')
@@ -160,7 +160,7 @@ def test_a_full_queue_fails_the_request(tmp_path: Path, hook: str | None) -> Non
 
     def view(request: Any) -> Response:
         attempts.append(1)
-        return Response(say(request))
+        return Response(send(request))
 
     (tmp_path / 'queue').write_text('a file, where a folder should be')
     site = Site(
@@ -180,7 +180,7 @@ def with_retry(config: Configurator) -> None:
 
 
 def conflicting(where: str) -> tuple[View, list[int]]:
-    """A view that conflicts on its first two attempts, and the attempts."""
+    """Return a view that conflicts on its first two attempts, and the list of attempts."""
     attempts: list[int] = []
 
     class Conflict:
@@ -197,7 +197,7 @@ def conflicting(where: str) -> tuple[View, list[int]]:
 
     def view(request: Any) -> Response:
         attempts.append(1)
-        say(request, f'attempt {len(attempts)}')
+        send(request, f'attempt {len(attempts)}')
         if len(attempts) < 3:
             if where == 'view':
                 raise TransientError
@@ -209,7 +209,8 @@ def conflicting(where: str) -> tuple[View, list[int]]:
 
 @pytest.mark.parametrize('where', ['view', 'vote before ours', 'vote after ours'])
 def test_a_conflict_on_two_attempts_sends_one_mail(hook: str | None, where: str) -> None:
-    """However often pyramid_retry runs the request again, one mail leaves: the last attempt's."""
+    """However often pyramid_retry runs the request again, one mail is sent: that of the last
+    attempt."""
     view, attempts = conflicting(where)
     site = Site(view, hook=hook, configure=with_retry)
     assert site.get().text == 'done'
@@ -218,10 +219,10 @@ def test_a_conflict_on_two_attempts_sends_one_mail(hook: str | None, where: str)
 
 
 def test_a_conflict_on_the_last_attempt_sends_none(hook: str | None) -> None:
-    """Where every attempt fails nothing leaves."""
+    """If all attempts fail, no mail is sent."""
 
     def view(request: Any) -> Response:
-        say(request)
+        send(request)
         raise TransientError
 
     site = Site(view, hook=hook, configure=with_retry)
@@ -231,16 +232,16 @@ def test_a_conflict_on_the_last_attempt_sends_none(hook: str | None) -> None:
 
 
 def test_a_subscriber_causes_no_second_attempt(hook: str | None) -> None:
-    """What a subscriber of an event raises, retryable or not, is nothing to the request."""
+    """The exception of a subscriber, retryable or not, does not run the request again."""
     attempts: list[int] = []
-    heard: list[str] = []
+    handled: list[str] = []
 
     def view(request: Any) -> Response:
         attempts.append(1)
-        return Response(say(request))
+        return Response(send(request))
 
     def subscriber(event: Any) -> None:
-        heard.append(event.message_id)
+        handled.append(event.message_id)
         raise TransientError
 
     def configure(config: Configurator) -> None:
@@ -251,16 +252,16 @@ def test_a_subscriber_causes_no_second_attempt(hook: str | None) -> None:
     site.registry.getUtility(IMailEventDispatcher)._policy = AT_ONCE_OR_NEVER
     message_id = site.get().text
     finish(site)
-    assert (attempts, heard) == ([1], [message_id])
+    assert (attempts, handled) == ([1], [message_id])
     assert len(site.mailer.sent) == 1
 
 
 def test_a_squashed_conflict_with_a_veto_sends_each_time() -> None:
-    """Pinned, and in the README: where an exception view makes a redirect of a conflict, and there
-    is a commit veto, pyramid_tm commits each attempt and pyramid_retry runs it again."""
+    """Pinned, and in the README: if an exception view turns a conflict into a redirect, and there
+    is a commit veto, pyramid_tm commits each attempt and pyramid_retry runs the request again."""
 
     def view(request: Any) -> Response:
-        say(request)
+        send(request)
         raise TransientError
 
     def configure(config: Configurator) -> None:
@@ -273,7 +274,7 @@ def test_a_squashed_conflict_with_a_veto_sends_each_time() -> None:
 
 @pytest.mark.parametrize('where', ['response callback', 'NewResponse', 'outer tween'])
 def test_a_conflict_after_the_commit_sends_each_time(where: str) -> None:
-    """Pinned, and in the README: what conflicts when pyramid_tm has committed has pyramid_retry run
+    """Pinned, and in the README: after a conflict behind pyramid_tm's commit, pyramid_retry runs
     the request again, and each attempt is a commit of its own, with its row and its mail."""
     attempts: list[int] = []
 
@@ -283,7 +284,7 @@ def test_a_conflict_after_the_commit_sends_each_time(where: str) -> None:
             raise TransientError
 
     def view(request: Any) -> Response:
-        say(request)
+        send(request)
         if where == 'response callback':
             request.add_response_callback(conflict)
         return Response('done')
@@ -363,7 +364,7 @@ COMMITS = {
 def test_mail_leaves_if_and_only_if_the_row_is_committed(
     hook: str | None, kind: str, veto: bool, sqlite: sqlalchemy.Engine
 ) -> None:
-    """Mail and row go together, whatever the view answers and whoever has a veto: see COMMITS."""
+    """Mail is sent if and only if the row is committed, whatever the view answers: see COMMITS."""
     factory = sessionmaker(sqlite)
 
     def view(request: Any) -> Any:
@@ -371,7 +372,7 @@ def test_mail_leaves_if_and_only_if_the_row_is_committed(
         zope.sqlalchemy.register(session, transaction_manager=request.tm)
         session.execute(NOTES.insert().values(text='Hello'))
         zope.sqlalchemy.mark_changed(session, request.tm)
-        say(request)
+        send(request)
         return answers(request)
 
     settings = {'tm__commit_veto': 'pyramid_tm.default_commit_veto'} if veto else {}
@@ -382,12 +383,12 @@ def test_mail_leaves_if_and_only_if_the_row_is_committed(
 
 @pytest.mark.parametrize('where', ['view', 'commit'])
 def test_an_exception_view_sends_now(hook: str | None, where: str) -> None:
-    """An exception view runs in the transaction that is aborted: ``send`` is in vain there, or
-    raises where the commit itself failed; ``send_now`` works."""
+    """An exception view runs in the transaction that is aborted: mail of ``send`` is aborted with
+    it, or ``send`` raises if the commit itself failed; ``send_now`` works."""
     seen: list[str] = []
 
     def view(request: Any) -> Response:
-        say(request, 'of the view')
+        send(request, 'of the view')
         if where == 'commit':
             request.tm.get().addBeforeCommitHook(lambda: 1 / 0)
         else:
@@ -396,7 +397,7 @@ def test_an_exception_view_sends_now(hook: str | None, where: str) -> None:
 
     def sorry(error: Exception, request: Any) -> Response:
         try:
-            say(request, 'of the exception view')
+            send(request, 'of the exception view')
         except NoActiveTransaction as late:
             seen.append(str(late))
         request.mailer.send_now(message('now'))
@@ -415,14 +416,13 @@ def test_an_exception_view_sends_now(hook: str | None, where: str) -> None:
 
 
 def test_an_exception_view_after_a_failed_vote(hook: str | None) -> None:
-    """Where the commit failed there is no transaction: ``send`` says so, and ``send_now``
-    works."""
+    """After a failed commit there is no transaction: ``send`` raises, and ``send_now`` works."""
     seen: list[str] = []
     view, _ = conflicting('vote before ours')
 
     def sorry(error: Exception, request: Any) -> Response:
         with pytest.raises(NoActiveTransaction, match=r'send_now\(\)') as caught:
-            say(request, 'late')
+            send(request, 'late')
         seen.append(str(caught.value))
         request.mailer.send_now(message('now'))
         return Response('sorry', status=500)
@@ -445,13 +445,13 @@ def never(request: Any) -> bool:
     return False
 
 
-def test_where_pyramid_tm_is_not_active(hook: str | None) -> None:
-    """With ``tm.activate_hook`` saying no there is no transaction: ``send`` raises, names
-    ``send_now``, and leaves nothing behind in the thread."""
+def test_without_an_active_pyramid_tm(hook: str | None) -> None:
+    """If ``tm.activate_hook`` returns False, there is no transaction: ``send`` raises, names
+    ``send_now``, and leaves no transaction in the thread."""
 
     def view(request: Any) -> Response:
         with pytest.raises(NoActiveTransaction, match=r'send_now\(\)') as caught:
-            say(request)
+            send(request)
         request.mailer.send_now(message('now'))
         return Response(str(caught.value))
 
@@ -462,12 +462,12 @@ def test_where_pyramid_tm_is_not_active(hook: str | None) -> None:
     assert len(site.mailer.sent) == 1
 
 
-def test_where_pyramid_tm_is_not_active_one_can_begin(hook: str | None) -> None:
-    """``with request.tm:`` is a transaction as any other."""
+def test_without_an_active_pyramid_tm_one_can_begin(hook: str | None) -> None:
+    """``with request.tm:`` is a transaction like any other."""
 
     def view(request: Any) -> Response:
         with request.tm:
-            return Response(say(request))
+            return Response(send(request))
 
     site = Site(view, hook=hook, tm__activate_hook=f'{__name__}.never')
     site.get()
@@ -475,15 +475,15 @@ def test_where_pyramid_tm_is_not_active_one_can_begin(hook: str | None) -> None:
 
 
 def test_after_a_commit_in_the_view() -> None:
-    """A view that has committed by itself has to begin again, with an explicit manager."""
+    """With an explicit manager, a view that has committed has to begin again."""
 
     def view(request: Any) -> Response:
-        say(request, 'first')
+        send(request, 'first')
         request.tm.commit()
         with pytest.raises(NoActiveTransaction):
-            say(request, 'between')
+            send(request, 'between')
         request.tm.begin()
-        say(request, 'second')
+        send(request, 'second')
         return Response('ok')
 
     site = Site(view)
@@ -496,17 +496,16 @@ LATE = ['app_iter', 'finished callback', 'response callback', 'NewResponse', 'af
 
 @pytest.mark.parametrize('where', LATE)
 def test_after_the_transaction_send_raises(hook: str | None, where: str) -> None:
-    """Code that runs when the request's transaction is over learns at once that its mail would be
-    lost."""
+    """In code that runs after the request's transaction ``send`` raises: its mail would be lost."""
     seen: list[str] = []
 
     def late(request: Any) -> None:
         with pytest.raises(NoActiveTransaction, match=r'send_now\(\)') as caught:
-            say(request, 'late')
+            send(request, 'late')
         seen.append(str(caught.value))
 
     def view(request: Any) -> Response:
-        say(request, 'early')
+        send(request, 'early')
         response = Response('ok')
         if where == 'app_iter':
             response.app_iter = streaming(request)
@@ -533,8 +532,8 @@ def test_after_the_transaction_send_raises(hook: str | None, where: str) -> None
 
 
 def test_the_utility_does_not_take_the_threads_transaction_for_the_requests() -> None:
-    """Where requests have managers of their own, mail sent through the utility has no transaction,
-    and says so, rather than be sent by whoever commits the thread's next."""
+    """If requests have managers of their own, ``send`` of the utility has no transaction and
+    raises; the next commit of the thread sends nothing."""
 
     def view(request: Any) -> Response:
         with pytest.raises(NoActiveTransaction):
@@ -552,18 +551,18 @@ def test_the_utility_does_not_take_the_threads_transaction_for_the_requests() ->
 
 @pytest.mark.parametrize('tweens', [False, True])
 def test_a_sub_request_with_a_manager_of_its_own(tweens: bool) -> None:
-    """Pinned: with explicit managers a sub-request is a transaction of its own, if pyramid_tm runs
-    for it, whose mail leaves although the outer one aborts; without tweens it has none."""
+    """Pinned: with explicit managers a sub-request has a transaction of its own if pyramid_tm runs
+    for it, whose mail is sent although the outer one aborts; without tweens it has none."""
 
     def inner(request: Any) -> Response:
         if tweens:
-            return Response(say(request, 'inner'))
+            return Response(send(request, 'inner'))
         with pytest.raises(NoActiveTransaction):
-            say(request, 'inner')
+            send(request, 'inner')
         return Response('none')
 
     def view(request: Any) -> Response:
-        say(request, 'outer')
+        send(request, 'outer')
         request.invoke_subrequest(Request.blank('/inner'), use_tweens=tweens)
         request.tm.doom()
         return Response('ok')
@@ -579,12 +578,12 @@ def test_a_sub_request_with_the_threads_manager(tweens: bool) -> None:
     transaction; with tweens, pyramid_tm begins anew and thereby aborts what the outer one did."""
 
     def inner(request: Any) -> Response:
-        return Response(say(request, 'inner'))
+        return Response(send(request, 'inner'))
 
     def view(request: Any) -> Response:
-        say(request, 'before')
+        send(request, 'before')
         request.invoke_subrequest(Request.blank('/inner'), use_tweens=tweens)
-        say(request, 'after')
+        send(request, 'after')
         return Response('ok')
 
     site = Site(view, hook=None, configure=with_inner(inner))
@@ -606,9 +605,9 @@ SITES: list[Site] = []
 
 
 def main(global_config: Any, **settings: str) -> Any:
-    """What the ini file names."""
+    """Return the application that the ini file names."""
     hook = settings.pop('tm.manager_hook', None)
-    site = Site(lambda request: Response(say(request)), hook=hook, queue=False, **settings)
+    site = Site(lambda request: Response(send(request)), hook=hook, queue=False, **settings)
     SITES.append(site)
     return site.wsgi
 
@@ -635,16 +634,16 @@ def maildir(site: Site) -> list[str]:
 
 
 def test_a_script_sends(ini: Callable[..., str], tmp_path: Path) -> None:
-    """Under ``pyramid.paster.bootstrap``, ``with request.tm:`` is what pyramid_tm is to a request;
+    """Under ``pyramid.paster.bootstrap``, ``with request.tm:`` takes the place of pyramid_tm;
     outside of it ``send`` raises, and ``send_now`` works."""
     with bootstrap(ini(mail__queue_path=str(tmp_path / 'queue'))) as env:
         request = env['request']
         with pytest.raises(NoActiveTransaction, match=r'with request\.tm:'):
-            say(request)
+            send(request)
         with request.tm:
-            say(request, 'committed')
+            send(request, 'committed')
         request.tm.begin()
-        say(request, 'aborted')
+        send(request, 'aborted')
         request.tm.abort()
         request.mailer.send_now(message('now'))
         assert maildir(SITES[0]) == ['committed']
@@ -652,7 +651,8 @@ def test_a_script_sends(ini: Callable[..., str], tmp_path: Path) -> None:
 
 
 def test_a_script_without_a_request_sends(ini: Callable[..., str], tmp_path: Path) -> None:
-    """Plain code sends through the utility, by the thread-local manager or by one of its own."""
+    """Code without a request sends through the utility, with the thread-local manager or one of its
+    own."""
     with bootstrap(ini(mail__queue_path=str(tmp_path / 'queue'))) as env:
         delivery = env['registry'].getUtility(IMailDelivery)
         with pytest.raises(NoActiveTransaction, match='send_now'):
@@ -666,12 +666,12 @@ def test_a_script_without_a_request_sends(ini: Callable[..., str], tmp_path: Pat
 
 
 def test_a_script_starts_no_processor(ini: Callable[..., str], tmp_path: Path) -> None:
-    """``mail.processor = thread`` is for processes that serve requests."""
+    """``mail.processor = thread`` starts a thread only in processes that serve requests."""
     path = ini(mail__queue_path=str(tmp_path / 'queue'), mail__processor='thread')
     before = threading.active_count()
     with bootstrap(path) as env:
         with env['request'].tm:
-            say(env['request'])
+            send(env['request'])
         assert threading.active_count() == before
         assert maildir(SITES[0]) == ['Hello']
 
@@ -680,7 +680,7 @@ def test_a_script_starts_no_processor(ini: Callable[..., str], tmp_path: Path) -
 
 
 def finish(site: Site) -> None:
-    site.registry.getUtility(IMailDelivery)._sender.finish(WAIT)
+    site.registry.getUtility(IMailDelivery).flush(WAIT)
 
 
 def test_direct_delivery_from_end_to_end(
@@ -697,7 +697,7 @@ def test_direct_delivery_from_end_to_end(
 
     smtp_server.always('dot', delay(0.05))
     site = Site(
-        lambda request: Response(say(request)),
+        lambda request: Response(send(request)),
         hook=hook,
         queue=False,
         configure=lambda config: config.add_subscriber(subscriber, MailSentEvent),
@@ -712,10 +712,10 @@ def test_direct_delivery_from_end_to_end(
 
 
 def test_direct_delivery_without_waiting_from_end_to_end(smtp_server: ScriptedSMTPServer) -> None:
-    """With ``mail.direct_wait = false`` a slow relay is nothing to the request."""
+    """With ``mail.direct_wait = false`` a slow relay does not delay the request."""
     smtp_server.always('dot', delay(0.5))
     site = Site(
-        lambda request: Response(say(request)),
+        lambda request: Response(send(request)),
         queue=False,
         mail__url=smtp_server.url,
         mail__direct_wait='false',
@@ -730,19 +730,19 @@ def test_direct_delivery_without_waiting_from_end_to_end(smtp_server: ScriptedSM
 def test_the_thread_from_end_to_end(
     hook: str | None, smtp_server: ScriptedSMTPServer, tmp_path: Path
 ) -> None:
-    """``mail.processor = thread``: started by the first request, it drains the queue over one
-    connection while requests come, and subscribers hear of it in a transaction of their own."""
-    heard: list[str] = []
+    """``mail.processor = thread``: started by the first request, the thread drains the queue over
+    one connection while requests come, and subscribers run in a transaction of their own."""
+    handled: list[str] = []
 
     def subscriber(event: Any) -> None:
         assert event.request.tm.get() is not None
-        heard.append(event.message_id)
+        handled.append(event.message_id)
 
     def running() -> bool:
         return any(each.name == 'pyramid_sendmail queue' for each in threading.enumerate())
 
     site = Site(
-        lambda request: Response(say(request)),
+        lambda request: Response(send(request)),
         hook=hook,
         queue=False,
         configure=lambda config: config.add_subscriber(subscriber, IMailSentEvent),
@@ -754,13 +754,13 @@ def test_the_thread_from_end_to_end(
     assert not running()
     ids = [site.get().text for _ in range(3)]
     assert running()
-    until(lambda: len(heard) == 3)
-    assert sorted(heard) == sorted(ids)
+    until(lambda: len(handled) == 3)
+    assert sorted(handled) == sorted(ids)
     assert smtp_server.connections == 1
     queue = site.registry.getUtility(IMailQueue)
     until(lambda: queue.scan(1e11) == ([], None))
     start = time.monotonic()
-    site.registry.getUtility(_IProcessorThread).finish(WAIT)
+    site.registry.getUtility(IProcessorThread).finish(WAIT)
     assert not running()
     assert time.monotonic() - start < WAIT / 2
     smtp_server.wait_for(lambda server: not server.open_connections)

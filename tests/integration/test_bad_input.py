@@ -1,9 +1,8 @@
-"""Every error that a user can make: what the text must name, and what to do about it.
+"""Every mistake that a user can make: what the error must name, and the remedy it must give.
 
-One table. A row is the input, the words that name what is wrong (setting, argument, header,
-recipient), and the words that say what to write instead. No text may show a password or a body;
-all inputs have the same one, so that it can be looked for. ``test_the_table_is_complete`` finds
-what the table has forgotten.
+A row of the table is the input, the words that name what is wrong (setting, argument, header,
+recipient), and the words that say what to write instead. No error may show a password or a body;
+all inputs use the same secret. ``test_the_table_is_complete`` finds refusals without a row.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.file import FileMailer
 from pyramid_sendmail.mailers.null import NullMailer
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
-from pyramid_sendmail.mailers.smtp.authentication import Bearer
-from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
+from pyramid_sendmail.mailers.smtp.authentication import Bearer, TokenFile
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.tokens import TokenFile
+from pyramid_sendmail.mailers.smtp.options import SessionOptions
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.scripts import qp
 from tests.support.doubles import RecordingMailer
+from tests.support.sessions import make_mailer
 
 SECRET = 's3kr1t'
 
@@ -54,17 +53,17 @@ PACKAGE = Path(pyramid_sendmail.__file__).parent
 USER_ERRORS = {'ConfigurationError', 'MessageError', 'NoActiveTransaction', 'UsageError'}
 
 RAISING = {'refuse', '_refuse', '_wrong', '_unloadable'}
-"""Helpers whose callers are the places to look at."""
+"""Helpers that raise: their callers are the places that need a row."""
 
 UNREACHABLE = {
-    # An encrypted key takes a second to make: see tests/test_mailers_connect.py.
+    # An encrypted key takes a second to make: see tests/unit/mailers/smtp/test_connecting.py.
     'client_key= is encrypted',
     # The last look before a message leaves: no input is known that comes so far.
-    'headers: what would leave is not what was given',
+    'headers: the headers to be sent are not',
     'message: its content cannot be sent in short lines',
-    # Asked for ASCII addresses alone.
+    # Only ASCII addresses are passed.
     ' is not ASCII',
-    # Nor one that the standard library cannot write after it was copied.
+    # No message is known that the standard library cannot write after it was copied.
     'message: it cannot be serialised',
 }
 """Texts without a row, and why."""
@@ -125,7 +124,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Send:
-    """``send`` in a transaction; ``message``: a message, or what a good one has in place."""
+    """``send`` in a transaction; ``message``: a message, or the changes to a good one."""
 
     message: Any
     options: dict[str, Any] = field(default_factory=dict)
@@ -147,7 +146,7 @@ def delivery(**settings: str) -> Any:
 
 
 def stdlib(**headers: Any) -> EmailMessage:
-    """A message of the standard library's, with these headers in place of a good one's."""
+    """Return a message of the standard library with these headers instead of good ones."""
     message = EmailMessage()
     for name, value in {'From': 'shop@example.org', 'To': 'ann@example.org', **headers}.items():
         for each in value if isinstance(value, list) else [value]:
@@ -157,7 +156,7 @@ def stdlib(**headers: Any) -> EmailMessage:
 
 
 def raw(*headers: tuple[str, Any], payload: Any = SECRET) -> AnyMessage:
-    """One whose headers nobody has looked at."""
+    """Return a message of the standard library whose headers were never checked."""
     message = AnyMessage()
     for name, value in (('From', 'shop@example.org'), ('To', 'ann@example.org'), *headers):
         message._headers.append((name, value))  # type: ignore[attr-defined]
@@ -185,7 +184,7 @@ class Textual:
 
 
 class Chosen:
-    """As repoze.sendmail's and Django's messages are: it knows its recipients."""
+    """A message that knows its recipients, as those of repoze.sendmail and Django do."""
 
     send_to = ('ann at example.org',)
 
@@ -217,9 +216,10 @@ NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
 TABLE: list[tuple[Callable[[], Any], str, str]] = [
     # Settings: the keys
-    (Start({'queue_dir': '/x'}), 'mail.queue_dir is no setting', 'write mail.queue_'),
-    (Start({'region': 'eu'}), 'mail.region is no setting', 'mail.ignore = region'),
-    (Start({'ignore': 'workers'}), 'mail.ignore: mail.workers', 'rename it'),
+    (Start({'queue_dir': '/x'}), 'unknown setting mail.queue_dir', 'Did you mean mail.queue_'),
+    (Start({'queue': '/x'}), 'unknown setting mail.queue', 'Did you mean mail.queue_path?'),
+    (Start({'region': 'eu'}), 'unknown setting mail.region', 'add mail.ignore = region'),
+    (Start({'ignore': 'workers'}), 'mail.ignore: mail.workers', 'rename the one'),
     (Start({'redirect_to': 'me@example.org'}), 'mail.redirect_to', 'mail.url = file:///'),
     (Start({'allow': '*@example.org'}), 'mail.allow', 'mail.url = file:///'),
     (Start({'keyfile': 'k.pem'}), 'mail.keyfile', 'client_key='),
@@ -239,7 +239,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'port': 0}), 'mail.port = 0', 'from 1 to 65535'),
     (Start({'port': 'smtp'}), 'mail.port = smtp', 'from 1 to 65535'),
     (Start({'host': 'relay:25'}), 'mail.host = relay:25', 'mail.port'),
-    (Start({'host': f'smtp://ann:{SECRET}@relay'}), 'mail.host', 'mail.url in place'),
+    (Start({'host': f'smtp://ann:{SECRET}@relay'}), 'mail.host', 'mail.url instead'),
     (Start({'host': '1::2::3'}), 'mail.host = 1::2::3', 'an IPv6 address'),
     (Start({'host': 'a b'}), 'mail.host = a b', 'write a host name'),
     (Start({'host': 'a..b'}), 'mail.host has a bad host', 'write a name'),
@@ -254,6 +254,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'default_sender': 'Ann'}), 'mail.default_sender', 'write name@example.org'),
     (Start({'default_sender': 'a@x, b@x'}), 'mail.default_sender', 'write name@example.org'),
     (Start({'envelope_sender': 'Ann'}), 'mail.envelope_sender', 'write name@example.org'),
+    (Start({'envelope_sender': '<>'}), 'mail.envelope_sender = <>', "send(sender='')"),
     (Start({'hostname': 'my_host'}), 'mail.hostname = my_host', 'letters, digits'),
     (Start({'hostname': '[::1]'}), 'mail.hostname = [::1]', '[IPv6:2001:db8::1]'),
     (Start({'workers': '0'}), 'mail.workers = 0', 'write a number from 1'),
@@ -292,7 +293,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (
         Start({'url': f'smtp://a:{SECRET}@a smtp://b:{SECRET}@b'}, {'MAIL_PASSWORD': SECRET}),
         'MAIL_PASSWORD in the environment, and 2 passwords in mail.url',
-        'take out those',
+        'remove those',
     ),
     (
         Start({'url': 'smtp://a@b?token=os.getcwd'}, {'MAIL_PASSWORD': SECRET}),
@@ -301,8 +302,8 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     ),
     (
         Start({'url': 'smtp://b?token=os.getcwd', 'username': 'a', 'password': SECRET}),
-        'mail.url has a token, and there is a password beside it',
-        'one of them alone',
+        'mail.url has a token, and mail.password is set too',
+        'write one of them',
     ),
     (Start({'username': 'ann'}), 'user name without a password', 'mail.password'),
     (Start({'password': SECRET}), 'password without a user name', 'mail.username'),
@@ -324,10 +325,11 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
         '',
     ),
     # The URL
-    (Start({'url': 'a b'}), 'mail.url has blanks in it', '%20'),
+    (Start({'url': 'a b'}), 'mail.url has a blank that', '%20'),
     (Start({}, {'MAIL_URL': ' '}), 'MAIL_URL is empty', 'write one URL or more'),
     (Start({}, {'MAIL_URL': 'relay'}), 'MAIL_URL does not say', 'smtp: before the host'),
     (Start({'url': 'relay:25'}), 'mail.url does not say', 'smtp: before the host'),
+    (Start({}, {'MAIL_URL': '"null:"'}), 'MAIL_URL begins with a quotation mark', 'without quotes'),
     (Start({'url': 'stmp://relay'}), 'mail.url begins with stmp:', 'smtp: perhaps'),
     (
         Start({'url': 'smtp://a, smtp://b'}),
@@ -345,10 +347,10 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'url': 'smtp://a[b'}), 'mail.url has a bad host', 'in brackets'),
     (Start({'url': 'smtp://[relay]'}), 'mail.url has no IPv6', 'smtp://[2001:db8::25]'),
     (Start({'url': 'smtp://relay:0'}), 'mail.url has a bad port', 'from 1 to 65535'),
-    (Start({'url': f'smtp://a:{SECRET}/@b'}), 'mail.url has a bad port', 'from 1 to'),
-    (Start({'url': f'smtp://a:x@{SECRET}/@b'}), 'mail.url has a path', '%2F'),
+    (Start({'url': f'smtp://a:{SECRET}/@b'}), 'mail.url has a / before the @', '%2F'),
+    (Start({'url': 'smtp://a/path'}), 'mail.url has a path', '%2F'),
     (Start({'url': f'smtp://a:{SECRET}#@b'}), 'mail.url has a #', '%23'),
-    (Start({'url': f'smtp://a:1?{SECRET}@b'}), 'mail.url has an @ behind', '%3F'),
+    (Start({'url': f'smtp://a:1?{SECRET}@b'}), 'mail.url has an @ after', '%3F'),
     (Start({'url': f'smtp://a:%{SECRET}@b'}), 'mail.url has a stray %', '%25'),
     (Start({'url': f'smtp://a:%FF{SECRET}@b'}), 'other than UTF-8', 'percent-encoded'),
     (Start({'url': 'smtp://a?cafile=/x'}), 'unknown option cafile=', 'ca_file= perhaps'),
@@ -365,6 +367,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'url': 'smtp://a@b?token_file=t'}), 'option token_file=', 'the absolute path'),
     (Start({'url': 'smtp://a@b?token=no.such'}), 'option token=', 'what can be imported'),
     (Start({'url': 'smtp://a@b?token=os.sep'}), 'option token=', 'the dotted name'),
+    (Start({'url': f'smtp://a@b?token={SECRET}'}), 'option token=', 'the dotted name'),
     (Start({'url': 'smtp://b?token=os.getcwd'}), 'token without a user name', 'mail.username'),
     (Start({'url': f'smtp://a:{SECRET}@b?token=os.getcwd'}), 'a password and a token', 'one of'),
     (
@@ -407,7 +410,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     ),
     (Made(FailoverMailer, [NullMailer()]), 'failover', 'two mailers or more'),
     (
-        Made(SMTPMailer, 'relay', {'hostname': 'a', 'password': SECRET, 'token': str}),
+        Made(make_mailer, 'relay', {'hostname': 'a', 'password': SECRET, 'token': str}),
         'a token goes with a user name',
         'without a password',
     ),
@@ -416,17 +419,17 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Made(read_token, NOT_HERE), f'token_file={NOT_HERE}', 'No such file'),
     (Made(read_token, '/dev/null'), 'token_file=/dev/null', 'empty first line'),
     (Made(read_token, sys.executable), f'token_file={sys.executable}', 'is not ASCII'),
-    (Made(prove, f'{SECRET} {SECRET}'), 'what it gave is no access token', 'RFC 6750'),
+    (Made(prove, f'{SECRET} {SECRET}'), 'what it returned is no access token', 'RFC 6750'),
     (Made(SMTPMailer, 'relay', {'hostname': 'a b'}), "mail.hostname: 'a b'", 'host name'),
     (
-        Made(SMTPMailer, 'relay', {'hostname': 'a', 'username': 'ann'}),
+        Made(make_mailer, 'relay', {'hostname': 'a', 'username': 'ann'}),
         'mail.username and mail.password',
         'need each other',
     ),
-    (Made(SMTPMailer, 'relay', {'hostname': 'a', 'insecure': True}), 'insecure', "tls='none'"),
+    (Made(make_mailer, 'relay', {'hostname': 'a', 'insecure': True}), 'insecure', "tls='none'"),
     (
         Made(
-            SMTPMailer,
+            make_mailer,
             'relay',
             {'hostname': 'a', 'tls': 'none', 'username': 'ann', 'password': SECRET},
         ),
@@ -439,6 +442,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Send(Textual()), 'to_message() of Textual gave a str', 'EmailMessage'),
     # Messages: addresses
     (Send({'to': ()}), 'to: the message has no recipient', 'give to, cc, bcc'),
+    (Start({'envelope_sender': '<>'}), 'mail.envelope_sender: ', "sender='' of send"),
     (Send({'sender': None}), 'sender: the message has none', 'set mail.default_sender'),
     (Send(stdlib(From='')), 'From: the message has none', 'set mail.default_sender'),
     (Send({'sender': 'team:;'}), 'sender:', 'not an address'),
@@ -449,7 +453,8 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Send({'cc': b'ann@example.org'}), 'cc: ', 'give a str'),
     (Send({'bcc': [None]}), 'bcc: None', 'give a str'),
     (Send({'reply_to': 'Ann'}), "reply_to: 'Ann'", 'write name@example.org'),
-    (at('ann'), "to: 'ann' is not a mail address", 'write name@example.org'),
+    (at('ann'), "to: 'ann' has no @", 'write name@example.org'),
+    (at('Ann'), "to: 'Ann' has no @", "use Address('Ann', addr_spec='ann@example.org')"),
     (at(''), 'to: an empty address', 'write name@example.org'),
     (at('a@x,, b@x'), 'to: an empty address', 'leave it out'),
     (at('Ann (a@x'), 'to:', 'a parenthesis is not closed'),
@@ -461,15 +466,15 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (at('team: a@x; b@x'), 'to:', 'separated by commas'),
     (at('a;b'), 'to:', 'separated by commas'),
     (at('Ann@home <a@x>'), 'to:', 'needs double quotes'),
-    (at('a..b@x'), 'to:', 'not a local part'),
+    (at('a..b@x'), 'to:', 'the part before the @ is not valid'),
     (at('"a\tb"@x'), 'to:', 'a bare quote or a tab'),
     (at('-f@x'), 'to:', 'begins with a hyphen'),
     (at('"-f"@x'), 'to:', 'begins with a hyphen'),
     (at('=?utf-8?q?a?=@x'), 'to:', 'RFC 2047 forbids'),
     (at('"=?utf-8?q?a?="@x'), 'to:', 'RFC 2047 forbids'),
-    (at(f'{"a" * 65}@x'), 'to:', 'longer than 64 octets'),
+    (at(f'{"a" * 65}@x'), 'to:', 'longer than 64 bytes'),
     (at(f'a@{".".join(["b" * 60] * 5)}'), 'to:', 'is not a domain'),
-    (at(f'a@{".".join(["b" * 60] * 4)}.{"b" * 9}'), 'to:', 'longer than 254 octets'),
+    (at(f'a@{".".join(["b" * 60] * 4)}.{"b" * 9}'), 'to:', 'longer than 254 bytes'),
     (at('a@[1.2.3]'), 'to:', '[192.0.2.1]'),
     (at('a@faß.example'), 'to:', 'xn--'),
     (at('a@b_c.example'), 'to:', 'is not a domain'),
@@ -517,7 +522,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (attached('a.txt', f'{SECRET}\ud800'), "attachment 'a.txt'", 'give bytes'),
     (attached('a', path=3), 'attachments, path: 3', 'give a str or a Path'),
     (attached(None, path=NOT_HERE), f"'{NOT_HERE}' cannot be read", 'No such file'),
-    (attached(None, path='/dev'), "'/dev' is no regular file", 'give the path'),
+    (attached(None, path='/dev'), "'/dev' is not a regular file", 'give the path'),
     (
         Send({'attachments': [Attachment('a', path=HERE)]}, {}, {'max_size': '1K'}),
         'is larger than mail.max_size = 1K; ',
@@ -528,6 +533,11 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
         attached('a', '', content_type='multipart/mixed'),
         'multipart/mixed cannot be attached',
         'message/rfc822',
+    ),
+    (
+        attached('a.eml', 'To: jörg@x\r\n\r\n', content_type='message/rfc822'),
+        'an address in its headers is not ASCII',
+        'attach it as application/octet-stream',
     ),
     (attached('a.png', b'', content_id='a b'), "content_id 'a b'", "content_id='logo'"),
     (
@@ -544,7 +554,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Send(Chosen()), 'send_to:', 'write name@example.org'),
     (Send(stdlib(To='ann')), 'To:', 'write name@example.org'),
     (Send(stdlib(To='a@x b@x')), 'To:', 'separate them by commas'),
-    (Send(parameter('ä')), "Content-Type: 'ä'", 'the name of a parameter'),
+    (Send(parameter('ä')), "Content-Type: 'ä'", 'a parameter name'),
     (Send(stdlib(To=[])), 'to: the message has no recipient', 'give to, cc, bcc'),
     (Send(stdlib(Resent_To='bob@example.org')), 'no recipient', 'option recipients'),
     (Send(stdlib(Message_ID='x')), 'Message-ID:', 'write <unique@'),
@@ -583,7 +593,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Send({}, {'sender': 'a@x, b@x'}), 'option sender:', 'exactly one address; write'),
     (Send({}, {'recipients': 'Bob'}), "option recipients: 'Bob'", 'write name@example.org'),
     (Send({}, {'recipients': []}), 'to: the message has no recipient', 'option recipients'),
-    (Send({}, {'due': 3}), 'due: 3 is no moment', 'give an aware datetime'),
+    (Send({}, {'due': 3}), 'due: 3 is not a time', 'give an aware datetime'),
     (Send({}, {'due': timedelta(1)}), 'due: without a queue', 'set mail.queue_path'),
     (Send({}, {'due': NOW.replace(tzinfo=None)}), 'due: 2026-11-23', 'timezone.utc'),
     (Send({}, {'due': timedelta(-1)}), 'due: -1 day', 'a positive timedelta'),
@@ -597,7 +607,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
 ]
 
 TRANSACTIONS: list[tuple[Callable[[Any], Any], str, str]] = []
-"""Added below: what needs a delivery and a transaction of its own making."""
+"""Cases that need a delivery and a transaction, added below."""
 
 
 def in_transaction(names: str, remedy: str) -> Callable[[Any], Any]:
@@ -612,7 +622,7 @@ GOOD = Message(to='ann@example.org', sender='shop@example.org', text=SECRET)
 
 
 @in_transaction('no active transaction', 'send_now()')
-def nobody_has_begun_one(bind: Any) -> None:
+def transaction_not_begun(bind: Any) -> None:
     bind(transaction.TransactionManager()).send(GOOD)
 
 
@@ -668,7 +678,7 @@ def bound() -> Any:
 
 
 def application(global_config: Any, **settings: str) -> Any:
-    """What the ini files below start."""
+    """Make the application of the ini files below."""
     included = settings.pop('include', 'pyramid_sendmail')
     config = Configurator(settings=settings)
     if included:
@@ -763,7 +773,8 @@ PROCESSOR: list[tuple[list[str], str | None, str, str, int]] = [
     ),
     (
         ['{ini}'],
-        '[app:main]\nuse = call:tests.integration.test_bad_input:two\nmail.queue_path = %(here)s/mail\n',
+        '[app:main]\nuse = call:tests.integration.test_bad_input:two\n'
+        'mail.queue_path = %(here)s/mail\n',
         '2 applications with a mail queue',
         'name one, {ini}#NAME',
         2,
@@ -773,7 +784,7 @@ PROCESSOR: list[tuple[list[str], str | None, str, str, int]] = [
     (
         ['{ini}', '--once'],
         f'{INI}mail.queue_path = {HERE}/mail\n',
-        'the queue cannot be made',
+        'cannot be created',
         'mail.queue_path',
         3,
     ),
@@ -781,8 +792,7 @@ PROCESSOR: list[tuple[list[str], str | None, str, str, int]] = [
 
 
 def assert_helps(error: BaseException, names: str, remedy: str) -> None:
-    """The whole traceback, as a log would have it, is free of the secret; source lines that it
-    quotes are not ours to judge."""
+    """Check the text, and that no error of the traceback shows the secret (source lines may)."""
     text = str(error)
     assert names in text
     assert remedy in text
@@ -799,7 +809,7 @@ def identify(value: Any) -> str | None:
 
 @pytest.mark.parametrize(('case', 'names', 'remedy'), TABLE, ids=identify)
 def test_bad_input(case: Callable[[], Any], names: str, remedy: str) -> None:
-    """The text names what is wrong and what to write, and shows no secret."""
+    """The error names what is wrong and what to write, and shows no secret."""
     with pytest.raises((ConfigurationError, ValueError)) as caught:
         case()
     assert isinstance(caught.value, ConfigurationError | SendmailError) or isinstance(case, Made)
@@ -808,7 +818,7 @@ def test_bad_input(case: Callable[[], Any], names: str, remedy: str) -> None:
 
 @pytest.mark.parametrize(('case', 'names', 'remedy'), TRANSACTIONS)
 def test_bad_moment(case: Callable[[Any], Any], names: str, remedy: str) -> None:
-    """So does what ``send`` and ``send_now`` say about transactions and relays."""
+    """So do the errors of ``send`` and ``send_now`` about transactions and relays."""
     with pytest.raises((NoActiveTransaction, MailRefused, MailerUnavailable)) as caught:
         case(bound())
     assert_helps(caught.value, names, remedy)
@@ -825,7 +835,7 @@ def test_bad_processor(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """``psendmail-qp`` says it in one line on stderr, and by its exit status."""
+    """``psendmail-qp`` prints the error on stderr and gives it by its exit status."""
     for name in ('MAIL_URL', 'MAIL_PASSWORD'):
         monkeypatch.delenv(name, raising=False)
     path = str(tmp_path / 'app.ini')
@@ -839,7 +849,7 @@ def test_bad_processor(
 
 
 def test_later_features_are_absent() -> None:
-    """What a later version brings is an ordinary Python error, not a stub."""
+    """To use a feature of a later release is an ordinary Python error: there is no stub."""
     with pytest.raises(TypeError, match='key'):
         Send({}, {'key': 'once'})()
     with pytest.raises(AttributeError, match='compose'):
@@ -848,11 +858,11 @@ def test_later_features_are_absent() -> None:
         Start({})().add_mail_preview('welcome')
 
 
-# What the table has forgotten
+# Refusals without a row
 
 
 def raising(tree: ast.AST) -> Iterator[tuple[int, int, str]]:
-    """First and last line, and the text, of each place that refuses what a user has given."""
+    """Yield first line, last line and text of each place that refuses input."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             function = node.exc.func
@@ -870,19 +880,17 @@ def raising(tree: ast.AST) -> Iterator[tuple[int, int, str]]:
             yield node.lineno, node.end_lineno or node.lineno, ' '.join(strings)
 
 
+CHECKED = {'config', 'delivery', 'mailers', 'message', 'scripts', 'settings'}
+"""The packages that see the input of a user."""
+
 MODULES = sorted(
-    path
-    for path in PACKAGE.rglob('*.py')
-    if path.relative_to(PACKAGE).parts[0]
-    in {
-        *('converters.py', 'relay.py', 'settings.py', 'config.py', 'message', 'transactions.py'),
-        *('delivery.py', 'mailers', 'scripts'),
-    }
+    path for path in PACKAGE.rglob('*.py') if path.relative_to(PACKAGE).parts[0] in CHECKED
 )
 
 
 def test_the_table_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every place in the package that refuses what a user gives has a row that gets there."""
+    """Each place in the package that refuses input has a row that reaches it."""
+    assert {path.relative_to(PACKAGE).parts[0] for path in MODULES} == CHECKED
     places = {
         (str(path), first, last): text
         for path in MODULES
@@ -922,7 +930,7 @@ def attempted(case: Callable[..., Any], *arguments: Any) -> BaseException:
 
 
 def passed(error: BaseException | None) -> Iterator[tuple[str, int]]:
-    """The lines that an error and its causes have come through."""
+    """Yield the lines that an error and its causes have passed."""
     if error is not None:
         for frame, line in traceback.walk_tb(error.__traceback__):
             yield frame.f_code.co_filename, line
@@ -931,7 +939,7 @@ def passed(error: BaseException | None) -> Iterator[tuple[str, int]]:
 
 
 def test_planted_refusals() -> None:
-    """A place that refuses is found, however it does so; what no user can cause is not."""
+    """A refusal is found however it is written; an error that no user can cause is not."""
     for source in (
         "raise MessageError('to: no')",
         "def f():\n    if x:\n        raise ConfigurationError(f'mail.url: {x}') from error",

@@ -1,5 +1,5 @@
-"""RELIABILITY 17 to 106: copies of a queue, holders and triggers of others, writers while somebody
-looks, deaths in a commit, and what a processor without descriptors costs."""
+"""RELIABILITY 17 to 106: copies of a queue, claims and triggers of other users, writers during a
+scan, deaths in a commit, and the cost of a processor without descriptors."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ from typing import Any
 import pytest
 from transaction import TransactionManager
 
-from pyramid_sendmail.delivery.queued import DirectMailDelivery, QueuedMailDelivery
+from pyramid_sendmail.delivery.direct import DirectMailDelivery
+from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.interfaces import IMailSentEvent
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.format import STATE_AT
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.crash.syscalls import Call, Watch
 from tests.support.doubles import RecordingMailer
 from tests.support.processes import in_child
+from tests.support.processors import ProcessorSetup, RecordingDispatcher, make_maildir
 from tests.support.queues import (
     NOW,
     Clock,
@@ -52,15 +54,13 @@ from tests.support.queues import (
 from tests.support.smtp.server import reply
 from tests.support.transactions import AFTER, BEFORE, OtherManager, message
 from tests.support.world import MINUTE, World
-from tests.unit.processor.test_processor import Setup, maildir
-from tests.unit.sending.test_attempt import Reporter
 
 MakeWorld = Callable[..., World]
 
 NOBODY = 65534
 HOUR, DAY = 60 * MINUTE, 24 * 60 * MINUTE
-WORKERS = 40
-"""Hours, of a writer that takes its time (RELIABILITY 106)."""
+WRITER_HOURS = 40
+"""Hours for which a writer holds its record (RELIABILITY 106)."""
 
 LARGE = bool(os.environ.get('SOAK'))
 
@@ -77,26 +77,26 @@ def queue(tmp_path: Path) -> Iterator[MaildirQueue]:
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """A folder in memory: many files are made there in no time."""
+    """A folder in memory, where many files are made fast."""
     with TemporaryDirectory(dir='/dev/shm' if os.access('/dev/shm', os.W_OK) else None) as folder:
         yield Path(folder)
 
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A folder that everybody may enter, which those of pytest are not."""
+    """A folder that all users may enter, unlike those of pytest."""
     with TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         yield Path(folder)
 
 
-# 24. Who holds a mail
+# 24. The holder of a mail
 
 
 @as_root
-def test_a_holder_of_another_user_is_not_robbed(queue: MaildirQueue) -> None:
-    """RELIABILITY 24: nobody asks whether a process is alive, so that one of another user, of which
-    that cannot be asked, keeps what it holds; killed, it frees it at once."""
+def test_a_claim_of_another_user_is_kept(queue: MaildirQueue) -> None:
+    """RELIABILITY 24: a claim is a lock, so a process of another user keeps its mail without being
+    asked whether it is alive; once it is killed the mail is free at once."""
     queue.put([make_envelope()]).publish()
     ((ticket,), _) = queue.scan(NOW)
     held: list[Any] = []
@@ -118,15 +118,16 @@ import sys
 from pyramid_sendmail.queue import MaildirQueue
 
 queue = MaildirQueue(sys.argv[1])
-(ticket,), _ = queue.look(float(sys.argv[2]))
+(ticket,), _ = queue.scan(float(sys.argv[2]))
 held = queue.claim(ticket)
 print(held is not None, flush=True)
 sys.stdin.read()
 """
 
 
-def test_a_holder_in_another_container_is_not_robbed(queue: MaildirQueue) -> None:
-    """RELIABILITY 24: nor is a process whose number means nothing here, or somebody else."""
+def test_a_claim_in_another_container_is_kept(queue: MaildirQueue) -> None:
+    """RELIABILITY 24: a process in another container, whose number may be another's here, keeps its
+    mail."""
     queue.put([make_envelope()]).publish()
     ((ticket,), _) = queue.scan(NOW)
     program = shutil.which('unshare')
@@ -157,12 +158,12 @@ def test_a_holder_in_another_container_is_not_robbed(queue: MaildirQueue) -> Non
 @pytest.mark.timeout(300)
 def test_fresh_mail_beside_many_deferred_ones(memory: Path) -> None:
     """RELIABILITY 20 and 100: a processor that starts on 40,000 deferred mails (500,000 with
-    SOAK=1) takes little memory for them, and sends a new one at once, and the first of those that
-    are due as soon as it has read their names."""
+    SOAK=1) takes little memory for them, sends a new mail at once, and the
+    first one as soon as it has read their names."""
     count = 500_000 if LARGE else 40_000
     queue = MaildirQueue(str(memory / 'mail'), sync=False, longest=DAY)
     queue.prepare()
-    setup = Setup(queue)
+    setup = ProcessorSetup(queue)
     later = int(time.time() + HOUR) * 1000
     for number in range(count):
         name = f'5-{later + number:015d}-0001-{number:032x}'
@@ -190,31 +191,31 @@ def test_fresh_mail_beside_many_deferred_ones(memory: Path) -> None:
 
 
 def test_a_subscriber_that_fails_twice(make_world: MakeWorld) -> None:
-    """RELIABILITY 85: one mail, three times the same event, the last of which is committed; between
-    them the mail is in done/, whoever stops."""
+    """RELIABILITY 85: of one mail the same event is dispatched three times, and committed the third
+    time; until then the mail is in done/, across processors."""
     world = make_world()
-    heard: list[tuple[str, str]] = []
+    handled: list[tuple[str, str]] = []
 
     def subscriber(event: Any) -> None:
-        if len(heard) < 2:
-            heard.append((event.id, 'aborted'))
+        if len(handled) < 2:
+            handled.append((event.id, 'aborted'))
             raise LookupError('not now')
         event.request.tm.get().addAfterCommitHook(
-            lambda committed: heard.append((event.id, 'committed'))
+            lambda committed: handled.append((event.id, 'committed'))
         )
 
     world.config.add_subscriber(subscriber, IMailSentEvent)
     world.config.commit()
     world.send()
-    # --once tells what lies in done/ at its end once more.
+    # --once dispatches the events of done/ once more at its end.
     assert world.run() == Tally(delivered=1)
-    assert world.dispatcher.join(10)
-    assert [ends for _, ends in heard] == ['aborted', 'aborted']
+    assert world.dispatcher.flush(10)
+    assert [ends for _, ends in handled] == ['aborted', 'aborted']
     assert world.folders() == ['done']
     assert world.run() == Tally()
-    assert world.dispatcher.join(10)
-    assert [ends for _, ends in heard] == ['aborted', 'aborted', 'committed']
-    assert len({id for id, _ in heard}) == 1
+    assert world.dispatcher.flush(10)
+    assert [ends for _, ends in handled] == ['aborted', 'aborted', 'committed']
+    assert len({id for id, _ in handled}) == 1
     assert world.server.accepted('ann@example.org') == 1
     assert world.files() == {}
 
@@ -227,9 +228,9 @@ STEPS = [(BEFORE, 'finish'), (AFTER, 'vote'), (AFTER, 'finish'), ('', '')]
 
 @pytest.mark.parametrize(('key', 'step'), STEPS)
 def test_each_fault_beside_another_that_fails(memory: Path, key: str, step: str) -> None:
-    """RELIABILITY 82: each call of vote and finish fails in its turn, while another data manager
-    fails, or none: mail can be claimed if and only if the transaction committed, is kept where
-    nobody can know, and nothing is left where it did not; no error comes out of finish."""
+    """RELIABILITY 82: each system call of vote and finish fails in one run, while another data
+    manager fails, or none. Mail can be claimed if and only if the transaction committed, is kept if
+    that is in doubt, and is removed if it did not; finish raises no error."""
     logger = logging.getLogger('pyramid_sendmail')
     logger.setLevel(logging.CRITICAL + 1)
     try:
@@ -242,7 +243,7 @@ def test_each_fault_beside_another_that_fails(memory: Path, key: str, step: str)
 
 
 def _commit(path: Path, number: int, key: str, step: str) -> bool:
-    """Whether there was such a call."""
+    """Commit with a failing call; return whether there was a call of that number."""
     queue = MaildirQueue(str(path), clock=Clock())
     manager = TransactionManager(explicit=True)
     bound = QueuedMailDelivery(queue, RecordingMailer(), EnvelopeFactory()).bind(manager)
@@ -275,12 +276,12 @@ def _commit(path: Path, number: int, key: str, step: str) -> bool:
 
 
 def _check_commit(queue: MaildirQueue, key: str, step: str, failure: Exception | None) -> None:
-    everybody = step != 'vote' and not isinstance(failure, OSError)
+    all_voted = step != 'vote' and not isinstance(failure, OSError)
     if not step:
-        assert (failure is None) == everybody, 'no error comes out of finish'
+        assert (failure is None) == all_voted, 'finish raises no error'
     MaildirQueue(queue.path, clock=Clock()).scan(NOW)
     folders = Counter(path.parent.name for path in Path(queue.path).glob('*/5-*'))
-    if not everybody:
+    if not all_voted:
         assert folders == {}, (failure, folders)
     elif (key, step) == (BEFORE, 'finish'):
         assert folders.keys() <= {'done'}, folders
@@ -302,9 +303,9 @@ DEATHS = {
 def test_death_in_another_data_manager(
     queue: MaildirQueue, key: str, step: str, mails: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """RELIABILITY 83: a process that dies in another's vote or finish, behind our vote and before
-    our finish, leaves mail of which nobody can know: it is told and kept, and neither sent nor
-    removed; behind our finish it is mail like any other, before our vote it never was."""
+    """RELIABILITY 83: a process that dies in the vote or finish of another data manager, after our
+    vote and before our finish, leaves mail in doubt: it has an error event and is kept, neither
+    sent nor removed. After our finish it is mail like any other; before our vote there is none."""
 
     def die() -> None:
         os._exit(9)
@@ -328,10 +329,10 @@ def test_death_in_another_data_manager(
     if outcome == 'nothing':
         assert files(queue) == []
         return
-    setup = Setup(queue, clock=Clock())
-    setup.dispatcher = Reporter('sent', 'error')
+    setup = ProcessorSetup(queue, clock=Clock())
+    setup.dispatcher = RecordingDispatcher('sent', 'error')
     setup.processor().run_once()
-    kinds = [fate.kind for fate in setup.dispatcher.pending_events]
+    kinds = [event.kind for event in setup.dispatcher.pending_events]
     assert kinds == (['error'] if outcome == 'in doubt' else ['sent']) * mails
     assert len(setup.mailer.sent) == (0 if outcome == 'in doubt' else mails)
     assert len(files(queue)) == (mails if outcome == 'in doubt' else 0)
@@ -340,8 +341,8 @@ def test_death_in_another_data_manager(
 
 @pytest.mark.parametrize('durable', [True, False], ids=['with a queue', 'without'])
 def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bool) -> None:
-    """RELIABILITY 84: killed when the database has committed and the relay has not heard of it:
-    with a queue the mail is there, as it was; without one it is lost, which the README says."""
+    """A process is killed after the commit and before it connects to the relay: with a queue the
+    mail is in it, unchanged; without one it is lost, which the documentation says."""
 
     class Deadly(RecordingMailer):
         def connect(self) -> Any:
@@ -349,20 +350,20 @@ def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bo
 
     def run() -> None:
         manager = TransactionManager(explicit=True)
-        dispatcher: Any = Reporter()
-        attempts = OutcomeRecorder(RetryPolicy() if durable else AT_ONCE_OR_NEVER, dispatcher)
+        dispatcher: Any = RecordingDispatcher()
+        policy = RetryPolicy() if durable else AT_ONCE_OR_NEVER
+        recorder = OutcomeRecorder(policy, dispatcher, durable=durable)
         delivery = DirectMailDelivery(
             MaildirQueue(queue.path) if durable else MemoryQueue(),
             Deadly(),
             EnvelopeFactory(),
-            attempts,
-            durable=durable,
+            recorder,
         )
         with manager:
             delivery.bind(manager).send(message())
 
     assert reap(forked(run)) == 9
-    setup = Setup(queue)
+    setup = ProcessorSetup(queue)
     tally = setup.processor().run_once()
     assert tally == (Tally(delivered=1) if durable else Tally())
     readme = Path(__file__).parents[2] / 'README.rst'
@@ -373,9 +374,9 @@ def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bo
 
 
 def test_without_descriptors_nothing_spins(tmp_path: Path) -> None:
-    """RELIABILITY 91: a processor that may open nothing more sends nothing, takes next to no time
-    of the machine, and goes on as soon as it may."""
-    setup = Setup(maildir(tmp_path / 'mail'))
+    """RELIABILITY 91: a processor that can open no more files sends nothing, uses next to no CPU,
+    and goes on as soon as it can open them again."""
+    setup = ProcessorSetup(make_maildir(tmp_path / 'mail'))
 
     def work() -> None:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -394,7 +395,7 @@ def test_without_descriptors_nothing_spins(tmp_path: Path) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(free), limits[1]))
             os.write(writing, b'!')
             before = time.process_time()
-            time.sleep(1.0)  # the time that it has to waste
+            time.sleep(1.0)  # the time in which it could spin
             spent = time.process_time() - before
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
             assert len(setup.mailer.sent) == 1
@@ -424,8 +425,8 @@ HOWS: dict[str, Callable[[str, str], list[list[str]]]] = {
 
 @pytest.mark.parametrize('how', HOWS)
 def test_a_copy_keeps_its_schedule(tmp_path: Path, how: str) -> None:
-    """RELIABILITY 93: a backup that was brought back has the same mail due at the same times: times
-    of files mean nothing, no mail is forgotten and there is no storm."""
+    """RELIABILITY 93: in a backup that was restored the same mail is due at the same times: the
+    times of files do not matter, no mail is forgotten, and not all is sent at once."""
     clock = Clock()
     queue = MaildirQueue(str(tmp_path / 'mail'), sync=False, clock=clock, longest=2 * HOUR)
     later = make_envelope(due=NOW + DAY)
@@ -440,7 +441,7 @@ def test_a_copy_keeps_its_schedule(tmp_path: Path, how: str) -> None:
         settle(claim)
         claim.release()
     queue.put([later]).publish()
-    os.mkfifo(f'{queue.path}/trigger.old')  # what a copy may make of it is nobody's concern
+    os.mkfifo(f'{queue.path}/trigger.old')  # a copy may contain it or not
     os.unlink(f'{queue.path}/trigger.old')
     for command in HOWS[how](queue.path, str(tmp_path / 'copy')):
         subprocess.run(command, check=True)
@@ -449,8 +450,8 @@ def test_a_copy_keeps_its_schedule(tmp_path: Path, how: str) -> None:
     for moment in (NOW, NOW + HOUR - 1, NOW + HOUR, NOW + DAY - 1, NOW + DAY):
         assert copy.scan(moment) == queue.scan(moment)
     assert files(copy) == files(queue)
-    setup = Setup(copy, clock=clock)
-    setup.dispatcher = Reporter('sent')
+    setup = ProcessorSetup(copy, clock=clock)
+    setup.dispatcher = RecordingDispatcher('sent')
     arrived = []
     for moment in (NOW, NOW + HOUR - 1, NOW + HOUR, NOW + DAY - 1, NOW + DAY):
         clock.now = moment
@@ -464,19 +465,18 @@ def test_a_copy_keeps_its_schedule(tmp_path: Path, how: str) -> None:
     queue.close()
 
 
-# 99. Writers while somebody looks
+# 99. Writers during a scan
 
 
-def test_mail_that_comes_during_looks(queue: MaildirQueue) -> None:
-    """RELIABILITY 99: two processes put mail as fast as they can while others are looked for and
-    taken away; when they have ended one look finds all that is left, and none has been missed or
-    seen twice."""
-    turns = 120
+def test_mail_that_comes_during_scans(queue: MaildirQueue) -> None:
+    """RELIABILITY 99: two processes put mail as fast as they can while the queue is scanned and
+    emptied. After their end one scan finds all that is left; no mail was missed or found twice."""
+    rounds = 120
     reading, writing = os.pipe()
 
     def write() -> None:
         own = MaildirQueue(queue.path, sync=False, clock=Clock())
-        for number in range(turns):
+        for number in range(rounds):
             mails = [make_envelope() for _ in range(1 + number % 3)]
             own.put(mails).publish()
             os.write(writing, ''.join(f'{mail.id}\n' for mail in mails).encode())
@@ -487,16 +487,16 @@ def test_mail_that_comes_during_looks(queue: MaildirQueue) -> None:
     listener = threading.Thread(target=lambda: published.append(_all_of(reading)))
     listener.start()
     taken: list[str] = []
-    looks = 0
-    while looks < 5 or not all(map(_has_ended, pids)):
-        looks += 1
+    scans = 0
+    while scans < 5 or not all(map(_has_ended, pids)):
+        scans += 1
         taken += _take(queue)
     assert [reap(pid) for pid in pids] == [0, 0]
     taken += _take(queue)
     listener.join()
     os.close(reading)
     assert sorted(taken) == sorted(published[0].decode().split())
-    assert len(taken) == len(set(taken)) == 2 * 2 * turns
+    assert len(taken) == len(set(taken)) == 2 * 2 * rounds
     assert files(queue) == []
 
 
@@ -513,13 +513,13 @@ def _take(queue: MaildirQueue) -> list[str]:
     taken = []
     for ticket in queue.scan(NOW)[0]:
         claim = queue.claim(ticket)
-        if claim is not None:  # else its writer has not let go of it yet
+        if claim is not None:  # else its writer still holds the lock
             taken.append(claim.envelope.id)
             claim.settle([sent(claim.envelope)], report=False)
     return taken
 
 
-# 101. Triggers of no use
+# 101. Triggers that cannot be used
 
 
 def _full(path: Path) -> None:
@@ -541,10 +541,10 @@ TRIGGERS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize('kind', TRIGGERS)
-def test_a_trigger_of_no_use(tmp_path: Path, kind: str) -> None:
-    """RELIABILITY 101: whatever lies where the trigger should be, a commit does not notice, and the
-    mail leaves at the processor's next look."""
-    setup = Setup(maildir(tmp_path / 'mail'))
+def test_a_trigger_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
+    """RELIABILITY 101: if the wake-up FIFO cannot be used, a commit works nevertheless, and the
+    mail is sent with the processor's next scan."""
+    setup = ProcessorSetup(make_maildir(tmp_path / 'mail'))
     trigger = tmp_path / 'mail' / 'trigger'
     trigger.unlink()
     TRIGGERS[kind](trigger)
@@ -564,20 +564,20 @@ def test_a_trigger_of_no_use(tmp_path: Path, kind: str) -> None:
 
 @as_root
 def test_a_trigger_of_another_user(public: Path) -> None:
-    """RELIABILITY 101: nor does it matter that the trigger is somebody else's, whom we can neither
-    wake nor hear."""
+    """RELIABILITY 101: the same with a wake-up FIFO of another user, which can be neither written
+    nor read."""
     root = public / 'mail'
 
     def work() -> None:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-        setup = Setup(MaildirQueue(str(root), sync=False))
+        setup = ProcessorSetup(MaildirQueue(str(root), sync=False))
         with setup.running(poll=0.1):
             setup.put()
             setup.mailer.wait_for(1)
         setup.queue.close()
 
-    maildir(root).close()
+    make_maildir(root).close()
     for path in (root, *root.iterdir()):
         if path.is_dir():
             os.chown(path, NOBODY, NOBODY)
@@ -585,52 +585,52 @@ def test_a_trigger_of_another_user(public: Path) -> None:
     in_child(work)
 
 
-# 106. Who takes his time
+# 106. Slow writers
 
 
 @pytest.mark.parametrize('letter', ['W', 'V', 'C'])
-def test_a_slow_writer_is_not_robbed(tmp_path: Path, letter: str) -> None:
-    """RELIABILITY 106: a writer that has held its record for forty hours, by its file's times and
-    everybody's clock, is left alone; only who has let go is recovered from, and mail that was voted
-    is never removed, however old."""
+def test_a_slow_writer_keeps_its_mail(tmp_path: Path, letter: str) -> None:
+    """RELIABILITY 106: a writer that has held its record for forty hours, by the file's times and
+    the clock, keeps its mail. Only an unlocked record is recovered, and mail that was voted is
+    never removed, however old."""
     clock = Clock()
     queue = MaildirQueue(str(tmp_path / 'mail'), sync=False, clock=clock)
     put = queue.put([make_envelope(), make_envelope()])
-    record = tmp_path / 'mail' / 'tmp' / put.tickets[0].name
+    record = tmp_path / 'mail' / 'tmp' / put.tickets[0].order
     with record.open('r+b') as file:
         file.seek(STATE_AT)
         file.write(letter.encode())
     before = files(queue)
     for path in record.parent.iterdir():
-        os.utime(path, (NOW - WORKERS * HOUR, NOW - WORKERS * HOUR))
-    clock.now += WORKERS * HOUR
+        os.utime(path, (NOW - WRITER_HOURS * HOUR, NOW - WRITER_HOURS * HOUR))
+    clock.now += WRITER_HOURS * HOUR
     other = MaildirQueue(queue.path, sync=False, clock=clock)
     assert other.scan(clock.now) == ([], None)
     assert files(queue) == before
-    queue._store._forget()
+    queue._files.close_inherited()
     other.scan(clock.now)
     folders = [name.partition('/')[0] for name in files(queue)]
     assert folders == {'W': [], 'V': ['done'] * 2, 'C': ['new'] * 2}[letter]
 
 
 def test_the_first_attempt_is_never_too_late(make_world: MakeWorld) -> None:
-    """RELIABILITY 94: a mail that is older than mail.give_up_after when a processor comes to it is
-    tried all the same."""
+    """RELIABILITY 94: a mail that is older than mail.give_up_after at its first attempt is tried
+    nevertheless."""
     world = make_world()
     world.send()
     world.clock.now += 30 * DAY
     assert world.run() == Tally(delivered=1)
 
 
-# 12. What may be read and not written
+# 12. A read-only queue
 
 
 @as_root
-def test_a_queue_that_may_only_be_read(public: Path) -> None:
-    """RELIABILITY 12: a processor that may read the mail, and not write what became of it, connects
-    to nobody."""
+def test_a_read_only_queue(public: Path) -> None:
+    """RELIABILITY 12: a processor that may read the mail, and not write its outcome, does not
+    connect."""
     root = public / 'mail'
-    setup = Setup(maildir(root))
+    setup = ProcessorSetup(make_maildir(root))
     setup.put_many(2)
     setup.queue.close()
     before = files(setup.queue)
@@ -641,7 +641,7 @@ def test_a_queue_that_may_only_be_read(public: Path) -> None:
     def work() -> None:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-        own = Setup(MaildirQueue(str(root), sync=False))
+        own = ProcessorSetup(MaildirQueue(str(root), sync=False))
         with pytest.raises(OSError, match='give this user the right to write there'):
             own.processor().run_once()
         assert own.mailer.connections == 0
@@ -653,9 +653,9 @@ def test_a_queue_that_may_only_be_read(public: Path) -> None:
 # 96. Locks
 
 
-def test_the_lock_is_no_lockf(queue: MaildirQueue) -> None:
-    """RELIABILITY 96: whoever opens and closes the file of a claimed mail, as a mail program or a
-    backup in this very process does, takes no lock away, as those of POSIX would be."""
+def test_the_lock_is_flock(queue: MaildirQueue) -> None:
+    """RELIABILITY 96: opening and closing the file of a claimed mail in the same process, as a
+    backup may do, does not release its lock, as it would with locks of POSIX."""
     queue.put([make_envelope()]).publish()
     claim = claimed(queue)
     ((ticket,), _) = queue.scan(NOW)
@@ -669,8 +669,8 @@ def test_the_lock_is_no_lockf(queue: MaildirQueue) -> None:
     assert fcntl.flock is not fcntl.lockf
 
 
-def test_a_lock_of_what_was_removed_is_worth_nothing(queue: MaildirQueue) -> None:
-    """RELIABILITY 96: a file can be locked when it has no name any more: it is not claimed."""
+def test_a_lock_of_a_removed_file_is_no_claim(queue: MaildirQueue) -> None:
+    """RELIABILITY 96: a file that was removed can still be locked; it is not claimed."""
     envelope = make_envelope()
     queue.put([envelope]).publish()
     ((ticket,), _) = queue.scan(NOW)
@@ -688,29 +688,29 @@ def test_a_lock_of_what_was_removed_is_worth_nothing(queue: MaildirQueue) -> Non
     finally:
         fcntl.flock = lock
     assert taken
-    assert queue._store._open == {}
+    assert queue._files._open == {}
 
 
-# 104. Nobody is written to about it
+# 104. No mail about a failed mail
 
 
-def test_a_mail_of_nobody_that_fails_makes_no_mail(world: World) -> None:
-    """RELIABILITY 104: mail without a sender that fails is a dead letter and an event; nothing is
-    written about it to anybody."""
+def test_a_failed_mail_with_the_null_sender_makes_no_mail(world: World) -> None:
+    """RELIABILITY 104: mail with the null sender that fails is a dead letter and an event; no mail
+    is sent about it."""
     world.server.always('RCPT', reply(550, '5.1.1 no such user'))
     world.send(sender='')
     for _ in range(3):
         world.run()
         world.clock.now += DAY
-    assert len(world.told('error')) == 1
+    assert len(world.events_of('error')) == 1
     assert world.folders() == ['failed']
     (line,) = [line for _, verb, line in world.server.commands if verb == 'MAIL']
     assert line.startswith('MAIL FROM:<>')
 
 
 def test_sigstop_is_no_death(queue: MaildirQueue) -> None:
-    """RELIABILITY 97: who sleeps over a mail, as a suspended machine does, still has it when he
-    wakes up, and writes down what became of it, whatever others have tried meanwhile."""
+    """RELIABILITY 97: a process that is stopped over a mail, as on a suspended machine, still holds
+    it when it goes on, and records its outcome, whatever other processes have tried meanwhile."""
     envelope = make_envelope()
     queue.put([envelope]).publish()
     ((ticket,), _) = queue.scan(NOW)

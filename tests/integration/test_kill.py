@@ -1,4 +1,4 @@
-"""``kill -9`` at random moments: everything is delivered, and each repeat was called ambiguous."""
+"""``kill -9`` at random moments: all mail is delivered, and each repeat was logged as ambiguous."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ KILLS = 24
 
 @pytest.mark.slow
 def test_kill(tmp_path: Path, smtp_server: ScriptedSMTPServer) -> None:
-    """300 mails, two processors, each killed a dozen times while they send: every mail arrives, in
-    order to lose nothing some arrive twice, and of each of these the log says so before."""
+    """300 mails, two processors, each killed a dozen times while it sends: every mail arrives. Some
+    arrive twice, so that none is lost, and the log has called each of these ambiguous before."""
     seed = int(os.environ.get('TEST_SEED', random.SystemRandom().randrange(10**6)))
     print(f'TEST_SEED={seed}')
     chance = random.Random(seed)
-    # The server has a source of its own: the order in which its threads ask is not ours.
+    # The server has a random generator of its own: the order of its threads is not fixed.
     pauses = random.Random(seed + 1)
 
     def linger(session: Session) -> Action:
-        """Most of a mail's time is spent around its final dot, where it matters."""
+        """Delay a mail around its final dot, where a kill matters."""
         return delay(pauses.random() * 0.1)
 
     for verb in ('MAIL', 'dot'):

@@ -26,8 +26,8 @@ from tests.support.smtp.server import ScriptedSMTPServer, delay, hang, hold, rep
 
 
 def test_from_request_to_event(place: Place) -> None:
-    """A view sends and writes a row; the commit queues; the child delivers; its subscribers write
-    to the application's database. A request that fails after sending leaves nothing."""
+    """A view sends and writes a row; the child delivers; its subscribers write to the application's
+    database. A request that fails after sending leaves nothing."""
     database = place.path / 'database.sqlite'
     ini = place.ini('call:tests.support.applications:main', tests_database=database)
     assert EVENTS == 'tests.database'
@@ -60,8 +60,7 @@ def test_from_request_to_event(place: Place) -> None:
 
 
 def test_the_log(place: Place) -> None:
-    """One line an outcome, with Message-ID, recipients, the relay and its words; nothing of the
-    body."""
+    """Each outcome is one line with Message-ID, recipients, relay and reply, and no body."""
     place.server.always('RCPT', reply(550, '5.1.1 no such user'), match='bob')
     place.server.script('dot', reply(250, '2.0.0 queued as 4711'))
     [first] = place.put(1, 'ann@example.org')
@@ -70,8 +69,8 @@ def test_the_log(place: Place) -> None:
     assert child.process.returncode == 0
     lines = child.text.splitlines()
     assert sorted(lines) == [
-        f'ERROR {second}: error for bob@example.org (attempt 1, {place.server.url}): '
-        '550 5.1.1 no such user',
+        f'ERROR {second}: refused for bob@example.org (attempt 1, {place.server.url}): '
+        '550 5.1.1 no such user (will not be tried again; see failed/)',
         f'INFO {first}: sent for ann@example.org (attempt 1, {place.server.url}): '
         '250 2.0.0 queued as 4711',
         'psendmail-qp: 1 delivered, 0 deferred, 1 failed',
@@ -79,7 +78,7 @@ def test_the_log(place: Place) -> None:
 
 
 def test_woken_by_a_commit(place: Place) -> None:
-    """An idle processor sends at once, not at its next look."""
+    """An idle processor sends at once, not at its next scan."""
     child = place.start(place.ini())
     child.says('watching')
     place.put()
@@ -110,7 +109,7 @@ def test_two_children_on_one_queue(place: Place) -> None:
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_stopped_while_idle(place: Place, number: int) -> None:
-    """Exit status 0, within seconds; the session was ended politely."""
+    """Exit status 0 within seconds, after QUIT."""
     place.put()
     child = place.start(place.ini())
     place.server.wait_for(1, 20)
@@ -123,7 +122,7 @@ def test_stopped_while_idle(place: Place, number: int) -> None:
 @pytest.mark.parametrize('verb', ['connect', 'EHLO'])
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_stopped_while_connecting(place: Place, verb: str, number: int) -> None:
-    """A relay that hangs is not waited for; the mail is as it was."""
+    """It does not wait for a relay that hangs; the mail is unchanged."""
     place.server.always(verb, hang())
     place.put()
     before = files(place.queue)
@@ -139,7 +138,7 @@ def test_stopped_while_connecting(place: Place, verb: str, number: int) -> None:
 @pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA', 'dot'])
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_stopped_in_the_middle_of_a_mail(place: Place, verb: str, number: int) -> None:
-    """What is in flight is finished, what comes after it stays; nothing is sent twice."""
+    """Mail in flight is finished, later mail stays; nothing is sent twice."""
     go_on = threading.Event()
     place.server.script(verb, hold(go_on))
     message_ids = place.put(3)
@@ -148,7 +147,7 @@ def test_stopped_in_the_middle_of_a_mail(place: Place, verb: str, number: int) -
     child.signal(number)
     with suppress(subprocess.TimeoutExpired):
         child.wait(0.5)
-    assert child.process.poll() is None, 'it waits for what is in flight'
+    assert child.process.poll() is None, 'it waits for mail in flight'
     go_on.set()
     assert child.wait(PROMPT) == 0
     # The next mail's commands have left with the final dot.
@@ -160,7 +159,7 @@ def test_stopped_in_the_middle_of_a_mail(place: Place, verb: str, number: int) -
 
 
 def test_a_second_signal_ends_it(place: Place) -> None:
-    """Who does not want to wait for what is in flight asks twice."""
+    """A second signal does not wait for mail in flight."""
     place.server.script('dot', hang())
     place.put()
     child = place.start(place.ini())
@@ -175,7 +174,7 @@ def test_a_second_signal_ends_it(place: Place) -> None:
 
 
 def test_ctrl_c_on_once(place: Place) -> None:
-    """It ends after what is in flight, says how far it came, and the rest is sent next time."""
+    """It ends after the mail in flight and prints the counts; the next run sends the rest."""
     go_on = threading.Event()
     place.server.script('dot', hold(go_on))
     message_ids = place.put(20)
@@ -194,7 +193,7 @@ def test_ctrl_c_on_once(place: Place) -> None:
 
 
 def test_ctrl_c_on_once_while_connecting(place: Place) -> None:
-    """A relay that hangs is not waited for there, either."""
+    """It does not wait for a relay that hangs."""
     place.server.always('connect', hang())
     place.put(3)
     child = place.start(place.ini(), '--once')
@@ -208,25 +207,25 @@ def test_ctrl_c_on_once_while_connecting(place: Place) -> None:
 
 
 def test_the_relay_goes_and_comes(place: Place) -> None:
-    """While it is away all mail waits, uncounted; when it is back everything is sent."""
+    """While the relay is unavailable all mail stays queued, uncounted; then everything is sent."""
     place.server.stop()
     message_ids = place.put(10)
     before = files(place.queue)
     child = place.start(place.ini())
-    child.says('nothing can be sent now, and all mail waits')
+    child.says('relay unavailable, mail stays queued')
     assert 'Connection refused' in child.text
     assert files(place.queue) == before
     place.server.start()
     place.server.wait_for(10, 20)
     place.drained()
-    child.says('mail is sent again')
+    child.says('answers again after')
     assert child.stop() == 0
-    assert child.text.count('nothing can be sent now') == 1
+    assert child.text.count('relay unavailable') == 1
     assert once_each(place.server, message_ids)
 
 
 def test_a_relay_that_restarts_between_two_mails(place: Place) -> None:
-    """The connection is stale: the next mail goes over a new one, at once, as a first attempt."""
+    """With a stale connection the mail goes over a new one, at once, as a first attempt."""
     child = place.start(place.ini(), '--workers', 1)
     place.put()
     place.server.wait_for(1, 20)
@@ -235,18 +234,18 @@ def test_a_relay_that_restarts_between_two_mails(place: Place) -> None:
     [second] = place.put()
     place.server.wait_for(2, 20)
     child.says(f'{second}: sent for ann@example.org (attempt 1')
-    assert 'nothing can be sent' not in child.text
+    assert 'relay unavailable' not in child.text
     assert child.stop() == 0
 
 
 def test_once_without_a_relay(place: Place) -> None:
-    """Exit status 1, soon, naming the relay and what is wrong."""
+    """Exit status 1, and a line with the relay and the reason."""
     place.server.stop()
     place.put(3)
     before = files(place.queue)
     child = place.once(place.ini())
     assert child.process.returncode == 1
-    assert 'psendmail-qp: nothing can be sent now, all mail waits: ' in child.text
+    assert 'psendmail-qp: relay unavailable, mail stays queued: ' in child.text
     assert place.server.url in child.text
     assert files(place.queue) == before
     assert 'Traceback' not in child.text
@@ -259,7 +258,7 @@ def guarded() -> Iterator[ScriptedSMTPServer]:
 
 
 def test_a_wrong_password(place: Place, guarded: ScriptedSMTPServer) -> None:
-    """It says which setting, never the password, loses no mail, and goes on once it is right."""
+    """It names the setting, never the password, and loses no mail."""
     message_ids = place.put(3)
     url = f'smtp+insecure://127.0.0.1:{guarded.port}'
     wrong = place.ini(mail_url=url, mail_username='shop', mail_password='wr0ng-secret')
@@ -277,7 +276,7 @@ def test_a_wrong_password(place: Place, guarded: ScriptedSMTPServer) -> None:
 
 
 def test_a_queue_that_cannot_be_used(place: Place) -> None:
-    """Exit status 3, naming the queue."""
+    """Exit status 3, and a line with the queue."""
     (place.path / 'mail').write_text('not a folder')
     for arguments in ([], ['--once']):
         child = place.start(place.ini(), *arguments)
@@ -314,7 +313,7 @@ def test_mail_that_hangs_on_one_connection(place: Place) -> None:
 
 
 def test_progress_on_a_terminal(place: Place) -> None:
-    """--once on a terminal shows a bar that ends with all of them."""
+    """--once on a terminal shows a bar that ends with all mails."""
     place.server.always('dot', delay(0.05))
     place.put(20)
     master, slave = pty.openpty()
@@ -331,14 +330,14 @@ def test_progress_on_a_terminal(place: Place) -> None:
     os.close(master)
     assert child.wait(20) == 0
     text = data.decode()
-    assert 'delivering' in text
+    assert 'sending' in text
     assert '20/20' in text
-    assert any(f'{n}/20' in text for n in range(1, 20)), 'on the way, too'
+    assert any(f'{n}/20' in text for n in range(1, 20)), 'not only at the end'
     assert text.rstrip().endswith('psendmail-qp: 20 delivered, 0 deferred, 0 failed')
 
 
 def read_all(read: Callable[[], bytes]) -> bytes:
-    """What a terminal shows until its other side is closed."""
+    """Return what a terminal shows until its other side is closed."""
     data = b''
     with suppress(OSError):
         while part := read():
@@ -347,7 +346,7 @@ def read_all(read: Callable[[], bytes]) -> bytes:
 
 
 def test_help_and_version() -> None:
-    """Both without a file, on standard output."""
+    """Both need no file, and print to standard output."""
     for option, text in (('--help', 'mail.queue_path'), ('--version', 'psendmail-qp ')):
         done = subprocess.run(
             [*SCRIPT, option],
@@ -360,8 +359,8 @@ def test_help_and_version() -> None:
         assert text in done.stdout
 
 
-def test_nobody_listens_there(place: Place) -> None:
-    """A port where nobody ever listened: status 1, without a traceback."""
+def test_a_port_without_a_server(place: Place) -> None:
+    """Status 1, without a traceback."""
     with socket.create_server(('127.0.0.1', 0)) as closed:
         port = closed.getsockname()[1]
     place.put()

@@ -122,7 +122,7 @@ def test_a_forked_child_holds_no_lock(queue: MaildirQueue) -> None:
     parent's alone and free as soon as the parent gives it up, or dies."""
     queue.put([make_envelope()]).publish()
     claim = claimed(queue)
-    (descriptor,) = queue._store._open
+    (descriptor,) = queue._files._open
     inherited: list[bool] = []
 
     def check() -> None:
@@ -139,7 +139,7 @@ def test_a_forked_child_holds_no_lock(queue: MaildirQueue) -> None:
         other = MaildirQueue(queue.path, clock=Clock()).claim(ticket)
         assert other is not None
         other.release()
-    queue._store._open.clear()
+    queue._files._open.clear()
     assert claim.todo
 
 
@@ -165,11 +165,12 @@ def test_a_child_cannot_give_up_the_claim_of_its_parent(queue: MaildirQueue) -> 
 
 
 def test_what_a_fork_has_closed_is_not_used(queue: MaildirQueue) -> None:
-    """After the hook has run, a claim writes nowhere and closes nothing, whoever has its number."""
+    """After a fork an inherited claim writes nothing and closes nothing, even if its descriptor's
+    number was used again."""
     queue.put([make_envelope()]).publish()
     claim = claimed(queue)
-    (descriptor,) = queue._store._open
-    queue._store._forget()
+    (descriptor,) = queue._files._open
+    queue._files.close_inherited()
     assert os.dup2(2, descriptor) == descriptor
     with pytest.raises(QueueError, match='before a fork'):
         claim.mark_ambiguous(claim.envelope.recipients)
@@ -188,10 +189,10 @@ def test_locks_do_not_pass_to_commands(queue: MaildirQueue) -> None:
     """A command that a subscriber starts inherits no descriptor of the queue."""
     queue.put([make_envelope()]).publish()
     claim = claimed(queue)
-    for descriptor in queue._store._open:
+    for descriptor in queue._files._open:
         assert fcntl.fcntl(descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
     claim.release()
-    assert queue._store._open == {}
+    assert queue._files._open == {}
 
 
 def test_the_memory_of_a_parent_is_not_the_childs(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""RELIABILITY 1 to 9 and 27 to 30: what the relay says, or does not say, and what the queue makes
-of it: loss, duplicates, blockage."""
+"""What the queue makes of the replies of a relay, or of their absence: no loss, no duplicates, no
+blockage."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 from pyramid_sendmail.envelope import Reply
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.interfaces import IMailErrorEvent
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -44,12 +44,12 @@ HOUR, DAY = 60 * MINUTE, 24 * 60 * MINUTE
 
 
 def once_each(world: World, count: int) -> bool:
-    """Whether so many pairs of mail and recipient have arrived, each of them once."""
+    """Return whether that many pairs of mail and recipient have arrived, each of them once."""
     copies = world.server.pairs()
     return len(copies) == count and set(copies.values()) == {1}
 
 
-# 1. A closed road is nobody's fault
+# 1. A session failure changes no mail
 
 
 CLOSED: dict[str, tuple[str, Action]] = {
@@ -68,12 +68,13 @@ CLOSED: dict[str, tuple[str, Action]] = {
 }
 
 
+@pytest.mark.finding(1)
 @pytest.mark.parametrize('case', CLOSED)
 def test_a_session_that_fails_changes_no_mail(
     make_world: MakeWorld, start_smtp_server: Start, case: str
 ) -> None:
-    """RELIABILITY 1: whatever refuses the session leaves every mail as it was, octet by octet, and
-    uncounted; once it is mended each mail is delivered once, at its first attempt."""
+    """A session failure leaves every mail as it was, byte for byte, and counts no attempt; once the
+    cause is mended each mail is delivered once, at its first attempt."""
     server = start_smtp_server(auth={'shop': 'secret'})
     world = make_world(
         server, url=f'smtp+insecure://shop:secret@127.0.0.1:{server.port}?timeout=10s'
@@ -87,13 +88,14 @@ def test_a_session_that_fails_changes_no_mail(
         world.closed()
 
     assert world.files() == before
-    assert world.told('deferred') == world.told('error') == []
+    assert world.events_of('deferred') == world.events_of('error') == []
     server.reset_script()
     assert world.run() == Tally(delivered=3)
     assert once_each(world, 3)
-    assert [event.attempt for event in world.told('sent')] == [1, 1, 1]
+    assert [event.attempt for event in world.events_of('sent')] == [1, 1, 1]
 
 
+@pytest.mark.finding(1)
 @pytest.mark.parametrize('certificate', ['untrusted', 'wrong_host', 'expired'])
 @pytest.mark.parametrize('tls', ['implicit', 'starttls'])
 def test_tls_that_fails_changes_no_mail(
@@ -103,7 +105,7 @@ def test_tls_that_fails_changes_no_mail(
     tls: Any,
     certificate: str,
 ) -> None:
-    """RELIABILITY 1: nor does a certificate that cannot be trusted, until the relay has another."""
+    """So does a certificate that cannot be trusted, until the relay has another."""
     server = start_smtp_server(tls=tls, context=getattr(tls_authority, certificate)())
     scheme, more = ('smtps', '') if tls == 'implicit' else ('smtp', '&tls=required')
     world = make_world(
@@ -118,7 +120,7 @@ def test_tls_that_fails_changes_no_mail(
 
     assert world.files() == before
     assert 'MAIL' not in server.verbs()
-    assert world.told('deferred') == world.told('error') == []
+    assert world.events_of('deferred') == world.events_of('error') == []
     server.context = tls_authority.context()
     assert world.run() == Tally(delivered=3)
     assert once_each(world, 3)
@@ -127,11 +129,12 @@ def test_tls_that_fails_changes_no_mail(
 # 41 and 116. Who we are, seen from the queue
 
 
-def test_a_wrong_password_is_said_once_a_step(
+@pytest.mark.finding(41)
+def test_a_wrong_password_is_sent_once_a_step(
     make_world: MakeWorld, start_smtp_server: Start
 ) -> None:
-    """RELIABILITY 41: however much mail waits, and however many workers there are, a password that
-    the relay refuses is said once at each look at the road, so that no account is locked."""
+    """However much mail waits, and however many workers there are, a password that the relay
+    refuses is sent once for each attempt to connect, so that no account is locked."""
     server = start_smtp_server(auth={'shop': 'right'}, auth_required=True)
     world = make_world(server, url=f'smtp+insecure://shop:wrong@127.0.0.1:{server.port}')
     for _ in range(20):
@@ -148,17 +151,18 @@ def test_a_wrong_password_is_said_once_a_step(
     assert set(begun) == {1}, 'one worker asks, and the others wait for what it finds'
     assert len(begun) == server.verbs().count('AUTH') <= server.connections
     assert world.files() == before
-    assert world.told('deferred') == world.told('error') == []
+    assert world.events_of('deferred') == world.events_of('error') == []
     server.auth = {'shop': 'wrong'}
     assert world.run(workers=4) == Tally(delivered=20)
     assert once_each(world, 20)
 
 
+@pytest.mark.finding(116)
 def test_a_token_that_expires(
     make_world: MakeWorld, start_smtp_server: Start, tmp_path: Path
 ) -> None:
-    """RELIABILITY 116: a token that the relay refuses by 334 and its JSON costs no mail an attempt;
-    the one that is in the file by the next look at the road is used."""
+    """A token that the relay refuses by 334 and its JSON counts no attempt of a mail; the next
+    attempt to connect uses the token that is in the file then."""
     server = start_smtp_server(
         auth={'shop': 'f1rst'}, auth_mechanisms=('XOAUTH2',), auth_required=True
     )
@@ -182,23 +186,24 @@ def test_a_token_that_expires(
     token.write_text('s3cond\n')
     assert world.run() == Tally(delivered=2)
     assert once_each(world, 3)
-    assert [event.attempt for event in world.told('sent')] == [1, 1, 1]
-    assert world.told('deferred') == world.told('error') == []
+    assert [event.attempt for event in world.events_of('sent')] == [1, 1, 1]
+    assert world.events_of('deferred') == world.events_of('error') == []
 
 
 # 2 and 9. A temporary answer
 
 
+@pytest.mark.finding(2, 9)
 @pytest.mark.parametrize('code', [450, 451, 452])
 def test_greylisting(either: World, code: int) -> None:
-    """RELIABILITY 2 and 9: 4xx at RCPT defers to the first step of the retry policy, not earlier
-    and not later, and the second attempt delivers."""
+    """4xx to RCPT defers to the first step of the retry policy, not earlier and not later, and the
+    second attempt delivers."""
     either.server.script('RCPT', reply(code, 'greylisted'))
     message_id = either.send()
 
     assert either.run() == Tally(deferred=1)
 
-    (event,) = either.told('deferred')
+    (event,) = either.events_of('deferred')
     assert (event.message_id, event.recipients, event.attempt) == (message_id, (ANN,), 1)
     assert event.retry_at == either.due() == either.clock() + MINUTE
     either.clock.now += MINUTE - 0.01
@@ -207,13 +212,14 @@ def test_greylisting(either: World, code: int) -> None:
     either.clock.now += 0.01
     assert either.run() == Tally(delivered=1)
     assert either.server.accepted(ANN) == 1
-    (sent,) = either.told('sent')
+    (sent,) = either.events_of('sent')
     assert sent.attempt == 2
     assert either.files() == {}
 
 
+@pytest.mark.finding(2)
 def test_421_at_rcpt(either: World) -> None:
-    """RELIABILITY 2: 421 at RCPT is about the road: nothing is counted, and nothing lost."""
+    """421 to RCPT is a session failure: no attempt is counted, and nothing is lost."""
     either.server.script('RCPT', reply_then_drop(421, '4.3.2 too busy'))
     either.send()
     before = either.files()
@@ -223,16 +229,17 @@ def test_421_at_rcpt(either: World) -> None:
     assert either.files() == before
     assert either.run() == Tally(delivered=1)
     assert either.server.accepted(ANN) == 1
-    assert either.told('deferred') == []
+    assert either.events_of('deferred') == []
 
 
 # 3 and 18. A permanent answer
 
 
+@pytest.mark.finding(3)
 @pytest.mark.parametrize('code', [550, 551, 553, 554, 599])
 def test_a_refused_recipient_is_asked_about_once(either: World, code: int) -> None:
-    """RELIABILITY 3: 5xx for all is one attempt, a dead letter with the relay's words, and one
-    error event; nobody tries again, however much time passes."""
+    """5xx for all recipients is one attempt, a dead letter with the relay's text, and one error
+    event; it is never tried again."""
     either.server.always('RCPT', reply(code, '5.1.1 no such user here'))
     message_id = either.send()
 
@@ -246,16 +253,17 @@ def test_a_refused_recipient_is_asked_about_once(either: World, code: int) -> No
     assert name.startswith('failed/')
     assert str(code).encode() in data
     assert b'5.1.1 no such user here' in data
-    (event,) = either.told('error')
+    (event,) = either.events_of('error')
     assert (event.message_id, event.recipients, event.attempt) == (message_id, (ANN,), 1)
     assert event.reply == Reply(code, '5.1.1 no such user here')
     assert event.permanent
     assert event.raw in data
 
 
+@pytest.mark.finding(18)
 def test_a_dead_letter_can_be_sent_again(world: World) -> None:
-    """RELIABILITY 18: a dead letter keeps the message, who failed and why; moved back by hand it is
-    sent, the same octets under the same Message-ID, to those who have not got it."""
+    """A dead letter keeps the message, the failed recipients and the reasons; moved back by hand it
+    is sent, the same bytes under the same Message-ID, to the recipients that have not got it."""
     world.server.script('RCPT', reply(250, 'ok'), reply(550, '5.1.1 no such user'))
     message_id = world.send(welcome(to=[ANN, BOB]))
     world.run()
@@ -274,9 +282,10 @@ def test_a_dead_letter_can_be_sent_again(world: World) -> None:
 # 4. Each recipient on its own
 
 
+@pytest.mark.finding(4)
 def test_each_recipient_has_its_own_end(either: World) -> None:
-    """RELIABILITY 4: 250, 550 and 450 are a sent event, an error event and a retry for the third
-    alone; nobody gets a second copy, and the failed one is kept."""
+    """250, 550 and 450 are a sent event, an error event and a retry for the third alone; no
+    recipient gets a second copy, and the failed one is kept."""
     server = either.server
     server.script('RCPT', reply(550, '5.1.1 no such user'), match=BOB)
     server.script('RCPT', reply(450, '4.2.0 greylisted'), match=CAT)
@@ -284,7 +293,7 @@ def test_each_recipient_has_its_own_end(either: World) -> None:
 
     assert either.run() == Tally(deferred=1)
 
-    (sent,), (failed,), (deferred,) = map(either.told, ('sent', 'error', 'deferred'))
+    (sent,), (failed,), (deferred,) = map(either.events_of, ('sent', 'error', 'deferred'))
     assert (sent.recipients, sent.reply.code) == ((ANN,), 250)
     assert (failed.recipients, failed.permanent, failed.reply.code) == ((BOB,), True, 550)
     assert (deferred.recipients, deferred.reason) == ((CAT,), '450 4.2.0 greylisted')
@@ -294,14 +303,15 @@ def test_each_recipient_has_its_own_end(either: World) -> None:
     lines = [line for _, verb, line in server.commands if verb == 'RCPT'][asked:]
     assert lines == [f'RCPT TO:<{CAT}>']
     assert server.pairs() == {(message_id, ANN): 1, (message_id, CAT): 1}
-    assert [event.recipients for event in either.told('sent')] == [(ANN,), (CAT,)]
-    assert len(either.told('error')) == 1
+    assert [event.recipients for event in either.events_of('sent')] == [(ANN,), (CAT,)]
+    assert len(either.events_of('error')) == 1
     assert either.folders() == ['failed']
 
 
+@pytest.mark.finding(112)
 def test_the_text_is_refused_after_some_recipients(either: World) -> None:
-    """RELIABILITY 112: 550 and 250 at RCPT and 451 at the dot: one fails for good with its own
-    code, the other waits, alone."""
+    """550 and 250 to RCPT and 451 to the final dot: one recipient fails for good with its own code,
+    the other alone is tried again."""
     server = either.server
     server.script('RCPT', reply(550, '5.1.1 no such user'), match=ANN)
     server.script('dot', reply(451, '4.3.0 try later'))
@@ -309,7 +319,7 @@ def test_the_text_is_refused_after_some_recipients(either: World) -> None:
 
     either.run()
 
-    (failed,), (deferred,) = either.told('error'), either.told('deferred')
+    (failed,), (deferred,) = either.events_of('error'), either.events_of('deferred')
     assert (failed.recipients, failed.reply.code) == ((ANN,), 550)
     assert (deferred.recipients, deferred.reason) == ((BOB,), '451 4.3.0 try later')
     either.clock.now += MINUTE
@@ -332,6 +342,7 @@ AFTERWARDS: dict[str, tuple[str, Action]] = {
 }
 
 
+@pytest.mark.finding(5)
 @pytest.mark.parametrize('secure', [False, True])
 @pytest.mark.parametrize('case', AFTERWARDS)
 def test_nothing_behind_the_last_250_counts(
@@ -341,8 +352,8 @@ def test_nothing_behind_the_last_250_counts(
     case: str,
     secure: bool,
 ) -> None:
-    """RELIABILITY 5: whatever happens behind the 250, also TLS that ends without close_notify, the
-    mail is delivered once, its file is gone and its sent event told."""
+    """Whatever happens after the 250, TLS that ends without close_notify included, the mail is
+    delivered once, its file is gone and its sent event dispatched."""
     tls: Any = (
         {'tls': 'implicit', 'context': tls_authority.context()} if secure else {'tls': 'none'}
     )
@@ -357,18 +368,19 @@ def test_nothing_behind_the_last_250_counts(
 
     assert server.pairs() == {(message_id, ANN): 1}
     assert world.files() == {}
-    assert len(world.told('sent')) == 1
-    assert world.told('deferred') == world.told('error') == []
+    assert len(world.events_of('sent')) == 1
+    assert world.events_of('deferred') == world.events_of('error') == []
 
 
 def _trust(authority: TLSAuthority, secure: bool) -> str:
     return f'&ca_file={authority.path}' if secure else ''
 
 
+@pytest.mark.finding(5, 30)
 @pytest.mark.parametrize('end', [drop(), reset()])
 def test_a_relay_that_closes_after_each_mail(either: World, end: Action) -> None:
-    """RELIABILITY 5 and 30: a connection a mail is slow, and nothing else: no attempt is counted,
-    nobody hears of it, and no mail arrives twice."""
+    """A connection for each mail is slow, and nothing else: no attempt is counted, no event is
+    dispatched for it, and no mail arrives twice."""
     either.server.always('dot', reply(250, '2.0.0 queued', then=end))
     for _ in range(5):
         either.send()
@@ -377,13 +389,14 @@ def test_a_relay_that_closes_after_each_mail(either: World, end: Action) -> None
 
     assert once_each(either, 5)
     assert either.server.connections == 5
-    assert {event.attempt for event in either.told('sent')} == {1}
-    assert either.told('deferred') == []
+    assert {event.attempt for event in either.events_of('sent')} == {1}
+    assert either.events_of('deferred') == []
 
 
-def test_the_last_word_may_take_long(make_world: MakeWorld) -> None:
-    """RELIABILITY 6: an answer to the final dot that takes longer than any command may is waited
-    for, and the mail arrives once."""
+@pytest.mark.finding(6)
+def test_the_final_reply_may_take_long(make_world: MakeWorld) -> None:
+    """A reply to the final dot that takes longer than the time-out of a command is waited for, and
+    the mail arrives once."""
     world = make_world(timeouts=Timeouts(command=0.4, data=0.4, block=0.4, final=20))
     world.server.script('dot', delay(0.8))
     world.send()
@@ -395,15 +408,16 @@ def test_the_last_word_may_take_long(make_world: MakeWorld) -> None:
     assert world.server.accepted(ANN) == 1
 
 
-def test_the_last_word_that_never_comes(make_world: MakeWorld) -> None:
-    """RELIABILITY 6 and 102: only where the data's own time is over the mail is sent again, under
-    the same Message-ID and Date, and the log says before that this is ambiguous."""
+@pytest.mark.finding(6, 102)
+def test_the_final_reply_that_never_comes(make_world: MakeWorld) -> None:
+    """Only after the time-out of the final dot the mail is sent again, under the same Message-ID
+    and Date, and the log says before that this is ambiguous."""
     world = make_world(timeouts=Timeouts(final=0.3, quit=0.3))
     world.server.script('dot', accept_then(hang()))
     message_id = world.send()
 
     assert world.run() == Tally(deferred=1)
-    (event,) = world.told('deferred')
+    (event,) = world.events_of('deferred')
     assert event.reason.startswith('ambiguous: ')
     world.clock.now += MINUTE
     assert world.run() == Tally(delivered=1)
@@ -416,10 +430,11 @@ def test_the_last_word_that_never_comes(make_world: MakeWorld) -> None:
 # 8. A slow line
 
 
+@pytest.mark.finding(8)
 @pytest.mark.slow
-def test_a_slow_line_that_moves(make_world: MakeWorld, start_smtp_server: Start) -> None:
-    """RELIABILITY 8: 20 MB that take longer than the time-out of a block are delivered, as long as
-    some of them go on."""
+def test_a_slow_connection_that_moves(make_world: MakeWorld, start_smtp_server: Start) -> None:
+    """20 MB that take longer than the time-out of a block are delivered, as long as bytes keep
+    moving."""
     pause, size, block = 0.04, 262_144, 0.8
     server = start_smtp_server(extensions=(), read_pause=pause, read_size=size, socket_buffer=size)
     world = make_world(server, timeouts=Timeouts(block=block, final=30))
@@ -438,10 +453,11 @@ def test_a_slow_line_that_moves(make_world: MakeWorld, start_smtp_server: Start)
 # 27. An outage
 
 
+@pytest.mark.finding(27)
 @pytest.mark.parametrize('verb', ['connect', 'MAIL', 'RCPT', 'DATA', 'dot'])
 def test_an_hour_without_the_relay(make_world: MakeWorld, verb: str) -> None:
-    """RELIABILITY 27: with the default settings an hour's outage, by whatever temporary answer,
-    costs no mail; it is delivered once by the next attempt."""
+    """With the default settings an outage of an hour, by whatever temporary reply, costs no mail;
+    the next attempt delivers it once."""
     world = make_world(policy=RetryPolicy())
     world.server.always(verb, reply(451, '4.3.2 back in an hour'))
     world.send()
@@ -455,13 +471,13 @@ def test_an_hour_without_the_relay(make_world: MakeWorld, verb: str) -> None:
             assert world.run() == Tally(deferred=1)
             world.clock.now = world.due()
             attempts += 1
-    assert world.told('error') == []
+    assert world.events_of('error') == []
 
     world.server.reset_script()
 
     assert world.run() == Tally(delivered=1)
     assert world.server.accepted(ANN) == 1
-    assert world.told('sent')[0].attempt == attempts
+    assert world.events_of('sent')[0].attempt == attempts
 
 
 # 28. Nothing leaves silently
@@ -533,10 +549,11 @@ WAYS_OUT = {
 }
 
 
+@pytest.mark.finding(28)
 @pytest.mark.parametrize('way', WAYS_OUT)
-def test_every_way_out_is_told(make_world: MakeWorld, way: str) -> None:
-    """RELIABILITY 28: a mail that leaves the queue without having been accepted is a dead letter
-    and exactly one error event, which says why."""
+def test_every_loss_is_reported(make_world: MakeWorld, way: str) -> None:
+    """A mail that leaves the queue without having been accepted is a dead letter and exactly one
+    error event, with the reason."""
     world = make_world(ambiguous='hold')
     WAYS_OUT[way](world)
 
@@ -544,20 +561,21 @@ def test_every_way_out_is_told(make_world: MakeWorld, way: str) -> None:
         world.run()
         world.clock.now += MINUTE
 
-    (event,) = world.told('error')
+    (event,) = world.events_of('error')
     assert event.reason
     assert event.raw
     assert world.folders() == ['failed']
     assert world.server.messages == []
-    assert world.told('sent') == []
+    assert world.events_of('sent') == []
 
 
 # 29. Storms
 
 
-def test_mail_about_trouble_is_bounded(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """RELIABILITY 29: a subscriber of errors that mails somebody through a relay which refuses
-    everything: one mail about the mail, a line in the log about that one, and quiet."""
+@pytest.mark.finding(29)
+def test_mail_about_failures_is_bounded(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """If a subscriber of errors mails through a relay that refuses everything, there is one mail
+    about the mail, and a line in the log about that one."""
 
     def complain(event: Any) -> None:
         event.request.mailer.send(welcome(to=['admin@example.org'], subject='It has failed'))
@@ -573,8 +591,11 @@ def test_mail_about_trouble_is_bounded(world: World, caplog: pytest.LogCaptureFi
     assert world.run() == Tally()
     recipients = [line for _, verb, line in world.server.commands if verb == 'RCPT']
     assert recipients == [f'RCPT TO:<{ANN}>', 'RCPT TO:<admin@example.org>']
-    assert [event.recipients for event in world.told('error')] == [(ANN,), ('admin@example.org',)]
-    unsent = [each for each in caplog.records if 'not sent, for it is mail about' in each.message]
+    assert [event.recipients for event in world.events_of('error')] == [
+        (ANN,),
+        ('admin@example.org',),
+    ]
+    unsent = [each for each in caplog.records if 'your error handler keeps mailing' in each.message]
     assert [each.levelno for each in unsent] == [logging.ERROR]
 
 
@@ -589,10 +610,11 @@ STALE: dict[str, Action] = {
 }
 
 
+@pytest.mark.finding(30)
 @pytest.mark.parametrize('case', STALE)
 def test_a_stale_connection_costs_nothing(either: World, case: str) -> None:
-    """RELIABILITY 30: a reused connection that ends before MAIL is answered: the mail leaves at
-    once over a new one, no attempt is counted, and nobody hears of it."""
+    """If a reused connection ends before MAIL's reply, the mail leaves at once over a new one, no
+    attempt is counted, and no event is dispatched."""
     either.server.script('MAIL', reply(250, 'ok'), STALE[case])
     for _ in range(3):
         either.send()
@@ -601,14 +623,15 @@ def test_a_stale_connection_costs_nothing(either: World, case: str) -> None:
 
     assert once_each(either, 3)
     assert either.server.connections == 2
-    assert [event.attempt for event in either.told('sent')] == [1, 1, 1]
-    assert either.told('deferred') == either.told('error') == []
+    assert [event.attempt for event in either.events_of('sent')] == [1, 1, 1]
+    assert either.events_of('deferred') == either.events_of('error') == []
 
 
+@pytest.mark.finding(30)
 @pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA', 'dot'])
 def test_after_a_time_out_a_connection_is_over(make_world: MakeWorld, verb: str) -> None:
-    """RELIABILITY 30: an answer that came too late is never taken for another's: nothing more is
-    said on that connection, and the following mail goes over a new one."""
+    """A late reply is never taken for another's: nothing more is sent on that connection, and the
+    next mail goes over a new one."""
     world = make_world(timeouts=Timeouts(command=0.3, data=0.3, final=0.3, quit=0.3))
     world.server.extensions = ()
     world.server.script(verb, reply(354 if verb == 'DATA' else 250, 'ok'), hang())
@@ -625,9 +648,10 @@ def test_after_a_time_out_a_connection_is_over(make_world: MakeWorld, verb: str)
     assert {message.connection for message in world.server.messages} >= {1, 2}
 
 
+@pytest.mark.finding(7)
 def test_a_time_out_while_connecting(make_world: MakeWorld) -> None:
-    """RELIABILITY 7: a relay that accepts the connection and is silent is given up after the time
-    of its greeting; all mail is as it was."""
+    """A relay that accepts the connection and sends no greeting is given up after its time-out; all
+    mail is as it was."""
     world = make_world(timeouts=Timeouts(greeting=0.3, quit=0.3))
     world.server.script('connect', hang())
     world.send()

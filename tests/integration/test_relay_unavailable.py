@@ -1,5 +1,5 @@
-"""A closed road: wherever it is closed, nobody's mail is to blame, the log has a line for each
-change, the pauses grow, and all mail leaves once the road is open."""
+"""An unavailable relay: for whatever reason, no attempt is counted, the log has a line for each
+change, the pauses grow, and all mail leaves once the relay is available."""
 
 from __future__ import annotations
 
@@ -20,10 +20,20 @@ from zope.interface.verify import verifyObject
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import IMailer
 from pyramid_sendmail.mailers.factory import mailer_from_url
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
+from tests.support.processors import (
+    RELAY_REFUSED,
+    SENDING_RESUMED,
+    SENDING_STOPPED,
+    ProcessorSetup,
+    RecordingDispatcher,
+    is_empty,
+    log_levels,
+    make_maildir,
+)
 from tests.support.queues import Clock, files, until
 from tests.support.smtp.server import (
     Action,
@@ -35,26 +45,14 @@ from tests.support.smtp.server import (
     reply,
     reply_then_drop,
 )
-from tests.unit.processor.test_active_queue import REFUSED
-from tests.unit.processor.test_processor import (
-    CLOSED,
-    OPEN,
-    Setup,
-    crew_of,
-    empty,
-    levels,
-    maildir,
-    processor_threads,
-)
 from tests.unit.scripts.test_qp import application, run
-from tests.unit.sending.test_attempt import Reporter
 
 Start = Callable[..., ScriptedSMTPServer]
 
 
 class Watched(MaildirQueue):
-    """A queue that counts who claims mail in order to send it, and that ``trouble`` keeps from
-    recording anything."""
+    """A queue that counts the claims for sending. ``trouble``: the errno with which outcomes cannot
+    be recorded, or None."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -73,8 +71,8 @@ class Watched(MaildirQueue):
 
 @implementer(IMailer)
 class Counted:
-    """Another mailer, of which it counts the connections, and those that have failed; ``crowded``
-    when somebody else was connecting while one failed."""
+    """Counts the connections of another mailer, and the failed ones. ``crowded``: whether two
+    workers were connecting when one failed."""
 
     def __init__(self, mailer: Any) -> None:
         self.name = mailer.name
@@ -101,9 +99,9 @@ class Counted:
 
 
 @dataclass
-class RelayConnection:
-    """A road that is closed until ``open`` is called; ``arrived``: the copies of each Message-ID
-    that have come through."""
+class UnavailableRelay:
+    """A relay that is unavailable until ``open`` is called. ``arrived`` returns how many copies of
+    each Message-ID it accepted."""
 
     mailer: Any
     open: Callable[[], object]
@@ -113,7 +111,7 @@ class RelayConnection:
 
 @dataclass
 class Builder:
-    """Makes roads, each closed in its own way."""
+    """Makes relays, each unavailable for another reason."""
 
     path: Path
     start: Start
@@ -132,78 +130,78 @@ class Builder:
                 copies[message_id] += count
         return copies
 
-    def road(self, url: str, open_: Callable[[], object]) -> RelayConnection:
-        return RelayConnection(
+    def relay(self, url: str, open_: Callable[[], object]) -> UnavailableRelay:
+        return UnavailableRelay(
             mailer_from_url(url, hostname='web.example.org'), open_, self.arrived
         )
 
 
-def refused(builder: Builder) -> RelayConnection:
+def refused(builder: Builder) -> UnavailableRelay:
     server = builder.server()
     server.stop()
-    return builder.road(server.url, server.start)
+    return builder.relay(server.url, server.start)
 
 
-def mute(builder: Builder) -> RelayConnection:
+def mute(builder: Builder) -> UnavailableRelay:
     server = builder.server()
     server.always('connect', hang())
     timeouts = Timeouts(greeting=0.3, quit=0.3)
     mailer = SMTPMailer(server.host, server.port, hostname='web.example.org', timeouts=timeouts)
-    return RelayConnection(mailer, server.reset_script, builder.arrived)
+    return UnavailableRelay(mailer, server.reset_script, builder.arrived)
 
 
-def answered(verb: str, action: Action) -> Callable[[Builder], RelayConnection]:
-    def build(builder: Builder) -> RelayConnection:
+def answered(verb: str, action: Action) -> Callable[[Builder], UnavailableRelay]:
+    def build(builder: Builder) -> UnavailableRelay:
         server = builder.server(auth={'shop': 'secret'})
         server.always(verb, action)
         url = f'smtp+insecure://shop:secret@{server.host}:{server.port}'
-        return builder.road(url, server.reset_script)
+        return builder.relay(url, server.reset_script)
 
     return build
 
 
-def without_tls(builder: Builder) -> RelayConnection:
+def without_tls(builder: Builder) -> UnavailableRelay:
     server = builder.server()
 
     def open_() -> None:
         server.tls, server.context = 'starttls', builder.authority.context()
 
-    return builder.road(f'{server.url}?tls=required&ca_file={builder.authority.path}', open_)
+    return builder.relay(f'{server.url}?tls=required&ca_file={builder.authority.path}', open_)
 
 
-def wrong_certificate(builder: Builder) -> RelayConnection:
+def wrong_certificate(builder: Builder) -> UnavailableRelay:
     server = builder.server(tls='implicit', context=builder.authority.wrong_host())
 
     def open_() -> None:
         server.context = builder.authority.context()
 
-    return builder.road(f'{server.url}?ca_file={builder.authority.path}', open_)
+    return builder.relay(f'{server.url}?ca_file={builder.authority.path}', open_)
 
 
-def unknown_name(builder: Builder) -> RelayConnection:
+def unknown_name(builder: Builder) -> UnavailableRelay:
     server = builder.server()
     mailer = SMTPMailer('nowhere.invalid', server.port, hostname='web.example.org')
 
     def open_() -> None:
         mailer.host = server.host  # as if it had been entered into the DNS
 
-    return RelayConnection(mailer, open_, builder.arrived)
+    return UnavailableRelay(mailer, open_, builder.arrived)
 
 
-def lmtp(builder: Builder) -> RelayConnection:
+def lmtp(builder: Builder) -> UnavailableRelay:
     server = builder.server(lmtp=True)
     server.stop()
-    return builder.road(server.url, server.start)
+    return builder.relay(server.url, server.start)
 
 
-def failover(builder: Builder) -> RelayConnection:
+def failover(builder: Builder) -> UnavailableRelay:
     first, second = builder.server(), builder.server()
     first.stop()
     second.always('connect', reply_then_drop(554, '5.7.1 your address is blocked'))
-    return builder.road(f'{first.url} {second.url}', second.reset_script)
+    return builder.relay(f'{first.url} {second.url}', second.reset_script)
 
 
-def missing_program(builder: Builder) -> RelayConnection:
+def missing_program(builder: Builder) -> UnavailableRelay:
     program, spool = builder.path / 'sendmail', builder.path / 'spool'
     spool.mkdir()
 
@@ -217,20 +215,20 @@ def missing_program(builder: Builder) -> RelayConnection:
         texts = [path.read_text() for path in spool.iterdir()]
         return Counter(text.partition('\n')[0].partition(': ')[2] for text in texts)
 
-    return RelayConnection(mailer_from_url(f'sendmail:{program}', hostname='x'), open_, arrived)
+    return UnavailableRelay(mailer_from_url(f'sendmail:{program}', hostname='x'), open_, arrived)
 
 
-def unrecordable(number: int) -> Callable[[Builder], RelayConnection]:
-    def build(builder: Builder) -> RelayConnection:
+def unrecordable(number: int) -> Callable[[Builder], UnavailableRelay]:
+    def build(builder: Builder) -> UnavailableRelay:
         server = builder.server()
-        road = builder.road(server.url, lambda: None)
-        road.trouble = number
-        return road
+        relay = builder.relay(server.url, lambda: None)
+        relay.trouble = number
+        return relay
 
     return build
 
 
-ROADS: dict[str, Callable[[Builder], RelayConnection]] = {
+RELAYS: dict[str, Callable[[Builder], UnavailableRelay]] = {
     'connection refused': refused,
     'no greeting': mute,
     'closed without a greeting': answered('connect', drop()),
@@ -252,23 +250,23 @@ ROADS: dict[str, Callable[[Builder], RelayConnection]] = {
 
 @dataclass
 class World:
-    """A queue of five mails at the end of a closed road."""
+    """A queue of five mails, and a relay that is unavailable."""
 
-    setup: Setup
+    setup: ProcessorSetup
     queue: Watched
-    road: RelayConnection
+    relay: UnavailableRelay
     mailer: Counted
 
-    def octets(self) -> dict[str, bytes]:
-        """What stands in each file, by folder and name."""
+    def file_contents(self) -> dict[str, bytes]:
+        """Return the content of each file, by folder and name."""
         return {name: Path(self.queue.path, name).read_bytes() for name in files(self.queue)}
 
     def open(self) -> None:
         self.queue.trouble = None
-        self.road.open()
+        self.relay.open()
 
 
-@pytest.fixture(params=ROADS)
+@pytest.fixture(params=RELAYS)
 def world(
     request: pytest.FixtureRequest,
     tmp_path: Path,
@@ -276,63 +274,64 @@ def world(
     tls_authority: TLSAuthority,
 ) -> Iterator[World]:
     builder = Builder(tmp_path, start_smtp_server, tls_authority)
-    road = ROADS[request.param](builder)
-    queue = maildir(tmp_path / 'mail', cls=Watched)
-    setup = Setup(queue)
-    setup.dispatcher = Reporter('sent', 'deferred', 'error')
-    mailer: Any = Counted(road.mailer)
+    relay = RELAYS[request.param](builder)
+    queue = make_maildir(tmp_path / 'mail', cls=Watched)
+    setup = ProcessorSetup(queue)
+    setup.dispatcher = RecordingDispatcher('sent', 'deferred', 'error')
+    mailer: Any = Counted(relay.mailer)
     setup.mailer = mailer
-    queue.trouble = road.trouble
+    queue.trouble = relay.trouble
     setup.put_many(5)
-    yield World(setup, queue, road, mailer)
+    yield World(setup, queue, relay, mailer)
     queue.close()
     assert [text for server in builder.servers for text in server.violations] == []
 
 
 def test_double() -> None:
-    """The mailer that counts keeps the contract."""
+    """The mailer that counts implements the interface."""
     assert verifyObject(IMailer, Counted(SMTPMailer('x', hostname='x')))
 
 
-def test_nobodys_fault(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever closes it: no file is touched, nothing is claimed, nobody hears of it, one worker at
-    a time tries, and the log has one line; then one line, and all leaves once, uncounted."""
+def test_no_attempt_is_counted(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """While it is unavailable no file changes, nothing is claimed, no event is dispatched, one
+    worker at a time tries, and the log has one line. Then the log has one line, and each mail is
+    sent once, as a first attempt."""
     caplog.set_level(logging.DEBUG, 'pyramid_sendmail')
     setup = world.setup
-    before = world.octets()
+    before = world.file_contents()
     with setup.running():
-        until(lambda: len(levels(caplog, CLOSED)) >= 3)
+        until(lambda: len(log_levels(caplog, SENDING_STOPPED)) >= 3)
         setup.put()
-        meanwhile = world.octets()
-        told = len(levels(caplog, CLOSED))
-        until(lambda: len(levels(caplog, CLOSED)) >= told + 2)
+        meanwhile = world.file_contents()
+        lines = len(log_levels(caplog, SENDING_STOPPED))
+        until(lambda: len(log_levels(caplog, SENDING_STOPPED)) >= lines + 2)
         assert {name: data for name, data in meanwhile.items() if name in before} == before
         assert len(meanwhile) == len(before) + 1
         assert all(name.startswith('new/') and '-0000-' in name for name in meanwhile)
-        assert world.octets() == meanwhile
+        assert world.file_contents() == meanwhile
         assert world.queue.claims == 0
         assert setup.dispatcher.pending_events == []
-        assert levels(caplog, OPEN) == []
-        if world.road.trouble is not None:
+        assert log_levels(caplog, SENDING_RESUMED) == []
+        if world.relay.trouble is not None:
             assert world.mailer.connections == 0, 'what cannot be recorded is not sent'
         world.open()
-        until(lambda: empty(setup), 30)
-    closed = levels(caplog, CLOSED)
+        until(lambda: is_empty(setup), 30)
+    closed = log_levels(caplog, SENDING_STOPPED)
     assert closed == ['ERROR'] + ['DEBUG'] * (len(closed) - 1)
-    assert levels(caplog, OPEN) == ['WARNING']
+    assert log_levels(caplog, SENDING_RESUMED) == ['WARNING']
     assert not world.mailer.crowded
-    assert len(world.road.arrived()) == 6
-    assert set(world.road.arrived().values()) == {1}
-    assert [(fate.kind, fate.attempt) for fate in setup.dispatcher.pending_events] == [
+    assert len(world.relay.arrived()) == 6
+    assert set(world.relay.arrived().values()) == {1}
+    assert [(event.kind, event.attempt) for event in setup.dispatcher.pending_events] == [
         ('sent', 1)
     ] * 6
 
 
-def test_once_tries_it_once(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """--once: one try, no pause, a status and a line that say why, and the mail is as it was."""
+def test_run_once_tries_it_once(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """--once: one try, no pause, a status and a line with the reason; the mail is unchanged."""
     setup = world.setup
-    unusable = world.road.trouble is not None
-    before = world.octets()
+    unusable = world.relay.trouble is not None
+    before = world.file_contents()
     app = application(world.queue)
     for tries in (1, 2):
         status = run('x.ini', '--once', processor=setup.processor(pause=3600.0), app=app)
@@ -344,20 +343,20 @@ def test_once_tries_it_once(world: World, capsys: pytest.CaptureFixture[str]) ->
             assert lines[-1].startswith('psendmail-qp: ')
             assert 'the queue cannot record what becomes of its mail' in lines[-1]
         else:
-            assert lines[-1].startswith('psendmail-qp: nothing can be sent now, all mail waits: ')
-    assert world.octets() == before
+            assert lines[-1].startswith('psendmail-qp: relay unavailable, mail stays queued: ')
+    assert world.file_contents() == before
     assert setup.dispatcher.pending_events == []
     world.open()
     assert setup.processor().run_once() == Tally(delivered=5)
-    assert set(world.road.arrived().values()) == {1}
-    assert len(world.road.arrived()) == 5
+    assert set(world.relay.arrived().values()) == {1}
+    assert len(world.relay.arrived()) == 5
 
 
 # What the log says
 
 
 def numbered() -> Callable[[Session], Action]:
-    """421 with the time and the number of the session in its text, as large relays have it."""
+    """Refuse with 421, the time and the number of the session, as large relays do."""
 
     def refuse(session: Session) -> Action:
         number = session.connection
@@ -371,10 +370,10 @@ def numbered() -> Callable[[Session], Action]:
 def test_each_reason_has_one_line(
     tmp_path: Path, smtp_server: ScriptedSMTPServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Away, then blocked, then too busy in ever other words, then open: three lines that say why,
-    and one that says that it is over; what merely goes on is for the debugger."""
+    """Unreachable, then blocked, then too busy in changing words, then available: three lines with
+    the reason, and one for the end; repetitions are debug lines."""
     caplog.set_level(logging.DEBUG, 'pyramid_sendmail')
-    setup = Setup(maildir(tmp_path / 'mail'))
+    setup = ProcessorSetup(make_maildir(tmp_path / 'mail'))
     setup.mailer = Counted(mailer_from_url(smtp_server.url, hostname='x'))  # type: ignore[assignment]
     smtp_server.stop()
     setup.put_many(3)
@@ -386,26 +385,27 @@ def test_each_reason_has_one_line(
             if record.levelno >= logging.WARNING and record.name.startswith('pyramid_sendmail')
         ]
 
-    def goes_on(lines: int) -> None:
+    def repeats(lines: int) -> None:
         until(lambda: len(errors()) == lines)
-        told = len(caplog.records)
-        until(lambda: len(caplog.records) >= told + 2)
+        before = len(caplog.records)
+        until(lambda: len(caplog.records) >= before + 2)
         assert len(errors()) == lines
 
     with setup.running(pause=0.001):
-        goes_on(1)
+        repeats(1)
         smtp_server.always('connect', reply_then_drop(554, '5.7.1 you are blocked'))
         smtp_server.start()
-        goes_on(2)
+        repeats(2)
         smtp_server.always('connect', numbered())
-        goes_on(3)
+        repeats(3)
         smtp_server.reset_script()
-        until(lambda: empty(setup))
+        until(lambda: is_empty(setup))
     refused, blocked, busy, over = errors()
     assert 'Connection refused' in refused
     assert '554 5.7.1 you are blocked' in blocked
-    assert '421 4.7.0 try again later [X' in busy, 'the whole of it'
-    assert over.startswith(OPEN)
+    assert '421 4.7.0 try again later [X' in busy, 'the whole text'
+    assert SENDING_RESUMED in over
+    assert smtp_server.url in over
     setup.queue.close()
 
 
@@ -413,7 +413,7 @@ def test_each_reason_has_one_line(
 
 
 class Closed:
-    """A mailer that never gets through, and notes when it was tried."""
+    """A mailer that never connects, and records the time of each try."""
 
     name = 'closed:'
 
@@ -423,23 +423,22 @@ class Closed:
 
     def connect(self) -> Any:
         self.times.append(self.clock())
-        raise REFUSED
+        raise RELAY_REFUSED
 
 
 def test_two_processors_do_not_come_in_step(tmp_path: Path) -> None:
-    """Both find the road closed at the same moment, and never again try it together, but at most
-    a fifth away from 1, 2, 4 ... seconds, up to five minutes."""
+    """Two processors that fail at the same moment never again try together: each pause is up to a
+    fifth off 1, 2, 4 ... seconds, up to five minutes."""
     clock = Clock(0.0)
-    setup = Setup(maildir(tmp_path / 'mail'))
+    setup = ProcessorSetup(make_maildir(tmp_path / 'mail'))
     setup.put_many(3)
-    mailers, crews = [], []
-    processors = []
+    mailers, processors = [], []
     for seed in (1, 2):
         mailers.append(Closed(clock))
         setup.mailer = mailers[-1]  # type: ignore[assignment]
         processors.append(
             setup.processor(
-                queue=maildir(tmp_path / 'mail'),
+                queue=make_maildir(tmp_path / 'mail'),
                 monotonic=clock,
                 pause=1.0,
                 chance=Random(seed).random,
@@ -451,18 +450,16 @@ def test_two_processors_do_not_come_in_step(tmp_path: Path) -> None:
         for processor in processors
     ]
     try:
-        for count, (thread, mailer) in enumerate(zip(threads, mailers, strict=True), 1):
+        for thread, mailer in zip(threads, mailers, strict=True):
             thread.start()
             until(lambda mailer=mailer: mailer.times)  # type: ignore[misc]
-            workers = [each for each in processor_threads() if each.name.endswith(' 1')]
-            assert len(workers) == count
-        crews = [crew_of([each]) for each in processor_threads() if each.name.endswith(' 1')]
+        pools = [processor.pool for processor in processors]
         for _ in range(24):
-            for crew in crews:
-                until(crew.breaker.closed_for)
+            for pool in pools:
+                until(pool.breaker.retry_in)
             tried = sum(len(mailer.times) for mailer in mailers)
-            clock.now += min(crew.breaker.closed_for() for crew in crews)
-            until(lambda tried=tried: nudged(crews, mailers) > tried)  # type: ignore[misc]
+            clock.now += min(pool.breaker.retry_in() for pool in pools)
+            until(lambda tried=tried: tries(pools, mailers) > tried)  # type: ignore[misc]
     finally:
         stop.set()
         for processor, thread in zip(processors, threads, strict=True):
@@ -479,17 +476,17 @@ def test_two_processors_do_not_come_in_step(tmp_path: Path) -> None:
     setup.queue.close()
 
 
-def nudged(crews: list[Any], mailers: list[Closed]) -> int:
-    """Let those who wait look at the clock again; how often the road has been tried by now."""
-    for crew in crews:
-        crew.pending.nudge()
+def tries(pools: list[Any], mailers: list[Closed]) -> int:
+    """Let the workers read the clock again; return how often the relay has been tried by now."""
+    for pool in pools:
+        pool.active_queue.notify_waiters()
     return sum(len(mailer.times) for mailer in mailers)
 
 
-def test_one_probes_while_the_others_rest(tmp_path: Path) -> None:
-    """As long as one worker finds out, however long that takes, nobody else connects, and more mail
-    changes nothing about it; a session admits all."""
-    setup = Setup(maildir(tmp_path / 'mail', cls=Watched))
+def test_one_worker_tries_while_the_others_wait(tmp_path: Path) -> None:
+    """While one worker tries to connect, however long that takes, no other worker connects, however
+    much mail there is; after it has a session, all connect."""
+    setup = ProcessorSetup(make_maildir(tmp_path / 'mail', cls=Watched))
     go_on = threading.Semaphore(0)
     mailer = setup.mailer
     connect = mailer.connect
@@ -502,7 +499,7 @@ def test_one_probes_while_the_others_rest(tmp_path: Path) -> None:
             mailer.connections += 1
         assert go_on.acquire(timeout=30)
         if session is None:
-            raise REFUSED
+            raise RELAY_REFUSED
         return session
 
     mailer.connect = wait  # type: ignore[method-assign]
@@ -517,26 +514,26 @@ def test_one_probes_while_the_others_rest(tmp_path: Path) -> None:
             together.wait(20)
 
     mailer.before = before
-    with setup.running(workers=4, pause=0.001):
-        until(processor_threads)
-        pending = crew_of(processor_threads()).pending
+    with setup.running(workers=4, pause=0.001) as processor:
+        pool: Any = until(lambda: processor.pool)
+        active_queue = pool.active_queue
         for probe in range(1, 4):
             until(lambda probe=probe: mailer.connections == probe)  # type: ignore[misc]
             setup.put()
             for _ in range(3):
-                pending.nudge()
-            until(lambda: pending.waiting == 3)
+                active_queue.notify_waiters()
+            until(lambda: active_queue.waiting == 3)
             assert mailer.connections == probe
             assert setup.queue.claims == 0
             if probe == 3:
                 mailer.unavailable = None
             go_on.release()
         until(lambda: mailer.connections == 4)
-        until(lambda: pending.waiting == 3)
+        until(lambda: active_queue.waiting == 3)
         assert setup.queue.claims == 0
         for _ in range(4):
             go_on.release()
-        until(lambda: empty(setup), 20)
+        until(lambda: is_empty(setup), 20)
     assert len(met) == 4, 'all four have sent'
     assert set(setup.sent_ids().values()) == {1}
     assert len(setup.mailer.sent) == 43

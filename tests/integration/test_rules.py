@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail import Attachment, MessageError
 from pyramid_sendmail.mailers.factory import mailer_from_url
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.smtp.server import ScriptedSMTPServer, TLSAuthority, reply
 from tests.support.smtp.strict_reader import faults, fields
 from tests.support.world import MINUTE, World, welcome
@@ -43,7 +43,7 @@ many = settings(max_examples=60, deadline=None, suppress_health_check=list(Healt
 
 
 def deliver(world: World, message: Any = None, **options: Any) -> Any:
-    """Send a mail; what the relay has received."""
+    """Send a mail; return what the relay has received."""
     taken = len(world.server.messages)
     world.send(message, **options)
     assert world.run() == Tally(delivered=1)
@@ -52,7 +52,7 @@ def deliver(world: World, message: Any = None, **options: Any) -> Any:
 
 
 def read(arrived: Any) -> Any:
-    """As the standard library reads it."""
+    """Parse a mail with the standard library."""
     return BytesParser(policy=default).parsebytes(arrived.data)
 
 
@@ -60,8 +60,8 @@ def read(arrived: Any) -> Any:
 
 
 def test_an_international_domain(world: World) -> None:
-    """RELIABILITY 44: it is written in ASCII, in the envelope and in the headers, and the relay
-    needs no extension for it."""
+    """RELIABILITY 44: an international domain is written in ASCII, in the envelope and in the
+    headers; the relay needs no extension for it."""
     arrived = deliver(
         world, welcome(to=['Jörg <jorg@bücher.example>'], sender='shop@bücher.example')
     )
@@ -81,8 +81,8 @@ def test_an_international_domain(world: World) -> None:
 def test_four_combinations(
     make_world: MakeWorld, place: str, local: str, domain: str, able: bool
 ) -> None:
-    """RELIABILITY 44 and 119: an ASCII local part always leaves; another one leaves by SMTPUTF8,
-    as it is, or fails for good where the relay has none. It is never encoded."""
+    """RELIABILITY 44 and 119: an ASCII local part can always be sent. Another one is sent unencoded
+    by SMTPUTF8, or fails permanently if the relay does not offer it. It is never encoded."""
     world = make_world()
     world.server.extensions = ('8BITMIME', 'SMTPUTF8', 'PIPELINING') if able else ('8BITMIME',)
     message = welcome(**{place: f'{local}@{domain}'})
@@ -95,7 +95,7 @@ def test_four_combinations(
     assert b'=?' not in said
     if local == 'jörg' and not able:
         assert tally == Tally(failed=1)
-        (event,) = world.told('error')
+        (event,) = world.events_of('error')
         assert event.permanent
         assert 'SMTPUTF8' in event.reason
         assert said.isascii()
@@ -111,7 +111,8 @@ def test_four_combinations(
 
 @pytest.mark.parametrize('able', [False, True])
 def test_a_recipient_that_is_not_ascii_harms_no_other(make_world: MakeWorld, able: bool) -> None:
-    """RELIABILITY 44 and 119: given as recipients beside plain headers, it fails alone."""
+    """RELIABILITY 44 and 119: a recipient that is not ASCII fails alone, beside others of the
+    mail."""
     world = make_world()
     world.server.extensions = ('8BITMIME', 'SMTPUTF8') if able else ('8BITMIME',)
     world.send(recipients=[ANN, 'jörg@example.org'])
@@ -119,10 +120,10 @@ def test_a_recipient_that_is_not_ascii_harms_no_other(make_world: MakeWorld, abl
 
     assert world.server.accepted(ANN) == 1
     assert world.server.accepted('jörg@example.org') == able
-    assert len(world.told('error')) == (not able)
+    assert len(world.events_of('error')) == (not able)
 
 
-# 114. The null sender, and what says that nobody wrote this
+# 114. The null sender, and Auto-Submitted
 
 
 def test_the_null_sender(world: World) -> None:
@@ -137,7 +138,7 @@ def test_the_null_sender(world: World) -> None:
 
 @pytest.mark.parametrize('given_', [None, 'no', 'auto-replied'])
 def test_auto_submitted(world: World, given_: str | None) -> None:
-    """RELIABILITY 114: Auto-Submitted is there once, and is what the application says."""
+    """RELIABILITY 114: Auto-Submitted stands once, with the value that the application gave."""
     headers = {} if given_ is None else {'auto-submitted': given_}
 
     arrived = deliver(world, welcome(headers=headers))
@@ -145,16 +146,16 @@ def test_auto_submitted(world: World, given_: str | None) -> None:
     assert read(arrived).get_all('Auto-Submitted') == [given_ or 'auto-generated']
 
 
-# 117 and 118. What the relay is told of the size and the octets
+# 117 and 118. SIZE and 8BITMIME
 
 
 @pytest.mark.parametrize('beyond', [-1, 0, 1])
 def test_the_size_at_the_limit(make_world: MakeWorld, beyond: int) -> None:
-    """RELIABILITY 117: SIZE= is what the relay counts when the dots are taken off; one octet over
-    its limit fails before MAIL, and what is at the limit leaves."""
+    """RELIABILITY 117: SIZE= is the number of bytes without dot stuffing. A mail of one byte over
+    the limit fails before MAIL; one at the limit is sent."""
     world = make_world()
     message = welcome(text='.\n..\n.x\n' * 50)
-    size = len(world.delivery.freeze(message, {}).raw)
+    size = len(world.delivery.freeze(message).raw)
     world.server.extensions = (f'SIZE {size - beyond}',)
     world.send(message)
 
@@ -163,7 +164,7 @@ def test_the_size_at_the_limit(make_world: MakeWorld, beyond: int) -> None:
     if beyond > 0:
         assert tally == Tally(failed=1)
         assert 'MAIL' not in world.server.verbs()
-        assert world.told('error')[0].permanent
+        assert world.events_of('error')[0].permanent
     else:
         assert tally == Tally(delivered=1)
         (arrived,) = world.server.messages
@@ -192,12 +193,12 @@ def test_no_limit(make_world: MakeWorld, limit: str) -> None:
     ],
 )
 def test_size_is_refused(make_world: MakeWorld, verb: str, code: int, kind: str) -> None:
-    """RELIABILITY 117: 552 and 554 are for good, 452 is for now."""
+    """RELIABILITY 117: 552 and 554 are permanent, 452 is temporary."""
     world = make_world()
     world.server.script(verb, reply(code, '5.3.4 too big' if code > 500 else '4.3.1 no room'))
     world.send()
     world.run()
-    assert len(world.told(kind)) == len(world.events) == 1
+    assert len(world.events_of(kind)) == len(world.events) == 1
 
 
 def eight_bits() -> EmailMessage:
@@ -225,7 +226,7 @@ EVERYTHING: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize('offered', [(), ('8BITMIME',), ('SIZE 10000000', 'PIPELINING')])
 @pytest.mark.parametrize('kind', EVERYTHING)
 def test_seven_bits(make_world: MakeWorld, kind: str, offered: tuple[str, ...]) -> None:
-    """RELIABILITY 118: whatever a message holds, no octet above 127 leaves, and BODY= is not
+    """RELIABILITY 118: no byte above 127 is sent, whatever a message holds, and BODY= is not
     needed."""
     world = make_world()
     world.server.extensions = offered
@@ -237,18 +238,18 @@ def test_seven_bits(make_world: MakeWorld, kind: str, offered: tuple[str, ...]) 
     assert read(arrived)['Subject'] == 'Grüße'
 
 
-# 121. BDAT
+# 121. CHUNKING
 
 
-def test_chunking_is_left_alone(world: World) -> None:
-    """RELIABILITY 121: BDAT is not spoken, offered or not, where no window= asks for it; where one
-    does: test_mailers_window."""
+def test_chunking_is_not_used_by_default(world: World) -> None:
+    """RELIABILITY 121: without window= in the URL, BDAT is not used, even if the relay offers it;
+    with it, see tests/unit/mailers/smtp/test_chunking.py."""
     world.server.extensions = ('CHUNKING', 'BINARYMIME', '8BITMIME', 'PIPELINING')
     deliver(world)
     assert world.server.verbs() == ['EHLO', 'MAIL', 'RCPT', 'DATA', 'dot', 'QUIT']
 
 
-# 123 and 124. What stands in the message
+# 123 and 124. Headers and bodies
 
 TEXT = st.text(
     st.one_of(
@@ -290,8 +291,8 @@ def test_every_message_is_strictly_valid(
     hidden: bool,
     files: list[str],
 ) -> None:
-    """RELIABILITY 123 and 124: what arrives has every field as often as it may be there, in short
-    lines of whole encoded words in their places, and says what was given to two other readers."""
+    """RELIABILITY 123 and 124: each header field stands as often as RFC 5322 allows, in short lines
+    of whole encoded words, and two other parsers read the values that were given."""
     to = [Address(name, f'user{number}', 'example.org') for number, name in enumerate(names)]
     arrived = deliver(
         world,
@@ -330,9 +331,9 @@ def test_every_message_is_strictly_valid(
         'Ünïcödé and ASCII, "quoted" <x>: ' * 5 + 'end',
     ],
 )
-def test_another_reader_of_encoded_words(world: World, text: str) -> None:
-    """RELIABILITY 124: mail-parser reads the same subject, from words that begin and end with whole
-    characters."""
+def test_another_parser_of_encoded_words(world: World, text: str) -> None:
+    """RELIABILITY 124: mail-parser reads the same subject, from encoded words that begin and end
+    with whole characters."""
     arrived = deliver(world, welcome(subject=text))
 
     found = mailparser.parse_from_bytes(arrived.data).subject
@@ -372,8 +373,8 @@ FILE_NAMES: dict[str, tuple[str, str]] = {
 
 @pytest.mark.parametrize('case', FILE_NAMES)
 def test_names_of_files(world: World, case: str) -> None:
-    """RELIABILITY 125: a file's name arrives as it is, without its folder, in lines that are short
-    enough, in RFC 2231 where it must be, with a fallback in ASCII."""
+    """RELIABILITY 125: a file's name arrives unchanged, without its folder, in short lines, encoded
+    by RFC 2231 if necessary, with a fallback in ASCII."""
     given_, expected = FILE_NAMES[case]
 
     arrived = deliver(world, welcome(attachments=[Attachment(given_, b'x')]))
@@ -389,9 +390,9 @@ def test_names_of_files(world: World, case: str) -> None:
 
 
 @pytest.mark.parametrize('name', ['a\r\nBcc: x@example.org', 'a\0.txt', 'a\x1b[31m.txt', '/', '..'])
-def test_names_that_are_none(world: World, name: str) -> None:
-    """RELIABILITY 125: line breaks and other control characters are refused, and so is what names
-    no file."""
+def test_names_that_are_refused(world: World, name: str) -> None:
+    """RELIABILITY 125: names with line breaks or other control characters are refused, and so are
+    names of folders."""
     with pytest.raises(MessageError):
         world.send(welcome(attachments=[Attachment(name, b'x')]))
     assert world.files() == {}
@@ -401,8 +402,8 @@ def test_names_that_are_none(world: World, name: str) -> None:
 
 
 def test_list_unsubscribe(world: World) -> None:
-    """RELIABILITY 126: a URL of 300 characters is, behind a queue and a retry, one line of the
-    octets that were given; and so is the line that makes it one click."""
+    """RELIABILITY 126: after a queue and a retry, a URL of 300 characters is one line of the bytes
+    that were given, and so is the line that makes it one-click."""
     url = '<https://example.org/unsubscribe?' + 'token=a1%2Bb2%3D=?utf-8?q?&' * 9
     url += 'x' * (299 - len(url)) + '>'
     assert len(url) == 300
@@ -419,17 +420,17 @@ def test_list_unsubscribe(world: World) -> None:
     assert b'List-Unsubscribe-Post: List-Unsubscribe=One-Click' in lines
 
 
-# 127. Nothing touches the octets afterwards
+# 127. Nothing changes the bytes afterwards
 
 
-def digest(octets: bytes) -> str:
-    return hashlib.sha256(octets).hexdigest()
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize('kind', EVERYTHING)
-def test_the_octets_of_a_week_ago(make_world: MakeWorld, kind: str) -> None:
-    """RELIABILITY 127: what ``send`` has frozen is what the relay receives, octet by octet: at
-    once, and after a crash, retries and new processors, a week later."""
+def test_the_bytes_a_week_later(make_world: MakeWorld, kind: str) -> None:
+    """RELIABILITY 127: the relay receives the bytes that ``send`` has frozen, after retries, new
+    processors and a week."""
     world = make_world()
     message = EVERYTHING[kind]()
     world.server.script('RCPT', reply(450, '4.2.0 greylisted'))
@@ -452,11 +453,10 @@ def test_the_octets_of_a_week_ago(make_world: MakeWorld, kind: str) -> None:
 
 
 @pytest.mark.parametrize('kind', EVERYTHING)
-def test_the_octets_of_this_moment(make_world: MakeWorld, kind: str) -> None:
-    """RELIABILITY 127: nor do other relays' extensions change them: the same octets leave to
-    whoever takes them."""
+def test_the_bytes_do_not_depend_on_the_relay(make_world: MakeWorld, kind: str) -> None:
+    """RELIABILITY 127: the same bytes are sent, whatever extensions a relay offers."""
     world = make_world()
-    envelope = world.delivery.freeze(EVERYTHING[kind](), {})
+    envelope = world.delivery.freeze(EVERYTHING[kind]())
     for offered in ((), ('PIPELINING',), ('SIZE 0', '8BITMIME', 'SMTPUTF8', 'PIPELINING')):
         world.server.extensions = offered
         session = world.mailer.connect()
@@ -467,8 +467,8 @@ def test_the_octets_of_this_moment(make_world: MakeWorld, kind: str) -> None:
 
 
 def test_a_signature_of_the_application(world: World) -> None:
-    """RELIABILITY 127: a DKIM-Signature that the application has made stays to the letter, folding
-    included, and so do the lines that it signs."""
+    """RELIABILITY 127: a DKIM-Signature of the application is sent unchanged, folding included, and
+    so are the lines that it signs."""
     signed = (
         b'DKIM-Signature: v=1; a=rsa-sha256; c=simple/simple; d=example.org; s=x;\r\n'
         b'\th=From:To:Subject:Date:Message-ID;\r\n'
@@ -487,14 +487,14 @@ def test_a_signature_of_the_application(world: World) -> None:
     assert arrived.data.endswith(b'\r\n\r\n' + body)
 
 
-# 128. Who has taken responsibility
+# 128. Which relay has accepted a mail
 
 
-def test_the_log_and_the_event_tell_the_relays_words(
+def test_the_log_and_the_event_have_the_reply(
     either: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """RELIABILITY 128: of each acceptance there is one line with our Message-ID and the relay's
-    words, and a sent event with code, text, attempt and where it went."""
+    """RELIABILITY 128: each acceptance has one log line with our Message-ID and the relay's reply,
+    and a sent event with code, text, attempt and relay."""
     caplog.set_level(logging.INFO)
     either.server.script('RCPT', reply(450, '4.2.0 greylisted'))
     either.server.script('dot', reply(250, '2.0.0 Ok: queued as 4B7C91F3'))
@@ -503,7 +503,7 @@ def test_the_log_and_the_event_tell_the_relays_words(
     either.clock.now += MINUTE
     either.run()
 
-    (event,) = either.told('sent')
+    (event,) = either.events_of('sent')
     assert (event.reply.code, event.reply.text) == (250, '2.0.0 Ok: queued as 4B7C91F3')
     assert event.attempt == 2
     assert event.mailer == f'smtp://127.0.0.1:{either.server.port}'
@@ -516,7 +516,7 @@ def test_the_log_and_the_event_tell_the_relays_words(
 
 @pytest.mark.parametrize('version', ['TLSv1.2', 'TLSv1.3'])
 @pytest.mark.parametrize('tls', ['starttls', 'implicit'])
-def test_the_log_and_the_event_tell_the_version_of_tls(
+def test_the_log_and_the_event_have_the_version_of_tls(
     make_world: MakeWorld,
     start_smtp_server: Start,
     tls_authority: TLSAuthority,
@@ -524,8 +524,8 @@ def test_the_log_and_the_event_tell_the_version_of_tls(
     tls: Any,
     version: str,
 ) -> None:
-    """RELIABILITY 128: and by which TLS it went, for one who has to prove that it went by any; in
-    plain text it went where nothing is said of it."""
+    """RELIABILITY 128: the log and the events have the version of TLS, so that one can prove that a
+    mail was encrypted; without a version it went in plain text."""
     caplog.set_level(logging.INFO)
     context = tls_authority.context()
     context.maximum_version = ssl.TLSVersion[version.replace('.', '_')]
@@ -537,7 +537,7 @@ def test_the_log_and_the_event_tell_the_version_of_tls(
 
     world.run()
 
-    (sent,), (failed,) = world.told('sent'), world.told('error')
+    (sent,), (failed,) = world.events_of('sent'), world.events_of('error')
     assert sent.mailer == failed.mailer == f'{server.url} ({version})'
     lines = [each.getMessage() for each in caplog.records if message_id in each.getMessage()]
     assert [f'(attempt 1, {server.url} ({version}))' in line for line in lines] == [True, True]
@@ -546,8 +546,8 @@ def test_the_log_and_the_event_tell_the_version_of_tls(
 def test_the_mail_is_recorded_before_it_is_removed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RELIABILITY 128: until the sent event is committed the mail is on disk, and says that it was
-    delivered: no crash in between sends it again, or forgets to tell."""
+    """RELIABILITY 128: until the sent event is committed the mail is on disk, marked as delivered:
+    no crash in between sends it again, or loses its event."""
     seen: list[tuple[list[str], bool]] = []
     world.config.add_subscriber(
         lambda event: seen.append((world.folders(), b'queued as 4B7C' in _only(world))),
@@ -556,7 +556,7 @@ def test_the_mail_is_recorded_before_it_is_removed(
     world.config.commit()
     world.server.script('dot', reply(250, '2.0.0 queued as 4B7C'))
     deliver(world)
-    assert [told for _, told in seen] == [True]
+    assert [recorded for _, recorded in seen] == [True]
     assert world.files() == {}
 
 
@@ -565,19 +565,19 @@ def _only(world: World) -> bytes:
     return data
 
 
-# 116 and 40, seen from the queue: what a mailer of the settings is called
+# 116 and 40, seen from the queue: the name of a mailer
 
 
 def test_the_event_shows_no_secret(
     make_world: MakeWorld, start_smtp_server: Start, tmp_path: Path
 ) -> None:
-    """RELIABILITY 40 and 128: where it went is said without the password that opened the way."""
+    """RELIABILITY 40 and 128: the event names the relay without the password."""
     server = start_smtp_server(auth={'shop': 'hunter2'}, auth_required=True)
     url = f'smtp+insecure://shop:hunter2@127.0.0.1:{server.port}'
     world = make_world(server, url=url)
     world.send()
     assert world.run() == Tally(delivered=1)
-    (event,) = world.told('sent')
+    (event,) = world.events_of('sent')
     assert 'hunter2' not in f'{event!r} {event.mailer} {world.mailer!r}'
     assert 'hunter2' not in repr(mailer_from_url(url, hostname='x'))
     assert all(

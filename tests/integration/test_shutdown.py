@@ -1,6 +1,6 @@
-"""The queue processor stopped where nobody answers any more, by one signal, by two, and with the
-web process whose thread it is: nothing is lost, and only what was sealed may arrive a second time.
-Where somebody answers: ``test_qp`` and ``test_stopping``."""
+"""The queue processor stopped while a relay is silent, by one signal, by two, and with the web
+process whose thread it is: nothing is lost, and only ambiguous mail may arrive a second time. With
+a relay that answers: ``test_qp`` and ``test_stopping``."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.mailers.factory import mailer_from_url
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.applications import WAITING
 from tests.support.children import Child, Place, once_each
+from tests.support.processors import (
+    ProcessorSetup,
+    RecordingDispatcher,
+    log_levels,
+    make_maildir,
+    put_pending_event,
+    running_processor,
+    worker_threads,
+)
 from tests.support.queues import Clock, files, make_envelope, until
 from tests.support.smtp.server import ScriptedSMTPServer, TLSAuthority, accept_then, delay, hang
-from tests.unit.processor.test_processor import (
-    Setup,
-    at_work,
-    crew_of,
-    levels,
-    maildir,
-    owed,
-    processor_threads,
-)
 from tests.unit.processor.test_thread import CHILD
 from tests.unit.scripts.test_qp import Processor, run
-from tests.unit.sending.test_attempt import Reporter
 
 Start = Callable[..., ScriptedSMTPServer]
 
@@ -43,10 +42,11 @@ CONNECTING = {'greeting': 'connect', 'EHLO': 'EHLO', 'handshake': 'TLS', 'AUTH':
 """Phases without a mail, and the verb at which the relay falls silent."""
 
 SENDING = {'MAIL': 'MAIL', 'RCPT': 'RCPT', 'DATA': 'DATA', 'text': 'DATA', 'last 250': 'dot'}
-"""Phases of a mail, and the last verb that the relay has heard."""
+"""Phases of a mail, and the last verb that the relay received."""
 
 IMPATIENT = """
 import sys
+from dataclasses import replace
 from pyramid_sendmail import threads
 from pyramid_sendmail.config.factories import processor_of
 from pyramid_sendmail.scripts import qp
@@ -55,12 +55,12 @@ threads.EXIT_GRACE = 0.2
 
 def make(registry, **options):
     processor = processor_of(registry, **options)
-    processor._grace = 0.2
+    processor.options = replace(processor.options, grace=0.2)
     return processor
 
 sys.exit(qp.run(sys.argv[1:], make=make))
 """
-"""``psendmail-qp`` that gives what is in flight a fifth of a second."""
+"""``psendmail-qp`` that gives mail in flight a fifth of a second."""
 
 THREAD = (
     CHILD
@@ -68,11 +68,11 @@ THREAD = (
 from pyramid_sendmail import threads
 
 def never(event):
-    open(settings['tests.told'], 'w').close()
+    open(settings['tests.report'], 'w').close()
     threading.Event().wait()
 
 threads.EXIT_GRACE = float(settings['tests.grace'])
-if 'tests.told' in settings:
+if 'tests.report' in settings:
     config.add_subscriber(never, 'pyramid_sendmail.interfaces.IMailSentEvent')
     config.commit()
 app.get('/')
@@ -80,7 +80,7 @@ while not os.path.exists(settings['tests.leave']):
     time.sleep(0.01)
 """
 )
-"""A web process that has answered a request, which sent a mail, and ends when it is told to."""
+"""A web process that serves one request, which sends a mail, and ends when a file appears."""
 
 
 def command(code: str) -> list[str]:
@@ -88,7 +88,7 @@ def command(code: str) -> list[str]:
 
 
 class Stalled:
-    """A relay that falls silent in one phase, for the first connection alone."""
+    """A relay that falls silent in one phase of the first connection."""
 
     def __init__(self, phase: str, start: Start, authority: TLSAuthority) -> None:
         narrow: dict[str, Any] = {'read_size': 65_536, 'socket_buffer': 65_536}
@@ -119,7 +119,7 @@ class Stalled:
         )
 
     def speak(self) -> None:
-        """Be a relay like others from now on."""
+        """Answer from now on."""
         self.server.read_pause = 0
 
 
@@ -142,18 +142,18 @@ def stall(
 
 
 def finish(place: Place, url: str, *, wanted: int) -> Counter[str]:
-    """Have another processor send what is left, at the times that it sets itself; return how many
-    copies of each mail have arrived. ``wanted``: how many mails there were."""
+    """Let another processor send what is left, at the times of the retries. Return how many copies
+    of each mail have arrived. ``wanted``: how many mails there were."""
     clock = Clock(time.time())
-    setup = Setup(maildir(Path(place.queue.path), clock=clock), clock=clock)
+    setup = ProcessorSetup(make_maildir(Path(place.queue.path), clock=clock), clock=clock)
     setup.mailer = mailer_from_url(url, hostname='x')  # type: ignore[assignment]
-    setup.dispatcher = Reporter('sent', 'error')
+    setup.dispatcher = RecordingDispatcher('sent', 'error')
     for _ in range(3):
         setup.processor(workers=1).run_once()
         clock.now += 3600
     setup.queue.close()
     assert files(place.queue) == []
-    assert 'error' not in {fate.kind for fate in setup.dispatcher.pending_events}
+    assert 'error' not in {event.kind for event in setup.dispatcher.pending_events}
     copies: Counter[str] = Counter()
     for (message_id, _), count in place.server.pairs().items():
         copies[message_id] += count
@@ -162,7 +162,7 @@ def finish(place: Place, url: str, *, wanted: int) -> Counter[str]:
 
 
 def check_copies(phase: str, copies: Counter[str], caplog: pytest.LogCaptureFixture) -> None:
-    """Once each; but what was sealed is ambiguous, told so, and sent again."""
+    """Check that each mail arrived once; an ambiguous one is logged, and arrived twice."""
     twice = [message_id for message_id, count in copies.items() if count > 1]
     ambiguous = [each.getMessage() for each in caplog.records if 'ambiguous' in each.getMessage()]
     if phase == 'last 250':
@@ -178,7 +178,7 @@ def check_copies(phase: str, copies: Counter[str], caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize('phase', ['handshake', 'AUTH'])
 def test_while_connecting(place: Place, stall: Callable[[str], Stalled], phase: str) -> None:
-    """Who waits for a relay has no mail and is not waited for: status 0, and no file is touched."""
+    """A worker that is connecting has no mail and is not waited for: status 0, no file changes."""
     relay = stall(phase)
     before = files(place.queue)
     child = place.start(place.ini(mail_url=relay.url))
@@ -189,29 +189,31 @@ def test_while_connecting(place: Place, stall: Callable[[str], Stalled], phase: 
 
 
 @pytest.mark.parametrize('phase', SENDING)
-def test_a_relay_that_is_mute(
+def test_a_silent_relay(
     place: Place, stall: Callable[[str], Stalled], phase: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is in flight has its grace and not more: status 0, a line that says what was left, and
-    the next processor finishes it."""
+    """Mail in flight has its grace and no more: status 0, a line that says what is left, and the
+    next processor finishes it."""
     relay = stall(phase)
     child = place.start(place.ini(mail_url=relay.url), '--workers', 1, command=command(IMPATIENT))
     relay.reached()
     assert child.stop() == 0
-    assert child.text.splitlines()[-1] == (
-        'WARNING still sending, and left to itself: pyramid_sendmail worker 1'
-    )
+    assert child.text.splitlines()[-2:] == [
+        'WARNING still sending at the end of the shutdown time: pyramid_sendmail worker 1; '
+        'unfinished mail is retried by the next processor',
+        'psendmail-qp: stopped by SIGTERM; unsent mail stays queued',
+    ]
     relay.speak()
     caplog.set_level(logging.INFO, 'pyramid_sendmail')
     check_copies(phase, finish(place, relay.url, wanted=3), caplog)
 
 
 def signal_twice(child: Child, number: int) -> int:
-    """The exit status after the second of two equal signals. Two that are pending at the same time
-    are one: so until it has ended."""
+    """Return the exit status after two equal signals. The system merges two that are pending at the
+    same time, so send them until the child has ended."""
     end = time.monotonic() + 20
     while child.process.poll() is None:
-        assert time.monotonic() < end, 'it waits although it was asked twice'
+        assert time.monotonic() < end, 'it waits after the second signal'
         child.signal(number)
         with suppress(subprocess.TimeoutExpired):
             child.wait(0.1)
@@ -222,7 +224,7 @@ def signal_twice(child: Child, number: int) -> int:
 def test_a_second_signal(
     place: Place, stall: Callable[[str], Stalled], phase: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It does not wait for the grace, and is as safe as kill -9."""
+    """It ends at once, and is as safe as kill -9."""
     number = signal.SIGTERM if phase == 'text' else signal.SIGINT
     relay = stall(phase)
     child = place.start(place.ini(mail_url=relay.url), '--workers', 1)
@@ -235,8 +237,8 @@ def test_a_second_signal(
 
 
 def test_one_signal_of_each_kind(capsys: pytest.CaptureFixture[str]) -> None:
-    """SIGTERM after SIGINT is no second signal: so a process manager ends children that have had
-    the terminal's Ctrl-C already."""
+    """SIGTERM after SIGINT is no second signal: a process manager sends it to children that have
+    had the terminal's Ctrl-C already."""
 
     def work(processor: Processor, stop: threading.Event) -> None:
         for number, other in ((signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)):
@@ -252,7 +254,7 @@ def test_one_signal_of_each_kind(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_in_the_middle_of_a_batch(place: Place) -> None:
-    """Four workers in the middle of their batches: what was not begun is as it was."""
+    """Four workers in the middle of their batches: mail that was not begun is unchanged."""
     place.server.always('dot', delay(0.02))
     message_ids = place.put(200)
     before = set(files(place.queue))
@@ -269,13 +271,13 @@ def test_in_the_middle_of_a_batch(place: Place) -> None:
 
 
 def test_a_subscriber_that_never_ends(place: Place) -> None:
-    """It has its grace, too; its event is told again by the next process, and the mail is not sent
-    again."""
-    told = place.path / 'told'
-    ini = place.ini(WAITING, tests_told=told, tests_go_on=place.path / 'never')
+    """Subscribers have the same grace; the next process dispatches the event again, and the mail is
+    not sent again."""
+    report = place.path / 'report'
+    ini = place.ini(WAITING, tests_report=report, tests_go_on=place.path / 'never')
     message_ids = place.put()
     child = place.start(ini, command=command(IMPATIENT))
-    until(told.exists, 20)
+    until(report.exists, 20)
     assert child.stop() == 0
     assert [name.partition('/')[0] for name in files(place.queue)] == ['done']
     finish(place, place.server.url, wanted=1)
@@ -286,7 +288,7 @@ def test_a_subscriber_that_never_ends(place: Place) -> None:
 def test_once(
     place: Place, stall: Callable[[str], Stalled], phase: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """--once ends so, too: by the signal's status, after what it has done, in its last line."""
+    """--once ends with the status of the signal, and prints the counts as its last line."""
     relay = stall(phase)
     child = place.start(
         place.ini(mail_url=relay.url), '--once', '--workers', 1, command=command(IMPATIENT)
@@ -298,37 +300,36 @@ def test_once(
     check_copies(phase, finish(place, relay.url, wanted=3), caplog)
 
 
-# What the processor does, seen from within
+# The processor in this process
 
 
-def test_once_while_it_tells_what_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long done/ with slow subscribers does not keep a process that is asked to stop."""
-    monkeypatch.setattr('pyramid_sendmail.processor.processor.REPORTS', 2)
-    setup = Setup(maildir(tmp_path / 'mail'))
-    owed(setup)
-    owed(setup)
-    owed(setup)
+def test_run_once_stopped_while_it_dispatches_events(tmp_path: Path) -> None:
+    """Many pending events with slow subscribers do not delay a process that should stop."""
+    setup = ProcessorSetup(make_maildir(tmp_path / 'mail'))
+    put_pending_event(setup)
+    put_pending_event(setup)
+    put_pending_event(setup)
     setup.put()
     stop = threading.Event()
     sent = len(setup.mailer.sent)
 
-    class Slow(Reporter):
-        def join(self, timeout: float) -> bool:
+    class Slow(RecordingDispatcher):
+        def flush(self, timeout: float) -> bool:
             stop.set()
             return False
 
     setup.dispatcher = Slow('sent')
-    assert setup.processor().run_once(stop=stop) == Tally()
-    assert len(setup.dispatcher.pending_events) == 2, 'what it had begun'
+    assert setup.processor(event_page=2).run_once(stop=stop) == Tally()
+    assert len(setup.dispatcher.pending_events) == 2, 'the page that it had begun'
     assert len(setup.mailer.sent) == sent
-    setup.dispatcher = Reporter('sent')
+    setup.dispatcher = RecordingDispatcher('sent')
     assert setup.processor().run_once() == Tally(delivered=1)
     setup.queue.close()
 
 
-def test_once_stopped_before_it_begins(tmp_path: Path) -> None:
-    """Nothing is begun any more."""
-    setup = Setup(maildir(tmp_path / 'mail'))
+def test_run_once_stopped_before_it_begins(tmp_path: Path) -> None:
+    """Nothing is sent."""
+    setup = ProcessorSetup(make_maildir(tmp_path / 'mail'))
     setup.put()
     stop = threading.Event()
     stop.set()
@@ -339,13 +340,12 @@ def test_once_stopped_before_it_begins(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('once', [False, True])
 def test_there_is_one_grace(tmp_path: Path, once: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """Mail in flight and subscribers have the same time: who waits for both waits no longer, and
-    what is left is told once."""
+    """Mail in flight and subscribers share the same time, and the log names the rest once."""
     joined: list[float] = []
     entered, leave, stop = threading.Event(), threading.Event(), threading.Event()
 
-    class Patient(Reporter):
-        def join(self, timeout: float) -> bool:
+    class Patient(RecordingDispatcher):
+        def flush(self, timeout: float) -> bool:
             joined.append(timeout)
             return True
 
@@ -353,7 +353,7 @@ def test_there_is_one_grace(tmp_path: Path, once: bool, caplog: pytest.LogCaptur
         entered.set()
         assert leave.wait(30)
 
-    setup = Setup(maildir(tmp_path / 'mail'))
+    setup = ProcessorSetup(make_maildir(tmp_path / 'mail'))
     setup.dispatcher = Patient()
     setup.mailer.before = before
     setup.put()
@@ -367,16 +367,17 @@ def test_there_is_one_grace(tmp_path: Path, once: bool, caplog: pytest.LogCaptur
         if once:
             processor.run_once(progress, stop)
         else:
-            with at_work(processor):
+            with running_processor(processor):
                 assert entered.wait(10)
-        assert joined[-1] == 0.0, 'the grace was over'
-        assert levels(caplog, 'still sending') == ['WARNING']
-        until(lambda: len(processor_threads()) == 1)
-        [worker] = processor_threads()
-        again = threading.Thread(target=crew_of([worker]).dismiss, args=(3600.0,), daemon=True)
+        assert joined[-1] == 0.0, 'no time was left'
+        assert log_levels(caplog, 'still sending') == ['WARNING']
+        until(lambda: len(worker_threads()) == 1)
+        [worker] = worker_threads()
+        assert processor.pool is not None
+        again = threading.Thread(target=processor.pool.shutdown, args=(3600.0,), daemon=True)
         again.start()
         again.join(10)
-        assert not again.is_alive(), 'it is over for good'
+        assert not again.is_alive(), 'a second call has no more time'
     finally:
         leave.set()
     worker.join(10)
@@ -404,17 +405,17 @@ class Web:
         self.child = place.start(*arguments, command=command(THREAD))
 
     def end(self) -> int:
-        """Have it end as a program does that has come to its end; its exit status."""
+        """Let its program come to its end; return the exit status."""
         self._leave.touch()
         return self.child.wait(30)
 
 
 @pytest.mark.parametrize('phase', [*CONNECTING, *SENDING])
-def test_the_thread_and_a_relay_that_is_mute(
+def test_the_thread_and_a_silent_relay(
     place: Place, stall: Callable[[str], Stalled], phase: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A web process that ends waits for mail in flight, not for ever, and not for a relay that it
-    cannot reach; the next processor finishes it."""
+    """A web process that ends waits for mail in flight, at most for the grace, and not for a relay
+    that it cannot reach; the next processor finishes the mail."""
     relay = stall(phase)
     sending = phase in SENDING
     web = Web(place, relay.url, grace=0.2 if sending else 30.0, mail_workers=1)
@@ -424,7 +425,7 @@ def test_the_thread_and_a_relay_that_is_mute(
     lines = web.child.text.splitlines()
     if sending:
         [line] = lines
-        assert 'mail.processor = thread has not ended within 0.2 s' in line
+        assert 'queue processor thread did not stop within 0.2 s' in line
     else:
         assert lines == []
         assert all(name.startswith('new/') and '-0000-' in name for name in files(place.queue))
@@ -433,20 +434,20 @@ def test_the_thread_and_a_relay_that_is_mute(
     check_copies(phase, finish(place, relay.url, wanted=4), caplog)
 
 
-def test_the_thread_and_a_closed_road(place: Place) -> None:
-    """The pause before the next try is not waited for."""
+def test_the_thread_and_an_unavailable_relay(place: Place) -> None:
+    """A web process that ends does not wait for the next try."""
     place.server.stop()
     place.put(3)
     web = Web(place, place.server.url)
-    web.child.says('nothing can be sent now')
+    web.child.says('relay unavailable, mail stays queued')
     assert web.end() == 0
     assert len(web.child.text.splitlines()) == 1
     place.server.start()
     assert set(finish(place, place.server.url, wanted=4).values()) == {1}
 
 
-def test_the_thread_at_its_pace(place: Place) -> None:
-    """Nor is a mail that may leave in an hour."""
+def test_the_thread_and_the_rate(place: Place) -> None:
+    """A web process that ends does not wait for a permit."""
     place.put(3)
     web = Web(place, place.server.url, mail_rate='1/h')
     place.server.wait_for(1, 20)
@@ -457,10 +458,10 @@ def test_the_thread_at_its_pace(place: Place) -> None:
 
 
 def test_the_thread_and_a_subscriber_that_never_ends(place: Place) -> None:
-    """Its event is told again by the next process, and its mail is not sent again."""
-    told = place.path / 'told'
-    web = Web(place, place.server.url, grace=0.2, tests_told=told)
-    until(told.exists, 20)
+    """The next process dispatches its event again, and does not send its mail again."""
+    report = place.path / 'report'
+    web = Web(place, place.server.url, grace=0.2, tests_report=report)
+    until(report.exists, 20)
     assert web.end() == 0
     assert [name.partition('/')[0] for name in files(place.queue)] == ['done']
     assert finish(place, place.server.url, wanted=1).total() == 1

@@ -1,5 +1,5 @@
-"""``psendmail-qp`` stopped wherever it may be: nothing is lost, nothing is sent twice, and whoever
-comes next finishes it. The phases of a single mail are those of ``test_qp``."""
+"""``psendmail-qp`` stopped at any moment: nothing is lost, nothing is sent twice, and the next
+process finishes the work. For the phases of a single mail see ``test_qp``."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ Start = Callable[..., ScriptedSMTPServer]
 
 @pytest.fixture
 def mute() -> Iterator[socket.socket]:
-    """A port that is listened to, where nobody ever says a word."""
+    """A listening port whose server never answers."""
     with closing(socket.create_server(('127.0.0.1', 0))) as listening:
         listening.settimeout(20)
         yield listening
 
 
 def finish(place: Place, message_ids: list[str]) -> None:
-    """The next process sends what is left, and no recipient gets a mail twice."""
+    """Let the next process send what is left; no recipient gets a mail twice."""
     assert place.once(place.ini()).process.returncode == 0
     assert files(place.queue) == []
     assert once_each(place.server, message_ids)
 
 
-def test_while_the_road_is_closed(place: Place) -> None:
-    """The pause before the next try is not waited for, and the mail is as it was."""
+def test_while_the_relay_is_unavailable(place: Place) -> None:
+    """It does not wait for the next try, and the mail is unchanged."""
     place.server.stop()
     message_ids = place.put(3)
     before = files(place.queue)
     child = place.start(place.ini())
-    child.says('nothing can be sent now')
+    child.says('relay unavailable, mail stays queued')
     assert child.stop() == 0
     assert files(place.queue) == before
     place.server.start()
@@ -49,8 +49,8 @@ def test_while_the_road_is_closed(place: Place) -> None:
 
 
 @pytest.mark.parametrize('scheme', ['smtp', 'smtps'], ids=['greeting', 'handshake'])
-def test_while_nobody_answers(place: Place, mute: socket.socket, scheme: str) -> None:
-    """A relay that is silent from the first octet on, in clear and in TLS, is not waited for."""
+def test_while_the_relay_is_silent(place: Place, mute: socket.socket, scheme: str) -> None:
+    """It does not wait for a relay that never sends a byte, without and with TLS."""
     message_ids = place.put(3)
     before = files(place.queue)
     url = f'{scheme}://127.0.0.1:{mute.getsockname()[1]}'
@@ -65,8 +65,8 @@ def test_while_nobody_answers(place: Place, mute: socket.socket, scheme: str) ->
     finish(place, message_ids)
 
 
-def test_while_it_waits_for_its_pace(place: Place) -> None:
-    """mail.rate has the next mail wait for an hour: it holds nobody up, and nobody has it."""
+def test_while_mail_waits_for_the_rate(place: Place) -> None:
+    """It does not wait for mail that mail.rate delays by an hour, and holds no claim of it."""
     message_ids = place.put(3)
     child = place.start(place.ini(mail_rate='1/h'))
     place.server.wait_for(1, 20)
@@ -77,7 +77,7 @@ def test_while_it_waits_for_its_pace(place: Place) -> None:
 
 
 def test_in_the_middle_of_a_text(place: Place, start_smtp_server: Start) -> None:
-    """A large message on a slow line is sent to its end, and no other one is begun."""
+    """A large message on a slow connection is sent to its end, and no other one is begun."""
     size = 65_536
     place.server = start_smtp_server(
         extensions=(), read_pause=0.02, read_size=size, socket_buffer=size
@@ -90,23 +90,23 @@ def test_in_the_middle_of_a_text(place: Place, start_smtp_server: Start) -> None
     child.signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         child.wait(0.3)
-    assert child.process.poll() is None, 'it waits for what is in flight'
+    assert child.process.poll() is None, 'it waits for mail in flight'
     assert child.wait(30) == 0
     [message] = place.server.messages
-    assert message.data.count(b'All work') == 150_000, 'the whole of it'
+    assert message.data.count(b'All work') == 150_000, 'the whole text'
     assert len(files(place.queue)) == 2
     finish(place, message_ids)
 
 
 @pytest.mark.parametrize('hurry', [False, True], ids=['it ends', 'it never ends'])
-def test_while_a_subscriber_is_at_work(place: Place, hurry: bool) -> None:
-    """What it is told is waited for; who does not want to wait asks twice, and the event is told
-    again by the next process. The mail is sent once."""
-    told, go_on = place.path / 'told', place.path / 'go_on'
-    ini = place.ini(WAITING, tests_told=told, tests_go_on=go_on)
+def test_while_a_subscriber_runs(place: Place, hurry: bool) -> None:
+    """It waits for the subscriber. A second signal ends it at once; the next process dispatches the
+    event again. The mail is sent once."""
+    report, go_on = place.path / 'report', place.path / 'go_on'
+    ini = place.ini(WAITING, tests_report=report, tests_go_on=go_on)
     message_ids = place.put()
     child = place.start(ini)
-    until(told.exists, 20)
+    until(report.exists, 20)
     child.signal(signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
         child.wait(0.3)
@@ -121,14 +121,14 @@ def test_while_a_subscriber_is_at_work(place: Place, hurry: bool) -> None:
     else:
         assert child.wait(PROMPT) == 0
     assert files(place.queue) == []
-    lines = told.read_text().splitlines()
+    lines = report.read_text().splitlines()
     assert lines[:-1] == ['begun'] * (1 + hurry)
     assert lines[-1].endswith('-1-sent-0')
     assert once_each(place.server, message_ids)
 
 
-def test_while_it_looks_at_many(place: Place) -> None:
-    """A stop in the middle of a look at a large queue is heard before anything is sent for long."""
+def test_while_it_scans_a_large_queue(place: Place) -> None:
+    """It stops in the middle of a scan of a large queue."""
     message_ids = place.put(1500)
     child = place.start(place.ini())
     child.says('watching')

@@ -1,5 +1,5 @@
-"""RELIABILITY 34 to 47 and 107 to 113: what goes over the wire, whatever an application gives and
-whatever a relay says; from ``send`` to the octets that the server has received."""
+"""What goes over the wire, whatever an application sends and whatever a relay replies: from
+``send`` to the bytes that the server received."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pyramid.exceptions import ConfigurationError
 
 from pyramid_sendmail import Attachment, MailAmbiguous, MailerUnavailable, MailRefused, MessageError
 from pyramid_sendmail.interfaces import IMailDelivery, IMailErrorEvent, IMailQueue, IMailSentEvent
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.mailers.smtp.options import Timeouts
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.children import Place
 from tests.support.queues import until
 from tests.support.smtp.server import (
@@ -55,7 +55,7 @@ many = settings(max_examples=60, deadline=None, suppress_health_check=list(Healt
 
 
 def received(world: World) -> Any:
-    """The last message, as the standard library reads it."""
+    """Return the last message, as the standard library reads it."""
     return BytesParser(policy=default).parsebytes(world.server.messages[-1].data)
 
 
@@ -97,13 +97,14 @@ NASTY = [
 BODIES = st.lists(st.sampled_from(NASTY), max_size=12).map(''.join)
 
 
+@pytest.mark.finding(34, 35, 113)
 @many
 @given(text=BODIES, html=BODIES, data=BODIES)
 @example(text='.\n.\r\n.\r.', html='\n.\n', data='\r\n.\r\nMAIL FROM:<x@example.org>\r\n')
 @example(text='\n.\n' * 6000, html='', data='.')
-def test_one_message_whoever_reads(world: World, text: str, html: str, data: str) -> None:
-    """RELIABILITY 34, 35 and 113: whatever stands in a body, every octet to the relay is in lines
-    that CRLF ends, a strict and a lax receiver both see one message, and it is what was sent."""
+def test_one_message_for_any_receiver(world: World, text: str, html: str, data: str) -> None:
+    """Whatever a body holds, all lines to the relay end with CRLF, a strict and a lax receiver see
+    one message, and it is the one that was sent."""
     taken = len(world.server.messages)
     world.send(
         welcome(
@@ -126,15 +127,16 @@ def test_one_message_whoever_reads(world: World, text: str, html: str, data: str
 
 
 def lines_of(text: bytes) -> list[bytes]:
-    """The lines, but for an empty last one."""
+    """Return the lines without an empty last one."""
     return re.split(b'\r\n|\r|\n', re.sub(b'(\r\n|\r|\n)\\Z', b'', text))
 
 
+@pytest.mark.finding(34, 35)
 @many
 @given(text=BODIES, eight_bit=st.booleans())
 def test_one_message_of_the_standard_library(world: World, text: str, eight_bit: bool) -> None:
-    """RELIABILITY 34 and 35: nor does a message that others have made, of whatever line ends, bring
-    a bare CR or LF, a second message, or an octet above 127."""
+    """A message made by other code, with whatever line ends, brings no bare CR or LF, no second
+    message, and no byte above 127."""
     message = EmailMessage()
     message['From'], message['To'], message['Subject'] = ANN, BOB, 'x'
     message['Content-Type'] = 'text/plain; charset=utf-8'
@@ -153,10 +155,11 @@ def test_one_message_of_the_standard_library(world: World, text: str, eight_bit:
     assert world.server.violations == []
 
 
+@pytest.mark.finding(35)
 def test_dots_at_each_place_of_a_block(world: World) -> None:
-    """RELIABILITY 35: a line that begins with a dot, at each octet around the end of what is handed
-    to the socket at once."""
-    head = len(world.delivery.freeze(welcome(text=''), {}).raw)
+    """A line that begins with a dot arrives, at each byte around the end of a block that is handed
+    to the socket."""
+    head = len(world.delivery.freeze(welcome(text='')).raw)
     for before in range(16_384 - head - 8, 16_384 - head + 8):
         filler = ('x' * 62 + '\n') * 400
         text = filler[: before - before // 64 - 2] + '\n.\n..\n' + filler
@@ -195,10 +198,11 @@ TEXTS: dict[str, Callable[[str], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.finding(36)
 @pytest.mark.parametrize('where', ADDRESSES)
 def test_no_control_character_in_an_address(world: World, where: str) -> None:
-    """RELIABILITY 36: each control character is refused by ``send``, in every place of an address:
-    local part, quoted local part, domain and name; nothing is queued and nobody connected to."""
+    """``send`` refuses each control character in every part of an address: local part, quoted local
+    part, domain and name. Nothing is queued, and no connection is opened."""
     for character in CONTROLS:
         for text in (
             f'a{character}b@example.org',
@@ -216,10 +220,11 @@ def test_no_control_character_in_an_address(world: World, where: str) -> None:
     assert world.server.connections == 0
 
 
+@pytest.mark.finding(36)
 @pytest.mark.parametrize('where', TEXTS)
 def test_no_control_character_in_a_header(world: World, where: str) -> None:
-    """RELIABILITY 36: nor in anything else that becomes a header; a tab alone is blank space, and
-    adds none."""
+    """``send`` refuses it in everything else that becomes a header; only a tab is white space, and
+    adds no header."""
     for character in CONTROLS:
         try:
             world.send(welcome(**TEXTS[where](f'a{character}b')))
@@ -232,9 +237,10 @@ def test_no_control_character_in_a_header(world: World, where: str) -> None:
             assert world.files() == {}
 
 
+@pytest.mark.finding(36)
 @pytest.mark.parametrize('character', CONTROLS)
 def test_no_control_character_in_the_name_of_the_host(character: str) -> None:
-    """RELIABILITY 36: nor in what EHLO says, which is refused at start-up."""
+    """It is refused at start-up in the name for EHLO."""
     name = f'web{character}.example.org'
     with pytest.raises(ValueError, match=r'mail\.hostname'):
         SMTPMailer('127.0.0.1', 25, hostname=name)
@@ -271,13 +277,14 @@ def unquoted(path: str) -> str:
     return local
 
 
+@pytest.mark.finding(37)
 @many
 @given(locals_=st.lists(LOCAL, min_size=1, max_size=5, unique=True), sender=LOCAL)
 @example(locals_=['Doe, John', 'a,b', 'a b c', '<x@example.org>'], sender='x y')
 @example(locals_=['\\', '"', '" <x@example.org>, "', '@'], sender='"')
 def test_any_local_part_arrives(world: World, locals_: list[str], sender: str) -> None:
-    """RELIABILITY 37: an address is parsed once, by ``send``; its local part, whatever it holds,
-    is what MAIL and RCPT say after the queue: no other, no more and no fewer recipients."""
+    """``send`` parses an address once; its local part, whatever it holds, stands in MAIL and RCPT
+    after the queue, with no other recipients, no more and no fewer."""
     assume(not any(each.startswith('-') for each in (*locals_, sender)))
     assume(not any(each.startswith('=?') and each.endswith('?=') for each in (*locals_, sender)))
     world.server.extensions = ('PIPELINING', '8BITMIME', 'SMTPUTF8')
@@ -314,12 +321,13 @@ HIDDEN: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.finding(39)
 @pytest.mark.parametrize('kind', HIDDEN)
 def test_bcc_is_nowhere_to_be_read(
     world: World, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """RELIABILITY 39: who is hidden gets the mail, and stands neither in it, on the wire or in the
-    queue, nor in the log as a hidden one; the caller's object still has the header."""
+    """A hidden recipient gets the mail and stands neither in it, on the wire or in the queue, nor
+    in the log as hidden; the caller's object still has the header."""
     caplog.set_level(logging.DEBUG)
     message = HIDDEN[kind]()
     before = HIDDEN[kind]()
@@ -347,6 +355,7 @@ def test_bcc_is_nowhere_to_be_read(
 PASSWORD = 'p%a%%b#c;d e\'f"g$(h)\\i&j=é'
 
 
+@pytest.mark.finding(40)
 @pytest.mark.parametrize('way', ['ini', 'file', 'environment', 'environment, within the URL'])
 def test_any_password_reaches_the_relay(
     tmp_path: Path,
@@ -355,8 +364,8 @@ def test_any_password_reaches_the_relay(
     way: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """RELIABILITY 40: percent signs, comment signs, blanks, quotes and letters of all kinds, from
-    wherever the password comes: the relay gets it, and no output of the processor has it."""
+    """Percent signs, comment signs, blanks, quotes and letters of all kinds reach the relay, from
+    wherever the password comes, and no output of the processor shows it."""
     server = start_smtp_server(auth={'shop': PASSWORD}, auth_required=True)
     place = make_place(server)
     given: dict[str, object] = {'mail_url': f'smtp+insecure://127.0.0.1:{server.port}'}
@@ -384,9 +393,10 @@ def test_any_password_reaches_the_relay(
 # 42. Only the first digit counts
 
 
+@pytest.mark.finding(42)
 @pytest.mark.parametrize('code', [250, 251, 252, 299])
 def test_any_2xx_is_delivered_once(either: World, code: int) -> None:
-    """RELIABILITY 42: any 2xx to the final dot is an acceptance; nobody sends it again."""
+    """Any 2xx to the final dot is an acceptance; the mail is not sent again."""
     either.server.script('dot', reply(code, '2.0.0 queued'))
     either.send()
 
@@ -395,22 +405,23 @@ def test_any_2xx_is_delivered_once(either: World, code: int) -> None:
     assert either.run() == Tally()
 
     assert either.server.accepted(ANN) == 1
-    assert either.told('sent')[0].reply.code == code
+    assert either.events_of('sent')[0].reply.code == code
 
 
 # 43. Extensions
 
 
+@pytest.mark.finding(43)
 def test_too_large_for_the_relay(world: World) -> None:
-    """RELIABILITY 43: a mail over the advertised SIZE is an error event before anything is said of
-    it, and the mail behind it is delivered over the same connection."""
+    """A mail over the advertised SIZE is an error event before any command for it is sent, and the
+    mail behind it is delivered over the same connection."""
     world.server.extensions = ('PIPELINING', 'SIZE 2000')
     large = world.send(welcome(text='x' * 4000))
     small = world.send()
 
     assert world.run() == Tally(delivered=1, failed=1)
 
-    (event,) = world.told('error')
+    (event,) = world.events_of('error')
     assert (event.message_id, event.permanent) == (large, True)
     assert 'SIZE' in event.reason
     assert world.server.pairs() == {(small, ANN): 1}
@@ -418,9 +429,10 @@ def test_too_large_for_the_relay(world: World) -> None:
     assert world.server.connections == 1
 
 
+@pytest.mark.finding(43)
 def test_utf8_for_one_mail_only(either: World) -> None:
-    """RELIABILITY 43: SMTPUTF8 is said for the mail that needs it, and the next one on the same
-    connection is plain again."""
+    """SMTPUTF8 stands in the MAIL of the mail that needs it, and not in the next one on the same
+    connection."""
     either.server.extensions = (*either.server.extensions, '8BITMIME', 'SMTPUTF8')
     either.send(welcome(to=['jörg@example.org']))
     either.send(priority='low')
@@ -436,11 +448,12 @@ def test_utf8_for_one_mail_only(either: World) -> None:
 # 45. Names and resolvers
 
 
+@pytest.mark.finding(45)
 def test_no_name_is_resolved(
     smtp_server: ScriptedSMTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RELIABILITY 45: with resolvers that would hang, the application starts, sends and says EHLO:
-    its own name is asked of the system once, and never of DNS."""
+    """With resolvers that would hang, the application starts, sends and sends EHLO: its own name
+    comes from the system, once, and never from DNS."""
 
     def hang(*_args: object, **_options: object) -> None:
         raise AssertionError('a resolver was asked')
@@ -484,12 +497,13 @@ FAILURES: dict[str, tuple[str, Action]] = {
 }
 
 
+@pytest.mark.finding(46)
 @pytest.mark.parametrize('failure', FAILURES)
-def test_direct_delivery_tells_every_failure(
+def test_direct_delivery_reports_every_failure(
     smtp_server: ScriptedSMTPServer, failure: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """RELIABILITY 46: without a queue, whatever goes wrong is one error event and a line in the
-    log, and ``send_now`` raises."""
+    """Without a queue each failure is one error event and a line in the log, and ``send_now``
+    raises."""
     events: list[Any] = []
     with Configurator(settings={'mail.url': smtp_server.url}) as config:
         config.include('pyramid_sendmail')
@@ -506,18 +520,19 @@ def test_direct_delivery_tells_every_failure(
     assert IMailErrorEvent.providedBy(event)
     assert event.message_id == message_id
     assert event.reason
-    told = [each for each in caplog.records if each.levelno >= logging.WARNING]
-    assert any(message_id in each.getMessage() for each in told)
+    logged = [each for each in caplog.records if each.levelno >= logging.WARNING]
+    assert any(message_id in each.getMessage() for each in logged)
     with pytest.raises((MailerUnavailable, MailRefused, MailAmbiguous)):
         delivery.send_now(welcome())
-    delivery._sender.finish(10)
+    delivery.flush(10)
 
 
+@pytest.mark.finding(46)
 @pytest.mark.parametrize('interrupt', [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_is_not_swallowed(
     world: World, interrupt: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RELIABILITY 46: Ctrl-C in the middle of ``send_now`` ends it."""
+    """Ctrl-C during ``send_now`` ends it."""
 
     def connect() -> Any:
         raise interrupt
@@ -530,10 +545,11 @@ def test_an_interrupt_is_not_swallowed(
 # 47. Replies without end
 
 
+@pytest.mark.finding(47)
 @pytest.mark.parametrize('verb', ['connect', 'EHLO', 'MAIL', 'RCPT', 'DATA', 'dot', 'QUIT'])
 def test_a_reply_without_end(either: World, verb: str) -> None:
-    """RELIABILITY 47: wherever a relay never stops talking the line is given up, for now, and the
-    mail arrives later, or was delivered before."""
+    """Wherever a relay never stops replying the connection is given up, and the mail arrives later,
+    or was delivered before."""
     either.server.script(verb, stream_forever(b'250-and so on\r\n'))
     message_id = either.send()
 
@@ -543,7 +559,7 @@ def test_a_reply_without_end(either: World, verb: str) -> None:
     else:
         assert outcome in (Tally(deferred=1), Tally(delivered=1))
     until(lambda: not either.server.open_connections)
-    assert either.told('error') == []
+    assert either.events_of('error') == []
     either.clock.now += MINUTE
     either.run()
 
@@ -559,11 +575,12 @@ STATUS = {2: 'sent', 4: 'deferred', 5: 'error'}
 CODES = [200, 250, 251, 259, 299, 400, 432, 450, 452, 471, 499, 500, 503, 550, 552, 571, 599]
 
 
+@pytest.mark.finding(107)
 @pytest.mark.parametrize('code', CODES)
 @pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA', 'dot'])
 def test_the_first_digit_decides(either: World, verb: str, code: int) -> None:
-    """RELIABILITY 107: at each verb, known codes and unknown ones: 2 is yes, 4 is later, 5 is no;
-    a yes where DATA wants 354 makes no sense, and is for later."""
+    """At each verb, for known codes and unknown ones: 2 accepts, 4 defers, 5 fails; 2xx to DATA
+    makes no sense and defers."""
     either.server.script(verb, reply(code, 'so'))
     either.send()
     either.run()
@@ -571,7 +588,9 @@ def test_the_first_digit_decides(either: World, verb: str, code: int) -> None:
     status = STATUS[code // 100]
     if verb == 'DATA' and status == 'sent':
         status = 'deferred'
-    assert [type(event).__name__ for event in either.told(status)] == [f'Mail{status.title()}Event']
+    assert [type(event).__name__ for event in either.events_of(status)] == [
+        f'Mail{status.title()}Event'
+    ]
     assert len(either.events) == 1
     if status != 'sent' and code >= 400:
         assert f'{code} so' in either.events[0].reason
@@ -590,11 +609,12 @@ NONSENSE: dict[str, bytes] = {
 }
 
 
+@pytest.mark.finding(107)
 @pytest.mark.parametrize('case', NONSENSE)
 @pytest.mark.parametrize('verb', ['connect', 'EHLO', 'MAIL', 'RCPT', 'DATA', 'dot'])
 def test_what_is_no_reply_is_for_later(either: World, verb: str, case: str) -> None:
-    """RELIABILITY 107: what is no reply, or changes its code in the middle, is taken neither for a
-    yes nor for a no: the connection is dropped, and the mail is tried again."""
+    """Bytes that are no reply, or change the code in the middle, neither accept nor refuse: the
+    connection is closed, and the mail is tried again."""
     either.server.script(verb, raw(NONSENSE[case]))
     message_id = either.send()
     outcome = either.attempt()
@@ -604,26 +624,27 @@ def test_what_is_no_reply_is_for_later(either: World, verb: str, case: str) -> N
         assert outcome == Tally(deferred=1)
     until(lambda: not either.server.open_connections)
     assert 'QUIT' not in either.server.verbs()
-    assert either.told('error') == either.told('sent') == []
+    assert either.events_of('error') == either.events_of('sent') == []
     either.clock.now += MINUTE
 
     assert either.run() == Tally(delivered=1)
 
-    # Whether the relay has taken what it answered with nonsense, nobody can know.
+    # Whether the relay accepted the mail is unknown after such a reply.
     doubtful = verb == 'dot' and NONSENSE[case].startswith(b'2')
     assert either.server.pairs() == {(message_id, ANN): 2 if doubtful else 1}
     if verb == 'dot':
-        assert either.told('deferred')[0].reason.startswith('ambiguous: ')
+        assert either.events_of('deferred')[0].reason.startswith('ambiguous: ')
 
 
 # 108 and 109. The beginning and the end
 
 
+@pytest.mark.finding(109)
 @pytest.mark.parametrize('verb', ['connect', 'EHLO', 'MAIL', 'RCPT', 'DATA', 'dot', 'QUIT'])
 @pytest.mark.parametrize('mail', [1, 2])
 def test_421_after_each_verb(either: World, verb: str, mail: int) -> None:
-    """RELIABILITY 109: 421 at any place of a connection's first or second mail is for later, at the
-    most: nothing fails, and in the end each mail has arrived once."""
+    """421 at any place of the first or second mail of a connection only defers: nothing fails, and
+    in the end each mail has arrived once."""
     if mail == 2 and verb in ('MAIL', 'RCPT', 'DATA', 'dot'):
         either.server.script(verb, reply(354 if verb == 'DATA' else 250, 'ok'))
     either.server.script(verb, reply_then_drop(421, '4.3.2 shutting down'))
@@ -637,28 +658,28 @@ def test_421_after_each_verb(either: World, verb: str, mail: int) -> None:
     copies = either.server.pairs()
     assert len(copies) == 3
     assert set(copies.values()) == {1}
-    assert either.told('error') == []
+    assert either.events_of('error') == []
     assert either.files() == {}
 
 
+@pytest.mark.finding(109)
 @pytest.mark.slow
 @pytest.mark.parametrize('side', ['client', 'server'])
-def test_reset_at_each_octet_between_queue_and_relay(
+def test_reset_at_each_byte_between_queue_and_relay(
     make_world: MakeWorld,
     smtp_server: ScriptedSMTPServer,
     cutting_proxy: Callable[..., CuttingProxy],
     side: Any,
 ) -> None:
-    """RELIABILITY 109: with a RST at any octet of the dialogue a mail in the queue is untouched,
-    deferred or ambiguous, or it is delivered; it always arrives, and twice only if the first time
-    was said to be ambiguous."""
+    """With a RST at any byte of the session a mail in the queue is untouched, deferred, ambiguous
+    or delivered; it always arrives, and twice only if it was reported as ambiguous."""
     proxy = cutting_proxy(smtp_server.port, after=None, side=side)
     world = make_world(url=f'smtp://127.0.0.1:{proxy.port}?timeout=10s')
     world.send()
     world.run()
-    octets = len(smtp_server.raw(1) if side == 'client' else smtp_server.sent(1))
+    size = len(smtp_server.raw(1) if side == 'client' else smtp_server.sent(1))
     seen = set()
-    for after in range(octets):
+    for after in range(size):
         proxy.after, proxy.times = after, 1
         world.events.clear()
         message_id = world.send()
@@ -667,7 +688,7 @@ def test_reset_at_each_octet_between_queue_and_relay(
             assert world.files() == before
             state = 'untouched'
         else:
-            (event,) = world.told('deferred') or world.told('sent')
+            (event,) = world.events_of('deferred') or world.events_of('sent')
             state = 'delivered' if world.files() == {} else event.reason.partition(':')[0]
         until(lambda: not smtp_server.open_connections)
         copies = smtp_server.pairs()[message_id, ANN]
@@ -679,7 +700,7 @@ def test_reset_at_each_octet_between_queue_and_relay(
         assert world.files() == {}, after
         again = smtp_server.pairs()[message_id, ANN]
         assert again == copies + (state != 'delivered'), after
-        assert world.told('error') == []
+        assert world.events_of('error') == []
     assert seen >= {'untouched', 'ambiguous', 'delivered'}
 
 
@@ -688,7 +709,7 @@ def test_reset_at_each_octet_between_queue_and_relay(
 
 @pytest.fixture
 def deaf_port() -> Iterator[int]:
-    """A port whose queue of connections is full: who connects waits."""
+    """Return a port whose backlog is full: a connection to it waits."""
     with socket.create_server(('127.0.0.1', 0), backlog=0) as listening:
         crowd = [socket.socket() for _ in range(4)]
         for each in crowd:
@@ -699,8 +720,9 @@ def deaf_port() -> Iterator[int]:
             each.close()
 
 
+@pytest.mark.finding(111)
 def test_connecting_has_its_time(deaf_port: int) -> None:
-    """RELIABILITY 111: who does not answer the connection itself is given up after ``connect``."""
+    """A host that does not accept the connection is given up after the time-out ``connect``."""
     mailer = SMTPMailer(
         '127.0.0.1', deaf_port, hostname='x', timeouts=Timeouts(connect=0.3, quit=0.3)
     )
@@ -708,16 +730,18 @@ def test_connecting_has_its_time(deaf_port: int) -> None:
         mailer.connect()
 
 
+@pytest.mark.finding(111)
 def test_the_times_are_those_of_the_rfc() -> None:
-    """RELIABILITY 111: none is shorter than RFC 5321, 4.5.3.2 asks for, but for the connection."""
+    """Except for the connection, no time-out is shorter than RFC 5321, 4.5.3.2 asks for."""
     times = Timeouts()
     assert (times.connect, times.greeting, times.command) == (30, 300, 300)
     assert (times.data, times.block, times.final) == (120, 180, 600)
 
 
+@pytest.mark.finding(111)
 def test_a_commit_that_waits_no_longer(smtp_server: ScriptedSMTPServer, tmp_path: Path) -> None:
-    """RELIABILITY 111: the shorter time of direct delivery ends the wait of the commit, not the
-    mail, which the relay still gets, once."""
+    """The shorter time-out of direct delivery ends the wait of the commit, not the mail, which the
+    relay still gets, once."""
     go_on = Event()
     smtp_server.script('DATA', hold(go_on))
     with Configurator(
@@ -736,6 +760,6 @@ def test_a_commit_that_waits_no_longer(smtp_server: ScriptedSMTPServer, tmp_path
     assert smtp_server.messages == []
     go_on.set()
     smtp_server.wait_for(1)
-    delivery._sender.finish(10)
+    delivery.flush(10)
     config.registry.getUtility(IMailQueue).close()
     assert smtp_server.accepted(ANN) == 1

@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from tests.peers.mail import fronted, make_mail, statuses
 from tests.peers.relay import ANN, PASSWORD, Relay
 from tests.peers.roots import HOST, PATIENCE
+from tests.support.sessions import make_mailer
 
 KINDS = {'starttls': 'plain', 'implicit': 'implicit'}
 """How TLS begins, and the port for it."""
 
 
 def mailer(relay: Relay, tls: Any, port: str = '', **options: Any) -> SMTPMailer:
-    return SMTPMailer(
+    return make_mailer(
         HOST,
         getattr(relay.ports, port or KINDS[tls]),
         hostname='web.example.org',

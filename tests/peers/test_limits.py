@@ -9,13 +9,14 @@ import pytest
 
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally, attempt
+from pyramid_sendmail.sending.attempt import attempt
 from pyramid_sendmail.sending.connection import RelayConnection
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.peers.mail import make_mail, statuses
 from tests.peers.relay import Relay
 from tests.peers.test_relays import mailer
+from tests.support.processors import RecordingDispatcher
 from tests.support.queues import NOW, Clock
-from tests.unit.sending.test_attempt import Reporter
 
 
 def test_more_mail_than_a_session_may_carry(relay: Relay, sender: str) -> None:
@@ -30,7 +31,9 @@ def test_more_mail_than_a_session_may_carry(relay: Relay, sender: str) -> None:
     claims = (queue.claim(ticket) for ticket in tickets)
     road, tally = RelayConnection(mailer(relay), batch=10_000), Tally()
     try:
-        attempt(claims, road, OutcomeRecorder(RetryPolicy(), Reporter(), clock=clock), tally)
+        attempt(
+            claims, road, OutcomeRecorder(RetryPolicy(), RecordingDispatcher(), clock=clock), tally
+        )
     finally:
         road.close()
     assert tally == Tally(delivered=len(recipients))

@@ -12,9 +12,8 @@ import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.chunking import ChunkingSession
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
-from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
 from tests.peers.mail import BODIES, fronted, make_mail, statuses
 from tests.peers.relay import SIZE, Relay

@@ -164,17 +164,18 @@ def main(global_config: Mapping[str, str], **settings: str) -> Any:
 def waiting(global_config: Mapping[str, str], **settings: str) -> Any:
     """Return an application whose subscriber waits until a file exists.
 
-    ``tests.told``: a file to which the subscriber adds a line when it begins and one when it ends.
+    ``tests.report``: a file to which the subscriber adds a line when it begins and one when
+    it ends.
     ``tests.go_on``: the file that it waits for.
     """
-    told, go_on = Path(settings.pop('tests.told')), Path(settings.pop('tests.go_on'))
+    report, go_on = Path(settings.pop('tests.report')), Path(settings.pop('tests.go_on'))
 
     def subscriber(event: Any) -> None:
-        with told.open('a') as file:
+        with report.open('a') as file:
             print('begun', file=file)
         while not go_on.exists():
             time.sleep(0.01)
-        with told.open('a') as file:
+        with report.open('a') as file:
             print(event.id, file=file)
 
     with Configurator(settings=settings) as config:

@@ -1,4 +1,4 @@
-"""Stand-ins that implement the real interfaces, for the tests of whoever uses them."""
+"""Test doubles that implement the real interfaces."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ DELIVERED = Verdict('delivered', Reply(250, '2.0.0 recorded'))
 
 @implementer(IMailer)
 class RecordingMailer:
-    """Keeps what is sent, and answers as told.
+    """Records what is sent, and answers by a script.
 
-    ``sent``: each envelope that was answered, in order; ``outcomes``: the answers beside them;
-    ``ambiguous``: (envelope id, recipients) of each call of before_final_dot. ``connections`` counts,
-    ``open_sessions`` are those neither closed nor abandoned. ``unavailable``: a text, and
-    ``connect`` raises it; None, and the road is open. ``before``: called with each envelope
-    that is pulled; what it raises comes out of ``send``.
+    ``sent``: each envelope that has an outcome, in order. ``outcomes``: these outcomes.
+    ``ambiguous``: (envelope id, recipients) of each call of ``before_final_dot``. ``connections``
+    counts. ``open_sessions``: those neither closed nor abandoned. ``unavailable``: the text that
+    ``connect`` raises; None if it succeeds. ``before``: called with each envelope that is pulled;
+    what it raises comes out of ``send``.
     """
 
     def __init__(self, name: str = 'recording:') -> None:
@@ -57,19 +57,19 @@ class RecordingMailer:
             self.open_sessions.append(session)
             return session
 
-    # What a test says beforehand
+    # For a test, before mail is sent
 
     def script(self, recipient: str, *verdicts: Verdict) -> None:
-        """Answer for a recipient with each of these once; then as ``always`` has it."""
+        """Answer for a recipient with each of these once; then as set by ``always``."""
         with self._changed:
             self._next.setdefault(recipient, deque()).extend(verdicts)
 
     def always(self, recipient: str, verdict: Verdict) -> None:
-        """Answer for a recipient so, in place of 'delivered'."""
+        """Answer for a recipient with this verdict instead of 'delivered'."""
         with self._changed:
             self._always[recipient] = verdict
 
-    # What a test asks afterwards
+    # For a test, afterwards
 
     def accepted(self, recipient: str) -> int:
         """Return how many copies were delivered to a recipient."""
@@ -81,12 +81,12 @@ class RecordingMailer:
             )
 
     def wait_for(self, mails: int, timeout: float = 10) -> None:
-        """Wait until so many mails were answered. Raises AssertionError after ``timeout``."""
+        """Wait until ``mails`` were answered. Raises AssertionError after ``timeout`` seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.sent) >= mails, timeout):
                 raise AssertionError(f'{len(self.sent)} mails instead of {mails} in {timeout} s')
 
-    # What the sessions need
+    # For the sessions
 
     def answer(self, recipient: str) -> Verdict:
         """Take the next verdict for a recipient."""
@@ -96,7 +96,7 @@ class RecordingMailer:
             return self._always.get(recipient, DELIVERED)
 
     def note(self, envelope: Envelope, outcome: Outcome) -> None:
-        """Keep what was sent."""
+        """Record what was sent."""
         with self._changed:
             self.sent.append(envelope)
             self.outcomes.append(outcome)
@@ -110,7 +110,7 @@ class RecordingSession:
     def __init__(self, mailer: RecordingMailer) -> None:
         self.name = mailer.name
         self._mailer = mailer
-        self._over = False
+        self._closed = False
 
     def send(
         self,
@@ -120,7 +120,7 @@ class RecordingSession:
     ) -> Iterator[Outcome]:
         """See IMailSession."""
         for envelope in envelopes:
-            if self._over:
+            if self._closed:
                 raise MailerUnavailable(f'{self._mailer.name}: the session is closed', stale=True)
             try:
                 outcome = self._send(envelope, before_final_dot)
@@ -132,8 +132,8 @@ class RecordingSession:
 
     def close(self) -> None:
         """See IMailSession."""
-        if not self._over:
-            self._over = True
+        if not self._closed:
+            self._closed = True
             self._mailer.open_sessions.remove(self)
 
     abandon = close

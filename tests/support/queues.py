@@ -1,4 +1,4 @@
-"""What the tests of the queues share: envelopes, fates, a clock that stands still, children."""
+"""Shared by the tests of the queues: envelopes, events, a clock that stands still, children."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
     """Wait for a condition, and return what makes it true."""
     end = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < end, 'it did not come to pass'
+        assert time.monotonic() < end, 'the condition did not become true'
         time.sleep(0.002)
     return found
 
@@ -224,7 +224,7 @@ def _stop_after(step: int, work: Callable[[], object]) -> None:
 
 
 def open_to_others(path: Path) -> None:
-    """Have everybody enter a folder of pytest, which made it for us alone."""
+    """Let all users enter a folder that pytest made for this user alone."""
     shared = Path(tempfile.gettempdir())
     for folder in (path, *path.parents):
         if folder == shared:

@@ -1,14 +1,20 @@
-"""Mail to send over an SMTP session, and what came of it."""
+"""Mailers and sessions for a scripted SMTP server, mail to send, and what may go wrong."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
+import pytest
+
 from pyramid_sendmail.envelope import Envelope, Outcome, Reply
-from pyramid_sendmail.mailers.smtp.connection import ConnectionLost, Timeouts
-from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
+from pyramid_sendmail.exceptions import MailerUnavailable
+from pyramid_sendmail.interfaces import IMailer
+from pyramid_sendmail.mailers.smtp.address import Address
+from pyramid_sendmail.mailers.smtp.authentication import Token, make_identity
+from pyramid_sendmail.mailers.smtp.connection import ConnectionLost
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts, TLSOptions
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
 from tests.support.smtp.server import (
     Action,
@@ -26,12 +32,15 @@ from tests.support.smtp.server import (
 RAW = b'Subject: hello\r\nMessage-ID: <0@example.org>\r\n\r\n.dot\r\nend\r\n'
 
 TINY = Timeouts(connect=5, greeting=0.3, command=0.3, data=0.3, block=0.3, final=0.3, quit=0.3)
-"""For tests in which a time-out is what is to happen."""
+"""For tests of time-outs."""
+
+PATIENT = Timeouts().capped(10)
 
 A, B, C = 'a@example.org', 'b@example.org', 'c@example.org'
 
 
 def envelope(*recipients: str, **changes: Any) -> Envelope:
+    """Return an envelope, to A unless there are ``recipients``."""
     values: dict[str, Any] = {
         'id': '0' * 32,
         'message_id': '<0@example.org>',
@@ -43,24 +52,68 @@ def envelope(*recipients: str, **changes: Any) -> Envelope:
     return Envelope(**(values | changes))
 
 
+def make_mailer(
+    host: str | Address,
+    port: int = 25,
+    *,
+    kind: type[SMTPMailer] = SMTPMailer,
+    username: str | None = None,
+    password: str | None = None,
+    token: Token | None = None,
+    **options: Any,
+) -> SMTPMailer:
+    """Make a mailer from flat arguments: those of make_identity and TLSOptions stand beside those
+    of SMTPMailer, with ``tls`` for the mode."""
+    given = {'hostname': 'web.example.org', 'timeouts': PATIENT} | options
+    files = ('ca_file', 'client_cert', 'client_key', 'insecure')
+    tls = {name: given.pop(name) for name in files if name in given}
+    return kind(
+        host,
+        port,
+        tls=TLSOptions(given.pop('tls', 'auto'), **tls),
+        identity=make_identity(username, password, token),
+        **given,
+    )
+
+
+def deliver(mailer: IMailer) -> None:
+    """Send one mail, which must be delivered, and close the session."""
+    session = mailer.connect()
+    [outcome] = session.send([envelope()])
+    assert statuses(outcome) == {A: 'delivered'}
+    session.close()
+
+
+def refused(mailer: IMailer) -> str:
+    """Return the text of the error of a mailer that cannot connect."""
+    with pytest.raises(MailerUnavailable) as caught:
+        mailer.connect()
+    assert not caught.value.stale
+    text = str(caught.value)
+    assert text.startswith(f'{mailer.name}: ')
+    return text
+
+
 def connect(
     server: ScriptedSMTPServer, timeouts: Timeouts | None = None, **options: Any
 ) -> SMTPSession:
-    """A session with a scripted server; ``options``: those of SessionOptions."""
+    """Return a session with a scripted server; ``options``: those of SessionOptions."""
     return SMTPMailer(
         server.host,
         server.port,
         hostname='web.example.org',
-        timeouts=timeouts or Timeouts().capped(10),
+        timeouts=timeouts or PATIENT,
         options=SessionOptions(**options),
     ).connect()
 
 
 def send(session: SMTPSession, *envelopes: Envelope) -> list[Outcome]:
+    """Send these and return their outcomes."""
     return list(session.send(envelopes))
 
 
 def statuses(outcome: Outcome) -> dict[str, str]:
+    """Return each recipient's status."""
     return {recipient: verdict.status for recipient, verdict in outcome.items()}
 
 
@@ -72,16 +125,20 @@ def idle(server: ScriptedSMTPServer) -> None:
         time.sleep(0.001)
 
 
-class BreakingWire:
-    """A line that breaks while the end of a message is written: ``unsent`` octets of the text, and
-    what stands behind it, have not left."""
+class BreakingConnection:
+    """A connection that breaks while the end of a message is written.
+
+    ``unsent``: how many bytes of the text have not left, beside all that follows it.
+    ``last_replies``: what the relay sends after the write.
+    """
 
     lost = False
+    secure = False
     unread = b''
 
-    def __init__(self, unsent: int, *last_words: Reply) -> None:
+    def __init__(self, unsent: int, *last_replies: Reply) -> None:
         self._unsent = unsent
-        self._replies = iter([Reply(250, ''), Reply(250, ''), Reply(354, ''), *last_words])
+        self._replies = iter([Reply(250, ''), Reply(250, ''), Reply(354, ''), *last_replies])
 
     def write(self, data: bytes) -> None:
         _, dot, behind = bytes(data).partition(b'\r\n.\r\n')
@@ -98,7 +155,7 @@ class BreakingWire:
         pass
 
 
-# The matrix: answers at a verb that are nobody's fault.
+# What may happen instead of a reply: the connection is lost, or the session fails.
 
 LOST: dict[str, tuple[Action, Timeouts | None]] = {
     'dropped': (drop(), None),

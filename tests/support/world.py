@@ -1,5 +1,5 @@
 """An application with subscribers, a queue on disk and a scripted relay: from ``send`` to the
-octets that the relay has received, and back to the events."""
+bytes that the relay received, and back to the events."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from pyramid_sendmail.envelope import Envelope
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.interfaces import IMailEvent, IMailEventDispatcher
 from pyramid_sendmail.mailers.factory import mailer_from_url
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.message import EnvelopeFactory
+from pyramid_sendmail.processor.options import ProcessorOptions
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.filename import parse
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.support.queues import Clock, make_envelope
 from tests.support.smtp.server import ScriptedSMTPServer
 
@@ -41,7 +42,7 @@ STATES = ('tmp', 'new', 'cur', 'done', 'failed')
 
 
 def welcome(**changes: Any) -> Message:
-    """The common message."""
+    """Return a message, with these ``changes``."""
     given: dict[str, Any] = {
         'subject': 'Welcome',
         'sender': 'Shop <shop@example.org>',
@@ -52,10 +53,11 @@ def welcome(**changes: Any) -> Message:
 
 
 class World:
-    """``clock`` stands still unless a test moves it. ``events``: what subscribers were told.
+    """An application, its queue and its relay.
 
-    ``url``: how to reach the relay, in place of plain SMTP with ``timeouts``. ``composer``: what
-    the EnvelopeFactory is made with.
+    ``clock``: stands still unless a test moves it. ``events``: those that subscribers got.
+    ``url``: the mailer's URL, instead of plain SMTP with ``timeouts``. ``composer``: arguments of
+    EnvelopeFactory.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class World:
         self.dispatcher: Any = self.config.registry.getUtility(IMailEventDispatcher)
 
     def new_queue(self) -> MaildirQueue:
-        """The queue, as another process would open it."""
+        """Open the queue as another process would."""
         queue = MaildirQueue(
             str(self.path), sync=False, longest=self.policy.longest, clock=self.clock
         )
@@ -107,13 +109,13 @@ class World:
         return queue
 
     def send(self, message: Any = None, **options: Any) -> str:
-        """Commit a mail; its Message-ID."""
+        """Commit a mail and return its Message-ID."""
         manager = TransactionManager(explicit=True)
         with manager:
             return self.delivery.bind(manager).send(message or welcome(), **options)
 
     def put(self, *recipients: str, **options: Any) -> Envelope:
-        """A mail into the queue that no ``send`` has looked at."""
+        """Put a mail into the queue without ``send``."""
         raw = options.pop('raw', None)
         envelope = make_envelope(*recipients, queued_at=self.clock(), **options)
         if raw is not None:
@@ -122,14 +124,14 @@ class World:
         return envelope
 
     def processor(self, **options: Any) -> QueueProcessor:
-        """Another processor on the same queue, as after a restart."""
+        """Return a new processor on the same queue, as after a restart."""
         attempts = OutcomeRecorder(self.policy, self.dispatcher, self._ambiguous, clock=self.clock)
         return QueueProcessor(
             self.new_queue(),
             options.pop('mailer', self.mailer),
             self.dispatcher,
             attempts,
-            **({'workers': 1, 'pause': 0.02, 'poll': 3600.0} | options),
+            ProcessorOptions(**({'workers': 1, 'pause': 0.02, 'poll': 3600.0} | options)),
         )
 
     def run(self, **options: Any) -> Tally:
@@ -138,21 +140,21 @@ class World:
         return tally
 
     def attempt(self, **options: Any) -> Tally | str:
-        """Deliver what is due, or find the road closed; the count, or what the error says."""
+        """Deliver what is due; return the count, or the error if the relay is unavailable."""
         try:
             return self.run(**options)
         except MailerUnavailable as error:
             return str(error)
 
     def closed(self, **options: Any) -> str:
-        """Try to deliver, and find the road closed; what the error says."""
+        """Return the error of a run while the relay is unavailable."""
         with pytest.raises(MailerUnavailable) as caught:
             self.run(**options)
         return str(caught.value)
 
     @contextmanager
     def running(self, **options: Any) -> Iterator[QueueProcessor]:
-        """A processor at work, in a thread."""
+        """Run a processor in a thread."""
         processor, stop = self.processor(**options), Event()
         thread = Thread(target=processor.run, args=(stop,))
         thread.start()
@@ -165,7 +167,7 @@ class World:
         assert not thread.is_alive()
 
     def files(self) -> dict[str, bytes]:
-        """Every file of the queue's folders, with what stands in it; none that goes meanwhile."""
+        """Return the content of every file in the queue, without those that vanish meanwhile."""
         found = {}
         for folder in STATES:
             for path in sorted((self.path / folder).iterdir()):
@@ -174,19 +176,19 @@ class World:
         return found
 
     def folders(self) -> list[str]:
-        """The folder of each mail."""
+        """Return the folder of each mail."""
         return [name.partition('/')[0] for name in self.files()]
 
     def due(self) -> float:
-        """When the only deferred mail is due again."""
+        """Return when the only deferred mail is due again, in epoch seconds."""
         (name,) = (path.name for path in (self.path / 'cur').iterdir())
         schedule = parse(name)
         assert schedule is not None
         return schedule.due
 
-    def told(self, kind: str) -> list[Any]:
-        """The events of one kind: 'sent', 'deferred' or 'error'."""
-        assert self.dispatcher.join(10)
+    def events_of(self, kind: str) -> list[Any]:
+        """Return the events of a kind: 'sent', 'deferred' or 'error'."""
+        assert self.dispatcher.flush(10)
         return [each for each in self.events if type(each).__name__ == f'Mail{kind.title()}Event']
 
     def close(self) -> None:

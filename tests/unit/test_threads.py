@@ -1,4 +1,5 @@
-"""Threads of our own: one of each, anew after a fork, waited for at exit."""
+"""Background threads: one of each name, started anew after a fork, waited for at exit; and the
+cooperative lock."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from pyramid_sendmail.threads import (
     EXIT_GRACE,
     BackgroundThreads,
     CooperativeLock,
+    after_fork,
     blocking,
     in_background_thread,
 )
@@ -24,7 +26,7 @@ from tests.support.queues import forked, reap, until
 
 
 class Component:
-    """Something with threads."""
+    """A component with a thread."""
 
     def __init__(self) -> None:
         self.going_on = threading.Event()
@@ -47,7 +49,7 @@ class Component:
 
 
 class System:
-    """What the interpreter would call, later."""
+    """Keeps what is registered for exit and fork, instead of the interpreter."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.exits: list[Callable[[], object]] = []
@@ -79,28 +81,28 @@ def test_one_thread_of_a_name(system: System) -> None:
     assert not in_background_thread()
 
 
-def test_several_threads_that_start_it_at_once(system: System) -> None:
-    """However many ask for it at the same moment, there is one."""
+def test_several_callers_start_one_thread(system: System) -> None:
+    """Several callers at the same moment start one thread."""
     component = Component()
     together = threading.Barrier(8)
     started = set()
 
-    def ask() -> None:
+    def start() -> None:
         together.wait()
         started.add(component.start())
 
-    askers = [threading.Thread(target=ask) for _ in range(8)]
-    for asker in askers:
-        asker.start()
-    for asker in askers:
-        asker.join()
+    callers = [threading.Thread(target=start) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
     assert len(started) == 1
     component.going_on.set()
     started.pop().join(10)
 
 
 def test_nothing_is_registered_before_the_first_start(system: System) -> None:
-    """Making a component costs the interpreter nothing; its threads are registered once."""
+    """Making a component registers nothing; the first start does, once."""
     component = Component()
     assert (system.exits, system.forks) == ([], [])
     component.going_on.set()
@@ -110,7 +112,7 @@ def test_nothing_is_registered_before_the_first_start(system: System) -> None:
 
 
 def test_at_exit_what_is_pending_is_finished(system: System) -> None:
-    """``finish`` is called with the seconds that it has."""
+    """``finish`` is called at exit with the number of seconds that it has."""
     component = Component()
     thread = component.start()
     system.exits[0]()
@@ -121,8 +123,8 @@ def test_at_exit_what_is_pending_is_finished(system: System) -> None:
 def test_a_child_does_not_finish_for_its_parent(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A forked child inherits what is registered for the exit, and leaves it to its parent; what
-    it has started itself it finishes."""
+    """A forked child does not call the ``finish`` that it inherits; it finishes what it has started
+    itself."""
     component = Component()
     thread = component.start()
     monkeypatch.setattr(os, 'getpid', lambda: 4711)
@@ -138,7 +140,7 @@ def test_a_child_does_not_finish_for_its_parent(
 
 
 def test_a_component_is_not_kept_alive(system: System) -> None:
-    """What is registered for exit and fork holds nothing that nobody else holds."""
+    """What is registered for exit and fork does not keep a component alive."""
     component = Component()
     component.going_on.set()
     component.start().join(10)
@@ -154,9 +156,21 @@ def test_a_component_is_not_kept_alive(system: System) -> None:
     system.forks[0]()
 
 
+def test_after_fork_calls_the_method_in_each_child(system: System) -> None:
+    """``after_fork`` calls a bound method in each forked child, as long as its object lives."""
+    component = Component()
+    after_fork(component.reset)
+    system.forks[0]()
+    system.forks[0]()
+    assert component.calls == ['reset', 'reset']
+    del component
+    gc.collect()
+    system.forks[0]()
+
+
 @pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 def test_a_fork_while_a_lock_is_held() -> None:
-    """The child has locks and threads of its own, whatever another thread of the parent held."""
+    """A child has locks and threads of its own, even if a thread of the parent held a lock."""
     component = Component()
     component.start()
 
@@ -172,35 +186,35 @@ def test_a_fork_while_a_lock_is_held() -> None:
 
 
 def test_one_thread_works_at_a_time() -> None:
-    """Whoever wants the turn waits until it is given up, even for a moment."""
-    turn, told = CooperativeLock(), []
-    lock = turn._lock
+    """A second thread waits until the holder releases the lock, if only in ``blocking``."""
+    shared, order = CooperativeLock(), []
+    lock = shared._lock
     started = threading.Event()
 
     def other() -> None:
         started.set()
-        with turn.held():
-            told.append('other')
+        with shared.held():
+            order.append('other')
 
     def first() -> None:
-        with turn.held():
+        with shared.held():
             threading.Thread(target=other, daemon=True).start()
             started.wait(10)
-            told.append('first')
+            order.append('first')
             with blocking():
-                until(lambda: 'other' in told)
-            told.append('first again')
+                until(lambda: 'other' in order)
+            order.append('first again')
 
     thread = threading.Thread(target=first, daemon=True)
     thread.start()
     thread.join(10)
-    assert told == ['first', 'other', 'first again']
-    assert turn._lock is lock, 'nobody had to be passed over'
+    assert order == ['first', 'other', 'first again']
+    assert shared._lock is lock, 'no thread ran out of patience'
 
 
-def test_the_turn_is_had_again_after_waiting() -> None:
-    """What follows a wait is done in turn, whatever the wait came to."""
-    turn = CooperativeLock()
+def test_the_lock_is_taken_again_after_waiting() -> None:
+    """After ``blocking`` the lock is held again, even if the wait raised."""
+    shared = CooperativeLock()
 
     def wait() -> None:
         with blocking():
@@ -210,12 +224,12 @@ def test_the_turn_is_had_again_after_waiting() -> None:
             raise ZeroDivisionError
 
     def taken() -> bool:
-        free = turn._lock.acquire(blocking=False)
+        free = shared._lock.acquire(blocking=False)
         if free:
-            turn._lock.release()
+            shared._lock.release()
         return not free
 
-    with turn.held():
+    with shared.held():
         assert taken()
         with pytest.raises(ZeroDivisionError):
             wait()
@@ -223,38 +237,38 @@ def test_the_turn_is_had_again_after_waiting() -> None:
     assert not taken()
 
 
-def test_who_holds_no_turn_gives_none_up() -> None:
-    """Waiting is the same for all threads, and means nothing to most."""
-    turn = CooperativeLock()
-    with turn.held():
+def test_a_thread_without_the_lock_releases_none() -> None:
+    """``blocking`` does nothing in a thread that holds no lock."""
+    shared = CooperativeLock()
+    with shared.held():
         thread = threading.Thread(target=lambda: blocking().__enter__())
         thread.start()
         thread.join(10)
-        assert not turn._lock.acquire(blocking=False)
+        assert not shared._lock.acquire(blocking=False)
     with blocking():
-        assert turn._lock.acquire(blocking=False)
+        assert shared._lock.acquire(blocking=False)
 
 
-def test_a_turn_tells_how_long_it_was_held() -> None:
-    """Also while somebody holds it; and not the time that he waits."""
-    turn = CooperativeLock()
-    assert turn.worked == 0
-    with turn.held():
-        until(lambda: turn.worked > 0.01)
+def test_the_lock_measures_how_long_it_was_held() -> None:
+    """``worked`` grows while the lock is held, and not in ``blocking``."""
+    shared = CooperativeLock()
+    assert shared.worked == 0
+    with shared.held():
+        until(lambda: shared.worked > 0.01)
         with blocking():
-            worked = turn.worked
+            worked = shared.worked
             threading.Event().wait(0.02)
-            assert turn.worked == worked
-    assert turn.worked >= worked
+            assert shared.worked == worked
+    assert shared.worked >= worked
 
 
-def test_the_turn_is_held_once() -> None:
-    """What works in turn may call what does so, too: it goes on, and gives the turn up once."""
-    turn, other = CooperativeLock(), CooperativeLock()
-    lock = turn._lock
-    with turn.held():
-        with turn.held():
-            assert turn._lock is lock, 'it waited for itself, until it was passed over'
+def test_the_lock_is_reentrant() -> None:
+    """A holder may take the lock again, and releases it once."""
+    shared, other = CooperativeLock(), CooperativeLock()
+    lock = shared._lock
+    with shared.held():
+        with shared.held():
+            assert shared._lock is lock, 'it waited for itself, until it ran out of patience'
             with blocking():
                 assert not lock.locked()
         assert lock.locked()
@@ -265,40 +279,40 @@ def test_the_turn_is_held_once() -> None:
     assert not lock.locked()
 
 
-def test_who_takes_long_is_passed_over() -> None:
-    """The others do not wait for it, once they have; afterwards there is one turn again."""
-    turn = CooperativeLock()
+def test_a_slow_holder_does_not_block_the_others() -> None:
+    """Others work beside a slow holder after LOCK_PATIENCE; afterwards there is one lock again."""
+    shared = CooperativeLock()
     started, go_on = threading.Event(), threading.Event()
 
     def slow() -> None:
-        with turn.held():
+        with shared.held():
             started.set()
             go_on.wait(10)
 
     thread = threading.Thread(target=slow, daemon=True)
     thread.start()
     started.wait(10)
-    late = turn._lock
-    with turn.held():
-        assert turn._lock is not late
-        assert turn._lock.locked()
+    late = shared._lock
+    with shared.held():
+        assert shared._lock is not late
+        assert shared._lock.locked()
         go_on.set()
         thread.join(10)
         assert not late.locked()
-        assert turn._lock.locked(), 'the one who was late has not given back what is not his'
-    assert not turn._lock.locked()
-    assert turn.worked > 0
+        assert shared._lock.locked(), 'the slow holder has released a lock that it did not hold'
+    assert not shared._lock.locked()
+    assert shared.worked > 0
 
 
-def test_who_waited_for_one_that_was_late_waits_for_the_turn() -> None:
-    """What he gets from the one who was late is nothing to work with."""
-    turn, told = CooperativeLock(), []
-    late = turn._lock
+def test_a_lock_that_was_replaced_is_not_used() -> None:
+    """A thread that acquires a lock which was replaced meanwhile waits for the new one."""
+    shared, order = CooperativeLock(), []
+    late = shared._lock
     late.acquire()
     wanted = threading.Event()
 
     class Watched:
-        """The lock of one who is late, which tells when somebody else waits for it."""
+        """The lock of a slow holder; it shows that another thread waits for it."""
 
         def acquire(self, timeout: float) -> bool:
             wanted.set()
@@ -308,67 +322,67 @@ def test_who_waited_for_one_that_was_late_waits_for_the_turn() -> None:
             late.release()
 
     def other() -> None:
-        with turn.held():
-            told.append('other')
+        with shared.held():
+            order.append('other')
 
     watched: Any = Watched()
-    turn._lock = watched
+    shared._lock = watched
     thread = threading.Thread(target=other, daemon=True)
     thread.start()
     wanted.wait(10)
-    turn._lock = threading.Lock()
-    with turn.held():
+    shared._lock = threading.Lock()
+    with shared.held():
         late.release()
         thread.join(0.02)
-        told.append('first')
+        order.append('first')
     thread.join(10)
-    assert told == ['first', 'other']
+    assert order == ['first', 'other']
     assert not late.locked()
 
 
-def test_who_computes_has_the_turn() -> None:
-    """Whoever uses the processor may have it again at once."""
-    turn = CooperativeLock()
+def test_a_borrower_that_computes_has_the_lock() -> None:
+    """A borrower that uses the CPU may borrow again at once."""
+    shared = CooperativeLock()
     for _ in range(3):
-        with turn.borrowed() as in_turn:
-            assert in_turn
-            assert turn._lock.locked()
+        with shared.borrowed() as locked:
+            assert locked
+            assert shared._lock.locked()
             end = time.thread_time() + 0.005
             while time.thread_time() < end:
                 pass
-        if turn._lends_at:  # this machine had no time for us
-            turn._lends_at = 0.0
-        assert not turn._lock.locked()
+        if shared._lends_at:  # this machine was busy
+            shared._lends_at = 0.0
+        assert not shared._lock.locked()
 
 
-def test_who_mostly_waits_works_beside_the_others() -> None:
-    """For a while, whatever he waited for, and though it has failed."""
-    turn = CooperativeLock()
+def test_a_borrower_that_waits_works_without_the_lock() -> None:
+    """A borrower that mostly waited may not borrow for a while, even if it raised."""
+    shared = CooperativeLock()
 
     def wait() -> None:
-        with turn.borrowed() as in_turn:
-            assert in_turn
+        with shared.borrowed() as locked:
+            assert locked
             time.sleep(0.05)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         wait()
-    assert not turn._lock.locked()
-    with turn.borrowed() as in_turn:
-        assert not in_turn
-        assert not turn._lock.locked()
-    turn._lends_at = 0.0
-    with turn.borrowed() as in_turn:
-        assert in_turn
+    assert not shared._lock.locked()
+    with shared.borrowed() as locked:
+        assert not locked
+        assert not shared._lock.locked()
+    shared._lends_at = 0.0
+    with shared.borrowed() as locked:
+        assert locked
 
 
-def test_a_turn_that_was_held_at_a_fork() -> None:
-    """In the child nobody will give it back: it is passed over."""
-    turn = CooperativeLock()
-    turn._lock.acquire()
+def test_a_lock_that_was_held_at_a_fork() -> None:
+    """No thread of a child releases it, so the child replaces it."""
+    shared = CooperativeLock()
+    shared._lock.acquire()
 
     def work() -> None:
-        with turn.held():
+        with shared.held():
             pass
 
     assert reap(forked(work)) == 0

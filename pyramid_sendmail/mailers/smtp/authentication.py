@@ -1,119 +1,156 @@
-"""Saying who we are (RFC 4954): one mechanism, one attempt."""
+"""Authentication with AUTH (RFC 4954): one mechanism and one attempt for each connection."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 from ...envelope import Reply
 from .connection import SMTPConnection
 
-__all__ = ['Bearer', 'Credentials', 'Identity', 'Token', 'mechanism']
+__all__ = [
+    'Bearer',
+    'Credentials',
+    'Identity',
+    'Token',
+    'TokenFile',
+    'choose_mechanism',
+    'make_identity',
+]
 
 Token = Callable[[], str]
-"""Returns an access token that is good now."""
+"""Returns an access token that is valid now."""
 
-_COMMAND_LIMIT = 510
-"""Octets of a command without its line end (RFC 5321, 4.5.3.1.4)."""
+_MAX_COMMAND_BYTES = 510
+"""Bytes of a command without its line end (RFC 5321, 4.5.3.1.4)."""
 
-_STATUS_LIMIT = 20
+_MAX_STATUS_CHARACTERS = 20
 
 _TOKEN = re.compile(r'[A-Za-z0-9._~+/-]+=*')  # RFC 6750, 2.1
 
 
-def mechanism(offered: str, spoken: tuple[str, ...]) -> str | None:
-    """Choose among the mechanisms that the relay's EHLO names, by the order of ours."""
+def make_identity(
+    username: str | None, password: str | None = None, token: Token | None = None
+) -> Identity | None:
+    """Return the identity for a user name with a password or a token; None without a user name.
+
+    Raises ValueError if they do not go together.
+    """
+    if token is not None and (password or not username):
+        raise ValueError('a token goes with a user name, and without a password')
+    if token is None and bool(username) != bool(password):
+        raise ValueError('mail.username and mail.password need each other')
+    if not username:
+        return None
+    return Bearer(username, token) if token else Credentials(username, password or '')
+
+
+def choose_mechanism(offered: str, supported: tuple[str, ...]) -> str | None:
+    """Return the first of the ``supported`` mechanisms that the relay offers, or None."""
     names = offered.upper().split()
-    return next((name for name in spoken if name in names), None)
+    return next((name for name in supported if name in names), None)
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class Credentials:
-    """A user name and a password, which shows neither."""
+    """A user name and a password; the repr shows neither."""
 
-    __slots__ = ('_password', '_username')
+    username: str
+    password: str
 
-    mechanisms = ('PLAIN', 'LOGIN')
-    """The preferred one first. Both show the password: never without TLS."""
+    secret_name: ClassVar[str] = 'password'
 
-    options = 'mail.username and mail.password'
+    mechanisms: ClassVar[tuple[str, ...]] = ('PLAIN', 'LOGIN')
+    """The preferred one first. Both send the password in plain text: never without TLS."""
 
-    def __init__(self, username: str, password: str) -> None:
-        if '\0' in username + password:
+    options: ClassVar[str] = 'mail.username and mail.password'
+    """Where the user sets them."""
+
+    def __post_init__(self) -> None:
+        if '\0' in self.username + self.password:
             raise ValueError('mail.username and mail.password cannot hold a NUL character')
-        self._username = username
-        self._password = password
 
     def __repr__(self) -> str:
         return 'Credentials(...)'
 
     def proof(self) -> Credentials:
-        """They are their own."""
+        """Return what to present on one connection: the credentials themselves."""
         return self
 
     def present(self, connection: SMTPConnection, mechanism: str, timeout: float) -> Reply:
-        """Run the exchange and return the relay's last word. Raises ConnectionLost."""
+        """Run the AUTH exchange and return the relay's last reply. Raises ConnectionLost."""
         responses = self._responses(mechanism)
         reply = _begin(connection, mechanism, responses, timeout)
-        # '*' cancels an exchange that asks for more than there is to say.
+        # '*' cancels an exchange in which the relay asks for more.
         for response in (*responses, '*'):
             if reply.code // 100 != 3:
                 break
-            reply = _ask(connection, response, timeout)
+            reply = _send_line(connection, response, timeout)
         return reply
 
     def hide(self, text: str) -> str:
-        """Return a relay's text without the secrets that it may echo."""
-        return _hidden(text, self.secrets)
+        """Return a relay's text with the secrets masked that it may echo."""
+        return _masked(text, self.secrets)
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must not be shown, the longest first."""
-        # What was read has no blanks at its ends.
-        passwords = {self._password, self._password.strip()} - {''}
+        """The strings to mask, the longest first."""
+        # Replies are stripped, so the password may come back without its outer blanks.
+        passwords = {self.password, self.password.strip()} - {''}
         return _longest_first({*passwords, *self._responses('PLAIN'), *self._responses('LOGIN')})
 
     def _responses(self, mechanism: str) -> list[str]:
-        user, password = self._username.encode(), self._password.encode()
+        user, password = self.username.encode(), self.password.encode()
         raw = [b'\0' + user + b'\0' + password] if mechanism == 'PLAIN' else [user, password]
-        return [_encoded(response) for response in raw]
+        return [_base64(response) for response in raw]
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class Bearer:
-    """A user name, and what gives an access token; by XOAUTH2, which large providers speak."""
+    """A user name and a function that returns an access token; by XOAUTH2."""
 
-    __slots__ = ('_token', '_username')
+    username: str
+    token: Token
 
-    mechanisms = ('XOAUTH2',)
+    secret_name: ClassVar[str] = 'token'
 
-    options = 'the user name, and token_file= or token= in mail.url'
+    mechanisms: ClassVar[tuple[str, ...]] = ('XOAUTH2',)
+    """The large providers offer it; OAUTHBEARER (RFC 7628) is rare."""
 
-    def __init__(self, username: str, token: Token) -> None:
-        if re.search(r'[\x00-\x1f\x7f]', username):
+    options: ClassVar[str] = 'the user name, and token_file= or token= in mail.url'
+    """Where the user sets them."""
+
+    def __post_init__(self) -> None:
+        if re.search(r'[\x00-\x1f\x7f]', self.username):
             raise ValueError('the user name beside a token cannot hold control characters')
-        self._username = username
-        self._token = token
 
     def __repr__(self) -> str:
         return 'Bearer(...)'
 
     def proof(self) -> BearerProof:
-        """Ask for the token of now. Raises ValueError for what is none, and what it raises."""
-        token = self._token()
+        """Return what to present on one connection, with a token that is valid now.
+
+        Raises ValueError if the function returned no token, and whatever it raises.
+        """
+        token = self.token()
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-            raise ValueError('what it gave is no access token (RFC 6750, 2.1)')
-        return BearerProof(self._username, token)
+            raise ValueError('what it returned is no access token (RFC 6750, 2.1)')
+        return BearerProof(self.username, token)
 
 
 class BearerProof:
-    """A user name and an access token, which shows neither."""
+    """A user name and an access token; the repr shows neither."""
 
     __slots__ = ('_response', '_token')
 
     def __init__(self, username: str, token: str) -> None:
         self._token = token
-        self._response = _encoded(f'user={username}\1auth=Bearer {token}\1\1'.encode())
+        self._response = _base64(f'user={username}\1auth=Bearer {token}\1\1'.encode())
 
     def __repr__(self) -> str:
         return 'BearerProof(...)'
@@ -123,32 +160,61 @@ class BearerProof:
         responses = [self._response]
         reply = _begin(connection, mechanism, responses, timeout)
         if responses and reply.code // 100 == 3:
-            reply = _ask(connection, responses.pop(), timeout)
+            reply = _send_line(connection, responses.pop(), timeout)
         if reply.code // 100 != 3:
             return reply
-        # The challenge tells what is wrong; an empty line has the relay refuse.
-        status = self.hide(_status(reply.text))[:_STATUS_LIMIT]
+        # The challenge says what is wrong; after an empty line the relay refuses.
+        status = self.hide(_status(reply.text))[:_MAX_STATUS_CHARACTERS]
         problem = f'status {status}' if status else 'the relay did not say why'
-        reply = _ask(connection, '', timeout)
+        reply = _send_line(connection, '', timeout)
         if reply.code // 100 == 3:
-            reply = _ask(connection, '*', timeout)
+            reply = _send_line(connection, '*', timeout)
         return Reply(reply.code, f'{reply.text} ({problem})')
 
     def hide(self, text: str) -> str:
         """See Credentials."""
-        return _hidden(text, self.secrets)
+        return _masked(text, self.secrets)
 
     @property
     def secrets(self) -> tuple[str, ...]:
         """See Credentials."""
-        return _longest_first({self._token, self._response, _encoded(self._token.encode())})
+        return _longest_first({self._token, self._response, _base64(self._token.encode())})
 
 
 Identity = Credentials | Bearer
 
 
+class TokenFile:
+    """Returns the access token in a file, which another program renews (RFC 6749, 1.4).
+
+    ``path``: absolute. Each call reads the first line. Raises ValueError, naming the file, if it
+    cannot be read or the line is empty.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.fspath(path)
+        if not os.path.isabs(self._path):
+            raise ValueError(f'token_file={self._path} is not absolute')
+
+    def __repr__(self) -> str:
+        return f'TokenFile({self._path!r})'
+
+    def __call__(self) -> str:
+        try:
+            with open(self._path, encoding='ascii') as file:
+                token = file.readline().strip()
+        except OSError as error:
+            raise ValueError(f'token_file={self._path}: {error.strerror}') from error
+        except UnicodeDecodeError:
+            # The error quotes what was read: do not chain it.
+            raise ValueError(f'token_file={self._path} is not ASCII') from None
+        if not token:
+            raise ValueError(f'token_file={self._path} has an empty first line')
+        return token
+
+
 def _status(challenge: str) -> str:
-    """What the relay's JSON says is the status of a token, or ''."""
+    """Return the status in the JSON of a challenge, or ''."""
     try:
         status = str(json.loads(b64decode(challenge, validate=True))['status'])
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -160,26 +226,26 @@ def _longest_first(secrets: set[str]) -> tuple[str, ...]:
     return tuple(sorted(secrets, key=len, reverse=True))
 
 
-def _hidden(text: str, secrets: tuple[str, ...]) -> str:
+def _masked(text: str, secrets: tuple[str, ...]) -> str:
     for secret in secrets:
         text = text.replace(secret, '***')
     return text
 
 
-def _encoded(response: bytes) -> str:
+def _base64(response: bytes) -> str:
     return b64encode(response).decode('ascii')
 
 
 def _begin(
     connection: SMTPConnection, mechanism: str, responses: list[str], timeout: float
 ) -> Reply:
-    """Say AUTH, with the first response if there is room for it."""
+    """Send AUTH, with the first response if the line has room for it."""
     command = f'AUTH {mechanism}'
-    if mechanism != 'LOGIN' and len(command) + 1 + len(responses[0]) <= _COMMAND_LIMIT:
+    if mechanism != 'LOGIN' and len(command) + 1 + len(responses[0]) <= _MAX_COMMAND_BYTES:
         command += f' {responses.pop(0)}'
-    return _ask(connection, command, timeout)
+    return _send_line(connection, command, timeout)
 
 
-def _ask(connection: SMTPConnection, line: str, timeout: float) -> Reply:
+def _send_line(connection: SMTPConnection, line: str, timeout: float) -> Reply:
     connection.write(line.encode('ascii') + b'\r\n')
     return connection.reply(timeout)

@@ -1,27 +1,27 @@
-"""Several mails under way on a connection at once, by CHUNKING (RFC 3030).
+"""A session with several mails in flight, by CHUNKING (RFC 3030).
 
-BDAT says how long a text is, so that nobody need be asked before it comes: MAIL, RCPT, BDAT and the
-text of one mail after the other leave without waiting for answers. These come in the same order,
-and mean what they mean in lock-step, but that the text has left already:
+BDAT announces the length of a text, so the text need not wait for a reply: MAIL, RCPT, BDAT and
+text leave for one mail after the other without waiting. The replies come in the same order and mean
+what they mean in SMTPSession, except that the text has left already:
 
 =============================  =============================================================
-answer                         outcome
+reply                          outcome
 =============================  =============================================================
-the road is closed, 452 at     nobody has got the mail: MailerUnavailable, if nobody has got
-MAIL                           one behind it either; else deferred
-lost, and all of the text      ambiguous for all who were not refused, with those behind it
-may have left
-lost, and it has not; or the   MailerUnavailable: the mail is untouched
-relay has said 421 before it
-hung up
+a session failure, or 452 to   MailerUnavailable if no mail behind it was accepted either; else
+MAIL                           deferred
+lost, and all of the text      ambiguous for all recipients that were not refused, and for the
+may have left                  mails behind it
+lost, and the text has not     MailerUnavailable: the mail is untouched
+left; or the relay sent 421
+before it hung up
 =============================  =============================================================
 
-A relay to which a text comes although its transaction was refused reads it, throws it away and
-refuses it as well. RSET stands in front of each MAIL, and costs no round trip.
+A relay whose reply refused the transaction reads the text that comes anyway, discards it and
+refuses it as well. RSET stands in front of each MAIL and costs no round trip.
 
-The first mail is asked about before its text leaves: of a connection that has died in silence
-nothing is in doubt. Large mail, and mail to many recipients, goes by DATA while nothing else is
-under way; so does the rest of a mail to more recipients than the relay takes in one go.
+The first mail waits for the replies to its RCPTs before its text leaves: if the connection has
+died unnoticed, no mail is in doubt. Large mail, and mail to many recipients, goes by DATA while
+nothing is in flight; so does the rest of a mail to more recipients than the relay takes at once.
 """
 
 from __future__ import annotations
@@ -29,89 +29,83 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-from ...envelope import BLOCK, Outcome, Reply, Verdict
+from ...envelope import BLOCK_SIZE, Outcome, Reply, Verdict
 from ...exceptions import MailerUnavailable, QueueError
 from .connection import ConnectionLost
-from .extensions import SessionOptions, closes, is_crowded, refusal
-from .session import WINDOW, Sealing, SMTPSession
-from .transaction import Command, EnvelopeSource, MailTransaction
+from .extensions import (
+    final_verdict,
+    is_session_failure,
+    is_session_full,
+    session_failure_reason,
+)
+from .session import SMTPSession
+from .transaction import MAX_PIPELINED_COMMANDS, Command, EnvelopeSource, MailTransaction
 
-__all__ = ['ChunkingSession']
+__all__ = ['MAX_BYTES_IN_FLIGHT', 'ChunkingSession']
 
-OCTETS = 4 * BLOCK
-"""Octets of text that are under way at most: what is in doubt when the line is lost."""
+MAX_BYTES_IN_FLIGHT = 4 * BLOCK_SIZE
+"""Bytes of text in flight at most: what becomes ambiguous if the connection is lost."""
 
-_AROUND = 3
-"""Commands of a mail besides its RCPTs: RSET, MAIL, BDAT."""
+_COMMANDS_BESIDE_RCPT = 3  # RSET, MAIL, BDAT
 
 
 @dataclass(slots=True)
-class Underway:
+class InFlight:
     """A mail whose text has left, or is about to.
 
-    ``due``: answers that are to come. ``left``: whether its last octet may have left.
-    ``closed``: why it could not be sent, without anybody's fault; and if the connection is stale.
+    ``replies_due``: how many replies are still to come. ``may_have_left``: whether the last byte
+    of its text may have left. ``session_failure``: a reason that is not the mail's fault, and
+    whether the connection was stale.
     """
 
     mail: MailTransaction
-    due: int = 0
-    left: bool = True
-    closed: tuple[str, bool] | None = None
+    replies_due: int = 0
+    may_have_left: bool = True
+    session_failure: tuple[str, bool] | None = None
 
     @property
     def settled(self) -> bool:
-        return not (self.due or self.closed or self.mail.todo)
+        return not (self.replies_due or self.session_failure or self.mail.todo)
 
-    def untouched(self, carried: bool) -> bool:
-        """Whether the mail may be sent once more as if nothing had been; see SMTPSession."""
-        return (
-            self.closed is not None
-            and not self.mail.ambiguous
-            and (carried or not self.mail.refused)
-        )
+    def is_untouched(self, has_answered: bool) -> bool:
+        """See MailTransaction."""
+        return self.session_failure is not None and self.mail.is_untouched(has_answered)
 
 
 @dataclass(slots=True)
 class Flight:
-    """What is under way, in order, and what has come of it.
+    """The mails in flight, in order, and what has ended the flight.
 
-    ``ending``: nothing more is to join. ``farewell``: what the relay has said as it closes.
+    ``complete``: no more mail joins. ``closing_reply``: the 421 by which the relay announced that
+    it closes. ``queue_error``: raised by the queue; raised again when every mail has its outcome.
     """
 
     source: EnvelopeSource
-    before_final_dot: Sealing | None
-    mails: deque[Underway] = field(default_factory=deque)
-    ending: bool = False
-    farewell: str = ''
+    mails: deque[InFlight] = field(default_factory=deque)
+    complete: bool = False
+    closing_reply: str = ''
     lost: ConnectionLost | None = None
     hung_up: bool = False
-    trouble: QueueError | None = None
+    queue_error: QueueError | None = None
 
     @property
-    def octets(self) -> int:
-        return sum(each.mail.envelope.size for each in self.mails if each.due)
+    def bytes_in_flight(self) -> int:
+        return sum(each.mail.envelope.size for each in self.mails if each.replies_due)
 
 
 class ChunkingSession(SMTPSession):
     """See SMTPSession; for a relay that offers PIPELINING and CHUNKING."""
 
-    def __init__(self, *arguments: Any, options: SessionOptions, **named: Any) -> None:
-        super().__init__(*arguments, options=options, **named)
-        self._mails = options.window
-
-    def _turn(
-        self, mail: MailTransaction, source: EnvelopeSource, before_final_dot: Sealing | None
-    ) -> Iterator[Outcome]:
-        if not (mail.todo and self._is_light(mail)):
-            yield from super()._turn(mail, source, before_final_dot)
+    def _send_mail(self, mail: MailTransaction, source: EnvelopeSource) -> Iterator[Outcome]:
+        if not (mail.todo and self._may_share(mail)):
+            yield from super()._send_mail(mail, source)
             return
-        flight = Flight(source, before_final_dot)
+        flight = Flight(source)
         try:
-            self._ask(mail)
-            if mail.accepted and self._over is None:
-                self._fill(flight, self._sealed(flight, mail, mail.accepted))
+            self._ask_recipients(mail)
+            if mail.accepted and self._end_reason is None:
+                self._fill(flight, self._join(flight, mail, mail.accepted))
         except MailerUnavailable:
             raise
         except BaseException:
@@ -120,194 +114,200 @@ class ChunkingSession(SMTPSession):
         if not flight.mails:
             yield mail.outcome
             return
-        yield from self._fly(flight)
+        yield from self._pump(flight)
 
-    def _follower(self, mail: MailTransaction, source: EnvelopeSource) -> MailTransaction | None:
+    def _next_pipelined(
+        self, mail: MailTransaction, source: EnvelopeSource
+    ) -> MailTransaction | None:
         return mail if mail.todo else None
 
-    def _is_light(self, mail: MailTransaction) -> bool:
-        """Whether it may share the line."""
+    def _may_share(self, mail: MailTransaction) -> bool:
+        """Return whether the mail is small enough to be in flight with others."""
         recipients = len(mail.todo)
         return (
-            mail.envelope.size <= BLOCK
-            and recipients <= self._max_recipients
-            and recipients + _AROUND <= WINDOW
+            mail.envelope.size <= BLOCK_SIZE
+            and recipients <= self._options.max_recipients
+            and recipients + _COMMANDS_BESIDE_RCPT <= MAX_PIPELINED_COMMANDS
         )
 
-    def _ask(self, mail: MailTransaction) -> None:
-        """Have the recipients of the first mail accepted."""
+    def _ask_recipients(self, mail: MailTransaction) -> None:
+        """Send MAIL and RCPT for the first mail and read the replies."""
         try:
-            self._open(mail, data=False)
-            self._converse(mail)
+            self._prepare_commands(mail, data=False)
+            self._exchange(mail)
             mail.opened = False
-            self._carried = self._carried or not mail.accepted
+            self._has_answered = self._has_answered or not mail.accepted
         except ConnectionLost as lost:
-            self._bear(mail, lost)
+            self._on_connection_lost(mail, lost)
 
-    def _fly(self, flight: Flight) -> Iterator[Outcome]:
-        """Keep the window full, and yield what comes of each mail."""
+    def _pump(self, flight: Flight) -> Iterator[Outcome]:
+        """Keep the flight full, read replies, and yield each mail's outcome in order."""
         while True:
             while flight.mails and flight.mails[0].settled:
                 yield flight.mails.popleft().mail.outcome
             try:
-                if not (flight.ending or self._wire.unread):
+                if not (flight.complete or self._connection.unread):
                     self._fill(flight)
-                if not self._said:
+                if not self._awaiting_reply:
                     break
-                self._hear(flight)
+                self._read_next_reply(flight)
             except BaseException:
                 self.abandon()
                 raise
-        untouched = self._land(flight)
+        untouched = self._finish(flight)
         for each in flight.mails:
-            if each.mail.todo and self._over is not None:
-                self._lose(each.mail, self._over[0])
+            if each.mail.todo and self._end_reason is not None:
+                self._defer_rest(each.mail, self._end_reason[0])
             try:
-                # What is left of a mail to many goes by DATA, now that it can.
-                yield from super()._turn(each.mail, flight.source, flight.before_final_dot)
+                # The rest of a mail to many recipients goes by DATA, now that nothing is in flight.
+                yield from super()._send_mail(each.mail, flight.source)
             except QueueError as error:
-                # Those behind it have had their answers.
-                flight.trouble = flight.trouble or error
-        if flight.trouble is not None:
-            raise flight.trouble
+                # The mails behind it have their replies: yield their outcomes first.
+                flight.queue_error = flight.queue_error or error
+        if flight.queue_error is not None:
+            raise flight.queue_error
         if untouched is not None:
             reason, stale = untouched
             self._unavailable(reason, stale=stale)
 
     def _fill(self, flight: Flight, texts: bytes = b'') -> None:
-        """Have as many mails leave as the window has room for, behind these texts."""
+        """Write ``texts``, and as many mails behind it as there is room for."""
         group, length = [texts], len(texts)
         ends = [(each, length) for each in flight.mails if texts]
         try:
-            while (mail := self._next(flight)) is not None:
-                text = self._sealed(flight, mail, mail.todo)
+            while (mail := self._next_to_join(flight)) is not None:
+                text = self._join(flight, mail, mail.todo)
                 group.append(text)
                 length += len(text)
                 ends.append((flight.mails[-1], length))
         except QueueError as error:
-            flight.trouble, flight.ending = error, True
+            flight.queue_error, flight.complete = error, True
         if length:
             try:
-                self._wire.write(b''.join(group))
+                self._connection.write(b''.join(group))
             except ConnectionLost as lost:
-                flight.lost, flight.ending = lost, True
+                flight.lost, flight.complete = lost, True
                 for each, end in ends:
-                    each.left = end <= length - lost.unsent
+                    each.may_have_left = end <= length - lost.unsent
 
-    def _next(self, flight: Flight) -> MailTransaction | None:
-        """The mail that may join, if there is one by now."""
-        mail = None if flight.ending else flight.source.peek()
-        if mail is None or not self._is_light(mail):
-            flight.ending = True
+    def _next_to_join(self, flight: Flight) -> MailTransaction | None:
+        """Take the next mail, if there is one now and it may join the flight."""
+        mail = None if flight.complete else flight.source.peek()
+        if mail is None or not self._may_share(mail):
+            flight.complete = True
         elif (
-            len(flight.mails) < self._mails
-            and len(self._said) + len(mail.todo) + _AROUND <= WINDOW
-            and flight.octets + mail.envelope.size <= OCTETS
+            len(flight.mails) < self._options.window
+            and len(self._awaiting_reply) + len(mail.todo) + _COMMANDS_BESIDE_RCPT
+            <= MAX_PIPELINED_COMMANDS
+            and flight.bytes_in_flight + mail.envelope.size <= MAX_BYTES_IN_FLIGHT
         ):
             return flight.source.take()
         return None
 
-    def _sealed(self, flight: Flight, mail: MailTransaction, recipients: list[str]) -> bytes:
-        """What leaves for a mail that joins; somebody has written down that it does."""
+    def _join(self, flight: Flight, mail: MailTransaction, recipients: list[str]) -> bytes:
+        """Add a mail to the flight and return its commands and text.
+
+        ``before_final_dot`` is called before they are returned.
+        """
         if not recipients:
             # This relay cannot be asked about any of them.
-            flight.mails.append(Underway(mail))
+            flight.mails.append(InFlight(mail))
             return b''
-        if flight.before_final_dot is not None:
-            flight.before_final_dot(mail.envelope, tuple(recipients))
+        flight.source.before_final_dot(mail, recipients)
         if not mail.accepted:
-            self._open(mail, data=False, reset=True)
+            self._prepare_commands(mail, data=False, reset=True)
             mail.opened = False
         raw = mail.envelope.raw
-        self._unsaid.append(Command('BDAT', b'BDAT %d LAST\r\n' % len(raw)))
-        flight.mails.append(Underway(mail, len(self._unsaid)))
-        lines = [command.line for command in self._unsaid]
-        self._said.extend(self._unsaid)
-        self._unsaid.clear()
+        self._unsent.append(Command('BDAT', b'BDAT %d LAST\r\n' % len(raw)))
+        flight.mails.append(InFlight(mail, len(self._unsent)))
+        lines = [command.line for command in self._unsent]
+        self._awaiting_reply.extend(self._unsent)
+        self._unsent.clear()
         return b''.join((*lines, raw))
 
-    def _hear(self, flight: Flight) -> None:
-        """Hear the next answer."""
-        each = next(each for each in flight.mails if each.due)
-        command = self._said.popleft()
+    def _read_next_reply(self, flight: Flight) -> None:
+        each = next(each for each in flight.mails if each.replies_due)
+        command = self._awaiting_reply.popleft()
         timeout = self._timeouts.final if command.verb == 'BDAT' else self._timeouts.command
-        if flight.lost is not None or flight.farewell:
+        if flight.lost is not None or flight.closing_reply:
             timeout = self._timeouts.quit
         try:
-            reply = self._wire.reply(timeout)
-            self._expect_silence()
-            self._note(flight, each, command, reply)
-            each.due -= 1
+            reply = self._connection.reply(timeout)
+            self._check_nothing_unread()
+            self._apply_flight_reply(flight, each, command, reply)
+            each.replies_due -= 1
         except ConnectionLost as lost:
-            flight.lost, flight.ending = flight.lost or lost, True
+            flight.lost, flight.complete = flight.lost or lost, True
             flight.hung_up = lost.hung_up
-            self._said.clear()
+            self._awaiting_reply.clear()
 
-    def _note(self, flight: Flight, each: Underway, command: Command, reply: Reply) -> None:
+    def _apply_flight_reply(
+        self, flight: Flight, each: InFlight, command: Command, reply: Reply
+    ) -> None:
+        """Record what a reply means for a mail in flight."""
         verb, mail = command.verb, each.mail
         if reply.code == 421:
-            flight.farewell = flight.farewell or f'{verb} was answered {reply}'
-            flight.ending = True
+            flight.closing_reply = flight.closing_reply or f'{verb} was answered {reply}'
+            flight.complete = True
         if reply.code // 100 not in (2, 4, 5):
             raise ConnectionLost(f'the relay answered {verb} with {reply}')
         if verb == 'BDAT':
-            self._carried, self._begun = True, reply.code >= 400
+            self._has_answered, self._in_transaction = True, reply.code >= 400
             recipients, mail.accepted = mail.accepted, []
             if recipients:
                 mail.ambiguous = True
-                positive = reply.code < 400
-                mail.give(recipients, Verdict('delivered', reply) if positive else refusal(reply))
-        elif verb == 'RCPT' and not self._begun:
-            return  # as it was to be expected
-        elif closes(reply) or (verb == 'MAIL' and reply.code == 452 and is_crowded(reply)):
-            each.closed = each.closed or (
-                f'{verb} was answered {reply}',
+                mail.set_verdict(recipients, final_verdict(reply))
+        elif verb == 'RCPT' and not self._in_transaction:
+            return  # MAIL was refused, and so is RCPT
+        elif is_session_failure(reply) or (verb == 'MAIL' and is_session_full(reply)):
+            each.session_failure = each.session_failure or (
+                session_failure_reason(verb, reply, secure=self._connection.secure),
                 reply.code in (421, 452),
             )
-            self._begun = self._begun and verb == 'RCPT'
-            flight.ending = True
+            self._in_transaction = self._in_transaction and verb == 'RCPT'
+            flight.complete = True
         else:
-            self._heed(mail, command, reply)
-            flight.ending = flight.ending or bool(mail.todo)
+            self._apply_reply(mail, command, reply)
+            flight.complete = flight.complete or bool(mail.todo)
 
-    def _land(self, flight: Flight) -> tuple[str, bool] | None:
-        """Nothing more is heard. Have verdicts for all, but for the last mails if they are
-        untouched: these are taken off; return why they are, and whether the connection is stale."""
+    def _finish(self, flight: Flight) -> tuple[str, bool] | None:
+        """Give verdicts to all mails when no more replies come, except to the untouched last ones.
+
+        These leave the flight. Return why they are untouched, and whether the connection was stale.
+        """
         mails, reason = flight.mails, f'the connection was lost: {flight.lost}'
         for each in mails:
-            if each.due and not each.mail.decided:
-                self._judge(flight, each, reason)
-        closed = next((each.closed for each in mails if each.closed), None)
+            if each.replies_due and not each.mail.decided:
+                self._lost_in_flight(flight, each, reason)
+        failure = next((each.session_failure for each in mails if each.session_failure), None)
         if flight.lost is not None:
-            self._break(reason)
-        elif flight.farewell or closed:
-            self._wire.lost = bool(flight.farewell)
-            told, stale = closed or (flight.farewell, True)
-            self._end(told, stale=stale)
+            self._drop(reason)
+        elif flight.closing_reply or failure:
+            self._connection.lost = bool(flight.closing_reply)
+            end_reason, stale = failure or (flight.closing_reply, True)
+            self._end(end_reason, stale=stale)
         behind = []
-        while mails and (mails[-1].untouched(self._carried) or not mails[-1].mail.asked):
+        while mails and (mails[-1].is_untouched(self._has_answered) or not mails[-1].mail.asked):
             behind.append(mails.pop())
-        untouched = [each for each in behind if each.closed]
+        untouched = [each for each in behind if each.session_failure]
         if not untouched:
-            # Only mail that this relay cannot be asked about.
+            # Only mail that this relay cannot be asked about: it has its verdicts.
             mails.extend(reversed(behind))
         for each in mails:
-            if each.closed:
-                verdict = Verdict('deferred', None, f'{self.name}: {each.closed[0]}')
-                for recipient in each.mail.asked:
-                    each.mail.verdicts.setdefault(recipient, verdict)
-        return untouched[-1].closed if untouched else None
+            if each.session_failure:
+                verdict = Verdict('deferred', None, f'{self.name}: {each.session_failure[0]}')
+                each.mail.set_missing_verdicts(each.mail.asked, verdict)
+        return untouched[-1].session_failure if untouched else None
 
-    def _judge(self, flight: Flight, each: Underway, reason: str) -> None:
-        """The line was lost before a mail had its last answer."""
-        if not each.left:
-            each.closed = each.closed or (reason, True)
-        elif flight.farewell and flight.hung_up:
-            each.closed = each.closed or (flight.farewell, True)
+    def _lost_in_flight(self, flight: Flight, each: InFlight, reason: str) -> None:
+        """The connection was lost before a mail had its last reply."""
+        if not each.may_have_left:
+            each.session_failure = each.session_failure or (reason, True)
+        elif flight.closing_reply and flight.hung_up:
+            each.session_failure = each.session_failure or (flight.closing_reply, True)
         else:
-            each.closed = None
+            each.session_failure = None
             verdict = Verdict(
                 'ambiguous', None, f'{self.name}: no answer to the whole message: {flight.lost}'
             )
-            for recipient in each.mail.asked:
-                each.mail.verdicts.setdefault(recipient, verdict)
+            each.mail.set_missing_verdicts(each.mail.asked, verdict)

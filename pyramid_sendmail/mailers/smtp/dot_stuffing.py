@@ -1,4 +1,4 @@
-"""The text of a mail as it follows DATA (RFC 5321, 4.5.2)."""
+"""The text of a mail as it follows DATA, with dots doubled (RFC 5321, 4.5.2)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ __all__ = ['stuffed']
 
 
 def stuffed(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the blocks with dots doubled at line starts; CRLF.CRLF comes with the last of them."""
-    # A text begins as a line does.
+    """Yield the blocks with dots at line starts doubled; the last block ends with CRLF.CRLF."""
+    # The text begins at a line start.
     before, held = b'\r\n', b''
     for block in blocks:
         if held:
@@ -20,7 +20,7 @@ def stuffed(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _doubled(before: bytes, block: bytes) -> bytes:
-    """``before``: the two octets in front of the block."""
+    """Return the block with its dots doubled; ``before``: the two bytes in front of it."""
     if b'.' not in block:
         return block
     text = block.replace(b'\r\n.', b'\r\n..')

@@ -1,66 +1,39 @@
-"""What a relay offers, what we want of it, and the commands that follow (RFC 5321, 2.2)."""
+"""What a relay offers, the commands that it understands, and what its refusals mean."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from ...envelope import Envelope, Reply, Verdict
-from ..path_syntax import is_path
+from ..path_syntax import is_valid_path
+from .options import SessionOptions
 
-__all__ = ['Extensions', 'SessionOptions', 'closes', 'is_crowded', 'refusal', 'xtext']
-
-_NOTIFY = ('success', 'failure', 'delay')
+__all__ = [
+    'Extensions',
+    'final_verdict',
+    'is_session_failure',
+    'is_session_full',
+    'is_too_many_recipients',
+    'refusal',
+    'session_failure_reason',
+    'starttls_remedy',
+    'xtext',
+]
 
 _RET = {'full': 'FULL', 'headers': 'HDRS'}
 
-_ENHANCED = re.compile(r'[245]\.([0-9]{1,3}\.[0-9]{1,3})(?![0-9.])')
+_ENHANCED_CODE = re.compile(r'[245]\.([0-9]{1,3}\.[0-9]{1,3})(?![0-9.])')
 
-_TOO_MANY_RECIPIENTS = '5.3'
+_TOO_MANY_RECIPIENTS = '5.3'  # RFC 3463, 3.6
 
-_CLOSED = frozenset({421, 530, 534, 535, 538})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionOptions:
-    """How we speak to a relay. Raises ValueError naming the option.
-
-    ``pipelining``: whether to make use of it where it is offered (RFC 2920). ``window``: how many
-    mails are under way on a connection at once, where PIPELINING and CHUNKING are offered (RFC
-    3030); 1 is no more than the next one's commands. ``max_recipients``: a mail to more of them
-    is sent in several mail transactions; RFC 5321, 4.5.3.1.8 has every relay take 100.
-    ``notify``, ``ret``: which reports the envelope sender wants from relays that offer DSN, and
-    what they hold (RFC 3461, 4.1 and 4.3): 'never', or any of 'success', 'failure' and 'delay';
-    'full' or 'headers'.
-    """
-
-    pipelining: bool = True
-    window: int = 1
-    max_recipients: int = 100
-    notify: tuple[str, ...] = ()
-    ret: str = ''
-
-    def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f'window={self.window}: write 1 or more')
-        if self.max_recipients < 1:
-            raise ValueError(f'max_recipients={self.max_recipients}: write 1 or more')
-        if self.notify != ('never',) and (
-            len(set(self.notify)) != len(self.notify) or not set(self.notify) <= set(_NOTIFY)
-        ):
-            raise ValueError(
-                f'notify={",".join(self.notify)}: write never, or some of {", ".join(_NOTIFY)} '
-                'with commas between them'
-            )
-        if self.ret and self.ret not in _RET:
-            raise ValueError(f'ret={self.ret}: write {" or ".join(_RET)}')
+_SESSION_FAILURES = frozenset({421, 530, 534, 535, 538})
 
 
 class Extensions:
-    """Puts a mail into the commands that this relay understands.
+    """Puts a mail into commands that this relay understands (RFC 5321, 2.2).
 
-    ``offered``: EHLO's keywords, with their parameters.
+    ``offered``: the keywords of the reply to EHLO, with their parameters.
     """
 
     def __init__(self, offered: Mapping[str, str], options: SessionOptions) -> None:
@@ -74,17 +47,17 @@ class Extensions:
         self._notify = ','.join(options.notify).upper()
         self._ret = _RET.get(options.ret, '')
 
-    def unfit(self, envelope: Envelope) -> dict[str, Verdict]:
-        """Verdicts for the recipients that this relay cannot be asked about."""
+    def rejected_before_sending(self, envelope: Envelope) -> dict[str, Verdict]:
+        """Return verdicts for the recipients that this relay cannot be asked about."""
         unicode_path = 'the relay takes no non-ASCII addresses (SMTPUTF8)'
         reason = ''
-        if envelope.sender and not is_path(envelope.sender):
+        if envelope.sender and not is_valid_path(envelope.sender):
             reason = f'the sender {envelope.sender!r} is no address'
         elif not envelope.has_crlf:
             reason = 'the message has line ends other than CRLF'
         elif self._max_size and envelope.size > self._max_size:
             reason = (
-                f'the message has {envelope.size} octets, '
+                f'the message has {envelope.size} bytes, '
                 f'and the relay takes {self._max_size} (SIZE)'
             )
         elif not self._eight_bit and not envelope.is_ascii:
@@ -98,14 +71,14 @@ class Extensions:
         for recipient in envelope.recipients:
             if reason:
                 verdicts[recipient] = Verdict('failed', None, reason)
-            elif not is_path(recipient):
+            elif not is_valid_path(recipient):
                 verdicts[recipient] = Verdict('failed', None, f'{recipient!r} is no address')
             elif not recipient.isascii() and not self._unicode:
                 verdicts[recipient] = Verdict('failed', None, unicode_path)
         return verdicts
 
     def mail(self, envelope: Envelope, recipients: Iterable[str]) -> bytes:
-        """The MAIL command for a mail to these (RFC 1870, 3; 6152, 3; 6531, 3.4; 3461, 4)."""
+        """Return MAIL for a mail to these (RFC 1870, 3; 6152, 3; 6531, 3.4; 3461, 4)."""
         command = f'MAIL FROM:<{envelope.sender}>'
         if self._size:
             command += f' SIZE={envelope.size}'
@@ -122,12 +95,12 @@ class Extensions:
         return command.encode() + b'\r\n'
 
     def rcpt(self, recipient: str) -> bytes:
-        """The RCPT command (RFC 3461, 4.1 and 4.2)."""
+        """Return RCPT for a recipient (RFC 3461, 4.1 and 4.2)."""
         command = f'RCPT TO:<{recipient}>'
         if self._reports:
             if self._notify:
                 command += f' NOTIFY={self._notify}'
-            # A non-ASCII address needs a type of its own there (RFC 6533), and may go without.
+            # A non-ASCII address would need another type (RFC 6533); ORCPT is optional.
             if recipient.isascii():
                 command += f' ORCPT=rfc822;{xtext(recipient)}'
         return command.encode() + b'\r\n'
@@ -143,25 +116,56 @@ def xtext(text: str) -> str:
     )
 
 
-def closes(reply: Reply) -> bool:
-    """Whether an answer, up to DATA, closes the road."""
-    return reply.code in _CLOSED or (reply.code == 454 and reply.text.startswith('4.7.'))
+def is_session_failure(reply: Reply) -> bool:
+    """Return whether a reply, before the text, is about the session and not about the mail."""
+    return reply.code in _SESSION_FAILURES or (reply.code == 454 and reply.text.startswith('4.7.'))
 
 
-def refusal(reply: Reply, *, crowded: bool = False) -> Verdict:
-    """What a refusal means for a recipient. ``crowded``: 552 then says that there are too many
-    recipients, for now (RFC 5321, 4.5.3.1.10)."""
-    passing = reply.code // 100 == 4 or (crowded and reply.code == 552)
-    return Verdict('deferred' if passing else 'failed', reply)
+def is_session_full(reply: Reply) -> bool:
+    """Return whether a reply to MAIL may mean that the session has sent as many mails as it may."""
+    return reply.code == 452 and is_too_many_recipients(reply)
 
 
-def is_crowded(reply: Reply) -> bool:
-    """Whether a refused recipient may be one too many for one mail transaction.
+def session_failure_reason(verb: str, reply: Reply, *, secure: bool) -> str:
+    """Return why a reply to a command ended the session, with what to do about it.
 
-    452 says so, and 552 for relays of before RFC 5321 (4.5.3.1.10); where there is an enhanced
-    code as well, it must be X.5.3 (RFC 3463, 3.6), since a full mailbox has the same 452.
+    ``secure``: the connection is encrypted.
     """
-    enhanced = _ENHANCED.match(reply.text)
+    remedy = starttls_remedy(reply, secure=secure)
+    if reply.code == 530 and not remedy:
+        remedy = 'see mail.username and mail.password'
+    return f'{verb} was answered {reply}' + (f'; {remedy}' if remedy else '')
+
+
+def starttls_remedy(reply: Reply, *, secure: bool) -> str:
+    """Return what to do if the relay demands TLS on a connection without it, or ''."""
+    if reply.code == 530 and not secure and 'STARTTLS' in reply.text.upper():
+        return 'the relay demands TLS: write smtp: with ?tls=required, or smtps:, in mail.url'
+    return ''
+
+
+def is_too_many_recipients(reply: Reply) -> bool:
+    """Return whether a refused recipient may be one too many for one mail transaction.
+
+    452 says so, and so does 552 from relays older than RFC 5321 (4.5.3.1.10). An enhanced code
+    beside it must be X.5.3 (RFC 3463, 3.6): a full mailbox is 452 as well.
+    """
+    enhanced = _ENHANCED_CODE.match(reply.text)
     return reply.code in (452, 552) and (
         enhanced is None or enhanced.group(1) == _TOO_MANY_RECIPIENTS
     )
+
+
+def refusal(reply: Reply, *, too_many: bool = False) -> Verdict:
+    """Return the verdict for a refused recipient: deferred for 4xx, failed for 5xx.
+
+    ``too_many``: the relay took as many recipients as it can; 552 is temporary then (RFC 5321,
+    4.5.3.1.10).
+    """
+    temporary = reply.code // 100 == 4 or (too_many and reply.code == 552)
+    return Verdict('deferred' if temporary else 'failed', reply)
+
+
+def final_verdict(reply: Reply) -> Verdict:
+    """Return the verdict for a reply to the whole message."""
+    return Verdict('delivered', reply) if reply.code < 400 else refusal(reply)

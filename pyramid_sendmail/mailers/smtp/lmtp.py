@@ -1,17 +1,25 @@
-"""The way to a local delivery agent by LMTP (RFC 2033), over TCP or a Unix socket."""
+"""Delivery to mailboxes by LMTP (RFC 2033), over TCP or a Unix socket."""
 
 from __future__ import annotations
 
-import os
-import socket
-from typing import Any
+from typing import Unpack
 
 from zope.interface import implementer_only
 
 from ...interfaces import IMailer
-from .connection import TIMEOUTS, Timeouts
-from .extensions import SessionOptions
-from .mailer import Security, SMTPMailer
+from .address import Address, UnixAddress
+from .authentication import Identity
+from .mailer import SMTPMailer
+from .options import (
+    DEFAULT_SESSION,
+    DEFAULT_TIMEOUTS,
+    DEFAULT_TLS,
+    SessionOptions,
+    SpelledOut,
+    Timeouts,
+    TLSMode,
+    TLSOptions,
+)
 
 __all__ = ['LMTPMailer']
 
@@ -20,21 +28,39 @@ _SMTP_PORT = 25
 
 @implementer_only(IMailer)
 class LMTPMailer(SMTPMailer):
-    """Delivers into mailboxes: each recipient has an answer of its own to the whole message.
+    """Delivers by LMTP: each recipient has a reply of its own to the whole message.
 
-    The arguments are those of SMTPMailer. Raises ValueError for port 25, which speaks SMTP
-    (RFC 2033, 5), as well.
+    The arguments are those of SMTPMailer. Raises ValueError for port 25 as well, which is SMTP's
+    (RFC 2033, 5).
     """
 
     _lmtp = True
-    _unencrypted = 'have it offer STARTTLS, or use lmtp+unix: where it is on this machine'
+    _no_tls_remedy = 'have it offer STARTTLS, or use lmtp+unix: where it is on this machine'
 
-    _path: str | None = None
-
-    def __init__(self, host: str, port: int = 24, **arguments: Any) -> None:
+    def __init__(
+        self,
+        host: str | Address,
+        port: int = 24,
+        *,
+        hostname: str,
+        tls: TLSOptions | TLSMode = DEFAULT_TLS,
+        identity: Identity | None = None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        options: SessionOptions = DEFAULT_SESSION,
+        **spelled_out: Unpack[SpelledOut],
+    ) -> None:
         if port == _SMTP_PORT:
             raise ValueError('LMTP is not spoken on port 25: write the port of the LMTP service')
-        super().__init__(host, port, **arguments)
+        super().__init__(
+            host,
+            port,
+            hostname=hostname,
+            tls=tls,
+            identity=identity,
+            timeouts=timeouts,
+            options=options,
+            **spelled_out,
+        )
 
     @classmethod
     def unix(
@@ -42,38 +68,20 @@ class LMTPMailer(SMTPMailer):
         path: str,
         *,
         hostname: str,
-        timeouts: Timeouts = TIMEOUTS,
-        options: SessionOptions | None = None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        options: SessionOptions = DEFAULT_SESSION,
     ) -> LMTPMailer:
-        """Return a mailer to the Unix socket at an absolute path; there is neither TLS nor a
-        password, since who may open the socket is known by its permissions."""
-        if not os.path.isabs(path):
-            raise ValueError(f'lmtp+unix:{path} is not absolute')
-        mailer = cls(
-            'localhost',
+        """Return a mailer to the Unix socket at an absolute path. Raises ValueError for another.
+
+        There is neither TLS nor a password: the permissions of the socket decide who may use it.
+        """
+        return cls(
+            UnixAddress(path),
             hostname=hostname,
-            tls='none',
+            tls=TLSOptions('none'),
             timeouts=timeouts,
-            options=options or SessionOptions(),
+            options=options,
         )
-        mailer._path = path
-        mailer._look = (
-            'mail.url must name the socket of a running service, which this process may write to'
-        )
-        mailer.name = f'lmtp+unix:{path}'
-        return mailer
 
-    def _scheme(self, tls: Security, insecure: bool) -> str:
+    def _scheme(self, tls: TLSOptions) -> str:
         return 'lmtp'
-
-    def _dial(self) -> socket.socket:
-        if self._path is None:
-            return super()._dial()
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(self._timeouts.connect)
-            connection.connect(self._path)
-        except BaseException:
-            connection.close()
-            raise
-        return connection

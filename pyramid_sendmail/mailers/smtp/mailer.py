@@ -1,147 +1,144 @@
-"""The way to a relay by SMTP: connect, TLS, credentials; then a session (RFC 5321, 3.1)."""
+"""Sending by SMTP: connect, TLS, authentication; then a session (RFC 5321, 3.1)."""
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Unpack
 
 from zope.interface import implementer
 
 from ...envelope import Reply
 from ...exceptions import MailerUnavailable
 from ...interfaces import ISMTPMailer
-from .authentication import Bearer, Credentials, Identity, Token, mechanism
-from .connection import TIMEOUTS, SMTPConnection, Timeouts, describe, dial, said
-from .extensions import SessionOptions
+from ..session import describe_error
+from .address import Address, TCPAddress
+from .authentication import Identity, choose_mechanism, make_identity
+from .chunking import ChunkingSession
+from .connection import SMTPConnection, reply_text
+from .extensions import starttls_remedy
+from .options import (
+    DEFAULT_SESSION,
+    DEFAULT_TIMEOUTS,
+    DEFAULT_TLS,
+    SessionOptions,
+    SpelledOut,
+    Timeouts,
+    TLSMode,
+    TLSOptions,
+)
 from .session import SMTPSession
 
 if TYPE_CHECKING:
-    import socket
+    from .tls import ReloadingContext
 
-    from .tls import Trust
-
-__all__ = ['SMTPMailer', 'Security']
+__all__ = ['SMTPMailer']
 
 log = logging.getLogger(__name__)
-
-Security = Literal['auto', 'starttls', 'implicit', 'none']
 
 _HOSTNAME = re.compile(r'[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]')
 
 _NO_EHLO = frozenset({500, 501, 502, 504})
 
-_OLD_SPELLING = re.compile('^AUTH=', re.IGNORECASE)
+_BAD_ARGUMENT = 501
 
-_SHOWN = 200
-"""Characters of the mechanisms that a relay offers."""
+# Some relays spelt it so before the RFC: AUTH=LOGIN.
+_OLD_AUTH = re.compile('^AUTH=', re.IGNORECASE)
 
-_OPTIONS = SessionOptions()
+_MAX_OFFER_CHARACTERS = 200
 
 
 @implementer(ISMTPMailer)
 class SMTPMailer:
-    """Sends to a relay host by SMTP.
+    """Sends to a relay by SMTP.
 
-    ``hostname``: our own name, for EHLO. ``tls``: 'implicit' is TLS from the first byte;
-    'starttls' demands STARTTLS; 'auto' demands it beside a password, uses it where the relay
-    offers it, and leaves it be on a loopback address; 'none' speaks plain text. Whatever is
-    TLS is verified, chain and host name. A password goes over TLS, or with tls='none' and
-    ``insecure``, which logs a warning.
+    ``host``: a host name or IP address beside ``port``, or an Address in place of both.
+    ``hostname``: our own name, for EHLO. ``tls``: how the connection is encrypted.
+    ``identity``: Credentials or Bearer. ``options``: how to speak to the relay.
 
-    ``token``: returns an access token, which is asked for at each connection, in place of a
-    password. ``options``: how we speak.
+    In code, ``tls`` may be a mode alone, and the rest be given one by one: ``tls='starttls',
+    ca_file='/etc/ca.pem', username='shop', password=password``.
 
-    ``ca_file``, ``client_cert``, ``client_key``: PEM files, see
-    :func:`~pyramid_sendmail.mailers.smtp.tls.client_context`.
-
-    Raises ValueError for arguments that cannot be used or contradict each other.
+    Raises ValueError for arguments that cannot be used or contradict each other, files of ``tls``
+    included. Warns if mail, or a secret, is sent in plain text with ``insecure``.
     """
 
     _lmtp = False
-    _look = 'see the host and port in mail.url'
-    _unencrypted = (
+    _no_tls_remedy = (
         'write smtps: in mail.url for TLS from the first byte (port 465 as a rule), or '
-        'smtp+insecure: to speak plain text over a line that nobody else can read'
+        'smtp+insecure: for plain text over a network that only you can read'
     )
 
     def __init__(
         self,
-        host: str,
+        host: str | Address,
         port: int = 25,
         *,
         hostname: str,
-        tls: Security = 'auto',
-        username: str | None = None,
-        password: str | None = None,
-        token: Token | None = None,
-        insecure: bool = False,
-        ca_file: str | None = None,
-        client_cert: str | None = None,
-        client_key: str | None = None,
-        timeouts: Timeouts = TIMEOUTS,
-        options: SessionOptions = _OPTIONS,
+        tls: TLSOptions | TLSMode = DEFAULT_TLS,
+        identity: Identity | None = None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        options: SessionOptions = DEFAULT_SESSION,
+        **spelled_out: Unpack[SpelledOut],
     ) -> None:
+        if spelled_out or isinstance(tls, str):
+            tls, identity = _grouped(tls, identity, spelled_out)
         if not _HOSTNAME.fullmatch(hostname):
             raise ValueError(f'mail.hostname: {hostname!r} is no host name')
-        if token is not None and (password or not username):
-            raise ValueError('a token goes with a user name, and without a password')
-        if token is None and bool(username) != bool(password):
-            raise ValueError('mail.username and mail.password need each other')
-        if insecure and tls != 'none':
-            raise ValueError(f"insecure goes with tls='none', not with tls={tls!r}")
-        if username and tls == 'none' and not insecure:
-            secret = 'a token' if token else 'a password'
-            raise ValueError(f'{secret} is not sent in clear: {self._unencrypted}')
-        self.host = host
-        self.port = port
-        place = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
-        self.name = f'{self._scheme(tls, insecure)}://{place}'
+        if identity is not None and tls.mode == 'none' and not tls.insecure:
+            raise ValueError(
+                f'a {identity.secret_name} is not sent in clear: {self._no_tls_remedy}'
+            )
+        self._address = TCPAddress(host, port) if isinstance(host, str) else host
+        self.name = self._address.url(self._scheme(tls))
         self._hostname = hostname
         self._tls = tls
-        self._identity: Identity | None = None
-        if username:
-            self._identity = (
-                Bearer(username, token) if token else Credentials(username, password or '')
-            )
-        self._files = {'ca_file': ca_file, 'client_cert': client_cert, 'client_key': client_key}
+        self._identity = identity
         self._timeouts = timeouts
         self._options = options
-        self._trust: Trust | None = None
-        if any(self._files.values()):
-            self._trust = self._new_trust()
-        if insecure:
+        self._contexts: ReloadingContext | None = None
+        if tls.has_files:
+            self._contexts = self._make_contexts()
+        if tls.insecure:
             log.warning(
-                '%s speaks plain text: whoever is on the line reads the mail%s',
+                '%s: the connection is not encrypted; %s sent in plain text',
                 self.name,
-                f' and the {"token" if token else "password"}' if self._identity else '',
+                f'mail and {identity.secret_name} are' if identity else 'mail is',
             )
+
+    @property
+    def host(self) -> str:
+        """See ISMTPMailer."""
+        return self._address.host
+
+    @property
+    def port(self) -> int:
+        """See ISMTPMailer."""
+        return self._address.port
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} {self.name}>'
 
-    def _scheme(self, tls: Security, insecure: bool) -> str:
-        return 'smtps' if tls == 'implicit' else 'smtp+insecure' if insecure else 'smtp'
-
-    def _dial(self) -> socket.socket:
-        return dial(self.host, self.port, self._timeouts.connect)
+    def _scheme(self, tls: TLSOptions) -> str:
+        return 'smtps' if tls.mode == 'implicit' else 'smtp+insecure' if tls.insecure else 'smtp'
 
     def connect(self) -> SMTPSession:
         """See IMailer."""
-        with self._phase('connecting', self._look):
-            connection = SMTPConnection(self._dial(), block=self._timeouts.block)
+        with self._phase('connecting', self._address.remedy):
+            connection = SMTPConnection(
+                self._address.open(self._timeouts.connect), block_timeout=self._timeouts.block
+            )
         try:
-            extensions = self._introduce(connection)
+            extensions = self._open_session(connection)
         except MailerUnavailable:
-            connection.farewell(self._timeouts.quit)
+            connection.quit(self._timeouts.quit)
             raise
         except BaseException:
             connection.close()
             raise
-        return self._kind(extensions)(
+        return self._session_class(extensions)(
             connection,
             name=f'{self.name} ({connection.version})' if connection.secure else self.name,
             extensions=extensions,
@@ -150,8 +147,7 @@ class SMTPMailer:
             lmtp=self._lmtp,
         )
 
-    def _kind(self, extensions: dict[str, str]) -> type[SMTPSession]:
-        """How the mail goes: by LMTP, and where the relay cannot do better, one by one."""
+    def _session_class(self, extensions: dict[str, str]) -> type[SMTPSession]:
         options = self._options
         if (
             options.window > 1
@@ -159,34 +155,33 @@ class SMTPMailer:
             and not self._lmtp
             and {'PIPELINING', 'CHUNKING'} <= extensions.keys()
         ):
-            from .chunking import ChunkingSession
-
             return ChunkingSession
         return SMTPSession
 
-    def _introduce(self, connection: SMTPConnection) -> dict[str, str]:
-        if self._tls == 'implicit':
-            self._upgrade(connection, 'the TLS handshake', self._timeouts.greeting)
-        with self._phase('the greeting', self._mute()):
+    def _open_session(self, connection: SMTPConnection) -> dict[str, str]:
+        """Do everything up to the first mail, and return the relay's extensions."""
+        if self._tls.mode == 'implicit':
+            self._encrypt(connection, 'the TLS handshake', self._timeouts.greeting)
+        with self._phase('the greeting', self._no_greeting_remedy()):
             greeting = connection.reply(self._timeouts.greeting)
         if greeting.code != 220:
             self._refused('the greeting', greeting)
         extensions = self._hello(connection)
         if self._wants_starttls(extensions):
             self._start_tls(connection)
-            # What was said before came from anybody (RFC 3207, 4.2).
+            # What came before TLS may be an attacker's (RFC 3207, 4.2).
             extensions = self._hello(connection)
         if self._identity is not None:
             self._authenticate(connection, self._identity, extensions)
         return extensions
 
-    def _mute(self) -> str:
-        if self.port == 465 and self._tls != 'implicit':
+    def _no_greeting_remedy(self) -> str:
+        if self.port == 465 and self._tls.mode != 'implicit':
             return 'port 465 speaks TLS from the first byte: write smtps: in mail.url'
         return ''
 
     def _hello(self, connection: SMTPConnection) -> dict[str, str]:
-        """Say EHLO, or HELO to a relay of before 1995, and return what it can do."""
+        """Send EHLO or LHLO, HELO to a relay older than EHLO, and return the extensions."""
         verb = 'LHLO' if self._lmtp else 'EHLO'
         with self._phase(verb):
             connection.write(f'{verb} {self._hostname}\r\n'.encode('ascii'))
@@ -194,54 +189,64 @@ class SMTPMailer:
         if code in _NO_EHLO and not self._lmtp:
             reply = self._ask(connection, 'HELO', self._hostname)
             if reply.code // 100 != 2:
-                self._refused('HELO', reply, _stranger('lmtp') if reply.code in _NO_EHLO else '')
+                self._refused('HELO', reply, self._hello_remedy(reply.code, ''))
             return {}
         if code // 100 != 2:
-            remedy = _stranger('smtp') if code in _NO_EHLO else 'see mail.hostname'
-            self._refused(verb, Reply(code, said(lines)), remedy)
+            remedy = self._hello_remedy(code, 'see mail.hostname')
+            self._refused(verb, Reply(code, reply_text(lines)), remedy)
         extensions: dict[str, str] = {}
         for line in lines[1:]:
-            # AUTH=LOGIN is how some relays spelt it before the RFC.
-            keyword, _, parameters = _OLD_SPELLING.sub('AUTH ', line).partition(' ')
+            keyword, _, parameters = _OLD_AUTH.sub('AUTH ', line).partition(' ')
             keyword = keyword.upper()
             extensions[keyword] = f'{extensions.get(keyword, "")} {parameters}'.strip()
         return extensions
 
+    def _hello_remedy(self, code: int, other: str) -> str:
+        """Return what to do about a refused greeting; ``other``: for a code of another kind."""
+        if code not in _NO_EHLO:
+            return other
+        scheme = 'smtp' if self._lmtp else 'lmtp'
+        protocol = f'it may speak another protocol: {scheme}: in mail.url'
+        if code == _BAD_ARGUMENT:
+            return f'it may not accept our name {self._hostname}: see mail.hostname; or {protocol}'
+        return protocol
+
     def _wants_starttls(self, extensions: dict[str, str]) -> bool:
         offered = 'STARTTLS' in extensions
-        if self._tls == 'starttls' or (self._tls == 'auto' and self._identity):
+        mode = self._tls.mode
+        if mode == 'starttls' or (mode == 'auto' and self._identity):
             if not offered:
-                self._fail('STARTTLS', 'the relay does not offer it', self._unencrypted)
+                self._fail('STARTTLS', 'the relay does not offer it', self._no_tls_remedy)
             return True
-        return self._tls == 'auto' and offered and not _is_loopback(self.host)
+        return mode == 'auto' and offered and not self._address.is_loopback
 
     def _start_tls(self, connection: SMTPConnection) -> None:
         reply = self._ask(connection, 'STARTTLS')
         if reply.code // 100 != 2:
             self._refused('STARTTLS', reply)
-        self._upgrade(connection, 'STARTTLS', self._timeouts.command)
+        self._encrypt(connection, 'STARTTLS', self._timeouts.command)
 
-    def _upgrade(self, connection: SMTPConnection, phase: str, timeout: float) -> None:
+    def _encrypt(self, connection: SMTPConnection, phase: str, timeout: float) -> None:
         from . import tls
 
-        if self._trust is None:
-            self._trust = self._new_trust()
+        if self._contexts is None:
+            self._contexts = self._make_contexts()
         try:
-            connection.upgrade(self._trust.context(), self.host.rstrip('.'), timeout)
+            connection.start_tls(self._contexts.context(), self.host.rstrip('.'), timeout)
         except OSError as error:
-            remedy = tls.remedy(error, agreed=phase == 'STARTTLS')
-            raise self._unavailable(phase, describe(error, timeout), remedy) from error
+            remedy = tls.remedy(error, speaks_tls=phase == 'STARTTLS')
+            raise self._unavailable(phase, describe_error(error, timeout), remedy) from error
 
-    def _new_trust(self) -> Trust:
+    def _make_contexts(self) -> ReloadingContext:
         from . import tls
 
-        return tls.Trust(**self._files)
+        return tls.ReloadingContext(self._tls)
 
     def _authenticate(
         self, connection: SMTPConnection, identity: Identity, extensions: dict[str, str]
     ) -> None:
-        """Say who we are, once: another guess could lock us out."""
-        if not connection.secure and self._tls != 'none':
+        """Authenticate with one attempt: a second guess could lock the account."""
+        if not connection.secure and self._tls.mode != 'none':
             raise AssertionError('a password over plain text')
         offered = extensions.get('AUTH')
         if offered is None:
@@ -250,21 +255,23 @@ class SMTPMailer:
                 'the relay does not offer it',
                 f'leave out {identity.options}, or use its submission port (587, 465)',
             )
-        chosen = mechanism(offered, identity.mechanisms)
-        if chosen is None:
-            spoken = ' or '.join(identity.mechanisms)
-            self._fail('AUTH', f'the relay offers {offered[:_SHOWN]}, and not {spoken}')
+        mechanism = choose_mechanism(offered, identity.mechanisms)
+        if mechanism is None:
+            supported = ' or '.join(identity.mechanisms)
+            offer = offered[:_MAX_OFFER_CHARACTERS] or 'no mechanism'
+            self._fail('AUTH', f'the relay offers {offer}, and not {supported}')
         try:
             proof = identity.proof()
         except Exception as error:
             problem = ' '.join(f'there is no token: {error} ({type(error).__name__})'.split())
             raise self._unavailable('AUTH', problem, f'see {identity.options}') from error
         with self._phase('AUTH'):
-            reply = proof.present(connection, chosen, self._timeouts.command)
+            reply = proof.present(connection, mechanism, self._timeouts.command)
         if reply.code // 100 != 2:
             reply = Reply(reply.code, proof.hide(reply.text))
             remedy = f'see {identity.options}' if reply.code // 100 == 5 else ''
-            self._refused(f'AUTH {chosen}', reply, remedy)
+            remedy = starttls_remedy(reply, secure=connection.secure) or remedy
+            self._refused(f'AUTH {mechanism}', reply, remedy)
         connection.secrets = proof.secrets
 
     def _ask(self, connection: SMTPConnection, verb: str, argument: str = '') -> Reply:
@@ -274,19 +281,20 @@ class SMTPMailer:
 
     @contextmanager
     def _phase(self, phase: str, remedy: str = '') -> Iterator[None]:
+        """Raise MailerUnavailable, naming the phase, for what goes wrong inside."""
         try:
             yield
         except (OSError, UnicodeError) as error:
-            detail = describe(error, self._timeouts.connect)
+            detail = describe_error(error, self._timeouts.connect)
             raise self._unavailable(phase, detail, self._late_remedy(error) or remedy) from error
 
     def _late_remedy(self, error: BaseException) -> str:
-        """What to do where our certificate was looked at after the handshake (RFC 8446, 4.4.2)."""
-        if self._trust is None:
+        """Return what to do if our certificate was refused late, by TLS 1.3 (RFC 8446, 4.4.2)."""
+        if self._contexts is None:
             return ''
         from . import tls
 
-        return tls.remedy(error.__cause__ or error, agreed=True)
+        return tls.remedy(error.__cause__ or error, speaks_tls=True)
 
     def _refused(self, phase: str, reply: Reply, remedy: str = '') -> NoReturn:
         self._fail(phase, f'the relay answered {reply}', remedy)
@@ -299,12 +307,31 @@ class SMTPMailer:
         return MailerUnavailable(f'{text}; {remedy}' if remedy else text)
 
 
-def _stranger(scheme: str) -> str:
-    return f'it may speak another protocol: {scheme}: in mail.url'
+def _grouped(
+    tls: TLSOptions | TLSMode, identity: Identity | None, spelled_out: SpelledOut
+) -> tuple[TLSOptions, Identity | None]:
+    """Return the options and the identity for arguments that were given one by one.
 
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.rstrip('.').lower() == 'localhost'
+    Raises ValueError if one was given in both ways.
+    """
+    given = set(spelled_out)
+    if given & {'username', 'password', 'token'}:
+        if identity is not None:
+            raise ValueError('identity: leave out username, password and token beside it')
+        identity = make_identity(
+            spelled_out.get('username'), spelled_out.get('password'), spelled_out.get('token')
+        )
+    if tls is DEFAULT_TLS:
+        tls = 'auto'
+    if isinstance(tls, TLSOptions):
+        if given & {'insecure', 'ca_file', 'client_cert', 'client_key'}:
+            raise ValueError('tls: leave out insecure and the files beside TLSOptions')
+        return tls, identity
+    options = TLSOptions(
+        tls,
+        spelled_out.get('ca_file'),
+        spelled_out.get('client_cert'),
+        spelled_out.get('client_key'),
+        spelled_out.get('insecure', False),
+    )
+    return options, identity

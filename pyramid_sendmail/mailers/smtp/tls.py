@@ -1,4 +1,7 @@
-"""Whom to trust: the TLS context of a mailer, and what to say when a handshake fails."""
+"""TLS contexts of a mailer, and what to do when a handshake fails.
+
+It imports ssl: import it only where TLS is about to be used.
+"""
 
 from __future__ import annotations
 
@@ -9,42 +12,54 @@ import re
 import ssl
 from typing import Any
 
-__all__ = ['Trust', 'client_context', 'remedy']
+from .options import TLSOptions
+
+__all__ = ['ReloadingContext', 'client_context', 'remedy']
 
 log = logging.getLogger(__name__)
 
 
-class Trust:
-    """Gives a mailer's context, made anew when one of its files has been replaced.
+class ReloadingContext:
+    """Returns a TLS context, made anew when one of its files was replaced.
 
-    ``files``: the arguments of :func:`client_context`, which raises ValueError for them. Files
-    that become unusable later (a certificate whose key is still to come, as a rule) are warned
-    of, and what they were before is used until they are good.
+    Raises ValueError for files that cannot be used. If files become unusable later (as a rule a
+    certificate was replaced and its key not yet), a warning is logged and the former context is
+    used until they are good again.
     """
 
-    def __init__(self, **files: str | None) -> None:
-        self._files = files
-        self._stamps = self._warned = self._look()
-        self._context = client_context(**files)
+    def __init__(self, options: TLSOptions) -> None:
+        self._options = options
+        self._stamps = self._warned = self._read_stamps()
+        self._context = self._make()
 
     def context(self) -> ssl.SSLContext:
         """Return the context for the next connection."""
-        stamps = self._look()
+        stamps = self._read_stamps()
         if stamps != self._stamps:
             try:
-                self._context = client_context(**self._files)
+                self._context = self._make()
                 self._stamps = stamps
             except ValueError as error:
                 if stamps != self._warned:
-                    log.warning('%s; it is used as it was before', error)
+                    log.warning('%s; the former files stay in use', error)
                 self._warned = stamps
         return self._context
 
-    def _look(self) -> list[tuple[int, ...]]:
-        return [_stamp(path) for path in self._files.values() if path is not None]
+    def _make(self) -> ssl.SSLContext:
+        return client_context(
+            ca_file=self._options.ca_file,
+            client_cert=self._options.client_cert,
+            client_key=self._options.client_key,
+        )
+
+    def _read_stamps(self) -> list[tuple[int, ...]]:
+        options = self._options
+        paths = (options.ca_file, options.client_cert, options.client_key)
+        return [_stamp(path) for path in paths if path is not None]
 
 
 def _stamp(path: str) -> tuple[int, ...]:
+    """Return what changes when the file is replaced; () if it is missing."""
     try:
         status = os.stat(path)
     except OSError:
@@ -53,8 +68,10 @@ def _stamp(path: str) -> tuple[int, ...]:
 
 
 class _Socket(ssl.SSLSocket):
-    """Is closed where its connection has been reset before the handshake: of such a connection
-    ssl.SSLSocket makes one without TLS, or leaves it open and belonging to nobody."""
+    """Closes itself if the connection was reset before the handshake.
+
+    ssl.SSLSocket would go on without TLS, or leave the descriptor open with no owner.
+    """
 
     def getpeername(self) -> Any:
         try:
@@ -69,9 +86,7 @@ def client_context(
 ) -> ssl.SSLContext:
     """Return a context that verifies chain and host name, by TLS 1.2 or newer (RFC 8314).
 
-    ``ca_file``: PEM file of the authorities to trust instead of the system's.
-    ``client_cert``, ``client_key``: PEM files of our own certificate, and of its key where
-    that is not in the same file. Raises ValueError naming the option.
+    For the files see TLSOptions. Raises ValueError naming the option.
     """
     if client_key is not None and client_cert is None:
         raise ValueError('client_key= needs client_cert= beside it')
@@ -106,17 +121,20 @@ def _reason(error: OSError) -> str:
 _EXPIRED = frozenset({9, 10})
 _WRONG_NAME = frozenset({62, 64})
 
-# What OpenSSL calls a peer that speaks something else, in one version or another.
+# OpenSSL's names, in one version or another, for a peer that does not speak TLS.
 _NO_TLS = frozenset({'WRONG_VERSION_NUMBER', 'PACKET_LENGTH_TOO_LONG', 'RECORD_LAYER_FAILURE'})
 
 _OLD_TLS = frozenset({'TLSV1_ALERT_PROTOCOL_VERSION', 'UNSUPPORTED_PROTOCOL', 'WRONG_SSL_VERSION'})
 
-# What a peer says about our certificate, or about our having none.
+# Alerts of a peer about our certificate, or about our having none.
 _OUR_CERTIFICATE = re.compile('ALERT_(.*CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE|ACCESS_DENIED)')
 
 
-def remedy(error: BaseException, *, agreed: bool = False) -> str:
-    """What to do about TLS that failed, or ''. ``agreed``: the relay speaks TLS, as it has said."""
+def remedy(error: BaseException, *, speaks_tls: bool = False) -> str:
+    """Return what to do about TLS that failed, or ''.
+
+    ``speaks_tls``: the relay has shown that it speaks TLS.
+    """
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code in _WRONG_NAME:
             return 'write the name that its certificate carries as the host in mail.url'
@@ -124,7 +142,7 @@ def remedy(error: BaseException, *, agreed: bool = False) -> str:
             return 'its certificate must be renewed, or the clock here is wrong'
         return 'for an authority of your own add ?ca_file=/path/to/ca.pem to mail.url'
     reason = getattr(error, 'reason', None) or ''
-    if reason in _NO_TLS and not agreed:
+    if reason in _NO_TLS and not speaks_tls:
         return 'the port may speak plain SMTP first: write smtp: (STARTTLS) instead of smtps:'
     if reason in _OLD_TLS:
         return 'it must speak TLS 1.2 or newer'

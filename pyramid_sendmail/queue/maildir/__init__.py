@@ -1,1 +1,21 @@
-"""The queue on disk."""
+"""The queue on disk. Each module has one job; those above use those below:
+
+================  ==================================================================
+``queue``         MaildirQueue: put, scan, claim and the rest of IScannableQueue
+``staging``       the two-phase put: ``tmp/``, then ``new/``
+``scan``          what is due, in order, without opening files; reading ahead
+``claim``         a claimed mail: letters in place, moves between folders
+``recovery``      finish what dead processes left in ``tmp/``; damaged files
+``legacy``        adopt mail of zope.sendmail and repoze.sendmail
+``browser``       list, read, retry, hold, release and drop mails, for people
+``dead_letters``  remove old dead letters from ``failed/``
+``history``       the attempts of a mail, as text for people, in ``reasons/``
+``large_text``    load a mail; a large message stays in its file
+``format``        the file: envelope block and message
+``reply_slot``    the part of the block with replies of pending events
+``filename``      the name of a file: priority, due time, attempt, id
+``wakeup``        the FIFO that wakes a sleeping processor
+``files``         open, lock, write, sync, rename: the operations on the file system
+``permissions``   which users may use the queue
+================  ==================================================================
+"""

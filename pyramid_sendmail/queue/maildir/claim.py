@@ -1,4 +1,4 @@
-"""A claimed mail: its letters, written in place, and the folder it goes to next."""
+"""A claimed mail: its letters are written in place, and its file moves from folder to folder."""
 
 from __future__ import annotations
 
@@ -7,28 +7,44 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from zope.interface import implementer
 
 from ...envelope import Envelope, PendingEvent
 from ...interfaces import IMailClaim
-from .filename import schedule_of
-from .files import Store
-from .format import LETTERS, STATE_AT, Block
-from .history import append, forget, lines_of
-from .large_text import StoredText
+from .filename import file_name
+from .files import QueueFiles
+from .format import LETTERS, STATE_AT, EnvelopeBlock
+from .history import append_history, history_lines, remove_history
+from .large_text import FileText
 
-__all__ = ['MaildirClaim']
+__all__ = ['ClaimedFile', 'MaildirClaim']
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class ClaimedFile:
+    """A file that is open and locked: where it lies, and what was read from it."""
+
+    descriptor: int
+    folder: str
+    name: str
+    block: EnvelopeBlock
+    text: FileText | None
+    """The message, if the envelope does not hold it."""
+
+
 @implementer(IMailClaim)
 class MaildirClaim:
-    """See IMailClaim. Made by ``MaildirQueue.claim`` for a file that is open and locked.
+    """See IMailClaim. Made by ``MaildirQueue.claim``.
 
-    An attempt writes ``S``; what it came to is one write, which takes the ``S`` back, before the
-    file is renamed. Whoever finds a file between the two finds all that he needs in it.
+    ``attempt``: the attempts counted so far. ``now``: the time of the claim, in epoch seconds.
+    ``sync_ambiguous``: sync the mark that the final dot is about to be sent.
+
+    An attempt writes ``S``. Its outcome is one write, which replaces the ``S``, before the file is
+    renamed: so a process that finds the file between the two finds the outcome in it.
     """
 
     todo: tuple[str, ...] = ()
@@ -40,32 +56,29 @@ class MaildirClaim:
 
     def __init__(
         self,
-        store: Store,
-        descriptor: int,
-        block: Block,
-        folder: str,
-        name: str,
+        files: QueueFiles,
+        claimed: ClaimedFile,
         *,
         attempt: int,
         now: float,
-        hold: bool = False,
-        text: StoredText | None = None,
+        sync_ambiguous: bool = False,
     ) -> None:
-        self._store = store
-        self._descriptor: int | None = descriptor
+        block, folder = claimed.block, claimed.folder
+        self._files = files
+        self._descriptor: int | None = claimed.descriptor
         self._block = block
         self._folder = folder
-        self._name = name
-        self._hold = hold
-        self._text = text
+        self._name = claimed.name
+        self._text = claimed.text
+        self._sync_ambiguous = sync_ambiguous
         self._now = now
         self.attempt = attempt
         if folder in ('new', 'cur') and block.retry_at <= now:
-            self.todo = _marked(block, 'T?')
+            self.todo = _recipients(block, 'T?')
         if '?' in block.letters:
             self.interrupted = 'ambiguous'
             if self.todo:
-                self.ambiguous = _marked(block, '?')
+                self.ambiguous = _recipients(block, '?')
         elif block.state == 'S':
             self.interrupted = 'sending'
 
@@ -82,7 +95,7 @@ class MaildirClaim:
         return self._block.pending_events()
 
     def has(self, descriptor: int) -> bool:
-        """Whether it is the claim of this open file."""
+        """Whether this is the claim of an open file."""
         return self._descriptor == descriptor
 
     def begin(self) -> None:
@@ -94,21 +107,23 @@ class MaildirClaim:
         letters = self._block.letters.copy()
         try:
             self._block.mark(recipients, '?')
-            self._write(self._block.recipient_lines(), self._block.letters_at)
-            if self._hold:
+            self._write(self._block.recipient_lines(), self._block.recipients_at)
+            if self._sync_ambiguous:
                 self._sync()
         except OSError as error:
             self._block.letters = letters
-            # Written and not synced, perhaps: the dot will not leave, and nobody shall think so.
+            # The mark may be on disk although the dot is not sent: take it back.
             with suppress(OSError):
-                self._write(self._block.recipient_lines(), self._block.letters_at)
-            raise self._store.error('cannot record that a mail is leaving', error) from error
+                self._write(self._block.recipient_lines(), self._block.recipients_at)
+            raise self._files.error(
+                'cannot record that a mail is about to be sent', error
+            ) from error
 
     def clear_ambiguous(self) -> None:
         letters = self._block.letters.copy()
         self._block.letters = ['T' if letter == '?' else letter for letter in letters]
         try:
-            self._write(self._block.recipient_lines(), self._block.letters_at)
+            self._write(self._block.recipient_lines(), self._block.recipients_at)
         except OSError:
             self._block.letters = letters
 
@@ -121,55 +136,51 @@ class MaildirClaim:
             self.attempt += 1
             block.settle(events, report=report)
             block.retry_at = retry_at or 0.0
-            # In tmp/ the letter is that of the record: it stays until the mail is out of there, so
-            # that whatever is written of this leaves it in doubt.
+            # In tmp/ the letter is the record's. It stays until the file has left tmp/, so that the
+            # mail stays in doubt if only a part of this is written.
             if self._folder != 'tmp':
                 block.state = 'C'
-                self._history = lines_of(events, at=self._now, interrupted=self.interrupted)
-        self._rest()
+                self._history = history_lines(events, at=self._now, interrupted=self.interrupted)
+        self._save()
 
     def acknowledge(self, events: Iterable[PendingEvent]) -> None:
         self._block.state = 'C'
-        for fate in events:
-            if fate.kind != 'deferred':
-                self._block.mark(fate.recipients, LETTERS[fate.kind].upper())
-        self._rest()
+        for event in events:
+            if event.kind != 'deferred':
+                self._block.mark(event.recipients, LETTERS[event.kind].upper())
+        self._save()
 
     def retry_events(self, events: Iterable[PendingEvent], due: float) -> None:
         self._block.retry_events(events)
         try:
-            folder, _ = self._place()
+            folder, _ = self._destination()
             self._record(folder, min(due, self._block.retry_at) if folder == 'cur' else due)
         except OSError as error:
-            raise self._store.error('cannot record what became of an event', error) from error
+            raise self._files.error('cannot record the outcome of an event', error) from error
         finally:
             self.release()
 
-    def _rest(self) -> None:
-        """Write down what is known and move the file to where it waits next."""
-        folder, due = self._place()
+    def _save(self) -> None:
+        """Record the letters and move the file to its next folder; release the claim unless events
+        are pending. Raises QueueError."""
+        folder, due = self._destination()
         try:
             self._record(folder, due)
         except OSError as error:
-            raise self._store.error('cannot record what became of a mail', error) from error
-        if not (folder and self._telling):
+            raise self._files.error('cannot record the outcome of a mail', error) from error
+        if not folder or set(self._block.letters).isdisjoint('df'):
             self.release()
 
-    @property
-    def _telling(self) -> bool:
-        """Whether there are events that subscribers have not yet taken."""
-        return not set(self._block.letters).isdisjoint('df')
-
-    def _place(self) -> tuple[str, float]:
-        """The folder for a mail with these letters, and the time in its name; no folder for a
-        mail with which everything is done."""
+    def _destination(self) -> tuple[str, float]:
+        """Return the folder for a mail with these letters, and the time in its name. The folder is
+        '' for a mail that is finished."""
         block = self._block
         letters = set(block.letters)
-        telling = not letters.isdisjoint('df')
+        pending = not letters.isdisjoint('df')
         if not letters.isdisjoint('T?'):
-            # Should nobody come to tell the events, they are found before the retry.
-            return 'cur', block.envelope.queued_at if telling else block.retry_at
-        if telling:
+            # If this process dies, a scan finds the pending events before the retry is due.
+            return 'cur', block.envelope.queued_at if pending else block.retry_at
+        if pending:
             return 'done', block.envelope.queued_at
         if 'F' in letters:
             return 'failed', block.since
@@ -179,40 +190,42 @@ class MaildirClaim:
         if not folder:
             self._remove()
             return
-        self._write(self._block.changing(), STATE_AT)
+        self._write(self._block.mutable_part(), STATE_AT)
         if folder == 'cur' and not set(self._block.letters).isdisjoint('dD'):
             self._sync()
         if self._history:
-            # After the outcome, which shall not wait for it, and while nobody else has the mail.
+            # After the outcome, which must not wait for it, and before others can claim the mail.
             lines, self._history = self._history, b''
-            append(self._store, self.envelope.id, lines)
-        self.rename(folder, schedule_of(self.envelope, due=due, attempt=self.attempt).name)
+            append_history(self._files, self.envelope.id, lines)
+        self.rename(folder, file_name(self.envelope, due=due, attempt=self.attempt).text)
 
     def _remove(self) -> None:
-        self._held()
+        self._open_descriptor()
         try:
-            os.unlink(self._store.path(self._folder, self._name))
+            os.unlink(self._files.path(self._folder, self._name))
         except OSError as error:
-            # Here, or where a person has put it, it will be found; it shall not be sent again.
-            self._write(self._block.changing(), STATE_AT)
+            # The file is found again, here or where a person has put it: it must say that the mail
+            # is not to be sent again.
+            self._write(self._block.mutable_part(), STATE_AT)
             if not isinstance(error, FileNotFoundError):
                 raise
         if self._has_history():
-            forget(self._store, self.envelope)
+            remove_history(self._files, self.envelope)
 
     def _has_history(self) -> bool:
-        """Whether there may be one: the first attempt delivers most mail, and shall cost no more.
-        Mail that a person moved back has begun anew, later than it was queued."""
-        # Files tell milliseconds.
+        """Whether the mail may have a history. Most mail is delivered at its first attempt, which
+        must not cost a system call for it. Mail that a person moved back has started over later
+        than it was queued."""
+        # Files have milliseconds.
         return self.attempt > 1 or abs(self._block.since - self.envelope.queued_at) > 0.002
 
     def rename(self, folder: str, name: str) -> None:
-        """Move the file, which stays claimed; a person may have been quicker."""
+        """Move the file, which stays claimed. A person may have moved it already."""
         if (folder, name) == (self._folder, self._name):
             return
-        if not self._store.rename(self._folder, self._name, folder, name):
+        if not self._files.rename(self._folder, self._name, folder, name):
             log.warning(
-                '%s: somebody has taken its file out of %s/ while it was claimed',
+                '%s: its file was moved out of %s/ while the mail was claimed',
                 self.envelope.message_id,
                 self._folder,
             )
@@ -225,25 +238,25 @@ class MaildirClaim:
         if self._text is not None:
             self._text.close()
         if self._before and '?' not in self._block.letters:
-            # Where this fails ``S`` stays, and counts as an attempt; what was sealed stays so.
+            # If this fails, ``S`` stays and counts as an attempt. Ambiguous mail stays ambiguous.
             with suppress(OSError):
-                self._store.write(descriptor, self._before.encode(), STATE_AT)
-        self._store.close(descriptor)
+                self._files.write(descriptor, self._before.encode(), STATE_AT)
+        self._files.close(descriptor)
 
     def _write(self, data: bytes, at: int) -> None:
-        self._store.write(self._descriptor, data, at)
+        self._files.write(self._descriptor, data, at)
 
     def _sync(self) -> None:
-        self._store.sync_file(self._held())
+        self._files.sync_file(self._open_descriptor())
 
-    def _held(self) -> int:
+    def _open_descriptor(self) -> int:
         if self._descriptor is None:
             raise OSError(errno.EBADF, 'the claim has been released')
         return self._descriptor
 
 
-def _marked(block: Block, letters: str) -> tuple[str, ...]:
-    """The recipients with one of these letters."""
+def _recipients(block: EnvelopeBlock, letters: str) -> tuple[str, ...]:
+    """Return the recipients with one of these letters."""
     if set(letters).issuperset(block.letters):
         return block.envelope.recipients
     pairs = zip(block.envelope.recipients, block.letters, strict=True)

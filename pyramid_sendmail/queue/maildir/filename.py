@@ -1,60 +1,57 @@
 """What a file in the queue is called: its name is its schedule.
 
-``<priority>-<due>-<attempt>-<id>``, each of fixed width, so that sorting a listing gives the order
-of delivery without looking at a single file. In ``tmp/`` the first file of a transaction, its
-record, has that name; the others append a dot and the name of the record. Mail programs append the
+``<priority>-<due>-<attempt>-<id>``, each of fixed width, so that sorting the names gives the order
+of delivery without opening a file. In ``tmp/`` the first file of a transaction, its record, has
+such a name; the other files append a dot and the name of the record. Mail programs append the
 flags of a Maildir (``:2,S``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from itertools import zip_longest
 from typing import NamedTuple
 
 from ...envelope import Envelope, Priority
+from ..ticket import State, Ticket
 
 __all__ = [
-    'LENGTH',
-    'Schedule',
-    'Ticket',
-    'fresh_name',
-    'in_turn',
-    'is_ours',
+    'FOLDER_OF',
+    'NAME_LENGTH',
+    'NEVER',
+    'PRIORITY_OF',
+    'STATE_OF',
+    'FileName',
+    'file_name',
+    'match_name',
     'milliseconds',
+    'name_of_new',
     'parse',
     'record_of',
-    'schedule_of',
+    'ticket_of',
     'time_text',
 ]
 
 _PRIORITY: dict[Priority, str] = {'high': '1', 'normal': '5', 'low': '9'}
+PRIORITY_OF: dict[str, Priority] = {digit: priority for priority, digit in _PRIORITY.items()}
+
+NEVER = (10**15 - 1) / 1000
+"""The latest time that a name can hold, in epoch seconds: in ``failed/``, that of a held mail."""
+
 _NAME = re.compile(r'([159])-([0-9]{15})-([0-9]{4})-([0-9a-f]{32})(?::2,[A-Za-z]*)?')
 
-LENGTH = 55
-"""Characters of a name of ours that no mail program has changed."""
+NAME_LENGTH = 55
+"""Characters of a name of ours without flags."""
 
-is_ours = _NAME.fullmatch
-"""Tells, by something that is true, whether ``parse`` can read a name, and is called a million
-times."""
+STATE_OF: dict[str, State] = {'new': 'new', 'cur': 'deferred', 'done': 'done', 'failed': 'failed'}
+FOLDER_OF: dict[str, str] = {state: folder for folder, state in STATE_OF.items()}
 
-
-class Ticket(NamedTuple):
-    """A mail to claim, as a listing saw it."""
-
-    folder: str
-    name: str
-
-    @property
-    def due(self) -> float:
-        """Epoch seconds; 0 where the name does not tell."""
-        schedule = parse(self.name)
-        return schedule.due if schedule else 0.0
+match_name = _NAME.fullmatch
+"""Return a match for a name that ``parse`` can read, else None. Called once for each file of a
+scan, so it is the pattern's own method."""
 
 
-class Schedule(NamedTuple):
-    """What a name says: ``due`` in epoch seconds, ``attempt`` the attempts counted so far."""
+class FileName(NamedTuple):
+    """The parts of a name. ``due``: epoch seconds. ``attempt``: the attempts counted so far."""
 
     priority: str
     due: float
@@ -62,53 +59,58 @@ class Schedule(NamedTuple):
     id: str
 
     @property
-    def name(self) -> str:
-        return _name(self.priority, self.due, self.attempt, self.id)
+    def text(self) -> str:
+        return f'{self.priority}-{time_text(self.due)}-{min(self.attempt, 9999):04d}-{self.id}'
 
 
-def fresh_name(envelope: Envelope) -> str:
-    """The name of a new mail: that of its schedule, which nobody needs."""
-    return _name(_PRIORITY[envelope.priority], envelope.due, 0, envelope.id)
+def file_name(envelope: Envelope, *, due: float, attempt: int) -> FileName:
+    """Return the name for a mail that is due at a time, after so many attempts."""
+    return FileName(_PRIORITY[envelope.priority], due, attempt, envelope.id)
 
 
-def _name(priority: str, due: float, attempt: int, id: str) -> str:
-    return f'{priority}-{time_text(due)}-{min(attempt, 9999):04d}-{id}'
+def name_of_new(envelope: Envelope) -> str:
+    """Return the name of a new mail."""
+    return file_name(envelope, due=envelope.due, attempt=0).text
 
 
-def schedule_of(envelope: Envelope, *, due: float, attempt: int) -> Schedule:
-    """The schedule of an envelope at a given time and attempt."""
-    return Schedule(_PRIORITY[envelope.priority], due, attempt, envelope.id)
-
-
-def milliseconds(seconds: float) -> int:
-    """A time as files tell it, in fifteen digits: never later than it is, so that what is due now
-    is due for whoever looks now. What has been read back stays the same."""
-    return int(min(max(seconds * 1000 + 0.0005, 0.0), 10.0**15 - 1))
-
-
-def time_text(seconds: float) -> str:
-    """A time as names have it in characters 2 to 16: it is later where the text is greater."""
-    return f'{milliseconds(seconds):015d}'
-
-
-def in_turn(fresh: Iterable[Ticket], retried: Iterable[Ticket]) -> Iterator[Ticket]:
-    """One of either at a time, so that neither fresh nor retried mail starves the other."""
-    for pair in zip_longest(fresh, retried):
-        yield from filter(None, pair)
-
-
-def parse(name: str) -> Schedule | None:
-    """Read a name, as ours or as a mail program has changed it; None if it is foreign."""
-    match = _NAME.fullmatch(name)
+def parse(name: str) -> FileName | None:
+    """Read a name of ours, with or without a mail program's flags; None if it is foreign."""
+    match = match_name(name)
     if match is None:
         return None
     priority, due, attempt, id = match.groups()
-    return Schedule(priority, int(due) / 1000, int(attempt), id)
+    return FileName(priority, int(due) / 1000, int(attempt), id)
+
+
+def ticket_of(folder: str, name: str) -> Ticket:
+    """Return the ticket for a file: the folder is its state, the name its order.
+
+    A foreign name is its own key, and is due at once.
+    """
+    match = match_name(name)
+    if match is None:
+        return Ticket(STATE_OF[folder], name, name)
+    return Ticket(STATE_OF[folder], name, match[4], int(match[2]) / 1000)
 
 
 def record_of(name: str) -> str | None:
-    """The record that a name in ``tmp/`` belongs to, itself perhaps; None if it is foreign."""
+    """Return the record that a name in ``tmp/`` belongs to, which may be the name itself; None if
+    the name is foreign."""
     own, _, record = name.partition('.')
     if parse(own) is None or (record and parse(record) is None):
         return None
     return record or own
+
+
+def milliseconds(seconds: float) -> int:
+    """Convert a time for a file: at most fifteen digits, and rounded down.
+
+    What is due now is therefore due for every scan from now on. A time read from a file is written
+    back unchanged.
+    """
+    return int(min(max(seconds * 1000 + 0.0005, 0.0), 10.0**15 - 1))
+
+
+def time_text(seconds: float) -> str:
+    """Return a time as characters 2 to 16 of a name have it; such texts compare as the times do."""
+    return f'{milliseconds(seconds):015d}'

@@ -1,4 +1,4 @@
-"""Files, folders and locks: the few operations on the file system that the queue is made of."""
+"""Files, folders and locks: the few operations on the file system that the queue needs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import os
 import re
 import stat
 import threading
-import weakref
 from contextlib import suppress
 from math import inf
 
 from ...exceptions import QueueError
-from ...threads import blocking
-from .permissions import Permissions
+from ...threads import after_fork, blocking
+from .permissions import Permissions, user_name
 
-__all__ = ['FOLDERS', 'Store']
+__all__ = ['FOLDERS', 'QueueFiles']
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +25,16 @@ _REASONS = 'reasons'
 
 _PROBE = re.compile(r'(?:lock-)?probe-[0-9]+-[0-9]+|making-[0-9a-f.-]+')
 
-_LEFT = 1_000
-"""Files that only another user can read, each said once."""
+_LOGGED_NAMES = 1_000
+"""Files that only another user can read, at most, of which each is logged once."""
+
+_REMEDIES = {
+    errno.ENOSPC: 'make room on the disk',
+    errno.EDQUOT: 'raise the quota of this user',
+    errno.EROFS: 'mount it read-write, or set mail.queue_path to another disk',
+    errno.EACCES: 'give this user the right to write there',
+    errno.EMFILE: 'raise the limit of open files (ulimit -n)',
+}
 
 _CAN_ADVISE = hasattr(os, 'posix_fadvise')
 
@@ -36,11 +43,12 @@ _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-class Store:
-    """The five folders below ``root``, with everything opened there kept track of.
+class QueueFiles:
+    """The five folders below ``root``, and the files that are open in them.
 
-    ``group``: see Permissions. A lock (flock) belongs to an open file, which a forked child shares:
-    the child closes what it inherited, and the parent unlocks before it closes.
+    ``sync``: False leaves out every fsync. ``group``: see Permissions. A lock (flock) belongs to an
+    open file, which a forked child shares: so the child closes what it inherited, and the parent
+    unlocks a file before it closes it.
     """
 
     def __init__(self, root: str, *, sync: bool = True, group: bool = False) -> None:
@@ -48,17 +56,10 @@ class Store:
         self.sync = sync
         self.permissions = Permissions(group)
         self._open: dict[int, int] = {}
-        """How large each file was when it was opened; it is locked, and changes in place alone."""
-        self._left: set[str] = set()
+        """The size of each open file, which stays: a locked file is only changed in place."""
+        self._logged: set[str] = set()
         self._owner: int | None = None
-        reference = weakref.ref(self)
-
-        def forget() -> None:
-            store = reference()
-            if store is not None:
-                store._forget()
-
-        os.register_at_fork(after_in_child=forget)
+        after_fork(self.close_inherited)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.root!r})'
@@ -67,19 +68,19 @@ class Store:
         return f'{self.root}/{folder}/{name}'
 
     def ready(self) -> None:
-        """Prepare it once, or again for another user. Raises QueueError."""
+        """Prepare the folders, once for each user of the process. Raises QueueError."""
         if self._owner != os.geteuid():
             self.prepare()
 
     def prepare(self) -> None:
-        """Make the folders that are missing; check who may use them. Raises QueueError."""
+        """Make the folders that are missing, and check their permissions. Raises QueueError."""
         folders = [f'{self.root}/{name}' for name in FOLDERS]
         try:
             self.permissions.prepare(self.root, folders, besides=f'{self.root}/{_REASONS}')
         except QueueError:
             raise
         except OSError as error:
-            raise self.error('cannot be made', error) from error
+            raise self.error('cannot be created', error) from error
         self._owner = os.geteuid()
 
     def prove_locks(self) -> None:
@@ -89,8 +90,8 @@ class Store:
         try:
             while True:
                 descriptors.append(os.open(path, _FLAGS | os.O_CREAT, 0o600))
-                # Not made a second time: two files would not exclude each other.
-                with suppress(FileNotFoundError):  # swept away
+                # The second open must not create the file: two files would not exclude each other.
+                with suppress(FileNotFoundError):  # another process's sweep has removed it
                     descriptors.append(os.open(path, _FLAGS))
                     break
                 os.close(descriptors.pop())
@@ -101,8 +102,8 @@ class Store:
                 return
             raise QueueError(
                 errno.ENOLCK,
-                'locks (flock) do not exclude anybody on this file system, so that mail could be '
-                'sent twice: set mail.queue_path to a local disk',
+                f'queue {self.root}: locks (flock) have no effect on this file system, so mail '
+                'could be sent twice; set mail.queue_path to a local disk',
                 self.root,
             )
         except QueueError:
@@ -127,7 +128,7 @@ class Store:
                 finally:
                     os.close(descriptor)
             finally:
-                with suppress(FileNotFoundError):  # swept away
+                with suppress(FileNotFoundError):  # another process's sweep has removed it
                     os.unlink(path)
             for folder in FOLDERS:
                 path = f'{self.root}/{folder}'
@@ -138,11 +139,10 @@ class Store:
         except QueueError:
             raise
         except OSError as error:
-            raise self.error('cannot record what becomes of its mail', error) from error
+            raise self.error('cannot record the outcome of its mail', error) from error
 
     def sweep(self) -> None:
-        """Remove the probes of processes that stopped over them. It does no harm to one that
-        is in use."""
+        """Remove the probes that dead processes left. Removing one that is in use does no harm."""
         with suppress(OSError):
             for name in os.listdir(self.root):
                 if _PROBE.fullmatch(name):
@@ -150,7 +150,7 @@ class Store:
                         os.unlink(f'{self.root}/{name}')
 
     def rename(self, folder: str, name: str, to: str, new_name: str) -> bool:
-        """Move a file, making the folder if somebody has removed it; False if the file is gone."""
+        """Move a file; return False if it is gone. Make the folder if it was removed."""
         source = self.path(folder, name)
         try:
             os.rename(source, self.path(to, new_name))
@@ -162,7 +162,10 @@ class Store:
         return True
 
     def create(self, path: str) -> int | None:
-        """Make a new file, locked; None if somebody else has it already."""
+        """Create a file and lock it; return None if another process locked it first.
+
+        Raises FileExistsError and other OSErrors.
+        """
         if self.permissions.group:
             descriptor = self._create_shared(path)
         else:
@@ -176,8 +179,8 @@ class Store:
             raise
 
     def _create_shared(self, path: str) -> int:
-        """A new file that has its mode before it has its name: never does the other user find one
-        that he cannot read. What a stopped process leaves of it, beside the folders, is swept."""
+        """Create a file that gets its mode before its name, so that the other user of a shared
+        queue never finds one that is unreadable. ``sweep`` removes what a dead process leaves."""
         making = f'{self.root}/making-{os.path.basename(path)}'
         while True:
             descriptor = os.open(making, _FLAGS | os.O_CREAT | os.O_EXCL, self.permissions.file)
@@ -193,15 +196,15 @@ class Store:
                     os.unlink(making)
                 except FileNotFoundError:
                     if isinstance(error, FileNotFoundError):
-                        continue  # swept away
+                        continue  # another process's sweep has removed it
                 raise
             return descriptor
 
     def open(self, path: str) -> int | None:
-        """Open an existing file for us alone; None if it is gone or somebody else has it.
+        """Open and lock an existing file; return None if it is gone or locked by another process.
 
-        Raises ValueError for what is no file that could be used. What only another user of a
-        shared queue can read is his to use: it stays.
+        Raises ValueError for something that cannot be used as a mail. In a shared queue a file
+        that only another user can read is left to the processes of that user: returns None.
         """
         try:
             descriptor = os.open(path, _FLAGS)
@@ -211,10 +214,10 @@ class Store:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
                 raise ValueError('it is not a plain file') from error
             if error.errno in (errno.EACCES, errno.EPERM):
-                reason = f'it may not be read and written by user {os.geteuid()}'
+                reason = f'it may not be read and written by user {user_name(os.geteuid())}'
                 if not self.permissions.group:
                     raise ValueError(reason) from error
-                self._leave(path, reason)
+                self._log_left(path, reason)
                 return None
             raise
         self._open[descriptor] = 0
@@ -224,18 +227,18 @@ class Store:
         self._open[descriptor] = size
         return descriptor
 
-    def _leave(self, path: str, reason: str) -> None:
-        if path not in self._left and len(self._left) < _LEFT:
-            self._left.add(path)
+    def _log_left(self, path: str, reason: str) -> None:
+        if path not in self._logged and len(self._logged) < _LOGGED_NAMES:
+            self._logged.add(path)
             log.error(
-                '%s stays where it is: %s: chmod 660 it, and set mail.queue_mode = group for every '
+                '%s stays where it is: %s; chmod 660 it, and set mail.queue_mode = group for every '
                 'process that puts mail there',
                 path,
                 reason,
             )
 
     def open_reason(self, name: str, flags: int) -> int:
-        """Open a file of ``reasons/`` for writing, making what is not there."""
+        """Open a file of ``reasons/`` for writing; create it and the folder if needed."""
         path = f'{self.root}/{_REASONS}/{name}'
         flags |= os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
@@ -247,9 +250,11 @@ class Store:
         return descriptor
 
     def _locked(self, descriptor: int, path: str) -> int | None:
-        """Lock, then see that the path still names this file: it may have been removed, or moved
-        and settled, between the open and the lock. Return its size; close it and return None where
-        it is not to be had."""
+        """Lock an open file; return its size in bytes, or close it and return None.
+
+        After the lock the path must still name this file: between the open and the lock another
+        process may have removed it, or moved it after settling the mail.
+        """
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             here = os.fstat(descriptor)
@@ -270,11 +275,11 @@ class Store:
     def close(self, descriptor: int) -> None:
         """Unlock and close. Never raises."""
         if self._open.pop(descriptor, None) is None:
-            return  # inherited from before a fork, and closed there
+            return  # inherited by a fork, and closed after it
         try:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         except OSError as error:
-            # Closing unlocks, but in a forked child.
+            # The close below unlocks as well, unless a forked child has the file open.
             log.debug('%s: a file could not be unlocked: %s', self.root, error)
         try:
             os.close(descriptor)
@@ -282,44 +287,47 @@ class Store:
             log.debug('%s: a file could not be closed: %s', self.root, error)
 
     def read(self, descriptor: int, limit: float = inf) -> bytes:
-        """The whole of a file that was opened, or the first octets of a longer one."""
+        """Read an open file, or its first ``limit`` bytes."""
         size = int(min(self._open[descriptor], limit))
         data = os.pread(descriptor, size, 0)
         while len(data) < size and (part := os.pread(descriptor, size - len(data), len(data))):
             data += part
         return data
 
-    def read_at(self, descriptor: int, octets: int, at: int) -> bytes:
-        """So many octets, or those up to the file's end."""
+    def read_at(self, descriptor: int, size: int, at: int) -> bytes:
+        """Read ``size`` bytes from a place on, or fewer at the end of the file."""
         if descriptor not in self._open:
-            raise OSError(errno.EBADF, 'it was opened before a fork')
-        return os.pread(descriptor, octets, at)
+            raise OSError(errno.EBADF, 'the file was opened before a fork')
+        return os.pread(descriptor, size, at)
 
     def write(self, descriptor: int | None, data: bytes, at: int = 0) -> None:
-        """Write all of it, in place."""
+        """Write all of the data in place. Raises OSError, also for a released claim."""
         if descriptor is None or descriptor not in self._open:
-            raise OSError(errno.EBADF, 'it was released, or opened before a fork')
+            raise OSError(errno.EBADF, 'the file was released, or opened before a fork')
         written = os.pwrite(descriptor, data, at)
         while written < len(data):
             data, at = data[written:], at + written
             written = os.pwrite(descriptor, data, at)
 
     def begin_sync(self, descriptor: int) -> None:
-        """Have the system write the file while we do something else: of several files that are
-        synced then, each does not wait for the one before. A hint; never raises an OSError."""
+        """Have the system start to write the file to the disk, without waiting for it.
+
+        Of several files the later ``sync_file`` calls then do not wait one after the other. A hint;
+        never raises an OSError.
+        """
         if self.sync and _CAN_ADVISE:
             with suppress(OSError):
-                # Of what is not yet on disk, all that this does is to begin with it.
+                # For data that is not yet on the disk, this only starts the write-back.
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def begin_read(self, path: str, octets: int) -> None:
-        """Have the system read the first octets of a file while we do something else. A hint;
-        never raises an OSError."""
+    def begin_read(self, path: str, size: int) -> None:
+        """Have the system start to read the first ``size`` bytes of a file. A hint; never raises
+        an OSError."""
         if _CAN_ADVISE:
             with suppress(OSError):
                 descriptor = os.open(path, _READ_FLAGS)
                 try:
-                    os.posix_fadvise(descriptor, 0, octets, os.POSIX_FADV_WILLNEED)
+                    os.posix_fadvise(descriptor, 0, size, os.POSIX_FADV_WILLNEED)
                 finally:
                     os.close(descriptor)
 
@@ -340,19 +348,15 @@ class Store:
             os.close(descriptor)
 
     def error(self, what: str, error: OSError) -> QueueError:
-        """The same error with the queue's name and a remedy."""
-        remedy = {
-            errno.ENOSPC: 'make room on the disk',
-            errno.EDQUOT: 'raise the quota of this user',
-            errno.EROFS: 'the file system is read-only',
-            errno.EACCES: 'give this user the right to write there',
-            errno.EMFILE: 'raise the limit of open files (ulimit -n)',
-        }.get(error.errno or 0, 'see mail.queue_path')
-        return QueueError(
-            error.errno, f'the queue {what}: {error.strerror or error}; {remedy}', self.root
-        )
+        """Return a QueueError that says what the queue cannot do, why, and the remedy."""
+        reason = error.strerror or str(error)
+        if error.errno == errno.EROFS:
+            reason = 'the file system is read-only'
+        remedy = _REMEDIES.get(error.errno or 0, 'see mail.queue_path')
+        return QueueError(error.errno, f'queue {self.root} {what}: {reason}; {remedy}', self.root)
 
-    def _forget(self) -> None:
+    def close_inherited(self) -> None:
+        """Close what the parent of this process has open. Called in a forked child."""
         for descriptor in self._open:
             with suppress(OSError):
                 os.close(descriptor)

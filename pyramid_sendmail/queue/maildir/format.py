@@ -1,20 +1,21 @@
 """The file of a queued mail: an envelope block of ``X-Envelope`` header lines, then the message.
 
-The file is a plain ``.eml``. Its first line carries the format's version, the lengths of block and
-message in octets, and a SHA-256 over all but what changes in place:
+The file is a plain ``.eml``. Its first line has the format's version, the lengths of block and
+message in bytes, and a SHA-256 over everything except what changes in place:
 
 =====================  ==========================================================================
 state line             the mail's letter; when its retry policy began to count; when it is due
                        again (both in milliseconds since the epoch)
-slot                   replies, mailers and reasons not yet reported, as JSON: 976 octets for each
+slot                   replies, mailers and reasons of pending events, as JSON: 976 bytes for each
                        eight recipients
-mark of a recipient    its letter, which reply in the slot is its own, and its letter once more
+mark of a recipient    its letter, the number of its reply in the slot, and its letter again
 =====================  ==========================================================================
 
 Letters of a mail: ``W`` being written, ``V`` voted, ``C`` finish has begun (and waiting, after
-that), ``S`` an attempt has started. Letters of a recipient: ``T`` to do, ``?`` sent and awaiting
-the last word, ``d`` and ``f`` delivered and failed with an event to report, ``D`` and ``F`` the
-same, settled. They stand twice, because one flipped bit makes ``D`` of ``T``, and a mail lost.
+that), ``S`` an attempt has started. Letters of a recipient: ``T`` to be tried, ``?`` sent and
+waiting for the relay's final reply, ``d`` and ``f`` delivered and failed with an event pending,
+``D`` and ``F`` the same without one. They stand twice because a single flipped bit turns ``T``
+into ``D``, which would lose the mail.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from typing import Literal, Protocol
 
 from ...envelope import Envelope, PendingEvent, StoredEnvelope, Text
 from .filename import milliseconds
-from .reply_slot import Entry, lost, read_slot, slot_length, write_slot
+from .reply_slot import ReplyEntry, lost_reply, read_slot, slot_length, write_slot
 
 __all__ = [
     'LETTERS',
     'STATE_AT',
-    'Block',
+    'EnvelopeBlock',
     'LargeText',
     'Unreadable',
-    'block_of',
     'decode',
     'encode',
     'lengths_of',
+    'new_block',
 ]
 
 VERSION = b'1'
@@ -75,13 +76,14 @@ class Unreadable(ValueError):
 class LargeText(Text, Protocol):
     """The text of a message that stays in its file."""
 
-    def survey(self, see: Callable[[bytes], object]) -> None:
-        """Read it once and show each block; what else Text promises is known afterwards."""
+    def survey(self, update: Callable[[bytes], object]) -> None:
+        """Read the text once and call ``update`` with each block. Afterwards the attributes that
+        Text promises are set."""
 
 
 @dataclass(slots=True)
-class Block:
-    """The envelope block in memory: what is fixed, and what changes in place."""
+class EnvelopeBlock:
+    """The envelope block in memory: the fixed part, and the part that changes in place."""
 
     envelope: Envelope
     fixed: bytes
@@ -90,42 +92,44 @@ class Block:
     since: float = 0.0
     retry_at: float = 0.0
     letters: list[str] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[ReplyEntry] = field(default_factory=list)
     pointers: list[int] = field(default_factory=list)
 
     @property
-    def letters_at(self) -> int:
-        """Where the recipients' lines begin."""
+    def recipients_at(self) -> int:
+        """Where the recipients' lines begin in the file."""
         return _SLOT_AT + slot_length(len(self.letters)) + len(self.fixed)
 
     def recipient_lines(self) -> bytes:
-        """The bytes at ``letters_at``."""
+        """Return the bytes at ``recipients_at``."""
         return b''.join(map(_recipient_line, self.letters, self.pointers, self.envelope.recipients))
 
-    def changing(self) -> bytes:
-        """All from STATE_AT to the end of the block: one write records an outcome."""
+    def mutable_part(self) -> bytes:
+        """Return everything from STATE_AT to the end of the block: one write records an outcome."""
         state = _state_line(self.state, self.since, self.retry_at)
         slot = write_slot(self.entries, len(self.letters))
         return b''.join((state, slot, self.fixed, self.recipient_lines()))
 
     def settle(self, events: Sequence[PendingEvent], *, report: bool = True) -> None:
-        """Put down what an attempt came to, in place of what these recipients had before.
-        ``report``: whether subscribers have to be told."""
+        """Replace what these recipients had by the outcome of an attempt.
+
+        ``report``: whether the events are dispatched to subscribers; without it they are finished.
+        """
         if self.entries:
-            for fate in events:
-                self.mark(fate.recipients, 'T')
-            self._forget()
-        for fate in events:
-            if report or fate.kind != 'sent':
-                self._add(fate)
+            for event in events:
+                self.mark(event.recipients, 'T')
+            self._drop_entries()
+        for event in events:
+            if report or event.kind != 'sent':
+                self._add(event)
             else:
-                # Nobody asks for the reply.
-                self.mark(fate.recipients, 'D')
+                # No event needs the reply.
+                self.mark(event.recipients, 'D')
         if not report and ('d' in self.letters or 'f' in self.letters):
             self.letters = [letter.upper() if letter in 'df' else letter for letter in self.letters]
 
     def mark(self, recipients: Iterable[str], letter: str) -> None:
-        """Give the recipients a letter."""
+        """Set the letter of these recipients."""
         if recipients == self.envelope.recipients:
             self.letters = [letter] * len(self.letters)
             return
@@ -134,29 +138,29 @@ class Block:
             if to in chosen:
                 self.letters[n] = letter
 
-    def _add(self, fate: PendingEvent) -> None:
-        """Give the fate's recipients their letter and an entry for its reply."""
-        about = set(fate.recipients)
+    def _add(self, event: PendingEvent) -> None:
+        """Set the letter of the event's recipients, and add an entry for its reply."""
+        about = set(event.recipients)
         chosen = [n for n, to in enumerate(self.envelope.recipients) if to in about]
         for n in chosen:
-            self.letters[n] = LETTERS[fate.kind]
+            self.letters[n] = LETTERS[event.kind]
             self.pointers[n] = len(self.entries)
         if chosen:
-            words = fate.reason if fate.reply is None or fate.reason != str(fate.reply) else None
+            same = event.reply is not None and event.reason == str(event.reply)
             self.entries.append(
-                Entry(
-                    fate.attempt,
-                    int(fate.id.rpartition('-')[2]),
-                    fate.mailer,
-                    fate.reply,
-                    words,
-                    fate.permanent,
-                    fate.tries,
+                ReplyEntry(
+                    event.attempt,
+                    int(event.id.rpartition('-')[2]),
+                    event.mailer,
+                    event.reply,
+                    None if same else event.reason,
+                    event.permanent,
+                    event.tries,
                 )
             )
 
-    def _forget(self) -> None:
-        """Drop the replies that no settled recipient needs, before a new attempt's come."""
+    def _drop_entries(self) -> None:
+        """Drop the replies that no finished recipient needs, before those of a new attempt."""
         if not self.entries:
             return
         marks = zip(self.pointers, self.letters, strict=True)
@@ -166,20 +170,20 @@ class Block:
         self.pointers = [places.get(pointer, 0) for pointer in self.pointers]
 
     def start_over(self, now: float) -> None:
-        """A person wants the recipients that failed tried again, with a retry policy's patience."""
+        """Have the recipients that failed tried again, as if the mail had been queued now."""
         self.letters = ['T' if letter in 'fF?' else letter for letter in self.letters]
-        self._forget()
+        self._drop_entries()
         self.state, self.since, self.retry_at = 'C', now, 0.0
 
     def retry_events(self, events: Iterable[PendingEvent]) -> None:
-        """Subscribers have failed to take these once more."""
-        late = {(fate.attempt, int(fate.id.rpartition('-')[2])): fate.tries for fate in events}
+        """Count one more failure of subscribers to handle these events."""
+        tries = {(event.attempt, int(event.id.rpartition('-')[2])): event.tries for event in events}
         for entry in self.entries:
-            if (entry.attempt, entry.group) in late:
-                entry.tries = late[entry.attempt, entry.group] + 1
+            if (entry.attempt, entry.group) in tries:
+                entry.tries = tries[entry.attempt, entry.group] + 1
 
     def pending_events(self) -> list[PendingEvent]:
-        """What subscribers have not taken yet, in the order in which it was marked."""
+        """Return the events that subscribers have not handled yet, in the order of the replies."""
         if 'd' not in self.letters and 'f' not in self.letters:
             return []
         groups: dict[tuple[int, str], list[str]] = {}
@@ -209,12 +213,12 @@ class Block:
 
 
 def encode(envelope: Envelope, state: str) -> bytes:
-    """The file of a new mail."""
-    return block_of(envelope, state) + envelope.raw
+    """Return the file of a new mail."""
+    return new_block(envelope, state) + envelope.raw
 
 
-def block_of(envelope: Envelope, state: str) -> bytes:
-    """The envelope block of a new mail, which the message follows."""
+def new_block(envelope: Envelope, state: str) -> bytes:
+    """Return the envelope block of a new mail; the message follows it in the file."""
     recipients, raw = envelope.recipients, envelope.raw
     fixed = (
         f'X-Envelope-Id: {envelope.id}\r\n'
@@ -227,12 +231,13 @@ def block_of(envelope: Envelope, state: str) -> bytes:
     size = _SLOT_AT + len(slot) + len(fixed) + len(lines)
     lengths = b'1 %08d %012d ' % (size, len(raw))
     checksum = _checksum(lengths, fixed, recipients, raw)
-    changing = _state_line(state, envelope.queued_at, 0.0)
-    return b''.join((_FIRST, lengths, checksum, _END, _STATE, changing, slot, fixed, lines))
+    mutable_part = _state_line(state, envelope.queued_at, 0.0)
+    return b''.join((_FIRST, lengths, checksum, _END, _STATE, mutable_part, slot, fixed, lines))
 
 
 def _options(envelope: Envelope) -> str:
-    """As JSON. The dict's own encoder costs as much as all else in the block."""
+    """Return the options as JSON, built by hand: ``json.dumps`` would take as long as the rest of
+    the block."""
     tag, metadata, expires = envelope.tag, envelope.metadata, envelope.expires
     queued_at = due = repr(envelope.queued_at)
     if envelope.due != envelope.queued_at:
@@ -259,8 +264,8 @@ def _recipient_line(letter: str, pointer: int, to: str) -> bytes:
 
 
 def lengths_of(data: bytes) -> tuple[int, int]:
-    """The octets of the envelope block and of the message, as the file's first line says them.
-    Raises Unreadable."""
+    """Return the lengths of the envelope block and of the message, in bytes, from the file's first
+    line. Raises Unreadable."""
     if not data.startswith(_FIRST):
         raise Unreadable('it is not a file of this queue' if data else 'it is empty')
     try:
@@ -273,13 +278,15 @@ def lengths_of(data: bytes) -> tuple[int, int]:
     return size, rest
 
 
-def decode(data: bytes, text: LargeText | None = None) -> Block:
-    """Read a file's bytes; without its message where the ``text`` of that stays in the file.
-    Raises Unreadable."""
+def decode(data: bytes, text: LargeText | None = None) -> EnvelopeBlock:
+    """Read and verify the bytes of a file. Raises Unreadable.
+
+    ``text``: the message, if it stays in the file; ``data`` is the envelope block then.
+    """
     size, rest = lengths_of(data)
     length = len(data) if text is None else len(data) + text.size
     if length != size + rest:
-        raise Unreadable(f'it has {length} octets where its first line says {size + rest}')
+        raise Unreadable(f'it has {length} bytes, but its first line says {size + rest}')
     try:
         return _decode(data, size, text)
     except (ValueError, IndexError, KeyError, TypeError) as error:
@@ -288,7 +295,7 @@ def decode(data: bytes, text: LargeText | None = None) -> Block:
         raise Unreadable(f'its envelope is damaged ({error})') from None
 
 
-def _decode(data: bytes, size: int, text: LargeText | None) -> Block:
+def _decode(data: bytes, size: int, text: LargeText | None) -> EnvelopeBlock:
     entries, at = read_slot(data, _SLOT_AT)
     to_at = data.find(_END + _TO, at, size) + len(_END)
     if to_at < at:
@@ -299,7 +306,7 @@ def _decode(data: bytes, size: int, text: LargeText | None) -> Block:
     lengths = data[_LENGTHS_AT:_SUM_AT]
     if data[_SUM_AT:_SUM_END] != _checksum(lengths, fixed, recipients, raw, text):
         raise Unreadable('its checksum does not match: it was damaged or changed')
-    # No checksum holds these lines together.
+    # The checksum does not cover these line ends.
     if data[_SUM_END:STATE_AT] != _END + _STATE or data[_STATE_END:_SLOT_AT] != _END:
         raise Unreadable('its state line is damaged')
     state, since, retry_at = data[STATE_AT:_STATE_END].decode().split(' ')
@@ -307,8 +314,10 @@ def _decode(data: bytes, size: int, text: LargeText | None) -> Block:
         raise Unreadable('its state line is damaged')
     if letters.count('T') < len(letters):
         settled = [n for n, letter in zip(pointers, letters, strict=True) if letter in 'dfF']
-        entries += [lost(group) for group in range(len(entries), max(settled, default=-1) + 1)]
-    return Block(
+        entries += [
+            lost_reply(group) for group in range(len(entries), max(settled, default=-1) + 1)
+        ]
+    return EnvelopeBlock(
         _envelope(fixed, recipients, raw if text is None else text),
         fixed,
         state=state,
@@ -326,7 +335,7 @@ def _read_recipients(lines: bytes) -> tuple[list[str], list[int], list[str]]:
     letters = [letter for letter, _, _ in marks]
     pointers = [int(pointer) for _, pointer, _ in marks]
     recipients = [recipient for _, _, recipient in marks]
-    # Nothing else stands between them.
+    # There must be nothing else between them.
     length = _MARK_LENGTH * len(marks) + sum(map(len, recipients))
     if length != len(text) or max(pointers) >= len(marks):
         raise Unreadable('the line of a recipient is damaged')
@@ -338,7 +347,7 @@ def _envelope(fixed: bytes, recipients: Iterable[str], text: bytes | LargeText) 
     if lines is None:
         raise Unreadable('its envelope is damaged')
     id, message_id, sender, json_text = lines.groups()
-    # JSON has no line breaks: those are ours, and a blank stood where they are.
+    # JSON has no line breaks: the folding put them there, in front of a blank.
     json_text = json_text.replace('\r\n', '')
     options, end = _read_json(json_text)
     if end != len(json_text):
@@ -365,5 +374,5 @@ def _checksum(
 
 
 def _folded(text: str) -> str:
-    """Fold at blanks, so that any mail program takes the line (RFC 5322, 2.1.1)."""
+    """Fold at blanks, so that any mail program accepts the line (RFC 5322, 2.1.1)."""
     return text if len(text) <= 800 else re.sub(r'(.{800,}?) (?=[^ ])', '\\1\r\n ', text)

@@ -1,8 +1,8 @@
-"""A queued mail as it is read: a small one whole, of a large one the envelope block alone.
+"""Load a queued mail: a small one whole, of a large one the envelope block alone.
 
-The message of a large one stays in its file, which is open and locked as long as the mail is
-claimed. It is read twice, block by block: when it is claimed, to see that it is whole, and when it
-is sent. So memory is a matter of connections, not of what their mails hold.
+The message of a large mail stays in its file, which is open and locked while the mail is claimed.
+The file is read twice, block by block: at the claim, to verify it, and when the mail is sent. So
+memory grows with the number of connections, not with the size of the mails.
 """
 
 from __future__ import annotations
@@ -11,49 +11,51 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 
-from ...envelope import BLOCK, is_crlf
+from ...envelope import BLOCK_SIZE, is_crlf
 from ...threads import blocking
-from .files import Store
-from .format import Block, decode, lengths_of
+from .files import QueueFiles
+from .format import EnvelopeBlock, decode, lengths_of
 
-__all__ = ['LARGE', 'StoredText', 'load']
+__all__ = ['LARGE_FILE', 'FileText', 'load']
 
-LARGE = 4 * BLOCK
-"""Octets of a file from which on its message is not held in memory."""
+LARGE_FILE = 4 * BLOCK_SIZE
+"""Bytes of a file from which on its message is not held in memory."""
 
 
 def load(
-    store: Store, descriptor: int, data: bytes | None = None
-) -> tuple[Block, StoredText | None]:
-    """Read an open file, of whose octets the first, LARGE at most, may be there already, and see
-    that it is whole; the text is None where the envelope holds it. Raises Unreadable and OSError.
+    files: QueueFiles, descriptor: int, data: bytes | None = None
+) -> tuple[EnvelopeBlock, FileText | None]:
+    """Read and verify an open file. Raises Unreadable and OSError.
+
+    The FileText is None if the envelope holds the message. ``data``: the first LARGE_FILE bytes of
+    the file, if they were read already.
     """
     if data is None:
-        data = store.read(descriptor, LARGE)
-    if len(data) < LARGE:
+        data = files.read(descriptor, LARGE_FILE)
+    if len(data) < LARGE_FILE:
         return decode(data), None
     size, _ = lengths_of(data)
-    if size > LARGE:
-        data = store.read(descriptor, size)
-    text = StoredText(store, descriptor, at=size, end=os.fstat(descriptor).st_size)
+    if size > LARGE_FILE:
+        data = files.read(descriptor, size)
+    text = FileText(files, descriptor, at=size, end=os.fstat(descriptor).st_size)
     with blocking():
         return decode(data[:size], text), text
 
 
-class StoredText:
-    """See Text. The octets of a file from one place to another, until ``close``.
+class FileText:
+    """See LargeText. The bytes of a file from ``at`` to ``end``, until ``close``.
 
-    ``block``: how many are read at a time.
+    ``block``: how many bytes are read at a time.
     """
 
     def __init__(
-        self, store: Store, descriptor: int, *, at: int, end: int, block: int = BLOCK
+        self, files: QueueFiles, descriptor: int, *, at: int, end: int, block: int = BLOCK_SIZE
     ) -> None:
         self.size = end - at
         self.is_ascii = True
         self.has_ascii_head = True
         self.has_crlf = True
-        self._store = store
+        self._files = files
         self._descriptor: int | None = descriptor
         self._at = at
         self._end = end
@@ -62,11 +64,11 @@ class StoredText:
     def blocks(self) -> Iterator[bytes]:
         for at in range(self._at, self._end, self._block):
             if self._descriptor is None:
-                # The same number may be another mail's by now.
+                # By now the same number may be the descriptor of another mail.
                 raise OSError(errno.EBADF, 'the claim of this mail has been released')
-            octets = min(self._block, self._end - at)
-            block = self._store.read_at(self._descriptor, octets, at)
-            if len(block) != octets:
+            size = min(self._block, self._end - at)
+            block = self._files.read_at(self._descriptor, size, at)
+            if len(block) != size:
                 raise OSError(errno.EIO, 'the file of this mail has become shorter')
             yield block
 
@@ -74,17 +76,17 @@ class StoredText:
         return b''.join(self.blocks())
 
     def close(self) -> None:
-        """The file is not ours any more."""
+        """Read nothing more: the claim that owned the file was released."""
         self._descriptor = None
 
-    def survey(self, see: Callable[[bytes], object]) -> None:
+    def survey(self, update: Callable[[bytes], object]) -> None:
         """See LargeText."""
         head, before, cut = True, b'', b''
         for block in self.blocks():
-            see(block)
+            update(block)
             self.is_ascii = self.is_ascii and block.isascii()
             if head:
-                # What ends the headers may be cut in two.
+                # The empty line that ends the headers may stand in two blocks.
                 before += block
                 start, blank, _ = before.partition(b'\r\n\r\n')
                 self.has_ascii_head = self.has_ascii_head and start.isascii()

@@ -1,8 +1,8 @@
-"""Mail that zope.sendmail or repoze.sendmail queued, taken over as it is found.
+"""Adopt mail that zope.sendmail or repoze.sendmail queued.
 
-Their files are the message with two header lines more, ``X-Zope-From:`` and ``X-Zope-To:`` at the
-beginning or ``X-Actually-From:`` and ``X-Actually-To:`` at the end of the headers, the latter
-encoded by RFC 2047, perhaps; the recipients are separated by commas.
+Their files are the message with two more header lines: ``X-Zope-From:`` and ``X-Zope-To:`` at the
+beginning, or ``X-Actually-From:`` and ``X-Actually-To:`` at the end of the headers, which may be
+encoded by RFC 2047. The recipients are separated by commas.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from email.header import decode_header, make_header
 from email.utils import getaddresses, make_msgid
 
 from ...envelope import Envelope
-from .filename import Ticket, schedule_of
-from .files import Store
+from ..ticket import Ticket
+from .filename import FOLDER_OF, file_name, ticket_of
+from .files import QueueFiles
 from .format import STATE_AT, encode
 
 __all__ = ['adopt']
@@ -28,34 +29,36 @@ _LINE_END = re.compile(rb'\r\n|\r|\n')
 _MESSAGE_ID = re.compile(r'<[!-;=?-~]+>')
 
 
-def adopt(store: Store, ticket: Ticket, data: bytes, now: float) -> Ticket | None:
-    """Turn an ancestor's file, which is locked, into one of ours; None if it is none.
+def adopt(files: QueueFiles, ticket: Ticket, data: bytes, now: float) -> Ticket | None:
+    """Convert a locked file of theirs into one of ours; return its ticket, or None if the file is
+    not one of theirs.
 
-    The new file takes the old one's place in one rename, under its old name, and its own name
-    after that: a crash in between leaves one mail in either form. Until then it is, in ``tmp/``,
-    a transaction that never voted.
+    The new file replaces the old one by one rename, under the old name, and is then renamed to its
+    own: after a crash there is one mail, in one form or the other. Until the first rename the new
+    file is a transaction in ``tmp/`` that never voted.
     """
     envelope = _envelope(data, now)
     if envelope is None:
         return None
-    name = schedule_of(envelope, due=now, attempt=0).name
-    temporary = store.path('tmp', name)
-    descriptor = store.create(temporary)
+    name = file_name(envelope, due=now, attempt=0).text
+    folder = FOLDER_OF[ticket.state]
+    temporary = files.path('tmp', name)
+    descriptor = files.create(temporary)
     if descriptor is None:
         return ticket
     try:
-        store.write(descriptor, encode(envelope, 'W'))
-        store.sync_file(descriptor)
-        store.rename('tmp', name, ticket.folder, ticket.name)
-        store.write(descriptor, b'C', STATE_AT)
-        store.rename(ticket.folder, ticket.name, 'new', name)
+        files.write(descriptor, encode(envelope, 'W'))
+        files.sync_file(descriptor)
+        files.rename('tmp', name, folder, ticket.order)
+        files.write(descriptor, b'C', STATE_AT)
+        files.rename(folder, ticket.order, 'new', name)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
     finally:
-        store.close(descriptor)
-    return Ticket('new', name)
+        files.close(descriptor)
+    return ticket_of('new', name)
 
 
 def _envelope(data: bytes, now: float) -> Envelope | None:
@@ -87,7 +90,7 @@ def _envelope(data: bytes, now: float) -> Envelope | None:
 
 
 def _text(value: bytes) -> str:
-    """A header's value, unfolded, and decoded if it can be."""
+    """Return a header's value, unfolded, and decoded if possible."""
     text = ' '.join(value.decode('utf-8', 'replace').split())
     with suppress(ValueError, LookupError, MessageError):
         return str(make_header(decode_header(text)))

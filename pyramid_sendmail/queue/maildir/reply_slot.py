@@ -1,7 +1,7 @@
-"""The slot of a queued file: replies, mailers and reasons that subscribers have not taken yet.
+"""The slot of a queued file: replies, mailers and reasons whose events are still pending.
 
-Lines of JSON of a fixed length, so that they are overwritten in place. What does not fit is cut;
-what is damaged costs the words of an event, not the mail.
+Lines of JSON of a fixed length, so that they are overwritten in place. Texts that do not fit are
+cut. If the slot is damaged, events lose their texts, but no mail is lost.
 """
 
 from __future__ import annotations
@@ -10,25 +10,28 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from ...envelope import Reply
 
-__all__ = ['Entry', 'lost', 'read_slot', 'slot_length', 'write_slot']
+__all__ = ['ReplyEntry', 'lost_reply', 'read_slot', 'slot_length', 'write_slot']
 
-WIDTH = 976
-SHARE = 8
-"""Recipients that have a line between them: so many replies always fit."""
+LINE_WIDTH = 976
+"""Bytes of JSON in a line."""
+
+RECIPIENTS_PER_LINE = 8
+"""Recipients that share a line: that many replies always fit."""
 
 _NAME = b'X-Envelope-Outcome: '
 _END = b'\r\n'
-_LINE = len(_NAME) + WIDTH + len(_END)
+_LINE = len(_NAME) + LINE_WIDTH + len(_END)
 _NOTHING = _NAME + b'[[]]'
 _ENCODE = json.JSONEncoder(separators=(',', ':')).encode
 
 
 @dataclass(slots=True)
-class Entry:
-    """One reply; recipients point to it. ``reason`` is None where it is the reply."""
+class ReplyEntry:
+    """One reply; recipients point to it. ``reason`` is None if it is the text of the reply."""
 
     attempt: int
     group: int
@@ -39,61 +42,61 @@ class Entry:
     tries: int = 0
 
 
-def lost(group: int) -> Entry:
-    """Stands for a reply that was damaged."""
-    return Entry(0, group, '', None, 'the reply was lost', False)
+def lost_reply(group: int) -> ReplyEntry:
+    """Return the entry that replaces a damaged one."""
+    return ReplyEntry(0, group, '', None, 'the reply was lost', False)
 
 
 def slot_length(recipients: int) -> int:
-    """The octets that a mail with so many recipients sets aside."""
+    """Return the bytes that a mail with so many recipients reserves."""
     return _lines(recipients) * _LINE
 
 
-def write_slot(entries: Sequence[Entry], recipients: int) -> bytes:
-    """The lines, for at most as many entries as recipients."""
+def write_slot(entries: Sequence[ReplyEntry], recipients: int) -> bytes:
+    """Return the lines for at most as many entries as there are recipients."""
     if not entries:
         return _empty(_lines(recipients))
-    size = _lines(recipients) * WIDTH
+    size = _lines(recipients) * LINE_WIDTH
     for width in (size, 512, 256, 128, 64, 32, 16, 8, 0):
         text = _json(entries, width)
         if len(text) <= size:
             return _written(text.ljust(size))
-    raise AssertionError('there are no more entries than recipients')
+    raise AssertionError('there are more entries than recipients')
 
 
 @lru_cache(maxsize=8)
 def _empty(lines: int) -> bytes:
-    return _written(b'[[]]'.ljust(lines * WIDTH))
+    return _written(b'[[]]'.ljust(lines * LINE_WIDTH))
 
 
 def _written(text: bytes) -> bytes:
-    parts = (text[at : at + WIDTH] for at in range(0, len(text), WIDTH))
+    parts = (text[at : at + LINE_WIDTH] for at in range(0, len(text), LINE_WIDTH))
     return b''.join(_NAME + part + _END for part in parts)
 
 
-def read_slot(data: bytes, at: int) -> tuple[list[Entry], int]:
-    """Return the entries, and where the lines that begin at ``at`` end."""
+def read_slot(data: bytes, at: int) -> tuple[list[ReplyEntry], int]:
+    """Read the lines that begin at ``at``; return the entries, and where the lines end."""
     if data.startswith(_NOTHING, at):
         end = at + _LINE
         if not data.startswith(_NAME, end) and not data[at + len(_NOTHING) : end - 2].strip(b' '):
             return [], end
     parts = []
     while data.startswith(_NAME, at):
-        parts.append(data[at + len(_NAME) : at + len(_NAME) + WIDTH])
+        parts.append(data[at + len(_NAME) : at + len(_NAME) + LINE_WIDTH])
         at += _LINE
     try:
         mailers, *rows = json.loads(b''.join(parts))
-        return [_entry(mailers, *row) for row in rows], at
+        return [_entry(mailers, row) for row in rows], at
     except (ValueError, TypeError, IndexError, OverflowError):
         return [], at
 
 
 def _lines(recipients: int) -> int:
-    return -(-recipients // SHARE)
+    return -(-recipients // RECIPIENTS_PER_LINE)
 
 
-def _json(entries: Sequence[Entry], width: int) -> bytes:
-    """The entries, no text longer than ``width``."""
+def _json(entries: Sequence[ReplyEntry], width: int) -> bytes:
+    """Encode the entries, with each text cut to ``width`` characters."""
     mailers = list(dict.fromkeys(entry.mailer[:width] for entry in entries))
     rows = [
         [
@@ -111,18 +114,10 @@ def _json(entries: Sequence[Entry], width: int) -> bytes:
     return _ENCODE([mailers, *rows]).encode()
 
 
-def _entry(
-    mailers: list[str],
-    attempt: int,
-    group: int,
-    mailer: int,
-    code: int,
-    text: str,
-    reason: str | None,
-    permanent: int,
-    tries: int,
-) -> Entry:
-    return Entry(
+def _entry(mailers: list[str], row: Sequence[Any]) -> ReplyEntry:
+    """Convert a row of the JSON; of a damaged file it may hold anything."""
+    attempt, group, mailer, code, text, reason, permanent, tries = row
+    return ReplyEntry(
         int(attempt),
         int(group),
         str(mailers[mailer]),

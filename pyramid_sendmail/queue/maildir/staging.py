@@ -1,4 +1,4 @@
-"""The two-phase put: all mail of one transaction into ``tmp/``, and then into ``new/``.
+"""The two-phase put: write all mail of a transaction to ``tmp/``, then move it to ``new/``.
 
 The transaction's first file is its record. It alone is locked from its creation to the end of the
 second phase, its letter alone counts, and it is the last to move:
@@ -27,50 +27,50 @@ from zope.interface import implementer
 from ...envelope import Envelope
 from ...exceptions import QueueError
 from ...interfaces import IStagedMail
-from .filename import Ticket, fresh_name
-from .files import Store
-from .format import STATE_AT, block_of
-from .wakeup import Trigger
+from ..ticket import Ticket
+from .filename import name_of_new, ticket_of
+from .files import QueueFiles
+from .format import STATE_AT, new_block
+from .wakeup import WakeUp
 
 __all__ = ['StagedMail']
 
 log = logging.getLogger(__name__)
 
-_TOGETHER = 50
+_OPEN_FILES = 50
 """Files of a transaction that are open at once, at most."""
 
-
-_LARGE = 256 * 1024
-"""Octets from which on a copy costs more than a call of the system."""
+_SEPARATE_WRITE_SIZE = 256 * 1024
+"""Bytes of a message from which on copying it costs more than a second system call."""
 
 
 @implementer(IStagedMail)
 class StagedMail:
     """See IStagedMail. ``write`` is the first phase."""
 
-    def __init__(self, store: Store, trigger: Trigger, envelopes: Sequence[Envelope]) -> None:
-        self._store = store
-        self._trigger = trigger
+    def __init__(self, files: QueueFiles, wake_up: WakeUp, envelopes: Sequence[Envelope]) -> None:
+        self._files = files
+        self._wake_up = wake_up
         self._envelopes = envelopes
         self._record: int | None = None
         self._outcome = ''
-        names = [fresh_name(envelope) for envelope in envelopes]
-        # The record comes last here: it is the first file to be made and the last to move.
+        names = [name_of_new(envelope) for envelope in envelopes]
+        # The record comes last in this list: it is the first file to be made and the last to move.
         self._moves = [(f'{name}.{names[0]}', name) for name in names[1:]] + [(names[0], names[0])]
 
     @property
     def tickets(self) -> tuple[Ticket, ...]:
-        return tuple([Ticket('new', fresh_name(envelope)) for envelope in self._envelopes])
+        return tuple([ticket_of('new', name_of_new(envelope)) for envelope in self._envelopes])
 
     def write(self) -> None:
-        """Write and sync every file. Raises QueueError, and leaves nothing then."""
+        """Write and sync every file. Raises QueueError and leaves no file then."""
         try:
-            self._store.ready()
+            self._files.ready()
             self._write()
         except BaseException as error:
             self.discard()
             if isinstance(error, OSError) and not isinstance(error, QueueError):
-                raise self._store.error(
+                raise self._files.error(
                     'cannot take the mail of this transaction', error
                 ) from error
             raise
@@ -80,62 +80,67 @@ class StagedMail:
         try:
             record = self._create(self._moves[-1][0])
         except FileNotFoundError:
-            self._store.prepare()
+            self._files.prepare()
             record = self._create(self._moves[-1][0])
         self._record = record
         for _, name in self._moves:
-            # A rename would replace it.
-            path = self._store.path('new', name)
+            # A rename would silently replace a mail of the same name.
+            path = self._files.path('new', name)
             try:
                 os.lstat(path)
             except FileNotFoundError:
                 continue
-            raise FileExistsError(errno.EEXIST, 'a mail of the same name is waiting', path)
+            raise FileExistsError(errno.EEXIST, 'a mail of the same name is queued', path)
         self._fill(record, first, 'W')
         if others:
             self._write_others(others)
-        self._store.write(record, b'V', STATE_AT)
-        self._store.sync_file(record)
+        self._files.write(record, b'V', STATE_AT)
+        self._files.sync_file(record)
 
     def _write_others(self, envelopes: Sequence[Envelope]) -> None:
-        """Written all, then synced all, which by then are on their way to the disk."""
+        """Write all files, then sync all, when the system has begun to write them to the disk."""
         names = [temporary for temporary, _ in self._moves]
-        for at in range(0, len(envelopes), _TOGETHER):
+        for at in range(0, len(envelopes), _OPEN_FILES):
             descriptors: list[int] = []
             try:
-                for name, envelope in zip(names[at:], envelopes[at : at + _TOGETHER], strict=False):
+                for name, envelope in zip(
+                    names[at:], envelopes[at : at + _OPEN_FILES], strict=False
+                ):
                     descriptors.append(self._create(name))
                     self._fill(descriptors[-1], envelope, 'C')
                 for descriptor in descriptors:
-                    self._store.begin_sync(descriptor)
+                    self._files.begin_sync(descriptor)
                 for descriptor in descriptors:
-                    self._store.sync_file(descriptor)
+                    self._files.sync_file(descriptor)
             finally:
                 for descriptor in descriptors:
-                    self._store.close(descriptor)
+                    self._files.close(descriptor)
 
     def _fill(self, descriptor: int, envelope: Envelope, letter: str) -> None:
-        """Write a mail: in one piece, or a large one without a copy of it."""
-        block, raw = block_of(envelope, letter), envelope.raw
-        if len(raw) < _LARGE:
-            self._store.write(descriptor, block + raw)
+        """Write a mail: in one piece, but a large message without copying it."""
+        block, raw = new_block(envelope, letter), envelope.raw
+        if len(raw) < _SEPARATE_WRITE_SIZE:
+            self._files.write(descriptor, block + raw)
         else:
-            self._store.write(descriptor, block)
-            self._store.write(descriptor, raw, len(block))
+            self._files.write(descriptor, block)
+            self._files.write(descriptor, raw, len(block))
 
     def _create(self, name: str) -> int:
-        """A recovering processor may take the new file for an old one before it is locked, and
-        removes it then: the name is free again a moment later."""
-        path = self._store.path('tmp', name)
+        """Create a file in ``tmp/`` and lock it.
+
+        A recovery in another process may lock the new file first, take it for an old one and
+        remove it: the name is free again a moment later, so try again.
+        """
+        path = self._files.path('tmp', name)
         for _ in range(1000):
             try:
-                descriptor = self._store.create(path)
+                descriptor = self._files.create(path)
             except FileExistsError:
                 time.sleep(0.001)
             else:
                 if descriptor is not None:
                     return descriptor
-        raise FileExistsError(errno.EEXIST, 'somebody else keeps this file', path)
+        raise FileExistsError(errno.EEXIST, 'another process keeps this file', path)
 
     def publish(self) -> None:
         self._end('published')
@@ -144,11 +149,11 @@ class StagedMail:
         self._end('discarded')
 
     def keep_in_doubt(self) -> None:
-        self._end('doubted')
+        self._end('kept in doubt')
 
     def _end(self, outcome: str) -> None:
-        """What was called first decides; whatever is called later completes it where an interrupt
-        has cut it short."""
+        """The first call decides the outcome. A later one completes it, if an interrupt has cut the
+        first one short."""
         self._outcome = self._outcome or outcome
         record = self._record
         if record is None:
@@ -159,53 +164,56 @@ class StagedMail:
             self._discard(record)
         else:
             log.critical(
-                'in doubt: another resource failed to finish its commit, and nobody can tell '
-                'whether the transaction of %s took place; see mail.in_doubt',
+                'in doubt: another resource failed to finish its commit, so it is unknown whether '
+                'the transaction of %s committed; the mail is kept, see mail.in_doubt',
                 ', '.join(f'{envelope.message_id} ({envelope.id})' for envelope in self._envelopes),
             )
         self._record = None
-        self._store.close(record)
+        self._files.close(record)
         if self._outcome == 'published':
-            self._trigger.pull()
+            self._wake_up.notify()
 
     def _publish(self, record: int) -> None:
         try:
             with suppress(OSError):
-                # Where this fails, the moves may do without it.
-                self._store.write(record, b'C', STATE_AT)
+                # If this fails, the moves may still succeed.
+                self._files.write(record, b'C', STATE_AT)
             while self._moves:
                 temporary, name = self._moves[0]
-                # Gone: moved before an interrupt, and delivered, perhaps.
-                self._store.rename('tmp', temporary, 'new', name)
+                # A missing file was moved before an interrupt.
+                self._files.rename('tmp', temporary, 'new', name)
                 del self._moves[0]
             self._sync()
         except Exception:
             log.critical(
-                'mail that was committed could not be moved from tmp/ to new/ in %s; '
-                'a queue processor will try again: %s',
-                self._store.root,
+                'committed mail could not be moved from tmp/ to new/ in %s; '
+                'a queue processor tries again: %s',
+                self._files.root,
                 ', '.join(envelope.message_id for envelope in self._envelopes),
                 exc_info=True,
             )
 
     def _sync(self) -> None:
         try:
-            self._store.sync_folder('new')
+            self._files.sync_folder('new')
         except OSError:
             log.critical(
-                'mail that was committed is in new/ of %s, and might not survive a power cut: %s',
-                self._store.root,
+                'committed mail is in new/ of %s, but might not survive a power cut: %s',
+                self._files.root,
                 ', '.join(envelope.message_id for envelope in self._envelopes),
                 exc_info=True,
             )
 
     def _discard(self, record: int) -> None:
         try:
-            # The record goes last: what is left with it is removed by recovery.
+            # The record goes last: recovery removes the files that are left beside it.
             with suppress(OSError):
-                self._store.write(record, b'W', STATE_AT)
+                self._files.write(record, b'W', STATE_AT)
             for temporary, _ in self._moves:
                 with suppress(FileNotFoundError):
-                    os.unlink(self._store.path('tmp', temporary))
+                    os.unlink(self._files.path('tmp', temporary))
         except Exception:
-            log.exception('mail of an aborted transaction was left in tmp/ of %s', self._store.root)
+            log.exception(
+                'aborted mail is left in tmp/ of %s; the next queue processor removes it',
+                self._files.root,
+            )

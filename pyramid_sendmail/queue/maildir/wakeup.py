@@ -8,15 +8,15 @@ import select
 import stat
 from contextlib import suppress
 
-__all__ = ['Trigger']
+__all__ = ['WakeUp']
 
 log = logging.getLogger(__name__)
 
 
-class Trigger:
-    """A named pipe beside the folders. Whatever is wrong with it costs time, never mail.
+class WakeUp:
+    """A named pipe beside the folders. If it fails, mail is sent later, never lost.
 
-    ``mode``: who may pull it and listen, whatever the umask.
+    ``mode``: the permissions of the pipe, whatever the umask.
     """
 
     def __init__(self, path: str, mode: int = 0o600) -> None:
@@ -27,8 +27,8 @@ class Trigger:
         self._own: tuple[int, int] | None = None
         self._woken = False
 
-    def pull(self) -> None:
-        """Wake a processor, if one listens. Never raises, never waits."""
+    def notify(self) -> None:
+        """Wake a processor, if one waits, in whatever process. Never raises, never blocks."""
         try:
             descriptor = os.open(
                 self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -45,7 +45,7 @@ class Trigger:
                 os.close(descriptor)
 
     def wait(self, timeout: float) -> bool:
-        """Sleep until pulled or woken; True then, False after ``timeout`` seconds."""
+        """Sleep until ``notify`` or ``wake``; return False after ``timeout`` seconds."""
         self.listen()
         assert self._own is not None
         poll = select.poll()
@@ -69,7 +69,7 @@ class Trigger:
                 os.write(self._own[1], b'\0')
 
     def listen(self) -> None:
-        """Open what is needed to be woken; from then on no pull is missed."""
+        """Open the pipes; from then on no call of ``notify`` is missed. Raises OSError."""
         if self._own is not None and self._pid == os.getpid():
             return
         self.close()
@@ -78,18 +78,19 @@ class Trigger:
             os.mkfifo(self._path, self._mode)
             os.chmod(self._path, self._mode)
         with suppress(OSError):
-            # Reading and writing: the pipe never reports an end when writers come and go.
+            # Open for reading and writing: the pipe never reports an end when writers come and go.
             fifo = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
             mode = os.fstat(fifo).st_mode
             if stat.S_ISFIFO(mode):
                 self._fifo = fifo
                 if stat.S_IMODE(mode) != self._mode:
-                    os.fchmod(fifo, self._mode)  # by whoever has made it
+                    os.fchmod(fifo, self._mode)  # only its owner succeeds
             else:
                 os.close(fifo)
         if self._fifo is None:
             log.warning(
-                '%s cannot be used as a named pipe: new mail is seen only now and then', self._path
+                '%s cannot be used as a wake-up FIFO: new mail is only noticed by the regular scan',
+                self._path,
             )
         self._own, self._pid = own, os.getpid()
 

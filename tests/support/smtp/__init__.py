@@ -1,0 +1,20 @@
+"""A scripted SMTP server for tests, and what belongs to it.
+
+===================  =========================================================================
+``server``           ScriptedSMTPServer, and all other names that a test needs
+``fixtures``         pytest fixtures for the server, the proxy and certificates
+``actions``          what the server does when a command arrives, as values; the script
+``replies``          the default replies
+``session``          one connection: commands and their state
+``dialogue``         reading strictly, performing actions
+``authentication``   AUTH
+``parsers``          reading a message's bytes, strictly and laxly
+``channel``          sockets: the listener, one connection with TLS
+``proxy``            CuttingProxy: cuts connections after a number of bytes
+``tls``              TLSAuthority: certificates, valid and invalid
+``client``           a client that writes any bytes, to test the server itself
+``strict_reader``    what is wrong with a message by the RFCs (not about SMTP)
+===================  =========================================================================
+
+Its modules import nothing else of the tests, and nothing of pyramid_sendmail.
+"""

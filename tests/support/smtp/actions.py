@@ -1,4 +1,4 @@
-"""What a scripted server does when a command arrives, as values; and the script that holds them."""
+"""Actions of a scripted server, as values, and the script that holds them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from tests.support.smtp.session import Session
+    from .session import Session
 
 __all__ = [
     'VERBS',
@@ -45,16 +45,16 @@ _COMMANDS = (
 )
 
 VERBS = frozenset({'connect', 'TLS', 'dot', *_COMMANDS})
-"""What can be scripted: 'connect' is the greeting, 'TLS' the moment before the server's side of a
-handshake, 'dot' the answer to a whole message, by DATA or BDAT; the others are commands, 'BDAT'
-one that is not the end of a message or has no recipients."""
+"""What can be scripted. 'connect': the greeting. 'TLS': the moment before the server's side of a
+handshake. 'dot': the reply to a whole message, by DATA or BDAT. 'BDAT': one that does not end a
+message, or has no recipients. The others are the commands of that name."""
 
 Match: TypeAlias = 'str | bytes | re.Pattern[str] | None'
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A well-formed reply of one line or several, then perhaps something else."""
+    """A well-formed reply of one line or several; then another action, if any."""
 
     code: int
     lines: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """Octets to write as they are, in one segment, then perhaps something else."""
+    """Bytes to write as they are, in one segment; then another action, if any."""
 
     data: bytes
     then: Action | None = None
@@ -115,7 +115,7 @@ class StreamForever:
 
 @dataclass(frozen=True, slots=True)
 class AcceptThen:
-    """Take the message, whatever the client gets to see."""
+    """Accept the message, even if the client sees another reply."""
 
     then: Action | None = None
 
@@ -124,7 +124,7 @@ Action: TypeAlias = (
     'Reply | Raw | Delay | Hold | End | Hang | StreamForever | AcceptThen'
     ' | Callable[[Session], Action | None]'
 )
-"""A callable gets the session and returns an action, or None for the default reply."""
+"""A callable is called with the session and returns an action, or None for the default reply."""
 
 
 def reply(code: int, *lines: str, then: Action | None = None) -> Reply:
@@ -170,8 +170,8 @@ def half_close() -> End:
 def hang(*, reading: bool = True) -> Hang:
     """Never answer, until the client leaves or the server is stopped.
 
-    ``reading=False``: do not take what the client sends either, so that its writes block. A
-    client that leaves while they do is not noticed, for its FIN comes after what is unread.
+    ``reading=False``: do not read either, so that the client's writes block. A client that leaves
+    meanwhile is not noticed, since its FIN comes after the unread bytes.
     """
     return Hang(reading)
 
@@ -211,7 +211,7 @@ class _Rule:
 
 
 class Script:
-    """Queued actions first, in the order they were queued; then the newest lasting one."""
+    """Chooses actions: queued ones first, in order; then the newest lasting one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -219,11 +219,11 @@ class Script:
         self._always: dict[str, list[_Rule]] = {}
 
     def queue(self, verb: str, actions: tuple[Action, ...], match: Match) -> None:
-        """Let each action happen once. Raises ValueError for an unknown verb."""
+        """Add actions that happen once each. Raises ValueError for an unknown verb."""
         self._add(self._queued, verb, _Rule(match, actions))
 
     def always(self, verb: str, action: Action, match: Match) -> None:
-        """Let the action happen for good. Raises ValueError for an unknown verb."""
+        """Add an action that happens each time. Raises ValueError for an unknown verb."""
         self._add(self._always, verb, _Rule(match, (action,)))
 
     def reset(self) -> None:

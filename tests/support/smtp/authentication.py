@@ -1,4 +1,4 @@
-"""How a scripted server authenticates: PLAIN, LOGIN and XOAUTH2 in earnest, all else by script."""
+"""AUTH of a scripted server: PLAIN, LOGIN and XOAUTH2 work; other mechanisms by script."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
 from typing import TYPE_CHECKING
 
-from tests.support.smtp.actions import Reply
-from tests.support.smtp.dialogue import Dialogue
-from tests.support.smtp.replies import (
-    ABSENT,
-    MECHANISM,
-    ORDER,
-    REFUSED,
-    SYNTAX,
-    UNENCRYPTED,
-    WELCOME,
+from .actions import Reply
+from .dialogue import Dialogue
+from .replies import (
+    AUTH_FAILED,
+    AUTHENTICATED,
+    BAD_SEQUENCE,
+    BAD_SYNTAX,
+    ENCRYPTION_REQUIRED,
+    NOT_IMPLEMENTED,
+    UNKNOWN_MECHANISM,
 )
 
 if TYPE_CHECKING:
-    from tests.support.smtp.session import Session
+    from .session import Session
 
 __all__ = ['authenticate']
 
 # Octets with CRLF (RFC 4954, 4)
-_RESPONSE_LIMIT = 12_288
+_MAX_RESPONSE_BYTES = 12_288
 
 
 def authenticate(session: Session, dialogue: Dialogue) -> str | None:
-    """Answer an AUTH command (RFC 4954), and return the user who is authenticated now.
+    """Answer an AUTH command (RFC 4954), and return the user that is authenticated then.
 
-    A 334 that was scripted is followed by what is scripted for AUTH next, which may match the
-    client's response; it is 535 by default. The user is 'scripted' after a scripted 235.
+    After a scripted 334 the next scripted action for AUTH follows, which may match the client's
+    response; by default 535. After a scripted 235 the user is 'scripted'.
     """
     user = session.authenticated_as
 
     def exchange(_session: Session) -> Reply:
         nonlocal user
         refusal, user = _exchange(session, dialogue)
-        return refusal or WELCOME
+        return refusal or AUTHENTICATED
 
     code = dialogue.perform('AUTH', session.line, exchange)
     while code == 334:
-        code = dialogue.perform('AUTH', _response(session, dialogue), REFUSED)
+        code = dialogue.perform('AUTH', _response(session, dialogue), AUTH_FAILED)
     return user or 'scripted' if code == 235 else session.authenticated_as
 
 
@@ -61,51 +61,51 @@ def _exchange(session: Session, dialogue: Dialogue) -> tuple[Reply | None, str |
             user = _ask(session, dialogue, 'Username:', initial)
             password = _ask(session, dialogue, 'Password:')
     except (BadBase64, ValueError):
-        return SYNTAX, None
+        return BAD_SYNTAX, None
     assert session.server.auth is not None
     if session.server.auth.get(user) != password:
-        return REFUSED, None
+        return AUTH_FAILED, None
     return None, user
 
 
 def _bearer(
     session: Session, dialogue: Dialogue, initial: str | None
 ) -> tuple[Reply | None, str | None]:
-    """XOAUTH2: a bad token gets a challenge that says why, and an empty response a refusal."""
+    """Check XOAUTH2: a bad token gets a challenge with the reason, then a refusal."""
     assert session.server.auth is not None
     match = re.fullmatch(
         r'user=([^\x01]+)\x01auth=Bearer ([^\x01]+)\x01\x01', _ask(session, dialogue, '', initial)
     )
     if match is None:
         dialogue.violation('a response that is no XOAUTH2')
-        return SYNTAX, None
+        return BAD_SYNTAX, None
     if session.server.auth.get(match[1]) == match[2]:
         return None, match[1]
     problem = b64encode(b'{"status":"400","schemes":"Bearer","scope":"https://mail.example.org/"}')
-    dialogue.say(b'334 ' + problem + b'\r\n')
+    dialogue.write(b'334 ' + problem + b'\r\n')
     if _response(session, dialogue):
         dialogue.violation('more than an empty line after the challenge of XOAUTH2')
-    return REFUSED, None
+    return AUTH_FAILED, None
 
 
 def _refusal(session: Session, words: list[str]) -> Reply | None:
     server = session.server
     if server.auth is None:
-        return ABSENT
+        return NOT_IMPLEMENTED
     if not session.tls and server.auth_advertised == 'tls':
-        return UNENCRYPTED
+        return ENCRYPTION_REQUIRED
     if not session.helo or session.authenticated_as is not None or session.sender is not None:
-        return ORDER
+        return BAD_SEQUENCE
     if not 1 <= len(words) <= 2:
-        return SYNTAX
+        return BAD_SYNTAX
     spoken = {'PLAIN', 'LOGIN', 'XOAUTH2'}.intersection(server.auth_mechanisms)
-    return None if words[0].upper() in spoken else MECHANISM
+    return None if words[0].upper() in spoken else UNKNOWN_MECHANISM
 
 
 def _ask(session: Session, dialogue: Dialogue, challenge: str, initial: str | None = None) -> str:
-    """Raises ValueError for a client that gives up or speaks no base64."""
+    """Send a challenge and return the response. Raises ValueError if it is not base64."""
     if initial is None:
-        dialogue.say(b'334 ' + b64encode(challenge.encode()) + b'\r\n')
+        dialogue.write(b'334 ' + b64encode(challenge.encode()) + b'\r\n')
         initial = _response(session, dialogue)
     elif initial == '=':
         initial = ''
@@ -113,10 +113,10 @@ def _ask(session: Session, dialogue: Dialogue, challenge: str, initial: str | No
 
 
 def _response(session: Session, dialogue: Dialogue) -> str:
-    octets = dialogue.read_line('response')
-    line = octets.decode('utf-8', 'surrogateescape')
+    received = dialogue.read_line('response')
+    line = received.decode('utf-8', 'surrogateescape')
     session.server.note_command(session.connection, 'response', line)
-    if len(octets) + 2 > _RESPONSE_LIMIT or not line.isprintable() or not line.isascii():
+    if len(received) + 2 > _MAX_RESPONSE_BYTES or not line.isprintable() or not line.isascii():
         dialogue.violation('a response to a challenge is too long or no base64')
-    dialogue.silence = 'the reply to a response'
+    dialogue.reply_due = 'the reply to a response'
     return line

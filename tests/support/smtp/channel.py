@@ -1,4 +1,4 @@
-"""Sockets for servers of tests: a listener that can be stopped, a channel with TLS and faults."""
+"""Sockets of test servers: a listener that can be stopped, a connection with TLS and faults."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-__all__ = ['Channel', 'Gone', 'Listener', 'reset_socket']
+__all__ = ['Channel', 'ConnectionEnded', 'Listener', 'reset_socket']
 
-BLOCK = 65_536
+BLOCK_BYTES = 65_536
 
-_LEFT = getattr(select, 'POLLRDHUP', 0) | select.POLLHUP | select.POLLERR
+_LEFT_EVENTS = getattr(select, 'POLLRDHUP', 0) | select.POLLHUP | select.POLLERR
 
-_SIOCOUTQNSD = 0x894B  # octets of a socket that have not left; Linux's sockios.h
+_SIOCOUTQNSD = 0x894B  # bytes of a socket that have not left (Linux, sockios.h)
 
-_STOPPING_SECONDS = 10
+_STOP_TIMEOUT = 10
 
-_LAST_READS = 100
+_MAX_LAST_READS = 100
 
 
-class Gone(Exception):
-    """The connection has ended, by whomever."""
+class ConnectionEnded(Exception):
+    """The connection has ended, by either side."""
 
 
 class Listener:
-    """Gives each connection to a thread of its own, and can be stopped and started again.
+    """Serves each connection in a thread of its own; can be stopped and started again.
 
-    ``handle`` gets the number of the connection, from 1, and its socket, which is closed
-    afterwards. ``stopping`` is set while the listener stops, for those who wait.
+    ``handle(number, socket)``: called for each connection, numbered from 1; the socket is closed
+    afterwards. ``stopping``: set while the listener stops, so that waiting threads end.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Listener:
         self._accepting: threading.Thread | None = None
 
     def start(self) -> None:
-        """Listen, on the former port where there was one."""
+        """Listen, on the same port as before if the listener was stopped."""
         if self._accepting is not None:
             raise RuntimeError('the server is running already')
         self.stopping.clear()
@@ -92,7 +92,7 @@ class Listener:
             for connected in self._open:
                 with suppress(OSError):
                     connected.shutdown(socket.SHUT_RDWR)
-        deadline = time.monotonic() + _STOPPING_SECONDS
+        deadline = time.monotonic() + _STOP_TIMEOUT
         for thread in threads:
             thread.join(max(0, deadline - time.monotonic()))
             if thread.is_alive():
@@ -134,13 +134,13 @@ class Listener:
 
 
 class Channel:
-    """One connection as seen by a server: buffered reads and writes, TLS, and ways to end it.
+    """The server's side of a connection: buffered reads and writes, TLS, and ways to end it.
 
-    ``received`` and ``sent`` log every octet, decrypted. ``buffer`` holds what was received and
-    not consumed yet. Whatever finds the connection ended raises Gone.
+    ``received`` and ``sent`` log every byte, decrypted. ``buffer`` holds the bytes that were
+    received and not consumed. Every method raises ConnectionEnded if the connection has ended.
     """
 
-    def __init__(self, connected: socket.socket, *, read_size: int = BLOCK) -> None:
+    def __init__(self, connected: socket.socket, *, read_size: int = BLOCK_BYTES) -> None:
         self.buffer = bytearray()
         self.received = bytearray()
         self.sent = bytearray()
@@ -151,33 +151,33 @@ class Channel:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._poll = select.poll()
-        self._poll.register(connected, _LEFT)
+        self._poll.register(connected, _LEFT_EVENTS)
 
     def fill(self) -> None:
-        """Send what is unsent, and wait until something more is in the buffer."""
+        """Flush, and wait until there is more in the buffer."""
         self.flush()
         before = len(self.received)
         while len(self.received) == before:
             self._receive()
 
     def peek(self) -> bool:
-        """Say whether the client has sent something that was not consumed, without waiting."""
+        """Return, without waiting, whether there are bytes that were not consumed."""
         if not self.buffer:
-            with suppress(Gone, BlockingIOError):
+            with suppress(ConnectionEnded, BlockingIOError):
                 self._receive(socket.MSG_DONTWAIT)
         return bool(self.buffer)
 
-    def gone(self) -> bool:
-        """Say whether the client has closed its side."""
+    def client_left(self) -> bool:
+        """Return whether the client has closed its side."""
         return bool(self._poll.poll(0))
 
-    def wait_until_gone(self) -> None:
-        """Wait until the client has closed its side, and read nothing."""
+    def wait_until_client_left(self) -> None:
+        """Wait until the client has closed its side, without reading."""
         self.flush()
         self._poll.poll()
 
     def write(self, data: bytes) -> None:
-        """Have ``data`` sent with the next flush."""
+        """Send ``data`` with the next flush."""
         self._unsent += data
 
     def flush(self) -> None:
@@ -194,13 +194,13 @@ class Channel:
             try:
                 self._tls.write(data)
             except ssl.SSLError as error:
-                raise Gone from error
+                raise ConnectionEnded from error
             self._send(self._outgoing.read())
 
     def start_tls(self, context: ssl.SSLContext) -> None:
         """Do the server's side of a handshake. Raises ssl.SSLError.
 
-        What the client sent in clear and was not consumed is forgotten (RFC 3207, 4.2).
+        Bytes that came in plain text and were not consumed are discarded (RFC 3207, 4.2).
         """
         self.flush()
         self.buffer.clear()
@@ -212,9 +212,9 @@ class Channel:
                 done = True
             except ssl.SSLWantReadError:
                 self._send(self._outgoing.read())
-                self._incoming.write(self._receive_octets())
+                self._incoming.write(self._receive_bytes())
             except ssl.SSLError:
-                with suppress(Gone):
+                with suppress(ConnectionEnded):
                     self._send(self._outgoing.read())
                 raise
         self._tls = tls
@@ -222,18 +222,18 @@ class Channel:
         self._decrypt()
 
     def close(self, *, notify: bool = False) -> None:
-        """Send FIN, after TLS's close_notify where that is wanted, and close."""
-        with suppress(Gone):
+        """Send FIN and close; with ``notify`` send TLS's close_notify before."""
+        with suppress(ConnectionEnded):
             self.flush()
             if notify and self._tls is not None:
                 with suppress(ssl.SSLError):
                     self._tls.unwrap()
                 self._send(self._outgoing.read())
-        with suppress(Gone):
+        with suppress(ConnectionEnded):
             self.half_close()
-        # Unread octets would turn the FIN into a RST; and those that came before a RST count.
-        with suppress(Gone, BlockingIOError):
-            for _ in range(_LAST_READS):
+        # Unread bytes would turn the FIN into a RST; and bytes that came before a RST are logged.
+        with suppress(ConnectionEnded, BlockingIOError):
+            for _ in range(_MAX_LAST_READS):
                 self._receive(socket.MSG_DONTWAIT)
         self._socket.close()
 
@@ -249,7 +249,7 @@ class Channel:
         reset_socket(self._socket)
 
     def _receive(self, flags: int = 0) -> None:
-        data = self._receive_octets(flags)
+        data = self._receive_bytes(flags)
         if self._tls is None:
             self.received += data
             self.buffer += data
@@ -257,49 +257,49 @@ class Channel:
             self._incoming.write(data)
             self._decrypt()
 
-    def _receive_octets(self, flags: int = 0) -> bytes:
+    def _receive_bytes(self, flags: int = 0) -> bytes:
         try:
             data = self._socket.recv(self._read_size, flags)
         except BlockingIOError:
             raise
         except OSError as error:
-            raise Gone from error
+            raise ConnectionEnded from error
         if not data:
-            raise Gone
+            raise ConnectionEnded
         return data
 
     def _decrypt(self) -> None:
         assert self._tls is not None
         try:
-            while data := self._tls.read(BLOCK):
+            while data := self._tls.read(BLOCK_BYTES):
                 self.received += data
                 self.buffer += data
         except ssl.SSLWantReadError:
             return
         except ssl.SSLError as error:
-            raise Gone from error
-        raise Gone
+            raise ConnectionEnded from error
+        raise ConnectionEnded
 
     def _send(self, data: bytes) -> None:
         try:
             self._socket.sendall(data)
         except OSError as error:
-            raise Gone from error
+            raise ConnectionEnded from error
 
 
 def reset_socket(connected: socket.socket) -> None:
-    """Close with RST, once what was sent before has left: within one machine its peer has it then.
+    """Close with RST after all data has left: on one machine the peer has received it then.
 
-    Whether it was acknowledged, which takes 40 ms where nobody answers, does not matter.
+    An acknowledgement, which may take 40 ms, is not waited for.
     """
     with suppress(OSError):
         deadline = time.monotonic() + 1
-        while _unsent_octets(connected) and time.monotonic() < deadline:
+        while _unsent_bytes(connected) and time.monotonic() < deadline:
             time.sleep(0.001)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
     connected.close()
 
 
-def _unsent_octets(connected: socket.socket) -> int:
+def _unsent_bytes(connected: socket.socket) -> int:
     answer: bytes = fcntl.ioctl(connected, _SIOCOUTQNSD, b'\0' * 4)
     return int(struct.unpack('i', answer)[0])

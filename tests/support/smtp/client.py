@@ -1,4 +1,4 @@
-"""A client by hand for tests of servers: it says what it is told to, right or wrong."""
+"""A client that writes any bytes, valid or not, for tests of the scripted server."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.support.smtp.server import ScriptedSMTPServer
+from .server import ScriptedSMTPServer
 
 MAIL = b'Message-ID: <1@x>\r\nSubject: hello\r\n\r\nGood day.\r\n'
 
 
 class Client:
-    """A client by hand."""
+    """A connection on which a test writes and reads itself."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(('127.0.0.1', port), timeout=5)
@@ -28,13 +28,13 @@ class Client:
             lines.append(self._file.readline())
         return b''.join(lines)
 
-    def say(self, data: bytes) -> None:
-        """Send octets."""
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
         self.socket.sendall(data)
 
     def ask(self, line: bytes) -> bytes:
         """Send a command and read its reply."""
-        self.say(line + b'\r\n')
+        self.write(line + b'\r\n')
         return self.reply()
 
     def rest(self) -> bytes:
@@ -50,14 +50,14 @@ class Client:
         return self.ask(data + b'.')
 
     def close(self) -> None:
-        """Leave without QUIT."""
+        """Close without QUIT."""
         self._file.close()
         self.socket.close()
 
 
 @contextmanager
 def connected(port: int, *, greeted: bool = True) -> Iterator[Client]:
-    """Connect by hand, as far as EHLO."""
+    """Connect, and send EHLO if ``greeted``."""
     client = Client(port)
     try:
         if greeted:
@@ -69,7 +69,7 @@ def connected(port: int, *, greeted: bool = True) -> Iterator[Client]:
 
 
 def send(server: ScriptedSMTPServer, *recipients: str, data: bytes = MAIL) -> dict[str, Any]:
-    """Send a message by smtplib."""
+    """Send a message by smtplib and return the refused recipients."""
     with smtplib.SMTP(server.host, server.port, local_hostname='me', timeout=5) as client:
         return client.sendmail('a@x', recipients or ('b@x',), data)
 
@@ -77,7 +77,7 @@ def send(server: ScriptedSMTPServer, *recipients: str, data: bytes = MAIL) -> di
 def handshake(
     client: Client, context: ssl.SSLContext, *, before: Callable[[], None] | None = None
 ) -> Client:
-    """Continue a conversation inside TLS; ``before`` is called when the socket is ready for it."""
+    """Return the same client inside TLS; ``before`` is called just before the handshake."""
     secure = object.__new__(Client)
     # Not at once: wrap_socket() leaks its socket where the peer has reset the connection already.
     secure.socket = context.wrap_socket(

@@ -8,9 +8,15 @@ from typing import Any
 
 import pytest
 
-from tests.support.smtp.server import CuttingProxy, ScriptedSMTPServer, TLSAuthority
+from .server import CuttingProxy, ScriptedSMTPServer, TLSAuthority
 
-__all__ = ['cutting_proxy', 'smtp_server', 'start_smtp_server', 'tls_authority']
+__all__ = [
+    'cutting_proxy',
+    'smtp_server',
+    'start_checked_server',
+    'start_smtp_server',
+    'tls_authority',
+]
 
 
 @pytest.fixture(scope='session')
@@ -35,6 +41,27 @@ def start_smtp_server() -> Iterator[Callable[..., ScriptedSMTPServer]]:
             return stack.enter_context(ScriptedSMTPServer(**options))
 
         yield start
+
+
+@pytest.fixture
+def start_checked_server(
+    start_smtp_server: Callable[..., ScriptedSMTPServer],
+) -> Iterator[Callable[..., ScriptedSMTPServer]]:
+    """Return a function that starts a server, with the arguments of ScriptedSMTPServer.
+
+    At the end of the test each server must have seen no violation of the protocol, and its script
+    must be used up.
+    """
+    servers = []
+
+    def start(**options: Any) -> ScriptedSMTPServer:
+        servers.append(start_smtp_server(**options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        assert not server.violations
+        assert not server.script_left()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""How the octets after DATA are read: by the letter, and by those who are lax (SMTP smuggling)."""
+"""Reading the bytes after DATA: strictly, and as lax servers do (SMTP smuggling)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 __all__ = ['data_violations', 'lax_messages', 'message_id', 'strict_messages', 'unstuffed']
 
-LINE_LIMIT = 1_000
+MAX_LINE_BYTES = 1_000
 """Octets of a line of text with its CRLF, and without a stuffed dot (RFC 5321, 4.5.3.1.6)."""
 
 _BARE_CR = re.compile(rb'\r(?!\n)')
@@ -26,7 +26,7 @@ def unstuffed(data: bytes) -> bytes:
 def strict_messages(stream: bytes) -> list[bytes]:
     """Read messages from what followed 354: only CRLF.CRLF ends one, only CRLF ends a line.
 
-    Returns them without stuffed dots. Raises ValueError for octets after the last end of data.
+    Returns them without stuffed dots. Raises ValueError for bytes after the last end of data.
     """
     messages = []
     while stream:
@@ -42,9 +42,9 @@ def strict_messages(stream: bytes) -> list[bytes]:
 
 
 def lax_messages(stream: bytes) -> list[bytes]:
-    """Read messages as a server would to whom CR, LF and CRLF all end a line.
+    """Read messages as a server for which CR, LF and CRLF all end a line.
 
-    Returns them with CRLF and without stuffed dots. Raises ValueError for octets after the last
+    Returns them with CRLF and without stuffed dots. Raises ValueError for bytes after the last
     end of data.
     """
     *lines, rest = re.split(rb'\r\n|\r|\n', stream)
@@ -63,9 +63,9 @@ def lax_messages(stream: bytes) -> list[bytes]:
 
 
 def data_violations(stuffed: bytes, data: bytes, *, eight_bit: bool) -> Iterator[str]:
-    """Name what a client must not send as data, given with stuffed dots and without.
+    """Yield the violations in a message, given with stuffed dots and without.
 
-    ``eight_bit``: the client declared octets above 127.
+    ``eight_bit``: the client declared bytes above 127.
     """
     if data.count(b'\r') != data.count(b'\r\n') or data.count(b'\n') != data.count(b'\r\n'):
         if _BARE_CR.search(data):
@@ -77,10 +77,10 @@ def data_violations(stuffed: bytes, data: bytes, *, eight_bit: bool) -> Iterator
     if b'.' in stuffed and _LONE_DOT.search(stuffed):
         yield 'line that begins with one dot in the data'
     if not eight_bit and not data.isascii():
-        yield 'octet above 127 in the data without BODY=8BITMIME'
+        yield 'byte above 127 in the data without BODY=8BITMIME'
     longest = max(map(len, data.split(b'\r\n'))) + 2
-    if longest > LINE_LIMIT:
-        yield f'line of {longest} octets in the data'
+    if longest > MAX_LINE_BYTES:
+        yield f'line of {longest} bytes in the data'
 
 
 def message_id(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts connections at an exact octet."""
+"""A TCP proxy that cuts connections after an exact number of bytes."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import threading
 from contextlib import suppress
 from typing import Literal, Self
 
-from tests.support.smtp.channel import BLOCK, Listener, reset_socket
+from .channel import BLOCK_BYTES, Listener, reset_socket
 
 __all__ = ['CuttingProxy']
 
 
 class CuttingProxy:
-    """Stands before a server on 127.0.0.1, and cuts what has passed ``after`` octets.
+    """Forwards to a server on 127.0.0.1, and cuts connections after ``after`` bytes.
 
-    ``after``: octets from the client (``side='client'``) or from the server ('server') that
-    are forwarded; None cuts nothing. ``how``: both sides get a 'rst' or a 'fin'. ``times``: how
-    many connections are cut, the following ones pass; None cuts all.
+    ``after``: how many bytes of the ``side``, 'client' or 'server', are forwarded; None cuts
+    nothing. ``how``: both sides get a 'rst' or a 'fin'. ``times``: how many connections are cut;
+    None cuts all.
 
-    ``connections`` and ``cuts`` count; ``forwarded`` is a list of (octets from the client,
-    octets from the server), one for each connection that has ended.
+    ``connections`` and ``cuts`` count. ``forwarded`` holds, for each connection that has ended,
+    how many bytes came from the client and from the server.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class CuttingProxy:
             return self.after
 
     def _forward(self, upward: _Direction, downward: _Direction) -> Literal['rst', 'fin', 'none']:
-        """Forward until both sides have ended, or something is to be cut."""
+        """Forward until both sides have ended or the connection is cut; return how to end it."""
         both = (upward, downward)
         while not all(direction.ended for direction in both):
             if any(direction.limit == direction.forwarded for direction in both):
@@ -127,6 +127,8 @@ class CuttingProxy:
 
 
 class _Direction:
+    """Forwards from one socket to the other without waiting."""
+
     def __init__(self, source: socket.socket, target: socket.socket, limit: int | None) -> None:
         self.source = source
         self.target = target
@@ -136,7 +138,7 @@ class _Direction:
         self.ended = False
 
     def wanted(self) -> tuple[socket.socket, int]:
-        """Return the socket to wait for, and what for."""
+        """Return the socket to poll, and the event."""
         if self.pending:
             return self.target, select.POLLOUT
         return self.source, 0 if self.ended else select.POLLIN
@@ -147,7 +149,9 @@ class _Direction:
             if ready.get(self.target.fileno(), 0) & ~select.POLLIN:
                 self._write()
         elif not self.ended and ready.get(self.source.fileno(), 0) & ~select.POLLOUT:
-            wanted = BLOCK if self.limit is None else min(BLOCK, self.limit - self.forwarded)
+            wanted = (
+                BLOCK_BYTES if self.limit is None else min(BLOCK_BYTES, self.limit - self.forwarded)
+            )
             self.pending = self.source.recv(wanted, socket.MSG_DONTWAIT)
             if self.pending:
                 self._write()
@@ -163,7 +167,7 @@ class _Direction:
 
 
 def _finish(client: socket.socket, server: socket.socket, stopping: threading.Event) -> None:
-    """Send FIN both ways, and read on: octets that nobody reads would turn it into a RST."""
+    """Send FIN both ways and read on: unread bytes would turn the FIN into a RST."""
     poll = select.poll()
     for side in (client, server):
         with suppress(OSError):
@@ -173,7 +177,7 @@ def _finish(client: socket.socket, server: socket.socket, stopping: threading.Ev
     while sides and not stopping.is_set():
         for number, _ in poll.poll(100):
             with suppress(OSError):
-                if sides[number].recv(BLOCK):
+                if sides[number].recv(BLOCK_BYTES):
                     continue
             poll.unregister(number)
             del sides[number]

@@ -1,47 +1,47 @@
-"""What a scripted server says when nothing else is scripted."""
+"""Default replies of a scripted server."""
 
 from __future__ import annotations
 
-from tests.support.smtp.actions import Raw, Reply
+from .actions import Raw, Reply
 
 __all__ = [
-    'ABSENT',
-    'FINE',
+    'AUTHENTICATED',
+    'AUTH_FAILED',
+    'AUTH_REQUIRED',
+    'BAD_SEQUENCE',
+    'BAD_SYNTAX',
+    'ENCRYPTION_REQUIRED',
     'GOODBYE',
-    'GO_ON',
-    'MECHANISM',
-    'NOBODY',
-    'NOTHING',
-    'ORDER',
-    'PARAMETER',
-    'READY',
-    'RECIPIENT_FINE',
-    'REFUSED',
-    'SENDER_FINE',
-    'SYNTAX',
-    'TOO_BIG',
-    'UNENCRYPTED',
-    'UNKNOWN',
-    'WELCOME',
-    'WHO',
+    'MESSAGE_TOO_BIG',
+    'NOT_IMPLEMENTED',
+    'NO_RECIPIENTS',
+    'NO_REPLY',
+    'OK',
+    'READY_FOR_TLS',
+    'RECIPIENT_OK',
+    'SENDER_OK',
+    'START_INPUT',
+    'UNKNOWN_COMMAND',
+    'UNKNOWN_MECHANISM',
+    'UNKNOWN_PARAMETER',
 ]
 
-NOTHING = Raw(b'')
-READY = Reply(220, ('2.0.0 ready to start TLS',))
+NO_REPLY = Raw(b'')
+READY_FOR_TLS = Reply(220, ('2.0.0 ready to start TLS',))
 GOODBYE = Reply(221, ('2.0.0 goodbye',))
-WELCOME = Reply(235, ('2.7.0 authenticated',))
-FINE = Reply(250, ('2.0.0 OK',))
-SENDER_FINE = Reply(250, ('2.1.0 OK',))
-RECIPIENT_FINE = Reply(250, ('2.1.5 OK',))
-GO_ON = Reply(354, ('End data with <CR><LF>.<CR><LF>',))
-UNKNOWN = Reply(500, ('5.5.2 command unrecognised',))
-SYNTAX = Reply(501, ('5.5.4 syntax error in parameters',))
-ABSENT = Reply(502, ('5.5.1 command not implemented',))
-ORDER = Reply(503, ('5.5.1 bad sequence of commands',))
-MECHANISM = Reply(504, ('5.5.4 mechanism not offered',))
-WHO = Reply(530, ('5.7.0 authentication required',))
-REFUSED = Reply(535, ('5.7.8 authentication failed',))
-UNENCRYPTED = Reply(538, ('5.7.11 encryption required',))
-TOO_BIG = Reply(552, ('5.3.4 message too big',))
-NOBODY = Reply(554, ('5.5.1 no valid recipients',))
-PARAMETER = Reply(555, ('5.5.4 parameter not offered',))
+AUTHENTICATED = Reply(235, ('2.7.0 authenticated',))
+OK = Reply(250, ('2.0.0 OK',))
+SENDER_OK = Reply(250, ('2.1.0 OK',))
+RECIPIENT_OK = Reply(250, ('2.1.5 OK',))
+START_INPUT = Reply(354, ('End data with <CR><LF>.<CR><LF>',))
+UNKNOWN_COMMAND = Reply(500, ('5.5.2 command unrecognised',))
+BAD_SYNTAX = Reply(501, ('5.5.4 syntax error in parameters',))
+NOT_IMPLEMENTED = Reply(502, ('5.5.1 command not implemented',))
+BAD_SEQUENCE = Reply(503, ('5.5.1 bad sequence of commands',))
+UNKNOWN_MECHANISM = Reply(504, ('5.5.4 mechanism not offered',))
+AUTH_REQUIRED = Reply(530, ('5.7.0 authentication required',))
+AUTH_FAILED = Reply(535, ('5.7.8 authentication failed',))
+ENCRYPTION_REQUIRED = Reply(538, ('5.7.11 encryption required',))
+MESSAGE_TOO_BIG = Reply(552, ('5.3.4 message too big',))
+NO_RECIPIENTS = Reply(554, ('5.5.1 no valid recipients',))
+UNKNOWN_PARAMETER = Reply(555, ('5.5.4 parameter not offered',))

@@ -1,7 +1,7 @@
-"""A small real SMTP server on 127.0.0.1 whose every reply a test can script.
+"""A real SMTP server on 127.0.0.1 whose every reply a test can script.
 
-It logs what it receives, octet by octet, and is strict: what a client may not send stands in
-``violations``. Import all that belongs to it from here.
+It logs every byte that it receives, and checks the client strictly: what the protocol forbids is
+listed in ``violations``. This module exports everything that a test needs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Self
 
-from tests.support.smtp.actions import (
+from .actions import (
     VERBS,
     Action,
     Match,
@@ -31,12 +31,12 @@ from tests.support.smtp.actions import (
     reset,
     stream_forever,
 )
-from tests.support.smtp.channel import Channel, Listener
-from tests.support.smtp.dialogue import ReceivedMessage
-from tests.support.smtp.parsers import lax_messages, strict_messages
-from tests.support.smtp.proxy import CuttingProxy
-from tests.support.smtp.session import Session
-from tests.support.smtp.tls import TLSAuthority
+from .channel import Channel, Listener
+from .dialogue import ReceivedMessage
+from .parsers import lax_messages, strict_messages
+from .proxy import CuttingProxy
+from .session import Session
+from .tls import TLSAuthority
 
 __all__ = [
     'EXTENSIONS',
@@ -65,28 +65,27 @@ __all__ = [
 
 EXTENSIONS = ('PIPELINING', '8BITMIME', 'SIZE 10240000', 'ENHANCEDSTATUSCODES')
 
-_DUMPED = 40
+_DUMPED_LINES = 40
 
 
 class ScriptedSMTPServer:
-    """A context manager that listens while it is entered, by default with polite replies.
+    """A context manager that listens while it is entered. By default it accepts all mail.
 
-    ``extensions``: what EHLO offers, ``tls_extensions`` inside TLS where that differs. STARTTLS
-    and AUTH are added where ``tls`` and ``auth`` want them. ``tls``: 'starttls' and 'implicit'
-    need a ``context`` (:class:`TLSAuthority` makes them). ``auth``: passwords by user;
-    ``auth_mechanisms``: what is offered, of which PLAIN, LOGIN and XOAUTH2 are spoken;
-    ``auth_advertised``: 'always', 'tls' (inside TLS only) or 'never'; ``auth_required``: MAIL
-    is answered 530 without.
+    ``extensions``: the lines of the reply to EHLO; ``tls_extensions``: those inside TLS, if they
+    differ. STARTTLS and AUTH are added as ``tls`` and ``auth`` say. ``tls``: 'starttls' and
+    'implicit' need a ``context`` (see :class:`TLSAuthority`). ``auth``: passwords by user.
+    ``auth_mechanisms``: what is offered; PLAIN, LOGIN and XOAUTH2 work. ``auth_advertised``:
+    'always', 'tls' (only inside TLS) or 'never'. ``auth_required``: reply 530 to MAIL before AUTH.
 
-    ``read_pause``: seconds to wait before each read of at most ``read_size`` octets of a
-    message's data. ``socket_buffer``: octets of the system's buffers, for a narrow window.
+    ``read_pause``: seconds to wait before each read of a message's data. ``read_size``: bytes of a
+    read at most. ``socket_buffer``: bytes of the system's buffers.
 
-    ``lmtp``: speak LMTP, where 'dot' is scripted for each accepted recipient. ``path``: listen on
-    a Unix socket there instead.
+    ``lmtp``: speak LMTP; 'dot' is scripted for each accepted recipient. ``path``: listen on a Unix
+    socket at this path instead of a port.
 
-    ``messages``, ``commands`` (connection, verb, line), ``violations`` and ``tls_errors`` log what
-    happened, in order, also over a stop and a new start. In ``commands`` the verb 'dot' is the
-    end of a message, 'response' a line that answers a challenge of AUTH.
+    These logs are in order and go on over a stop and a new start: ``messages``; ``commands`` as
+    (connection, verb, line), where the verb 'dot' is the end of a message and 'response' a line
+    that answers a challenge of AUTH; ``violations`` of the protocol; ``tls_errors``.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class ScriptedSMTPServer:
         self._pairs: Counter[tuple[str, str]] = Counter()
         self._changed = threading.Condition()
         self._script = Script()
-        self._listener = Listener('127.0.0.1', self._converse, buffer=socket_buffer, path=path)
+        self._listener = Listener('127.0.0.1', self._serve, buffer=socket_buffer, path=path)
 
     def __enter__(self) -> Self:
         self.start()
@@ -142,7 +141,7 @@ class ScriptedSMTPServer:
         self.stop()
 
     def start(self) -> None:
-        """Listen, on the former port where there was one."""
+        """Listen, on the same port as before if the server was stopped."""
         self._listener.start()
 
     def stop(self) -> None:
@@ -151,17 +150,17 @@ class ScriptedSMTPServer:
 
     @property
     def host(self) -> str:
-        """Where the server listens."""
+        """Host or port on which the server listens."""
         return self._listener.host
 
     @property
     def port(self) -> int:
-        """Where the server listens."""
+        """Host or port on which the server listens."""
         return self._listener.port
 
     @property
     def url(self) -> str:
-        """What to write as ``mail.url``."""
+        """The value of ``mail.url`` for this server."""
         if self.path is not None:
             return f'lmtp+unix:{self.path}'
         if self.lmtp:
@@ -170,29 +169,29 @@ class ScriptedSMTPServer:
 
     @property
     def connections(self) -> int:
-        """How many connections there have been. The first one has number 1."""
+        """Number of connections so far. The first connection has number 1."""
         return len(self._channels)
 
     @property
     def open_connections(self) -> int:
-        """How many connections there are."""
+        """Number of connections that are open."""
         return self._open
 
-    # What a test says beforehand
+    # For a test, before the client connects
 
     def script(self, verb: str, *actions: Action, match: Match = None) -> None:
         """Do ``actions``, one for each of the next occurrences of ``verb``.
 
-        ``match``: count only command lines (or messages, for 'dot') that contain this text, or
-        where this pattern is found. When actions are used up, replies are the default ones.
-        Of several scripts, the first one that fits and is not used up is followed.
+        ``match``: only for command lines (or messages, for 'dot') that contain this text, or in
+        which this pattern is found. Of several scripts the first that fits and is not used up
+        counts; after that the default replies.
         """
         self._script.queue(verb, actions, match)
 
     def always(self, verb: str, action: Action, *, match: Match = None) -> None:
         """Do ``action`` at each occurrence of ``verb`` for which no script is left.
 
-        Of several, the last one that fits is followed. Until :meth:`reset_script`.
+        Of several the last that fits counts. It lasts until :meth:`reset_script`.
         """
         self._script.always(verb, action, match)
 
@@ -204,7 +203,7 @@ class ScriptedSMTPServer:
         """Return how many scripted actions have not happened yet, by verb."""
         return self._script.left()
 
-    # What a test asks afterwards
+    # For a test, afterwards
 
     def accepted(self, recipient: str) -> int:
         """Return how many copies were accepted for a recipient, acknowledged or not."""
@@ -221,19 +220,19 @@ class ScriptedSMTPServer:
         return [verb for number, verb, _ in self.commands if connection in (None, number)]
 
     def raw(self, connection: int) -> bytes:
-        """Return all octets received on a connection so far, decrypted."""
+        """Return all bytes received on a connection so far, decrypted."""
         return bytes(self._channels[connection].received)
 
     def sent(self, connection: int) -> bytes:
-        """Return all octets sent on a connection so far, before encryption."""
+        """Return all bytes sent on a connection so far, before encryption."""
         return bytes(self._channels[connection].sent)
 
     def wait_for(
         self, condition: int | Callable[[ScriptedSMTPServer], object], timeout: float = 10
     ) -> None:
-        """Wait until so many messages were accepted, or until ``condition(server)`` is true.
+        """Wait for a number of accepted messages, or until ``condition(server)`` is true.
 
-        Raises AssertionError after ``timeout`` seconds, with what happened instead.
+        Raises AssertionError after ``timeout`` seconds, with the logs.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: _fulfilled(self, condition), timeout):
@@ -241,7 +240,7 @@ class ScriptedSMTPServer:
                 raise AssertionError(f'{wanted} not seen in {timeout} s\n{self.dump()}')
 
     def dump(self) -> str:
-        """Return what happened, for a person to read."""
+        """Return a summary of the logs, for people."""
         lines = [
             f'{self.url}: {self.connections} connections ({self.open_connections} open), '
             f'{len(self.messages)} messages, script left: {self.script_left()}'
@@ -251,12 +250,14 @@ class ScriptedSMTPServer:
         lines += [
             f'message on {message.connection}: {message.message_id} from <{message.sender}> '
             f'to {", ".join(message.recipients)}: {message.reply_code or "not acknowledged"}'
-            for message in self.messages[-_DUMPED:]
+            for message in self.messages[-_DUMPED_LINES:]
         ]
-        lines += [f'{number} {verb}: {line}' for number, verb, line in self.commands[-_DUMPED:]]
+        lines += [
+            f'{number} {verb}: {line}' for number, verb, line in self.commands[-_DUMPED_LINES:]
+        ]
         return '\n'.join(lines)
 
-    # What the sessions need
+    # For the sessions
 
     @property
     def stopping(self) -> threading.Event:
@@ -287,7 +288,7 @@ class ScriptedSMTPServer:
             self._changed.notify_all()
 
     def note_violation(self, text: str) -> None:
-        """Log what a client must not do."""
+        """Log a violation of the protocol."""
         with self._changed:
             self.violations.append(text)
             self._changed.notify_all()
@@ -299,7 +300,7 @@ class ScriptedSMTPServer:
             self._changed.notify_all()
 
     def note_message(self, message: ReceivedMessage, *, instead_of: ReceivedMessage | None) -> None:
-        """Log an accepted message, or what else is now known of it."""
+        """Log an accepted message, or replace its entry by one that knows more."""
         with self._changed:
             if instead_of is None:
                 self.messages.append(message)
@@ -310,7 +311,7 @@ class ScriptedSMTPServer:
                 self.messages[next(n for n in places if self.messages[n] is instead_of)] = message
             self._changed.notify_all()
 
-    def _converse(self, number: int, connected: socket.socket) -> None:
+    def _serve(self, number: int, connected: socket.socket) -> None:
         channel = Channel(connected, read_size=self.read_size)
         with self._changed:
             self._channels[number] = channel

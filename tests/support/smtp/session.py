@@ -1,4 +1,4 @@
-"""One SMTP conversation of a scripted server: strict in what it reads, scripted in what it says."""
+"""One connection of a scripted server: it reads strictly and replies by the script."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tests.support.smtp.actions import Action, Reply
-from tests.support.smtp.authentication import authenticate
-from tests.support.smtp.channel import Channel, Gone
-from tests.support.smtp.dialogue import Dialogue, ReceivedMessage
-from tests.support.smtp.parsers import data_violations, message_id, unstuffed
-from tests.support.smtp.replies import (
-    ABSENT,
-    FINE,
-    GO_ON,
+from .actions import Action, Reply
+from .authentication import authenticate
+from .channel import Channel, ConnectionEnded
+from .dialogue import Dialogue, ReceivedMessage
+from .parsers import data_violations, message_id, unstuffed
+from .replies import (
+    AUTH_REQUIRED,
+    BAD_SEQUENCE,
+    BAD_SYNTAX,
     GOODBYE,
-    NOBODY,
-    NOTHING,
-    ORDER,
-    PARAMETER,
-    READY,
-    RECIPIENT_FINE,
-    SENDER_FINE,
-    SYNTAX,
-    TOO_BIG,
-    UNKNOWN,
-    WHO,
+    MESSAGE_TOO_BIG,
+    NO_RECIPIENTS,
+    NO_REPLY,
+    NOT_IMPLEMENTED,
+    OK,
+    READY_FOR_TLS,
+    RECIPIENT_OK,
+    SENDER_OK,
+    START_INPUT,
+    UNKNOWN_COMMAND,
+    UNKNOWN_PARAMETER,
 )
 
 if TYPE_CHECKING:
-    from tests.support.smtp.server import ScriptedSMTPServer
+    from .server import ScriptedSMTPServer
 
 __all__ = ['Session']
 
@@ -55,18 +55,18 @@ _PARAMETERS = {
 }
 
 # Octets with CRLF (RFC 5321, 4.5.3.1.4; extensions add to MAIL and RCPT)
-_COMMAND_LIMIT = 512
-_LIMITS = {'MAIL': 1_200, 'RCPT': 1_100}
+_MAX_COMMAND_BYTES = 512
+_MAX_COMMAND_BYTES_OF = {'MAIL': 1_200, 'RCPT': 1_100}
 
 # Commands that end a group (RFC 2920, 3.1; RFC 3207; RFC 4954)
 _LAST_IN_GROUP = frozenset({'EHLO', 'HELO', 'LHLO', 'STARTTLS', 'AUTH', 'DATA', 'QUIT', 'NOOP'})
 
 
 class Session:
-    """What a scripted callable gets: the state of a conversation, to read.
+    """The state of a connection; the argument of a scripted callable, which may read it.
 
-    ``line``: the command being answered. ``data``: the message being answered; ``recipient``: by
-    LMTP, for whom.
+    ``line``: the present command. ``data``: the present message. ``recipient``: by LMTP, the
+    recipient that the present reply is for.
     """
 
     def __init__(self, server: ScriptedSMTPServer, connection: int, channel: Channel) -> None:
@@ -83,8 +83,8 @@ class Session:
         self.line = ''
         self.data = b''
         self.recipient = ''
-        self._refused = False
-        self._spoilt = False
+        self._greeting_refused = False
+        self._chunk_refused = False
         self._chunks = b''
         self._dialogue = Dialogue(server, self, channel)
         self._commands: dict[str, Callable[[], None]] = {
@@ -105,88 +105,91 @@ class Session:
             del self._commands['EHLO'], self._commands['HELO']
 
     def run(self) -> None:
-        """Converse until the connection ends."""
+        """Answer commands until the connection ends."""
         try:
             if self.server.tls == 'implicit':
                 self._handshake()
-            self._dialogue.silence = 'the greeting'
+            self._dialogue.reply_due = 'the greeting'
             greeting = Reply(220, (f'{self.server.hostname} ESMTP scripted',))
-            self._refused = self._dialogue.perform('connect', '', greeting) >= 400
+            self._greeting_refused = self._dialogue.perform('connect', '', greeting) >= 400
             while True:
                 self._command()
-        except Gone:
+        except ConnectionEnded:
             pass
         finally:
             self.channel.close()
 
     def _command(self) -> None:
         self.line = ''
-        octets = self._dialogue.read_line('command')
-        word = octets.split(b' ', 1)[0].decode('ascii', 'replace').upper()
-        self.line = octets.decode('utf-8', 'surrogateescape')
+        received = self._dialogue.read_line('command')
+        word = received.split(b' ', 1)[0].decode('ascii', 'replace').upper()
+        self.line = received.decode('utf-8', 'surrogateescape')
         self.server.note_command(self.connection, word, self.line)
-        if len(octets) + 2 > _LIMITS.get(word, _COMMAND_LIMIT):
-            self._dialogue.violation(f'{word} of {len(octets) + 2} octets')
-        if _CONTROL.search(octets):
-            self._dialogue.violation(f'control character in {octets!r}')
-            self._dialogue.say(UNKNOWN.encoded)
+        if len(received) + 2 > _MAX_COMMAND_BYTES_OF.get(word, _MAX_COMMAND_BYTES):
+            self._dialogue.violation(f'{word} of {len(received) + 2} bytes')
+        if _CONTROL.search(received):
+            self._dialogue.violation(f'control character in {received!r}')
+            self._dialogue.write(UNKNOWN_COMMAND.encoded)
             return
-        if not octets.isascii():
-            self._check_utf8(word, octets)
+        if not received.isascii():
+            self._check_utf8(word, received)
         if word in _LAST_IN_GROUP or 'PIPELINING' not in self.offered:
-            self._dialogue.silence = f'the reply to {word}'
+            self._dialogue.reply_due = f'the reply to {word}'
         if handler := self._commands.get(word):
             handler()
         elif word in {'VRFY', 'EXPN', 'HELP'}:
-            self._dialogue.say(ABSENT.encoded)
+            self._dialogue.write(NOT_IMPLEMENTED.encoded)
         else:
             self._dialogue.violation(f'unknown command {self.line[:80]!r}')
-            self._dialogue.say(UNKNOWN.encoded)
+            self._dialogue.write(UNKNOWN_COMMAND.encoded)
 
-    def _check_utf8(self, word: str, octets: bytes) -> None:
+    def _check_utf8(self, word: str, received: bytes) -> None:
         declared = self.line if word == 'MAIL' else self.mail_arguments
         if word not in {'MAIL', 'RCPT'} or 'SMTPUTF8' not in declared.upper().split():
-            self._dialogue.violation(f'octet above 127 without SMTPUTF8 in {octets!r}')
+            self._dialogue.violation(f'byte above 127 without SMTPUTF8 in {received!r}')
         elif '\udc80' <= max(self.line) <= '\udcff':
-            self._dialogue.violation(f'no UTF-8 in {octets!r}')
+            self._dialogue.violation(f'no UTF-8 in {received!r}')
 
     def _clear(self) -> None:
         self.sender = None
         self.mail_arguments = ''
         self.recipients = []
-        self._spoilt = False
+        self._chunk_refused = False
         self._chunks = b''
 
     def _ehlo(self) -> None:
-        default: Action = SYNTAX
-        if self._refused:
-            default = ORDER
+        default: Action = BAD_SYNTAX
+        if self._greeting_refused:
+            default = BAD_SEQUENCE
         elif self.line[5:].strip():
             default = Reply(250, (self.server.hostname, *self.server.offers(self)))
         if self._dialogue.perform(self.line[:4].upper(), self.line, default) // 100 == 2:
             self._clear()
             self.helo = self.line[5:]
             lines = [
-                line[4:].decode('ascii', 'replace') for line in self._dialogue.said.splitlines()[1:]
+                line[4:].decode('ascii', 'replace')
+                for line in self._dialogue.written.splitlines()[1:]
             ]
             pairs = [line.upper().partition(' ') for line in lines if line]
             self.offered = {keyword: value for keyword, _, value in pairs}
 
     def _helo(self) -> None:
-        default = ORDER if self._refused else FINE if self.line[5:].strip() else SYNTAX
+        default = (
+            BAD_SEQUENCE if self._greeting_refused else OK if self.line[5:].strip() else BAD_SYNTAX
+        )
         if self._dialogue.perform('HELO', self.line, default) // 100 == 2:
             self._clear()
             self.helo = self.line[5:]
             self.offered = {}
 
     def _starttls(self) -> None:
-        default = READY
+        default = READY_FOR_TLS
         if self.server.tls != 'starttls' or self.tls:
-            default = ABSENT
+            default = NOT_IMPLEMENTED
         elif not self.helo:
-            default = ORDER
+            default = BAD_SEQUENCE
         elif self.line.upper() != 'STARTTLS':
-            default = SYNTAX
+            default = BAD_SYNTAX
         if self._dialogue.perform('STARTTLS', self.line, default) == 220:
             self._handshake()
             self._clear()
@@ -195,15 +198,15 @@ class Session:
             self.authenticated_as = None
 
     def _handshake(self) -> None:
-        self._dialogue.perform('TLS', '', NOTHING)
+        self._dialogue.perform('TLS', '', NO_REPLY)
         if self.server.context is None:
-            raise Gone
+            raise ConnectionEnded
         try:
             self.channel.start_tls(self.server.context)
         except ssl.SSLError as error:
             self.server.note_tls_error(f'connection {self.connection}: {error}')
-            raise Gone from error
-        except Gone:
+            raise ConnectionEnded from error
+        except ConnectionEnded:
             self.server.note_tls_error(f'connection {self.connection}: the client left')
             raise
         self.tls = True
@@ -214,18 +217,18 @@ class Session:
     def _mail(self) -> None:
         parsed = _MAIL.fullmatch(self.line)
         arguments = (parsed[2] or '') if parsed else ''
-        default = SENDER_FINE
+        default = SENDER_OK
         if not self.helo or self.sender is not None:
-            default = ORDER
+            default = BAD_SEQUENCE
         elif self.server.auth_required and self.authenticated_as is None:
-            default = WHO
+            default = AUTH_REQUIRED
         elif parsed is None:
             self._dialogue.violation(f'syntax of {self.line!r}')
-            default = SYNTAX
+            default = BAD_SYNTAX
         elif not self._known(arguments):
-            default = PARAMETER
+            default = UNKNOWN_PARAMETER
         elif self._exceeds(_declared_size(arguments)):
-            default = TOO_BIG
+            default = MESSAGE_TOO_BIG
         before, self.mail_arguments = self.mail_arguments, arguments
         if self._dialogue.perform('MAIL', self.line, default) // 100 == 2:
             self.sender = parsed[1] if parsed else ''
@@ -234,63 +237,65 @@ class Session:
 
     def _rcpt(self) -> None:
         parsed = _RCPT.fullmatch(self.line)
-        default = RECIPIENT_FINE
+        default = RECIPIENT_OK
         if self.sender is None:
-            default = ORDER
+            default = BAD_SEQUENCE
         elif parsed is None or not parsed[1]:
             self._dialogue.violation(f'syntax of {self.line!r}')
-            default = SYNTAX
+            default = BAD_SYNTAX
         elif not self._known(parsed[2] or ''):
-            default = PARAMETER
+            default = UNKNOWN_PARAMETER
         code = self._dialogue.perform('RCPT', self.line, default)
         if code // 100 == 2 and parsed and self.sender is not None:
             self.recipients.append(parsed[1])
 
     def _data(self) -> None:
-        default = GO_ON
+        default = START_INPUT
         if self.sender is None:
-            default = ORDER
+            default = BAD_SEQUENCE
         elif not self.recipients:
-            default = ORDER if self.server.lmtp else NOBODY  # RFC 2033, 4.2
+            default = BAD_SEQUENCE if self.server.lmtp else NO_RECIPIENTS  # RFC 2033, 4.2
         if self._dialogue.perform('DATA', self.line, default) // 100 != 3:
             return
         if self._chunks:
             self._dialogue.violation('DATA behind BDAT')
         wire = self._dialogue.read_data()
         self.data = unstuffed(wire[:-3])
-        self._take(wire, wire[:-3])
+        self._accept(wire, wire[:-3])
         self._clear()
 
     def _bdat(self) -> None:
-        """A chunk (RFC 3030, 2): its octets come whatever we think of it."""
+        """Read a chunk (RFC 3030, 2): its bytes follow even if the command is refused."""
         parsed = _BDAT.fullmatch(self.line)
         if parsed is None or 'CHUNKING' not in self.offered:
             self._dialogue.violation(f'syntax of {self.line!r}, or CHUNKING not offered')
-            self._dialogue.say(SYNTAX.encoded)
+            self._dialogue.write(BAD_SYNTAX.encoded)
             return
-        chunk = self._dialogue.read_octets(int(parsed[1]))
-        if self._spoilt or self.sender is None or not self.recipients:
-            self._spoilt = True
-            self._dialogue.perform('BDAT', self.line, NOBODY if self.sender is not None else ORDER)
+        chunk = self._dialogue.read_bytes(int(parsed[1]))
+        if self._chunk_refused or self.sender is None or not self.recipients:
+            self._chunk_refused = True
+            self._dialogue.perform(
+                'BDAT', self.line, NO_RECIPIENTS if self.sender is not None else BAD_SEQUENCE
+            )
             return
         self._chunks += chunk
         if not parsed[2]:
-            self._dialogue.perform('BDAT', self.line, FINE)
+            self._dialogue.perform('BDAT', self.line, OK)
             return
         self.data = self._chunks
-        if self._take(self.data, b'') // 100 == 2:
+        if self._accept(self.data, b'') // 100 == 2:
             self._clear()
         else:
-            self._spoilt = True
+            self._chunk_refused = True
 
-    def _take(self, wire: bytes, stuffed: bytes) -> int:
-        """Answer a whole message."""
+    def _accept(self, wire: bytes, stuffed: bytes) -> int:
+        """Reply to a whole message and return the code; 0 by LMTP."""
         self.server.note_command(self.connection, 'dot', '.')
         arguments = self.mail_arguments.upper().split()
         declared = 'BODY=8BITMIME' in arguments or 'SMTPUTF8' in arguments
         for violation in data_violations(stuffed, self.data, eight_bit=declared):
             self._dialogue.violation(violation)
-        self._dialogue.draft = ReceivedMessage(
+        self._dialogue.message = ReceivedMessage(
             sender=self.sender or '',
             recipients=tuple(self.recipients),
             data=self.data,
@@ -304,43 +309,43 @@ class Session:
         )
         try:
             if self.server.lmtp:
-                self._answer_each(self._dialogue.draft)
+                self._answer_each(self._dialogue.message)
                 return 0
             return self._dialogue.perform('dot', self.data, self._verdict())
         finally:
             self._dialogue.forget_message()
 
     def _answer_each(self, message: ReceivedMessage) -> None:
-        """LMTP: an answer for each accepted recipient (RFC 2033, 4.2)."""
+        """Reply for each accepted recipient (RFC 2033, 4.2)."""
         for self.recipient in message.recipients:
             self._dialogue.forget_message()
-            self._dialogue.draft = replace(message, recipients=(self.recipient,))
+            self._dialogue.message = replace(message, recipients=(self.recipient,))
             self._dialogue.perform('dot', self.data, self._verdict())
 
     def _verdict(self) -> Reply:
         if not self.recipients:
-            return NOBODY
-        return TOO_BIG if self._exceeds(len(self.data)) else FINE
+            return NO_RECIPIENTS
+        return MESSAGE_TOO_BIG if self._exceeds(len(self.data)) else OK
 
     def _rset(self) -> None:
-        if self._dialogue.perform('RSET', self.line, FINE) // 100 == 2:
+        if self._dialogue.perform('RSET', self.line, OK) // 100 == 2:
             self._clear()
 
     def _noop(self) -> None:
-        self._dialogue.perform('NOOP', self.line, FINE)
+        self._dialogue.perform('NOOP', self.line, OK)
 
     def _quit(self) -> None:
         self._dialogue.perform('QUIT', self.line, GOODBYE)
         self.channel.close(notify=True)
-        raise Gone
+        raise ConnectionEnded
 
     def _known(self, arguments: str) -> bool:
         keywords = (argument.partition('=')[0] for argument in arguments.upper().split())
         return all(_PARAMETERS.get(keyword) in self.offered for keyword in keywords)
 
-    def _exceeds(self, octets: int) -> bool:
+    def _exceeds(self, size: int) -> bool:
         limit = self.offered.get('SIZE', '')
-        return limit.isdecimal() and 0 < int(limit) < octets
+        return limit.isdecimal() and 0 < int(limit) < size
 
 
 def _declared_size(arguments: str) -> int:

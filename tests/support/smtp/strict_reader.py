@@ -1,5 +1,7 @@
-"""A strict reader of messages, which shares no code with what writes them: what RFC 5322, 2047,
-2045 and 8058 forbid."""
+"""A strict reader of messages: finds what RFC 5322, 2047, 2045 and 8058 forbid.
+
+It shares no code with the package.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ _WHOLE_WORD = re.compile(r'=\?utf-8\?(?:b\?[A-Za-z0-9+/]*=*|q\?[^ ?\t]*)\?=', re
 
 
 def fields(raw: bytes) -> list[tuple[str, str]]:
-    """The header fields, unfolded, in their order."""
+    """Return the header fields, unfolded, in order."""
     head = raw.partition(b'\r\n\r\n')[0].decode('utf-8')
     return [
         (name.lower(), value.lstrip(' '))
@@ -39,8 +41,10 @@ def fields(raw: bytes) -> list[tuple[str, str]]:
 
 
 def faults(raw: bytes, *, domain: str, wide: bool = False) -> list[str]:
-    """What is wrong with a message; ``domain``: the right side of its Message-ID; ``wide``: its
-    headers may hold UTF-8 (RFC 6532)."""
+    """Return the faults of a message.
+
+    ``domain``: the right side of its Message-ID. ``wide``: its headers may hold UTF-8 (RFC 6532).
+    """
     return [*_faults_of_lines(raw, wide), *_faults_of_fields(raw, domain), *_faults_of_words(raw)]
 
 
@@ -48,12 +52,12 @@ def _faults_of_lines(raw: bytes, wide: bool) -> Iterator[str]:
     if not re.fullmatch(rb'(?:[^\r\n\0]*\r\n)*', raw):
         yield 'a bare CR or LF, a NUL, or no CRLF at the end'
     if max(map(len, raw.split(b'\r\n'))) > 998:
-        yield 'a line of more than 998 octets'
+        yield 'a line of more than 998 bytes'
     head, blank, body = raw.partition(b'\r\n\r\n')
     if not blank:
         yield 'no empty line behind the headers'
     if not body.isascii() or not (wide or head.isascii()):
-        yield 'an octet above 127'
+        yield 'a byte above 127'
     for line in head.split(b'\r\n'):
         if not re.match(rb'[!-9;-~]+:|[ \t]+[^ \t]', line):
             yield f'no header: {line!r}'

@@ -1,4 +1,4 @@
-"""A certificate authority for servers of tests, with good and bad certificates."""
+"""A certificate authority for test servers, with valid and invalid certificates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TLSAuthority:
         return _context(self._authority.issue_cert(*(names or ('127.0.0.1', 'localhost'))))
 
     def wrong_host(self) -> ssl.SSLContext:
-        """Return a context with a valid certificate for somebody else."""
+        """Return a context with a valid certificate for another host."""
         return self.context('elsewhere.example.org')
 
     def expired(self) -> ssl.SSLContext:
@@ -44,11 +44,11 @@ class TLSAuthority:
         )
 
     def untrusted(self) -> ssl.SSLContext:
-        """Return a context with a certificate of an authority that nobody knows."""
+        """Return a context with a certificate of an unknown authority."""
         return _context(trustme.CA().issue_cert('127.0.0.1', 'localhost'))
 
     def demanding(self) -> ssl.SSLContext:
-        """Return a context that demands a certificate of the client, from this authority."""
+        """Return a context that demands a client certificate of this authority."""
         context = self.context()
         self._authority.configure_trust(context)
         context.verify_mode = ssl.CERT_REQUIRED

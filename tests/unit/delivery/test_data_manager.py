@@ -1,5 +1,5 @@
-"""The transaction protocol: mail leaves if and only if its transaction commits, whoever else takes
-part in it and whatever fails."""
+"""The transaction protocol: mail leaves if and only if its transaction commits, whatever other data
+managers take part in it and whatever fails."""
 
 from __future__ import annotations
 
@@ -29,7 +29,12 @@ from ZODB import DB
 from zope.interface.verify import verifyObject
 
 from pyramid_sendmail import NoActiveTransaction, QueueError
-from pyramid_sendmail.delivery.data_manager import LastVoter, MailDataManager, active_transaction
+from pyramid_sendmail.delivery.data_manager import (
+    LastVoter,
+    MailDataManager,
+    active_transaction,
+    join,
+)
 from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
@@ -43,7 +48,7 @@ LATER = 1e11
 
 
 class Post:
-    """A delivery over a queue, in one transaction manager."""
+    """A delivery over a queue, bound to one transaction manager."""
 
     def __init__(self, queue: Any, manager: Any) -> None:
         self.queue = queue
@@ -55,9 +60,9 @@ class Post:
         return str(self.mailer.send(message(subject)))
 
     def in_folder(self, folder: str) -> list[str]:
-        """The subjects of what can be claimed there."""
+        """Return the subjects of the mail that can be claimed there."""
         tickets, _ = self.queue.scan(LATER)
-        claims = [self.queue.claim(ticket) for ticket in tickets if ticket.folder == folder]
+        claims = [self.queue.claim(ticket) for ticket in tickets if ticket.state == folder]
         subjects = [claim.envelope.subject for claim in claims]
         for claim in claims:
             claim.release()
@@ -68,12 +73,12 @@ class Post:
         return self.in_folder('new')
 
     @property
-    def doubted(self) -> list[str]:
+    def in_doubt(self) -> list[str]:
         return self.in_folder('done')
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is left anywhere, unpublished or not."""
+        """Whether no mail is left, published or not."""
         if isinstance(self.queue, MaildirQueue):
             return not os.path.exists(self.queue.path) or not files(self.queue)
         return self.queue.scan(LATER) == ([], None)
@@ -135,7 +140,7 @@ def test_the_id_is_the_header(post: Post) -> None:
 
 
 def test_several_sends_one_data_manager(post: Post) -> None:
-    """All mail of a transaction has one data manager, beside the one that sorts last."""
+    """All mail of a transaction has one data manager, and one that sorts last."""
     with post.manager as current:
         for subject in 'abc':
             post.send(subject)
@@ -145,12 +150,12 @@ def test_several_sends_one_data_manager(post: Post) -> None:
 
 
 def test_two_deliveries_over_one_queue_have_a_data_manager_each(post: Post) -> None:
-    """What a delivery does at the commit is done for its own mail, and not for another's."""
+    """A delivery's hooks get its own mail, not that of another delivery."""
     published: list[int] = []
 
     class Counting(QueuedMailDelivery):
-        def published(self, transaction: Any, put: Any) -> None:
-            published.append(len(put.tickets))
+        def on_published(self, transaction: Any, staged: Any) -> None:
+            published.append(len(staged.tickets))
 
     other = Counting(post.queue, RecordingMailer(), EnvelopeFactory()).bind(post.manager)
     with post.manager:
@@ -162,7 +167,7 @@ def test_two_deliveries_over_one_queue_have_a_data_manager_each(post: Post) -> N
 
 
 def test_the_next_transaction_starts_empty(post: Post) -> None:
-    """What one transaction sent or aborted is nothing to the next."""
+    """Mail of one transaction, committed or aborted, does not appear in the next."""
     with post.manager:
         post.send('first')
     post.manager.begin()
@@ -174,7 +179,7 @@ def test_the_next_transaction_starts_empty(post: Post) -> None:
 
 
 def test_a_doomed_transaction_takes_mail_and_sends_none(post: Post) -> None:
-    """In a doomed transaction ``send`` works as ever, and nothing leaves."""
+    """In a doomed transaction ``send`` works as usual, and no mail leaves."""
     current = post.manager.begin()
     current.doom()
     assert post.send().startswith('<')
@@ -211,7 +216,7 @@ def test_a_transaction_run_again_sends_once(post: Post) -> None:
 
 @pytest.mark.parametrize('environ', [None, {}, {'tm.active': False}])
 def test_without_a_transaction_send_raises(queue: Any, manager: Any, environ: Any) -> None:
-    """Where nothing was begun ``send`` raises, names ``send_now``, and begins nothing."""
+    """Without a transaction ``send`` raises, names ``send_now``, and begins none."""
     mailer = Post(queue, manager).delivery.bind(manager, environ)
     with pytest.raises(NoActiveTransaction, match=r'send_now\(\)'):
         mailer.send(message())
@@ -219,8 +224,8 @@ def test_without_a_transaction_send_raises(queue: Any, manager: Any, environ: An
 
 
 def test_pyramid_tm_says_that_a_transaction_is_active(queue: Any) -> None:
-    """Where pyramid_tm is active an implicit manager's next transaction, which it will commit,
-    takes mail; an explicit manager's has to be begun."""
+    """If pyramid_tm is active, the next transaction of an implicit manager, which pyramid_tm will
+    commit, takes mail; that of an explicit manager has to be begun."""
     environ = {'tm.active': True}
     implicit = TransactionManager()
     post = Post(queue, implicit)
@@ -232,8 +237,8 @@ def test_pyramid_tm_says_that_a_transaction_is_active(queue: Any) -> None:
         post.delivery.bind(explicit, environ).send(message())
 
 
-def test_a_manager_of_another_make_is_asked(queue: Any) -> None:
-    """A manager that is no class of ``transaction``'s is asked for its transaction."""
+def test_a_manager_of_another_class_works(queue: Any) -> None:
+    """A manager that is not a class of ``transaction`` is asked for its transaction."""
 
     class Foreign:
         def __init__(self, inner: TransactionManager) -> None:
@@ -250,7 +255,7 @@ def test_a_manager_of_another_make_is_asked(queue: Any) -> None:
 
 
 def test_another_thread_has_no_transaction(queue: Any) -> None:
-    """A transaction of one thread is none of another's, by the thread-local manager."""
+    """With the thread-local manager, a transaction of one thread is not active in another."""
     raised: list[Exception] = []
 
     def elsewhere() -> None:
@@ -268,8 +273,8 @@ def test_another_thread_has_no_transaction(queue: Any) -> None:
 
 @pytest.mark.parametrize('begun', [True, False], ids=['begun', 'implicit'])
 def test_the_threads_transaction_is_not_the_managers(queue: Any, begun: bool) -> None:
-    """RELIABILITY 57: where the manager has no transaction, one that the thread has does not take
-    its place: ``send`` raises, and whoever commits the thread's sends nothing."""
+    """RELIABILITY 57: if the manager has no transaction, the thread's own does not take its place:
+    ``send`` raises, and a commit of the thread's transaction sends nothing."""
     transaction.begin() if begun else transaction.get()
     mailer = Post(queue, TransactionManager(explicit=True)).mailer
     with pytest.raises(NoActiveTransaction, match=r'send_now\(\)'):
@@ -282,8 +287,8 @@ def test_the_threads_transaction_is_not_the_managers(queue: Any, begun: bool) ->
 @pytest.mark.parametrize('step', ['begin', 'commit', 'vote', 'finish'])
 @pytest.mark.parametrize('key', [BEFORE, AFTER])
 def test_send_inside_the_commit_raises(post: Post, step: str, key: str, first: bool) -> None:
-    """A ``send`` from another data manager's step would be lost, and raises: every one, not only
-    the first."""
+    """Mail sent in another data manager's step would be lost, so ``send`` raises: for each mail,
+    not only the first."""
     raised: list[str] = []
 
     def late() -> None:
@@ -323,7 +328,7 @@ def test_send_in_an_after_commit_listener_of_sqlalchemy_raises(
     post: Post, sqlite: sqlalchemy.Engine
 ) -> None:
     """SQLAlchemy's ``after_commit`` event fires inside the vote: ``send`` raises, and the error
-    reaches nobody but the listener."""
+    reaches the listener alone."""
     raised: list[str] = []
     session = one_phase(sqlite, post.manager)
 
@@ -343,15 +348,15 @@ def test_send_in_an_after_commit_listener_of_sqlalchemy_raises(
 
 
 def test_send_in_a_before_commit_hook_is_taken(post: Post) -> None:
-    """Until the commit begins, hooks of the application may send."""
+    """Hooks of the application may send until the commit begins."""
     with post.manager as current:
         current.addBeforeCommitHook(post.send, ('hooked',))
     assert post.queued == ['hooked']
 
 
 def test_send_after_a_failed_commit_raises(post: Post) -> None:
-    """A transaction whose commit failed takes nothing more: an exception view that sends learns
-    what to do instead."""
+    """A transaction whose commit failed takes no more mail: the error tells an exception view to
+    use ``send_now``."""
     current = post.manager.begin()
     current.join(OtherManager(BEFORE, fails='vote'))
     with pytest.raises(RuntimeError):
@@ -361,8 +366,8 @@ def test_send_after_a_failed_commit_raises(post: Post) -> None:
     post.manager.abort()
 
 
-def test_active_transaction_is_not_begun() -> None:
-    """Asking for the transaction never makes one."""
+def test_active_transaction_begins_none() -> None:
+    """``active_transaction`` never begins a transaction."""
     manager = TransactionManager()
     with pytest.raises(NoActiveTransaction):
         active_transaction(manager)
@@ -385,7 +390,7 @@ def test_rollback_drops_what_was_sent_since(post: Post) -> None:
 
 
 def test_rollback_before_the_first_mail_and_then_another(post: Post) -> None:
-    """sp, A, rollback, B: the rollback un-joins the data manager, and B leaves all the same."""
+    """sp, A, rollback, B: the rollback removes the data manager, and B leaves nevertheless."""
     with post.manager as current:
         savepoint = current.savepoint()
         post.send('A')
@@ -434,7 +439,7 @@ def test_rollback_twice(post: Post, between: bool) -> None:
 
 
 def test_rollback_twice_before_the_first_mail(post: Post) -> None:
-    """An un-joined data manager joins again after each rollback."""
+    """A data manager that a rollback removed joins again, after each rollback."""
     with post.manager as current:
         savepoint = current.savepoint()
         for subject in 'AB':
@@ -459,7 +464,7 @@ def test_an_outer_rollback_after_an_inner_one(post: Post) -> None:
 
 
 def test_optimistic_savepoints_beside_sqlite(post: Post, sqlite: sqlalchemy.Engine) -> None:
-    """A session without savepoints, as on SQLite, does not keep mail from having them."""
+    """Mail has savepoints beside a session that has none, as on SQLite."""
     session = one_phase(sqlite, post.manager)
     with post.manager as current:
         own = session()
@@ -473,8 +478,8 @@ def test_optimistic_savepoints_beside_sqlite(post: Post, sqlite: sqlalchemy.Engi
 
 
 def test_a_failing_savepoint_sends_nothing(post: Post) -> None:
-    """A savepoint that another data manager cannot make fails the transaction: no mail, and no
-    more is taken."""
+    """A savepoint that another data manager cannot make fails the transaction: no mail leaves, and
+    no more is taken."""
     current = post.manager.begin()
     post.send('A')
     current.join(OtherManager(BEFORE))
@@ -512,8 +517,8 @@ def test_outcome_where_another_fails(
     hook: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What becomes of the mail where another data manager fails: see OUTCOMES. The application's
-    abort afterwards, and that which a hook causes, change nothing."""
+    """If another data manager fails, the outcome of the mail is as in OUTCOMES. The application's
+    abort afterwards, and the one that a hook causes, change nothing."""
     current = post.manager.begin()
     other = OtherManager(key, fails=step)
     current.join(other)
@@ -538,7 +543,7 @@ def test_outcome_where_another_fails(
         assert 'in doubt' in critical[0]
         assert all(message_id in critical[0] for message_id in ids)
     assert post.queued == (subjects if outcome == 'queued' else [])
-    assert post.doubted == (subjects if outcome == 'in doubt' else [])
+    assert post.in_doubt == (subjects if outcome == 'in doubt' else [])
 
 
 def test_mail_in_doubt_has_an_error_event_to_report(post: Post) -> None:
@@ -551,16 +556,16 @@ def test_mail_in_doubt_has_an_error_event_to_report(post: Post) -> None:
     post.manager.abort()
     tickets, _ = post.queue.scan(LATER)
     claim = post.queue.claim(tickets[0])
-    (fate,) = claim.pending_events
+    (event,) = claim.pending_events
     assert claim.todo == ()
-    assert (fate.kind, fate.permanent, fate.attempt) == ('error', False, 0)
-    assert 'in doubt' in fate.reason
+    assert (event.kind, event.permanent, event.attempt) == ('error', False, 0)
+    assert 'in doubt' in event.reason
     claim.release()
 
 
 def test_an_after_commit_hook_changes_nothing(post: Post, caplog: pytest.LogCaptureFixture) -> None:
-    """Where somebody added an after-commit hook, every data manager is aborted after a good
-    commit; the mail is there all the same, and nothing is logged."""
+    """With an after-commit hook, ``transaction`` aborts every data manager after a good commit; the
+    mail is queued nevertheless, and nothing is logged."""
     seen: list[list[str]] = []
     with post.manager as current:
         current.addAfterCommitHook(lambda committed: seen.append(post.queued))
@@ -586,7 +591,7 @@ def test_an_after_commit_hook_that_begins_a_transaction_loses_nothing(queue: Any
 
 
 class Steps:
-    """A delivery that notes what its data manager tells it; ``raises`` at a step, once."""
+    """A delivery that notes the hooks its data manager calls; ``raises`` at a step, once."""
 
     def __init__(self, queue: Any, raises: dict[str, BaseException] | None = None) -> None:
         self.queue = queue
@@ -599,18 +604,21 @@ class Steps:
         if error is not None:
             raise error
 
-    def voting(self) -> None:
-        self.step('voting')
+    def on_joined(self, envelope: Any) -> None:
+        self.step(f'on_joined {envelope.subject}')
 
-    def published(self, transaction: Any, put: Any) -> None:
-        self.step('published')
+    def on_vote(self) -> None:
+        self.step('on_vote')
 
-    def doubted(self) -> None:
-        self.step('doubted')
+    def on_published(self, transaction: Any, staged: Any) -> None:
+        self.step('on_published')
+
+    def on_in_doubt(self) -> None:
+        self.step('on_in_doubt')
 
 
-class Put:
-    """An IStagedMail of which only the calls are of interest."""
+class Staged:
+    """An IStagedMail that notes its calls."""
 
     def __init__(self, steps: Steps) -> None:
         self.steps = steps
@@ -626,28 +634,28 @@ class Put:
 
 
 class Queue:
-    """Only its first phase."""
+    """A queue with the first phase of a put alone."""
 
     def __init__(self) -> None:
         self.steps: Any = None
 
-    def put(self, envelopes: Any) -> Put:
+    def put(self, envelopes: Any) -> Staged:
         self.steps.step('put')
-        return Put(self.steps)
+        return Staged(self.steps)
 
 
-def voted(raises: dict[str, BaseException] | None = None, everybody: bool = True) -> Any:
-    """A data manager that has voted, and what it called so far."""
+def voted(raises: dict[str, BaseException] | None = None, all_voted: bool = True) -> Any:
+    """Return a data manager that has voted, and the list of its calls since."""
     queue = Queue()
     steps = queue.steps = Steps(queue, raises)
     manager = MailDataManager(steps)
     current = TransactionManager().begin()
     manager.add(current, make_envelope())
-    for resource in current._resources[: 2 if everybody else 1]:
+    for resource in current._resources[: 2 if all_voted else 1]:
         resource.tpc_begin(current)
         resource.commit(current)
         resource.tpc_vote(current)
-    assert steps.calls == ['voting', 'put']
+    assert steps.calls == ['on_vote', 'put']
     steps.calls.clear()
     return manager, steps.calls
 
@@ -661,76 +669,90 @@ def test_the_interfaces_are_kept() -> None:
         each.savepoint().rollback()
 
 
-@pytest.mark.parametrize('everybody', [True, False], ids=['all voted', 'not all voted'])
+def test_the_first_hook_gets_the_envelope() -> None:
+    """``on_joined`` is called with each envelope that a transaction has taken, before its vote: a
+    queue in a database can store the mail then."""
+    steps = Steps(Queue())
+    current = TransactionManager().begin()
+    for subject in 'ab':
+        join(current, steps, make_envelope(subject=subject))
+    assert steps.calls == ['on_joined a', 'on_joined b']
+
+
+@pytest.mark.parametrize('all_voted', [True, False], ids=['all voted', 'not all voted'])
 @pytest.mark.parametrize(
     'calls', list(itertools.product(['tpc_finish', 'abort', 'tpc_abort'], repeat=4)), ids='-'.join
 )
-def test_any_order_any_number_of_times(calls: tuple[str, ...], everybody: bool) -> None:
-    """After the vote, whatever comes first decides, and what comes later changes nothing."""
-    manager, done = voted(everybody=everybody)
+def test_any_order_any_number_of_times(calls: tuple[str, ...], all_voted: bool) -> None:
+    """After the vote the first call decides, and later calls change nothing."""
+    manager, done = voted(all_voted=all_voted)
     for call in calls:
         getattr(manager, call)(None)
     if calls[0] == 'tpc_finish':
-        assert done == ['publish', 'published']
+        assert done == ['publish', 'on_published']
     else:
-        assert done == (['keep_in_doubt', 'doubted'] if everybody else ['discard'])
+        assert done == (['keep_in_doubt', 'on_in_doubt'] if all_voted else ['discard'])
 
 
 @pytest.mark.parametrize('call', ['abort', 'tpc_abort'])
 def test_abort_before_the_vote_and_again(call: str) -> None:
-    """An abort of what was never stored has nothing to remove, however often it comes."""
+    """An abort before the vote has nothing to remove, however often it is called."""
     manager = MailDataManager(Steps(Queue()))
     manager.add(TransactionManager().begin(), make_envelope())
     for _ in range(3):
         getattr(manager, call)(None)
 
 
-@pytest.mark.parametrize('raising', ['publish', 'published'])
+@pytest.mark.parametrize('raising', ['publish', 'on_published'])
 @pytest.mark.parametrize('call', ['abort', 'tpc_abort', 'tpc_finish'])
 def test_an_interrupted_finish_is_completed(raising: str, call: str) -> None:
-    """A KeyboardInterrupt within finish is completed by whatever is called next: mail that was
-    published is also handed over."""
+    """After a KeyboardInterrupt within finish the next call completes it: mail that was published
+    is handed over, too."""
     manager, done = voted({raising: KeyboardInterrupt()})
     with pytest.raises(KeyboardInterrupt):
         manager.tpc_finish(None)
     getattr(manager, call)(None)
-    assert done[-2:] == ['publish', 'published']
+    assert done[-2:] == ['publish', 'on_published']
     getattr(manager, call)(None)
-    assert done[-2:] == ['publish', 'published']
+    assert done[-2:] == ['publish', 'on_published']
 
 
 def test_an_interrupted_commit_queues_the_mail() -> None:
-    """The same through ``transaction``, which calls tpc_abort where finish was interrupted."""
+    """The same through ``transaction``, which calls tpc_abort if finish was interrupted."""
     queue = Queue()
-    steps = queue.steps = Steps(queue, {'published': KeyboardInterrupt()})
+    steps = queue.steps = Steps(queue, {'on_published': KeyboardInterrupt()})
     manager = TransactionManager(explicit=True)
     MailDataManager(steps).add(manager.begin(), make_envelope())
     with pytest.raises(KeyboardInterrupt):
         manager.commit()
     manager.abort()
-    assert steps.calls == ['voting', 'put', 'publish', 'published', 'publish', 'published']
+    assert steps.calls == [
+        'on_vote',
+        'put',
+        *['publish', 'on_published'] * 2,
+    ]
 
 
-@pytest.mark.parametrize('raising', ['keep_in_doubt', 'doubted', 'discard'])
+@pytest.mark.parametrize('raising', ['keep_in_doubt', 'on_in_doubt', 'discard'])
 def test_an_interrupted_abort_is_completed(raising: str) -> None:
     """A KeyboardInterrupt within an abort leaves the rest to the next call."""
-    manager, done = voted({raising: KeyboardInterrupt()}, everybody=raising != 'discard')
+    manager, done = voted({raising: KeyboardInterrupt()}, all_voted=raising != 'discard')
     with pytest.raises(KeyboardInterrupt):
         manager.tpc_abort(None)
     manager.abort(None)
-    assert done[-1] == ('discard' if raising == 'discard' else 'doubted')
+    assert done[-1] == ('discard' if raising == 'discard' else 'on_in_doubt')
     length = len(done)
     manager.abort(None)
     assert len(done) == length
 
 
 @pytest.mark.parametrize(
-    ('call', 'raising'), [('tpc_finish', 'published'), ('tpc_abort', 'doubted')]
+    ('call', 'raising'), [('tpc_finish', 'on_published'), ('tpc_abort', 'on_in_doubt')]
 )
-def test_what_the_delivery_raises_reaches_nobody(
+def test_what_a_hook_raises_is_logged_alone(
     call: str, raising: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither finish nor abort raises an Exception, whatever the delivery does; it is logged."""
+    """Neither finish nor abort raises the Exception of a delivery's hook; it is logged."""
     manager, done = voted({raising: ZeroDivisionError()})
     getattr(manager, call)(None)
     getattr(manager, call)(None)
@@ -739,7 +761,7 @@ def test_what_the_delivery_raises_reaches_nobody(
 
 
 def test_a_vote_after_an_abort_stores_nothing() -> None:
-    """Whoever votes for a data manager that was aborted finds no mail in it."""
+    """A data manager that was aborted has no mail to vote for."""
     queue = Queue()
     queue.steps = Steps(queue)
     manager = MailDataManager(queue.steps)
@@ -751,8 +773,8 @@ def test_a_vote_after_an_abort_stores_nothing() -> None:
 
 
 def test_a_vote_that_is_interrupted_is_an_abort() -> None:
-    """Where our own vote ends in an interrupt nothing is left."""
-    manager, done = voted(everybody=False)
+    """If the vote is interrupted, an abort leaves nothing."""
+    manager, done = voted(all_voted=False)
     manager.abort(None)
     manager.tpc_abort(None)
     assert done == ['discard']
@@ -768,8 +790,8 @@ def test_a_queue_that_cannot_be_written_votes_no(
     number: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A full disk fails the commit before a one-phase database has committed, with nothing left in
-    tmp/, and no error that pyramid_retry would take for a conflict."""
+    """A full disk fails the commit before a one-phase database has committed. Nothing is left in
+    tmp/, and the error is none that pyramid_retry would take for a conflict."""
     queue = MaildirQueue(str(tmp_path / 'queue'))
     queue.prepare()
     post = Post(queue, TransactionManager(explicit=True))
@@ -796,10 +818,10 @@ def test_a_queue_that_cannot_be_written_votes_no(
 
 
 def test_no_thread_to_send_with_votes_no(queue: Any) -> None:
-    """What a delivery cannot start fails the vote, before anything is stored."""
+    """A thread that cannot be started fails the vote, before anything is stored."""
 
     class Unable(QueuedMailDelivery):
-        def voting(self) -> None:
+        def on_vote(self) -> None:
             raise RuntimeError("can't start new thread")
 
     manager = TransactionManager(explicit=True)
@@ -835,7 +857,7 @@ def insert(session: Session, manager: Any, text: str) -> None:
 
 
 def watch(current: Any) -> list[str]:
-    """Note the steps of all data managers, in the order in which they are called."""
+    """Return a list of the steps of all data managers, in the order of the calls."""
     steps: list[str] = []
     for resource in current._resources:
         kind = type(resource).__name__
@@ -857,11 +879,11 @@ ORDER = [
     'SessionDataManager',
     'LastVoter',
 ]
-"""Those who can still fail before us, then we, then the one whose vote is its commit."""
+"""Those that can still fail sort before ours; the one whose vote is its commit sorts after it."""
 
 
 def in_zodb(database: DB) -> list[str]:
-    """What is committed."""
+    """Return what is committed."""
     with TransactionManager(explicit=True) as current:
         connection = database.open(transaction_manager=current._manager)
         keys = list(connection.root())
@@ -887,7 +909,7 @@ class Databases:
         self.sessions = one_phase(sqlite, post.manager), two_phase(postgresql, post.manager)
 
     def write(self) -> Any:
-        """One transaction with everything in it, the mail first."""
+        """Begin one transaction with everything in it, the mail first."""
         current = self.manager.begin()
         self.post.send('with all of them')
         for session in self.sessions:
@@ -897,7 +919,7 @@ class Databases:
         return current
 
     def committed(self) -> list[bool]:
-        """Whether ZODB, PostgreSQL, SQLite and the queue have it."""
+        """Return whether ZODB, PostgreSQL, SQLite and the queue have it."""
         found = [bool(notes(engine)) for engine in (self.postgresql, self.sqlite)]
         return [bool(in_zodb(self.zodb)), *found, self.post.queued == ['with all of them']]
 

@@ -1,4 +1,4 @@
-"""Telling subscribers: each event in a request and a transaction of its own."""
+"""The event dispatcher: each event, or batch, in a request and a transaction of its own."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ REFUSED = Verdict('failed', Reply(550, '5.1.1 no such user'))
 
 
 class Claim:
-    """A claim of which only what the reporter does is of interest."""
+    """A claim that notes what the dispatcher does to it."""
 
     def __init__(self, envelope: Envelope) -> None:
         self.envelope = envelope
@@ -71,23 +71,23 @@ class Claim:
         self.fails: Exception | None = None
 
     def acknowledge(self, events: Sequence[PendingEvent]) -> None:
-        self.done.append(('acknowledge', [fate.id for fate in events]))
+        self.done.append(('acknowledge', [event.id for event in events]))
         if self.fails is not None:
             raise self.fails
 
     def retry_events(self, events: Sequence[PendingEvent], due: float) -> None:
-        self.done.append(('postponed', [fate.id for fate in events], due))
+        self.done.append(('retry_events', [event.id for event in events], due))
 
     def release(self) -> None:
-        self.done.append(('released',))
+        self.done.append(('release',))
 
 
 class Application:
-    """A configured application without views, and its reporter."""
+    """A configured application without views, and its event dispatcher."""
 
     def __init__(self, **settings: Any) -> None:
         self.mailer = RecordingMailer()
-        self.heard: list[Any] = []
+        self.handled: list[Any] = []
         self.config = Configurator(settings={'mail.url': 'null:', **settings})
         self.config.include('pyramid_sendmail')
         self.config.set_mailer(self.mailer)
@@ -104,12 +104,12 @@ class Application:
         self.config.commit()
         return EventDispatcher(self.registry, clock=Clock())
 
-    def tell(self, *events: PendingEvent, envelope: Envelope | None = None) -> Claim:
-        """Report fates by the events thread; return what became of their claim."""
+    def dispatch(self, *events: PendingEvent, envelope: Envelope | None = None) -> Claim:
+        """Dispatch events of one claim, wait for them, and return the claim."""
         claim: Any = Claim(envelope or make_envelope())
         dispatcher = self.dispatcher
         dispatcher.dispatch(claim, events or [sent(claim.envelope)])
-        assert dispatcher.join(WAIT)
+        assert dispatcher.flush(WAIT)
         return claim  # type: ignore[no-any-return]
 
     @property
@@ -118,10 +118,10 @@ class Application:
         return self.registry.getUtility(IMailDelivery)
 
     def send(self, subject: str = 'Hello', **options: Any) -> str:
-        """Send in a transaction, directly; wait for all events."""
+        """Send in a transaction, by direct delivery; wait for all events."""
         with transaction.manager:
             message_id = self.delivery.send(message(subject), **options)
-        self.delivery._sender.finish(WAIT)
+        self.delivery.flush(WAIT)
         return str(message_id)
 
     @property
@@ -138,7 +138,7 @@ def application() -> Iterator[Application]:
     application = Application()
     yield application
     if application.registry.queryUtility(IMailDelivery) is not None:
-        application.delivery._sender.finish(WAIT)
+        application.delivery.flush(WAIT)
 
 
 @pytest.fixture
@@ -154,13 +154,14 @@ def quiet(caplog: pytest.LogCaptureFixture) -> bool:
 
 
 def test_the_interface_is_kept(application: Application) -> None:
-    """The reporter is an IMailEventDispatcher, and the registered one is a EventDispatcher."""
+    """EventDispatcher keeps the interface, and is the registered dispatcher."""
     assert verifyObject(IMailEventDispatcher, application.dispatcher)
     assert isinstance(application.registry.getUtility(IMailEventDispatcher), EventDispatcher)
 
 
 def test_an_event_has_a_request_of_its_own(application: Application) -> None:
-    """Blank, of the application's registry, and the current one while subscribers run."""
+    """The request is blank, has the application's registry, and is the current one while
+    subscribers run."""
     seen: list[Any] = []
 
     def subscriber(event: Any) -> None:
@@ -173,19 +174,19 @@ def test_an_event_has_a_request_of_its_own(application: Application) -> None:
 
     application.subscribe(subscriber)
     first, second = make_envelope(), make_envelope()
-    application.tell(sent(first), failed(first), envelope=first)
-    application.tell(sent(second), envelope=second)
+    application.dispatch(sent(first), failed(first), envelope=first)
+    application.dispatch(sent(second), envelope=second)
     assert len(set(map(id, seen))) == len(seen) == 3
 
 
 def test_threadlocals_are_restored(application: Application) -> None:
-    """In whatever thread it runs, the stack of threadlocals is afterwards as it was before."""
+    """The stack of threadlocals is the same after an event as before, in any thread."""
     application.subscribe(lambda event: None)
     envelope = make_envelope()
     manager.push({'request': 'mine', 'registry': application.registry})
     try:
         before = list(manager.stack)
-        assert application.dispatcher.notify(sent(envelope), envelope)
+        assert application.dispatcher.deliver(sent(envelope), envelope)
         assert manager.stack == before
     finally:
         manager.pop()
@@ -200,23 +201,23 @@ def test_the_request_factory_is_the_applications(application: Application) -> No
     seen: list[Any] = []
     application.config.set_request_factory(OwnRequest)
     application.subscribe(lambda event: seen.append(isinstance(event.request, OwnRequest)))
-    application.tell()
+    application.dispatch()
     assert seen == [True]
 
 
 def test_request_extensions_are_applied(application: Application) -> None:
-    """What ``add_request_method`` and ``add_request_property`` gave is there."""
+    """The request has the methods and properties of ``add_request_method``."""
     seen: list[Any] = []
     application.config.add_request_method(lambda request: 'value', 'own', property=True)
     application.config.add_request_method(lambda request, n: n + 1, 'more')
     application.subscribe(lambda event: seen.append((event.request.own, event.request.more(1))))
-    application.tell()
+    application.dispatch()
     assert seen == [('value', 2)]
 
 
 def test_each_request_has_extensions_of_its_own(application: Application) -> None:
-    """What a property has computed, or a subscriber has set, is seen by no other event; requests
-    have one class, for Pyramid's of each request is dear."""
+    """The value of a property, or of an attribute that a subscriber has set, is not on the request
+    of another event, though all requests share one class."""
     seen: list[Any] = []
     count = iter(range(10))
     application.config.add_request_method(lambda request: next(count), 'number', reify=True)
@@ -234,34 +235,34 @@ def test_each_request_has_extensions_of_its_own(application: Application) -> Non
     dispatcher = application.dispatcher
     envelope = make_envelope()
     for _ in range(3):
-        assert dispatcher.notify(sent(envelope), envelope)
+        assert dispatcher.deliver(sent(envelope), envelope)
     assert seen == [(n, n, True) for n in range(3)]
 
 
 def test_extensions_that_come_later_are_applied(application: Application) -> None:
-    """What is added after the first event, by an application that commits as it goes, is there."""
+    """An extension that is added after the first event is on the next request."""
     seen: list[Any] = []
     application.subscribe(lambda event: seen.append(getattr(event.request, 'late', None)))
     dispatcher = application.dispatcher
     envelope = make_envelope()
-    assert dispatcher.notify(sent(envelope), envelope)
+    assert dispatcher.deliver(sent(envelope), envelope)
     application.config.add_request_method(lambda request: 'late', 'late', property=True)
     application.config.commit()
-    assert dispatcher.notify(sent(envelope), envelope)
+    assert dispatcher.deliver(sent(envelope), envelope)
     assert seen == [None, 'late']
 
 
 def test_an_application_without_extensions(application: Application) -> None:
-    """Where nothing extends requests, an event has a plain one."""
+    """Without request extensions an event has a plain request."""
     application.config.commit()
     application.registry.unregisterUtility(provided=IRequestExtensions)
-    with EventRequests(application.registry).pushed() as request:
+    with EventRequests(application.registry).event_request() as request:
         assert type(request) is Request
         assert not hasattr(request, 'mailer')
 
 
 def test_finished_callbacks_run(application: Application) -> None:
-    """They run once, after the commit, also where the subscriber raised."""
+    """Finished callbacks run once, after the commit, also if the subscriber raised."""
     calls: list[str] = []
 
     def subscriber(event: Any) -> None:
@@ -271,23 +272,23 @@ def test_finished_callbacks_run(application: Application) -> None:
             raise ZeroDivisionError
 
     application.subscribe(subscriber)
-    application.tell()
+    application.dispatch()
     assert calls == ['committed', 'finished']
     envelope = make_envelope()
-    application.tell(sent(envelope, attempt=2), envelope=envelope)
+    application.dispatch(sent(envelope, attempt=2), envelope=envelope)
     assert calls == ['committed', 'finished', 'finished']
 
 
 def test_a_finished_callback_that_raises_is_logged(
     application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The event's transaction has committed by then: it is not reported a second time."""
+    """The event's transaction has committed by then, so it is not dispatched again."""
 
     def subscriber(event: Any) -> None:
         event.request.add_finished_callback(lambda request: 1 / 0)
 
     application.subscribe(subscriber)
-    claim = application.tell()
+    claim = application.dispatch()
     assert [done[0] for done in claim.done] == ['acknowledge']
     assert 'a finished callback raised, after the commit' in caplog.text
     assert 'ZeroDivisionError' in caplog.text
@@ -296,8 +297,7 @@ def test_a_finished_callback_that_raises_is_logged(
 def test_the_security_policy_is_not_consulted(
     application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A policy that raises, as one without its headers does, keeps no event from its
-    subscribers."""
+    """A security policy that raises does not keep an event from its subscribers."""
 
     @implementer(ISecurityPolicy)
     class Policy:
@@ -307,9 +307,9 @@ def test_the_security_policy_is_not_consulted(
         identity = authenticated_userid = permits = remember = forget = refuse
 
     application.config.set_security_policy(Policy())
-    application.subscribe(application.heard.append)
-    application.tell()
-    assert len(application.heard) == 1
+    application.subscribe(application.handled.append)
+    application.dispatch()
+    assert len(application.handled) == 1
     assert quiet(caplog)
 
 
@@ -333,7 +333,7 @@ def test_an_event_has_a_transaction_of_its_own(hook: str | None) -> None:
         tm.get().addAfterCommitHook(seen.append)
 
     application.subscribe(subscriber)
-    claim = application.tell()
+    claim = application.dispatch()
     (tm, current, note), committed = seen
     assert committed is True
     assert note == f'pyramid_sendmail MailSentEvent {claim.envelope.message_id}'
@@ -344,7 +344,7 @@ def test_an_event_has_a_transaction_of_its_own(hook: str | None) -> None:
 
 
 def test_the_transaction_is_over_when_the_request_ends(explicit: Application) -> None:
-    """In finished callbacks nothing joins any more: ``send`` raises there, as in a web request."""
+    """In finished callbacks ``send`` raises, as in a web request: nothing joins any more."""
     raised: list[Exception] = []
 
     def late(request: Any) -> None:
@@ -355,36 +355,38 @@ def test_the_transaction_is_over_when_the_request_ends(explicit: Application) ->
             raised.append(error)
 
     explicit.subscribe(lambda event: event.request.add_finished_callback(late))
-    explicit.tell()
+    explicit.dispatch()
     assert len(raised) == 1
 
 
-def test_an_implicit_transaction_of_the_thread_is_no_hindrance(
+def test_an_implicit_transaction_of_the_thread_does_no_harm(
     application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a subscriber left behind in the thread-local manager is nothing to the next event."""
+    """A transaction that a subscriber left in the thread-local manager does not disturb the next
+    event."""
 
     def subscriber(event: Any) -> None:
         event.request.add_finished_callback(lambda request: transaction.get())
 
     application.subscribe(subscriber)
     envelope = make_envelope()
-    claim = application.tell(sent(envelope), failed(envelope), envelope=envelope)
+    claim = application.dispatch(sent(envelope), failed(envelope), envelope=envelope)
     assert [done[0] for done in claim.done] == ['acknowledge']
     assert quiet(caplog)
 
 
-def test_a_doomed_event_is_reported_again(application: Application) -> None:
-    """A subscriber that dooms its transaction has not taken the event."""
+def test_a_doomed_event_is_tried_again(application: Application) -> None:
+    """A subscriber that dooms its transaction has not handled the event."""
     application.subscribe(lambda event: event.request.tm.doom())
-    claim = application.tell()
-    assert [done[0] for done in claim.done] == ['postponed']
+    claim = application.dispatch()
+    assert [done[0] for done in claim.done] == ['retry_events']
 
 
 def test_a_subscriber_that_raises_aborts_its_transaction_alone(
     application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Other events of the same mail are told and committed; the traceback is in the log."""
+    """Other events of the same mail are committed. The traceback is in the log, and what happens
+    next."""
     committed: list[str] = []
 
     def subscriber(event: Any) -> None:
@@ -396,27 +398,29 @@ def test_a_subscriber_that_raises_aborts_its_transaction_alone(
     application.subscribe(subscriber)
     envelope = make_envelope('ann@example.org', 'bob@example.org')
     events = sent(envelope, 'ann@example.org'), failed(envelope, 'bob@example.org')
-    claim = application.tell(*events, envelope=envelope)
+    claim = application.dispatch(*events, envelope=envelope)
     assert committed == ['MailErrorEvent']
     assert claim.done == [
         ('acknowledge', [events[1].id]),
-        ('postponed', [events[0].id], NOW + 1.0),
+        ('retry_events', [events[0].id], NOW + 1.0),
     ]
     assert 'ZeroDivisionError' in caplog.text
-    assert envelope.message_id in caplog.text
-    assert events[0].id in caplog.text
+    assert (
+        f'{envelope.message_id}: event handler or commit failed (sent event {events[0].id}); '
+        'its database changes were undone; next try in 1 s'
+    ) in caplog.text
 
 
 @pytest.mark.parametrize('error', [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
 def test_a_subscriber_that_exits_ends_no_thread(
     application: Application, error: BaseException
 ) -> None:
-    """``sys.exit()`` in a subscriber is a failure as any other: the claim is given back and the
-    next event is told."""
+    """``sys.exit()`` in a subscriber is a failure like any other: its event is tried again later,
+    and the next event is handled."""
     raising = [error]
 
     def subscriber(event: Any) -> None:
-        application.heard.append(event)
+        application.handled.append(event)
         if raising:
             raise raising.pop()
 
@@ -425,55 +429,56 @@ def test_a_subscriber_that_exits_ends_no_thread(
     claims = [Claim(make_envelope()) for _ in range(2)]
     for claim in claims:
         dispatcher.dispatch(claim, [sent(claim.envelope)])  # type: ignore[arg-type]
-    assert dispatcher.join(WAIT)
+    assert dispatcher.flush(WAIT)
     assert dispatcher.failures == 1
-    assert [claim.done[0][0] for claim in claims] == ['postponed', 'acknowledge']
+    assert [claim.done[0][0] for claim in claims] == ['retry_events', 'acknowledge']
 
 
 def test_a_commit_that_fails_is_a_failure(application: Application) -> None:
-    """An event whose transaction could not commit is reported again."""
+    """An event whose transaction could not commit is tried again."""
 
     def subscriber(event: Any) -> None:
         event.request.tm.get().addBeforeCommitHook(lambda: 1 / 0)
 
     application.subscribe(subscriber)
-    assert application.tell().done[0][0] == 'postponed'
+    assert application.dispatch().done[0][0] == 'retry_events'
 
 
-# Reporting again
+# Trying again
 
 
-def test_events_are_reported_again_after_growing_pauses(application: Application) -> None:
-    """After 1 s, 5 s, 30 s and then every 5 minutes, always with the same id."""
+def test_events_are_tried_again_after_growing_pauses(application: Application) -> None:
+    """An event is tried again after 1 s, 5 s, 30 s and then every 5 minutes, always with the same
+    id."""
 
     def subscriber(event: Any) -> None:
-        application.heard.append(event.id)
+        application.handled.append(event.id)
         raise TransientError
 
     application.subscribe(subscriber)
     envelope = make_envelope()
     pauses = []
     for tries in range(6):
-        fate = again(sent(envelope), tries)
-        (done,) = application.tell(fate, envelope=envelope).done
-        assert done[:2] == ('postponed', [fate.id])
+        event = again(sent(envelope), tries)
+        (done,) = application.dispatch(event, envelope=envelope).done
+        assert done[:2] == ('retry_events', [event.id])
         pauses.append(done[2] - NOW)
     assert pauses == [1.0, 5.0, 30.0, 300.0, 300.0, 300.0]
-    assert application.heard == [sent(envelope).id] * 6
+    assert application.handled == [sent(envelope).id] * 6
 
 
-def again(fate: PendingEvent, tries: int) -> PendingEvent:
-    return replace(fate, tries=tries)
+def again(event: PendingEvent, tries: int) -> PendingEvent:
+    return replace(event, tries=tries)
 
 
 def test_after_a_day_an_event_is_given_up(
     application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The last try is made about a day after the first one; then the event counts as told, and a
-    CRITICAL line says what nobody took."""
+    """The last try is about a day after the first one. Then the event counts as handled, and a
+    CRITICAL line says which one was given up."""
 
     def subscriber(event: Any) -> None:
-        application.heard.append(event)
+        application.handled.append(event)
         raise ZeroDivisionError
 
     application.subscribe(subscriber)
@@ -481,10 +486,10 @@ def test_after_a_day_an_event_is_given_up(
     last = next(
         tries
         for tries in range(400)
-        if application.tell(again(failed(envelope), tries), envelope=envelope).done[0][0]
+        if application.dispatch(again(failed(envelope), tries), envelope=envelope).done[0][0]
         == 'acknowledge'
     )
-    assert len(application.heard) == last + 1
+    assert len(application.handled) == last + 1
     age = 1 + 5 + 30 + 300 * (last - 3)
     assert 86_400 - 300 <= age < 86_400
     (record,) = [record for record in caplog.records if record.levelno == logging.CRITICAL]
@@ -493,61 +498,62 @@ def test_after_a_day_an_event_is_given_up(
 
 
 def test_a_policy_without_delays_gives_up_at_once(application: Application) -> None:
-    """Where the policy knows no second time, the first failure is the last."""
+    """With a policy without delays the first failure is the last."""
     application.subscribe(lambda event: 1 / 0)
     application.config.commit()
     policy = RetryPolicy(delays=(), give_up_after=0.0)
     dispatcher = EventDispatcher(application.registry, policy=policy)
     claim: Any = Claim(make_envelope())
     dispatcher.dispatch(claim, [sent(claim.envelope)])
-    assert dispatcher.join(WAIT)
+    assert dispatcher.flush(WAIT)
     assert claim.done == [('acknowledge', [sent(claim.envelope).id])]
 
 
 def test_the_soonest_of_several_events_decides(application: Application) -> None:
-    """Two events of a mail that failed unequally often come back together, by the shorter pause."""
+    """Two events of a mail that failed a different number of times come back together, after the
+    shorter pause."""
     application.subscribe(lambda event: 1 / 0)
     envelope = make_envelope('ann@example.org', 'bob@example.org')
     events = again(sent(envelope), 3), again(failed(envelope), 1)
-    claim = application.tell(*events, envelope=envelope)
-    assert claim.done == [('postponed', [fate.id for fate in events], NOW + 5.0)]
+    claim = application.dispatch(*events, envelope=envelope)
+    assert claim.done == [('retry_events', [event.id for event in events], NOW + 5.0)]
 
 
-def test_deferred_events_are_told_at_most_once(application: Application) -> None:
-    """A subscriber that raises over a deferred event does not get it again."""
+def test_deferred_events_are_dispatched_at_most_once(application: Application) -> None:
+    """A subscriber that raises for a deferred event does not get it again."""
 
     def subscriber(event: Any) -> None:
-        application.heard.append(event)
+        application.handled.append(event)
         raise ZeroDivisionError
 
     application.subscribe(subscriber)
     envelope = make_envelope()
-    claim = application.tell(deferred(envelope, until=NOW + 60), envelope=envelope)
-    assert len(application.heard) == 1
+    claim = application.dispatch(deferred(envelope, until=NOW + 60), envelope=envelope)
+    assert len(application.handled) == 1
     assert claim.done == []
 
 
-def test_an_event_that_cannot_be_settled_is_given_back(
+def test_an_event_that_cannot_be_acknowledged_is_released(
     application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where nobody can write down that subscribers took it, the claim is released, to be found
-    and reported again; the thread goes on."""
-    application.subscribe(application.heard.append)
+    """If the queue cannot record that an event was handled, its claim is released, and a later scan
+    dispatches the event again; the thread goes on."""
+    application.subscribe(application.handled.append)
     dispatcher = application.dispatcher
     claims: list[Any] = [Claim(make_envelope()) for _ in range(2)]
     claims[0].fails = QueueError(errno.ENOSPC, 'no space left on device')
     for claim in claims:
         dispatcher.dispatch(claim, [sent(claim.envelope)])
-    assert dispatcher.join(WAIT)
+    assert dispatcher.flush(WAIT)
     assert [[done[0] for done in claim.done] for claim in claims] == [
-        ['acknowledge', 'released'],
+        ['acknowledge', 'release'],
         ['acknowledge'],
     ]
     assert 'no space left' in caplog.text
 
 
 def test_the_backlog_is_bounded(application: Application) -> None:
-    """Beyond so many claims the reporter takes no more, and gives them back at once."""
+    """Claims beyond the backlog are released at once."""
     going_on = threading.Event()
     application.subscribe(lambda event: going_on.wait(WAIT))
     application.config.commit()
@@ -557,39 +563,39 @@ def test_the_backlog_is_bounded(application: Application) -> None:
     until(lambda: dispatcher._busy)
     for claim in claims[1:]:
         dispatcher.dispatch(claim, [sent(claim.envelope)])
-    assert [claim.done for claim in claims] == [[], [], [], [('released',)]]
-    assert not dispatcher.join(0.01)
+    assert [claim.done for claim in claims] == [[], [], [], [('release',)]]
+    assert not dispatcher.flush(0.01)
     going_on.set()
-    assert dispatcher.join(WAIT)
+    assert dispatcher.flush(WAIT)
     assert [claim.done[0][0] for claim in claims[:3]] == ['acknowledge'] * 3
 
 
-# Who wants to know
+# Subscriptions
 
 
 def test_wants(application: Application) -> None:
-    """Whether anybody subscribes to a kind of event: by its class, an interface, all of them, or
-    with a predicate that may not fit."""
+    """``wants`` is True if a subscriber is registered for the kind of event: by its class, by an
+    interface, for all events, or with a predicate that may not fit."""
     assert [application.dispatcher.wants(kind) for kind in ('sent', 'deferred', 'error')] == [
         False,
         False,
         False,
     ]
-    application.subscribe(application.heard.append, MailSentEvent)
+    application.subscribe(application.handled.append, MailSentEvent)
     assert [application.dispatcher.wants(kind) for kind in ('sent', 'deferred', 'error')] == [
         True,
         False,
         False,
     ]
-    application.subscribe(application.heard.append, IMailErrorEvent, mail_tag='bill')
+    application.subscribe(application.handled.append, IMailErrorEvent, mail_tag='bill')
     assert application.dispatcher.wants('error')
-    application.subscribe(application.heard.append)
+    application.subscribe(application.handled.append)
     assert application.dispatcher.wants('deferred')
 
 
-def test_nobody_wants_it_nothing_is_made(application: Application) -> None:
-    """Without a subscriber there is neither request nor transaction, and the event counts as
-    told."""
+def test_without_a_subscriber_nothing_is_made(application: Application) -> None:
+    """Without a subscriber neither a request nor a transaction is made, and the event counts as
+    handled."""
     factories: list[Any] = []
 
     class OwnRequest(Request):  # type: ignore[misc]
@@ -598,7 +604,7 @@ def test_nobody_wants_it_nothing_is_made(application: Application) -> None:
             super().__init__(*args, **options)
 
     application.config.set_request_factory(OwnRequest)
-    claim = application.tell()
+    claim = application.dispatch()
     assert factories == []
     assert claim.done[0][0] == 'acknowledge'
 
@@ -650,16 +656,17 @@ def test_a_subscriber_writes_through_request_tm(
 
     explicit.subscribe(subscriber)
     envelope = make_envelope(subject='a row')
-    claim = explicit.tell(sent(envelope), envelope=envelope)
+    claim = explicit.dispatch(sent(envelope), envelope=envelope)
     assert notes(sqlite) == ([] if fails else ['a row'])
-    assert claim.done[0][0] == ('postponed' if fails else 'acknowledge')
+    assert claim.done[0][0] == ('retry_events' if fails else 'acknowledge')
 
 
 @pytest.mark.parametrize('fails', [False, True])
 def test_a_subscriber_writes_through_a_scoped_session(
     application: Application, sqlite: sqlalchemy.Engine, fails: bool
 ) -> None:
-    """The same by a scoped session on the thread-local manager."""
+    """A row that a subscriber adds to a scoped session of the thread-local manager is committed
+    with the event, or aborted with it."""
     session = scoped_session(sessionmaker(sqlite))
     zope.sqlalchemy.register(session)
 
@@ -672,30 +679,30 @@ def test_a_subscriber_writes_through_a_scoped_session(
     application.subscribe(subscriber)
     for subject in ('first', 'second'):
         envelope = make_envelope(subject=subject)
-        application.tell(sent(envelope), envelope=envelope)
+        application.dispatch(sent(envelope), envelope=envelope)
     assert notes(sqlite) == ([] if fails else ['first', 'second'])
 
 
 def test_a_subscriber_sees_what_the_sender_committed(
     application: Application, sqlite: sqlalchemy.Engine
 ) -> None:
-    """The transaction that sent the mail has finished when its event is told."""
+    """The transaction that sent the mail has finished when the subscriber runs."""
     session = scoped_session(sessionmaker(sqlite))
     zope.sqlalchemy.register(session)
-    application.subscribe(lambda event: application.heard.append(notes(sqlite)))
+    application.subscribe(lambda event: application.handled.append(notes(sqlite)))
     with transaction.manager:
         session.execute(NOTES.insert().values(text='order'))
         zope.sqlalchemy.mark_changed(session())
         application.delivery.send(message('Hello'))
-    application.delivery._sender.finish(WAIT)
-    assert application.heard == [['order']]
+    application.delivery.flush(WAIT)
+    assert application.handled == [['order']]
 
 
 def test_a_subscriber_that_needs_the_only_connection(
     explicit: Application, pool: sqlalchemy.Engine
 ) -> None:
-    """A subscriber that needs the pool's only connection, which the committing transaction still
-    holds, keeps neither waiting: the commit waits for the relay alone."""
+    """A subscriber may need the pool's only connection, which the committing transaction still
+    holds: the commit waits for the relay alone, so neither waits for the other."""
     use_dbsession(explicit, pool)
 
     def subscriber(event: Any) -> None:
@@ -711,7 +718,7 @@ def test_a_subscriber_that_needs_the_only_connection(
         delivery.bind(tm).send(message('Hello'))
         tm.commit()
         assert explicit.subjects == ['Hello']
-    delivery._sender.finish(WAIT)
+    delivery.flush(WAIT)
     assert time.monotonic() - start < WAIT / 2
     assert notes(pool) == ['Hello']
 
@@ -720,7 +727,7 @@ def test_a_subscriber_that_needs_the_only_connection(
 
 
 class Together:
-    """Events that wait for the events thread when it comes to them, and what became of them."""
+    """Dispatches several claims before the dispatcher's thread takes any."""
 
     def __init__(self, application: Application, *, batch: int = 10) -> None:
         self.application = application
@@ -728,67 +735,67 @@ class Together:
         self.dispatcher = EventDispatcher(application.registry, batch=batch, clock=Clock())
         self.claims: list[Any] = []
 
-    def tell(self, *mails: Sequence[PendingEvent], depth: int = 0) -> list[list[Any]]:
-        """Report the fates of each mail, all mails at once; return what was done to each claim."""
+    def dispatch(self, *mails: Sequence[PendingEvent], depth: int = 0) -> list[list[Any]]:
+        """Dispatch the events of several mails at once; return what was done to each claim."""
         claims: list[Any] = [Claim(make_envelope(depth=depth)) for _ in mails]
         with self.dispatcher._changed:
             for claim, events in zip(claims, mails, strict=True):
                 self.dispatcher.dispatch(claim, events)
-        assert self.dispatcher.join(WAIT)
+        assert self.dispatcher.flush(WAIT)
         return [claim.done for claim in claims]
 
 
 def mails(number: int) -> list[list[PendingEvent]]:
-    """One sent event each."""
+    """Return one sent event for each of several mails."""
     return [[sent(make_envelope())] for _ in range(number)]
 
 
 def test_a_batch_has_one_request_and_one_transaction(explicit: Application) -> None:
-    """Events that wait are told one by one, as ever, in one request and one transaction, with a
-    note; each mail is settled for itself."""
+    """Events that wait are handled one by one, in one request and one transaction with a note. Each
+    mail is acknowledged on its own."""
     commits: list[bool] = []
 
     def subscriber(event: Any) -> None:
-        if not explicit.heard:
+        if not explicit.handled:
             event.request.tm.get().addAfterCommitHook(commits.append)
-        explicit.heard.append(event)
+        explicit.handled.append(event)
         assert get_current_request() is event.request
         assert event.request.tm.get().description.startswith('pyramid_sendmail 10 events, <')
 
     explicit.subscribe(subscriber)
-    told = mails(10)
-    done = Together(explicit).tell(*told)
-    assert [event.id for event in explicit.heard] == [events[0].id for events in told]
-    assert len({id(event.request) for event in explicit.heard}) == 1
+    events_of_mails = mails(10)
+    done = Together(explicit).dispatch(*events_of_mails)
+    assert [event.id for event in explicit.handled] == [events[0].id for events in events_of_mails]
+    assert len({id(event.request) for event in explicit.handled}) == 1
     assert commits == [True]
-    assert done == [[('acknowledge', [events[0].id])] for events in told]
+    assert done == [[('acknowledge', [events[0].id])] for events in events_of_mails]
 
 
 def test_a_batch_is_no_larger_than_the_setting(application: Application) -> None:
-    """Five events in batches of two have three requests; without the setting each has its own."""
-    application.subscribe(application.heard.append)
+    """Five events in batches of two have three requests; without batches each has its own."""
+    application.subscribe(application.handled.append)
     for batch, requests in ((2, 3), (1, 5)):
-        application.heard.clear()
-        Together(application, batch=batch).tell(*mails(5))
-        assert len({id(event.request) for event in application.heard}) == requests
+        application.handled.clear()
+        Together(application, batch=batch).dispatch(*mails(5))
+        assert len({id(event.request) for event in application.handled}) == requests
 
 
-def test_events_of_one_mail_are_settled_together(application: Application) -> None:
-    """A mail with more events than a batch has is settled once, when all of them were told."""
-    application.subscribe(application.heard.append)
+def test_events_of_one_mail_are_acknowledged_together(application: Application) -> None:
+    """A mail with more events than a batch holds is acknowledged once, after all of them."""
+    application.subscribe(application.handled.append)
     envelope = make_envelope()
     events = [sent(envelope, group=group) for group in range(3)]
-    done = Together(application, batch=2).tell(events, *mails(1))
-    assert done[0] == [('acknowledge', [fate.id for fate in events])]
-    requests = [id(event.request) for event in application.heard]
+    done = Together(application, batch=2).dispatch(events, *mails(1))
+    assert done[0] == [('acknowledge', [event.id for event in events])]
+    requests = [id(event.request) for event in application.handled]
     assert (requests[0] == requests[1], len(set(requests))) == (True, 3)
 
 
-def test_nothing_waits_long_for_a_batch_to_fill(application: Application) -> None:
-    """One event alone is told soon, however many would make a batch."""
-    application.subscribe(application.heard.append)
+def test_an_event_does_not_wait_for_a_full_batch(application: Application) -> None:
+    """One event alone is handled soon, however large a batch may be."""
+    application.subscribe(application.handled.append)
     start = time.monotonic()
-    assert Together(application, batch=1000).tell(*mails(1))[0][0][0] == 'acknowledge'
+    assert Together(application, batch=1000).dispatch(*mails(1))[0][0][0] == 'acknowledge'
     assert time.monotonic() - start < WAIT / 2
 
 
@@ -799,52 +806,55 @@ def test_one_bad_event_of_a_batch_costs_the_others_nothing(
     caplog: pytest.LogCaptureFixture,
     error: type[BaseException],
 ) -> None:
-    """Where a subscriber raises for one of ten, each is told again by itself, at once, under the
-    same id: nine rows are committed once each, and one event is reported again later."""
+    """If a subscriber raises for one of ten, each is delivered alone at once, with the same id:
+    nine rows are committed once each, and one event is tried again later."""
     use_dbsession(explicit, sqlite)
-    told = mails(10)
-    bad = told[4][0].id
+    events_of_mails = mails(10)
+    bad = events_of_mails[4][0].id
 
     def subscriber(event: Any) -> None:
-        explicit.heard.append(event.id)
+        explicit.handled.append(event.id)
         event.request.dbsession.execute(NOTES.insert().values(text=event.id))
         zope.sqlalchemy.mark_changed(event.request.dbsession, event.request.tm)
         if event.id == bad:
             raise error
 
     explicit.subscribe(subscriber)
-    done = Together(explicit).tell(*told)
-    ids = [events[0].id for events in told]
-    assert explicit.heard == ids[:5] + ids
+    done = Together(explicit).dispatch(*events_of_mails)
+    ids = [events[0].id for events in events_of_mails]
+    assert explicit.handled == ids[:5] + ids
     assert notes(sqlite) == [each for each in ids if each != bad]
-    assert [claim[0][0] for claim in done] == ['acknowledge'] * 4 + ['postponed'] + [
+    assert [claim[0][0] for claim in done] == ['acknowledge'] * 4 + ['retry_events'] + [
         'acknowledge'
     ] * 5
-    assert done[4] == [('postponed', [bad], NOW + 1.0)]
-    assert 'and 9 more: a subscriber raised, the transaction was aborted' in caplog.text
+    assert done[4] == [('retry_events', [bad], NOW + 1.0)]
+    assert (
+        f'event handler or commit failed for a batch (sent event {ids[0]} and 9 more); all '
+        'database changes of the batch were undone; each event is tried alone now'
+    ) in caplog.text
 
 
-def test_a_batch_whose_commit_fails_is_told_one_by_one(
+def test_a_batch_whose_commit_fails_is_delivered_one_by_one(
     explicit: Application, sqlite: sqlalchemy.Engine
 ) -> None:
-    """A commit that fails leaves nothing behind, and each event is told in a transaction of its
-    own; those whose commit fails again are reported again later."""
+    """A commit that fails leaves nothing behind. Each event is then delivered in a transaction of
+    its own, and one whose commit fails again is tried again later."""
     use_dbsession(explicit, sqlite)
-    told = mails(3)
+    events_of_mails = mails(3)
 
     def subscriber(event: Any) -> None:
-        explicit.heard.append(event)
+        explicit.handled.append(event)
         event.request.dbsession.execute(NOTES.insert().values(text=event.id))
         zope.sqlalchemy.mark_changed(event.request.dbsession, event.request.tm)
-        if event.id == told[1][0].id:
+        if event.id == events_of_mails[1][0].id:
             event.request.tm.get().addBeforeCommitHook(lambda: 1 / 0)
 
     explicit.subscribe(subscriber)
-    done = Together(explicit).tell(*told)
-    assert len(explicit.heard) == 6
-    assert len({id(event.request) for event in explicit.heard}) == 4
-    assert notes(sqlite) == [told[0][0].id, told[2][0].id]
-    assert [claim[0][0] for claim in done] == ['acknowledge', 'postponed', 'acknowledge']
+    done = Together(explicit).dispatch(*events_of_mails)
+    assert len(explicit.handled) == 6
+    assert len({id(event.request) for event in explicit.handled}) == 4
+    assert notes(sqlite) == [events_of_mails[0][0].id, events_of_mails[2][0].id]
+    assert [claim[0][0] for claim in done] == ['acknowledge', 'retry_events', 'acknowledge']
 
 
 @pytest.mark.parametrize('hook', [None, 'pyramid_tm.explicit_manager'])
@@ -852,43 +862,45 @@ def test_a_batch_whose_commit_fails_is_told_one_by_one(
 def test_a_subscriber_that_ends_the_transaction_of_a_batch(
     sqlite: sqlalchemy.Engine, end: str, hook: str | None
 ) -> None:
-    """One that aborts, or commits, and begins anew takes nothing of the other events with it."""
+    """A subscriber that aborts or commits, and begins anew, does not affect the other events."""
     application = Application(**({'tm.manager_hook': hook} if hook else {}))
     use_dbsession(application, sqlite)
 
     def subscriber(event: Any) -> None:
-        application.heard.append(event.id)
+        application.handled.append(event.id)
         session = event.request.dbsession
         session.execute(NOTES.insert().values(text=event.id))
         zope.sqlalchemy.mark_changed(session, event.request.tm)
-        if event.subject == '' and len(application.heard) == 2:
+        if event.subject == '' and len(application.handled) == 2:
             getattr(event.request.tm, end)()
             event.request.tm.begin()
 
     application.subscribe(subscriber)
-    told = mails(3)
-    done = Together(application).tell(*told)
+    events_of_mails = mails(3)
+    done = Together(application).dispatch(*events_of_mails)
     assert [claim[0][0] for claim in done] == ['acknowledge'] * 3
-    ids = [events[0].id for events in told]
+    ids = [events[0].id for events in events_of_mails]
     assert sorted(set(notes(sqlite))) == sorted(ids)
-    assert application.heard == [*ids[:2], *ids]
+    assert application.handled == [*ids[:2], *ids]
 
 
-def test_what_has_failed_before_is_told_by_itself(application: Application) -> None:
-    """An event that subscribers have not taken before would cost the others another abort, and a
-    deferred one could not be told again: neither is in a batch."""
-    application.subscribe(application.heard.append)
+def test_an_event_that_has_failed_before_is_alone(application: Application) -> None:
+    """An event that has failed before would cost the others another abort, and a deferred one could
+    not be delivered again: neither is in a batch."""
+    application.subscribe(application.handled.append)
     plain = [sent(make_envelope()) for _ in range(3)]
     late, later = again(sent(make_envelope()), 1), deferred(make_envelope(), until=NOW + 60)
-    Together(application).tell(*([fate] for fate in (plain[0], late, plain[1], later, plain[2])))
-    requests = {event.id: id(event.request) for event in application.heard}
+    Together(application).dispatch(
+        *([event] for event in (plain[0], late, plain[1], later, plain[2]))
+    )
+    requests = {event.id: id(event.request) for event in application.handled}
     assert len(requests) == 5
-    assert len({requests[fate.id] for fate in plain}) == 1
+    assert len({requests[event.id] for event in plain}) == 1
     assert len(set(requests.values())) == 3
 
 
-def test_deferred_events_are_told_once_though_a_batch_fails(application: Application) -> None:
-    """They are at most once, whatever befalls the events beside them."""
+def test_deferred_events_are_dispatched_once_though_a_batch_fails(application: Application) -> None:
+    """A deferred event is dispatched at most once, whatever happens to the others."""
     kinds: list[str] = []
 
     def subscriber(event: Any) -> None:
@@ -899,27 +911,29 @@ def test_deferred_events_are_told_once_though_a_batch_fails(application: Applica
     application.subscribe(subscriber)
     envelope = make_envelope()
     events = [sent(envelope), deferred(envelope, until=NOW + 60), failed(envelope)]
-    (done,) = Together(application).tell(events)
+    (done,) = Together(application).dispatch(events)
     assert kinds.count('MailDeferredEvent') == 1
     assert done == [
         ('acknowledge', [events[0].id]),
-        ('postponed', [events[2].id], NOW + 1.0),
+        ('retry_events', [events[2].id], NOW + 1.0),
     ]
 
 
-def test_nobody_wants_it_no_batch_is_made(application: Application) -> None:
-    """Events of a kind that nobody subscribes to count as told, beside others that are told."""
-    application.subscribe(application.heard.append, IMailErrorEvent)
+def test_without_a_subscriber_no_batch_is_made(application: Application) -> None:
+    """Events of a kind without a subscriber count as handled, beside others that are delivered."""
+    application.subscribe(application.handled.append, IMailErrorEvent)
     envelope = make_envelope()
-    done = Together(application).tell([failed(envelope)], *mails(2), [failed(envelope, group=1)])
+    done = Together(application).dispatch(
+        [failed(envelope)], *mails(2), [failed(envelope, group=1)]
+    )
     assert [claim[0][0] for claim in done] == ['acknowledge'] * 4
-    assert len({id(event.request) for event in application.heard}) == 1
-    assert len(application.heard) == 2
+    assert len({id(event.request) for event in application.handled}) == 1
+    assert len(application.handled) == 2
 
 
 def test_the_depth_in_a_batch_is_each_events_own(application: Application) -> None:
-    """Mail about trouble is as deep as its own event has it, whatever is told beside it; what a
-    hook of the commit sends is about the deepest of them."""
+    """A failure notice has the depth of its own event, whatever the batch holds. Mail that a hook
+    of the commit sends has the depth of the deepest event."""
     depths: list[int] = []
 
     def subscriber(event: Any) -> None:
@@ -929,69 +943,70 @@ def test_the_depth_in_a_batch_is_each_events_own(application: Application) -> No
 
     application.subscribe(subscriber)
     envelope = make_envelope()
-    Together(application).tell([sent(envelope)], [failed(envelope)], [sent(envelope, group=1)])
+    Together(application).dispatch([sent(envelope)], [failed(envelope)], [sent(envelope, group=1)])
     assert depths == [0, 1, 0, -1]
     assert notification_depth() == 0
 
 
 def test_mail_of_subscribers_in_a_batch_leaves_once(application: Application) -> None:
-    """What they have sent when another of them raised is aborted with the batch, and leaves when
-    its event is told by itself."""
-    told = mails(4)
+    """Mail of subscribers is aborted with a batch that fails, and leaves when its event is
+    delivered alone."""
+    events_of_mails = mails(4)
 
     def subscriber(event: Any) -> None:
         if event.subject == 'of a subscriber':
             return
         event.request.mailer.send(message('of a subscriber', to=f'{event.id}@example.org'))
-        if event.id == told[3][0].id:
+        if event.id == events_of_mails[3][0].id:
             raise ZeroDivisionError
 
     application.subscribe(subscriber)
     assert application.delivery is not None
-    Together(application).tell(*told)
-    application.delivery._sender.finish(WAIT)
+    Together(application).dispatch(*events_of_mails)
+    application.delivery.flush(WAIT)
     recipients = [envelope.recipients[0] for envelope in application.mailer.sent]
-    assert recipients == [f'{events[0].id}@example.org' for events in told[:3]]
+    assert recipients == [f'{events[0].id}@example.org' for events in events_of_mails[:3]]
 
 
 def test_a_finished_callback_of_a_batch_that_raises(
     application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The batch has committed by then, and is not told again."""
+    """The batch has committed by then, and is not delivered again."""
 
     def subscriber(event: Any) -> None:
-        application.heard.append(event)
+        application.handled.append(event)
         event.request.add_finished_callback(lambda request: 1 / 0)
 
     application.subscribe(subscriber)
-    done = Together(application).tell(*mails(3))
+    done = Together(application).dispatch(*mails(3))
     assert [claim[0][0] for claim in done] == ['acknowledge'] * 3
-    assert len(application.heard) == 3
-    assert 'and 2 more: a finished callback raised, after the commit' in caplog.text
+    assert len(application.handled) == 3
+    assert 'a finished callback raised, after the commit (sent event' in caplog.text
+    assert ' and 2 more); it is not called again' in caplog.text
 
 
-def test_one_of_a_batch_that_cannot_be_settled(
+def test_one_of_a_batch_that_cannot_be_acknowledged(
     application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is given back, to be found and told again; the others are settled."""
-    application.subscribe(application.heard.append)
+    """Its claim is released, to be found and dispatched again; the others are acknowledged."""
+    application.subscribe(application.handled.append)
     together = Together(application)
     claims: list[Any] = [Claim(make_envelope()) for _ in range(3)]
     claims[1].fails = QueueError(errno.ENOSPC, 'no space left on device')
     with together.dispatcher._changed:
         for claim in claims:
             together.dispatcher.dispatch(claim, [sent(claim.envelope)])
-    assert together.dispatcher.join(WAIT)
+    assert together.dispatcher.flush(WAIT)
     assert [[done[0] for done in claim.done] for claim in claims] == [
         ['acknowledge'],
-        ['acknowledge', 'released'],
+        ['acknowledge', 'release'],
         ['acknowledge'],
     ]
     assert 'no space left' in caplog.text
 
 
 def test_the_setting_makes_batches() -> None:
-    """``mail.event_batch`` is the registered reporter's; by default each event is told alone."""
+    """The registered dispatcher has ``mail.event_batch``; by default each event is alone."""
     for settings, batch in (({}, 1), ({'mail.event_batch': '50'}, 50)):
         application = Application(**settings)
         application.config.commit()
@@ -999,8 +1014,8 @@ def test_the_setting_makes_batches() -> None:
 
 
 def test_killed_after_the_commit_of_a_batch(tmp_path: Path) -> None:
-    """kill -9 between the commit of a batch and the settling of its mails: no mail is sent again,
-    and the batch's events are told again under the same ids."""
+    """kill -9 between the commit of a batch and its acknowledgement: no mail is sent again, and the
+    events are dispatched again with the same ids."""
     work = """
         import os, signal, sqlite3, sys, time
         from pyramid.config import Configurator
@@ -1054,7 +1069,7 @@ def test_killed_after_the_commit_of_a_batch(tmp_path: Path) -> None:
     def run(how: str) -> int:
         command = [sys.executable, '-W', 'ignore', '-c', textwrap.dedent(work), str(tmp_path), how]
         return subprocess.run(
-            command, check=False, timeout=60, cwd=Path(__file__).parents[1]
+            command, check=False, timeout=60, cwd=Path(__file__).parents[3]
         ).returncode
 
     engine = sqlalchemy.create_engine(f'sqlite:///{tmp_path}/notes.sqlite')
@@ -1076,22 +1091,22 @@ def test_killed_after_the_commit_of_a_batch(tmp_path: Path) -> None:
 
 
 def test_a_subscriber_sends_with_its_commit(application: Application) -> None:
-    """Mail that a subscriber sends leaves when the event's transaction has committed, and the
+    """Mail that a subscriber sends leaves when the event's transaction has committed; the
     subscriber does not wait for it."""
 
     def subscriber(event: Any) -> None:
         if event.subject == 'Hello':
             event.request.mailer.send(message('of a subscriber'))
-            application.heard.append(application.subjects)
+            application.handled.append(application.subjects)
 
     application.subscribe(subscriber, IMailSentEvent)
     application.send()
-    assert application.heard == [['Hello']]
+    assert application.handled == [['Hello']]
     assert application.subjects == ['Hello', 'of a subscriber']
 
 
 def test_a_subscriber_sends_through_the_utility(application: Application) -> None:
-    """The delivery itself joins the thread-local manager, which is the event's."""
+    """The registered delivery joins the thread-local manager, which is the event's."""
     application.subscribe(
         lambda event: event.subject == 'Hello' and application.delivery.send(message('of it'))
     )
@@ -1100,13 +1115,13 @@ def test_a_subscriber_sends_through_the_utility(application: Application) -> Non
 
 
 def test_mail_of_a_subscriber_that_raises_is_aborted(application: Application) -> None:
-    """It does not leave; it does when the event is reported again and taken."""
+    """It leaves once, when the event is tried again and its subscriber does not raise."""
     policy = RetryPolicy(delays=(0.01,), give_up_after=60.0, jitter=0.0)
     raising = [ZeroDivisionError, TransientError]
 
     def subscriber(event: Any) -> None:
         if event.subject == 'Hello':
-            application.heard.append(event.id)
+            application.handled.append(event.id)
             event.request.mailer.send(message('of a subscriber'))
             if raising:
                 raise raising.pop()
@@ -1116,21 +1131,21 @@ def test_mail_of_a_subscriber_that_raises_is_aborted(application: Application) -
     application.registry.getUtility(IMailEventDispatcher)._policy = policy
     application.send()
     until(lambda: application.subjects == ['Hello', 'of a subscriber'])
-    assert len(application.heard) == 3
-    assert len(set(application.heard)) == 1
+    assert len(application.handled) == 3
+    assert len(set(application.handled)) == 1
 
 
-def test_mail_about_a_failed_mail_about_a_failed_mail(
+def test_a_double_bounce_is_logged(
     application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A subscriber that reports every failure by mail, over a relay that refuses everything, sends
-    one such mail and no second: that one is logged, and ends the chain."""
+    """A subscriber mails about each failure, over a relay that refuses everything: one failure
+    notice is sent; the notice of its failure is logged instead, which ends the chain."""
     application.mailer.always('ann@example.org', REFUSED)
 
     def subscriber(event: Any) -> None:
-        application.heard.append(event.subject)
+        application.handled.append(event.subject)
         # No more than it takes to fail: a chain without an end is long.
-        if len(application.heard) < 5:
+        if len(application.handled) < 5:
             message_id = event.request.mailer.send(message(f'failed: {event.subject}'))
             assert message_id.startswith('<')
 
@@ -1138,13 +1153,13 @@ def test_mail_about_a_failed_mail_about_a_failed_mail(
     application.send('Hello')
     assert application.subjects == ['Hello', 'failed: Hello']
     assert [envelope.depth for envelope in application.mailer.sent] == [0, 1]
-    assert application.heard == application.subjects
+    assert application.handled == application.subjects
     assert 'failed: failed: Hello' in caplog.text
-    assert 'mail about a failed mail' in caplog.text
+    assert 'your error handler keeps mailing about its own failed mail' in caplog.text
 
 
-def test_mail_about_a_sent_mail_is_no_trouble(application: Application) -> None:
-    """A chain of good news has no depth, and trouble that led to it is not forgotten."""
+def test_mail_about_a_sent_mail_has_no_depth(application: Application) -> None:
+    """Sent events add no depth, and keep that of the failures before."""
     depths: list[int] = []
 
     def subscriber(event: Any) -> None:
@@ -1153,16 +1168,18 @@ def test_mail_about_a_sent_mail_is_no_trouble(application: Application) -> None:
     application.subscribe(subscriber)
     for depth in (0, 1):
         envelope = make_envelope(depth=depth)
-        application.tell(sent(envelope), deferred(envelope), failed(envelope), envelope=envelope)
+        application.dispatch(
+            sent(envelope), deferred(envelope), failed(envelope), envelope=envelope
+        )
     assert depths == [0, 1, 1, 1, 2, 2]
     assert notification_depth() == 0
 
 
 def test_a_subscriber_that_raises_sends_no_mail_twice(application: Application) -> None:
-    """Whatever subscribers raise, the mail itself is sent once and the commit stands."""
+    """Whatever a subscriber raises, the mail is sent once, and the sender's commit stands."""
 
     def subscriber(event: Any) -> None:
-        application.heard.append(event)
+        application.handled.append(event)
         raise TransientError
 
     application.subscribe(subscriber)
@@ -1170,9 +1187,9 @@ def test_a_subscriber_that_raises_sends_no_mail_twice(application: Application) 
     policy = RetryPolicy(delays=(0.01,), give_up_after=0.03, jitter=0.0)
     application.registry.getUtility(IMailEventDispatcher)._policy = policy
     application.send()
-    until(lambda: len(application.heard) == 3)
+    until(lambda: len(application.handled) == 3)
     application.send('another')
-    until(lambda: len(application.heard) == 6)
+    until(lambda: len(application.handled) == 6)
     assert application.subjects == ['Hello', 'another']
 
 
@@ -1180,27 +1197,27 @@ def test_a_subscriber_that_raises_sends_no_mail_twice(application: Application) 
 
 
 def test_from_the_relay_to_the_subscriber(application: Application) -> None:
-    """Three recipients, three fates: each event with its own recipients, once."""
+    """Each outcome of a mail is one event, with its own recipients."""
     application.mailer.always('bob@example.org', REFUSED)
     for cls in (MailSentEvent, MailErrorEvent, MailDeferredEvent):
-        application.subscribe(application.heard.append, cls)
+        application.subscribe(application.handled.append, cls)
     with transaction.manager:
         message_id = application.delivery.send(
             message('Hello', 'ann@example.org, bob@example.org'), metadata={'order': '7'}
         )
-    application.delivery._sender.finish(WAIT)
-    events = {type(event): event for event in application.heard}
+    application.delivery.flush(WAIT)
+    events = {type(event): event for event in application.handled}
     assert set(events) == {MailSentEvent, MailErrorEvent}
     assert events[MailSentEvent].recipients == ('ann@example.org',)
     assert events[MailErrorEvent].recipients == ('bob@example.org',)
-    for event in application.heard:
+    for event in application.handled:
         assert (event.message_id, event.metadata) == (message_id, {'order': '7'})
         assert event.mailer == application.registry.getUtility(IMailer).name
 
 
-def test_a_queue_keeps_no_event_that_was_told(application: Application) -> None:
-    """After the last subscriber nothing of a delivered mail is left."""
-    application.subscribe(application.heard.append)
+def test_a_queue_keeps_no_event_that_was_handled(application: Application) -> None:
+    """After the subscribers have run, nothing of a delivered mail is left."""
+    application.subscribe(application.handled.append)
     application.send()
     queue = application.delivery.queue
     assert isinstance(queue, MemoryQueue)
@@ -1211,8 +1228,8 @@ def test_a_queue_keeps_no_event_that_was_told(application: Application) -> None:
 
 
 def test_after_a_fork_the_child_has_a_thread_of_its_own() -> None:
-    """What the parent has still to tell is the parent's; the child tells its own, though the fork
-    came while the parent's thread was busy."""
+    """Events that wait in the parent are the parent's. The child dispatches its own, though the
+    parent's thread was busy at the fork."""
     work = """
         import os, sys, threading, warnings
         from pyramid.config import Configurator
@@ -1236,19 +1253,19 @@ def test_after_a_fork_the_child_has_a_thread_of_its_own() -> None:
         config.include('pyramid_sendmail')
         config.add_subscriber(subscriber, IMailEvent)
         config.commit()
-        reporter = EventDispatcher(config.registry)
+        dispatcher = EventDispatcher(config.registry)
 
-        def tell(subject):
+        def dispatch(subject):
             claim = Claim(make_envelope(subject=subject))
-            reporter.submit(claim, [sent(claim.envelope)])
+            dispatcher.dispatch(claim, [sent(claim.envelope)])
 
-        tell('1')
-        tell('2')
+        dispatch('1')
+        dispatch('2')
         busy.wait(10)
-        with reporter._changed:
+        with dispatcher._changed:
             pid = os.fork()
         if pid == 0:
-            tell('3')
+            dispatch('3')
             sys.exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         going_on.set()
@@ -1259,55 +1276,57 @@ def test_after_a_fork_the_child_has_a_thread_of_its_own() -> None:
         capture_output=True,
         text=True,
         timeout=60,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[3],
     )
     assert (done.returncode, done.stderr) == (0, '')
     assert done.stdout.split('\n') == ['child 3', 'parent 1', 'parent 2', '']
 
 
 @pytest.mark.parametrize(
-    ('limit', 'room'), [(1024, 256), (100_000, 1_000), (2, 1), (resource.RLIM_INFINITY, 1_000)]
+    ('limit', 'backlog'), [(1024, 256), (100_000, 1_000), (2, 1), (resource.RLIM_INFINITY, 1_000)]
 )
-def test_room_for_those_who_wait(limit: int, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of them keeps a file open: a slow subscriber shall not use up all that there are."""
+def test_the_backlog_depends_on_the_limit_of_open_files(
+    limit: int, backlog: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each claim that waits keeps a file open: a slow subscriber must not use up all files."""
     monkeypatch.setattr(resource, 'getrlimit', lambda what: (limit, limit))
-    assert EventDispatcher(Registry())._backlog == room
+    assert EventDispatcher(Registry())._backlog == backlog
 
 
-# In turn with the senders
+# The lock that is shared with the senders
 
 
-def test_subscribers_work_in_turn(application: Application) -> None:
-    """A subscriber has the turn, that of the sessions of the same application, and gives it back
-    when there is nothing more to tell, though it has raised."""
+def test_subscribers_hold_the_lock(application: Application) -> None:
+    """The lock is held while a subscriber runs, and released when no event is left, even if the
+    subscriber raised."""
 
     def subscriber(event: Any) -> None:
-        application.heard.append(dispatcher.cooperative_lock._lock.locked())
+        application.handled.append(dispatcher.cooperative_lock._lock.locked())
         raise ZeroDivisionError
 
     application.subscribe(subscriber)
     dispatcher = application.dispatcher
     envelope = make_envelope()
     dispatcher.dispatch(Claim(envelope), [sent(envelope)])
-    assert dispatcher.join(WAIT)
+    assert dispatcher.flush(WAIT)
     until(lambda: not dispatcher.cooperative_lock._lock.locked())
-    assert application.heard == [True]
+    assert application.handled == [True]
 
 
 def test_a_slow_subscriber_stops_no_worker(application: Application) -> None:
-    """Work goes on while a subscriber waits for something, if only for that work."""
+    """A worker takes the lock while a subscriber waits for that worker."""
     worked = threading.Event()
-    application.subscribe(lambda event: application.heard.append(worked.wait(WAIT)))
+    application.subscribe(lambda event: application.handled.append(worked.wait(WAIT)))
     dispatcher = application.dispatcher
     envelope = make_envelope()
     claim: Any = Claim(envelope)
     dispatcher.dispatch(claim, [sent(envelope)])
     until(dispatcher.cooperative_lock._lock.locked)
-    assert not dispatcher.join(0.01)
+    assert not dispatcher.flush(0.01)
     with dispatcher.cooperative_lock.held():
         worked.set()
-        assert dispatcher.join(WAIT)
-    assert application.heard == [True]
+        assert dispatcher.flush(WAIT)
+    assert application.handled == [True]
     assert claim.done == [('acknowledge', [sent(envelope).id])]
 
 
@@ -1315,7 +1334,7 @@ def test_a_slow_subscriber_stops_no_worker(application: Application) -> None:
 def test_mail_leaves_while_a_subscriber_waits(
     tmp_path: Path, smtp_server: ScriptedSMTPServer, batch: int
 ) -> None:
-    """The queue is drained by one worker, to the end, while the first subscriber waits for that."""
+    """One worker drains the queue while the first subscriber waits for all of its mail."""
     config = Configurator(
         settings={
             'mail.url': smtp_server.url,
@@ -1325,11 +1344,11 @@ def test_mail_leaves_while_a_subscriber_waits(
         }
     )
     config.include('pyramid_sendmail')
-    heard: list[str] = []
+    handled: list[str] = []
 
     def subscriber(event: Any) -> None:
         smtp_server.wait_for(30)
-        heard.append(event.message_id)
+        handled.append(event.message_id)
 
     config.add_subscriber(subscriber, IMailSentEvent)
     config.commit()
@@ -1337,20 +1356,20 @@ def test_mail_leaves_while_a_subscriber_waits(
     with transaction.manager:
         sent = {delivery.send(message(f'Number {number}')) for number in range(30)}
     assert processor_of(config.registry).run_once().delivered == 30
-    assert set(heard) == sent
+    assert set(handled) == sent
 
 
-def test_a_subscriber_that_sends_at_once_gives_the_turn_up(application: Application) -> None:
-    """While a session inside of a subscriber waits for its relay, others work."""
+def test_a_subscriber_that_waits_releases_the_lock(application: Application) -> None:
+    """A call in ``blocking`` inside of a subscriber releases the lock, and takes it again."""
 
     def subscriber(event: Any) -> None:
         with blocking():
-            application.heard.append(dispatcher.cooperative_lock._lock.locked())
-        application.heard.append(dispatcher.cooperative_lock._lock.locked())
+            application.handled.append(dispatcher.cooperative_lock._lock.locked())
+        application.handled.append(dispatcher.cooperative_lock._lock.locked())
 
     application.subscribe(subscriber)
     dispatcher = application.dispatcher
     envelope = make_envelope()
     dispatcher.dispatch(Claim(envelope), [sent(envelope)])
-    assert dispatcher.join(WAIT)
-    assert application.heard == [False, True]
+    assert dispatcher.flush(WAIT)
+    assert application.handled == [False, True]

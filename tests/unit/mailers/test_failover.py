@@ -10,11 +10,11 @@ import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.failover import FailoverMailer
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.sending.connection import RelayConnection
 from tests.support.doubles import RecordingMailer
-from tests.support.sessions import A, envelope, idle, send, statuses
+from tests.support.sessions import A, envelope, idle, make_mailer, send, statuses
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -31,14 +31,14 @@ class World:
     def __init__(self) -> None:
         self.now = 1_000.0
         self.mailers = [RecordingMailer(name) for name in ('first:', 'second:', 'third:')]
-        self.failover = FailoverMailer(self.mailers, again=60, monotonic=lambda: self.now)
+        self.failover = FailoverMailer(self.mailers, retry_interval=60, monotonic=lambda: self.now)
 
     def close(self, *numbers: int) -> None:
         for number, mailer in enumerate(self.mailers):
             mailer.unavailable = 'closed' if number in numbers else None
 
     def connect(self) -> str:
-        """Where it leads to."""
+        """Return the name of the mailer that has connected."""
         session = self.failover.connect()
         session.close()
         name: str = session.name
@@ -54,8 +54,8 @@ def world(caplog: pytest.LogCaptureFixture) -> World:
     return World()
 
 
-def test_the_first_that_is_there(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """As long as the first is there nobody else is asked, and nothing is said."""
+def test_the_first_is_preferred(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """While the first can connect, no other is tried and nothing is logged."""
     assert [world.connect() for _ in range(3)] == ['first:'] * 3
     assert world.connections() == [3, 0, 0]
     assert (world.failover.connections, world.failover.fallbacks) == (3, 0)
@@ -63,8 +63,8 @@ def test_the_first_that_is_there(world: World, caplog: pytest.LogCaptureFixture)
 
 
 def test_falls_back_and_returns(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """One that cannot connect is passed over for a while and then tried first again; each change
-    is one line in the log, and counted."""
+    """A mailer that cannot connect is skipped for a while and then preferred again; each switch
+    is one log line, and the connections are counted."""
     world.close(0)
     assert [world.connect() for _ in range(5)] == ['second:'] * 5
     assert world.connections() == [1, 5, 0]
@@ -79,15 +79,15 @@ def test_falls_back_and_returns(world: World, caplog: pytest.LogCaptureFixture) 
     assert world.failover.fallbacks == 7
     fallback, back = caplog.records
     assert fallback.levelname == 'WARNING'
-    assert fallback.getMessage() == 'mail goes by second: now: first:: closed'
+    assert fallback.getMessage() == 'switched from first: to second:: first:: closed'
     assert (fallback.mailer, fallback.instead_of) == ('second:', 'first:')  # type: ignore[attr-defined]
     assert fallback.reason == 'first:: closed'  # type: ignore[attr-defined]
     assert back.levelname == 'INFO'
-    assert back.getMessage() == 'mail goes by first: again'
+    assert back.getMessage() == 'switched back from second: to first:'
 
 
 def test_down_to_the_last(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The way goes down the list, and up again by whoever is there."""
+    """Fallbacks are used in their order, and the better ones again as soon as they connect."""
     world.close(0, 1)
     assert world.connect() == 'third:'
     world.close(0)
@@ -96,16 +96,15 @@ def test_down_to_the_last(world: World, caplog: pytest.LogCaptureFixture) -> Non
     world.close()
     world.now += 60
     assert world.connect() == 'first:'
-    assert [record.getMessage().partition(':')[0] for record in caplog.records] == [
-        'mail goes by third',
-        'mail goes by second',
-        'mail goes by first',
+    assert [record.getMessage() for record in caplog.records] == [
+        'switched from first: to third:: first:: closed',
+        'switched back from third: to second:',
+        'switched back from second: to first:',
     ]
 
 
-def test_nobody_is_there(world: World) -> None:
-    """Then each is named with its reason; and each is tried every time, since there is nobody to
-    pass it over for."""
+def test_none_can_connect(world: World) -> None:
+    """The error names each mailer with its reason; none is skipped while all fail."""
     world.close(0, 1, 2)
     for number in (1, 2):
         with pytest.raises(MailerUnavailable) as caught:
@@ -118,7 +117,7 @@ def test_nobody_is_there(world: World) -> None:
 
 
 def test_only_what_connect_raises_moves_on(world: World) -> None:
-    """A defect is no closed road: it comes through, and the mailer is not passed over."""
+    """Any other exception is raised, and the mailer is not skipped."""
 
     def broken() -> Any:
         raise ValueError('a defect')
@@ -131,9 +130,9 @@ def test_only_what_connect_raises_moves_on(world: World) -> None:
     assert world.connect() == 'first:'
 
 
-def test_one_thread_finds_out(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """When the first is due again, one thread waits for it and the others go on by the second;
-    whoever comes later finds the first there."""
+def test_one_thread_tries_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """When the first is due again, one thread tries it and the others use the second; after its
+    success all use the first."""
     world.close(0)
     assert world.connect() == 'second:'
     world.now += 60
@@ -159,8 +158,8 @@ def test_one_thread_finds_out(world: World, caplog: pytest.LogCaptureFixture) ->
     assert len(caplog.records) == 2
 
 
-def test_reason_is_told_by_whoever_arrives(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """The line has the reason also where it is written for a thread that has not met it itself."""
+def test_reason_of_another_thread(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The log line has the reason even if the thread that logs it has not met the failure."""
     world.close(0)
     connect = world.mailers[1].connect
 
@@ -176,7 +175,7 @@ def test_reason_is_told_by_whoever_arrives(world: World, caplog: pytest.LogCaptu
 
 
 def test_many_threads_fall_back_at_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """However many threads meet it together, the change is one line."""
+    """If many threads meet the failure at once, the switch is one log line."""
     world.close(0)
     together = threading.Barrier(8, timeout=10)
     connect = world.mailers[0].connect
@@ -198,45 +197,56 @@ def test_many_threads_fall_back_at_once(world: World, caplog: pytest.LogCaptureF
 
 
 def test_a_batch_ends_where_it_began(world: World) -> None:
-    """A session on the fallback carries its batch to the end, though the first is back; the next
-    session is the first's."""
+    """A session of the fallback completes its batch after the first is back; the next session is
+    the first's."""
     world.close(0)
-    road = RelayConnection(world.failover, batch=3)
-    road.session()
+    connection = RelayConnection(world.failover, batch=3)
+    connection.session()
     world.close()
     world.now += 60
     names = []
     for _ in range(4):
-        names.append(road.session().name)
-        road.record_answer()
-        if road.is_used_up():
-            road.close()
-    road.close()
+        names.append(connection.session().name)
+        connection.record_answer()
+        if connection.is_used_up():
+            connection.close()
+    connection.close()
     assert names == ['second:'] * 3 + ['first:']
 
 
-def test_late_arrival_is_no_news(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """A thread that had chosen the second before the first came back does not tell of a change."""
+def test_late_arrival_is_no_switch(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """A thread that chose the second before another came back to the first logs no switch."""
     world.close(0)
     assert world.connect() == 'second:'
     world.now += 60
     world.close()
-    connect = world.mailers[1].connect
-    world.failover._places[0].trying = True
+    trying, go_on = threading.Event(), threading.Event()
+    connect_first, connect_second = world.mailers[0].connect, world.mailers[1].connect
+
+    def probe() -> Any:
+        trying.set()
+        assert go_on.wait(10)
+        return connect_first()
 
     def late() -> Any:
-        world.failover._places[0].trying = False
-        assert world.connect() == 'first:'
-        return connect()
+        go_on.set()
+        thread.join(10)
+        return connect_second()
 
+    world.mailers[0].connect = probe  # type: ignore[method-assign]
     world.mailers[1].connect = late  # type: ignore[method-assign]
+    names: list[str] = []
+    thread = threading.Thread(target=lambda: names.append(world.connect()))
+    thread.start()
+    assert trying.wait(10)
     assert world.connect() == 'second:'
+    assert names == ['first:']
     assert world.connect() == 'first:'
     assert len(caplog.records) == 2
 
 
 def test_needs_two() -> None:
-    """One has nothing to fall back to."""
+    """A single mailer is refused: it has no fallback."""
     with pytest.raises(ValueError, match='two mailers or more'):
         FailoverMailer([RecordingMailer()])
 
@@ -248,7 +258,7 @@ def relays(first: ScriptedSMTPServer, second: ScriptedSMTPServer, **options: Any
     values: dict[str, Any] = {'hostname': 'web.example.org', 'timeouts': Timeouts().capped(5)}
     return FailoverMailer(
         [
-            SMTPMailer(first.host, first.port, **(values | options)),
+            make_mailer(first.host, first.port, **(values | options)),
             SMTPMailer(second.host, second.port, **values),
         ]
     )
@@ -266,8 +276,10 @@ def relays(first: ScriptedSMTPServer, second: ScriptedSMTPServer, **options: Any
         ('TLS', drop()),
     ],
 )
-def test_a_closed_relay(tls_authority: TLSAuthority, verb: str, action: Action) -> None:
-    """Whatever is wrong on the way to the first, the mail goes by the second, and says so."""
+def test_a_relay_that_is_unavailable(
+    tls_authority: TLSAuthority, verb: str, action: Action
+) -> None:
+    """Whatever fails while connecting to the first, the mail is sent by the second."""
     secure: dict[str, Any] = {
         'tls': 'starttls',
         'context': tls_authority.context(),
@@ -297,7 +309,7 @@ def test_a_closed_relay(tls_authority: TLSAuthority, verb: str, action: Action) 
     ],
 )
 def test_an_answer_is_an_answer(verb: str, action: Action, status: str) -> None:
-    """What the first says of a mail is not asked of the second: nobody gets it twice."""
+    """A mail that the first has answered is not offered to the second, so none arrives twice."""
     with ScriptedSMTPServer() as first, ScriptedSMTPServer() as second:
         first.always(verb, action)
         session = relays(first, second).connect()

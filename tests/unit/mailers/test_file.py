@@ -40,7 +40,7 @@ def send(path: Path, **changes: Any) -> Any:
 
 
 def test_file(tmp_path: Path) -> None:
-    """The envelope's lines stand in front, and the exact bytes behind them."""
+    """A file has the lines of the envelope first, then the exact bytes."""
     outcome = send(tmp_path / 'a' / 'b')
     [path] = (tmp_path / 'a' / 'b' / 'new').iterdir()
     assert path.suffix == '.eml'
@@ -54,7 +54,7 @@ def test_file(tmp_path: Path) -> None:
 
 
 def test_mail_programs_read_it(tmp_path: Path) -> None:
-    """It is a Maildir, and each file a message."""
+    """The folder is a Maildir, and each file is a message."""
     send(tmp_path)
     [message] = mailbox.Maildir(tmp_path, create=False)
     assert message['Subject'] == 'hello'
@@ -66,7 +66,7 @@ def test_mail_programs_read_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('umask', [0o000, 0o022, 0o077])
-def test_nobody_else_reads_it(tmp_path: Path, umask: int) -> None:
+def test_only_the_owner_may_read(tmp_path: Path, umask: int) -> None:
     """Files are 0600 and folders 0700, whatever the umask."""
     before = os.umask(umask)
     try:
@@ -101,7 +101,7 @@ def test_addresses_cannot_add_headers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('call', ['open', 'fsync', 'rename'])
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    """ENOSPC is nobody's fault: MailerUnavailable, nothing left behind, and it works again."""
+    """A full disk raises MailerUnavailable and leaves nothing behind; the next mail is filed."""
     session = FileMailer(tmp_path).connect()
 
     def fail(*_arguments: object, **_options: object) -> None:
@@ -118,7 +118,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -
 
 
 def test_unsynced_folder_is_ambiguous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the file is there and its folder cannot be synced, nobody knows if it will last."""
+    """If the folder of a new file cannot be synced, the file may be lost: the mail is ambiguous."""
     session = FileMailer(tmp_path).connect()
     sync = os.fsync
 
@@ -134,6 +134,6 @@ def test_unsynced_folder_is_ambiguous(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_relative_path() -> None:
-    """A path that means another folder in another process is refused."""
+    """A relative path is refused: it means another folder in another process."""
     with pytest.raises(ValueError, match='not absolute'):
         FileMailer('mail')

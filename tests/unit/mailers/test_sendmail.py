@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
-from pyramid_sendmail.mailers.path_syntax import is_path
+from pyramid_sendmail.mailers.path_syntax import is_valid_path
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
 from tests.support.sessions import RAW, A, B, C, envelope, send, statuses
 
@@ -27,7 +27,8 @@ Program = Callable[[str], SendmailMailer]
 
 @pytest.fixture
 def program(tmp_path: Path) -> Program:
-    """Make a program of Python that has ``folder``, and return the mailer that runs it."""
+    """Return a function that writes a Python program, which knows ``folder``, and returns its
+    mailer."""
 
     def make(code: str, *, timeout: float = 30) -> SendmailMailer:
         path = tmp_path / 'program'
@@ -66,8 +67,8 @@ def deliver(mailer: SendmailMailer, *recipients: str, **changes: object) -> dict
 
 
 def test_arguments_and_text(program: Program, tmp_path: Path) -> None:
-    """RELIABILITY 38: a vector of arguments without -t, in which nothing can be an option; the text
-    as it was frozen, with this system's line ends."""
+    """The program gets the addresses as separate arguments, without -t, and the frozen text with
+    line ends of this system."""
     outcome = deliver(program(NOTE), A, B)
     assert statuses(outcome) == {A: 'delivered', B: 'delivered'}
     assert outcome[A].reply == Reply(250, f'taken by {tmp_path}/program')
@@ -81,15 +82,15 @@ def test_arguments_and_text(program: Program, tmp_path: Path) -> None:
 
 
 def test_null_sender(program: Program, tmp_path: Path) -> None:
-    """A bounce's sender is written <>, which all of them know."""
+    """The null sender of a bounce is written <>, which all programs know."""
     deliver(program(NOTE), A, sender='')
     assert calls(tmp_path)[0][0][:4] == [b'-i', b'-f', b'<>', b'--']
 
 
 @pytest.mark.parametrize('address', ['-oQ/tmp/x@example.org', '-t', '-bv@example.org'])
 def test_options_in_place_of_addresses(program: Program, tmp_path: Path, address: str) -> None:
-    """RELIABILITY 38: an address that begins with a dash is refused by name, as sender and as
-    recipient, and the other recipients get the mail."""
+    """An address that begins with a dash is refused by name, as sender and as recipient; the other
+    recipients get the mail."""
     mailer = program(NOTE)
     outcome = deliver(mailer, A, address)
     assert statuses(outcome) == {A: 'delivered', address: 'failed'}
@@ -109,7 +110,7 @@ def test_options_in_place_of_addresses(program: Program, tmp_path: Path, address
 @given(
     addresses=st.lists(
         st.text(st.characters(exclude_categories=('Cs',)), min_size=1).filter(
-            lambda text: is_path(text) and not text.startswith('-')
+            lambda text: is_valid_path(text) and not text.startswith('-')
         ),
         min_size=1,
         max_size=5,
@@ -119,7 +120,7 @@ def test_options_in_place_of_addresses(program: Program, tmp_path: Path, address
 def test_each_address_is_one_argument(
     program: Program, tmp_path: Path, addresses: list[str]
 ) -> None:
-    """Whatever an address holds, it arrives as one argument, in order."""
+    """Each address arrives as one argument, in order, whatever characters it has."""
     for path in tmp_path.glob('call*'):
         path.unlink()
     deliver(program(NOTE), *addresses)
@@ -134,7 +135,7 @@ def test_each_address_is_one_argument(
 def test_each_recipient_has_a_call_of_its_own(
     program: Program, tmp_path: Path, status: int, expected: str
 ) -> None:
-    """What a program says of one recipient is not said of the others, who get the mail."""
+    """An exit status counts for one recipient; the others get the mail."""
     refuse = f'if {B!r} in sys.argv:\n    sys.exit({status})\n'
     outcome = deliver(program(refuse + NOTE), A, B, C)
     assert statuses(outcome) == {A: 'delivered', B: expected, C: 'delivered'}
@@ -151,7 +152,7 @@ STATUSES = {
 
 @pytest.mark.parametrize('status', STATUSES)
 def test_exit_status(program: Program, status: int) -> None:
-    """RELIABILITY 38: sysexits.h says whether to try again; what it has said is told."""
+    """The exit status (sysexits.h) gives the verdict, and the reason quotes the output."""
     code = f'sys.stdin.buffer.read()\nsys.stderr.write("no\\x07 way\\n")\nsys.exit({status})'
     mailer = program(code)
     outcome = deliver(mailer, A)
@@ -160,7 +161,7 @@ def test_exit_status(program: Program, status: int) -> None:
 
 
 def test_ended_by_a_signal(program: Program) -> None:
-    """A program that had the whole mail may have sent it; one that had not, has not."""
+    """A program ended by a signal is ambiguous if it had read the whole mail, else deferred."""
     large = b'Subject: x\r\n\r\n' + (b'z' * 76 + b'\r\n') * 30_000
     outcome = deliver(program('sys.stdin.buffer.read()\nos.kill(os.getpid(), 15)'), A)
     assert outcome[A].status == 'ambiguous'
@@ -170,8 +171,9 @@ def test_ended_by_a_signal(program: Program) -> None:
     assert 'by signal 9 (SIGKILL)' in outcome[A].reason
 
 
-def test_trouble_with_the_queue_in_the_middle(program: Program, tmp_path: Path) -> None:
-    """Who has had the mail has had it, before the trouble is told."""
+def test_queue_error_between_two_calls(program: Program, tmp_path: Path) -> None:
+    """If the queue fails between two calls, the verdicts so far are yielded before the error is
+    raised."""
     session = program(NOTE).connect()
 
     def before_final_dot(_mail: object, _recipients: object) -> None:
@@ -186,8 +188,8 @@ def test_trouble_with_the_queue_in_the_middle(program: Program, tmp_path: Path) 
         list(program(NOTE).connect().send([envelope(A)], before_final_dot=before_final_dot))
 
 
-def test_no_secrets_for_it(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it says is told, so that it does not get to know our passwords."""
+def test_the_program_sees_no_secrets(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program does not see our passwords, since a reason quotes its output."""
     monkeypatch.setenv('MAIL_PASSWORD', 'pass')
     monkeypatch.setenv('MAIL_URL', 'smtp://ann:pass@relay')
     monkeypatch.setenv('MAIL_ELSE', 'harmless')
@@ -198,7 +200,7 @@ def test_no_secrets_for_it(program: Program, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_room_for_the_text(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk is nobody's fault."""
+    """A full disk raises MailerUnavailable and settles no mail."""
 
     def full() -> None:
         raise OSError(28, 'No space left on device')
@@ -209,7 +211,7 @@ def test_no_room_for_the_text(program: Program, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_stops_reading(program: Program) -> None:
-    """Where it does not read the mail, its status is the answer, and a 0 is none."""
+    """A status 0 of a program that has not read the whole mail counts as deferred."""
     large = b'Subject: x\r\n\r\n' + b'y' * 70 + b'\r\n' + (b'z' * 76 + b'\r\n') * 30_000
     for status, expected in {0: 'deferred', 65: 'failed', 75: 'deferred'}.items():
         mailer = program(f'sys.stdin.close()\nos.close(0)\nprint("too big")\nsys.exit({status})')
@@ -220,7 +222,7 @@ def test_stops_reading(program: Program) -> None:
 
 
 def test_never_reads(program: Program) -> None:
-    """A program that takes nothing is killed, and has not had the mail."""
+    """A program that reads nothing is killed, and the mail is deferred."""
     large = b'Subject: x\r\n\r\n' + (b'z' * 76 + b'\r\n') * 30_000
     mailer = program(
         'open(f"{folder}/pid", "w").write(str(os.getpid()))\ntime.sleep(600)', timeout=1
@@ -231,8 +233,8 @@ def test_never_reads(program: Program) -> None:
 
 
 def test_never_ends(program: Program, tmp_path: Path) -> None:
-    """A program that has read all and does not end may have sent it: ambiguous; and it is killed
-    with what it has started."""
+    """A program that has read the whole mail and does not end is killed with its children; the mail
+    is ambiguous."""
     mailer = program(
         'sys.stdin.buffer.read()\n'
         'os.fork()\n'
@@ -252,8 +254,7 @@ def test_never_ends(program: Program, tmp_path: Path) -> None:
 
 
 def test_hangs_once_for_a_mail_to_many(program: Program, tmp_path: Path) -> None:
-    """After a call without an answer the other recipients wait for another attempt, not for it;
-    and so does the next mail."""
+    """After a time-out the other recipients and the next mail are deferred without another call."""
     session = program(NOTE + 'time.sleep(600)', timeout=1).connect()
     [outcome] = send(session, envelope(A, B, C))
     assert statuses(outcome) == {A: 'ambiguous', B: 'deferred', C: 'deferred'}
@@ -266,8 +267,7 @@ def test_hangs_once_for_a_mail_to_many(program: Program, tmp_path: Path) -> None
 def test_may_not_be_killed(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A setuid program that has become another user is left alone: the outcome is what it is, and
-    it is no zombie when it ends."""
+    """A setuid program that cannot be killed is left to run, and leaves no zombie when it ends."""
 
     def refuse(_group: int, _number: int) -> None:
         raise PermissionError
@@ -290,7 +290,7 @@ def test_may_not_be_killed(
 
 
 def test_address_too_long_for_an_argument(program: Program, tmp_path: Path) -> None:
-    """It is this mail's trouble, and does not close the road for the others."""
+    """An address too long for an argument defers its mail alone; the next mail is sent."""
     long = 'x' * 200_000 + '@example.org'
     mailer = program(NOTE)
     outcome = deliver(mailer, long)
@@ -308,7 +308,7 @@ def _alive(pid: int) -> bool:
 
 
 def test_its_child_keeps_the_pipe(program: Program) -> None:
-    """A program that goes on in the background has answered when it ends."""
+    """The answer is known when the program ends, even if a child of it keeps the pipe open."""
     mailer = program(
         'sys.stdin.buffer.read()\n'
         'if os.fork() == 0:\n'
@@ -323,8 +323,8 @@ def test_its_child_keeps_the_pipe(program: Program) -> None:
     os.kill(int(child.read_text(encoding='ascii')), signal.SIGKILL)
 
 
-def test_says_very_much(program: Program) -> None:
-    """It cannot block itself or fill our memory with what it says, before or after it reads."""
+def test_long_output(program: Program) -> None:
+    """Long output neither blocks the program nor fills our memory, before or after it reads."""
     mailer = program(
         'sys.stderr.write("x" * 3_000_000)\n'
         'sys.stdin.buffer.read()\n'
@@ -338,7 +338,7 @@ def test_says_very_much(program: Program) -> None:
 
 
 def test_large_message_to_a_slow_reader(program: Program, tmp_path: Path) -> None:
-    """25 MB arrive whole."""
+    """A program that reads slowly gets all of 25 MB."""
     text = b'Subject: x\r\n\r\n' + (b'z' * 76 + b'\r\n') * 330_000
     slow = 'sys.stdin = open(0, "rb", buffering=0, closefd=False)\n' + NOTE.replace(
         'sys.stdin.buffer.read()', 'b"".join(iter(lambda: sys.stdin.read(300_000), b""))'
@@ -347,8 +347,9 @@ def test_large_message_to_a_slow_reader(program: Program, tmp_path: Path) -> Non
     assert calls(tmp_path)[0][1] == text.replace(b'\r\n', b'\n')
 
 
-def test_sealed_before_it_starts(program: Program, tmp_path: Path) -> None:
-    """From its start on it may send: what sealing raises keeps it from starting."""
+def test_marked_ambiguous_before_it_starts(program: Program, tmp_path: Path) -> None:
+    """``before_final_dot`` is called before the program starts; what it raises prevents the
+    start."""
     session = program(NOTE).connect()
     seen = []
 
@@ -369,8 +370,8 @@ def test_sealed_before_it_starts(program: Program, tmp_path: Path) -> None:
     assert caught.value.stale
 
 
-def test_our_death_is_not_the_end_of_the_mail(program: Program, tmp_path: Path) -> None:
-    """Where we are killed while it reads, it gets the mail as a whole or not at all."""
+def test_a_program_outlives_our_process(program: Program, tmp_path: Path) -> None:
+    """If our process is killed while the program reads, the program still gets the whole mail."""
     mailer = program(
         'open(f"{folder}/started", "w").close()\n'
         'while not os.path.exists(f"{folder}/go"): time.sleep(0.01)\n' + NOTE
@@ -399,7 +400,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize('kind', ['missing', 'folder', 'not executable'])
 def test_no_such_program(tmp_path: Path, kind: str) -> None:
-    """The road is closed, and says what to write."""
+    """A missing program raises MailerUnavailable, which says what to write in mail.url."""
     path = tmp_path / 'program'
     if kind == 'folder':
         path.mkdir()
@@ -413,7 +414,8 @@ def test_no_such_program(tmp_path: Path, kind: str) -> None:
 
 
 def test_program_that_cannot_be_started(tmp_path: Path) -> None:
-    """What is none, or vanishes, puts the mail off; the next one finds the road closed."""
+    """A file that cannot be executed defers its mail, and the next mail raises
+    MailerUnavailable."""
     path = tmp_path / 'program'
     path.write_bytes(b'\x00nonsense')
     path.chmod(0o755)
@@ -427,14 +429,15 @@ def test_program_that_cannot_be_started(tmp_path: Path) -> None:
 
 
 def test_program_that_vanishes(program: Program, tmp_path: Path) -> None:
-    """Between two calls for one mail: who was served is served, the rest is put off."""
+    """If the program vanishes between two calls, the first recipient keeps its verdict and the rest
+    are deferred."""
     outcome = deliver(program(NOTE + 'os.unlink(f"{folder}/program")'), A, B, C)
     assert statuses(outcome) == {A: 'delivered', B: 'deferred', C: 'deferred'}
     assert 'No such file' in outcome[B].reason
 
 
 def test_nothing_is_left(program: Program) -> None:
-    """Neither descriptors nor zombies stay behind, and it inherits no descriptor of ours."""
+    """No descriptor and no zombie is left, and the program inherits no descriptor of ours."""
     children = psutil.Process().children()
     descriptors = os.listdir('/proc/self/fd')
     inherited = os.open('/dev/null', os.O_RDONLY)
@@ -450,7 +453,7 @@ def test_nothing_is_left(program: Program) -> None:
 
 
 def test_threads(program: Program, tmp_path: Path) -> None:
-    """Several may run it at once."""
+    """Several threads may run the program at once."""
     mailer = program(NOTE.replace('call{number}', 'call{os.getpid()}'))
     results: list[str] = []
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import email
-import email.policy
 from email.headerregistry import Address
 from email.utils import formataddr
 from typing import Any
@@ -14,16 +12,15 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.exceptions import MessageError
 from pyramid_sendmail.message.address import (
-    Group,
     Mailbox,
-    address_line,
     check_address,
+    comparison_key,
     mailboxes,
     parse_address,
     parse_addresses,
     parse_list,
-    same,
 )
+from pyramid_sendmail.message.address_header import address_line
 
 NAME = st.text(
     st.one_of(
@@ -94,24 +91,24 @@ BAD = [
     ('   ', 'empty address'),
     ('ann', 'has no @'),
     ('Doe, John <j@x>', 'Doe.*double quotes'),
-    ('a b c@x', 'not a local part'),
+    ('a b c@x', "the part before the @ is not valid .*: it holds ' '"),
     ('a@x b@y', 'not a mail address'),
     ('a@x;b@y', 'separated by commas'),
     ('a@x,', 'empty address'),
     ('a@x,,b@y', 'empty address'),
-    ('a@@x', 'not a local part'),
-    ('@x', 'not a local part'),
+    ('a@@x', "the part before the @ is not valid .*: it holds '@'"),
+    ('@x', 'the part before the @ is not valid .*: it is empty'),
     ('a@', 'not a domain'),
     ('<>', 'has no @'),
     ('Ann <ann@x', 'nothing may follow'),
     ('Ann <ann@x> Lee', 'nothing may follow'),
-    ('<a@x> <b@y>', 'not a local part'),
+    ('<a@x> <b@y>', 'the part before the @ is not valid'),
     ('ann@x <ann@x>', "'@' needs double quotes"),
     ('a > b <c@x>', "'>' needs double quotes"),
     ('<@relay:a@x>', 'not a mail address'),
-    ('.a@x', 'not a local part'),
-    ('a..b@x', 'not a local part'),
-    ('a.@x', 'not a local part'),
+    ('.a@x', 'the part before the @ is not valid .*: a dot at its beginning'),
+    ('a..b@x', 'the part before the @ is not valid .*: two dots in a row'),
+    ('a.@x', 'the part before the @ is not valid .*: a dot at its end'),
     ('"a"b"@x', 'out of place'),
     ('"a\tb"@x', 'bare quote or a tab'),
     ('a(@x', 'not closed'),
@@ -127,9 +124,9 @@ BAD = [
     ('a@x_y.org', 'not a domain'),
     ('a@' + 'x' * 64, 'not a domain'),
     ('a@' + 'x.' * 130 + 'org', 'not a domain'),
-    ('x' * 65 + '@x', '64 octets'),
-    ('é' * 33 + '@x', '64 octets'),
-    ('x' * 60 + '@' + 'y.' * 100 + 'org', '254 octets'),
+    ('x' * 65 + '@x', '64 bytes'),
+    ('é' * 33 + '@x', '64 bytes'),
+    ('x' * 60 + '@' + 'y.' * 100 + 'org', '254 bytes'),
     ('a@straße.de', 'xn--'),
     ('a@\u3002x.org', 'xn--'),
     ('a@x\u200dy.org', 'xn--'),
@@ -144,7 +141,7 @@ BAD = [
     ('"Ann\nBcc: b@y" <a@x>', 'line break'),
     ('=?utf-8?q?A=0ABcc=3A_b?= <a@x>', 'line break'),
     ('a\ud800@x', 'lone surrogate'),
-    ('a\u202e@x', 'not a local part'),
+    ('a\u202e@x', "the part before the @ is not valid .*: it holds '.u202e'"),
     ('g: a@x', 'semicolon'),
     ('g: a@x,;', 'nothing after'),
     ('g: h: a@x;', 'not a mail address'),
@@ -229,33 +226,7 @@ def test_exactly_one() -> None:
 
 def test_same() -> None:
     """Only the domain's case does not matter (RFC 5321, 2.4)."""
-    assert same('Ann@EXAMPLE.org') == 'Ann@example.org'
-
-
-@given(NAME)
-@example('Doe, ' * 20)
-@example('"' * 90)
-@example('a' * 200)
-@example('Jürgen ' * 30)
-@example('=?utf-8?Q?=0A?=Bcc: x')
-@example('a  b')
-@example(' a')
-def test_display_name_round_trip(name: str) -> None:
-    """Any name is read back exactly, by us and by the standard library; the address stays ASCII."""
-    line = address_line('To', [Mailbox(name, 'a@example.org'), Mailbox('', 'b@example.org')])
-
-    assert line.isascii()
-    assert max(map(len, line[:-2].split(b'\r\n'))) <= 998
-    assert list(parse_list(unfolded(line), 'to')) == [
-        Mailbox(name, 'a@example.org'),
-        Mailbox('', 'b@example.org'),
-    ]
-    header = email.message_from_bytes(line + b'\r\n', policy=email.policy.default)['To']
-    assert [address.addr_spec for address in header.addresses] == ['a@example.org', 'b@example.org']
-    # That reader loses blanks, and finds one between two encoded words of a name.
-    assert ''.join(header.addresses[0].display_name.split()) == ''.join(name.split())
-    if line.count(b'=?utf-8') < 2 and name == ' '.join(name.split()):
-        assert header.addresses[0].display_name == name
+    assert comparison_key('Ann@EXAMPLE.org') == 'Ann@example.org'
 
 
 @given(NAME.map(lambda name: ' '.join(name.split())))
@@ -342,41 +313,3 @@ def test_local_part_round_trip(local: str) -> None:
     assert list(parse_list(unfolded(line), 'to')) == [Mailbox('Ann', address)]
     if local.isascii():
         assert Address(addr_spec=address).username == local
-
-
-def test_utf8_local_part_is_never_encoded() -> None:
-    """An address that is not ASCII makes a line of UTF-8 (RFC 6532); its name stays encoded."""
-    line = address_line('To', [Mailbox('Jörg', 'jörg@example.org')])
-
-    assert line.decode() == 'To: =?utf-8?b?SsO2cmc=?= <jörg@example.org>\r\n'
-
-
-def test_lines_break_between_mailboxes() -> None:
-    """A long list is folded after commas, at 76 characters."""
-    people = [Mailbox(f'Person {n}', f'person{n}@example.org') for n in range(20)]
-
-    lines = address_line('Cc', people).decode().removesuffix('\r\n').split('\r\n')
-
-    assert max(map(len, lines)) <= 76
-    assert all(line.endswith('>,') for line in lines[:-1])
-
-
-def test_long_quoted_name_keeps_its_quotes() -> None:
-    """A name that needs quotes has them on several lines, too (python/cpython#80222)."""
-    line = address_line('To', [Mailbox('Doe, ' * 30 + 'John', 'j@example.org')])
-
-    assert unfolded(line) == '"' + 'Doe, ' * 30 + 'John" <j@example.org>'
-    assert max(map(len, line.split(b'\r\n'))) <= 76
-
-
-def test_groups_are_written() -> None:
-    """Groups, empty or not, read back as they were."""
-    groups = [
-        Group('undisclosed-recipients'),
-        Group('A, B', (Mailbox('', 'a@x'), Mailbox('B', 'b@x'))),
-    ]
-
-    line = address_line('To', groups)
-
-    assert line == b'To: undisclosed-recipients:;, "A, B": a@x, B <b@x>;\r\n'
-    assert list(parse_list(unfolded(line), 'to')) == groups

@@ -5,29 +5,27 @@ from __future__ import annotations
 import email
 import email.policy
 import re
-from email.header import decode_header, make_header
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pyramid_sendmail.exceptions import MessageError
+from pyramid_sendmail.message.encoded_words import decode_words
 from pyramid_sendmail.message.headers import (
     check_date,
     check_message_id,
     check_name,
     check_text,
     date_line,
-    decoded,
-    encoded_words,
+    excerpt,
     fold,
-    is_identifier,
-    parameters,
-    shown,
-    source,
-    structured,
-    unfolded,
-    unstructured,
+    holds_identifiers,
+    preserved_line,
+    structured_line,
+    unfold,
+    unstructured_line,
+    with_parameters,
 )
 
 TEXT = st.text(
@@ -60,7 +58,7 @@ def value_of(line: bytes) -> str:
 @example('Hello Jürgen and  Jörg, welcome')
 def test_unstructured_round_trip(text: str) -> None:
     """Any text without control characters is read back exactly, from short lines of ASCII."""
-    line = unstructured('Subject', text)
+    line = unstructured_line('Subject', text)
 
     assert line.isascii()
     assert line.endswith(b'\r\n')
@@ -69,27 +67,19 @@ def test_unstructured_round_trip(text: str) -> None:
     assert max(map(len, lines)) <= 998
     for word in re.findall(rb'=\?utf-8\?[bq]\?[^?]*\?=', line):
         assert len(word) <= 75
-    assert decoded(value_of(line)) == text
+    assert decode_words(value_of(line)) == text
     assert read(line, 'Subject') == text
-
-
-@given(TEXT)
-def test_legacy_reader(text: str) -> None:
-    """The standard library's older decoder reads the same words."""
-    words = encoded_words(text)
-
-    assert str(make_header(decode_header('\r\n '.join(words)))) == text
 
 
 def test_short_line() -> None:
     """What needs nothing stays as it is."""
-    assert unstructured('Subject', 'Welcome') == b'Subject: Welcome\r\n'
-    assert unstructured('Subject', '') == b'Subject: \r\n'
+    assert unstructured_line('Subject', 'Welcome') == b'Subject: Welcome\r\n'
+    assert unstructured_line('Subject', '') == b'Subject: \r\n'
 
 
 def test_only_what_must_be_is_encoded() -> None:
     """ASCII words before and after stay readable."""
-    line = unstructured('Subject', 'Hello Jürgen and welcome')
+    line = unstructured_line('Subject', 'Hello Jürgen and welcome')
 
     assert line == b'Subject: Hello =?utf-8?q?J=C3=BCrgen?= and welcome\r\n'
 
@@ -98,7 +88,7 @@ def test_fold_at_blanks() -> None:
     """A long plain text is folded at its own blanks, at 76 characters, and keeps them all."""
     text = 'one two  three ' * 20 + 'end'
 
-    lines = unstructured('Subject', text).decode().split('\r\n')
+    lines = unstructured_line('Subject', text).decode().split('\r\n')
 
     assert max(map(len, lines)) <= 76
     assert ''.join(lines) == f'Subject: {text}'
@@ -108,7 +98,7 @@ def test_encoded_lines_are_short() -> None:
     """Lines with encoded words have at most 76 characters (RFC 2047, 2)."""
     for text in ('é' * 500, 'a' * 50 + ' é' + ' b' * 300, 'é b c' * 99):
         for name in ('Subject', 'X-Something-Rather-Long'):
-            line = unstructured(name, text)
+            line = unstructured_line(name, text)
             assert max(map(len, line.split(b'\r\n'))) <= 76
             assert read(line, name) == text
 
@@ -117,14 +107,14 @@ def test_list_unsubscribe_survives() -> None:
     """A URL of 300 characters is never encoded nor broken, and follows its colon (RFC 8058)."""
     url = '<https://example.org/u?' + 'x=?' * 92 + '>'
 
-    assert structured('List-Unsubscribe', url) == f'List-Unsubscribe: {url}\r\n'.encode()
+    assert structured_line('List-Unsubscribe', url) == f'List-Unsubscribe: {url}\r\n'.encode()
 
 
 def test_references_fold_between_ids() -> None:
     """Message ids are folded only between each other."""
     ids = [f'<{"a" * 30}{number}@example.org>' for number in range(10)]
 
-    line = structured('References', ' '.join(ids)).decode()
+    line = structured_line('References', ' '.join(ids)).decode()
 
     assert line.replace('\r\n', '') == 'References: ' + ' '.join(ids)
     assert all(len(part) <= 76 for part in line.split('\r\n'))
@@ -133,19 +123,19 @@ def test_references_fold_between_ids() -> None:
 @pytest.mark.parametrize(
     ('write', 'name', 'text', 'named'),
     [
-        (structured, 'References', '<é@x>', 'References.*not ASCII.*percent'),
-        (structured, 'References', '<' + 'a' * 1000 + '@x>', 'References.*998'),
-        (structured, 'References', '<a@x>\r\nBcc: x', 'References.*line break'),
-        (unstructured, 'Subject', 'a\nb', 'Subject.*line break'),
-        (unstructured, 'Subject', 'a\0b', r'Subject.*U\+0000'),
-        (unstructured, 'Subject', 'a\x85b', 'Subject.*line break'),
-        (unstructured, 'Subject', 'a\u2028b', 'Subject.*line break'),
-        (unstructured, 'Subject', 'a\ud800b', 'Subject.*lone surrogate'),
-        (source, 'X-A', 'a\nBcc: x', 'X-A.*line break'),
-        (source, 'X-A', 'a\udcffb', 'X-A.*UTF-8'),
-        (source, 'References', '<é@x>', 'References.*not ASCII'),
-        (source, 'Content-Type', 'text/é', 'Content-Type.*not ASCII'),
-        (source, 'X-A', '=?utf-8?q?=0ABcc:?= é', 'X-A.*line break'),
+        (structured_line, 'References', '<é@x>', 'References.*not ASCII.*percent'),
+        (structured_line, 'References', '<' + 'a' * 1000 + '@x>', 'References.*998'),
+        (structured_line, 'References', '<a@x>\r\nBcc: x', 'References.*line break'),
+        (unstructured_line, 'Subject', 'a\nb', 'Subject.*line break'),
+        (unstructured_line, 'Subject', 'a\0b', r'Subject.*U\+0000'),
+        (unstructured_line, 'Subject', 'a\x85b', 'Subject.*line break'),
+        (unstructured_line, 'Subject', 'a\u2028b', 'Subject.*line break'),
+        (unstructured_line, 'Subject', 'a\ud800b', 'Subject.*lone surrogate'),
+        (preserved_line, 'X-A', 'a\nBcc: x', 'X-A.*line break'),
+        (preserved_line, 'X-A', 'a\udcffb', 'X-A.*UTF-8'),
+        (preserved_line, 'References', '<é@x>', 'References.*not ASCII'),
+        (preserved_line, 'Content-Type', 'text/é', 'Content-Type.*not ASCII'),
+        (preserved_line, 'X-A', '=?utf-8?q?=0ABcc:?= é', 'X-A.*line break'),
     ],
 )
 def test_refused(write: object, name: str, text: str, named: str) -> None:
@@ -158,53 +148,32 @@ def test_refused(write: object, name: str, text: str, named: str) -> None:
 
 def test_source_stays() -> None:
     """A header that was folded and encoded elsewhere is not encoded a second time."""
-    assert source('Subject', '=?utf-8?q?=C3=A9?=\n =?utf-8?q?=C3=A8?=\n') == (
+    assert preserved_line('Subject', '=?utf-8?q?=C3=A9?=\n =?utf-8?q?=C3=A8?=\n') == (
         b'Subject: =?utf-8?q?=C3=A9?=\r\n =?utf-8?q?=C3=A8?=\r\n'
     )
 
 
 def test_source_is_folded() -> None:
     """Lines that are too long are folded, lines of blanks are taken out."""
-    long = source('X-A', 'word ' * 40 + 'end')
+    long = preserved_line('X-A', 'word ' * 40 + 'end')
 
     assert max(map(len, long.split(b'\r\n'))) <= 76
-    assert source('X-A', 'a\r\n \r\n b') == b'X-A: a  b\r\n'
+    assert preserved_line('X-A', 'a\r\n \r\n b') == b'X-A: a  b\r\n'
 
 
 def test_source_of_raw_octets() -> None:
     """Octets that a parser could not read are taken for UTF-8, and encoded."""
     raw = 'Grüße =?utf-8?q?=C3=A9?='.encode().decode('ascii', 'surrogateescape')
 
-    assert read(source('Subject', raw), 'Subject') == 'Grüße é'
-
-
-@pytest.mark.parametrize(
-    ('text', 'read'),
-    [
-        ('plain', 'plain'),
-        ('=?utf-8?q?a_b?=', 'a b'),
-        ('x =?UTF-8?B?w6k=?= y', 'x é y'),
-        ('x =?UTF-8?B?w6k?= y', 'x é y'),
-        ('=?utf-8?q?=C3?= =?utf-8?q?=A9?=', 'é'),
-        ('=?utf-8?q?a?= =?iso-8859-1?q?=E9?=', 'aé'),
-        ('=?utf-8*de?q?a?=', 'a'),
-        ('=?nonsense?q?a?=', '=?nonsense?q?a?='),
-        ('=?utf-8?b?a?=', '=?utf-8?b?a?='),
-        ('=?utf-8?b?!!?= x', '=?utf-8?b?!!?= x'),
-        ('what =? is', 'what =? is'),
-    ],
-)
-def test_decoded(text: str, read: str) -> None:
-    """Encoded words are read; what makes no sense stays."""
-    assert decoded(text) == read
+    assert read(preserved_line('Subject', raw), 'Subject') == 'Grüße é'
 
 
 def test_unfolded() -> None:
     """Folding goes, other line breaks stay for the check."""
-    assert unfolded('a\r\n b\n\tc\r d\r\n') == 'a b\tc d'
-    assert unfolded('a\nb') == 'a\nb'
-    assert unfolded('\udcc3\udca9') == 'é'
-    assert unfolded('\udcff') == '\udcff'
+    assert unfold('a\r\n b\n\tc\r d\r\n') == 'a b\tc d'
+    assert unfold('a\nb') == 'a\nb'
+    assert unfold('\udcc3\udca9') == 'é'
+    assert unfold('\udcff') == '\udcff'
 
 
 def _is_no_msg_id(name: str) -> bool:
@@ -220,8 +189,8 @@ def _is_no_msg_id(name: str) -> bool:
 @example('=?utf-8?q?x?=.pdf')
 def test_file_name_round_trip(name: str) -> None:
     """Any file name is read back exactly, by the new reader and the old one (RFC 2231)."""
-    value = parameters('Content-Disposition', 'attachment', [('filename', name)])
-    line = source('Content-Disposition', value)
+    value = with_parameters('Content-Disposition', 'attachment', [('filename', name)])
+    line = preserved_line('Content-Disposition', value)
 
     assert max(map(len, line.split(b'\r\n'))) <= 78
     for policy in (email.policy.default, email.policy.compat32):
@@ -233,15 +202,15 @@ def test_file_name_round_trip(name: str) -> None:
 def test_parameters_are_checked() -> None:
     """Neither names nor values of parameters can carry a header."""
     with pytest.raises(MessageError, match=r'Content-Type, name.*line break'):
-        parameters('Content-Type', 'text/plain', [('name', 'a\r\nBcc: x')])
+        with_parameters('Content-Type', 'text/plain', [('name', 'a\r\nBcc: x')])
     with pytest.raises(MessageError, match=r'Content-Type.*parameter'):
-        parameters('Content-Type', 'text/plain', [('a b', 'x')])
+        with_parameters('Content-Type', 'text/plain', [('a b', 'x')])
 
 
 @pytest.mark.parametrize('name', ['', 'a b', 'a:', 'a\r\nBcc', 'é', 'a\0', None, 5])
 def test_bad_names(name: object) -> None:
     """Only ftext names a header (RFC 5322, 3.6.8)."""
-    with pytest.raises(MessageError, match=r'headers: .*is not the name of a header'):
+    with pytest.raises(MessageError, match=r'headers: .*is not a header name'):
         check_name(name)
 
 
@@ -297,15 +266,15 @@ def test_fold_never_after_the_colon() -> None:
 
 def test_identifiers() -> None:
     """List-Id has a phrase; the other List- headers have URLs."""
-    assert is_identifier('LIST-Unsubscribe')
-    assert is_identifier('References')
-    assert not is_identifier('List-Id')
-    assert not is_identifier('Subject')
+    assert holds_identifiers('LIST-Unsubscribe')
+    assert holds_identifiers('References')
+    assert not holds_identifiers('List-Id')
+    assert not holds_identifiers('Subject')
 
 
 def test_shown() -> None:
     """Errors show the beginning of a value, escaped."""
-    assert shown('a\nb') == r"'a\nb'"
-    assert shown('x' * 100) == "'" + 'x' * 59 + '...'
-    assert len(shown(list(range(100)))) < 70
-    assert shown(5) == '5'
+    assert excerpt('a\nb') == r"'a\nb'"
+    assert excerpt('x' * 100) == "'" + 'x' * 59 + '...'
+    assert len(excerpt(list(range(100)))) < 70
+    assert excerpt(5) == '5'

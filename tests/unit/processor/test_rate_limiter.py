@@ -1,4 +1,4 @@
-"""The pace: never more than the rate, in whatever stretch of time, and hardly less."""
+"""The rate limiter: never more than the rate, in any period, and hardly less."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUNDING = 1e-6
 
 
 def most_within(seconds: float, moments: list[float]) -> int:
-    """The largest number of moments in any stretch of so many seconds, its end not included."""
+    """Return the largest number of moments in any period of so many seconds, its end excluded."""
     most = first = 0
     for last, moment in enumerate(moments):
         while moment - moments[first] >= seconds - ROUNDING:
@@ -37,17 +37,17 @@ def most_within(seconds: float, moments: list[float]) -> int:
 def test_never_more_than_the_rate(
     rate: tuple[int, int], steps: list[tuple[float, int, int]]
 ) -> None:
-    """However mail comes and whatever is given back: in no stretch of time as long as the rate's
-    leave more than its mails, and at one moment no more than a second's share."""
+    """However permits are acquired and refunded, no period has more than its mails, and no moment
+    more than a second's share."""
     clock = Clock(0.0)
-    pace = RateLimiter(rate, monotonic=clock)
+    limiter = RateLimiter(rate, monotonic=clock)
     mails, seconds = rate
     sent: list[float] = []
     for pauses, asked, returned in steps:
         clock.now += pauses * seconds / mails
-        got = [place for _ in range(asked) if (place := pace.take()) is not None]
-        for place in got[:returned]:
-            pace.give_back(place)
+        got = [permit for _ in range(asked) if (permit := limiter.acquire()) is not None]
+        for permit in got[:returned]:
+            limiter.refund(permit)
         sent += got[returned:]
     assert most_within(seconds, sent) <= mails
     assert most_within(2 * ROUNDING, sent) <= max(mails // seconds, 1)
@@ -55,15 +55,15 @@ def test_never_more_than_the_rate(
 
 @given(rate=RATES)
 def test_hardly_less_than_the_rate(rate: tuple[int, int]) -> None:
-    """Whoever takes each place as soon as there is one gets the rate, but for a sixtieth."""
+    """A caller that takes each permit at once gets the rate, except for a sixtieth."""
     clock = Clock(0.0)
-    pace = RateLimiter(rate, monotonic=clock)
+    limiter = RateLimiter(rate, monotonic=clock)
     mails, seconds = rate
     taken = 0
     while clock.now < seconds and taken < 5000:
-        while pace.take() is not None:
+        while limiter.acquire() is not None:
             taken += 1
-        wait = pace.wait()
+        wait = limiter.retry_in()
         assert wait > 0
         clock.now += wait + ROUNDING
     assert taken >= mails * clock.now / seconds * 59 / 60 - 1
@@ -82,48 +82,48 @@ def test_hardly_less_than_the_rate(rate: tuple[int, int]) -> None:
     ],
 )
 def test_share(rate: tuple[int, int], share: int, after: float) -> None:
-    """At most a second's share at once, below one a second exactly one; then a pause."""
+    """At most a second's share at once, or one mail at rates below one a second; then a pause."""
     clock = Clock(1000.0)
-    pace = RateLimiter(rate, monotonic=clock)
-    assert [pace.take() for _ in range(share + 1)] == [1000.0] * share + [None]
-    assert pace.wait() == pytest.approx(after)
-    clock.now += pace.wait() + ROUNDING
-    assert [pace.wait(count) for count in (1, share, share + 1)] == [0.0, 0.0, inf]
-    assert pace.take() == clock.now
+    limiter = RateLimiter(rate, monotonic=clock)
+    assert [limiter.acquire() for _ in range(share + 1)] == [1000.0] * share + [None]
+    assert limiter.retry_in() == pytest.approx(after)
+    clock.now += limiter.retry_in() + ROUNDING
+    assert [limiter.retry_in(count) for count in (1, share, share + 1)] == [0.0, 0.0, inf]
+    assert limiter.acquire() == clock.now
 
 
 def test_wait_for_several() -> None:
-    """As long as it takes until there are so many at once."""
+    """The time until several permits can be acquired at once."""
     clock = Clock(0.0)
-    pace = RateLimiter((3, 1), monotonic=clock)
+    limiter = RateLimiter((3, 1), monotonic=clock)
     for _ in range(3):
-        pace.take()
+        limiter.acquire()
         clock.now += 0.25
-    assert [pace.wait(count) for count in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, inf]
+    assert [limiter.retry_in(count) for count in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, inf]
     clock.now = 1.25
-    assert [pace.wait(count) for count in (1, 2, 3)] == [0.0, 0.0, 0.25]
+    assert [limiter.retry_in(count) for count in (1, 2, 3)] == [0.0, 0.0, 0.25]
 
 
-def test_a_place_is_given_back_as_what_it_was() -> None:
-    """The others count from when they were taken; one that is long past is nobody's any more."""
+def test_a_permit_is_refunded_by_its_time() -> None:
+    """A refund frees that permit only; a permit that has expired frees nothing."""
     clock = Clock(0.0)
-    pace = RateLimiter((2, 1), monotonic=clock)
-    early = pace.take()
+    limiter = RateLimiter((2, 1), monotonic=clock)
+    early = limiter.acquire()
     assert early == 0.0
     clock.now = 0.5
-    pace.take()
-    assert pace.give_back(early)
-    assert pace.take() == 0.5
-    assert pace.wait() == 1.0
+    limiter.acquire()
+    assert limiter.refund(early)
+    assert limiter.acquire() == 0.5
+    assert limiter.retry_in() == 1.0
     clock.now = 10.0
-    assert not pace.give_back(early)
-    assert [pace.take() for _ in range(3)] == [10.0, 10.0, None]
+    assert not limiter.refund(early)
+    assert [limiter.acquire() for _ in range(3)] == [10.0, 10.0, None]
 
 
 def test_no_limit() -> None:
-    """Without a rate there is always a place, and nothing is kept."""
+    """Without a rate there is always a permit, and nothing is remembered."""
     clock = Clock(0.0)
-    pace = RateLimiter(monotonic=clock)
-    assert {pace.take() for _ in range(1000)} == {0.0}
-    assert pace.wait() == pace.wait(sys.maxsize - 1) == 0.0
-    assert len(pace._taken) <= 1
+    limiter = RateLimiter(monotonic=clock)
+    assert {limiter.acquire() for _ in range(1000)} == {0.0}
+    assert limiter.retry_in() == limiter.retry_in(sys.maxsize - 1) == 0.0
+    assert len(limiter._permits) <= 1

@@ -1,4 +1,4 @@
-"""``mail.processor = thread``: one queue processor a process, beside the requests."""
+"""``mail.processor = thread``: one queue processor in each web process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from zope.interface.verify import verifyObject
 
 from pyramid_sendmail import QueueError
 from pyramid_sendmail.interfaces import IMailQueueProcessor
-from pyramid_sendmail.processor import thread as background
 from pyramid_sendmail.processor.thread import ProcessorThread
 from tests.support.queues import until
 from tests.support.smtp.server import ScriptedSMTPServer
@@ -26,7 +25,7 @@ WAIT = 10.0
 
 @implementer(IMailQueueProcessor)
 class Processor:
-    """Runs until it is told to stop, or raises."""
+    """Runs until it is stopped, or raises."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
@@ -52,7 +51,7 @@ class Processor:
 
 
 class Made:
-    """Makes one processor after the other, and knows them all."""
+    """Makes processors, and keeps them all."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = errors
@@ -63,12 +62,12 @@ class Made:
         return self.processors[-1]
 
 
-def test_the_interface_is_kept() -> None:
-    """The processor of these tests is one."""
+def test_double() -> None:
+    """The processor of these tests implements the interface."""
     assert verifyObject(IMailQueueProcessor, Processor())
 
 
-def test_nothing_is_made_before_the_first_request() -> None:
+def test_no_processor_before_the_first_request() -> None:
     """Neither the application's start nor a ``send`` in a script starts the processor."""
     made = Made()
     thread = ProcessorThread(made)
@@ -90,8 +89,8 @@ def test_the_first_request_starts_it() -> None:
     assert (processor.runs, processor.ended) == (1, 1)
 
 
-class Queueing:
-    """A lock that counts who asks for it."""
+class CountingLock:
+    """A lock that counts the threads that ask for it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -106,9 +105,9 @@ class Queueing:
 
 
 def test_several_first_requests_at_once() -> None:
-    """Requests that come at the same moment start one processor, which the exit can stop."""
+    """Requests that arrive at the same moment start one processor."""
     made = Made()
-    lock: Any = Queueing()
+    lock: Any = CountingLock()
 
     def make() -> Processor:
         until(lambda: lock.asked == 4)
@@ -127,8 +126,8 @@ def test_several_first_requests_at_once() -> None:
     assert processor.ended == 1
 
 
-def test_finish_waits_for_what_is_in_flight_so_long() -> None:
-    """At exit the thread is joined, but not for ever."""
+def test_finish_waits_for_mail_in_flight() -> None:
+    """At exit the thread is joined, at most for the time-out."""
     made = Made()
     thread = ProcessorThread(made)
     thread.serve()
@@ -143,7 +142,7 @@ def test_finish_waits_for_what_is_in_flight_so_long() -> None:
 
 
 def test_it_is_not_started_again_at_the_end() -> None:
-    """A request that comes while the process ends starts nothing."""
+    """A request that arrives while the process ends starts no processor."""
     made = Made()
     thread = ProcessorThread(made)
     thread.serve()
@@ -156,22 +155,20 @@ def test_it_is_not_started_again_at_the_end() -> None:
 @pytest.mark.parametrize(
     ('error', 'words'),
     [
-        (QueueError(errno.EROFS, 'read-only'), 'delivers nothing'),
-        (ZeroDivisionError(), 'it starts again'),
+        (
+            QueueError(errno.EROFS, 'read-only'),
+            'cannot use the queue, no mail is sent; next try in',
+        ),
+        (ZeroDivisionError(), 'queue processor thread failed; it starts again in'),
     ],
 )
 def test_a_processor_that_fails_starts_again(
-    error: Exception,
-    words: str,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    error: Exception, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It needs no request for that: in a process that only waits, mail is delivered again as soon
+    """It starts again without a request, so that a process that only waits delivers mail as soon
     as the queue can be used."""
-    monkeypatch.setattr(background, 'UNUSABLE', 0.01)
-    monkeypatch.setattr(background, 'FAILED', 0.01)
     made = Made(error, error)
-    thread = ProcessorThread(made)
+    thread = ProcessorThread(made, queue_retry_delay=0.01, restart_delay=0.01)
     thread.serve()
     (processor,) = made.processors
     until(lambda: processor.runs == 3)
@@ -181,7 +178,7 @@ def test_a_processor_that_fails_starts_again(
 
 
 def test_a_failing_processor_does_not_keep_the_process() -> None:
-    """The pause before it starts again ends with the process."""
+    """A process that ends does not wait for the pause before the next start."""
     made = Made(QueueError(errno.EROFS, 'read-only'))
     thread = ProcessorThread(made)
     thread.serve()
@@ -202,7 +199,7 @@ from pyramid.config import Configurator
 from pyramid.response import Response
 from webtest import TestApp
 from pyramid_sendmail import Message
-from pyramid_sendmail.config.factories import _IProcessorThread
+from pyramid_sendmail.config.factories import IProcessorThread
 from pyramid_sendmail.interfaces import IMailDelivery
 
 warnings.simplefilter('error')
@@ -252,7 +249,7 @@ def script(
 def test_mail_of_the_last_request_leaves_before_the_exit(
     smtp_server: ScriptedSMTPServer, tmp_path: Any
 ) -> None:
-    """A process that ends finishes what is in flight; what stays in the queue is the next one's."""
+    """A process that ends finishes the mail in flight."""
     done = script(
         """
         assert not running()
@@ -270,7 +267,7 @@ def test_mail_of_the_last_request_leaves_before_the_exit(
 
 
 def test_a_script_never_starts_it(smtp_server: ScriptedSMTPServer, tmp_path: Any) -> None:
-    """Code that serves no request leaves its mail to the processor of another process."""
+    """A process that serves no request leaves its mail to another processor."""
     done = script(
         """
         send_outside('script')

@@ -36,7 +36,7 @@ def test_dead_letters_need_not_be_kept() -> None:
 
 
 def test_a_claim_is_released_once() -> None:
-    """A second release does not take the mail from who has claimed it since."""
+    """A second release does not release the next claim of the mail."""
     queue = MemoryQueue(clock=Clock())
     queue.put([make_envelope()]).publish()
     first = claimed(queue)
@@ -47,7 +47,7 @@ def test_a_claim_is_released_once() -> None:
 
 
 def test_a_child_starts_with_an_empty_queue() -> None:
-    """After a fork, told by the process id, what the parent holds is not there."""
+    """A forked child does not have the mail of its parent."""
     queue = MemoryQueue(clock=Clock())
     queue.put([make_envelope()]).publish()
     queue._pid -= 1

@@ -1,4 +1,4 @@
-"""``psendmail-qp`` in process: arguments, the application in the file, statuses, the terminal."""
+"""``psendmail-qp`` in this process: arguments, the application, statuses, the terminal."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from pyramid.registry import Registry
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from pyramid_sendmail.config.factories import register_settings
 from pyramid_sendmail.events.dispatcher import EventDispatcher
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import (
     IMailEventDispatcher,
     IMailQueue,
     IMailQueueProcessor,
-    IMailSettings,
 )
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.scripts import qp
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
 from tests.support.applications import write_ini
 from tests.support.queues import make_envelope
 
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """What an .ini says about logging is forgotten after each test."""
+    """Undo the logging set-up of an .ini file after each test."""
     root = logging.root
     handlers, level = root.handlers[:], root.level
     own = logging.getLogger('pyramid_sendmail')
@@ -60,7 +60,7 @@ def logging_as_before() -> Iterator[None]:
 
 @implementer(IMailQueueProcessor)
 class Processor:
-    """Does what a test tells it."""
+    """Calls the functions that a test gives it."""
 
     def __init__(self, **does: Any) -> None:
         self.does = does
@@ -111,7 +111,7 @@ def raises(error: Exception) -> Callable[..., Tally]:
 
 
 def test_double() -> None:
-    """The stand-in of these tests keeps the contract."""
+    """The processor of these tests implements the interface."""
     assert verifyObject(IMailQueueProcessor, Processor())
 
 
@@ -144,19 +144,19 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """What the command line cannot mean: status 2, and the usage."""
+    """A wrong command line: status 2, and the usage."""
     assert qp.run(argv) == 2
     assert 'usage: psendmail-qp' in capsys.readouterr().err
 
 
 def test_no_argument(capsys: pytest.CaptureFixture[str]) -> None:
-    """A beginner is told what to write."""
+    """Without arguments it says what to write."""
     assert qp.run([]) == 2
     assert 'name the .ini file of the application' in capsys.readouterr().err
 
 
 def test_arguments() -> None:
-    """They are handed on, wherever they stand among the variables."""
+    """Options may stand anywhere among the variables."""
     processor = Processor(run_once=once(Tally()))
     seen: list[Any] = []
     app = application()
@@ -175,7 +175,7 @@ def test_arguments() -> None:
 
 
 @pytest.mark.parametrize('word', ['nonsense', '=x'])
-def test_variables_that_are_none(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_variables(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A variable without = or without a name is named, with the remedy."""
     assert qp.run(['x.ini', word]) == 2
     assert f"'{word}': write variables as key=value" in capsys.readouterr().err
@@ -185,17 +185,17 @@ def test_main(monkeypatch: pytest.MonkeyPatch) -> None:
     """The console script takes its arguments from the command line."""
     monkeypatch.setattr(sys, 'argv', ['psendmail-qp', '--nonsense'])
     ends: list[str] = []
-    monkeypatch.setattr(gc, 'freeze', lambda: ends.append('at once'))
+    monkeypatch.setattr(gc, 'freeze', lambda: ends.append('frozen'))
     assert qp.main() == 2
     assert qp.main(['--version']) == 0
-    assert ends == ['at once'] * 2
+    assert ends == ['frozen'] * 2
 
 
 # Exit statuses
 
 
-def test_drained(capsys: pytest.CaptureFixture[str]) -> None:
-    """0 when everything due was tried; one plain line where nobody looks, no bar."""
+def test_done(capsys: pytest.CaptureFixture[str]) -> None:
+    """0 when everything due was tried; without a terminal one plain line, no bar."""
     processor = Processor(run_once=once(Tally(delivered=3, deferred=2, failed=1), total=6))
     assert run('x.ini', '--once', processor=processor) == 0
     captured = capsys.readouterr()
@@ -217,7 +217,7 @@ def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
         (
             MailerUnavailable('smtp://relay:25: connecting: refused'),
             1,
-            'nothing can be sent now, all mail waits',
+            'relay unavailable, mail stays queued',
         ),
         (QueueError(30, 'the queue cannot be made: read-only', '/q'), 3, 'read-only'),
     ],
@@ -225,8 +225,7 @@ def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
 def test_errors(
     error: Exception, status: int, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """1: the relay could not be reached; 3: the queue cannot be used. What was sent before is
-    told."""
+    """1: no relay could be used; 3: the queue cannot be used. The counts so far are printed."""
     processor = Processor(run_once=raises(error))
     assert run('x.ini', '--once', processor=processor) == status
     lines = capsys.readouterr().err.splitlines()
@@ -236,19 +235,23 @@ def test_errors(
 
 
 def test_watch(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Without --once it runs until it is stopped, and says what it watches; of a queue that is not
-    there yet, whose path may be mistyped, it says that too."""
+    """Without --once it runs until it is stopped, and says what it watches, and whether the queue
+    is a new one: its path may be mistyped."""
     (tmp_path / 'mail').mkdir()
-    for name, lines in (('mail', []), ('mial', [f'{tmp_path}/mial is not there: a new queue'])):
+    for name, lines in (
+        ('mail', []),
+        ('mial', [f'{tmp_path}/mial does not exist yet: creating a new queue']),
+    ):
         app = application(MaildirQueue(str(tmp_path / name)))
         processor = Processor(run=lambda self, stop: None)
         assert run('x.ini', processor=processor, app=app) == 0
-        told = [*(f'{line} is made' for line in lines), f'watching {tmp_path}/{name}']
-        assert capsys.readouterr().err == ''.join(f'psendmail-qp: {line}\n' for line in told)
+        expected = [*lines, f'watching {tmp_path}/{name}']
+        assert capsys.readouterr().err == ''.join(f'psendmail-qp: {line}\n' for line in expected)
 
 
-def test_events_that_were_not_taken(capsys: pytest.CaptureFixture[str]) -> None:
-    """A run to the end says that subscribers have failed: it would look like a success."""
+def test_events_that_subscribers_failed_to_handle(capsys: pytest.CaptureFixture[str]) -> None:
+    """--once says how many events subscribers failed to handle, so that it does not look like a
+    success."""
     app = application()
     dispatcher = EventDispatcher(app.registry)
     app.registry.registerUtility(dispatcher, IMailEventDispatcher)
@@ -257,14 +260,14 @@ def test_events_that_were_not_taken(capsys: pytest.CaptureFixture[str]) -> None:
     assert run('x.ini', '--once', processor=processor, app=app) == 0
     assert capsys.readouterr().err == (
         'psendmail-qp: 2 delivered, 0 deferred, 0 failed\n'
-        'psendmail-qp: failures of subscribers: 2; the events that they have not taken are '
-        'told again\n'
+        'psendmail-qp: events that subscribers failed to handle: 2 (see the log); '
+        'they are dispatched again later\n'
     )
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signals(number: int) -> None:
-    """SIGTERM, SIGINT and SIGHUP stop it, with status 0; handlers are as before then."""
+def test_signals(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """SIGTERM, SIGINT and SIGHUP stop it with status 0 and a line, and it restores the handlers."""
     before = signal.getsignal(number)
 
     def work(processor: Processor, stop: threading.Event) -> None:
@@ -275,10 +278,15 @@ def test_signals(number: int) -> None:
 
     assert run('x.ini', processor=Processor(run=work)) == 0
     assert signal.getsignal(number) == before
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f'psendmail-qp: stopped by {signal.Signals(number).name}; unsent mail stays queued'
+    )
+    assert run('x.ini', '--quiet', processor=Processor(run=work)) == 0
+    assert capsys.readouterr().err == ''
 
 
 def test_nohup() -> None:
-    """Who started it has said that a terminal which is closed is no reason to stop."""
+    """Under nohup SIGHUP does not stop it."""
 
     def work(processor: Processor, stop: threading.Event) -> None:
         os.kill(os.getpid(), signal.SIGHUP)
@@ -292,26 +300,26 @@ def test_nohup() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize(('batch', 'turn'), [(1, None), (50, qp.TURN)])
-def test_the_workers_get_their_turn_beside_batches(batch: int, turn: float | None) -> None:
-    """Where events are told in batches threads take shorter turns while the processor runs, and
-    as long ones as before when it has ended, whatever ends it."""
+@pytest.mark.parametrize(('batch', 'interval'), [(1, None), (50, qp.SWITCH_INTERVAL)])
+def test_threads_switch_sooner_beside_batches(batch: int, interval: float | None) -> None:
+    """If events are dispatched in batches, threads switch sooner while the processor runs, and as
+    before after any end of it."""
     before = sys.getswitchinterval()
-    turns: list[float] = []
+    intervals: list[float] = []
 
     def run_once(progress: Any, stop: Any) -> Tally:
-        turns.append(sys.getswitchinterval())
-        raise MailerUnavailable('closed')
+        intervals.append(sys.getswitchinterval())
+        raise MailerUnavailable('refused')
 
     app = application()
-    app.registry.registerUtility(SimpleNamespace(event_batch=batch), IMailSettings)
+    register_settings(app.registry, SimpleNamespace(event_batch=batch))  # type: ignore[arg-type]
     assert run('x.ini', '--once', processor=Processor(run_once=run_once), app=app) == 1
-    assert turns == pytest.approx([turn or before])
+    assert intervals == pytest.approx([interval or before])
     assert sys.getswitchinterval() == before
 
 
 def test_once_ended_by_a_signal(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is not through: the status says by which signal, as a shell would."""
+    """The status of an unfinished run is 128 plus the number of the signal."""
 
     def run_once(progress: Any, stop: threading.Event) -> Tally:
         os.kill(os.getpid(), signal.SIGINT)
@@ -326,7 +334,7 @@ def test_once_ended_by_a_signal(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize('options', [[], ['--once']])
 def test_a_signal_while_loading(number: int, options: list[str]) -> None:
-    """It ends at once, without a traceback: there is nothing in flight."""
+    """It ends at once, without a traceback."""
 
     def load(uri: str, options: dict[str, str]) -> Any:
         os.kill(os.getpid(), number)
@@ -371,7 +379,7 @@ class Terminal:
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """--once shows how many have gone, of how many; the log goes on above it; then the counts."""
+    """--once shows how many mails are done, of how many, below the log; then the counts."""
     monkeypatch.setenv('TERM', 'xterm')
     monkeypatch.setenv('COLUMNS', '100')
     with Terminal() as terminal:
@@ -407,7 +415,7 @@ def test_no_bar_when_quiet() -> None:
 
 
 def load_only(uri: str, *options: str) -> tuple[int, Any, str]:
-    """Load as the script does, without running; the status, the processor's registry, stderr."""
+    """Load as the script does, without running; return status, registry, and stderr."""
     found: list[Any] = []
 
     def make(registry: Registry, **arguments: Any) -> Any:
@@ -442,8 +450,8 @@ def test_an_application(tmp_path: Path, settings: dict[str, object]) -> None:
     assert isinstance(qp.processor_of(registry, workers=1, batch=2), QueueProcessor)
 
 
-def test_drained_for_real(tmp_path: Path, settings: dict[str, object]) -> None:
-    """From the file to the relay, in this process."""
+def test_mail_is_sent(tmp_path: Path, settings: dict[str, object]) -> None:
+    """--once sends the queued mail of the application in the file."""
     ini = write_ini(tmp_path / 'x.ini', settings, use=QUIET)
     queue = MaildirQueue(str(tmp_path / 'mail'))
     queue.put([make_envelope()]).publish()
@@ -454,7 +462,7 @@ def test_drained_for_real(tmp_path: Path, settings: dict[str, object]) -> None:
 
 
 def test_variables(tmp_path: Path) -> None:
-    """key=value fills what the file leaves open."""
+    """key=value sets variables of the file."""
     ini = tmp_path / 'x.ini'
     ini.write_text(
         f'[app:main]\nuse = {QUIET}\nmail.url = null:\nmail.queue_path = %(here)s/%(folder)s\n'
@@ -465,7 +473,7 @@ def test_variables(tmp_path: Path) -> None:
 
 
 def test_a_name_and_a_pipeline_and_a_composite(tmp_path: Path, settings: dict[str, object]) -> None:
-    """x.ini#name; an application behind filters; the one of several that has a queue."""
+    """x.ini#name, an application behind filters, and the one of several that has a queue."""
     more = f"""
 [app:other]
 use = {QUIET}
@@ -538,7 +546,7 @@ b = other
         (
             '[app:main]\nuse = call:tests.support.applications:quiet\nmail.queue = x\n',
             '',
-            ['mail.queue is no setting', 'mail.queue_sync'],
+            ['unknown setting mail.queue.', 'Did you mean mail.queue_path?'],
         ),
         (
             '[app:main]\nuse = call:tests.support.applications:without_mail\n',
@@ -552,10 +560,10 @@ b = other
         ),
     ],
 )
-def test_what_cannot_be_loaded(
+def test_applications_that_cannot_be_loaded(
     content: str | None, suffix: str, expected: list[str], tmp_path: Path
 ) -> None:
-    """Status 2, naming the file, what is wrong and what to write."""
+    """Status 2; the line names the file, what is wrong and what to write."""
     ini = tmp_path / 'x.ini'
     if content is not None:
         ini.write_text(content)
@@ -570,25 +578,23 @@ def test_what_cannot_be_loaded(
 
 
 @pytest.mark.parametrize('uri', ['{0}', '{0}/x.txt', 'nonsense://x'])
-def test_what_is_no_ini(uri: str, tmp_path: Path) -> None:
-    """Neither a folder nor anything else but an .ini."""
+def test_not_an_ini_file(uri: str, tmp_path: Path) -> None:
+    """A folder or another file: status 2, and a line."""
     (tmp_path / 'x.txt').write_text('x')
     status, _, text = load_only(uri.format(tmp_path))
     assert status == 2
     assert 'psendmail-qp: ' in text
 
 
-def test_a_percent_sign_that_stands_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It is said where it stands, and not what is behind it: that may be a password."""
+def test_a_single_percent_sign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The line names the setting and not its value, which may be a password."""
     path = tmp_path / 'x.ini'
     path.write_text(
         '[app:main]\nuse = call:tests.support.applications:main\n'
         'mail.url = smtp://ann%40x:secret@relay.example.org\n'
     )
     assert qp.run([str(path), '--once']) == 2
-    said = capsys.readouterr().err
-    assert 'mail.url in [app:main] has a % that stands alone' in said
-    assert '%%' in said
-    assert 'secret' not in said
+    text = capsys.readouterr().err
+    assert 'mail.url in [app:main] has a single %' in text
+    assert '%%' in text
+    assert 'secret' not in text

@@ -1,4 +1,4 @@
-"""``attempt``: what becomes of a mail, answer by answer, over both queues."""
+"""``attempt``: the outcome of a mail for each answer of the relay, over both queues."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import IMailer, IMailEventDispatcher, IMailSession
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
-from pyramid_sendmail.sending.attempt import Batch, OutcomeRecorder, Tally, attempt, report_settled
+from pyramid_sendmail.sending.attempt import Batch, attempt
 from pyramid_sendmail.sending.connection import RelayConnection
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally, report_settled
 from tests.support.doubles import RecordingMailer
+from tests.support.processors import RecordingDispatcher, UnwritableClaim
 from tests.support.queues import NOW, Clock, files, make_envelope
 
 DELIVERED = Verdict('delivered', Reply(250, '2.0.0 queued'))
@@ -33,35 +35,6 @@ NO_ANSWER = Verdict('ambiguous', None, 'no answer to the whole message')
 POLICY = RetryPolicy(delays=(60.0, 600.0), give_up_after=86_400.0, jitter=0.0)
 
 Script = Callable[..., Iterator[Outcome]]
-
-
-@implementer(IMailEventDispatcher)
-class Reporter:
-    """Takes events at once, in the caller's thread; ``takes`` False leaves the claims open."""
-
-    def __init__(self, *kinds: str, takes: bool = True) -> None:
-        self.kinds = kinds
-        self.takes = takes
-        self.pending_events: list[PendingEvent] = []
-        self.claims: list[Any] = []
-
-    def wants(self, kind: str) -> bool:
-        return kind in self.kinds
-
-    def dispatch(self, claim: Any, events: Sequence[PendingEvent]) -> None:
-        self.pending_events += [fate for fate in events if fate.kind in self.kinds]
-        lasting = [fate for fate in events if fate.kind != 'deferred']
-        if self.takes and lasting:
-            claim.acknowledge(lasting)
-            claim.release()
-        elif lasting:
-            self.claims.append(claim)
-
-    def join(self, timeout: float) -> bool:
-        return True
-
-    def told(self) -> list[tuple[str, tuple[str, ...]]]:
-        return [(fate.kind, fate.recipients) for fate in self.pending_events]
 
 
 @implementer(IMailer)
@@ -111,7 +84,8 @@ class Session:
 
 
 def answers(*outcomes: Verdict | dict[str, Verdict]) -> Script:
-    """A session that seals and answers mail after mail, and then says 'delivered'."""
+    """A session that marks and answers mail after mail; without an outcome it answers
+    'delivered'."""
     queued = deque(outcomes)
 
     def script(envelopes: Iterable[Envelope], before_final_dot: Any) -> Iterator[Outcome]:
@@ -128,7 +102,7 @@ def answers(*outcomes: Verdict | dict[str, Verdict]) -> Script:
 
 
 def raises(error: Exception, *, after: int = 0, ambiguous: bool = False) -> Script:
-    """A session that answers so many mails, pulls one more, and raises."""
+    """A session that answers ``after`` mails, pulls one more, and raises."""
 
     def script(envelopes: Iterable[Envelope], before_final_dot: Any) -> Iterator[Outcome]:
         for number, envelope in enumerate(envelopes):
@@ -148,10 +122,10 @@ class World:
     def __init__(self, queue: Any, clock: Clock) -> None:
         self.queue = queue
         self.clock = clock
-        self.dispatcher = Reporter()
+        self.dispatcher = RecordingDispatcher()
         self.attempts = OutcomeRecorder(POLICY, self.dispatcher, clock=clock)
         self.tally = Tally()
-        self.roads: list[RelayConnection] = []
+        self.connections: list[RelayConnection] = []
 
     def put(self, *envelopes: Envelope) -> None:
         put = self.queue.put(envelopes)
@@ -167,23 +141,23 @@ class World:
             if claim is not None:
                 yield claim
 
-    def road(self, *scripts: Script | Exception, **options: Any) -> RelayConnection:
-        road = RelayConnection(Sessions(*scripts), **options)
-        self.roads.append(road)
-        return road
+    def connection(self, *scripts: Script | Exception, **options: Any) -> RelayConnection:
+        connection = RelayConnection(Sessions(*scripts), **options)
+        self.connections.append(connection)
+        return connection
 
     def attempt(self, *scripts: Script | Exception) -> Sessions:
         """Attempt all that is due over sessions with these scripts."""
-        road = self.road(*scripts)
+        connection = self.connection(*scripts)
         try:
-            attempt(self.claims(), road, self.attempts, self.tally)
+            attempt(self.claims(), connection, self.attempts, self.tally)
         finally:
-            road.close()
-        assert isinstance(road.mailer, Sessions)
-        return road.mailer
+            connection.close()
+        assert isinstance(connection.mailer, Sessions)
+        return connection.mailer
 
     def claimable(self) -> int:
-        """How many mails that are due could be claimed; nothing is changed."""
+        """Return how many mails that are due could be claimed; nothing is changed."""
         claims = list(self.claims())
         for claim in claims:
             claim.release()
@@ -215,9 +189,9 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_doubles() -> None:
-    """The stand-ins of these tests keep the real contracts."""
+    """The doubles of these tests keep the real contracts."""
     mailer = Sessions(answers())
-    assert verifyObject(IMailEventDispatcher, Reporter())
+    assert verifyObject(IMailEventDispatcher, RecordingDispatcher())
     assert verifyObject(IMailer, mailer)
     assert verifyObject(IMailSession, mailer.connect())
 
@@ -226,7 +200,7 @@ def test_doubles() -> None:
 
 
 def test_delivered(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Mail that was accepted is gone from the queue; the log has one line for it, without body."""
+    """Mail that was accepted leaves the queue; the log has one line for it, without its body."""
     caplog.set_level(logging.INFO)
     mail = make_envelope('ann@example.org', 'bob@example.org', body='a secret', subject='s3cret')
     world.put(mail)
@@ -245,7 +219,7 @@ def test_delivered(world: World, caplog: pytest.LogCaptureFixture) -> None:
     assert 'secret' not in str(record.__dict__)
 
 
-def test_each_recipient_has_a_fate_of_its_own(
+def test_each_recipient_has_an_outcome_of_its_own(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """250, 550 and 450: the third is retried alone, and the first never gets a second copy."""
@@ -256,19 +230,23 @@ def test_each_recipient_has_a_fate_of_its_own(
     world.put(mail)
     world.attempt(answers({ann: DELIVERED, bob: REFUSED, eve: LATER}))
     assert world.tally == Tally(deferred=1)
-    assert world.dispatcher.told() == [('sent', (ann,)), ('error', (bob,)), ('deferred', (eve,))]
+    assert world.dispatcher.dispatched() == [
+        ('sent', (ann,)),
+        ('error', (bob,)),
+        ('deferred', (eve,)),
+    ]
     sent, error, deferred = world.dispatcher.pending_events
     assert (sent.attempt, sent.reply, sent.reason) == (1, Reply(250, '2.0.0 queued'), '')
     assert (error.permanent, error.reason) == (True, '550 5.1.1 no such user')
     assert (deferred.permanent, deferred.retry_at) == (False, NOW + 60)
-    assert len({fate.id for fate in world.dispatcher.pending_events}) == 3
+    assert len({event.id for event in world.dispatcher.pending_events}) == 3
     assert [line.split()[0] for line in lines(caplog)] == ['INFO', 'ERROR', 'WARNING']
 
     assert world.tickets() == [], 'not before its time'
     world.clock.now += 60
     mailer = world.attempt(answers())
     assert mailer.sent == [(mail.message_id, (eve,))]
-    assert world.dispatcher.told()[3:] == [('sent', (eve,))]
+    assert world.dispatcher.dispatched()[3:] == [('sent', (eve,))]
     assert world.dispatcher.pending_events[3].attempt == 2
     assert world.tickets() == []
     if isinstance(world.queue, MaildirQueue):
@@ -276,8 +254,8 @@ def test_each_recipient_has_a_fate_of_its_own(
 
 
 def test_a_recipient_without_a_verdict_is_deferred(world: World) -> None:
-    """A mailer that forgets a recipient neither loses it nor sends in a loop; one that invents a
-    recipient changes nothing."""
+    """A recipient that a mailer forgets is neither lost nor tried in a loop; one that a mailer
+    invents changes nothing."""
     ann, bob = 'ann@example.org', 'bob@example.org'
     world.put(make_envelope(ann, bob))
     world.attempt(answers({ann: DELIVERED, 'x@example.org': REFUSED}))
@@ -288,17 +266,17 @@ def test_a_recipient_without_a_verdict_is_deferred(world: World) -> None:
 
 
 def test_recipients_with_the_same_answer_share_an_event(world: World) -> None:
-    """One event and one line for those who were told the same."""
+    """Recipients with the same answer share one event and one log line."""
     world.dispatcher.kinds = ('sent', 'error')
     ann, bob, eve = 'ann@example.org', 'bob@example.org', 'eve@example.org'
     world.put(make_envelope(ann, bob, eve))
     world.attempt(answers({ann: REFUSED, bob: DELIVERED, eve: REFUSED}))
-    assert world.dispatcher.told() == [('error', (ann, eve)), ('sent', (bob,))]
+    assert world.dispatcher.dispatched() == [('error', (ann, eve)), ('sent', (bob,))]
     assert world.tally == Tally(failed=1)
 
 
-def test_nobody_subscribes(world: World) -> None:
-    """Without subscribers nothing is reported, and the claim is free at once."""
+def test_without_subscribers(world: World) -> None:
+    """Without subscribers no event is dispatched, and the claim is free at once."""
     world.put(make_envelope())
     world.attempt(answers(LATER))
     assert world.dispatcher.pending_events == []
@@ -306,9 +284,9 @@ def test_nobody_subscribes(world: World) -> None:
     assert world.claimable() == 1
 
 
-def test_the_claim_is_kept_for_the_reporter(world: World) -> None:
-    """Until subscribers have taken the event, the mail is neither sent again nor forgotten."""
-    world.dispatcher = Reporter('sent', takes=False)
+def test_the_claim_is_kept_for_the_dispatcher(world: World) -> None:
+    """Until subscribers have handled the event, the mail is neither sent again nor removed."""
+    world.dispatcher = RecordingDispatcher('sent', takes=False)
     world.attempts.dispatcher = world.dispatcher
     world.put(make_envelope())
     world.attempt(answers())
@@ -316,13 +294,13 @@ def test_the_claim_is_kept_for_the_reporter(world: World) -> None:
     [claim] = world.dispatcher.claims
     claim.release()
     [ticket] = world.tickets()
-    assert ticket.folder == 'done'
+    assert ticket.state == 'done'
 
 
-def test_an_event_from_before_is_reported_with_the_next_one(world: World) -> None:
-    """What subscribers have not taken when the mail is tried again is told then."""
+def test_an_older_event_is_dispatched_with_the_next_one(world: World) -> None:
+    """An event that was not handled when the mail is tried again is dispatched then."""
     ann, bob = 'ann@example.org', 'bob@example.org'
-    world.dispatcher = Reporter('sent', takes=False)
+    world.dispatcher = RecordingDispatcher('sent', takes=False)
     world.attempts.dispatcher = world.dispatcher
     world.put(make_envelope(ann, bob))
     world.attempt(answers({ann: DELIVERED, bob: LATER}))
@@ -330,7 +308,7 @@ def test_an_event_from_before_is_reported_with_the_next_one(world: World) -> Non
     world.clock.now += 60
     world.dispatcher.takes = True
     world.attempt(answers())
-    assert world.dispatcher.told() == [('sent', (ann,)), ('sent', (ann,)), ('sent', (bob,))]
+    assert world.dispatcher.dispatched() == [('sent', (ann,)), ('sent', (ann,)), ('sent', (bob,))]
     assert world.dispatcher.pending_events[0].id == world.dispatcher.pending_events[1].id
     assert world.tickets() == []
 
@@ -339,20 +317,22 @@ def test_an_event_from_before_is_reported_with_the_next_one(world: World) -> Non
 
 
 def test_given_up_by_age(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """A temporary failure is final once the mail is too old, and the reason says so."""
+    """A temporary failure is final once the mail is too old; the reason and the log say so."""
     world.dispatcher.kinds = ('error',)
     world.put(make_envelope())
     world.clock.now += POLICY.give_up_after
     world.attempt(answers(LATER))
-    [fate] = world.dispatcher.pending_events
-    assert fate.reason == 'given up: 450 4.2.0 greylisted'
-    assert fate.permanent is False
-    assert 'error for ann@example.org' in lines(caplog)[0]
+    [event] = world.dispatcher.pending_events
+    assert event.reason == 'given up: 450 4.2.0 greylisted'
+    assert event.permanent is False
+    assert 'failed for ann@example.org' in lines(caplog)[0]
+    assert 'given up: 450 4.2.0 greylisted (will not be tried again; see failed/)' in caplog.text
     assert world.tickets() == []
 
 
 def test_mail_for_a_later_day_is_not_old_on_that_day(world: World) -> None:
-    """The age counts from the time at which a mail was due, or its first 450 would be its end."""
+    """The age counts from the time at which a mail was due; otherwise its first 450 would be its
+    last."""
     week = 7 * 86_400.0
     world.put(make_envelope(due=NOW + week))
     world.clock.now += week
@@ -362,32 +342,36 @@ def test_mail_for_a_later_day_is_not_old_on_that_day(world: World) -> None:
     assert world.attempt(answers()).sent
 
 
-def test_at_once_or_never(world: World) -> None:
-    """Direct delivery without a queue: what cannot leave now has failed."""
+def test_at_once_or_never(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Direct delivery without a queue: mail that cannot leave now has failed, and the log says that
+    it is lost, and which setting keeps such mail."""
     world.attempts.policy = AT_ONCE_OR_NEVER
+    world.attempts.durable = False
     world.dispatcher.kinds = ('error',)
     world.put(make_envelope())
     world.attempt(answers(LATER))
-    assert world.dispatcher.told() == [('error', ('ann@example.org',))]
+    assert world.dispatcher.dispatched() == [('error', ('ann@example.org',))]
+    assert 'not sent and lost for ann@example.org' in caplog.text
+    assert caplog.text.endswith('no queue is configured (mail.queue_path): 450 4.2.0 greylisted\n')
 
 
 def test_expired(world: World) -> None:
-    """Mail whose time is over is not sent: an error event, without a connection for it alone."""
+    """Expired mail is not sent: an error event, without a connection for it alone."""
     world.dispatcher.kinds = ('error',)
     world.put(make_envelope(expires=NOW + 10))
     world.clock.now += 10
     assert world.attempt(answers()).sent == []
-    [fate] = world.dispatcher.pending_events
-    assert fate.reason.startswith('expired')
-    assert (fate.permanent, fate.mailer) == (True, '')
+    [event] = world.dispatcher.pending_events
+    assert event.reason.startswith('expired')
+    assert (event.permanent, event.mailer) == (True, '')
     assert world.tally == Tally(failed=1)
 
 
-# A closed road
+# The relay is unavailable
 
 
 def test_no_session(world: World) -> None:
-    """Where there is no session nothing is claimed."""
+    """Without a session nothing is claimed."""
     world.put(make_envelope(), make_envelope())
     with pytest.raises(MailerUnavailable):
         world.attempt(MailerUnavailable('refused'))
@@ -395,15 +379,15 @@ def test_no_session(world: World) -> None:
     assert world.tally == Tally()
 
 
-def test_the_road_closes_in_the_middle(world: World) -> None:
-    """530 at the second of three mails: it is released, unchanged; nothing is counted."""
+def test_the_relay_becomes_unavailable_in_the_middle(world: World) -> None:
+    """530 at the second of three mails: it is released unchanged, and nothing is counted."""
     world.dispatcher.kinds = ('sent', 'deferred', 'error')
     world.put(*(make_envelope(id=f'{n:032x}') for n in range(3)))
     before = files(world.queue) if isinstance(world.queue, MaildirQueue) else []
     with pytest.raises(MailerUnavailable):
         world.attempt(raises(MailerUnavailable('530'), after=1))
     assert world.tally == Tally(delivered=1)
-    assert [fate.kind for fate in world.dispatcher.pending_events] == ['sent']
+    assert [event.kind for event in world.dispatcher.pending_events] == ['sent']
     assert world.claimable() == 2
     if before:
         assert files(world.queue) == before[1:]
@@ -411,8 +395,8 @@ def test_the_road_closes_in_the_middle(world: World) -> None:
     assert len(mailer.sent) == 2
 
 
-def test_a_closed_road_writes_back_what_stood_there(on_disk: World) -> None:
-    """A release after a closed road leaves the file as it was, octet by octet."""
+def test_an_unavailable_relay_leaves_the_file_as_it_was(on_disk: World) -> None:
+    """A release after MailerUnavailable leaves the file as it was, byte by byte."""
     on_disk.put(make_envelope())
     [name] = files(on_disk.queue)
     path = Path(on_disk.queue.path, name)
@@ -426,8 +410,8 @@ def test_a_closed_road_writes_back_what_stood_there(on_disk: World) -> None:
 
 
 def test_stale(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """A connection that was lost after carrying a mail: the next one goes at once over another,
-    nothing is counted, no event, no line."""
+    """After a connection that has carried a mail is lost, the next mail goes at once over another
+    one: nothing is counted, there is no event and no log line."""
     caplog.set_level(logging.INFO)
     world.dispatcher.kinds = ('sent', 'deferred', 'error')
     first, second = make_envelope(id='1' * 32), make_envelope(id='2' * 32)
@@ -439,7 +423,7 @@ def test_stale(world: World, caplog: pytest.LogCaptureFixture) -> None:
         second.message_id,
     ]
     assert mailer.log == ['connect', 'close', 'connect', 'close']
-    assert [(fate.kind, fate.attempt) for fate in world.dispatcher.pending_events] == [
+    assert [(event.kind, event.attempt) for event in world.dispatcher.pending_events] == [
         ('sent', 1)
     ] * 2
     assert world.tally == Tally(delivered=2)
@@ -447,8 +431,8 @@ def test_stale(world: World, caplog: pytest.LogCaptureFixture) -> None:
     assert world.tickets() == []
 
 
-def test_stale_and_then_closed(world: World) -> None:
-    """The new connection cannot be had: the mail is released, unchanged."""
+def test_stale_and_then_unavailable(world: World) -> None:
+    """If no new connection can be opened, the mail is released unchanged."""
     world.put(make_envelope(), make_envelope())
     with pytest.raises(MailerUnavailable, match='refused'):
         world.attempt(
@@ -458,8 +442,8 @@ def test_stale_and_then_closed(world: World) -> None:
 
 
 def test_stale_is_believed_once_a_session(world: World) -> None:
-    """A session that calls itself stale without having carried a mail is a closed road: it does
-    not connect in a loop."""
+    """A session that is stale before it has carried a mail means that the relay is unavailable: it
+    is not reopened in a loop."""
     world.put(make_envelope())
     with pytest.raises(MailerUnavailable):
         world.attempt(raises(MailerUnavailable('closed', stale=True)))
@@ -467,9 +451,9 @@ def test_stale_is_believed_once_a_session(world: World) -> None:
 
 
 @pytest.mark.parametrize('stale', [True, False])
-def test_unanswered_and_sealed(on_disk: World, stale: bool) -> None:
-    """Where a session says that what was pulled and not answered is untouched, no doubt is left of
-    what was about to leave: it is sent over another session, or as it was in the queue."""
+def test_unanswered_and_ambiguous(on_disk: World, stale: bool) -> None:
+    """MailerUnavailable means that mail which was pulled and not answered is untouched: its marks
+    are undone, and it is sent over another session, or is in the queue as before."""
     for name in ('ann', 'bob', 'eve'):
         on_disk.put(make_envelope(f'{name}@example.org'))
 
@@ -491,9 +475,9 @@ def test_unanswered_and_sealed(on_disk: World, stale: bool) -> None:
     assert [(claim.interrupted, claim.attempt) for claim in claims] == [('', 0)] * 2
 
 
-def test_several_sealed_and_the_session_fails(on_disk: World) -> None:
-    """A bug in a session that has several mails under way: each that was sealed is ambiguous, and
-    one that was not is sent as if nothing had been."""
+def test_several_ambiguous_and_the_session_fails(on_disk: World) -> None:
+    """After a bug in a session with several mails in flight, each marked mail is ambiguous, and the
+    unmarked one is sent over another session."""
     for name in ('ann', 'bob', 'eve'):
         on_disk.put(make_envelope(f'{name}@example.org'))
 
@@ -510,7 +494,7 @@ def test_several_sealed_and_the_session_fails(on_disk: World) -> None:
 
 
 def test_stale_with_several_pulled(world: World) -> None:
-    """A session that pulls ahead: all that was not answered goes again, in order."""
+    """After a session that pulls ahead is lost, all unanswered mail is sent again, in order."""
     mails = [make_envelope(id=f'{n:032x}') for n in range(3)]
     world.put(*mails)
 
@@ -531,8 +515,8 @@ def test_stale_with_several_pulled(world: World) -> None:
 
 
 def test_a_bug_in_the_session(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """It defers the mail and counts, with the traceback in the log; the rest is for the next
-    session."""
+    """A bug defers the mail, counts as an attempt, and has its traceback in the log; the other mail
+    is sent over the next session."""
     world.dispatcher.kinds = ('sent', 'deferred')
     world.put(make_envelope(id='1' * 32), make_envelope(id='2' * 32))
     mailer = world.attempt(raises(ZeroDivisionError('a\nbug')))
@@ -544,11 +528,11 @@ def test_a_bug_in_the_session(world: World, caplog: pytest.LogCaptureFixture) ->
     world.attempt(answers())
     world.clock.now += 60
     world.attempt(answers())
-    assert [fate.attempt for fate in world.dispatcher.pending_events] == [1, 1, 2]
+    assert [event.attempt for event in world.dispatcher.pending_events] == [1, 1, 2]
 
 
-def test_a_bug_after_sealing_is_ambiguous(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Everything may have left: the outcome is ambiguous."""
+def test_a_bug_after_the_mark_is_ambiguous(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """The whole mail may have been sent, so the outcome is ambiguous."""
     world.put(make_envelope())
     world.attempt(raises(ZeroDivisionError('a bug'), ambiguous=True))
     assert 'ambiguous for ann@example.org (attempt 1' in lines(caplog)[-1]
@@ -556,8 +540,8 @@ def test_a_bug_after_sealing_is_ambiguous(world: World, caplog: pytest.LogCaptur
     assert len(world.attempt(answers()).sent) == 1
 
 
-def test_a_bug_after_sealing_for_some(world: World) -> None:
-    """With hold, who was not sealed is tried again."""
+def test_a_bug_after_the_mark_for_some(world: World) -> None:
+    """With hold, the recipients that were not marked are tried again."""
     world.attempts.ambiguous = 'hold'
     world.dispatcher.kinds = ('error', 'deferred')
     world.put(make_envelope('ann@example.org', 'bob@example.org', 'cyd@example.org'))
@@ -570,14 +554,14 @@ def test_a_bug_after_sealing_for_some(world: World) -> None:
         yield {}
 
     world.attempt(in_parts)
-    assert [(fate.kind, fate.recipients) for fate in world.dispatcher.pending_events] == [
+    assert [(event.kind, event.recipients) for event in world.dispatcher.pending_events] == [
         ('error', ('ann@example.org', 'bob@example.org')),
         ('deferred', ('cyd@example.org',)),
     ]
 
 
 def test_a_bug_while_several_are_in_flight(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Each mail that is sealed is ambiguous; what was pulled and not sealed goes again at once."""
+    """Each marked mail is ambiguous; mail that was pulled and not marked is sent again at once."""
     mails = [make_envelope(id=f'{n:032x}') for n in range(3)]
     world.put(*mails)
 
@@ -595,7 +579,7 @@ def test_a_bug_while_several_are_in_flight(world: World, caplog: pytest.LogCaptu
 
 
 def test_a_session_that_ends_without_an_answer(world: World) -> None:
-    """It counts as a failure of that mail, which would be pulled for ever otherwise."""
+    """It counts as an attempt of that mail, which would be pulled for ever otherwise."""
 
     def mute(envelopes: Iterable[Envelope], before_final_dot: Any) -> Iterator[Outcome]:
         for _ in envelopes:
@@ -609,7 +593,7 @@ def test_a_session_that_ends_without_an_answer(world: World) -> None:
 
 
 def test_a_bug_before_any_mail(world: World) -> None:
-    """A session that fails without having pulled a mail is a closed road."""
+    """A session that fails before it has pulled a mail means that the relay is unavailable."""
 
     def broken(envelopes: Iterable[Envelope], before_final_dot: Any) -> Iterator[Outcome]:
         raise ZeroDivisionError('a bug')
@@ -622,39 +606,40 @@ def test_a_bug_before_any_mail(world: World) -> None:
 
 
 def test_an_interrupt_releases_what_was_pulled(world: World) -> None:
-    """KeyboardInterrupt goes through, and the claims are free."""
+    """After a KeyboardInterrupt, which is raised on, the claims are free."""
     world.put(make_envelope())
     with pytest.raises(KeyboardInterrupt):
         world.attempt(raises(KeyboardInterrupt()))  # type: ignore[arg-type]
     assert world.claimable() == 1
-    assert world.roads[0].mailer.log == ['connect', 'close']  # type: ignore[attr-defined]
+    assert world.connections[0].mailer.log == ['connect', 'close']  # type: ignore[attr-defined]
 
 
 # Ambiguous
 
 
 def test_ambiguous_is_sent_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """No answer to the final dot: sent again, the same Message-ID, and the log calls it so."""
+    """Without an answer to the final dot a mail is sent again with the same Message-ID; the log
+    calls it ambiguous."""
     world.dispatcher.kinds = ('deferred', 'error')
     mail = make_envelope()
     world.put(mail)
     world.attempt(answers(NO_ANSWER))
     [line] = lines(caplog)
     assert line.startswith(f'WARNING {mail.message_id}: ambiguous for ann@example.org')
-    [fate] = world.dispatcher.pending_events
-    assert (fate.kind, fate.reason) == ('deferred', 'ambiguous: no answer to the whole message')
+    [event] = world.dispatcher.pending_events
+    assert (event.kind, event.reason) == ('deferred', 'ambiguous: no answer to the whole message')
     world.clock.now += 60
     assert world.attempt(answers()).sent == [(mail.message_id, mail.recipients)]
 
 
 def test_ambiguous_is_held(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """``mail.ambiguous = hold``: never sent again by itself, an error event, not permanent."""
+    """With ``mail.ambiguous = hold`` it is not sent again: an error event, not permanent."""
     world.attempts.ambiguous = 'hold'
     world.dispatcher.kinds = ('error',)
     world.put(make_envelope())
     world.attempt(answers(NO_ANSWER))
-    [fate] = world.dispatcher.pending_events
-    assert (fate.permanent, fate.reason) == (False, 'ambiguous: no answer to the whole message')
+    [event] = world.dispatcher.pending_events
+    assert (event.permanent, event.reason) == (False, 'ambiguous: no answer to the whole message')
     assert 'ambiguous for' in lines(caplog)[0]
     world.clock.now += 10**6
     assert world.tickets() == []
@@ -663,7 +648,7 @@ def test_ambiguous_is_held(world: World, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_ambiguous_and_too_old(world: World) -> None:
-    """An ambiguous mail that is too old to be sent again says both."""
+    """The reason of an ambiguous mail that is too old to be sent again says both."""
     world.dispatcher.kinds = ('error',)
     world.put(make_envelope())
     world.clock.now += POLICY.give_up_after
@@ -674,11 +659,11 @@ def test_ambiguous_and_too_old(world: World) -> None:
     )
 
 
-# What stopped processes left
+# What stopped processes have left
 
 
 def died(world: World, *, ambiguous: Sequence[str] = ()) -> None:
-    """Claim the mail, and stop as kill -9 would: the lock is gone, what was written stays."""
+    """Claim the mail, and stop as kill -9 does: the lock is gone, everything written stays."""
     [ticket] = world.tickets()
     claim = world.queue.claim(ticket)
     if ambiguous:
@@ -688,15 +673,16 @@ def died(world: World, *, ambiguous: Sequence[str] = ()) -> None:
 
 
 def test_interrupted_before_the_dot(on_disk: World, caplog: pytest.LogCaptureFixture) -> None:
-    """``S``: it counts as an attempt and waits by the policy, so that poison does not repeat."""
+    """``S``: it counts as an attempt and waits by the policy, so that a mail that kills its process
+    is not tried in a loop."""
     on_disk.dispatcher.kinds = ('deferred',)
     mail = make_envelope()
     on_disk.put(mail)
     died(on_disk)
     assert on_disk.attempt(answers()).sent == []
-    [fate] = on_disk.dispatcher.pending_events
-    assert (fate.attempt, fate.retry_at) == (1, NOW + 60)
-    assert 'a process stopped while it was sending' in fate.reason
+    [event] = on_disk.dispatcher.pending_events
+    assert (event.attempt, event.retry_at) == (1, NOW + 60)
+    assert 'a process stopped while it was sending' in event.reason
     assert 'ambiguous' not in lines(caplog)[0]
     on_disk.clock.now += 60
     assert on_disk.attempt(answers()).sent == [(mail.message_id, mail.recipients)]
@@ -704,7 +690,7 @@ def test_interrupted_before_the_dot(on_disk: World, caplog: pytest.LogCaptureFix
 
 
 def test_interrupted_after_the_dot(on_disk: World, caplog: pytest.LogCaptureFixture) -> None:
-    """``?``: ambiguous, in the log too, with the mailer over which it may have left."""
+    """``?``: ambiguous, in the log too, with the mailer over which it may have been sent."""
     mail = make_envelope()
     on_disk.put(mail)
     died(on_disk, ambiguous=mail.recipients)
@@ -718,7 +704,7 @@ def test_interrupted_after_the_dot(on_disk: World, caplog: pytest.LogCaptureFixt
 
 
 def test_interrupted_after_the_dot_and_held(on_disk: World) -> None:
-    """With hold it lies in failed/, and is not sent."""
+    """With hold it is moved to failed/, and is not sent."""
     on_disk.attempts.ambiguous = 'hold'
     on_disk.dispatcher.kinds = ('error',)
     mail = make_envelope()
@@ -730,14 +716,14 @@ def test_interrupted_after_the_dot_and_held(on_disk: World) -> None:
 
 
 def test_interrupted_after_the_dot_for_some_and_held(on_disk: World) -> None:
-    """With hold, who was not yet sealed is tried again: nothing has left for him."""
+    """With hold, a recipient that was not marked is tried again: nothing was sent for it."""
     on_disk.attempts.ambiguous = 'hold'
     on_disk.dispatcher.kinds = ('error', 'deferred')
     mail = make_envelope('ann@example.org', 'bob@example.org')
     on_disk.put(mail)
     died(on_disk, ambiguous=['ann@example.org'])
     on_disk.attempt(answers())
-    assert [(fate.kind, fate.recipients) for fate in on_disk.dispatcher.pending_events] == [
+    assert [(event.kind, event.recipients) for event in on_disk.dispatcher.pending_events] == [
         ('error', ('ann@example.org',)),
         ('deferred', ('bob@example.org',)),
     ]
@@ -746,7 +732,7 @@ def test_interrupted_after_the_dot_for_some_and_held(on_disk: World) -> None:
 
 
 def test_poison_is_given_up(on_disk: World) -> None:
-    """A mail over which every process dies is given up by its age, like any other."""
+    """A mail that kills each process is given up by its age, like any other."""
     on_disk.put(make_envelope())
     for _ in range(3):
         died(on_disk)
@@ -758,23 +744,23 @@ def test_poison_is_given_up(on_disk: World) -> None:
     assert on_disk.tally == Tally(deferred=3, failed=1)
 
 
-def test_what_is_settled_is_reported_without_being_sent(on_disk: World) -> None:
-    """A mail whose event is still owed goes to the reporter, and one without is moved on."""
-    on_disk.dispatcher = Reporter('sent', takes=False)
+def test_settled_mail_is_dispatched_without_being_sent(on_disk: World) -> None:
+    """The pending events of a settled mail are dispatched; without one the mail is moved."""
+    on_disk.dispatcher = RecordingDispatcher('sent', takes=False)
     on_disk.attempts.dispatcher = on_disk.dispatcher
     on_disk.put(make_envelope())
     on_disk.attempt(answers())
     on_disk.dispatcher.claims.pop().release()
     on_disk.dispatcher.takes = True
     assert on_disk.attempt(answers()).sent == []
-    assert on_disk.dispatcher.told() == [('sent', ('ann@example.org',))] * 2
+    assert on_disk.dispatcher.dispatched() == [('sent', ('ann@example.org',))] * 2
     assert files(on_disk.queue) == []
 
 
 class Settled:
     """A claim with nothing to send and nothing to report, that cannot be moved."""
 
-    events: tuple[PendingEvent, ...] = ()
+    pending_events: tuple[PendingEvent, ...] = ()
     todo: tuple[str, ...] = ()
     envelope = make_envelope()
     released = 0
@@ -787,10 +773,10 @@ class Settled:
 
 
 def test_a_settled_mail_that_cannot_be_moved_is_released(world: World) -> None:
-    """Its lock was kept for good, so that nobody could try again."""
+    """Its lock must not be kept: no process could try again."""
     claim: Any = Settled()
     with pytest.raises(QueueError):
-        attempt([claim], world.road(answers()), world.attempts, world.tally)
+        attempt([claim], world.connection(answers()), world.attempts, world.tally)
     assert claim.released == 1
     claim = Settled()
     claim.acknowledge = lambda events: None
@@ -801,84 +787,64 @@ def test_a_settled_mail_that_cannot_be_moved_is_released(world: World) -> None:
 # Recording
 
 
-class Faulty:
-    """A claim whose queue cannot be written to as long as ``broken``."""
-
-    broken = True
-
-    def __init__(self, claim: Any) -> None:
-        self._claim = claim
-        self.releases = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._claim, name)
-
-    def settle(self, events: Any, **options: Any) -> None:
-        if Faulty.broken:
-            raise QueueError(errno.ENOSPC, 'the queue cannot record: No space left on device')
-        self._claim.settle(events, **options)
-
-    def release(self) -> None:
-        self.releases += 1
-        self._claim.release()
-
-
 @pytest.fixture
-def full() -> type[Faulty]:
-    Faulty.broken = True
-    return Faulty
+def full() -> type[UnwritableClaim]:
+    UnwritableClaim.broken = True
+    return UnwritableClaim
 
 
 def test_recording_fails_after_acceptance(
-    world: World, full: type[Faulty], caplog: pytest.LogCaptureFixture
+    world: World, full: type[UnwritableClaim], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The lock is kept and the outcome remembered; nothing more is claimed; it is recorded later,
-    and never sent twice."""
+    """The lock is kept and the outcome remembered. Nothing more is claimed. It is recorded later,
+    and the mail is never sent twice."""
     world.dispatcher.kinds = ('sent',)
     world.put(make_envelope(id='1' * 32), make_envelope(id='2' * 32))
     claims = map(full, world.claims())
-    road = world.road(answers(), answers())
+    connection = world.connection(answers(), answers())
     with pytest.raises(QueueError):
-        attempt(claims, road, world.attempts, world.tally)
-    assert len(road.mailer.sent) == 1  # type: ignore[attr-defined]
+        attempt(claims, connection, world.attempts, world.tally)
+    assert len(connection.mailer.sent) == 1  # type: ignore[attr-defined]
     assert len(world.attempts.unrecorded) == 1
     assert 'CRITICAL' in lines(caplog)[-1]
     assert world.claimable() == 1, 'the first one is locked, the second one untouched'
-    assert world.tally == Tally(delivered=1), 'it counts, though nobody can write it down'
+    assert world.tally == Tally(delivered=1), 'it counts, though it cannot be written'
     with pytest.raises(QueueError):
-        world.attempts.record()
+        world.attempts.write_unrecorded()
     assert len(world.attempts.unrecorded) == 1
     assert world.dispatcher.pending_events == []
 
     full.broken = False
-    world.attempts.record()
+    world.attempts.write_unrecorded()
     assert world.attempts.unrecorded == []
-    assert world.dispatcher.told() == [('sent', ('ann@example.org',))]
-    attempt(world.claims(), road, world.attempts, world.tally)
-    assert [message_id[1:3] for message_id, _ in road.mailer.sent] == ['11', '22']  # type: ignore[attr-defined]
+    assert world.dispatcher.dispatched() == [('sent', ('ann@example.org',))]
+    attempt(world.claims(), connection, world.attempts, world.tally)
+    assert [message_id[1:3] for message_id, _ in connection.mailer.sent] == ['11', '22']  # type: ignore[attr-defined]
     assert world.tickets() == []
     assert world.tally == Tally(delivered=2)
-    road.close()
+    connection.close()
 
 
-def test_recording_fails_for_an_interrupted_mail(on_disk: World, full: type[Faulty]) -> None:
-    """What is settled without being sent is kept just so."""
+def test_recording_fails_for_an_interrupted_mail(
+    on_disk: World, full: type[UnwritableClaim]
+) -> None:
+    """The outcome of a mail that is settled without being sent is kept in the same way."""
     on_disk.put(make_envelope())
     died(on_disk)
-    road = on_disk.road(answers())
+    connection = on_disk.connection(answers())
     with pytest.raises(QueueError):
-        attempt(map(full, on_disk.claims()), road, on_disk.attempts, on_disk.tally)
+        attempt(map(full, on_disk.claims()), connection, on_disk.attempts, on_disk.tally)
     [(claim, _, retry_at)] = on_disk.attempts.unrecorded
     assert retry_at == NOW + 60
     assert claim.releases == 0  # type: ignore[attr-defined]
     full.broken = False
-    on_disk.attempts.record()
+    on_disk.attempts.write_unrecorded()
     assert on_disk.tickets() == []
 
 
-def test_sealing_fails(on_disk: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the mark before the dot cannot be written the dot does not leave: the session ends,
-    and the mail stays in the queue."""
+def test_marking_fails(on_disk: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the mark before the dot cannot be written, the dot is not sent: the session ends, and the
+    mail stays in the queue."""
     on_disk.put(make_envelope())
 
     def claims() -> Iterator[Any]:
@@ -890,16 +856,17 @@ def test_sealing_fails(on_disk: World, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(claim, 'mark_ambiguous', mark_ambiguous)
             yield claim
 
-    road = on_disk.road(answers())
+    connection = on_disk.connection(answers())
     with pytest.raises(QueueError):
-        attempt(claims(), road, on_disk.attempts, on_disk.tally)
-    assert road.mailer.log == ['connect', 'close']  # type: ignore[attr-defined]
+        attempt(claims(), connection, on_disk.attempts, on_disk.tally)
+    assert connection.mailer.log == ['connect', 'close']  # type: ignore[attr-defined]
     assert on_disk.claimable() == 1
     assert on_disk.tally == Tally()
 
 
 def test_claiming_fails_in_the_middle(world: World) -> None:
-    """A queue that breaks between two mails: what was sent is settled, the error goes on."""
+    """If the queue fails between two mails, mail that was sent is settled, and the error is
+    raised."""
 
     def claims() -> Iterator[Any]:
         yield next(world.claims())
@@ -907,61 +874,61 @@ def test_claiming_fails_in_the_middle(world: World) -> None:
 
     world.put(make_envelope(), make_envelope())
     with pytest.raises(QueueError):
-        attempt(claims(), world.road(answers()), world.attempts, world.tally)
+        attempt(claims(), world.connection(answers()), world.attempts, world.tally)
     assert world.tally == Tally(delivered=1)
     assert world.claimable() == 1
 
 
 def test_age_of_mail_that_was_sent_by_a_wrong_clock(world: World) -> None:
-    """It counts from now, not from the day that the clock had shown; mail that the user wanted to
-    leave on that day counts from there."""
+    """The age counts from now, not from the day that the wrong clock showed; that of mail which is
+    due on that day counts from there."""
     year = 365 * 86_400.0
     world.put(make_envelope(queued_at=NOW + year, due=NOW + year))
     [claim] = world.claims()
     world.clock.now = NOW + 86_401
-    world.attempts.settle(claim, dict.fromkeys(claim.todo, LATER), 'null:', world.tally)
+    world.attempts.record_outcome(claim, dict.fromkeys(claim.todo, LATER), 'null:', world.tally)
     assert world.tally == Tally(failed=1), 'older than give_up_after'
 
 
-def test_settling_alone(world: World) -> None:
-    """An outcome may be settled without an attempt, and without counting."""
+def test_recording_alone(world: World) -> None:
+    """An outcome may be recorded without an attempt, and without a tally."""
     world.dispatcher.kinds = ('error',)
     world.put(make_envelope())
     [claim] = world.claims()
-    world.attempts.settle(claim, dict.fromkeys(claim.todo, REFUSED), 'null:')
-    assert world.dispatcher.told() == [('error', ('ann@example.org',))]
+    world.attempts.record_outcome(claim, dict.fromkeys(claim.todo, REFUSED), 'null:')
+    assert world.dispatcher.dispatched() == [('error', ('ann@example.org',))]
     assert world.tally == Tally()
 
 
-# The road
+# The relay connection
 
 
 def test_one_connection_for_many_mails(world: World) -> None:
-    """A session is kept from attempt to attempt."""
-    road = world.road(answers())
+    """A session stays open from attempt to attempt."""
+    connection = world.connection(answers())
     for _ in range(3):
         world.put(make_envelope())
-        attempt(world.claims(), road, world.attempts, world.tally)
-    assert road.mailer.log == ['connect']  # type: ignore[attr-defined]
-    assert (road.mails_total, road.mails_on_session) == (3, 3)
-    road.close()
-    road.close()
-    assert road.mailer.log == ['connect', 'close']  # type: ignore[attr-defined]
+        attempt(world.claims(), connection, world.attempts, world.tally)
+    assert connection.mailer.log == ['connect']  # type: ignore[attr-defined]
+    assert (connection.mails_total, connection.mails_on_session) == (3, 3)
+    connection.close()
+    connection.close()
+    assert connection.mailer.log == ['connect', 'close']  # type: ignore[attr-defined]
 
 
-def test_a_spent_session_is_closed(world: World) -> None:
-    """After its share of mails the session is closed, and the rest goes over another one."""
+def test_a_used_up_session_is_closed(world: World) -> None:
+    """After a batch of mails the session is closed, and the rest goes over another one."""
     world.put(*(make_envelope() for _ in range(5)))
-    road = world.road(answers(), answers(), answers(), batch=2)
+    connection = world.connection(answers(), answers(), answers(), batch=2)
     for sent in (2, 4, 5):
-        attempt(world.claims(), road, world.attempts, world.tally)
-        assert len(road.mailer.sent) == sent  # type: ignore[attr-defined]
-    assert road.mailer.log == ['connect', 'close'] * 2 + ['connect']  # type: ignore[attr-defined]
-    road.close()
+        attempt(world.claims(), connection, world.attempts, world.tally)
+        assert len(connection.mailer.sent) == sent  # type: ignore[attr-defined]
+    assert connection.mailer.log == ['connect', 'close'] * 2 + ['connect']  # type: ignore[attr-defined]
+    connection.close()
 
 
-def test_a_session_that_pulls_ahead_gets_its_share(world: World) -> None:
-    """A mail pulled while the one before waits for its answer is one of the share."""
+def test_a_session_that_pulls_ahead_gets_one_batch(world: World) -> None:
+    """A mail that is pulled while the one before waits for its answer counts for the batch."""
 
     def ahead(envelopes: Iterable[Envelope], before_final_dot: Any) -> Iterator[Outcome]:
         source = iter(envelopes)
@@ -972,76 +939,76 @@ def test_a_session_that_pulls_ahead_gets_its_share(world: World) -> None:
             mail = follower
 
     world.put(*(make_envelope() for _ in range(5)))
-    road = world.road(ahead, ahead, ahead, batch=2)
+    connection = world.connection(ahead, ahead, ahead, batch=2)
     for sent in (2, 4, 5):
-        attempt(world.claims(), road, world.attempts, world.tally)
-        assert len(road.mailer.sent) == sent  # type: ignore[attr-defined]
+        attempt(world.claims(), connection, world.attempts, world.tally)
+        assert len(connection.mailer.sent) == sent  # type: ignore[attr-defined]
     assert world.tally == Tally(delivered=5)
-    road.close()
+    connection.close()
 
 
 @pytest.mark.parametrize('script', [answers(*[REFUSED] * 9), raises(ValueError('oops'))])
-def test_outcomes_name_the_place_that_the_session_leads_to(world: World, script: Script) -> None:
-    """A mailer may lead to several places: events name the one, and a session without a name of
-    its own stands for its mailer."""
+def test_outcomes_name_the_relay_of_the_session(world: World, script: Script) -> None:
+    """A mailer may have several relays: events name the session's. For a session without a name
+    they name the mailer."""
     world.dispatcher.kinds = ('error', 'deferred')
     for name, expected in {
         'smtp://second': 'smtp://second',
         None: 'smtp://relay.example.org:25',
     }.items():
-        road = world.road(script)
-        session = road.session()
+        connection = world.connection(script)
+        session = connection.session()
         del session.name
         if name is not None:
             session.name = name
         world.put(make_envelope())
-        attempt(world.claims(), road, world.attempts, world.tally)
-        assert [fate.mailer for fate in world.dispatcher.pending_events] == [expected]
+        attempt(world.claims(), connection, world.attempts, world.tally)
+        assert [event.mailer for event in world.dispatcher.pending_events] == [expected]
         world.dispatcher.pending_events.clear()
-        road.close()
+        connection.close()
 
 
-def test_an_idle_session_is_not_trusted(world: World) -> None:
-    """A session that nobody used for a while is replaced before the next mail."""
+def test_an_idle_session_is_replaced(world: World) -> None:
+    """A session that was not used for ``idle`` seconds is replaced before the next mail."""
     now = [0.0]
-    road = world.road(answers(), answers(), idle=60, monotonic=lambda: now[0])
+    connection = world.connection(answers(), answers(), idle=60, monotonic=lambda: now[0])
     for pause, log in ((0, 1), (60, 1), (61, 3)):
         now[0] += pause
         world.put(make_envelope())
-        attempt(world.claims(), road, world.attempts, world.tally)
-        assert len(road.mailer.log) == log  # type: ignore[attr-defined]
-    road.close()
+        attempt(world.claims(), connection, world.attempts, world.tally)
+        assert len(connection.mailer.log) == log  # type: ignore[attr-defined]
+    connection.close()
 
 
 def test_an_inherited_session_is_abandoned(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A forked child closes its parent's connection without a word."""
-    road = world.road(answers(), answers())
-    road.session()
+    """A forked child abandons its parent's session: it sends nothing on it."""
+    connection = world.connection(answers(), answers())
+    connection.session()
     monkeypatch.setattr(os, 'getpid', lambda: -1)
-    road.session()
-    assert road.mailer.log == ['connect', 'abandon', 'connect']  # type: ignore[attr-defined]
+    connection.session()
+    assert connection.mailer.log == ['connect', 'abandon', 'connect']  # type: ignore[attr-defined]
     monkeypatch.setattr('os.getpid', lambda: -2)
-    road.close()
-    assert road.mailer.log[-1] == 'abandon'  # type: ignore[attr-defined]
-    road.close()
+    connection.close()
+    assert connection.mailer.log[-1] == 'abandon'  # type: ignore[attr-defined]
+    connection.close()
 
 
-def test_connecting_is_told_apart(world: World) -> None:
-    """While it connects, a road says so, but not while its thread holds mail."""
+def test_connecting_is_shown(world: World) -> None:
+    """``connecting`` is True while a connection is opened, unless its thread holds mail."""
     seen = []
 
     class Watched(Sessions):
         def connect(self) -> Session:
-            seen.append(road.connecting)
+            seen.append(connection.connecting)
             return super().connect()
 
-    road = RelayConnection(Watched(answers(), answers()))
-    road.session()
-    road.close()
-    road.session(holding=True)
+    connection = RelayConnection(Watched(answers(), answers()))
+    connection.session()
+    connection.close()
+    connection.session(holding=True)
     assert seen == [True, False]
-    assert road.connecting is False
-    road.close()
+    assert connection.connecting is False
+    connection.close()
 
 
 # Counts
@@ -1056,18 +1023,18 @@ def test_connecting_is_told_apart(world: World) -> None:
     ],
 )
 def test_tally(kinds: list[Any], tally: Tally) -> None:
-    """A mail counts once, by the worst that is still open."""
-    fate = PendingEvent(id='x', kind='sent', recipients=(), attempt=1, mailer='')
+    """A mail counts once: as deferred, else as failed, else as delivered."""
+    event = PendingEvent(id='x', kind='sent', recipients=(), attempt=1, mailer='')
     count = Tally()
-    count.count([replace(fate, kind=kind) for kind in kinds])
+    count.count([replace(event, kind=kind) for kind in kinds])
     assert count == tally
     assert count.total == 1
     count.add(tally)
     assert count.total == 2
 
 
-class Handing:
-    """What somebody wraps around a session, and hands on all that it does not do itself."""
+class Forwarding:
+    """A wrapper around a session, which forwards everything."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
@@ -1077,8 +1044,9 @@ class Handing:
 
 
 @pytest.mark.parametrize('wrapped', [False, True])
-def test_a_wrapper_has_not_promised_to_give_way(wrapped: bool) -> None:
-    """Only a session whose own class says so works in turn: others may wait on their own."""
+def test_a_wrapper_does_not_inherit_the_flag(wrapped: bool) -> None:
+    """The lock is held only over a session whose own class is cooperative: others may wait without
+    releasing it."""
 
     class Session:
         cooperative = True
@@ -1089,8 +1057,8 @@ def test_a_wrapper_has_not_promised_to_give_way(wrapped: bool) -> None:
             return iter(())
 
     held: list[bool] = []
-    attempts = OutcomeRecorder(POLICY, Reporter())
-    session = Handing(Session()) if wrapped else Session()
-    road = RelayConnection(RecordingMailer())
-    Batch(iter(()), road, attempts, Tally()).send(session)
+    attempts = OutcomeRecorder(POLICY, RecordingDispatcher())
+    session = Forwarding(Session()) if wrapped else Session()
+    connection = RelayConnection(RecordingMailer())
+    Batch(iter(()), connection, attempts, Tally()).send(session)
     assert held == [not wrapped]

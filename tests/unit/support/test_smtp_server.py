@@ -1,4 +1,4 @@
-"""The scripted server is polite by default, follows its script, and stops and starts."""
+"""The scripted server accepts mail by default, follows its script, and stops and starts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Start = Callable[..., ScriptedSMTPServer]
 
 
 def test_a_message_arrives_byte_for_byte(smtp_server: ScriptedSMTPServer) -> None:
-    """A polite conversation leaves the exact message, its envelope and no violation."""
+    """By default the server stores the exact message, its envelope and no violation."""
     data = MAIL + b'.\r\n..two\r\n\r\n.end\r\n'
     assert send(smtp_server, 'b@x', 'c@x', data=data) == {}
     (message,) = smtp_server.messages
@@ -56,15 +56,15 @@ def test_a_message_arrives_byte_for_byte(smtp_server: ScriptedSMTPServer) -> Non
 
 
 def test_pipelined_groups_are_answered_in_order(smtp_server: ScriptedSMTPServer) -> None:
-    """A group in one segment gets one reply each, and what follows in it is no violation."""
+    """A group in one segment gets one reply for each command, and is no violation."""
     smtp_server.script('RCPT', reply(550, '5.1.1 no such user'), match='nobody@x')
     with connected(smtp_server.port) as client:
         group = [b'RCPT TO:<%d@x>' % number for number in range(300)]
         lines = [b'MAIL FROM:<a@x>', b'RCPT TO:<nobody@x>', *group, b'DATA', b'']
-        client.say(b'\r\n'.join(lines))
+        client.write(b'\r\n'.join(lines))
         codes = [client.reply()[:3] for _ in range(303)]
         assert codes == [b'250', b'550', *[b'250'] * 300, b'354']
-        client.say(MAIL + b'.\r\n' + b'MAIL FROM:<c@x>\r\nRSET\r\nQUIT\r\n')
+        client.write(MAIL + b'.\r\n' + b'MAIL FROM:<c@x>\r\nRSET\r\nQUIT\r\n')
         assert [client.reply()[:3] for _ in range(4)] == [b'250', b'250', b'250', b'221']
         assert client.rest() == b''
     assert smtp_server.violations == []
@@ -72,12 +72,12 @@ def test_pipelined_groups_are_answered_in_order(smtp_server: ScriptedSMTPServer)
 
 
 def test_it_is_fast(smtp_server: ScriptedSMTPServer) -> None:
-    """Several hundred messages a second at the least, even on a busy machine."""
+    """It takes several hundred messages a second at least, even on a busy machine."""
     group = b'MAIL FROM:<a@x>\r\nRCPT TO:<b@x>\r\nDATA\r\n'
     with connected(smtp_server.port) as client:
         started = time.perf_counter()
         for _ in range(500):
-            client.say(group)
+            client.write(group)
             assert [client.reply()[:1] for _ in range(3)] == [b'2', b'2', b'3']
             assert client.ask(MAIL + b'.').startswith(b'250')
         assert time.perf_counter() - started < 2
@@ -85,7 +85,7 @@ def test_it_is_fast(smtp_server: ScriptedSMTPServer) -> None:
 
 
 def test_a_big_message(smtp_server: ScriptedSMTPServer) -> None:
-    """Reading does not become quadratic, wherever segments end."""
+    """Reading is not quadratic, wherever segments end."""
     data = MAIL + (b'x' * 70 + b'\r\n') * 130_000
     send(smtp_server, data=data)
     assert smtp_server.messages[0].data == data
@@ -144,7 +144,7 @@ def test_scripted_replies_are_used_up(smtp_server: ScriptedSMTPServer) -> None:
 
 
 def test_matches(smtp_server: ScriptedSMTPServer) -> None:
-    """Text, octets and patterns choose by command line, and by the message for 'dot'."""
+    """Text, bytes and patterns choose by command line, and by the message for 'dot'."""
     smtp_server.always('MAIL', reply(550), match=re.compile('<evil@', re.IGNORECASE))
     smtp_server.script('dot', reply(451), match='Subject: later')
     smtp_server.always('dot', reply(554), match=b'Subject: \xc3\xa9vil')
@@ -157,7 +157,7 @@ def test_matches(smtp_server: ScriptedSMTPServer) -> None:
 
 
 def test_unknown_verbs_cannot_be_scripted(smtp_server: ScriptedSMTPServer) -> None:
-    """A typing error in a test is an error."""
+    """A misspelt verb is an error."""
     with pytest.raises(ValueError, match="'rcpt' cannot be scripted"):
         smtp_server.script('rcpt', reply(550))
 
@@ -198,7 +198,7 @@ def test_421_after_each_verb(smtp_server: ScriptedSMTPServer, verb: str) -> None
 
 
 def test_bad_greeting(smtp_server: ScriptedSMTPServer) -> None:
-    """After a negative greeting nothing but QUIT is answered positively."""
+    """After a negative greeting only QUIT has a positive reply."""
     smtp_server.script('connect', reply(554, 'no SMTP service here'))
     with connected(smtp_server.port, greeted=False) as client:
         assert client.reply() == b'554 no SMTP service here\r\n'
@@ -206,8 +206,8 @@ def test_bad_greeting(smtp_server: ScriptedSMTPServer) -> None:
         assert client.ask(b'QUIT').startswith(b'221')
 
 
-def test_raw_octets_in_pieces(smtp_server: ScriptedSMTPServer) -> None:
-    """A reply may be malformed, or come in pieces, and still be understood as what it says."""
+def test_raw_bytes_in_pieces(smtp_server: ScriptedSMTPServer) -> None:
+    """A reply may be malformed, or come in pieces, and still count by its code."""
     smtp_server.script('MAIL', raw(b'25', then=delay(0.02, raw(b'0 fine\r\n'))))
     smtp_server.script('NOOP', raw(b'250-a\r\n550 b\n'), raw(b'hello\r\n'))
     with connected(smtp_server.port) as client:
@@ -218,7 +218,7 @@ def test_raw_octets_in_pieces(smtp_server: ScriptedSMTPServer) -> None:
 
 
 def test_callables_see_the_session(smtp_server: ScriptedSMTPServer) -> None:
-    """A callable decides by the state of the conversation, None is the default reply."""
+    """A callable decides by the state of the session; None is the default reply."""
 
     def at_most_two(session: Session) -> Action | None:
         return reply(452, '4.5.3 too many') if len(session.recipients) == 2 else None
@@ -236,7 +236,7 @@ def test_callables_see_the_session(smtp_server: ScriptedSMTPServer) -> None:
 
 
 def test_data_without_recipients(smtp_server: ScriptedSMTPServer) -> None:
-    """A server may say 354 though it refused everybody: a lone dot then is no message."""
+    """A server may reply 354 though it refused every recipient: a lone dot is no message then."""
     smtp_server.script('DATA', reply(354, 'go on'))
     with connected(smtp_server.port) as client:
         client.ask(b'MAIL FROM:<a@x>')
@@ -258,10 +258,10 @@ def test_data_without_recipients(smtp_server: ScriptedSMTPServer) -> None:
     ],
 )
 def test_stop_interrupts_everything(action: Action) -> None:
-    """Stopping is quick, whatever goes on, and ends the connections."""
+    """Stopping is quick, whatever happens, and ends the connections."""
     with ScriptedSMTPServer() as server, connected(server.port) as client, connected(server.port):
         server.script('NOOP', action)
-        client.say(b'NOOP\r\n')
+        client.write(b'NOOP\r\n')
         server.wait_for(lambda server: 'NOOP' in server.verbs(1))
         started = time.perf_counter()
         server.stop()
@@ -272,7 +272,7 @@ def test_stop_interrupts_everything(action: Action) -> None:
 
 
 def test_stop_and_start_on_the_same_port(smtp_server: ScriptedSMTPServer) -> None:
-    """A relay goes down and comes back on its port; its log is kept."""
+    """A server can be stopped and started again on its port; its logs go on."""
     for _ in range(3):
         send(smtp_server)
         port = smtp_server.port
@@ -288,13 +288,13 @@ def test_stop_and_start_on_the_same_port(smtp_server: ScriptedSMTPServer) -> Non
 
 
 def test_stop_while_a_reply_is_due(smtp_server: ScriptedSMTPServer) -> None:
-    """A relay that goes down before its 250 has accepted without acknowledging."""
+    """A server that stops before its 250 has accepted without acknowledging."""
     smtp_server.script('dot', delay(60))
     with connected(smtp_server.port) as client:
         client.ask(b'MAIL FROM:<a@x>')
         client.ask(b'RCPT TO:<b@x>')
         client.ask(b'DATA')
-        client.say(MAIL + b'.\r\n')
+        client.write(MAIL + b'.\r\n')
         smtp_server.wait_for(1)
         smtp_server.stop()
         assert client.rest() == b''
@@ -322,7 +322,7 @@ def test_many_clients_at_once(smtp_server: ScriptedSMTPServer) -> None:
 
 
 def test_wait_for_says_what_happened_instead(smtp_server: ScriptedSMTPServer) -> None:
-    """A wait in vain ends with the conversation so far."""
+    """A wait in vain ends with the logs."""
     send(smtp_server)
     smtp_server.script('NOOP', reply(250))
     with pytest.raises(AssertionError, match='2 messages not seen') as caught:
@@ -350,14 +350,15 @@ def test_wait_for_says_what_happened_instead(smtp_server: ScriptedSMTPServer) ->
     ],
 )
 def test_parsers(stream: bytes, strict: list[bytes], lax: list[bytes]) -> None:
-    """The strict parser knows one end of data, the lax one every one that was ever seen."""
+    """The strict parser accepts one end of data; the lax one accepts every end that a server is
+    known to accept."""
     assert strict_messages(stream) == strict
     assert lax_messages(stream) == lax
 
 
 @pytest.mark.parametrize('stream', [b'a', b'a\r\n', b'a\r\n.', b'.', b'a\r\n.\r\nQUIT\r\n'])
 def test_parsers_refuse_what_does_not_end(stream: bytes) -> None:
-    """Octets after the last end of data are an error, not a message."""
+    """Bytes after the last end of data are an error, not a message."""
     with pytest.raises(ValueError, match='no end of data'):
         strict_messages(stream)
     with pytest.raises(ValueError, match='no end of data'):

@@ -70,13 +70,13 @@ def test_drop_after_acceptance(smtp_server: ScriptedSMTPServer) -> None:
 def test_acceptance_without_acknowledgement(
     smtp_server: ScriptedSMTPServer, action: Action
 ) -> None:
-    """What the server took and did not acknowledge is listed so."""
+    """A message that was accepted and not acknowledged is logged so."""
     smtp_server.script('dot', accept_then(action))
     with connected(smtp_server.port) as client:
         client.ask(b'MAIL FROM:<a@x>')
         client.ask(b'RCPT TO:<b@x>')
         client.ask(b'DATA')
-        client.say(MAIL + b'.\r\n')
+        client.write(MAIL + b'.\r\n')
         smtp_server.wait_for(1)
     (message,) = smtp_server.messages
     assert (message.acknowledged, message.reply_code) == (False, None)
@@ -89,7 +89,7 @@ def test_half_close(smtp_server: ScriptedSMTPServer) -> None:
     with connected(smtp_server.port) as client:
         assert client.ask(b'NOOP') == b''
         for _ in range(3):
-            client.say(b'QUIT\r\n')
+            client.write(b'QUIT\r\n')
         smtp_server.wait_for(lambda server: server.open_connections == 1)
         assert smtp_server.raw(1).endswith(b'NOOP\r\n') or b'QUIT' in smtp_server.raw(1)
     smtp_server.wait_for(lambda server: server.open_connections == 0)
@@ -98,7 +98,7 @@ def test_half_close(smtp_server: ScriptedSMTPServer) -> None:
 
 @pytest.mark.parametrize('verb', ['connect', 'MAIL', 'dot'])
 def test_hang(smtp_server: ScriptedSMTPServer, verb: str) -> None:
-    """A client that waits for an answer runs into its own timeout."""
+    """A client that waits for a reply runs into its own time-out."""
     smtp_server.script(verb, hang())
 
     def talk() -> None:
@@ -118,7 +118,7 @@ def test_hang(smtp_server: ScriptedSMTPServer, verb: str) -> None:
 
 
 def test_hang_without_reading(start_smtp_server: Start) -> None:
-    """A server that takes nothing makes the client's writes block."""
+    """A server that does not read makes the client's writes block."""
     server = start_smtp_server(socket_buffer=4096)
     server.script('DATA', raw(b'354 go on\r\n', then=hang(reading=False)))
     with connected(server.port) as client:
@@ -127,7 +127,7 @@ def test_hang_without_reading(start_smtp_server: Start) -> None:
         client.ask(b'DATA')
         client.socket.settimeout(0.1)
         with pytest.raises(TimeoutError):
-            client.say(b'x' * 20_000_000)
+            client.write(b'x' * 20_000_000)
     server.stop()
     assert len(server.raw(1)) < 100_000
 
@@ -156,14 +156,14 @@ def test_delay(smtp_server: ScriptedSMTPServer, verb: str) -> None:
 
 
 def test_hold(smtp_server: ScriptedSMTPServer) -> None:
-    """A held reply waits for the test; the message is known before it is acknowledged."""
+    """A held reply waits for the test; the message is logged before it is acknowledged."""
     event = threading.Event()
     smtp_server.script('dot', hold(event, reply(250, 'at last')))
     with connected(smtp_server.port) as client:
         client.ask(b'MAIL FROM:<a@x>')
         client.ask(b'RCPT TO:<b@x>')
         client.ask(b'DATA')
-        client.say(MAIL + b'.\r\n')
+        client.write(MAIL + b'.\r\n')
         smtp_server.wait_for(1)
         assert not smtp_server.messages[0].acknowledged
         event.set()
@@ -180,7 +180,7 @@ def test_client_that_gave_up_is_not_acknowledged(smtp_server: ScriptedSMTPServer
         client.ask(b'MAIL FROM:<a@x>')
         client.ask(b'RCPT TO:<b@x>')
         client.ask(b'DATA')
-        client.say(MAIL + b'.\r\n')
+        client.write(MAIL + b'.\r\n')
         smtp_server.wait_for(1)
     event.set()
     smtp_server.wait_for(lambda server: server.open_connections == 0)
@@ -200,9 +200,9 @@ def test_endless_replies(smtp_server: ScriptedSMTPServer) -> None:
     smtp_server.script('EHLO', stream_forever())
     client = Client(smtp_server.port)
     client.reply()
-    client.say(b'EHLO me\r\n')
-    octets = 0
-    while octets < 1_000_000:
-        octets += len(client.socket.recv(65536))
+    client.write(b'EHLO me\r\n')
+    received = 0
+    while received < 1_000_000:
+        received += len(client.socket.recv(65536))
     client.close()
     smtp_server.wait_for(lambda server: server.open_connections == 0)

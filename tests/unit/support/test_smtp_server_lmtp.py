@@ -1,4 +1,4 @@
-"""The scripted server speaks LMTP (RFC 2033), over TCP and through a Unix socket."""
+"""The scripted server supports LMTP (RFC 2033), over TCP and through a Unix socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def server(start_smtp_server: Start) -> ScriptedSMTPServer:
 
 @pytest.fixture
 def client(server: ScriptedSMTPServer) -> Iterator[Client]:
-    """A client that has said LHLO."""
+    """Return a client that has sent LHLO."""
     with connected(server.port, greeted=False) as client:
         client.reply()
         assert client.ask(b'LHLO me').startswith(b'250-')
@@ -38,8 +38,8 @@ def envelope(client: Client, *recipients: bytes) -> None:
 
 
 def test_a_reply_for_each_recipient(server: ScriptedSMTPServer, client: Client) -> None:
-    """RFC 2033, 4.2: as many replies as accepted recipients, in their order; each copy that was
-    taken is logged on its own."""
+    """There are as many replies as accepted recipients, in their order (RFC 2033, 4.2); each
+    accepted copy is logged on its own."""
     server.script('RCPT', reply(250), reply(550, 'no'))
     server.script('dot', reply(250, 'first'), reply(452, 'second'))
     envelope(client, b'b@x', b'c@x', b'd@x', b'e@x')
@@ -53,8 +53,8 @@ def test_a_reply_for_each_recipient(server: ScriptedSMTPServer, client: Client) 
     assert server.violations == []
 
 
-def test_a_callable_learns_whose_turn_it_is(server: ScriptedSMTPServer, client: Client) -> None:
-    """What is scripted for 'dot' may depend on the recipient."""
+def test_a_callable_sees_the_recipient(server: ScriptedSMTPServer, client: Client) -> None:
+    """The script for 'dot' may depend on the recipient."""
 
     def full(session: Session) -> Reply | None:
         return reply(452, 'full') if session.recipient == 'c@x' else None
@@ -78,7 +78,8 @@ def test_lost_after_the_first_reply(server: ScriptedSMTPServer, client: Client) 
 
 @pytest.mark.parametrize('line', [b'EHLO me', b'HELO me'])
 def test_the_greetings_of_smtp_are_a_mistake(start_smtp_server: Start, line: bytes) -> None:
-    """RFC 2033, 4.1: they are answered 500, and are a violation; so is LHLO to an SMTP server."""
+    """EHLO and HELO are answered 500 and are a violation (RFC 2033, 4.1); so is LHLO to an SMTP
+    server."""
     for lmtp, verb in ((True, line), (False, b'LHLO me')):
         server = start_smtp_server(lmtp=lmtp)
         with connected(server.port, greeted=False) as client:
@@ -87,14 +88,14 @@ def test_the_greetings_of_smtp_are_a_mistake(start_smtp_server: Start, line: byt
         assert 'unknown command' in server.violations[0]
 
 
-def test_data_for_nobody(client: Client) -> None:
-    """RFC 2033, 4.2: 503, where SMTP has 554."""
+def test_data_without_recipients(client: Client) -> None:
+    """DATA without a recipient is answered 503, where SMTP has 554 (RFC 2033, 4.2)."""
     client.ask(b'MAIL FROM:<a@x>')
     assert client.ask(b'DATA').startswith(b'503')
 
 
 def test_unix_socket(start_smtp_server: Start, tmp_path: Path) -> None:
-    """A server at a path talks with the standard library, can be stopped, and started again."""
+    """A server at a path works with the standard library, and can be stopped and started again."""
     path = str(tmp_path / 'lmtp')
     server = start_smtp_server(lmtp=True, path=path)
     assert server.url == f'lmtp+unix:{path}'
@@ -112,6 +113,6 @@ def test_unix_socket(start_smtp_server: Start, tmp_path: Path) -> None:
 
 
 def test_url(start_smtp_server: Start, server: ScriptedSMTPServer) -> None:
-    """It is what to write as mail.url."""
+    """The URL is a value of mail.url."""
     assert server.url == f'lmtp://127.0.0.1:{server.port}'
     assert start_smtp_server().url.startswith('smtp://')

@@ -1,4 +1,4 @@
-"""The proxy cuts exactly where it is told to."""
+"""The proxy cuts after exactly the bytes that it was given."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.support.smtp.server import CuttingProxy, ScriptedSMTPServer
 DIALOGUE = b'EHLO me\r\nMAIL FROM:<a@x>\r\nRCPT TO:<b@x>\r\nDATA\r\n' + MAIL + b'.\r\n'
 
 
-def push(proxy: CuttingProxy, octets: bytes) -> bytes:
+def push(proxy: CuttingProxy, sent: bytes) -> bytes:
     """Send without waiting for replies, and return all that comes back."""
     with connected(proxy.port, greeted=False) as client:
-        client.say(octets)
+        client.write(sent)
         return client.rest()
 
 
@@ -24,7 +24,7 @@ def push(proxy: CuttingProxy, octets: bytes) -> bytes:
 def test_cut_from_the_client(
     smtp_server: ScriptedSMTPServer, how: Literal['rst', 'fin'], after: int
 ) -> None:
-    """Exactly so many octets of the client reach the server; both sides see the same end."""
+    """Exactly that many bytes of the client reach the server; both sides see the same end."""
     with CuttingProxy(smtp_server.port, after=after, how=how) as proxy:
         if how == 'rst':
             with pytest.raises(ConnectionError):
@@ -38,7 +38,7 @@ def test_cut_from_the_client(
 
 @pytest.mark.parametrize('after', [0, 3, 30])
 def test_cut_from_the_server(smtp_server: ScriptedSMTPServer, after: int) -> None:
-    """Exactly so many octets of the server reach the client."""
+    """Exactly that many bytes of the server reach the client."""
     with CuttingProxy(smtp_server.port, after=after, side='server', how='fin') as proxy:
         received = push(proxy, b'NOOP\r\n')
         smtp_server.wait_for(lambda server: server.connections == 1)
@@ -47,7 +47,7 @@ def test_cut_from_the_server(smtp_server: ScriptedSMTPServer, after: int) -> Non
 
 
 def test_cuts_come_to_an_end(smtp_server: ScriptedSMTPServer) -> None:
-    """After so many cuts the proxy is transparent, octet by octet, for big messages too."""
+    """After that many cuts the proxy is transparent, byte by byte, for big messages too."""
     data = MAIL + b'x' * 900 + (b'\r\n' + b'y' * 900) * 5_000 + b'\r\n'
 
     def deliver() -> None:
@@ -60,11 +60,11 @@ def test_cuts_come_to_an_end(smtp_server: ScriptedSMTPServer) -> None:
         deliver()
         assert (proxy.cuts, proxy.connections) == (1, 2)
     assert [message.data for message in smtp_server.messages] == [data]
-    assert [octets > 200 for octets, _ in proxy.forwarded] == [False, True]
+    assert [sent > 200 for sent, _ in proxy.forwarded] == [False, True]
 
 
 def test_every_byte_boundary(smtp_server: ScriptedSMTPServer) -> None:
-    """A dialogue can be cut at each of its octets, quickly, and no message is accepted."""
+    """A session can be cut at each of its bytes, quickly, and no message is accepted."""
     for after in range(len(DIALOGUE)):
         with (
             CuttingProxy(smtp_server.port, after=after) as proxy,
@@ -80,7 +80,7 @@ def test_every_byte_boundary(smtp_server: ScriptedSMTPServer) -> None:
 
 
 def test_proxy_of_a_dead_server(smtp_server: ScriptedSMTPServer) -> None:
-    """Where there is no server, the client sees its connection reset."""
+    """If there is no server, the client sees its connection reset."""
     smtp_server.stop()
     with CuttingProxy(smtp_server.port, after=None) as proxy, pytest.raises(ConnectionError):
         push(proxy, b'')

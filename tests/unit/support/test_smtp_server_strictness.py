@@ -1,4 +1,4 @@
-"""The scripted server notes what a client must not send."""
+"""The scripted server logs violations of the protocol."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Start = Callable[..., ScriptedSMTPServer]
 
 
 @pytest.mark.parametrize(
-    ('octets', 'violation'),
+    ('sent', 'violation'),
     [
         (b'NOOP\nNOOP\r\n', 'bare LF'),
         (b'NOOP\rNOOP\r\n', 'bare CR'),
         (b'NOOP\n', 'bare LF'),
         (b'MAIL FROM:<a\0@x>\r\n', 'control character'),
-        (b'MAIL FROM:<\xc3\xa9@x>\r\n', 'octet above 127 without SMTPUTF8'),
+        (b'MAIL FROM:<\xc3\xa9@x>\r\n', 'byte above 127 without SMTPUTF8'),
         (b'MAIL FROM:<\xe9@x> SMTPUTF8\r\n', 'no UTF-8'),
-        (b'EHLO \xc3\xa9\r\n', 'octet above 127 without SMTPUTF8'),
+        (b'EHLO \xc3\xa9\r\n', 'byte above 127 without SMTPUTF8'),
         (b'MAIL FROM: <a@x>\r\n', 'syntax'),
         (b'MAIL FROM:a@x\r\n', 'syntax'),
-        (b'NOOP ' + b'x' * 506 + b'\r\n', 'NOOP of 513 octets'),
+        (b'NOOP ' + b'x' * 506 + b'\r\n', 'NOOP of 513 bytes'),
         (b'Subject: hello\r\n', 'unknown command'),
         (b'NOOP\r\nNOOP\r\n', 'before the reply to NOOP'),
         (b'EHLO me\r\nMAIL FROM:<a@x>\r\n', 'before the reply to EHLO'),
@@ -33,11 +33,11 @@ Start = Callable[..., ScriptedSMTPServer]
     ],
 )
 def test_violations_in_commands(
-    smtp_server: ScriptedSMTPServer, octets: bytes, violation: str
+    smtp_server: ScriptedSMTPServer, sent: bytes, violation: str
 ) -> None:
-    """Whatever a client must not send as a command is logged."""
+    """Each violation in a command is logged."""
     with connected(smtp_server.port) as client:
-        client.say(octets)
+        client.write(sent)
         smtp_server.wait_for(lambda server: server.violations)
         assert violation in smtp_server.violations[0]
 
@@ -59,19 +59,19 @@ def test_bare_line_ends_are_not_obeyed(smtp_server: ScriptedSMTPServer) -> None:
         (b'.b\r\n', 'begins with one dot'),
         (b'a\0\r\n', 'NUL'),
         (b'\xc3\xa9\r\n', 'without BODY=8BITMIME'),
-        (b'a\r\n' + b'x' * 999 + b'\r\n', 'line of 1001 octets'),
+        (b'a\r\n' + b'x' * 999 + b'\r\n', 'line of 1001 bytes'),
     ],
 )
 def test_violations_in_data(smtp_server: ScriptedSMTPServer, data: bytes, violation: str) -> None:
-    """Whatever a client must not send as data is logged."""
+    """Each violation in the data is logged."""
     with connected(smtp_server.port) as client:
         client.transaction(data=data)
     (text,) = smtp_server.violations
     assert violation in text
 
 
-def test_long_stuffed_lines_and_declared_octets_are_fine(start_smtp_server: Start) -> None:
-    """1000 octets beside the stuffed dot, octets above 127 that were declared: no violation."""
+def test_long_stuffed_lines_and_declared_bytes_are_fine(start_smtp_server: Start) -> None:
+    """1000 bytes beside the stuffed dot, bytes above 127 that were declared: no violation."""
     server = start_smtp_server(extensions=['8BITMIME', 'SMTPUTF8'])
     with connected(server.port) as client:
         client.transaction(data=b'..' + b'x' * 997 + b'\r\n')
@@ -85,11 +85,11 @@ def test_long_stuffed_lines_and_declared_octets_are_fine(start_smtp_server: Star
 
 
 def test_early_talkers(smtp_server: ScriptedSMTPServer) -> None:
-    """Octets before the greeting are a violation."""
+    """Bytes before the greeting are a violation."""
     event = threading.Event()
     smtp_server.script('connect', hold(event))
     with connected(smtp_server.port, greeted=False) as client:
-        client.say(b'EHLO me\r\n')
+        client.write(b'EHLO me\r\n')
         event.set()
         client.reply()
     assert "b'EHLO me\\r\\n' sent before the greeting" in smtp_server.violations[0]
@@ -97,13 +97,13 @@ def test_early_talkers(smtp_server: ScriptedSMTPServer) -> None:
 
 @pytest.mark.parametrize('code', [354, 451])
 def test_data_before_354(smtp_server: ScriptedSMTPServer, code: int) -> None:
-    """Octets of a message before DATA is answered are a violation, whatever the answer."""
+    """Bytes of a message before the reply to DATA are a violation, whatever the reply."""
     smtp_server.script('DATA', delay(0.05, reply(code)))
     with connected(smtp_server.port) as client:
         client.ask(b'MAIL FROM:<a@x>')
         client.ask(b'RCPT TO:<b@x>')
-        client.say(b'DATA\r\n')
-        client.say(MAIL + b'.\r\n')
+        client.write(b'DATA\r\n')
+        client.write(MAIL + b'.\r\n')
         client.reply()
         client.reply()
     assert 'sent before the reply to DATA' in smtp_server.violations[0]
@@ -113,7 +113,7 @@ def test_pipelining_that_was_not_offered(start_smtp_server: Start) -> None:
     """A group is a violation where PIPELINING is not offered."""
     server = start_smtp_server(extensions=[])
     with connected(server.port) as client:
-        client.say(b'MAIL FROM:<a@x>\r\nRCPT TO:<b@x>\r\n')
+        client.write(b'MAIL FROM:<a@x>\r\nRCPT TO:<b@x>\r\n')
         client.reply()
         client.reply()
     assert 'sent before the reply to MAIL' in server.violations[0]

@@ -1,4 +1,4 @@
-"""The scripted server speaks TLS, well and badly, and authenticates."""
+"""The scripted server supports TLS, valid and invalid, and authentication."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Start = Callable[..., ScriptedSMTPServer]
 def test_tls(
     start_smtp_server: Start, tls_authority: TLSAuthority, mode: Literal['starttls', 'implicit']
 ) -> None:
-    """Both kinds of TLS verify against the authority, and the log is in clear."""
+    """Both kinds of TLS verify against the authority, and the logs are decrypted."""
     server = start_smtp_server(
         tls=mode, context=tls_authority.context(), tls_extensions=['8BITMIME', 'SIZE 99']
     )
@@ -108,12 +108,12 @@ def test_failing_handshakes(
 
 
 def test_starttls_response_injection(start_smtp_server: Start, tls_authority: TLSAuthority) -> None:
-    """Octets in clear after 220 come in its segment, and a careless client believes them."""
+    """Bytes in plain text after 220 come in its segment, and a careless client trusts them."""
     server = start_smtp_server(tls='starttls', context=tls_authority.context())
     server.script('STARTTLS', raw(b'220 ready\r\n250-FAKE\r\n250 AUTH PLAIN\r\n'))
     trusting = ssl.create_default_context(cafile=str(tls_authority.path))
     with connected(server.port) as client:
-        client.say(b'STARTTLS\r\n')
+        client.write(b'STARTTLS\r\n')
         assert client.socket.recv(65536) == b'220 ready\r\n250-FAKE\r\n250 AUTH PLAIN\r\n'
         wrapped = handshake(client, trusting)
         assert b'FAKE' not in wrapped.ask(b'EHLO me')
@@ -123,7 +123,7 @@ def test_starttls_response_injection(start_smtp_server: Start, tls_authority: TL
 def test_commands_injected_before_tls_are_forgotten(
     start_smtp_server: Start, tls_authority: TLSAuthority
 ) -> None:
-    """What a client sends behind STARTTLS is a violation, and is not obeyed inside TLS."""
+    """What a client sends behind STARTTLS is a violation, and is not executed inside TLS."""
     server = start_smtp_server(tls='starttls', context=tls_authority.context())
     trusting = ssl.create_default_context(cafile=str(tls_authority.path))
     with connected(server.port) as client:
@@ -160,7 +160,7 @@ def test_close_notify(
 
 
 def test_tls_needs_a_context(tls_authority: TLSAuthority) -> None:
-    """TLS without a certificate, or a certificate without TLS, is a mistake of the test."""
+    """TLS without a certificate, or a certificate without TLS, is an error."""
     with pytest.raises(ValueError, match='need each other'):
         ScriptedSMTPServer(tls='implicit')
     with pytest.raises(ValueError, match='need each other'):
@@ -261,8 +261,8 @@ def bearer(user: str, token: str) -> bytes:
 
 
 def test_xoauth2(start_smtp_server: Start) -> None:
-    """A good token is taken, with and without initial response; a bad one gets the challenge that
-    says why, and 535 after an empty line."""
+    """A valid token is accepted, with and without initial response; an invalid one gets the
+    challenge with the reason, and 535 after an empty line."""
     server = start_smtp_server(auth={'ann': 't0ken'}, auth_mechanisms=['XOAUTH2'])
     for lines in (
         [b'AUTH XOAUTH2 ' + bearer('ann', 't0ken')],
@@ -289,7 +289,7 @@ def test_xoauth2(start_smtp_server: Start) -> None:
     ],
 )
 def test_xoauth2_done_badly(start_smtp_server: Start, lines: list[bytes], violation: str) -> None:
-    """What a client must not say in it is logged."""
+    """Violations in the exchange are logged."""
     server = start_smtp_server(auth={'ann': 't0ken'}, auth_mechanisms=['XOAUTH2'])
     with connected(server.port) as client:
         assert [client.ask(line)[:1] for line in lines][-1] == b'5'

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
+from pyramid_sendmail.mailers.smtp.authentication import Credentials, TokenFile
+from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.tokens import TokenFile
-from tests.support.sessions import A, envelope, send, statuses
+from pyramid_sendmail.mailers.smtp.options import Timeouts, TLSOptions
+from tests.support.sessions import deliver, make_mailer, refused
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -44,7 +44,7 @@ def relay(
 def mailer(
     relay: ScriptedSMTPServer, tls_authority: TLSAuthority
 ) -> Callable[[Callable[[], str]], SMTPMailer]:
-    return lambda token: SMTPMailer(
+    return lambda token: make_mailer(
         relay.host,
         relay.port,
         hostname='web.example.org',
@@ -58,21 +58,8 @@ def mailer(
 Mailer = Callable[[Callable[[], str]], SMTPMailer]
 
 
-def deliver(mailer: SMTPMailer) -> None:
-    session = mailer.connect()
-    assert statuses(send(session, envelope(A))[0]) == {A: 'delivered'}
-    session.close()
-
-
-def refused(mailer: SMTPMailer) -> str:
-    with pytest.raises(MailerUnavailable) as caught:
-        mailer.connect()
-    assert not caught.value.stale
-    return str(caught.value)
-
-
 def test_token(relay: ScriptedSMTPServer, mailer: Mailer) -> None:
-    """With a token nothing but XOAUTH2 is spoken, inside TLS."""
+    """With a token only XOAUTH2 is used, inside TLS."""
     deliver(mailer(lambda: TOKEN))
     assert relay.messages[0].authenticated_as == USER
     assert relay.messages[0].tls
@@ -90,8 +77,8 @@ def test_long_token(relay: ScriptedSMTPServer, mailer: Mailer) -> None:
 
 
 def test_expired_token(relay: ScriptedSMTPServer, mailer: Mailer) -> None:
-    """The relay's challenge is answered by an empty line and its reason told; one attempt a
-    connection; and the next connection uses the token of then."""
+    """The challenge gets an empty line and its reason is in the error; one attempt for each
+    connection; the next connection uses the new token."""
     tokens = ['0ld', TOKEN]
     sender = mailer(lambda: tokens.pop(0))
     text = refused(sender)
@@ -123,13 +110,14 @@ def test_token_file(relay: ScriptedSMTPServer, mailer: Mailer, tmp_path: Path) -
         TokenFile('token')
 
 
+@pytest.mark.finding(41, 116)
 @pytest.mark.parametrize('code', [421, 432, 454, 500, 501, 503, 504, 530, 534, 535, 538, 550])
 @pytest.mark.parametrize('challenged', [False, True])
 def test_one_attempt(
     relay: ScriptedSMTPServer, mailer: Mailer, code: int, challenged: bool
 ) -> None:
-    """RELIABILITY 41 and 116: any refusal is final for this connection, whatever its code and
-    whether or not a challenge came before; nothing else is tried."""
+    """Any refusal is final for this connection, whatever its code, with or without a challenge
+    before it."""
     relay.script('AUTH', *([reply(334, 'eyJ9')] if challenged else []), reply(code, 'no'))
     text = refused(mailer(lambda: TOKEN))
     assert f'AUTH XOAUTH2: the relay answered {code} no' in text
@@ -144,13 +132,13 @@ def test_one_attempt(
 def test_challenge_that_says_nothing(
     relay: ScriptedSMTPServer, mailer: Mailer, challenge: str
 ) -> None:
-    """What a relay says of a token may be anything."""
+    """A challenge that cannot be read is no error of its own."""
     relay.script('AUTH', reply(334, challenge), reply(535, 'no'))
     assert 'answered 535 no (the relay did not say why)' in refused(mailer(lambda: TOKEN))
 
 
 def test_challenges_without_end(relay: ScriptedSMTPServer, mailer: Mailer) -> None:
-    """A relay that never has enough is cancelled."""
+    """A relay that sends one challenge after the other gets a cancellation."""
     relay.script('AUTH', *[reply(334, 'e30=')] * 3, reply(501, 'cancelled'))
     text = refused(mailer(lambda: TOKEN))
     assert 'the relay answered 334' in text or '501' in text
@@ -161,9 +149,9 @@ def test_challenges_without_end(relay: ScriptedSMTPServer, mailer: Mailer) -> No
 def test_lost_meanwhile(
     relay: ScriptedSMTPServer, tls_authority: TLSAuthority, action: Action
 ) -> None:
-    """A line lost within the exchange is a closed road."""
+    """A connection that is lost during AUTH makes the relay unavailable."""
     relay.script('AUTH', reply(334, 'e30='), action)
-    sender = SMTPMailer(
+    sender = make_mailer(
         relay.host,
         relay.port,
         hostname='web.example.org',
@@ -177,14 +165,14 @@ def test_lost_meanwhile(
 
 @pytest.mark.parametrize('token', ['', 'two words', 'a\nb', 'ü', 'a\x01b', None, b'bytes', '='])
 def test_no_token(relay: ScriptedSMTPServer, mailer: Mailer, token: Any) -> None:
-    """RFC 6750, 2.1: what cannot be a token is not sent, nor shown."""
+    """A value that cannot be a token (RFC 6750, 2.1) is neither sent nor shown."""
     text = refused(mailer(lambda: token))
-    assert 'what it gave is no access token' in text
+    assert 'what it returned is no access token' in text
     assert 'AUTH' not in relay.verbs()
 
 
 def test_function_that_raises(relay: ScriptedSMTPServer, mailer: Mailer) -> None:
-    """A token service that is down closes the road, and no mail is to blame."""
+    """A token service that is down makes the relay unavailable; no attempt is counted."""
 
     def token() -> str:
         raise OSError('the token service is down')
@@ -194,22 +182,22 @@ def test_function_that_raises(relay: ScriptedSMTPServer, mailer: Mailer) -> None
 
 
 def test_not_offered(relay: ScriptedSMTPServer, mailer: Mailer) -> None:
-    """A token is not given away by another mechanism."""
+    """A token is not sent by another mechanism."""
     relay.auth_mechanisms = ('PLAIN', 'LOGIN')
     assert 'the relay offers PLAIN LOGIN, and not XOAUTH2' in refused(mailer(lambda: TOKEN))
     assert 'AUTH' not in relay.verbs()
 
 
 def test_never_in_clear(smtp_server: ScriptedSMTPServer, caplog: pytest.LogCaptureFixture) -> None:
-    """A token is as secret as a password: TLS is demanded, but under smtp+insecure:."""
+    """A token is as secret as a password: it needs TLS, except with smtp+insecure:."""
     smtp_server.auth, smtp_server.auth_mechanisms = {USER: TOKEN}, ('XOAUTH2',)
     options: dict[str, Any] = {'hostname': 'x', 'username': USER, 'token': lambda: TOKEN}
     where = (smtp_server.host, smtp_server.port)
-    assert 'STARTTLS: the relay does not offer it' in refused(SMTPMailer(*where, **options))
+    assert 'STARTTLS: the relay does not offer it' in refused(make_mailer(*where, **options))
     assert 'AUTH' not in smtp_server.verbs()
     with pytest.raises(ValueError, match='a token is not sent in clear'):
-        SMTPMailer(*where, tls='none', **options)
-    deliver(SMTPMailer(*where, tls='none', insecure=True, **options))
+        make_mailer(*where, tls='none', **options)
+    deliver(make_mailer(*where, tls='none', insecure=True, **options))
     assert 'plain text' in caplog.text
 
 
@@ -217,22 +205,23 @@ def test_never_in_clear(smtp_server: ScriptedSMTPServer, caplog: pytest.LogCaptu
     'options', [{'password': 'x', 'username': 'ann'}, {}, {'username': ''}], ids=str
 )
 def test_token_goes_with_a_user_alone(options: dict[str, Any]) -> None:
-    """Who says both, or no name, has not decided."""
+    """A token with a password, or without a user name, is an error."""
     with pytest.raises(ValueError, match='a token goes with a user name, and without a password'):
-        SMTPMailer('relay', hostname='x', token=lambda: TOKEN, **options)
+        make_mailer('relay', hostname='x', token=lambda: TOKEN, **options)
 
 
 def test_control_characters_in_the_name() -> None:
-    """They would be further fields of the response."""
+    """A user name with control characters is an error: they would be fields of the response."""
     with pytest.raises(ValueError, match='cannot hold control characters'):
-        SMTPMailer('relay', hostname='x', username='ann\1auth=', token=lambda: TOKEN)
+        make_mailer('relay', hostname='x', username='ann\1auth=', token=lambda: TOKEN)
 
 
+@pytest.mark.finding(40)
 def test_secrets_are_nowhere(
     relay: ScriptedSMTPServer, mailer: Mailer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """RELIABILITY 40: neither logs nor repr nor errors show the token, or its base64, even where
-    the relay repeats it."""
+    """Neither logs nor repr nor errors show the token or its base64, even if the relay repeats
+    them."""
     caplog.set_level(logging.DEBUG)
     sender = mailer(lambda: TOKEN)
     deliver(sender)
@@ -244,3 +233,35 @@ def test_secrets_are_nowhere(
     seen = f'{text} {sender!r} {sender.name} {sender.__dict__!r} {caplog.text}'
     for secret in (TOKEN, whole, alone):
         assert secret not in seen
+
+
+@pytest.mark.parametrize(
+    'spelled_out',
+    [
+        {'tls': 'none', 'insecure': True, 'username': 'ann', 'password': 'pässword'},
+        {
+            'tls': TLSOptions('none', insecure=True),
+            'identity': Credentials('ann', 'pässword'),
+        },
+    ],
+)
+def test_arguments_one_by_one(spelled_out: dict[str, Any]) -> None:
+    """A mailer that is built by hand takes its arguments one by one, or grouped."""
+    for kind in (SMTPMailer, LMTPMailer):
+        mailer = kind('relay', 2525, hostname='web.example.org', **spelled_out)
+        assert mailer._identity == Credentials('ann', 'pässword')
+        assert mailer._tls == TLSOptions('none', insecure=True)
+
+
+def test_arguments_in_two_ways() -> None:
+    """An argument that is given one by one and in a group is an error, which names it."""
+    with pytest.raises(ValueError, match='identity: leave out username, password and token'):
+        SMTPMailer('relay', hostname='x', identity=Credentials('ann', 'x'), username='bob')
+    with pytest.raises(ValueError, match='tls: leave out insecure and the files'):
+        SMTPMailer('relay', hostname='x', tls=TLSOptions('starttls'), ca_file='/etc/ca.pem')
+
+
+def test_a_file_without_a_mode(tmp_path: Path) -> None:
+    """The mode is 'auto' where only a file of TLS is given."""
+    with pytest.raises(ValueError, match='ca_file='):
+        SMTPMailer('relay', hostname='x', ca_file=str(tmp_path / 'missing.pem'))

@@ -1,4 +1,4 @@
-"""CHUNKING (RFC 3030) with several mails under way: what came of each is what arrived."""
+"""CHUNKING (RFC 3030) with several mails in flight: outcomes agree with what arrived."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyramid_sendmail.envelope import BLOCK, Envelope, Outcome, Reply
+from pyramid_sendmail.envelope import BLOCK_SIZE, Envelope, Outcome, Reply
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
-from pyramid_sendmail.mailers.smtp.chunking import OCTETS, ChunkingSession
-from pyramid_sendmail.mailers.smtp.connection import ConnectionLost, Timeouts
-from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
+from pyramid_sendmail.mailers.smtp.chunking import MAX_BYTES_IN_FLIGHT, ChunkingSession
+from pyramid_sendmail.mailers.smtp.connection import ConnectionLost
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.smtp.session import WINDOW, SMTPSession
+from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
+from pyramid_sendmail.mailers.smtp.session import SMTPSession
+from pyramid_sendmail.mailers.smtp.transaction import MAX_PIPELINED_COMMANDS
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.format import decode
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally, attempt
+from pyramid_sendmail.sending.attempt import attempt
 from pyramid_sendmail.sending.connection import RelayConnection
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.support.doubles import RecordingMailer
+from tests.support.processors import RecordingDispatcher
 from tests.support.queues import NOW, Clock, files, forked, make_envelope, reap, until
 from tests.support.sessions import CLOSED, LOST, RAW, TINY, connect, envelope, idle, send, statuses
 from tests.support.smtp.server import (
@@ -44,12 +47,11 @@ from tests.support.smtp.server import (
 from tests.unit.mailers.smtp.test_pipelining import (
     ANSWERS,
     Fault,
-    RecordingWire,
-    came_of,
+    RecordingConnection,
     mails,
-    told,
+    outcomes_of,
+    script_actions,
 )
-from tests.unit.sending.test_attempt import Reporter
 
 CHUNKING = ('PIPELINING', '8BITMIME', 'SIZE', 'CHUNKING')
 
@@ -72,7 +74,7 @@ def server(smtp_server: ScriptedSMTPServer) -> ScriptedSMTPServer:
 
 
 def one(number: int, **changes: Any) -> Envelope:
-    """The mail of that number, to one recipient."""
+    """Return the mail of that number, to one recipient."""
     return envelope(to(number), id=f'{number:032x}', **changes)
 
 
@@ -90,12 +92,12 @@ def some(count: int, **changes: Any) -> list[Envelope]:
 @pytest.mark.parametrize('answer', REPLIES)
 @pytest.mark.parametrize('place', PLACES)
 def test_the_same_outcomes(place: str, answer: str) -> None:
-    """What a relay says of a mail has the outcome that it has in lock-step, for the first mail and
-    for one that leaves with others, and the same mail arrives."""
+    """A reply has the outcome that it has in lock-step, for the first mail and for one that leaves
+    with others, and the same mail arrives."""
     # 452 at MAIL is about the session, once it has carried a mail.
     for number in (0, 2)[: 1 if place == 'MAIL' and answer in CROWDED else 2]:
         faults = [(number, place, answer)]
-        assert came_of(CHUNKING, faults, window=8) == came_of(('8BITMIME', 'SIZE'), faults)
+        assert outcomes_of(CHUNKING, faults, window=8) == outcomes_of(('8BITMIME', 'SIZE'), faults)
 
 
 FAULTS = st.lists(
@@ -111,13 +113,14 @@ FAULTS = st.lists(
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(faults=FAULTS, window=st.integers(2, 5))
 def test_the_same_outcomes_of_many_answers(faults: list[Fault], window: int) -> None:
-    """Several answers at once, at any place of any mail, and windows of any size."""
-    lock_step = came_of(('8BITMIME', 'SIZE'), faults)
-    assert came_of(CHUNKING, faults, window=window) == lock_step
+    """So do several replies at any place of any mail, with windows of any size."""
+    lock_step = outcomes_of(('8BITMIME', 'SIZE'), faults)
+    assert outcomes_of(CHUNKING, faults, window=window) == lock_step
 
 
 def true_of(outcomes: dict[str, str], copies: Counter[tuple[str, str]]) -> None:
-    """Delivered was delivered, once, and what was not or is untouched was not."""
+    """Check outcomes against the server: delivered arrived once; failed, deferred and untouched did
+    not arrive."""
     for recipient, status in outcomes.items():
         count = sum(n for (_, each), n in copies.items() if each == recipient)
         allowed = {'delivered': (1,), 'ambiguous': (0, 1)}.get(status, (0,))
@@ -127,7 +130,7 @@ def true_of(outcomes: dict[str, str], copies: Counter[tuple[str, str]]) -> None:
 def found_by(
     server: ScriptedSMTPServer, each: list[Envelope], place: Any = None
 ) -> tuple[dict[str, str], MailerUnavailable | None]:
-    """What one session tells of each recipient: 'untouched' where it tells nothing."""
+    """Return each recipient's status after one session; 'untouched' without an outcome."""
     found = {recipient: 'untouched' for mail in each for recipient in mail.recipients}
     trouble = None
     session = None
@@ -149,11 +152,11 @@ ENDS = [name for name in ANSWERS if name not in REPLIES and name not in ('199', 
 @pytest.mark.parametrize('answer', ENDS)
 @pytest.mark.parametrize('place', PLACES)
 def test_an_end_in_the_middle(place: str, answer: str) -> None:
-    """An answer that closes the road, or a line that is lost, anywhere: the first mails have their
-    answers, and what is told of the others is true of what arrived."""
+    """After a session failure or a lost connection at any place, the first mails have their
+    outcomes, and those of the others are true of what arrived."""
     for number in (0, 1, 3):
         with ScriptedSMTPServer(extensions=CHUNKING) as server:
-            told(server, [(number, place, answer)])
+            script_actions(server, [(number, place, answer)])
             found, _ = found_by(server, mails())
             true_of(found, server.pairs())
             for earlier in range(number):
@@ -163,8 +166,8 @@ def test_an_end_in_the_middle(place: str, answer: str) -> None:
 
 @pytest.mark.parametrize('verb', ['MAIL', 'RCPT'])
 @pytest.mark.parametrize('code', [530, 534, 535, 538, 454])
-def test_a_road_that_is_closed_to_all(server: ScriptedSMTPServer, verb: str, code: int) -> None:
-    """Where nobody behind it got his mail either, a closed road is nobody's fault."""
+def test_a_session_failure_for_all(server: ScriptedSMTPServer, verb: str, code: int) -> None:
+    """If no mail behind it was accepted either, a session failure counts no attempt."""
     server.script(verb, reply(250, 'yes'), reply(250, 'yes'))
     server.always(verb, reply(code, '4.7.0 who are you?'))
     found, trouble = found_by(server, some(8))
@@ -175,9 +178,9 @@ def test_a_road_that_is_closed_to_all(server: ScriptedSMTPServer, verb: str, cod
     assert not server.violations
 
 
-def test_a_road_that_is_closed_to_one(server: ScriptedSMTPServer) -> None:
-    """Where somebody behind it has got his mail, a mail that was told to be someone else's is
-    deferred: it has had its turn. The session is over, as in lock-step."""
+def test_a_session_failure_for_one(server: ScriptedSMTPServer) -> None:
+    """If a mail behind it was accepted, the mail with the session failure is deferred. The session
+    ends, as in lock-step."""
     server.always('RCPT', reply(530, '5.7.0 who are you?'), match='@2.')
     found, trouble = found_by(server, some(20))
     assert [found[to(n)] for n in range(5)] == [
@@ -189,8 +192,9 @@ def test_a_road_that_is_closed_to_one(server: ScriptedSMTPServer) -> None:
     assert not trouble.stale
 
 
-def test_a_road_that_closes_behind_a_recipient(server: ScriptedSMTPServer) -> None:
-    """Who was accepted gets the mail, and the other is deferred, though nobody is to blame."""
+def test_a_session_failure_behind_a_recipient(server: ScriptedSMTPServer) -> None:
+    """After a session failure at the second RCPT the accepted recipient gets the mail, and the
+    other is deferred."""
     server.always('RCPT', reply(530, '5.7.0 who are you?'), match='<c@')
     mail = envelope('a@example.org', 'c@example.org', id='a' * 32)
     found, trouble = found_by(server, [one(0), mail])
@@ -207,8 +211,7 @@ def test_a_road_that_closes_behind_a_recipient(server: ScriptedSMTPServer) -> No
 def test_a_relay_that_says_that_it_closes(
     server: ScriptedSMTPServer, verb: str, end: Action
 ) -> None:
-    """What stands behind a 421 is untouched where the relay hangs up as it said; where it goes on
-    all the same, its answers count."""
+    """Mail behind a 421 is untouched if the relay hangs up; if it goes on, its replies count."""
     server.script(verb, *[reply(250, 'yes')] * (1 if verb == 'RSET' else 2), end)
     found, trouble = found_by(server, some(8))
     true_of(found, server.pairs())
@@ -221,7 +224,7 @@ def test_a_relay_that_says_that_it_closes(
 
 
 def test_a_relay_that_says_that_it_closes_and_is_silent(server: ScriptedSMTPServer) -> None:
-    """Whether it goes on reading, nobody can know."""
+    """If the relay is silent after its 421, mail that has left is ambiguous."""
     server.script('MAIL', reply(250, 'yes'), reply(421, 'closing', then=hang()))
     session = connect(server, TINY, window=8)
     outcomes = send(session, *some(3))
@@ -233,8 +236,8 @@ def test_a_relay_that_says_that_it_closes_and_is_silent(server: ScriptedSMTPServ
     session.close()
 
 
-def test_a_session_that_has_had_its_share(server: ScriptedSMTPServer) -> None:
-    """452 at MAIL: the connection is stale, and no mail is put off."""
+def test_a_full_session(server: ScriptedSMTPServer) -> None:
+    """452 to MAIL means a stale connection; no mail is deferred."""
     server.script('MAIL', *[reply(250, 'yes')] * 3)
     server.always('MAIL', reply(452, '4.5.3 enough for now'))
     found, trouble = found_by(server, some(8))
@@ -243,8 +246,9 @@ def test_a_session_that_has_had_its_share(server: ScriptedSMTPServer) -> None:
     assert trouble.stale
 
 
-def test_a_lost_line(server: ScriptedSMTPServer) -> None:
-    """All that was under way is in doubt, but who was refused before; the rest is untouched."""
+def test_a_lost_connection(server: ScriptedSMTPServer) -> None:
+    """After a lost connection all mail in flight is ambiguous, except for refused recipients; the
+    rest is untouched."""
     server.script('dot', reply(250, 'yes'), reply(250, 'yes'), drop())
     server.always('MAIL', reply(550, '5.7.1 not you'), match='<strange@')
     each = some(12)
@@ -258,7 +262,7 @@ def test_a_lost_line(server: ScriptedSMTPServer) -> None:
 
 
 def test_a_connection_that_died_in_silence(server: ScriptedSMTPServer) -> None:
-    """A relay that hung up while nothing was sent: every mail is untouched."""
+    """If the relay hung up while nothing was sent, every mail is untouched."""
     session = connect(server, window=8)
     send(session, *some(3))
     server.always('MAIL', drop())
@@ -268,19 +272,20 @@ def test_a_connection_that_died_in_silence(server: ScriptedSMTPServer) -> None:
     session.close()
 
 
+@pytest.mark.finding(109)
 @pytest.mark.parametrize('how', ['rst', 'fin'])
 @pytest.mark.parametrize('side', ['client', 'server'])
-def test_cut_at_every_octet_of_four_mails(
+def test_cut_at_every_byte_of_four_mails(
     server: ScriptedSMTPServer, cutting_proxy: Callable[..., Any], side: str, how: str
 ) -> None:
-    """RELIABILITY 109, with a window: wherever the line is cut, delivered was delivered, untouched
-    and deferred were not."""
+    """With several mails in flight, wherever the connection is cut: delivered arrived; untouched
+    and deferred did not."""
     four = some(4)
     found_by(server, four)
-    octets = len(server.raw(1) if side == 'client' else server.sent(1))
+    size = len(server.raw(1) if side == 'client' else server.sent(1))
     proxy = cutting_proxy(server.port, after=0, side=side, how=how)
     seen = set()
-    for after in (*range(0, octets, 1 if how == 'fin' else 7), octets):
+    for after in (*range(0, size, 1 if how == 'fin' else 7), size):
         proxy.after = after
         before = {to(n): server.accepted(to(n)) for n in range(4)}
         found, _ = found_by(server, four, proxy)
@@ -294,8 +299,10 @@ def test_cut_at_every_octet_of_four_mails(
 # What leaves when.
 
 
-def recorded(server: ScriptedSMTPServer, **options: Any) -> tuple[RecordingWire, ChunkingSession]:
-    wire = RecordingWire(server)
+def recorded(
+    server: ScriptedSMTPServer, **options: Any
+) -> tuple[RecordingConnection, ChunkingSession]:
+    wire = RecordingConnection(server)
     return wire, ChunkingSession(
         wire,
         name='smtp://relay:25',
@@ -306,8 +313,8 @@ def recorded(server: ScriptedSMTPServer, **options: Any) -> tuple[RecordingWire,
 
 
 def test_the_window_leaves_in_one_go(server: ScriptedSMTPServer) -> None:
-    """The first mail is asked about; its text leaves with as many mails as the window has room
-    for, to the octet and without a dot that is not the text's own."""
+    """The first mail waits for RCPT; its text leaves with as many mails as there is room for, byte
+    for byte and without dot stuffing."""
     wire, session = recorded(server, window=3)
     outcomes = send(session, *some(3))
     session.close()
@@ -331,7 +338,7 @@ def test_the_window_leaves_in_one_go(server: ScriptedSMTPServer) -> None:
     'raw', [b'', b'x', b'.', b'\r\n.\r\n', 'x: y\r\n\r\nGrüße'.encode(), b'.\r\n' * 999]
 )
 def test_texts_arrive_as_they_are(server: ScriptedSMTPServer, raw: bytes) -> None:
-    """Whatever looks like the end of a text by DATA is text here, and nothing is added."""
+    """Text that would end DATA is plain text for BDAT, and nothing is added."""
     each = [one(0), one(1, raw=raw), one(2)]
     found, _ = found_by(server, each)
     assert set(found.values()) == {'delivered'}
@@ -341,7 +348,7 @@ def test_texts_arrive_as_they_are(server: ScriptedSMTPServer, raw: bytes) -> Non
 
 
 def test_the_window_is_as_wide_as_was_asked(server: ScriptedSMTPServer) -> None:
-    """Mail is pulled when it can leave, and one that waits for its turn; no other."""
+    """Mail is pulled when it can leave, and one more that waits; no other."""
     pulled: list[int] = []
 
     def source() -> Iterator[Envelope]:
@@ -359,7 +366,7 @@ def test_the_window_is_as_wide_as_was_asked(server: ScriptedSMTPServer) -> None:
 
 
 def test_a_mail_is_refused_with_another_behind(server: ScriptedSMTPServer) -> None:
-    """Nobody knows by then what becomes of the mail before: it is reset all the same."""
+    """RSET stands in front of each mail, whose predecessor has no reply yet."""
     joined = threading.Event()
     server.script('RSET', hold(joined, reply(250, 'yes')))
     server.always('RCPT', reply(550, 'no'), match='@1.')
@@ -378,18 +385,19 @@ def test_a_mail_is_refused_with_another_behind(server: ScriptedSMTPServer) -> No
     assert not server.violations
 
 
-def test_few_octets_are_under_way(server: ScriptedSMTPServer) -> None:
-    """However wide the window is: what is in doubt at once is bounded."""
+def test_few_bytes_are_in_flight(server: ScriptedSMTPServer) -> None:
+    """The bytes in flight are bounded, however wide the window."""
     wire, session = recorded(server, window=100)
-    raw = RAW + b'x\r\n' * (BLOCK // 3 - 100)
+    raw = RAW + b'x\r\n' * (BLOCK_SIZE // 3 - 100)
     outcomes = send(session, *some(12, raw=raw))
     session.close()
     assert {*map(str, map(statuses, outcomes))} == {str({to(n): 'delivered'}) for n in range(12)}
-    assert max(map(len, wire.writes)) <= OCTETS + 2_000
+    assert max(map(len, wire.writes)) <= MAX_BYTES_IN_FLIGHT + 2_000
 
 
-def test_few_commands_are_under_way(server: ScriptedSMTPServer) -> None:
-    """A relay that answers slowly and at length is never sent more than it has room to answer."""
+def test_few_commands_are_in_flight(server: ScriptedSMTPServer) -> None:
+    """A relay that replies slowly and at length never has more commands to answer than its buffers
+    allow."""
     server.always('RCPT', delay(0.0005, reply(250, 'x' * 500)))
     wire, session = recorded(server, window=100)
     each = [
@@ -399,19 +407,19 @@ def test_few_commands_are_under_way(server: ScriptedSMTPServer) -> None:
     outcomes = send(session, *each)
     session.close()
     assert all(set(statuses(outcome).values()) == {'delivered'} for outcome in outcomes)
-    assert WINDOW // 2 < wire.most <= WINDOW
+    assert MAX_PIPELINED_COMMANDS // 2 < wire.most <= MAX_PIPELINED_COMMANDS
     assert len(server.messages) == 20
 
 
 @pytest.mark.parametrize(
     'heavy',
     [
-        one(5, raw=RAW + b'x\r\n' * BLOCK),
-        envelope(*(f'r{n}@5.example.org' for n in range(WINDOW)), id=f'{5:032x}'),
+        one(5, raw=RAW + b'x\r\n' * BLOCK_SIZE),
+        envelope(*(f'r{n}@5.example.org' for n in range(MAX_PIPELINED_COMMANDS)), id=f'{5:032x}'),
     ],
 )
-def test_heavy_mail_goes_alone(server: ScriptedSMTPServer, heavy: Envelope) -> None:
-    """A large mail, and one to many, is sent by DATA while nothing else is under way."""
+def test_large_mail_goes_alone(server: ScriptedSMTPServer, heavy: Envelope) -> None:
+    """A large mail, and a mail to many recipients, goes by DATA while nothing is in flight."""
     each = [*some(5), heavy, *(one(number) for number in range(6, 9))]
     found, _ = found_by(server, each)
     assert set(found.values()) == {'delivered'}
@@ -422,8 +430,9 @@ def test_heavy_mail_goes_alone(server: ScriptedSMTPServer, heavy: Envelope) -> N
     assert not server.violations
 
 
-def test_unfit_mail_in_the_window(server: ScriptedSMTPServer) -> None:
-    """Mail that this relay cannot be asked about is answered in its turn; such mail alone too."""
+def test_rejected_mail_in_the_window(server: ScriptedSMTPServer) -> None:
+    """A mail that this relay cannot be asked about has its outcome in order, alone or among
+    others."""
     bad = envelope('no address', id='b' * 32)
     session = connect(server, window=8)
     outcomes = send(session, bad, one(0), bad, bad, one(1), bad)
@@ -434,8 +443,8 @@ def test_unfit_mail_in_the_window(server: ScriptedSMTPServer) -> None:
 
 
 def test_many_recipients_one_by_one(server: ScriptedSMTPServer) -> None:
-    """Recipients that were one too many for a mail get it when nothing else is under way; the
-    outcomes keep their order."""
+    """Recipients that were one too many get the mail when nothing is in flight; the outcomes keep
+    their order."""
     many = reply(452, '4.5.3 too many')
 
     def crowded(session: Session) -> Action | None:
@@ -459,9 +468,9 @@ def test_many_recipients_one_by_one(server: ScriptedSMTPServer) -> None:
     assert not server.violations
 
 
-def test_many_recipients_and_no_room_for_a_letter(server: ScriptedSMTPServer) -> None:
-    """Where the rest of a mail cannot be sealed, all that was under way has its answer before
-    the trouble is told."""
+def test_many_recipients_and_no_mark(server: ScriptedSMTPServer) -> None:
+    """If the rest of a mail cannot be marked ambiguous, all mail in flight has its outcome before
+    the error is raised."""
     server.script('RCPT', *[reply(250, 'yes')] * 2, reply(452, '4.5.3 too many'))
     server.script('RCPT', *[reply(250, 'yes')], reply(452, '4.5.3 too many'))
     mail = envelope('a@example.org', 'b@example.org', id='a' * 32)
@@ -485,8 +494,9 @@ def test_many_recipients_and_no_room_for_a_letter(server: ScriptedSMTPServer) ->
     ]
 
 
-def test_many_recipients_and_the_line_is_lost(server: ScriptedSMTPServer) -> None:
-    """Those that were one too many have certainly not got it: they are put off."""
+def test_many_recipients_and_a_lost_connection(server: ScriptedSMTPServer) -> None:
+    """Recipients that were one too many are deferred when the connection is lost: they certainly
+    have not got the mail."""
     server.script('RCPT', *[reply(250, 'yes')] * 2, reply(452, '4.5.3 too many'))
     server.script('dot', reply(250, 'yes'), reply(250, 'yes'), drop())
     mail = envelope('a@example.org', 'b@example.org', id='a' * 32)
@@ -500,11 +510,12 @@ def test_many_recipients_and_the_line_is_lost(server: ScriptedSMTPServer) -> Non
     assert trouble is None
 
 
-# Who is told before.
+# Who is script_actions before.
 
 
-def test_the_seal_is_there_before_the_text(server: ScriptedSMTPServer) -> None:
-    """Of the first mail for whom the relay has accepted, of the others for whom it is asked."""
+def test_mails_are_marked_before_their_text(server: ScriptedSMTPServer) -> None:
+    """before_final_dot is called for the accepted recipients of the first mail, and for all
+    recipients of the others."""
     server.always('RCPT', reply(550, 'no'), match='<x@')
     ambiguous: list[tuple[str, tuple[str, ...], int]] = []
 
@@ -523,8 +534,9 @@ def test_the_seal_is_there_before_the_text(server: ScriptedSMTPServer) -> None:
 
 
 @pytest.mark.parametrize('where', [0, 1, 3])
-def test_a_seal_that_cannot_be_written(server: ScriptedSMTPServer, where: int) -> None:
-    """What is under way gets its answers first; the mail itself does not leave."""
+def test_a_mark_that_cannot_be_written(server: ScriptedSMTPServer, where: int) -> None:
+    """If before_final_dot raises, mail in flight has its replies first, and the mail itself does
+    not leave."""
 
     def before_final_dot(mail: Envelope, recipients: Any) -> None:
         if mail.id == f'{where:032x}':
@@ -543,7 +555,7 @@ def test_a_seal_that_cannot_be_written(server: ScriptedSMTPServer, where: int) -
 
 
 def test_a_source_that_fails(server: ScriptedSMTPServer) -> None:
-    """A bug comes through, and the connection ends without a word."""
+    """An exception of the iterable comes through, and the connection is closed without QUIT."""
 
     def source() -> Iterator[Envelope]:
         yield from some(2)
@@ -558,7 +570,7 @@ def test_a_source_that_fails(server: ScriptedSMTPServer) -> None:
 
 
 def test_a_bug_in_the_middle(server: ScriptedSMTPServer) -> None:
-    """A bug while the answers are heard ends the connection without a word, too."""
+    """An exception while replies are read closes the connection without QUIT, too."""
     wire, session = recorded(server, window=3)
     outcomes = session.send(some(3))
     next(outcomes)
@@ -570,8 +582,8 @@ def test_a_bug_in_the_middle(server: ScriptedSMTPServer) -> None:
     assert b'QUIT' not in server.raw(1)
 
 
-def test_a_conversation_left_in_the_middle(server: ScriptedSMTPServer) -> None:
-    """The next caller does not hear answers that were meant for this one."""
+def test_an_unfinished_send(server: ScriptedSMTPServer) -> None:
+    """The next call of send does not read replies that belong to an unfinished one."""
     session = connect(server, window=8)
     outcomes = session.send(some(4))
     next(outcomes)
@@ -585,7 +597,8 @@ def test_a_conversation_left_in_the_middle(server: ScriptedSMTPServer) -> None:
 
 
 class Narrow:
-    """A line that breaks in the second write: ``unsent`` octets of it have certainly not left."""
+    """A connection that breaks in the second write: ``unsent`` bytes of it have certainly not
+    left."""
 
     lost, unread = False, b''
 
@@ -620,8 +633,8 @@ class Narrow:
     ],
 )
 def test_a_write_that_fails(unsent: int, heard: tuple[Reply, ...], expected: list[str]) -> None:
-    """What the relay has said before counts; a text that has not left to its last octet has not
-    arrived; a mail behind a 421 neither."""
+    """Replies before the failure count. A text whose last byte has not left has not arrived, nor
+    has a mail behind a 421."""
     session = ChunkingSession(
         Narrow(unsent, *heard),
         name='smtp://relay:25',
@@ -649,7 +662,7 @@ def queue(tmp_path: Path) -> MaildirQueue:
 
 
 def letters(queue: MaildirQueue) -> list[str]:
-    """What stands on disk of each mail."""
+    """Return the state and marks of each mail on disk."""
     found = []
     for file in files(queue):
         block = decode((Path(queue.path) / file).read_bytes())
@@ -666,21 +679,23 @@ def drained(queue: MaildirQueue, server: ScriptedSMTPServer, **options: Any) -> 
         timeouts=Timeouts().capped(10),
         options=SessionOptions(window=8),
     )
-    tally, road = Tally(), RelayConnection(mailer)
-    attempts = OutcomeRecorder(RetryPolicy(jitter=0.0), Reporter(), clock=Clock(), **options)
+    tally, connection = Tally(), RelayConnection(mailer)
+    attempts = OutcomeRecorder(
+        RetryPolicy(jitter=0.0), RecordingDispatcher(), clock=Clock(), **options
+    )
     tickets, _ = queue.scan(NOW)
     claims = (queue.claim(ticket) for ticket in tickets)
     while tally.total < 8:
-        attempt(claims, road, attempts, tally)
-    road.close()
+        attempt(claims, connection, attempts, tally)
+    connection.close()
     idle(server)
     return tally
 
 
-def test_a_process_that_stops_leaves_all_in_doubt(
+def test_a_process_that_stops_leaves_all_ambiguous(
     queue: MaildirQueue, server: ScriptedSMTPServer
 ) -> None:
-    """When the first text arrives, every mail of the window has its mark on disk."""
+    """When the first text arrives, every mail in flight has its mark on disk."""
     seen: list[list[str]] = []
 
     def scan(session: Session) -> None:
@@ -696,8 +711,8 @@ def test_a_process_that_stops_leaves_all_in_doubt(
 def test_a_process_that_is_killed(
     queue: MaildirQueue, server: ScriptedSMTPServer, answered: int
 ) -> None:
-    """kill -9 with a window under way: what was answered is gone, all the rest is ambiguous and
-    goes by mail.ambiguous."""
+    """After kill -9 with mails in flight, those with an outcome are gone; the others are ambiguous
+    and follow mail.ambiguous."""
     never = threading.Event()
     server.script('dot', *[reply(250, 'yes')] * answered, hold(never))
     pid = forked(lambda: drained(MaildirQueue(queue.path, clock=Clock()), server))
@@ -710,7 +725,7 @@ def test_a_process_that_is_killed(
         ('ambiguous', (to(n),)) for n in range(answered, 8)
     ]
     tally = Tally()
-    attempts = OutcomeRecorder(RetryPolicy(jitter=0.0), Reporter(), clock=Clock())
+    attempts = OutcomeRecorder(RetryPolicy(jitter=0.0), RecordingDispatcher(), clock=Clock())
     attempt(
         [claim for claim in claims if claim], RelayConnection(RecordingMailer()), attempts, tally
     )
@@ -720,17 +735,15 @@ def test_a_process_that_is_killed(
 def test_a_stale_connection_costs_no_attempt(
     queue: MaildirQueue, server: ScriptedSMTPServer
 ) -> None:
-    """421 in the middle of a window: each mail arrives once, over another connection."""
+    """After 421 in the middle of a window each mail arrives once, over another connection."""
     server.script('MAIL', *[reply(250, 'yes')] * 3, reply_then_drop(421, 'closing'))
     assert drained(queue, server) == Tally(delivered=8)
     assert server.connections == 2
     assert [server.accepted(to(n)) for n in range(8)] == [1] * 8
 
 
-def test_a_closed_road_leaves_what_was_there(
-    queue: MaildirQueue, server: ScriptedSMTPServer
-) -> None:
-    """No mark and no attempt is left on mail that nobody is to blame for."""
+def test_a_session_failure_leaves_no_mark(queue: MaildirQueue, server: ScriptedSMTPServer) -> None:
+    """A session failure leaves neither a mark nor an attempt on a mail."""
     before = letters(queue)
     server.script('MAIL', *[reply(250, 'yes')] * 3)
     server.always('MAIL', reply(530, '5.7.0 who are you?'))
@@ -743,10 +756,10 @@ def test_a_closed_road_leaves_what_was_there(
 
 
 @pytest.mark.parametrize('ambiguous', ['resend', 'hold'])
-def test_a_lost_line_puts_all_in_doubt(
+def test_a_lost_connection_makes_all_ambiguous(
     queue: MaildirQueue, server: ScriptedSMTPServer, ambiguous: str
 ) -> None:
-    """Each mail of the window goes by mail.ambiguous."""
+    """After a lost connection each mail in flight follows mail.ambiguous."""
     server.script('dot', reply(250, 'yes'), drop())
     tally = drained(queue, server, ambiguous=ambiguous)
     assert tally.delivered == 1
@@ -766,10 +779,8 @@ def test_a_lost_line_puts_all_in_doubt(
         (CHUNKING, {'window': 8, 'pipelining': False}),
     ],
 )
-def test_ordinary_where_it_is_not_to_be_had(
-    extensions: tuple[str, ...], options: dict[str, Any]
-) -> None:
-    """Without the extensions, or without being asked for, mail goes by DATA."""
+def test_data_without_the_extensions(extensions: tuple[str, ...], options: dict[str, Any]) -> None:
+    """Without the extensions, or with window=1, mail goes by DATA."""
     with ScriptedSMTPServer(extensions=extensions) as server:
         session = connect(server, **options)
         assert type(session) is SMTPSession
@@ -779,7 +790,7 @@ def test_ordinary_where_it_is_not_to_be_had(
 
 
 def test_lmtp_goes_one_by_one() -> None:
-    """An LMTP service answers each recipient: it is sent one mail at a time."""
+    """By LMTP one mail is sent at a time, since each recipient has a reply."""
     with ScriptedSMTPServer(extensions=CHUNKING, lmtp=True) as server:
         mailer = LMTPMailer(
             server.host,
@@ -793,6 +804,6 @@ def test_lmtp_goes_one_by_one() -> None:
 
 
 def test_a_window_of_none() -> None:
-    """The error says what to write."""
+    """window=0 is an error that says what to write."""
     with pytest.raises(ValueError, match='window=0: write 1 or more'):
         SessionOptions(window=0)

@@ -1,4 +1,4 @@
-"""The way to a session: greeting, EHLO, TLS and credentials."""
+"""From the connection to the session: greeting, EHLO, TLS and credentials."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import pytest
 
 from pyramid_sendmail.envelope import Envelope, Reply
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.authentication import Credentials, mechanism
-from pyramid_sendmail.mailers.smtp.connection import Timeouts, dial
-from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer, _is_loopback
+from pyramid_sendmail.mailers.smtp.address import TCPAddress, open_socket
+from pyramid_sendmail.mailers.smtp.authentication import Credentials, choose_mechanism
+from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.mailers.smtp.tls import client_context, remedy
+from tests.support.sessions import deliver, make_mailer, refused
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -48,50 +50,26 @@ MAIL = Envelope(
 
 
 def mailer(server: ScriptedSMTPServer, **options: Any) -> SMTPMailer:
-    values: dict[str, Any] = {'hostname': 'web.example.org', 'timeouts': Timeouts().capped(10)}
-    return SMTPMailer(options.pop('host', server.host), server.port, **(values | options))
-
-
-def deliver(mailer: SMTPMailer) -> None:
-    """Send one mail, which must be delivered."""
-    session = mailer.connect()
-    [outcome] = session.send([MAIL])
-    assert outcome['to@example.org'].status == 'delivered'
-    session.close()
-
-
-def refused(mailer: SMTPMailer) -> str:
-    """Return why there is no session."""
-    with pytest.raises(MailerUnavailable) as caught:
-        mailer.connect()
-    assert not caught.value.stale
-    assert f':{mailer.port}: ' in str(caught.value)
-    return str(caught.value)
+    return make_mailer(options.pop('host', server.host), server.port, **options)
 
 
 @pytest.fixture
-def relay(start_smtp_server: Start, tls_authority: TLSAuthority) -> Iterator[Start]:
-    """Start a server that offers STARTTLS and AUTH, and check its log at the end."""
-    servers = []
+def relay(start_checked_server: Start, tls_authority: TLSAuthority) -> Start:
+    """Start a server that offers STARTTLS and AUTH."""
 
     def start(**options: Any) -> ScriptedSMTPServer:
         if options.setdefault('tls', 'starttls') != 'none':
             options.setdefault('context', tls_authority.context())
-        server = start_smtp_server(**({'auth': {USER: PASSWORD}} | options))
-        servers.append(server)
-        return server
+        return start_checked_server(**({'auth': {USER: PASSWORD}} | options))
 
-    yield start
-    for server in servers:
-        assert not server.violations
-        assert not server.script_left()
+    return start
 
 
 # Connecting and the greeting
 
 
-def test_nobody_listens() -> None:
-    """A refused connection is told with host, port and where to look."""
+def test_connection_refused() -> None:
+    """A refused connection names host, port and the setting."""
     with socket.create_server(('127.0.0.1', 0)) as listening:
         port = listening.getsockname()[1]
     text = refused(SMTPMailer('127.0.0.1', port, hostname='x'))
@@ -101,12 +79,12 @@ def test_nobody_listens() -> None:
 
 @pytest.mark.parametrize('host', ['nowhere.invalid', 'a..b', 'x' * 70])
 def test_host_cannot_be_found(host: str) -> None:
-    """A name that does not resolve, or is none, is a closed road."""
+    """A name that does not resolve, or is none, makes the relay unavailable."""
     assert 'connecting' in refused(SMTPMailer(host, 25, hostname='x'))
 
 
 def test_each_address_of_the_host_is_tried(smtp_server: ScriptedSMTPServer) -> None:
-    """The second address is taken where the first one refuses, or cannot be used at all."""
+    """The second address is used if the first one refuses or cannot be used."""
 
     def resolve(host: str, port: int, **_options: Any) -> list[Any]:
         return [
@@ -115,21 +93,22 @@ def test_each_address_of_the_host_is_tried(smtp_server: ScriptedSMTPServer) -> N
             (socket.AF_INET, socket.SOCK_STREAM, 0, '', ('127.0.0.1', port)),
         ]
 
-    connection = dial('relay', smtp_server.port, 5, resolve=resolve)
+    connection = open_socket('relay', smtp_server.port, 5, resolve=resolve)
     assert connection.getpeername() == ('127.0.0.1', smtp_server.port)
     assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     connection.close()
     with pytest.raises(OSError, match=r'192\.0\.2\.1: .*; 127\.0\.0\.1: Connection refused'):
-        dial('relay', 1, 5, resolve=resolve)
+        open_socket('relay', 1, 5, resolve=resolve)
     with pytest.raises(OSError, match='no address'):
-        dial('relay', 1, 5, resolve=lambda *_names, **_options: [])
+        open_socket('relay', 1, 5, resolve=lambda *_names, **_options: [])
     with pytest.raises(OverflowError):
-        dial('127.0.0.1', 65_536, 5, resolve=resolve)
+        open_socket('127.0.0.1', 65_536, 5, resolve=resolve)
 
 
+@pytest.mark.finding(1, 108)
 @pytest.mark.parametrize('code', [421, 450, 521, 554, 221, 354])
 def test_greeting_other_than_220(smtp_server: ScriptedSMTPServer, code: int) -> None:
-    """RELIABILITY 1 and 108: nobody's fault; QUIT is all that is said."""
+    """Another greeting makes the relay unavailable; only QUIT is sent."""
     smtp_server.script('connect', reply(code, 'not', 'today'))
     text = refused(mailer(smtp_server))
     assert f'the greeting: the relay answered {code} not today' in text
@@ -148,16 +127,17 @@ def test_greeting_other_than_220(smtp_server: ScriptedSMTPServer, code: int) -> 
     ],
 )
 def test_no_greeting(smtp_server: ScriptedSMTPServer, action: Action) -> None:
-    """A line that is closed, or speaks something else, is a closed road."""
+    """A closed connection, or another protocol, makes the relay unavailable."""
     smtp_server.script('connect', action)
     text = refused(mailer(smtp_server))
     # A reset may come before the connection is there.
     assert 'the greeting' in text or (action == reset() and 'connecting' in text)
 
 
+@pytest.mark.finding(7)
 def test_silent_relay(smtp_server: ScriptedSMTPServer) -> None:
-    """RELIABILITY 7: a server that accepts and says nothing is left after the greeting's time,
-    and nothing was said before it."""
+    """A server that sends no greeting is given up after the time-out of the greeting, and nothing
+    was sent to it."""
     smtp_server.script('connect', hang())
     assert 'the greeting: while waiting for a reply: timed out after 0.15 s' in refused(
         mailer(smtp_server, timeouts=SHORT)
@@ -169,7 +149,7 @@ def test_silent_relay(smtp_server: ScriptedSMTPServer) -> None:
 def test_interrupted_while_connecting(
     smtp_server: ScriptedSMTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C between two replies leaves no open socket, and says nothing more."""
+    """Ctrl-C between two replies leaves no open socket and sends nothing more."""
 
     def interrupt(*_arguments: object) -> None:
         raise KeyboardInterrupt
@@ -181,10 +161,24 @@ def test_interrupted_while_connecting(
     assert smtp_server.raw(1) == b''
 
 
-def test_port_465_needs_tls() -> None:
-    """A time-out at the greeting of a port for TLS says what to write."""
-    assert 'smtps:' in SMTPMailer('x', 465, hostname='x')._mute()
-    assert SMTPMailer('x', 465, hostname='x', tls='implicit')._mute() == ''
+@pytest.mark.parametrize(('tls', 'remedy'), [('auto', True), ('implicit', False)])
+def test_port_465_needs_tls(
+    relay: Start, tls_authority: TLSAuthority, tls: str, remedy: bool
+) -> None:
+    """A time-out at the greeting of port 465 says to write smtps:."""
+
+    class Submissions(TCPAddress):
+        def open(self, timeout: float) -> socket.socket:
+            return open_socket(server.host, server.port, timeout)
+
+    server = relay(tls='implicit' if tls == 'implicit' else 'none')
+    server.script('connect', hang())
+    mailer = make_mailer(
+        Submissions('127.0.0.1', 465), tls=tls, ca_file=str(tls_authority.path), timeouts=SHORT
+    )
+    text = refused(mailer)
+    assert 'the greeting: ' in text
+    assert ('write smtps: in mail.url' in text) is remedy
 
 
 @pytest.mark.parametrize('verb', ['EHLO', 'STARTTLS', 'AUTH'])
@@ -215,7 +209,7 @@ def test_anything_wrong_before_mail(
 
 @pytest.mark.parametrize('code', [500, 501, 502, 504])
 def test_helo_for_an_old_relay(smtp_server: ScriptedSMTPServer, code: int) -> None:
-    """HELO comes only after one of four codes, and offers no extension."""
+    """HELO follows only four codes, and offers no extension."""
     smtp_server.script('EHLO', reply(code, 'what'))
     deliver(mailer(smtp_server))
     assert smtp_server.verbs()[:3] == ['EHLO', 'HELO', 'MAIL']
@@ -224,15 +218,23 @@ def test_helo_for_an_old_relay(smtp_server: ScriptedSMTPServer, code: int) -> No
 
 
 def test_helo_refused(smtp_server: ScriptedSMTPServer) -> None:
-    """Then there is no more to try."""
+    """If HELO is refused as well, the relay is unavailable."""
     smtp_server.script('EHLO', reply(502, 'what'))
     smtp_server.script('HELO', reply(550, 'who'))
     assert 'HELO: the relay answered 550 who' in refused(mailer(smtp_server))
 
 
+def test_our_name_is_refused(smtp_server: ScriptedSMTPServer) -> None:
+    """If EHLO and HELO are refused for their argument, the error names mail.hostname."""
+    smtp_server.script('EHLO', reply(501, 'bad name'))
+    smtp_server.script('HELO', reply(501, 'bad name'))
+    text = refused(mailer(smtp_server))
+    assert 'it may not accept our name web.example.org: see mail.hostname' in text
+
+
 @pytest.mark.parametrize('code', [421, 503, 550, 554])
 def test_ehlo_refused_otherwise(smtp_server: ScriptedSMTPServer, code: int) -> None:
-    """Other refusals are not answered by HELO."""
+    """HELO does not follow other refusals."""
     smtp_server.script('EHLO', reply(code, 'go', 'away'))
     text = refused(mailer(smtp_server))
     assert f'EHLO: the relay answered {code} go away' in text
@@ -242,7 +244,7 @@ def test_ehlo_refused_otherwise(smtp_server: ScriptedSMTPServer, code: int) -> N
 
 @pytest.mark.parametrize('hostname', ['web.example.org', 'localhost', '[192.0.2.1]', '[IPv6:::1]'])
 def test_ehlo_name(smtp_server: ScriptedSMTPServer, hostname: str) -> None:
-    """EHLO says what mail.hostname says."""
+    """EHLO gives mail.hostname."""
     deliver(mailer(smtp_server, hostname=hostname))
     assert smtp_server.messages[0].helo == hostname
 
@@ -252,7 +254,7 @@ def test_ehlo_name(smtp_server: ScriptedSMTPServer, hostname: str) -> None:
 
 @pytest.mark.parametrize('tls', ['starttls', 'implicit'])
 def test_private_authority(relay: Start, tls_authority: TLSAuthority, tls: Any) -> None:
-    """With ca_file= of the relay's authority there is a session, over TLS alone."""
+    """With ca_file= of the relay's authority the session uses TLS."""
     server = relay(tls=tls)
     deliver(mailer(server, tls=tls, ca_file=str(tls_authority.path)))
     [message] = server.messages
@@ -261,13 +263,13 @@ def test_private_authority(relay: Start, tls_authority: TLSAuthority, tls: Any) 
         assert server.verbs()[:3] == ['EHLO', 'STARTTLS', 'EHLO']
 
 
+@pytest.mark.finding(31, 115)
 @pytest.mark.parametrize('tls', ['starttls', 'implicit'])
 @pytest.mark.parametrize('certificate', ['wrong_host', 'expired', 'untrusted', 'system'])
 def test_bad_certificate(
     relay: Start, tls_authority: TLSAuthority, tls: Any, certificate: str
 ) -> None:
-    """RELIABILITY 31 and 115: refused before anything else is said, by default, with a remedy;
-    and never tried again in clear."""
+    """A bad certificate ends the attempt by default, with a remedy; plain text is never tried."""
     context = getattr(tls_authority, certificate)() if certificate != 'system' else None
     server = relay(tls=tls, **({'context': context} if context else {}))
     text = refused(
@@ -289,7 +291,7 @@ def test_bad_certificate(
 
 
 def test_old_tls_is_refused(relay: Start, tls_authority: TLSAuthority) -> None:
-    """TLS 1.1 and older is not spoken."""
+    """TLS 1.1 and older is refused."""
     assert client_context().minimum_version == ssl.TLSVersion.TLSv1_2
     context = tls_authority.context()
     with pytest.warns(DeprecationWarning, match='TLSv1_1'):
@@ -311,8 +313,9 @@ def test_client_certificate(relay: Start, tls_authority: TLSAuthority) -> None:
         mailer(server, **options).connect()
 
 
+@pytest.mark.finding(32)
 def test_stripped_starttls(relay: Start) -> None:
-    """RELIABILITY 32: STARTTLS not offered and a password set: neither AUTH nor MAIL is said."""
+    """If STARTTLS is not offered and there is a password, neither AUTH nor MAIL is sent."""
     server = relay(tls='none', context=None)
     text = refused(mailer(server, username=USER, password=PASSWORD))
     assert 'STARTTLS: the relay does not offer it' in text
@@ -331,28 +334,31 @@ def test_demanded_starttls(relay: Start) -> None:
 
 @pytest.mark.parametrize('host', ['127.0.0.1', 'localhost'])
 def test_loopback_stays_plain(relay: Start, host: str) -> None:
-    """A local relay's self-made certificate protects nobody: it is not asked for."""
+    """STARTTLS is not used on a loopback address: its certificate protects nothing."""
     server = relay()
     deliver(mailer(server, host=host))
     assert not server.messages[0].tls
     assert 'STARTTLS' not in server.verbs()
 
 
-def test_starttls_is_used_elsewhere(
-    relay: Start, tls_authority: TLSAuthority, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where it is offered, on a host other than loopback."""
+def test_starttls_is_used_elsewhere(relay: Start, tls_authority: TLSAuthority) -> None:
+    """STARTTLS is used where it is offered, on a host other than loopback."""
+
+    class Elsewhere(TCPAddress):
+        is_loopback = False
+
     server = relay()
-    monkeypatch.setattr('pyramid_sendmail.mailers.smtp.mailer._is_loopback', lambda _host: False)
-    deliver(mailer(server, ca_file=str(tls_authority.path)))
+    address = Elsewhere(server.host, server.port)
+    deliver(make_mailer(address, ca_file=str(tls_authority.path)))
     assert server.messages[0].tls
     plain = relay(tls='none', context=None)
-    deliver(mailer(plain))
+    deliver(make_mailer(Elsewhere(plain.host, plain.port)))
     assert not plain.messages[0].tls
 
 
+@pytest.mark.finding(33)
 def test_injected_behind_starttls(relay: Start, tls_authority: TLSAuthority) -> None:
-    """RELIABILITY 33: what comes with the 220 ends the attempt; it never counts as said in TLS."""
+    """Bytes that come with the 220 end the attempt; they are never taken for replies inside TLS."""
     server = relay()
     server.script('STARTTLS', raw(b'220 go\r\n250-relay\r\n250 AUTH PLAIN\r\n'))
     text = refused(
@@ -365,7 +371,7 @@ def test_injected_behind_starttls(relay: Start, tls_authority: TLSAuthority) -> 
 def test_what_was_offered_before_tls_is_forgotten(
     relay: Start, tls_authority: TLSAuthority
 ) -> None:
-    """The list of extensions comes from inside TLS alone."""
+    """Only the extensions offered inside TLS count."""
     server = relay(
         extensions=('SIZE 1', 'SMTPUTF8', '8BITMIME', 'AUTH PLAIN'),
         tls_extensions=(),
@@ -380,21 +386,21 @@ def test_what_was_offered_before_tls_is_forgotten(
 
 
 def test_implicit_tls_to_a_plain_port(smtp_server: ScriptedSMTPServer) -> None:
-    """smtps: to a port that greets in clear says what to write instead."""
+    """smtps: to a port that greets in plain text says what to write instead."""
     text = refused(mailer(smtp_server, tls='implicit'))
     assert 'TLS handshake' in text
     assert 'write smtp: (STARTTLS)' in text
 
 
 def test_silent_handshake(relay: Start) -> None:
-    """A handshake that hangs is left in time."""
+    """A handshake that hangs is given up after its time-out."""
     server = relay(tls='implicit')
     server.script('TLS', hang())
     assert 'timed out after 0.15 s' in refused(mailer(server, tls='implicit', timeouts=SHORT))
 
 
 def test_handshake_that_ends(relay: Start) -> None:
-    """A relay that leaves in the middle of it is a closed road like another."""
+    """A relay that closes during the handshake is unavailable."""
     server = relay(tls='implicit')
     server.script('TLS', drop())
     text = refused(mailer(server, tls='implicit'))
@@ -402,7 +408,7 @@ def test_handshake_that_ends(relay: Start) -> None:
 
 
 def test_remedies() -> None:
-    """An error without a remedy of its own has none."""
+    """An error of another kind has no remedy."""
     assert remedy(OSError('x')) == ''
     assert remedy(ssl.SSLError(1, 'x')) == ''
 
@@ -419,16 +425,17 @@ def test_remedies() -> None:
     ],
 )
 def test_loopback(host: str, loopback: bool) -> None:
-    """Loopback is what an address or the one name says, without asking anybody."""
-    assert _is_loopback(host) is loopback
+    """Loopback is an address or the name localhost; no name is resolved."""
+    assert TCPAddress(host, 25).is_loopback is loopback
 
 
 # Credentials
 
 
+@pytest.mark.finding(41)
 @pytest.mark.parametrize('mechanisms', ['PLAIN LOGIN', 'CRAM-MD5 LOGIN PLAIN', 'LOGIN'])
 def test_credentials(relay: Start, tls_authority: TLSAuthority, mechanisms: str) -> None:
-    """RELIABILITY 41: PLAIN, else LOGIN, in UTF-8, inside TLS only, whatever else is offered."""
+    """PLAIN, else LOGIN, in UTF-8, inside TLS only, whatever else is offered."""
     server = relay(auth_mechanisms=tuple(mechanisms.split()), auth_required=True)
     deliver(mailer(server, ca_file=str(tls_authority.path), username=USER, password=PASSWORD))
     assert server.messages[0].authenticated_as == USER
@@ -437,19 +444,20 @@ def test_credentials(relay: Start, tls_authority: TLSAuthority, mechanisms: str)
 
 
 def test_long_password(relay: Start, tls_authority: TLSAuthority) -> None:
-    """What is too long for the command goes as an answer to the relay's challenge."""
+    """A response that is too long for the command follows the challenge."""
     token = 'x' * 2000
     server = relay(auth={USER: token}, auth_mechanisms=('PLAIN',))
     deliver(mailer(server, ca_file=str(tls_authority.path), username=USER, password=token))
     assert [line for _, verb, line in server.commands if verb == 'AUTH'] == ['AUTH PLAIN']
 
 
+@pytest.mark.finding(41)
 @pytest.mark.parametrize('code', [500, 503, 504, 530, 534, 535, 538, 432, 454])
 @pytest.mark.parametrize('mechanisms', [('PLAIN', 'LOGIN'), ('LOGIN',)])
 def test_one_attempt(
     relay: Start, tls_authority: TLSAuthority, code: int, mechanisms: tuple[str, ...]
 ) -> None:
-    """RELIABILITY 41: a refusal is final for this connection, and no other mechanism is tried."""
+    """A refusal is final for this connection; no other mechanism is tried."""
     server = relay(auth_mechanisms=mechanisms)
     server.script('AUTH', reply(code, 'no', 'thanks'))
     text = refused(
@@ -462,7 +470,7 @@ def test_one_attempt(
 
 
 def test_wrong_password(relay: Start, tls_authority: TLSAuthority) -> None:
-    """The usual mistake names the two settings, and shows neither value."""
+    """A wrong password names the two settings and shows neither value."""
     server = relay()
     text = refused(mailer(server, ca_file=str(tls_authority.path), username=USER, password='wr0ng'))
     assert '535' in text
@@ -471,13 +479,31 @@ def test_wrong_password(relay: Start, tls_authority: TLSAuthority) -> None:
 
 
 def test_nothing_in_common(relay: Start, tls_authority: TLSAuthority) -> None:
-    """A relay that speaks other mechanisms only is named with them."""
+    """A relay with other mechanisms only is named with them."""
     server = relay(auth_mechanisms=('CRAM-MD5', 'GSSAPI'))
     text = refused(
         mailer(server, ca_file=str(tls_authority.path), username=USER, password=PASSWORD)
     )
     assert 'offers CRAM-MD5 GSSAPI, and not PLAIN or LOGIN' in text
     assert 'AUTH' not in server.verbs()
+
+
+def test_auth_without_a_mechanism(relay: Start, tls_authority: TLSAuthority) -> None:
+    """A relay that lists AUTH with no mechanism is said to offer none."""
+    server = relay(tls_extensions=('AUTH',), auth_advertised='never')
+    text = refused(
+        mailer(server, ca_file=str(tls_authority.path), username=USER, password=PASSWORD)
+    )
+    assert 'the relay offers no mechanism, and not PLAIN or LOGIN' in text
+
+
+def test_starttls_is_demanded_at_auth(relay: Start) -> None:
+    """A relay that demands STARTTLS of smtp+insecure: is no reason to look at the password."""
+    server = relay(tls='none', context=None)
+    server.script('AUTH', reply(530, '5.7.0 Must issue a STARTTLS command first'))
+    text = refused(mailer(server, tls='none', insecure=True, username=USER, password=PASSWORD))
+    assert 'the relay demands TLS: write smtp: with ?tls=required, or smtps:, in mail.url' in text
+    assert 'mail.username' not in text
 
 
 def test_old_spelling_of_auth(relay: Start, tls_authority: TLSAuthority) -> None:
@@ -492,31 +518,31 @@ def test_old_spelling_of_auth(relay: Start, tls_authority: TLSAuthority) -> None
 
 
 def test_endless_challenges() -> None:
-    """A relay that never has enough is cancelled, once."""
+    """A relay that sends one challenge after the other gets one cancellation."""
 
     class SMTPConnection:
         def __init__(self) -> None:
-            self.said: list[bytes] = []
+            self.written: list[bytes] = []
 
         def write(self, data: bytes) -> None:
-            self.said.append(data)
+            self.written.append(data)
 
         def reply(self, timeout: float) -> Any:
             return Reply(334, '')
 
-    wire: Any = SMTPConnection()
-    last = Credentials('ann', 'secret').present(wire, 'LOGIN', 1)
+    connection: Any = SMTPConnection()
+    last = Credentials('ann', 'secret').present(connection, 'LOGIN', 1)
     assert last.code == 334
-    assert wire.said == [b'AUTH LOGIN\r\n', b'YW5u\r\n', b'c2VjcmV0\r\n', b'*\r\n']
+    assert connection.written == [b'AUTH LOGIN\r\n', b'YW5u\r\n', b'c2VjcmV0\r\n', b'*\r\n']
 
 
 def test_mechanisms() -> None:
-    """The preferred one of those we speak, or none."""
+    """The first supported mechanism that the relay offers is chosen, or none."""
     spoken = Credentials.mechanisms
-    assert mechanism('LOGIN PLAIN', spoken) == 'PLAIN'
-    assert mechanism('xoauth2 login', spoken) == 'LOGIN'
-    assert mechanism('XOAUTH2', spoken) is None
-    assert mechanism('', spoken) is None
+    assert choose_mechanism('LOGIN PLAIN', spoken) == 'PLAIN'
+    assert choose_mechanism('xoauth2 login', spoken) == 'LOGIN'
+    assert choose_mechanism('XOAUTH2', spoken) is None
+    assert choose_mechanism('', spoken) is None
 
 
 def secrets() -> list[str]:
@@ -526,6 +552,7 @@ def secrets() -> list[str]:
     return [PASSWORD, encoded(PASSWORD), encoded(f'\0{USER}\0{PASSWORD}')]
 
 
+@pytest.mark.finding(40)
 @pytest.mark.parametrize('mechanisms', [('PLAIN',), ('LOGIN',)])
 def test_secrets_are_nowhere(
     relay: Start,
@@ -533,8 +560,8 @@ def test_secrets_are_nowhere(
     mechanisms: tuple[str, ...],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """RELIABILITY 40: neither logs nor repr nor errors show the password, or its base64, even
-    where the relay repeats it."""
+    """Neither logs nor repr nor errors show the password or its base64, even if the relay repeats
+    them."""
     caplog.set_level(logging.DEBUG)
     server = relay(auth_mechanisms=mechanisms)
     sender = mailer(server, ca_file=str(tls_authority.path), username=USER, password=PASSWORD)
@@ -550,11 +577,11 @@ def test_secrets_are_nowhere(
 
 
 def test_insecure_by_name_only(relay: Start, caplog: pytest.LogCaptureFixture) -> None:
-    """A password goes in clear where smtp+insecure: says so, with a warning, and nowhere else."""
+    """A password is sent in plain text only with smtp+insecure:, which logs a warning."""
     server = relay(auth_required=True)
     insecure = mailer(server, tls='none', insecure=True, username=USER, password=PASSWORD)
     assert 'plain text' in caplog.text
-    assert 'and the password' in caplog.text
+    assert 'mail and password are sent in plain text' in caplog.text
     assert len(caplog.records) == 1
     assert insecure.name.startswith('smtp+insecure://')
     deliver(insecure)
@@ -582,14 +609,14 @@ def test_insecure_by_name_only(relay: Start, caplog: pytest.LogCaptureFixture) -
     ],
 )
 def test_what_cannot_be_used(options: dict[str, Any], text: str) -> None:
-    """Contradictions and missing files are told at once, by the setting's name."""
+    """Contradictions and missing files are errors at once, by the name of the setting."""
     with pytest.raises(ValueError, match=text) as caught:
-        SMTPMailer('relay', 25, **({'hostname': 'x'} | options))
+        make_mailer('relay', 25, **({'hostname': 'x'} | options))
     assert 's3cret' not in str(caught.value)
 
 
 def test_encrypted_key(tmp_path: Path, tls_authority: TLSAuthority) -> None:
-    """A key with a pass phrase is refused, and nobody is asked for it at the terminal."""
+    """A key with a pass phrase is an error; no prompt appears at the terminal."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -615,6 +642,6 @@ def test_encrypted_key(tmp_path: Path, tls_authority: TLSAuthority) -> None:
 )
 def test_names(host: str, options: dict[str, Any], name: str) -> None:
     """A mailer's name is its URL, without credentials."""
-    made = SMTPMailer(host, hostname='x', **options)
+    made = make_mailer(host, hostname='x', **options)
     assert made.name == name
     assert repr(made) == f'<SMTPMailer {name}>'

@@ -1,4 +1,4 @@
-"""The line itself: what has left when a write fails, and how long anything may take."""
+"""SMTPConnection: what has left when a write fails, and how long anything may take."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.envelope import Reply
+from pyramid_sendmail.mailers.session import describe_error
 from pyramid_sendmail.mailers.smtp.connection import (
-    BLOCK,
-    LINE_LIMIT,
+    BLOCK_BYTES,
+    MAX_LINE_BYTES,
     ConnectionLost,
     SMTPConnection,
-    Timeouts,
-    describe,
 )
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 
 
 class Failing:
-    """A socket that takes so many octets, and then fails."""
+    """A socket that takes a number of bytes, and then fails."""
 
     def __init__(self, takes: int) -> None:
         self.left = takes
         self._null = os.open(os.devnull, os.O_WRONLY)
 
     def fileno(self) -> int:
-        """What can be written to at any time."""
+        """Return a descriptor that can always be written to."""
         return self._null
 
     def settimeout(self, seconds: float) -> None:
@@ -55,9 +55,9 @@ class Failing:
     ],
 )
 def test_what_has_certainly_not_left(takes: int, secure: bool, unsent: int) -> None:
-    """A plain socket tells how much it took; TLS may have sent part of a block that failed."""
+    """A plain socket says how much it took; TLS may have sent part of a block that failed."""
     connection: Any = Failing(takes)
-    wire = SMTPConnection(connection, block=1)
+    wire = SMTPConnection(connection, block_timeout=1)
     wire.secure = secure
     with pytest.raises(ConnectionLost, match='while sending: Broken pipe') as caught:
         wire.write(b'x' * 100)
@@ -67,19 +67,19 @@ def test_what_has_certainly_not_left(takes: int, secure: bool, unsent: int) -> N
 
 
 def test_only_the_failing_block_is_at_risk() -> None:
-    """Of what comes behind the block that failed in TLS, nothing can have left."""
-    connection: Any = Failing(BLOCK)
-    wire = SMTPConnection(connection, block=1)
+    """Nothing behind the block that failed in TLS can have left."""
+    connection: Any = Failing(BLOCK_BYTES)
+    wire = SMTPConnection(connection, block_timeout=1)
     wire.secure = True
     with pytest.raises(ConnectionLost) as caught:
-        wire.write(b'x' * (5 * BLOCK))
-    assert caught.value.unsent == 3 * BLOCK
+        wire.write(b'x' * (5 * BLOCK_BYTES))
+    assert caught.value.unsent == 3 * BLOCK_BYTES
     wire.close()
 
 
 def pair() -> tuple[SMTPConnection, socket.socket]:
     ours, theirs = socket.socketpair()
-    return SMTPConnection(ours, block=0.1), theirs
+    return SMTPConnection(ours, block_timeout=0.1), theirs
 
 
 def test_replies_come_one_by_one() -> None:
@@ -93,66 +93,66 @@ def test_replies_come_one_by_one() -> None:
         wire.close()
 
 
-@pytest.mark.parametrize('length', [LINE_LIMIT - 6, LINE_LIMIT + 2, 3 * LINE_LIMIT])
+@pytest.mark.parametrize('length', [MAX_LINE_BYTES - 6, MAX_LINE_BYTES + 2, 3 * MAX_LINE_BYTES])
 @pytest.mark.parametrize('end', [b'\r\n', b''])
 def test_long_lines(length: int, end: bytes) -> None:
-    """A line may be so long and no longer, ended or not."""
+    """A line has at most MAX_LINE_BYTES, ended or not."""
     wire, peer = pair()
     with peer:
         peer.sendall(b'250 ' + b'x' * length + end)
-        if length < LINE_LIMIT:
+        if length < MAX_LINE_BYTES:
             if end:
                 assert len(wire.reply(1).text) == length
             else:
                 with pytest.raises(ConnectionLost, match='timed out'):
                     wire.reply(0.02)
         else:
-            with pytest.raises(ConnectionLost, match=f'more than {LINE_LIMIT} octets'):
+            with pytest.raises(ConnectionLost, match=f'more than {MAX_LINE_BYTES} bytes'):
                 wire.reply(1)
             assert wire.lost
         wire.close()
 
 
 def test_no_time_left() -> None:
-    """A reply whose time is over before it is looked for is not waited for."""
+    """A reply is not waited for after its deadline."""
     wire, peer = pair()
     with peer, pytest.raises(ConnectionLost, match='timed out after 0 s'):
         wire.reply(0)
     wire.close()
 
 
-def test_farewell_does_not_wait_to_write() -> None:
-    """QUIT into a full line takes no longer than its own time."""
+def test_quit_does_not_wait_to_write() -> None:
+    """QUIT into a full connection takes no longer than its own time-out."""
     wire, peer = pair()
     with peer:
         with pytest.raises(ConnectionLost, match='timed out'):
             wire.write(b'x' * 10_000_000)
         wire.lost = False
-        wire.farewell(0.01)
+        wire.quit(0.01)
     assert wire.lost
 
 
 def test_timeouts_can_be_capped() -> None:
-    """No phase is longer than the cap, and none becomes longer by it."""
+    """No phase is longer than the cap, and the cap makes none longer."""
     assert Timeouts().capped(60) == Timeouts(30, 60, 60, 60, 60, 60, 5)
     assert Timeouts().capped(9999) == Timeouts()
 
 
-def test_describe() -> None:
+def test_describe_error() -> None:
     """An error without a text is named by its class."""
-    assert describe(OSError(), 1) == 'OSError'
-    assert describe(OSError('x'), 1) == 'x'
-    assert describe(OSError(2, 'No such file'), 1) == 'No such file'
-    assert describe(TimeoutError(), 1.5) == 'timed out after 1.5 s'
+    assert describe_error(OSError(), 1) == 'OSError'
+    assert describe_error(OSError('x'), 1) == 'x'
+    assert describe_error(OSError(2, 'No such file'), 1) == 'No such file'
+    assert describe_error(TimeoutError(), 1.5) == 'timed out after 1.5 s'
 
 
-def test_a_line_that_was_closed_is_lost() -> None:
-    """Whoever closed it, and whatever is asked of it then."""
+def test_a_closed_connection_is_lost() -> None:
+    """A connection that was closed here is lost, for each operation."""
     wire, peer = pair()
     with peer:
         wire.close()
-        with pytest.raises(ConnectionLost, match='it was closed'):
+        with pytest.raises(ConnectionLost, match='closed on our side'):
             wire.reply(1)
-        for octets in (1, 100_000):
+        for size in (1, 100_000):
             with pytest.raises(ConnectionLost, match='while sending'):
-                wire.write(b'x' * octets)
+                wire.write(b'x' * size)

@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.extensions import Extensions, SessionOptions, xtext
+from pyramid_sendmail.mailers.smtp.extensions import Extensions, xtext
+from pyramid_sendmail.mailers.smtp.options import SessionOptions
 from tests.support.sessions import A, connect, envelope, send, statuses
 from tests.support.smtp.server import ScriptedSMTPServer, reply, reply_then_drop
 
 WANTED: dict[str, Any] = {'notify': ('failure', 'delay'), 'ret': 'headers'}
 
 
+@pytest.mark.finding(122)
 def test_reports_are_asked_for(smtp_server: ScriptedSMTPServer) -> None:
-    """RELIABILITY 122: NOTIFY and ORCPT on RCPT, RET and ENVID on MAIL, ENVID being the mail's id
-    in the queue."""
+    """NOTIFY and ORCPT stand on RCPT, RET and ENVID on MAIL; ENVID is the mail's id in the
+    queue."""
     smtp_server.extensions = ('PIPELINING', 'DSN')
     session = connect(smtp_server, **WANTED)
     [outcome] = send(session, envelope('"a+b=c"@example.org', id='0123456789abcdef' * 2))
@@ -40,7 +42,7 @@ def test_reports_are_asked_for(smtp_server: ScriptedSMTPServer) -> None:
 def test_no_reports(
     smtp_server: ScriptedSMTPServer, offered: tuple[str, ...], options: dict[str, Any]
 ) -> None:
-    """A relay without DSN sees none of it, nor does any other where nobody wants it."""
+    """A relay without DSN gets no such parameter, nor does any relay if no report is wanted."""
     smtp_server.extensions = offered
     session = connect(smtp_server, **options)
     send(session, envelope(A))
@@ -57,7 +59,7 @@ def test_never() -> None:
 
 
 def test_non_ascii_recipient() -> None:
-    """It goes without ORCPT, which is ASCII (RFC 6533, 3)."""
+    """A non-ASCII recipient goes without ORCPT, which is ASCII (RFC 6533, 3)."""
     extensions = Extensions({'DSN': '', 'SMTPUTF8': ''}, SessionOptions(ret='full'))
     assert extensions.rcpt('jörg@example.org') == 'RCPT TO:<jörg@example.org>\r\n'.encode()
 
@@ -73,21 +75,23 @@ def test_non_ascii_recipient() -> None:
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], text: str) -> None:
-    """They name themselves and the remedy."""
+    """Wrong options are errors that name themselves and the remedy."""
     with pytest.raises(ValueError, match=f'^{text}'):
         SessionOptions(**options)
 
 
 @given(st.text(st.characters(max_codepoint=127)))
 def test_xtext(text: str) -> None:
-    """Any ASCII text comes back from its xtext, in which stands nothing but harmless letters."""
+    """Any ASCII text can be decoded from its xtext, which holds only printable characters without +
+    and =."""
     encoded = xtext(text)
     assert re.fullmatch(r'(?:[!-*,-<>-~]|\+[0-9A-F]{2})*', encoded)
     assert re.sub(r'\+(..)', lambda match: chr(int(match[1], 16)), encoded) == text
 
 
+@pytest.mark.finding(122)
 def test_xtext_is_ascii() -> None:
-    """RELIABILITY 122: UTF-8 is refused."""
+    """Text other than ASCII is refused."""
     with pytest.raises(ValueError, match='is not ASCII'):
         xtext('jörg')
 
@@ -96,7 +100,7 @@ def test_xtext_is_ascii() -> None:
 
 
 def large() -> bytes:
-    """More than the buffers of a connection hold."""
+    """Return a mail larger than the buffers of a connection."""
     return b'Subject: large\r\n\r\n' + (b'y' * 76 + b'\r\n') * 200_000
 
 
@@ -111,8 +115,8 @@ def large() -> bytes:
 def test_refused_in_the_middle_of_the_text(
     smtp_server: ScriptedSMTPServer, answer: Any, verdict: Verdict, carried: bool
 ) -> None:
-    """What a relay says before it hangs up on a text that it does not want is its answer, and
-    the mail is not sent again and again."""
+    """A refusal before the relay stops reading the text is the outcome, and the mail is not sent
+    again for ever."""
     smtp_server.extensions = ('PIPELINING',)
     session = connect(smtp_server)
     if carried:
@@ -124,7 +128,7 @@ def test_refused_in_the_middle_of_the_text(
 
 
 def test_421_in_the_middle_of_the_text(smtp_server: ScriptedSMTPServer) -> None:
-    """A relay that goes away in the middle is as good as a lost line."""
+    """421 in the middle of the text counts as a lost connection."""
     smtp_server.extensions = ()
     closing = reply(354, 'go on', then=reply_then_drop(421, 'restarting'))
     smtp_server.script('DATA', closing)

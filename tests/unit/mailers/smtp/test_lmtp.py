@@ -1,4 +1,4 @@
-"""LMTP (RFC 2033): an answer for each recipient, over TCP and Unix sockets."""
+"""LMTP (RFC 2033): a reply for each recipient, over TCP and Unix sockets."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.interfaces import ISMTPMailer
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
-from tests.support.sessions import TINY, A, B, C, envelope, idle, send, statuses
+from tests.support.sessions import TINY, A, B, C, envelope, idle, make_mailer, send, statuses
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -53,7 +53,7 @@ def connect(server: ScriptedSMTPServer, timeouts: Timeouts | None = None) -> SMT
 
 
 def test_an_answer_for_each_recipient(server: ScriptedSMTPServer) -> None:
-    """RFC 2033, 4.2: 250, 450 and 550 to one message, each for its own recipient; the next mail
+    """250, 450 and 550 to one message count for one recipient each (RFC 2033, 4.2); the next mail
     is clean."""
     server.script('dot', reply(250, 'yes'), reply(450, 'over quota'), reply(550, 'no'))
     session = connect(server)
@@ -71,7 +71,7 @@ def test_an_answer_for_each_recipient(server: ScriptedSMTPServer) -> None:
 
 
 def test_refused_at_rcpt_has_no_answer_later(server: ScriptedSMTPServer) -> None:
-    """Only accepted recipients are answered behind the dot."""
+    """Only accepted recipients have a reply to the final dot."""
     server.script('RCPT', reply(250, 'yes'), reply(550, 'unknown'), reply(250, 'yes'))
     server.script('dot', reply(250, 'for a'), reply(452, 'for c'))
     session = connect(server)
@@ -92,8 +92,8 @@ def test_refused_at_rcpt_has_no_answer_later(server: ScriptedSMTPServer) -> None
 def test_lost_between_two_answers(
     server: ScriptedSMTPServer, action: Action, timeouts: Timeouts | None
 ) -> None:
-    """Who was answered keeps the answer; the others are ambiguous, and nobody is asked on that
-    line again."""
+    """Recipients with a reply keep it; the others are ambiguous, and the connection is not used
+    again."""
     server.script('dot', reply(250, 'yes'), action)
     session = connect(server, timeouts)
     [outcome] = send(session, envelope(A, B, C))
@@ -105,7 +105,7 @@ def test_lost_between_two_answers(
 
 
 def test_no_answer_at_all(server: ScriptedSMTPServer) -> None:
-    """Then the whole message is ambiguous."""
+    """Without any reply all recipients are ambiguous."""
     server.script('dot', drop())
     session = connect(server)
     [outcome] = send(session, envelope(A, B))
@@ -114,7 +114,7 @@ def test_no_answer_at_all(server: ScriptedSMTPServer) -> None:
 
 
 def test_421_for_one_of_them(server: ScriptedSMTPServer) -> None:
-    """It defers that recipient; those behind it may have been served or not."""
+    """421 defers its recipient; those behind it are ambiguous."""
     server.script('dot', reply(250, 'yes'), reply_then_drop(421, 'closing'))
     session = connect(server)
     [outcome] = send(session, envelope(A, B, C))
@@ -122,8 +122,8 @@ def test_421_for_one_of_them(server: ScriptedSMTPServer) -> None:
     assert statuses(outcome) == {A: 'delivered', B: 'deferred', C: 'ambiguous'}
 
 
-def test_nobody_accepted(server: ScriptedSMTPServer) -> None:
-    """No answers come, none are waited for."""
+def test_no_recipient_accepted(server: ScriptedSMTPServer) -> None:
+    """Without an accepted recipient no reply to the text is waited for."""
     server.script('RCPT', reply(550, 'no'), reply(450, 'later'))
     session = connect(server)
     outcome, after = send(session, envelope(A, B), envelope(C))
@@ -132,9 +132,9 @@ def test_nobody_accepted(server: ScriptedSMTPServer) -> None:
     assert statuses(after) == {C: 'delivered'}
 
 
-def test_a_text_for_nobody_ends_the_session() -> None:
-    """Where DATA is taken although nobody was accepted, how many answers come is anybody's guess:
-    the mail is answered, the connection is stale."""
+def test_a_text_without_recipients_ends_the_session() -> None:
+    """If DATA is accepted without an accepted recipient, the number of replies is unknown: the mail
+    has its outcome, and the connection is stale."""
     with ScriptedSMTPServer(lmtp=True) as server:
         server.script('RCPT', reply(550, 'no'))
         server.script('DATA', reply(354, 'go on'))
@@ -150,8 +150,8 @@ def test_a_text_for_nobody_ends_the_session() -> None:
 
 
 def test_too_few_answers(server: ScriptedSMTPServer) -> None:
-    """A service that answers once for all is not believed to have answered for each, by its
-    answers to the mail that follows."""
+    """A service that replies once for all recipients is not taken to have replied for each: its
+    replies to the next mail do not count."""
     server.script('dot', reply(250, 'for all of you'), raw(b''), raw(b''))
     session = connect(server, Timeouts().capped(0.5))
     outcomes = session.send([envelope(A, B, C), envelope(A)])
@@ -163,7 +163,7 @@ def test_too_few_answers(server: ScriptedSMTPServer) -> None:
 
 
 def test_many_recipients(server: ScriptedSMTPServer) -> None:
-    """The answers to one mail transaction are not taken for those to the next."""
+    """The replies to one mail transaction are not taken for those to the next."""
     people = [f'r{number}@example.org' for number in range(150)]
     server.always('dot', lambda session: reply(550, 'no') if '7' in session.recipient else None)
     session = connect(server)
@@ -177,7 +177,7 @@ def test_many_recipients(server: ScriptedSMTPServer) -> None:
 
 @pytest.mark.parametrize('code', [500, 502, 550, 421])
 def test_no_lmtp_spoken(server: ScriptedSMTPServer, code: int) -> None:
-    """A server that knows no LHLO is not asked by HELO or EHLO."""
+    """A server without LHLO gets neither HELO nor EHLO."""
     server.script('LHLO', reply(code, 'what?'))
     with pytest.raises(MailerUnavailable, match=f'LHLO: the relay answered {code} what'):
         connect(server)
@@ -185,14 +185,14 @@ def test_no_lmtp_spoken(server: ScriptedSMTPServer, code: int) -> None:
 
 
 def test_tls_and_password(tls_authority: TLSAuthority) -> None:
-    """Over TCP everything that SMTP has is there too: STARTTLS, AUTH, a private authority."""
+    """Over TCP, LMTP has STARTTLS, AUTH and ca_file= as SMTP has."""
     with ScriptedSMTPServer(
         lmtp=True, tls='starttls', context=tls_authority.context(), auth={'ann': 'secret'}
     ) as server:
-        session = LMTPMailer(
+        session = make_mailer(
             server.host,
             server.port,
-            hostname='web.example.org',
+            kind=LMTPMailer,
             username='ann',
             password='secret',
             ca_file=str(tls_authority.path),
@@ -206,20 +206,20 @@ def test_tls_and_password(tls_authority: TLSAuthority) -> None:
 
 
 def test_port_25_is_no_place_for_it() -> None:
-    """RFC 2033, 5."""
+    """Port 25 is SMTP's (RFC 2033, 5)."""
     with pytest.raises(ValueError, match='not spoken on port 25'):
         LMTPMailer('localhost', 25, hostname='x')
 
 
 def test_relative_socket() -> None:
-    """A socket has an absolute path, wherever the process stands."""
+    """The path of a socket must be absolute."""
     with pytest.raises(ValueError, match='lmtp\\+unix:run/lmtp is not absolute'):
         LMTPMailer.unix('run/lmtp', hostname='x')
 
 
 @pytest.mark.parametrize('kind', ['missing', 'file', 'folder', 'dead', 'long'])
 def test_no_such_socket(tmp_path: Path, kind: str) -> None:
-    """Whatever is there in its place, the mail waits, and the path is named."""
+    """Without a service at the path the relay is unavailable, and the path is named."""
     path = tmp_path / 'lmtp'
     if kind == 'file':
         path.write_bytes(b'')
@@ -253,7 +253,7 @@ def test_socket_of_another_user(tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    """They say what is spoken, and it is no SMTP."""
+    """The name of a mailer has the scheme of its protocol, and an LMTPMailer is no ISMTPMailer."""
     tcp = LMTPMailer('::1', 2003, hostname='x')
     unix = LMTPMailer.unix('/run/dovecot/lmtp', hostname='x')
     assert (tcp.name, unix.name) == ('lmtp://[::1]:2003', 'lmtp+unix:/run/dovecot/lmtp')

@@ -1,20 +1,21 @@
-"""Passwords and tokens: what they may hold, when they are said, and who gets to see them."""
+"""Passwords and tokens: what they may hold, when they are sent, and where they must not be
+shown."""
 
 from __future__ import annotations
 
 import json
 import logging
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.authentication import Bearer, Credentials
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from tests.support.sessions import A, envelope, send, statuses
+from tests.support.sessions import deliver, make_mailer, refused
 from tests.support.smtp.server import ScriptedSMTPServer, TLSAuthority, reply, reply_then_drop
 
 Start = Callable[..., ScriptedSMTPServer]
@@ -27,42 +28,28 @@ NEVER_ENDING = b64encode(b'[' * 3_000).decode()
 
 
 @pytest.fixture
-def relay(start_smtp_server: Start, tls_authority: TLSAuthority) -> Iterator[Start]:
-    """Start a server that offers STARTTLS and AUTH, and check its log at the end."""
-    servers = []
-
-    def start(**options: Any) -> ScriptedSMTPServer:
-        server = start_smtp_server(
-            **{
-                'tls': 'starttls',
-                'context': tls_authority.context(),
-                'auth': {USER: PASSWORD},
-                'auth_required': True,
-                **options,
-            }
-        )
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        assert not server.violations
-        assert not server.script_left()
+def relay(start_checked_server: Start, tls_authority: TLSAuthority) -> Start:
+    """Start a server that offers STARTTLS and demands AUTH."""
+    return partial(
+        start_checked_server,
+        tls='starttls',
+        context=tls_authority.context(),
+        auth={USER: PASSWORD},
+        auth_required=True,
+    )
 
 
 @pytest.fixture
 def mailer(tls_authority: TLSAuthority) -> Callable[..., SMTPMailer]:
-    """Make a mailer that says who it is."""
+    """Make a mailer that authenticates."""
 
     def make(server: ScriptedSMTPServer, **options: Any) -> SMTPMailer:
         if 'token' not in options:
             options.setdefault('password', PASSWORD)
-        return SMTPMailer(
+        return make_mailer(
             server.host,
             server.port,
-            hostname='web.example.org',
             ca_file=str(tls_authority.path),
-            timeouts=Timeouts().capped(10),
             **{'username': USER, **options},
         )
 
@@ -72,22 +59,10 @@ def mailer(tls_authority: TLSAuthority) -> Callable[..., SMTPMailer]:
 Make = Callable[..., SMTPMailer]
 
 
-def deliver(mailer: SMTPMailer) -> None:
-    session = mailer.connect()
-    assert statuses(send(session, envelope(A))[0]) == {A: 'delivered'}
-    session.close()
-
-
-def refused(mailer: SMTPMailer) -> str:
-    with pytest.raises(MailerUnavailable) as caught:
-        mailer.connect()
-    assert not caught.value.stale
-    return str(caught.value)
-
-
 # What they may hold
 
 
+@pytest.mark.finding(40, 41)
 @pytest.mark.parametrize('mechanism', ['PLAIN', 'LOGIN'])
 @pytest.mark.parametrize(
     'password',
@@ -107,8 +82,7 @@ def refused(mailer: SMTPMailer) -> str:
     ],
 )
 def test_any_password(relay: Start, mailer: Make, mechanism: str, password: str) -> None:
-    """RELIABILITY 40 and 41: it arrives as it was given, whatever is in it; so does the user's
-    name (RFC 4616, 2)."""
+    """Any password arrives as it was given, and so does the user name (RFC 4616, 2)."""
     user = f'zoë {password}'
     server = relay(auth={user: password}, auth_mechanisms=(mechanism,))
     deliver(mailer(server, username=user, password=password))
@@ -117,18 +91,18 @@ def test_any_password(relay: Start, mailer: Make, mechanism: str, password: str)
 
 @pytest.mark.parametrize('length', [50, 337, 338, 355, 356, 2_000, 9_000])
 def test_any_length(relay: Start, mailer: Make, length: int) -> None:
-    """RFC 4954, 4: a response that has no room in a command of 512 octets follows in a line of its
-    own, to the octet."""
+    """A response that has no room in a command of 512 bytes follows in a line of its own (RFC 4954,
+    4), to the byte."""
     secret = 'x' * length
     server = relay(auth={USER: secret}, auth_mechanisms=('PLAIN', 'XOAUTH2'))
     deliver(mailer(server, password=secret))
     deliver(mailer(server, token=lambda: secret))
-    said = [line for _, verb, line in server.commands if verb == 'AUTH']
+    sent = [line for _, verb, line in server.commands if verb == 'AUTH']
     plain = b64encode(f'\0{USER}\0{secret}'.encode()).decode()
     plain = f'AUTH PLAIN {plain}'
     bearer = b64encode(f'user={USER}\1auth=Bearer {secret}\1\1'.encode()).decode()
     bearer = f'AUTH XOAUTH2 {bearer}'
-    assert said == [
+    assert sent == [
         plain if len(plain) <= 510 else 'AUTH PLAIN',
         bearer if len(bearer) <= 510 else 'AUTH XOAUTH2',
     ]
@@ -136,9 +110,10 @@ def test_any_length(relay: Start, mailer: Make, length: int) -> None:
     assert (len(bearer) <= 510) is (length <= 337)
 
 
-# When they are said
+# When they are sent
 
 
+@pytest.mark.finding(116)
 @pytest.mark.parametrize(
     'offers',
     [
@@ -151,8 +126,7 @@ def test_any_length(relay: Start, mailer: Make, length: int) -> None:
     ids=str,
 )
 def test_offered_twice(relay: Start, mailer: Make, offers: tuple[str, ...]) -> None:
-    """RELIABILITY 116: what is offered in two lines, or in the spelling of before the RFC, is
-    offered."""
+    """Mechanisms count that are offered in two lines, or in the old spelling."""
     server = relay(tls_extensions=offers, auth_advertised='never')
     deliver(mailer(server))
     [command] = [line for _, verb, line in server.commands if verb == 'AUTH']
@@ -160,11 +134,12 @@ def test_offered_twice(relay: Start, mailer: Make, offers: tuple[str, ...]) -> N
     assert command.split()[1] == wanted
 
 
+@pytest.mark.finding(41, 116)
 @pytest.mark.parametrize('code', [432, 454, 500, 503, 504, 530, 534, 535, 538])
 @pytest.mark.parametrize('mechanism', ['PLAIN', 'LOGIN', 'XOAUTH2'])
 def test_codes(relay: Start, mailer: Make, code: int, mechanism: str) -> None:
-    """RELIABILITY 41 and 116: any refusal, 503 among them, ends the attempt with one AUTH and
-    QUIT; what is permanent names the settings."""
+    """Any refusal, 503 among them, ends the attempt with one AUTH and QUIT; a permanent one names
+    the settings."""
     server = relay(auth_mechanisms=(mechanism, 'GSSAPI'))
     server.script('AUTH', reply(code, '5.7.0 no'))
     secret = {'token': lambda: TOKEN} if mechanism == 'XOAUTH2' else {'password': PASSWORD}
@@ -177,8 +152,9 @@ def test_codes(relay: Start, mailer: Make, code: int, mechanism: str) -> None:
     assert server.connections == 1
 
 
+@pytest.mark.finding(109)
 def test_421_is_the_end(relay: Start, mailer: Make) -> None:
-    """RELIABILITY 109: a relay that closes at AUTH is left alone."""
+    """A relay that closes at AUTH gets no second attempt."""
     server = relay()
     server.script('AUTH', reply_then_drop(421, '4.3.2 closing'))
     assert 'AUTH PLAIN: the relay answered 421' in refused(mailer(server))
@@ -188,7 +164,7 @@ def test_421_is_the_end(relay: Start, mailer: Make) -> None:
 
 
 def test_the_second_line_is_refused(relay: Start, mailer: Make) -> None:
-    """LOGIN: a user's name that is not welcome is not followed by the password."""
+    """LOGIN: if the user name is refused, the password is not sent."""
     server = relay(auth_mechanisms=('LOGIN',))
     server.script('AUTH', reply(334, 'VXNlcm5hbWU6'), reply(535, '5.7.8 who?'))
     assert 'AUTH LOGIN: the relay answered 535 5.7.8 who?' in refused(mailer(server))
@@ -197,11 +173,11 @@ def test_the_second_line_is_refused(relay: Start, mailer: Make) -> None:
 
 
 def test_token_is_not_asked_for_in_vain(relay: Start, mailer: Make) -> None:
-    """A relay that takes no tokens, or offers no AUTH, does not have one fetched; what to leave
-    out is told in the words of tokens."""
+    """No token is fetched for a relay without XOAUTH2 or AUTH; the error names the options of
+    tokens."""
 
     def token() -> str:
-        raise AssertionError('nobody wants it')
+        raise AssertionError('the token must not be fetched')
 
     server = relay()
     assert 'offers PLAIN LOGIN, and not XOAUTH2' in refused(mailer(server, token=token))
@@ -214,7 +190,7 @@ def test_token_is_not_asked_for_in_vain(relay: Start, mailer: Make) -> None:
 
 @pytest.mark.parametrize('error', [KeyError('access_token'), RuntimeError(), ValueError('a\nb')])
 def test_function_that_raises(relay: Start, mailer: Make, error: Exception) -> None:
-    """What it raises is told in one line, by type and text, and with what to look at."""
+    """The error of a token function is in one line, by type and text, with what to look at."""
 
     def token() -> str:
         raise error
@@ -231,6 +207,7 @@ def test_function_that_raises(relay: Start, mailer: Make, error: Exception) -> N
 # Who gets to see them
 
 
+@pytest.mark.finding(40)
 @pytest.mark.parametrize(
     'challenge',
     [
@@ -241,8 +218,8 @@ def test_function_that_raises(relay: Start, mailer: Make, error: Exception) -> N
     ids=str,
 )
 def test_token_in_the_challenge(relay: Start, mailer: Make, challenge: Any) -> None:
-    """RELIABILITY 40: a relay that repeats the token in its challenge, or a part of it that would
-    be cut, does not bring it into the error."""
+    """A relay that repeats the token in its challenge, or a part that would be cut, does not bring
+    it into the error."""
     server = relay(auth_mechanisms=('XOAUTH2',))
     encoded = b64encode(json.dumps(challenge).encode()).decode()
     server.script('AUTH', reply(334, encoded), reply(535, 'no'))
@@ -252,14 +229,15 @@ def test_token_in_the_challenge(relay: Start, mailer: Make, challenge: Any) -> N
     assert b64encode(TOKEN.encode()).decode()[:5] not in text
 
 
-def test_challenge_without_a_bottom(relay: Start, mailer: Make) -> None:
-    """JSON that is nested deeper than the parser goes says nothing, and closes the road like any
-    other."""
+def test_challenge_of_nested_json(relay: Start, mailer: Make) -> None:
+    """A challenge of deeply nested JSON gives no reason, and the relay is unavailable as after any
+    refusal."""
     server = relay(auth_mechanisms=('XOAUTH2',))
     server.script('AUTH', reply(334, NEVER_ENDING), reply(535, 'no'))
     assert 'the relay did not say why' in refused(mailer(server, token=lambda: TOKEN))
 
 
+@pytest.mark.finding(40)
 @pytest.mark.parametrize('password', [' gehe1m ', 'gehe1m\t', 'gehe1m'])
 @pytest.mark.parametrize('mechanism', ['PLAIN', 'LOGIN'])
 def test_password_is_echoed(
@@ -269,8 +247,8 @@ def test_password_is_echoed(
     mechanism: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """RELIABILITY 40: neither the error nor a log shows the password that a relay repeats, nor its
-    base64, nor what is left of it without the blanks at its ends."""
+    """Neither the error nor a log shows the password that a relay repeats, nor its base64, nor the
+    password without its outer blanks."""
     caplog.set_level(logging.DEBUG)
     server = relay(auth={}, auth_mechanisms=(mechanism,))
     sender = mailer(server, password=password)
@@ -286,26 +264,26 @@ def test_password_is_echoed(
     'made', [Credentials(USER, PASSWORD), Bearer(USER, lambda: TOKEN), Bearer(USER, str).proof]
 )
 def test_values_show_nothing(made: object) -> None:
-    """What holds a secret has no text that shows it."""
+    """The repr of a value that holds a secret does not show it."""
     text = repr(made)
     assert PASSWORD not in text
     assert TOKEN not in text
 
 
 def test_proof_shows_nothing() -> None:
-    """Nor has what was made for one connection."""
+    """Nor does the repr of what was made for one connection."""
     assert repr(Bearer(USER, lambda: TOKEN).proof()) == 'BearerProof(...)'
     assert repr(Credentials(USER, PASSWORD).proof()) == 'Credentials(...)'
 
 
 def test_warning_names_what_is_in_clear(caplog: pytest.LogCaptureFixture) -> None:
-    """Under smtp+insecure: it is told whether a password or a token goes in clear."""
+    """The warning of smtp+insecure: says whether a password or a token is sent in plain text."""
     options: dict[str, Any] = {'hostname': 'x', 'tls': 'none', 'insecure': True, 'username': USER}
-    SMTPMailer('relay', **options, password=PASSWORD)
-    SMTPMailer('relay', **options, token=lambda: TOKEN)
+    make_mailer('relay', **options, password=PASSWORD)
+    make_mailer('relay', **options, token=lambda: TOKEN)
     first, second = (record.getMessage() for record in caplog.records)
-    assert first.endswith('and the password')
-    assert second.endswith('and the token')
+    assert first.endswith('mail and password are sent in plain text')
+    assert second.endswith('mail and token are sent in plain text')
     assert PASSWORD not in first
 
 
@@ -320,14 +298,14 @@ def test_warning_names_what_is_in_clear(caplog: pytest.LogCaptureFixture) -> Non
         SMTPMailer('', 0, hostname='x'),
     ],
 )
-def test_what_is_no_place(mailer: SMTPMailer) -> None:
-    """A host or port that the system does not take is a closed road (IMailer)."""
+def test_what_is_no_address(mailer: SMTPMailer) -> None:
+    """A host or port that the system refuses makes the relay unavailable (IMailer)."""
     with pytest.raises(MailerUnavailable, match='connecting: '):
         mailer.connect()
 
 
 def test_the_other_protocol(start_smtp_server: Start) -> None:
-    """A port that speaks LMTP is told to SMTP by its refusals."""
+    """If EHLO and HELO are unknown, the error proposes lmtp:."""
     server = start_smtp_server(lmtp=True)
     server.script('EHLO', reply(500, 'what?'))
     server.script('HELO', reply(500, 'what?'))

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Envelope, Outcome, Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.connection import SMTPConnection, Timeouts, dial
-from pyramid_sendmail.mailers.smtp.extensions import SessionOptions
-from pyramid_sendmail.mailers.smtp.session import WINDOW, SMTPSession
+from pyramid_sendmail.mailers.smtp.address import open_socket
+from pyramid_sendmail.mailers.smtp.connection import SMTPConnection
+from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
+from pyramid_sendmail.mailers.smtp.session import SMTPSession
+from pyramid_sendmail.mailers.smtp.transaction import MAX_PIPELINED_COMMANDS
 from tests.support.sessions import (
     CLOSED,
     LOST,
@@ -69,8 +71,8 @@ def mails() -> list[Envelope]:
     ]
 
 
-def told(server: ScriptedSMTPServer, faults: list[Fault]) -> None:
-    """Have the server do these, however the commands arrive."""
+def script_actions(server: ScriptedSMTPServer, faults: list[Fault]) -> None:
+    """Script these actions on the server, in whatever groups the commands arrive."""
     for number, place, answer in faults:
         verb, _, recipient = place.partition(' ')
         action = ANSWERS[answer]
@@ -81,7 +83,7 @@ def told(server: ScriptedSMTPServer, faults: list[Fault]) -> None:
     ends = {(number, place): ANSWERS[answer] for number, place, answer in faults}
 
     def at(verb: str) -> Callable[[Any], Action | None]:
-        # Where nobody was accepted, a server refuses DATA by itself.
+        # Without an accepted recipient the server refuses DATA by itself.
         return lambda session: (
             ends.get((int(session.sender.split('@')[1][0]), verb)) if session.recipients else None
         )
@@ -90,10 +92,10 @@ def told(server: ScriptedSMTPServer, faults: list[Fault]) -> None:
         server.always(verb, at(verb))
 
 
-def came_of(extensions: tuple[str, ...], faults: list[Fault], **options: Any) -> list[Any]:
-    """The outcomes of four mails, over as many connections as it takes, and what arrived."""
+def outcomes_of(extensions: tuple[str, ...], faults: list[Fault], **options: Any) -> list[Any]:
+    """Return the outcomes of four mails, over as many connections as it takes, and what arrived."""
     with ScriptedSMTPServer(extensions=extensions) as server:
-        told(server, faults)
+        script_actions(server, faults)
         results: list[Any] = []
         session = None
         left = mails()
@@ -117,13 +119,14 @@ def came_of(extensions: tuple[str, ...], faults: list[Fault], **options: Any) ->
 
 
 def without_stale(results: list[Any]) -> list[Any]:
-    """A connection may be found stale for an answer to what lock-step never says."""
+    """Leave out whether the connection was stale: pipelining may show it with a reply to a command
+    that lock-step never sends."""
     return [result for result in results if not (isinstance(result, tuple) and result[1] is True)]
 
 
 def compare(faults: list[Fault]) -> None:
-    pipelined = came_of(('PIPELINING', '8BITMIME', 'SIZE'), faults)
-    lock_step = came_of(('8BITMIME', 'SIZE'), faults)
+    pipelined = outcomes_of(('PIPELINING', '8BITMIME', 'SIZE'), faults)
+    lock_step = outcomes_of(('8BITMIME', 'SIZE'), faults)
     if len(faults) > 1:
         pipelined, lock_step = without_stale(pipelined), without_stale(lock_step)
     assert pipelined == lock_step
@@ -132,8 +135,8 @@ def compare(faults: list[Fault]) -> None:
 @pytest.mark.parametrize('answer', ANSWERS)
 @pytest.mark.parametrize('place', PLACES)
 def test_the_same_outcomes(place: str, answer: str) -> None:
-    """The whole reply matrix, for the first mail of a connection and for a later one: pipelined
-    and in lock-step every outcome, every error and everything that arrives is the same."""
+    """For each reply, to the first mail of a connection and to a later one, every outcome, every
+    error and all that arrives is the same pipelined and in lock-step."""
     for number in (0, 2):
         compare([(number, place, answer)])
 
@@ -160,9 +163,9 @@ def test_the_same_outcomes(place: str, answer: str) -> None:
     )
 )
 def test_the_same_outcomes_of_many_answers(faults: list[Fault]) -> None:
-    """Several answers at once, at any place of any mail. But for those that end a connection in
-    answer to what lock-step never says: the mails behind are then on a fresh one, where a closed
-    road behind a refused recipient is that mail's own affair."""
+    """So with several replies at any place of any mail, except those that end a connection in reply
+    to a command that lock-step never sends: the mails behind are then on a fresh connection, where
+    a session failure behind a refused recipient defers."""
     unsaid = {number for number, place, answer in faults if place == 'MAIL' and answer not in YES}
     compare(
         [
@@ -176,11 +179,11 @@ def test_the_same_outcomes_of_many_answers(faults: list[Fault]) -> None:
 # What leaves when.
 
 
-class RecordingWire(SMTPConnection):
-    """Keeps each write, and how many commands were unanswered after it."""
+class RecordingConnection(SMTPConnection):
+    """Records each write, and how many commands had no reply after it."""
 
     def __init__(self, server: ScriptedSMTPServer) -> None:
-        super().__init__(dial(server.host, server.port, 5), block=10)
+        super().__init__(open_socket(server.host, server.port, 5), block_timeout=10)
         self.writes: list[bytes] = []
         self.unanswered = 0
         self.most = 0
@@ -201,8 +204,8 @@ class RecordingWire(SMTPConnection):
 
 def recorded(
     server: ScriptedSMTPServer, *, pipelining: bool = True, **options: Any
-) -> tuple[RecordingWire, SMTPSession]:
-    wire = RecordingWire(server)
+) -> tuple[RecordingConnection, SMTPSession]:
+    wire = RecordingConnection(server)
     return wire, SMTPSession(
         wire,
         name='smtp://relay:25',
@@ -239,7 +242,7 @@ def test_a_mail_costs_one_round_trip(smtp_server: ScriptedSMTPServer) -> None:
 
 
 def test_lock_step_without_the_extension(smtp_server: ScriptedSMTPServer) -> None:
-    """To a relay that has not offered PIPELINING each command waits for the answer before."""
+    """To a relay that does not offer PIPELINING each command waits for the reply before."""
     smtp_server.extensions = ()
     wire, session = recorded(smtp_server, pipelining=False)
     send(session, envelope(A), envelope(B))
@@ -250,7 +253,7 @@ def test_lock_step_without_the_extension(smtp_server: ScriptedSMTPServer) -> Non
 
 
 def test_pipelining_can_be_switched_off(smtp_server: ScriptedSMTPServer) -> None:
-    """``pipelining=off``, for a relay that offers what it cannot do."""
+    """``pipelining=off`` works for a relay that offers what it cannot do."""
     smtp_server.always('RCPT', reply(550, 'no'))
     session = connect(smtp_server, pipelining=False)
     send(session, envelope(A))
@@ -258,9 +261,10 @@ def test_pipelining_can_be_switched_off(smtp_server: ScriptedSMTPServer) -> None
     assert smtp_server.verbs() == ['EHLO', 'MAIL', 'RCPT', 'QUIT']
 
 
+@pytest.mark.finding(120)
 def test_bounded_window() -> None:
-    """RELIABILITY 120: a relay that answers 1,000 RCPTs slowly and at length is never sent more
-    than it has room to answer, and each recipient gets the mail once."""
+    """A relay that replies to 1,000 RCPTs slowly and at length never has more commands to answer
+    than its buffers allow, and each recipient gets the mail once."""
     people = [f'r{number}@example.org' for number in range(1_000)]
     with ScriptedSMTPServer(read_size=512) as server:
         server.always('RCPT', delay(0.0005, reply(250, 'x' * 500)))
@@ -268,15 +272,15 @@ def test_bounded_window() -> None:
         [outcome] = send(session, envelope(*people))
         session.close()
         assert set(statuses(outcome).values()) == {'delivered'}
-        assert WINDOW // 2 < wire.most <= WINDOW
-        assert len(wire.writes) < 3 * len(people) / WINDOW + 10
+        assert MAX_PIPELINED_COMMANDS // 2 < wire.most <= MAX_PIPELINED_COMMANDS
+        assert len(wire.writes) < 3 * len(people) / MAX_PIPELINED_COMMANDS + 10
         assert [message.recipients for message in server.messages] == [tuple(people)]
         assert not server.violations
 
 
 @pytest.mark.parametrize('verb', ['MAIL', 'RCPT'])
-def test_text_for_nobody(smtp_server: ScriptedSMTPServer, verb: str) -> None:
-    """RFC 2920, 3.1: where DATA is taken although nobody was accepted, a dot alone follows, and
+def test_text_without_recipients(smtp_server: ScriptedSMTPServer, verb: str) -> None:
+    """If DATA is accepted without an accepted recipient, a dot alone follows (RFC 2920, 3.1), and
     the next mail is clean."""
     smtp_server.script(verb, *[reply(550, 'no')] * (1 if verb == 'MAIL' else 2))
     smtp_server.script('DATA', reply(354, 'go on'))
@@ -290,8 +294,8 @@ def test_text_for_nobody(smtp_server: ScriptedSMTPServer, verb: str) -> None:
 
 
 @pytest.mark.parametrize('end', [drop(), reply(421, 'closing'), raw(b'what?\r\n')])
-def test_line_lost_behind_a_decided_mail(smtp_server: ScriptedSMTPServer, end: Action) -> None:
-    """Where everybody was refused, what happens to the commands that follow changes nothing."""
+def test_connection_lost_after_a_decided_mail(smtp_server: ScriptedSMTPServer, end: Action) -> None:
+    """If every recipient was refused, a failure of the commands that follow changes nothing."""
     smtp_server.script('MAIL', reply(550, '5.7.1 not you'))
     smtp_server.script('RCPT', end)
     session = connect(smtp_server)
@@ -321,8 +325,8 @@ def test_one_mail_ahead_at_most(smtp_server: ScriptedSMTPServer) -> None:
     assert seen == [2, 3, 4, 5, 5]
 
 
-def test_pulled_ahead_and_unfit(smtp_server: ScriptedSMTPServer) -> None:
-    """Mail that this relay cannot be asked about is answered in its turn."""
+def test_pulled_early_and_rejected(smtp_server: ScriptedSMTPServer) -> None:
+    """A mail that this relay cannot be asked about has its outcome in order."""
     bad = envelope('no address')
     session = connect(smtp_server)
     outcomes = send(session, envelope(A), bad, bad, envelope(B), bad)
@@ -336,9 +340,8 @@ def test_pulled_ahead_and_unfit(smtp_server: ScriptedSMTPServer) -> None:
     ]
 
 
-def test_pulled_ahead_and_the_connection_ends(smtp_server: ScriptedSMTPServer) -> None:
-    """The mail whose commands left with the dot is untouched, and is told apart from the one that
-    was answered."""
+def test_pulled_early_and_the_connection_ends(smtp_server: ScriptedSMTPServer) -> None:
+    """A mail whose commands left with the final dot before is untouched."""
     for end, first in {
         drop(): 'ambiguous',
         reply_then_drop(250, 'yes'): 'delivered',
@@ -357,8 +360,8 @@ def test_pulled_ahead_and_the_connection_ends(smtp_server: ScriptedSMTPServer) -
 
 
 def test_source_that_fails_while_a_mail_is_open(smtp_server: ScriptedSMTPServer) -> None:
-    """What the source raises comes through, the mail that was open has not arrived, and the
-    connection ends without a word that could be taken for text."""
+    """An exception of the iterable comes through, the open mail has not arrived, and the connection
+    closes without bytes that could be taken for text."""
 
     def source() -> Iterator[Envelope]:
         yield envelope(A)
@@ -373,9 +376,9 @@ def test_source_that_fails_while_a_mail_is_open(smtp_server: ScriptedSMTPServer)
     assert b'QUIT' not in smtp_server.raw(1)
 
 
-def test_conversation_left_in_the_middle(smtp_server: ScriptedSMTPServer) -> None:
-    """A caller that stops listening cannot make the next one hear answers meant for it: the
-    session is over, and QUIT does not become text."""
+def test_unfinished_send(smtp_server: ScriptedSMTPServer) -> None:
+    """After an unfinished send the session is over: the next call does not read its replies, and
+    QUIT does not become text."""
     session = connect(smtp_server)
     outcomes = session.send([envelope(A), envelope(B)])
     next(outcomes)
@@ -394,21 +397,22 @@ def test_conversation_left_in_the_middle(smtp_server: ScriptedSMTPServer) -> Non
     assert b'QUIT' not in smtp_server.raw(1) + smtp_server.raw(2)
 
 
+@pytest.mark.finding(109)
 @pytest.mark.parametrize('how', ['rst', 'fin'])
 @pytest.mark.parametrize('side', ['client', 'server'])
-def test_cut_at_every_octet_of_three_mails(
+def test_cut_at_every_byte_of_three_mails(
     smtp_server: ScriptedSMTPServer, cutting_proxy: Callable[..., Any], side: str, how: str
 ) -> None:
-    """RELIABILITY 109, pipelined: wherever the line is cut, delivered was delivered, untouched
-    and deferred were not, for each of three mails whose commands overlap."""
+    """With pipelining, wherever the connection is cut: delivered arrived; untouched and deferred
+    did not; for each of three mails whose commands overlap."""
     three = [envelope(each) for each in (A, B, C)]
     session = connect(smtp_server)
     send(session, *three)
     session.close()
-    octets = len(smtp_server.raw(1) if side == 'client' else smtp_server.sent(1))
+    size = len(smtp_server.raw(1) if side == 'client' else smtp_server.sent(1))
     proxy = cutting_proxy(smtp_server.port, after=0, side=side, how=how)
     seen = set()
-    for after in range(octets + 1):
+    for after in range(size + 1):
         proxy.after = after
         before = {each: smtp_server.accepted(each) for each in (A, B, C)}
         found: dict[str, str] = {}

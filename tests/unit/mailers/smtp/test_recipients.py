@@ -1,4 +1,4 @@
-"""Mail to more recipients than go into one mail transaction (RFC 5321, 4.5.3.1.8 and 10)."""
+"""Mail to more recipients than one mail transaction may have (RFC 5321, 4.5.3.1.8 and 10)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
-from pyramid_sendmail.mailers.smtp.extensions import SessionOptions, is_crowded
+from pyramid_sendmail.mailers.smtp.extensions import is_too_many_recipients
+from pyramid_sendmail.mailers.smtp.options import SessionOptions
 from tests.support.sessions import A, B, C, connect, envelope, idle, send, statuses
 from tests.support.smtp.server import Action, ScriptedSMTPServer, drop, reply, reply_then_drop
 
@@ -28,13 +29,14 @@ def server(request: pytest.FixtureRequest, smtp_server: ScriptedSMTPServer) -> A
 
 
 def takes(most: int, action: Action) -> Callable[[Any], Action | None]:
-    """What refuses each recipient beyond so many."""
+    """Return an action that refuses each recipient beyond a number."""
     return lambda session: action if len(session.recipients) >= most else None
 
 
+@pytest.mark.finding(110)
 def test_a_hundred_at_a_time(server: ScriptedSMTPServer) -> None:
-    """RELIABILITY 110: 250 recipients leave in three mail transactions on one connection, each
-    once, and that is one outcome."""
+    """A mail to 250 recipients leaves in three mail transactions on one connection, once for each,
+    and has one outcome."""
     server.always('RCPT', takes(100, reply(554, 'never more than a hundred')))
     session = connect(server)
     outcome, after = send(session, envelope(*PEOPLE), envelope(A))
@@ -48,8 +50,8 @@ def test_a_hundred_at_a_time(server: ScriptedSMTPServer) -> None:
 
 @pytest.mark.parametrize('full', FULL)
 def test_fewer_than_a_hundred(server: ScriptedSMTPServer, full: str) -> None:
-    """Recipients that are one too many for the relay follow at once, in further mail
-    transactions, whatever its way to say so."""
+    """Recipients that are one too many for the relay follow at once, in further mail transactions,
+    by whichever code it says so."""
     server.always('RCPT', takes(60, FULL[full]))
     session = connect(server)
     [outcome] = send(session, envelope(*PEOPLE))
@@ -59,8 +61,8 @@ def test_fewer_than_a_hundred(server: ScriptedSMTPServer, full: str) -> None:
     assert max(len(message.recipients) for message in server.messages) == 60
 
 
-def test_crowd_that_is_never_let_in(server: ScriptedSMTPServer) -> None:
-    """Who is still too many when nobody else is asked about is put off, by 552 as well."""
+def test_too_many_even_alone(server: ScriptedSMTPServer) -> None:
+    """A recipient that is refused as one too many even alone is deferred, by 552 as well."""
     for code in (452, 552):
         server.reset_script()
         server.always('RCPT', reply(code, 'too many'), match='<b@')
@@ -80,10 +82,8 @@ def test_crowd_that_is_never_let_in(server: ScriptedSMTPServer) -> None:
         (reply(451, 'too many'), 'deferred'),
     ],
 )
-def test_a_full_mailbox_is_no_crowd(
-    server: ScriptedSMTPServer, answer: Action, status: str
-) -> None:
-    """Where the relay's enhanced code says something else, nobody is asked about again."""
+def test_a_full_mailbox(server: ScriptedSMTPServer, answer: Action, status: str) -> None:
+    """With another enhanced code the recipient is not asked about again."""
     server.always('RCPT', answer, match='<b@')
     session = connect(server)
     [outcome] = send(session, envelope(A, B))
@@ -93,7 +93,7 @@ def test_a_full_mailbox_is_no_crowd(
 
 
 def test_first_of_all_refused(server: ScriptedSMTPServer) -> None:
-    """452 and 552 before anybody was accepted are about that recipient."""
+    """452 and 552 before any recipient was accepted are about that recipient."""
     server.script('RCPT', reply(552, 'too many'), reply(452, 'too many'))
     session = connect(server)
     [outcome] = send(session, envelope(A, B, C))
@@ -101,8 +101,8 @@ def test_first_of_all_refused(server: ScriptedSMTPServer) -> None:
     assert statuses(outcome) == {A: 'failed', B: 'deferred', C: 'delivered'}
 
 
-def test_each_transaction_is_sealed(server: ScriptedSMTPServer) -> None:
-    """Who may have the mail is known before each final dot."""
+def test_each_transaction_is_marked(server: ScriptedSMTPServer) -> None:
+    """before_final_dot is called before each final dot, with its recipients."""
     seen: list[tuple[str, ...]] = []
     session = connect(server, max_recipients=2)
     list(
@@ -114,8 +114,8 @@ def test_each_transaction_is_sealed(server: ScriptedSMTPServer) -> None:
     assert seen == [(A, B), (C,)]
 
 
-def test_trouble_with_the_queue_in_the_middle(server: ScriptedSMTPServer) -> None:
-    """What the relay has said of the first recipients counts, before the trouble is told."""
+def test_queue_error_in_a_later_transaction(server: ScriptedSMTPServer) -> None:
+    """If before_final_dot raises for the second transaction, the replies to the first one count."""
     seen: list[tuple[str, ...]] = []
 
     def before_final_dot(_mail: object, recipients: tuple[str, ...]) -> None:
@@ -136,15 +136,15 @@ def test_trouble_with_the_queue_in_the_middle(server: ScriptedSMTPServer) -> Non
 
 
 def second(verb: str, action: Action) -> Callable[[Any], Action | None]:
-    """What happens in the mail transaction of C only."""
+    """Return an action for the mail transaction of C only."""
     return lambda session: action if C in session.recipients else None
 
 
 @pytest.mark.parametrize('code', [421, 450, 530, 550, 554])
 @pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA', 'dot'])
 def test_refused_the_second_time(server: ScriptedSMTPServer, verb: str, code: int) -> None:
-    """A later mail transaction has its own answers, and those before keep theirs; even a closed
-    road puts off only those who are left."""
+    """A later mail transaction has replies of its own, and the earlier recipients keep theirs; even
+    a session failure only defers the rest."""
     action = reply_then_drop(code, 'no') if code == 421 else reply(code, 'no')
     if verb == 'MAIL':
         server.always('MAIL', lambda session: action if session.server.messages else None)
@@ -172,7 +172,8 @@ def test_refused_the_second_time(server: ScriptedSMTPServer, verb: str, code: in
 @pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA', 'dot'])
 @pytest.mark.parametrize('carried', [False, True], ids=['fresh', 'carried'])
 def test_lost_the_second_time(server: ScriptedSMTPServer, verb: str, carried: bool) -> None:
-    """A line lost then never has the first recipients get the mail again."""
+    """If the connection is lost in a later transaction, the first recipients do not get the mail
+    again."""
     session = connect(server, max_recipients=2)
     if carried:
         send(session, envelope(B))
@@ -197,9 +198,9 @@ def test_lost_the_second_time(server: ScriptedSMTPServer, verb: str, carried: bo
     session.close()
 
 
-def test_lost_the_second_time_and_nobody_has_it(server: ScriptedSMTPServer) -> None:
-    """A mail whose first mail transaction was refused as well is put off, not taken for one that
-    waits for a better connection: it would wait for ever, and all others behind it."""
+def test_lost_the_second_time_and_none_accepted(server: ScriptedSMTPServer) -> None:
+    """A mail whose first transaction was refused is deferred when the connection is lost in the
+    second: as untouched it would be sent again for ever, and block all others."""
     server.script('RCPT', reply(250, 'yes'), reply(452, 'too many'))
     server.script('DATA', reply(451, 'not now'))
     server.script('RSET', drop())
@@ -211,8 +212,8 @@ def test_lost_the_second_time_and_nobody_has_it(server: ScriptedSMTPServer) -> N
 
 
 def test_no_second_time_after_a_lost_dot(server: ScriptedSMTPServer) -> None:
-    """Ambiguous for those whose dot has left, put off for the others, whose commands may have
-    left with it."""
+    """Recipients whose final dot has left are ambiguous; the others, whose commands may have left
+    with it, are deferred."""
     server.script('dot', drop())
     session = connect(server, max_recipients=2)
     [outcome] = send(session, envelope(A, B, C))
@@ -223,7 +224,7 @@ def test_no_second_time_after_a_lost_dot(server: ScriptedSMTPServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ('reply', 'crowded'),
+    ('reply', 'expected'),
     [
         (Reply(452, 'too many recipients'), True),
         (Reply(552, 'too many recipients'), True),
@@ -237,12 +238,12 @@ def test_no_second_time_after_a_lost_dot(server: ScriptedSMTPServer) -> None:
         (Reply(250, '2.5.3'), False),
     ],
 )
-def test_is_crowded(reply: Reply, crowded: bool) -> None:
-    """The code says so, and no enhanced code says otherwise (RFC 3463, 3.6)."""
-    assert is_crowded(reply) is crowded
+def test_is_too_many_recipients(reply: Reply, expected: bool) -> None:
+    """The code counts, unless an enhanced code says otherwise (RFC 3463, 3.6)."""
+    assert is_too_many_recipients(reply) is expected
 
 
 def test_options_that_make_no_sense() -> None:
-    """They name themselves."""
+    """Wrong options are errors that name themselves."""
     with pytest.raises(ValueError, match='max_recipients=0: write 1 or more'):
         SessionOptions(max_recipients=0)

@@ -1,4 +1,4 @@
-"""Mail after mail by SMTP: what each answer of a relay comes to."""
+"""Mail after mail by SMTP: the outcome of each reply."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Envelope, Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.connection import Timeouts
 from pyramid_sendmail.mailers.smtp.dot_stuffing import stuffed
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
 from tests.support.sessions import (
     CLOSED,
@@ -23,7 +23,7 @@ from tests.support.sessions import (
     TINY,
     A,
     B,
-    BreakingWire,
+    BreakingConnection,
     C,
     connect,
     envelope,
@@ -52,7 +52,7 @@ from tests.support.smtp.server import (
 def server(
     request: pytest.FixtureRequest, smtp_server: ScriptedSMTPServer
 ) -> Iterator[ScriptedSMTPServer]:
-    """A server before which we must do nothing that a relay may not like."""
+    """A server that must see no violation of the protocol."""
     if request.param == 'lock-step':
         smtp_server.extensions = tuple(
             each for each in smtp_server.extensions if each != 'PIPELINING'
@@ -65,8 +65,9 @@ def server(
 @pytest.mark.parametrize('carried', [False, True], ids=['fresh', 'carried'])
 @pytest.mark.parametrize('answer', CLOSED)
 @pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA'])
-def test_closed_road(server: ScriptedSMTPServer, verb: str, answer: str, carried: bool) -> None:
-    """421, 530, 534, 535, 538 and 454 4.7.x before the dot are no mail's fault."""
+def test_session_failure(server: ScriptedSMTPServer, verb: str, answer: str, carried: bool) -> None:
+    """421, 530, 534, 535, 538 and 454 4.7.x before the final dot end the session and count no
+    attempt."""
     session = connect(server)
     if carried:
         send(session, envelope())
@@ -84,18 +85,37 @@ def test_closed_road(server: ScriptedSMTPServer, verb: str, answer: str, carried
     session.close()
     idle(server)
     assert len(server.messages) == carried
-    # QUIT is said to whoever listens to commands, and not where it might become text.
+    # QUIT is sent where the relay expects commands, and not where it might become text.
     listens = verb == 'DATA' or 'PIPELINING' not in server.extensions
     assert ('QUIT' in server.verbs()) is (listens and not answer.startswith('421'))
     assert (b'QUIT' in server.raw(1)) is ('QUIT' in server.verbs())
 
 
+@pytest.mark.parametrize(
+    ('text', 'remedy'),
+    [
+        ('5.7.0 Authentication required', 'see mail.username and mail.password'),
+        ('5.7.0 Must issue a STARTTLS command first', 'write smtp: with ?tls=required, or smtps:'),
+    ],
+)
+@pytest.mark.parametrize('verb', ['MAIL', 'RCPT'])
+def test_530_has_a_remedy(server: ScriptedSMTPServer, verb: str, text: str, remedy: str) -> None:
+    """A relay that demands AUTH or TLS before a mail leads to the settings to write."""
+    session = connect(server)
+    server.script(verb, reply(530, text))
+    with pytest.raises(MailerUnavailable) as caught:
+        send(session, envelope())
+    session.close()
+    assert f'{verb} was answered 530 {text}; ' in str(caught.value)
+    assert remedy in str(caught.value)
+
+
 @pytest.mark.parametrize('carried', [False, True], ids=['fresh', 'carried'])
 @pytest.mark.parametrize('how', LOST)
 @pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA', 'dot'])
-def test_lost_line(server: ScriptedSMTPServer, verb: str, how: str, carried: bool) -> None:
-    """A line lost before MAIL's answer is nobody's fault; before the dot it is a stale
-    connection or a deferred mail; after it, it is ambiguous. It is never used again."""
+def test_lost_connection(server: ScriptedSMTPServer, verb: str, how: str, carried: bool) -> None:
+    """A connection lost before MAIL's reply is not the mail's fault; before the final dot it is
+    stale, or the mail is deferred; after it the mail is ambiguous. It is never used again."""
     action, timeouts = LOST[how]
     session = connect(server, timeouts)
     if carried:
@@ -126,7 +146,7 @@ def test_lost_line(server: ScriptedSMTPServer, verb: str, how: str, carried: boo
 
 @pytest.mark.parametrize('code', [200, 250, 251, 252, 299])
 @pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'dot'])
-def test_any_2xx_is_yes(server: ScriptedSMTPServer, verb: str, code: int) -> None:
+def test_any_2xx_is_positive(server: ScriptedSMTPServer, verb: str, code: int) -> None:
     """Only the first digit counts: 251, 252 and 299 are as good as 250."""
     server.script(verb, reply(code, 'yes', 'indeed'))
     session = connect(server)
@@ -140,8 +160,8 @@ def test_any_2xx_is_yes(server: ScriptedSMTPServer, verb: str, code: int) -> Non
 @pytest.mark.parametrize('code', [400, 432, 450, 451, 452, 454, 499, 500, 503, 550, 552, 554, 599])
 @pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA', 'dot'])
 def test_refusals_are_per_recipient(server: ScriptedSMTPServer, verb: str, code: int) -> None:
-    """4xx defers, 5xx fails: the recipient at RCPT, else all that were accepted; and the next
-    mail on the connection is clean."""
+    """4xx defers and 5xx fails: the recipient of the RCPT, else all accepted ones; the next mail on
+    the connection is clean."""
     server.script(verb, reply(code, '5.1.2 no'))
     session = connect(server)
     outcome, after = send(session, envelope(A, B), envelope(C))
@@ -158,8 +178,9 @@ def test_refusals_are_per_recipient(server: ScriptedSMTPServer, verb: str, code:
         assert server.verbs()[:3] == ['EHLO', 'MAIL', 'MAIL']
 
 
+@pytest.mark.finding(4, 112)
 def test_each_recipient_keeps_its_own_reply(server: ScriptedSMTPServer) -> None:
-    """RELIABILITY 4 and 112: 250, 550 and 450 at RCPT, and 451 at the dot."""
+    """250, 550 and 450 to RCPT, and 451 to the final dot, count for their recipients."""
     server.script('RCPT', reply(250), reply(550, 'unknown'), reply(450, 'greylisted'))
     server.script('dot', reply(451, 'disk full'))
     session = connect(server)
@@ -174,7 +195,7 @@ def test_each_recipient_keeps_its_own_reply(server: ScriptedSMTPServer) -> None:
 
 
 def test_no_data_without_an_accepted_recipient(server: ScriptedSMTPServer) -> None:
-    """RFC 5321, 4.1.1.4: with every recipient refused, nothing of the mail is shown."""
+    """If every recipient is refused, nothing of the text is sent (RFC 5321, 4.1.1.4)."""
     server.always('RCPT', reply(550, 'unknown'))
     session = connect(server)
     outcome, _ = send(session, envelope(A, B), envelope(C))
@@ -189,7 +210,7 @@ def test_no_data_without_an_accepted_recipient(server: ScriptedSMTPServer) -> No
 
 @pytest.mark.parametrize('action', [reply(500, 'what'), drop(), reply(421, 'closing')])
 def test_reset_refused(server: ScriptedSMTPServer, action: Action) -> None:
-    """Where RSET is not answered as it must be, the connection is stale, not the mail at fault."""
+    """A bad reply to RSET makes the connection stale; the mail is not at fault."""
     server.script('RCPT', reply(550, 'unknown'))
     server.script('RSET', action)
     session = connect(server)
@@ -199,8 +220,8 @@ def test_reset_refused(server: ScriptedSMTPServer, action: Action) -> None:
     session.close()
 
 
-def test_lost_line_spares_who_was_refused(server: ScriptedSMTPServer) -> None:
-    """A recipient that was refused keeps its reply when the line is lost later on."""
+def test_lost_connection_spares_refused_recipients(server: ScriptedSMTPServer) -> None:
+    """A refused recipient keeps its reply when the connection is lost later."""
     for verb, status in {'DATA': 'deferred', 'dot': 'ambiguous'}.items():
         server.script('RCPT', reply(550, 'unknown'))
         server.script(verb, drop())
@@ -212,7 +233,8 @@ def test_lost_line_spares_who_was_refused(server: ScriptedSMTPServer) -> None:
 
 
 def test_421_to_the_final_dot(server: ScriptedSMTPServer) -> None:
-    """It was not accepted: deferred with that reply; the next mail needs another connection."""
+    """421 to the final dot is a refusal: deferred with that reply; the next mail needs another
+    connection."""
     server.script('dot', reply_then_drop(421, '4.3.2 closing'))
     session = connect(server)
     outcomes = session.send([envelope(A), envelope(B)])
@@ -226,11 +248,11 @@ def test_421_to_the_final_dot(server: ScriptedSMTPServer) -> None:
 
 @pytest.mark.parametrize('carried', [False, True], ids=['fresh', 'carried'])
 @pytest.mark.parametrize('end', [reply_then_drop(421, '4.7.0 too many errors'), drop()])
-def test_relay_that_hangs_up_on_strangers(
+def test_relay_that_hangs_up_after_unknown_recipients(
     server: ScriptedSMTPServer, end: Action, carried: bool
 ) -> None:
-    """Where a fresh connection ends behind a refused recipient, the others are put off: taken for
-    a closed road, the mail would close it for ever. On a used one it is tried anew at once."""
+    """If a fresh connection ends after a refused recipient, the other recipients are deferred: an
+    uncounted attempt would repeat for ever. On a used connection the mail is sent again at once."""
     session = connect(server)
     if carried:
         send(session, envelope(C))
@@ -246,9 +268,9 @@ def test_relay_that_hangs_up_on_strangers(
     session.close()
 
 
-def test_session_that_has_had_its_share(server: ScriptedSMTPServer) -> None:
-    """Some relays say 452 to one mail too many of a session: it goes over another one, at once;
-    on a fresh connection it is an answer to the mail."""
+def test_full_session(server: ScriptedSMTPServer) -> None:
+    """452 to MAIL may mean too many mails in a session: the mail goes over another connection at
+    once; on a fresh connection it is a reply to the mail."""
     share = reply(452, '4.5.3 too many messages sent')
     session = connect(server)
     send(session, envelope(A))
@@ -265,8 +287,8 @@ def test_session_that_has_had_its_share(server: ScriptedSMTPServer) -> None:
     session.close()
 
 
-def test_nothing_is_said_after_a_421(server: ScriptedSMTPServer) -> None:
-    """A relay that says it closes is taken at its word, even if it does not close."""
+def test_nothing_is_sent_after_a_421(server: ScriptedSMTPServer) -> None:
+    """After a 421 nothing is sent, even if the relay does not close."""
     server.script('dot', reply(421, '4.3.2 closing'))
     session = connect(server)
     assert statuses(send(session, envelope(A))[0]) == {A: 'deferred'}
@@ -275,10 +297,10 @@ def test_nothing_is_said_after_a_421(server: ScriptedSMTPServer) -> None:
     assert server.verbs() == ['EHLO', 'MAIL', 'RCPT', 'DATA', 'dot']
 
 
-def test_lost_behind_the_seal() -> None:
-    """A mail that was written down as leaving is put off where it has not left: nobody shall find
-    the mark later, and take it for a mail that may have arrived."""
-    wire: Any = BreakingWire(1_000)
+def test_lost_after_the_mark() -> None:
+    """A mail that was marked ambiguous and has not left is deferred, so that the mark does not
+    stay."""
+    wire: Any = BreakingConnection(1_000)
     session = SMTPSession(wire, name='smtp://relay:25', extensions={}, timeouts=Timeouts())
     session._carried = True
     ambiguous: list[object] = []
@@ -287,15 +309,15 @@ def test_lost_behind_the_seal() -> None:
     assert statuses(outcome) == {A: 'deferred'}
 
 
-def test_yes_to_half_a_message() -> None:
-    """A yes that came although the end may not have left is no promise."""
-    wire: Any = BreakingWire(1, Reply(250, 'queued'))
+def test_250_to_half_a_message() -> None:
+    """A 250 does not count if the end of the message may not have left."""
+    wire: Any = BreakingConnection(1, Reply(250, 'queued'))
     session = SMTPSession(wire, name='smtp://relay:25', extensions={}, timeouts=Timeouts())
     assert statuses(send(session, envelope())[0]) == {A: 'ambiguous'}
 
 
 def test_no_error_behind_the_last_mail(server: ScriptedSMTPServer) -> None:
-    """A session that is over says so when there is a mail to send, not before."""
+    """A session that is over raises when there is a mail to send, not before."""
     server.script('dot', drop())
     session = connect(server)
     assert [statuses(outcome) for outcome in send(session, envelope())] == [{A: 'ambiguous'}]
@@ -303,8 +325,9 @@ def test_no_error_behind_the_last_mail(server: ScriptedSMTPServer) -> None:
     session.close()
 
 
+@pytest.mark.finding(30)
 def test_connection_dies_between_two_mails(server: ScriptedSMTPServer) -> None:
-    """RELIABILITY 30: found out by the next MAIL, as a stale connection, not a refused sender."""
+    """The next MAIL finds out, as a stale connection and not a refused sender."""
     server.script('dot', reply_then_drop(250, 'queued'))
     session = connect(server)
     outcomes = session.send([envelope(A), envelope(B)])
@@ -316,11 +339,12 @@ def test_connection_dies_between_two_mails(server: ScriptedSMTPServer) -> None:
     session.close()
 
 
+@pytest.mark.finding(5)
 @pytest.mark.parametrize(
     'end', [reply_then_drop(250, 'queued'), reply(250, 'queued', then=reset())], ids=['fin', 'rst']
 )
 def test_quit_cannot_undo_an_acceptance(server: ScriptedSMTPServer, end: Action) -> None:
-    """RELIABILITY 5: whatever happens behind the last 250, the mail is delivered, once."""
+    """Whatever happens after the last 250, the mail is delivered, once."""
     server.script('dot', end)
     session = connect(server)
     [outcome] = send(session, envelope())
@@ -331,7 +355,7 @@ def test_quit_cannot_undo_an_acceptance(server: ScriptedSMTPServer, end: Action)
 
 @pytest.mark.parametrize('answer', [reply(421, 'no'), reply(500, 'no'), drop(), reset(), hang()])
 def test_quit_is_over_soon(server: ScriptedSMTPServer, answer: Action) -> None:
-    """Saying good-bye raises nothing and waits for its own time-out only."""
+    """Closing raises nothing and waits only for the time-out of QUIT."""
     server.script('QUIT', answer)
     session = connect(server, Timeouts(quit=0.1))
     send(session, envelope())
@@ -339,8 +363,8 @@ def test_quit_is_over_soon(server: ScriptedSMTPServer, answer: Action) -> None:
     assert server.verbs()[-1] == 'QUIT'
 
 
-def test_abandon_says_nothing(server: ScriptedSMTPServer) -> None:
-    """Neither QUIT nor anything else."""
+def test_abandon_sends_nothing(server: ScriptedSMTPServer) -> None:
+    """Abandoning sends neither QUIT nor anything else."""
     session = connect(server)
     send(session, envelope())
     before = server.raw(1)
@@ -349,8 +373,9 @@ def test_abandon_says_nothing(server: ScriptedSMTPServer) -> None:
     assert server.raw(1) == before
 
 
+@pytest.mark.finding(6)
 def test_final_reply_takes_its_time(server: ScriptedSMTPServer) -> None:
-    """RELIABILITY 6: slower than any command may be, and in time for the final dot."""
+    """A reply to the final dot may take longer than the time-out of a command."""
     server.script('dot', delay(0.8))
     session = connect(server, Timeouts(command=0.5, data=0.5, block=0.5, final=10))
     [outcome] = send(session, envelope())
@@ -364,7 +389,7 @@ def test_final_reply_takes_its_time(server: ScriptedSMTPServer) -> None:
     [('command', 'MAIL'), ('command', 'RCPT'), ('data', 'DATA'), ('final', 'dot')],
 )
 def test_each_phase_has_its_own_time(server: ScriptedSMTPServer, phase: str, verb: str) -> None:
-    """A stall is noticed after the time of its own phase, and the text says how long that was."""
+    """A stall ends with the time-out of its phase, and the text says how long that was."""
     server.script(verb, hang())
     session = connect(server, Timeouts(**{phase: 0.2, 'quit': 0.2}))
     try:
@@ -386,7 +411,7 @@ def test_each_phase_has_its_own_time(server: ScriptedSMTPServer, phase: str, ver
     ],
 )
 def test_reply_out_of_place(server: ScriptedSMTPServer, verb: str, code: int, status: str) -> None:
-    """A reply that means nothing where it comes ends the conversation."""
+    """A reply that makes no sense in its place ends the session."""
     server.script(verb, reply(code, 'so', then=drop()))
     session = connect(server)
     if status == 'untouched':
@@ -403,10 +428,10 @@ def test_reply_out_of_place(server: ScriptedSMTPServer, verb: str, code: int, st
     ('unsent', 'status'),
     [(1000, 'deferred'), (5, 'deferred'), (4, 'ambiguous'), (1, 'ambiguous'), (0, 'ambiguous')],
 )
-def test_ambiguous_from_the_first_octet_of_the_end(unsent: int, status: str) -> None:
-    """Where no octet of CRLF.CRLF can have left, the relay cannot have taken the mail."""
+def test_ambiguous_from_the_first_byte_of_the_end(unsent: int, status: str) -> None:
+    """If no byte of CRLF.CRLF can have left, the relay cannot have accepted the mail."""
     for extensions, mails in {(): 1, ('PIPELINING',): 1, ('PIPELINING', 'SIZE'): 2}.items():
-        wire: Any = BreakingWire(unsent)
+        wire: Any = BreakingConnection(unsent)
         session = SMTPSession(
             wire,
             name='smtp://relay:25',
@@ -418,8 +443,9 @@ def test_ambiguous_from_the_first_octet_of_the_end(unsent: int, status: str) -> 
         assert statuses(next(outcomes)) == {A: status}
 
 
-def test_accepted_and_never_told(server: ScriptedSMTPServer) -> None:
-    """The relay has the mail, and the line drops before it says so: ambiguous, not failed."""
+def test_accepted_without_a_reply(server: ScriptedSMTPServer) -> None:
+    """If the connection is lost between the acceptance and its reply, the mail is ambiguous, not
+    failed."""
     server.script('dot', accept_then(drop()))
     session = connect(server)
     [outcome] = send(session, envelope())
@@ -432,10 +458,11 @@ def test_accepted_and_never_told(server: ScriptedSMTPServer) -> None:
 # The bytes
 
 
-def test_large_message_over_a_slow_line(
+@pytest.mark.finding(8)
+def test_large_message_over_a_slow_connection(
     start_smtp_server: Callable[..., ScriptedSMTPServer],
 ) -> None:
-    """RELIABILITY 8: the time-out is for a block that does not move, not for the whole."""
+    """The time-out is for a block that does not move, not for the whole message."""
     # More than the buffers of both sides hold, and slower than the time-out as a whole.
     server = start_smtp_server(
         extensions=(), read_pause=0.01, read_size=65_536, socket_buffer=16_384
@@ -450,7 +477,8 @@ def test_large_message_over_a_slow_line(
 
 
 def test_stall_in_the_middle_of_the_data(server: ScriptedSMTPServer) -> None:
-    """The dot cannot have left: the mail is deferred and not ambiguous, and was not sealed."""
+    """If the text stalls before its end, the mail is deferred and not ambiguous, and
+    before_final_dot was not called."""
     server.script('DATA', reply(354, 'go on', then=hang(reading=False)))
     ambiguous: list[object] = []
     session = connect(server, TINY)
@@ -463,7 +491,7 @@ def test_stall_in_the_middle_of_the_data(server: ScriptedSMTPServer) -> None:
 
 
 def test_drop_in_the_middle_of_the_data(server: ScriptedSMTPServer) -> None:
-    """So is one whose line drops there."""
+    """So if the connection is lost there."""
     server.script('DATA', reply(354, 'go on', then=reset()))
     session = connect(server)
     large = envelope(raw=RAW + (b'x' * 76 + b'\r\n') * 100_000)
@@ -481,9 +509,10 @@ LINES = st.lists(
 )
 
 
+@pytest.mark.finding(35, 113)
 @given(lines=LINES, ended=st.booleans())
 def test_stuffing_is_undone_by_every_receiver(lines: list[bytes], ended: bool) -> None:
-    """RELIABILITY 35 and 113: a strict and a lax receiver see one message, and the same one."""
+    """A strict and a lax receiver see one message, and the same one."""
     text = b'\r\n'.join(lines) + (b'\r\n' if ended else b'')
     wire = b''.join(stuffed([text] if text else []))
     expected = text if text.endswith(b'\r\n') or not text else text + b'\r\n'
@@ -501,7 +530,7 @@ def test_stuffing_is_undone_by_every_receiver(lines: list[bytes], ended: bool) -
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(lines=LINES)
 def test_bytes_arrive_as_they_were_frozen(server: ScriptedSMTPServer, lines: list[bytes]) -> None:
-    """What the relay takes from the wire is envelope.raw, to the octet, and SIZE counts it."""
+    """The relay receives envelope.raw, byte for byte, and SIZE counts it."""
     mail = envelope(raw=b'Subject: x\r\n\r\n' + b''.join(line + b'\r\n' for line in lines))
     server.reset_script()
     session = connect(server)
@@ -515,7 +544,7 @@ def test_bytes_arrive_as_they_were_frozen(server: ScriptedSMTPServer, lines: lis
 
 
 def test_dots_at_the_edges_of_blocks(server: ScriptedSMTPServer) -> None:
-    """A dot that begins a line is doubled wherever the message is cut into blocks."""
+    """A dot at a line start is doubled wherever the message is cut into blocks."""
     session = connect(server)
     head = b'Subject: x\r\n\r\n'
     lengths = range(16_384 - 8 - len(head), 16_384 + 4 - len(head))
@@ -527,12 +556,13 @@ def test_dots_at_the_edges_of_blocks(server: ScriptedSMTPServer) -> None:
     assert len(server.messages) == len(lengths)
 
 
+@pytest.mark.finding(34, 35)
 @pytest.mark.parametrize(
     'body',
     [b'a\nb\r\n', b'a\rb\r\n', b'a\n.\nb\r\n', b'a\n.\r\nb\r\n', b'a\r.\r\r\n', b'a\r\n\n.\r\n'],
 )
 def test_smuggling(server: ScriptedSMTPServer, body: bytes) -> None:
-    """RELIABILITY 34 and 35: a message with bare CR or LF is not sent, whoever made it so."""
+    """A message with a bare CR or LF is not sent."""
     session = connect(server)
     bad, good = send(session, envelope(raw=b'Subject: x\r\n\r\n' + body), envelope())
     session.close()
@@ -559,9 +589,10 @@ BAD_PATHS = [
 ]
 
 
+@pytest.mark.finding(36)
 @pytest.mark.parametrize('path', BAD_PATHS)
 def test_command_injection(server: ScriptedSMTPServer, path: str) -> None:
-    """RELIABILITY 36: what is no address is not said; the other recipients get their mail."""
+    """What is no address is not sent in a command; the other recipients get their mail."""
     session = connect(server)
     outcome = send(session, envelope(path, B))[0]
     assert statuses(outcome) == {path: 'failed', B: 'delivered'}
@@ -578,7 +609,7 @@ def test_command_injection(server: ScriptedSMTPServer, path: str) -> None:
              'a@[IPv6:2001:db8::1]', 'Postmaster', "o'neil+tag@example.org", 'a=b@example.org']
 )  # fmt: skip
 def test_unusual_addresses(server: ScriptedSMTPServer, path: str) -> None:
-    """What RFC 5321 allows goes over the wire as it is."""
+    """Addresses that RFC 5321 allows are sent as they are."""
     session = connect(server)
     [outcome] = send(session, envelope(path))
     session.close()
@@ -596,7 +627,7 @@ def test_unusual_addresses(server: ScriptedSMTPServer, path: str) -> None:
 def test_size_is_known_before(
     start_smtp_server: Callable[..., ScriptedSMTPServer], size: int, limit: int, sent: bool
 ) -> None:
-    """RFC 1870: over the advertised limit nothing is sent, and the text says both numbers."""
+    """Over the advertised limit nothing is sent (RFC 1870), and the text names both sizes."""
     server = start_smtp_server(extensions=(f'SIZE {limit}',))
     session = connect(server)
     [outcome] = send(session, envelope())
@@ -624,7 +655,7 @@ def test_size_without_a_number(
 def test_no_parameter_that_was_not_offered(
     start_smtp_server: Callable[..., ScriptedSMTPServer],
 ) -> None:
-    """A relay without extensions sees none, and no octet above 127."""
+    """A relay without extensions gets no parameter, and no byte above 127."""
     server = start_smtp_server(extensions=())
     session = connect(server)
     plain, eight_bit = send(session, envelope(), envelope(raw=RAW + 'grüße\r\n'.encode()))
@@ -657,8 +688,8 @@ def test_smtputf8(
     utf8: bool,
     without: str,
 ) -> None:
-    """RFC 6531: asked for where addresses or headers need it, per mail; without it, those that
-    need it fail for good, saying why."""
+    """SMTPUTF8 (RFC 6531) is asked for where addresses or headers need it, for each mail; without
+    it these mails fail for good, saying why."""
     mail = envelope(**({'recipients': (A, B)} | changes))
     able = start_smtp_server(extensions=('8BITMIME', 'SMTPUTF8'))
     session = connect(able)
@@ -682,8 +713,9 @@ def test_smtputf8(
 # What else can happen
 
 
+@pytest.mark.finding(47)
 def test_endless_reply_is_cut(server: ScriptedSMTPServer) -> None:
-    """RELIABILITY 47: a reply without end costs neither memory nor time, and names the cap."""
+    """An endless reply costs neither memory nor time, and the error names the limit."""
     server.script('MAIL', stream_forever(b'250-' + b'x' * 500 + b'\r\n'))
     session = connect(server)
     with pytest.raises(MailerUnavailable, match='more than 256 lines'):
@@ -701,7 +733,7 @@ def test_reply_text_is_harmless(server: ScriptedSMTPServer) -> None:
 
 
 def test_interrupted_in_the_middle(server: ScriptedSMTPServer) -> None:
-    """Ctrl-C while a mail is under way leaves a session that sends nothing more, not even QUIT."""
+    """After Ctrl-C during a mail the session sends nothing more, not even QUIT."""
 
     def interrupt(*_seen: object) -> None:
         raise KeyboardInterrupt
@@ -717,8 +749,9 @@ def test_interrupted_in_the_middle(server: ScriptedSMTPServer) -> None:
     assert not server.messages
 
 
-def test_sealing_sees_the_accepted_only(server: ScriptedSMTPServer) -> None:
-    """Sealing is told who was accepted, while the relay has not seen the end of the mail."""
+def test_before_final_dot_gets_accepted_recipients(server: ScriptedSMTPServer) -> None:
+    """before_final_dot gets the accepted recipients, before the relay has seen the end of the
+    mail."""
     server.script('RCPT', reply(250), reply(550, 'unknown'), reply(250))
     seen: list[Any] = []
 
@@ -731,22 +764,22 @@ def test_sealing_sees_the_accepted_only(server: ScriptedSMTPServer) -> None:
     assert seen == [('0' * 32, (A, C), 'DATA')]
 
 
+@pytest.mark.finding(109)
 @pytest.mark.parametrize('how', ['rst', 'fin'])
 @pytest.mark.parametrize('side', ['client', 'server'])
-def test_cut_at_every_octet(
+def test_cut_at_every_byte(
     server: ScriptedSMTPServer, cutting_proxy: Callable[..., Any], side: str, how: str
 ) -> None:
-    """RELIABILITY 109: wherever the line is cut, what we believe is what the relay knows:
-    delivered was delivered, deferred and untouched were not."""
+    """Wherever the connection is cut: delivered arrived; deferred and untouched did not."""
     mail = envelope(A, raw=RAW)
     session = connect(server)
     send(session, mail)
     session.close()
-    octets = len(server.raw(1) if side == 'client' else server.sent(1))
+    size = len(server.raw(1) if side == 'client' else server.sent(1))
     seen = set()
     proxy = cutting_proxy(server.port, after=0, side=side, how=how)
     mailer = SMTPMailer(proxy.host, proxy.port, hostname='web.example.org')
-    for after in range(octets + 1):
+    for after in range(size + 1):
         proxy.after = after
         copies = server.accepted(A)
         status: str

@@ -1,4 +1,5 @@
-"""TLS on the way to a relay: whom it trusts, and that nothing is said in clear after a failure."""
+"""TLS to a relay: which certificates are trusted, and that nothing is sent in plain text after a
+failure."""
 
 from __future__ import annotations
 
@@ -11,17 +12,20 @@ import ssl
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.connection import SMTPConnection, Timeouts, dial
+from pyramid_sendmail.mailers.smtp.address import TCPAddress, open_socket
+from pyramid_sendmail.mailers.smtp.connection import SMTPConnection
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.smtp.tls import Trust, client_context, remedy
-from tests.support.sessions import A, envelope, send, statuses
+from pyramid_sendmail.mailers.smtp.options import TLSOptions
+from pyramid_sendmail.mailers.smtp.tls import ReloadingContext, client_context, remedy
+from tests.support.sessions import deliver, make_mailer, refused
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -42,64 +46,44 @@ ALERT, HANDSHAKE = b'\x15', b'\x16'  # how a record of TLS begins (RFC 8446, 5.1
 INJECTED = b'220 2.0.0 ready\r\n250-relay.example.org\r\n250 AUTH PLAIN\r\n'
 
 
-class Nearby(SMTPMailer):
-    """Takes the way to 127.0.0.1, whatever its host is."""
+class NearbyAddress(TCPAddress):
+    """Connects to 127.0.0.1, whatever its host is."""
 
-    def _dial(self) -> socket.socket:
-        return dial('127.0.0.1', self.port, 5)
-
-
-def nearby(server: ScriptedSMTPServer, host: str = 'relay.example.org', **options: Any) -> Nearby:
-    values: dict[str, Any] = {'hostname': 'web.example.org', 'timeouts': Timeouts().capped(10)}
-    return Nearby(host, server.port, **(values | options))
+    def open(self, timeout: float) -> socket.socket:
+        return open_socket('127.0.0.1', self.port, 5)
 
 
-def deliver(mailer: SMTPMailer) -> None:
-    session = mailer.connect()
-    assert statuses(send(session, envelope(A))[0]) == {A: 'delivered'}
-    session.close()
-
-
-def refused(mailer: SMTPMailer) -> str:
-    with pytest.raises(MailerUnavailable) as caught:
-        mailer.connect()
-    assert not caught.value.stale
-    return str(caught.value)
+def nearby(
+    server: ScriptedSMTPServer, host: str = 'relay.example.org', **options: Any
+) -> SMTPMailer:
+    """Make a mailer to a server of this machine under another host name."""
+    return make_mailer(NearbyAddress(host, server.port), **options)
 
 
 @pytest.fixture
-def relay(start_smtp_server: Start, tls_authority: TLSAuthority) -> Iterator[Start]:
-    """Start a server with STARTTLS, and check its log at the end."""
-    servers = []
-
-    def start(**options: Any) -> ScriptedSMTPServer:
-        options.setdefault('context', tls_authority.context('relay.example.org', '127.0.0.1'))
-        server = start_smtp_server(**({'tls': 'starttls'} | options))
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        assert not server.violations
-        assert not server.script_left()
+def relay(start_checked_server: Start, tls_authority: TLSAuthority) -> Start:
+    """Start a server with STARTTLS, for relay.example.org and 127.0.0.1."""
+    context = tls_authority.context('relay.example.org', '127.0.0.1')
+    return partial(start_checked_server, tls='starttls', context=context)
 
 
 # No way back to plain text
 
 
 def answer_in_clear(session: Session) -> Action:
-    """Once the client has begun its handshake, not before."""
+    """Reply in plain text after the client has begun its handshake."""
     session.channel.fill()
     return raw(b'454 no TLS today\r\n')
 
 
+@pytest.mark.finding(115)
 @pytest.mark.parametrize('tls', ['starttls', 'implicit', 'auto'])
 @pytest.mark.parametrize('failure', ['untrusted', drop(), reset(), answer_in_clear])
 def test_no_fallback_after_a_failed_handshake(
     relay: Start, tls_authority: TLSAuthority, tls: Any, failure: str | Action
 ) -> None:
-    """RELIABILITY 115: whatever fails after STARTTLS, the attempt is over: no second connection,
-    no word more in clear, also where TLS was not demanded."""
+    """After a failed handshake the attempt is over: no second connection and no more plain text,
+    even if TLS was optional."""
     options: dict[str, Any] = {'tls': 'implicit' if tls == 'implicit' else 'starttls'}
     if failure == 'untrusted':
         options['context'] = tls_authority.untrusted()
@@ -112,16 +96,17 @@ def test_no_fallback_after_a_failed_handshake(
     assert 'instead of smtps:' not in text or tls == 'implicit'
     server.wait_for(lambda server: not server.open_connections)
     assert server.connections == 1
-    said = server.raw(1)
+    received = server.raw(1)
     if tls != 'implicit':
-        assert said.startswith(HELLO + b'STARTTLS\r\n')
-        said = said.removeprefix(HELLO + b'STARTTLS\r\n')
-    assert said[:1] in (b'', ALERT, HANDSHAKE)
+        assert received.startswith(HELLO + b'STARTTLS\r\n')
+        received = received.removeprefix(HELLO + b'STARTTLS\r\n')
+    assert received[:1] in (b'', ALERT, HANDSHAKE)
 
 
+@pytest.mark.finding(33)
 def test_injected_in_every_split(relay: Start, tls_authority: TLSAuthority) -> None:
-    """RELIABILITY 33: replies that somebody puts behind 220, wherever their segments end, are
-    never taken for the relay's: no session, and no word more."""
+    """Replies injected after the 220 are never taken for the relay's, wherever their segments end:
+    no session, and no more bytes."""
     server = relay(auth={'ann': 'secret'})
     mailer = nearby(server, ca_file=str(tls_authority.path), username='ann', password='secret')
     for place in range(1, len(INJECTED)):
@@ -134,8 +119,9 @@ def test_injected_in_every_split(relay: Start, tls_authority: TLSAuthority) -> N
     deliver(mailer)
 
 
+@pytest.mark.finding(115, 116)
 def test_offers_inside_tls_count(relay: Start, tls_authority: TLSAuthority) -> None:
-    """RELIABILITY 115 and 116: what is offered after the handshake alone is used."""
+    """Only what is offered after the handshake is used."""
     server = relay(
         extensions=(),
         tls_extensions=('SIZE 99999',),
@@ -151,8 +137,8 @@ def test_offers_inside_tls_count(relay: Start, tls_authority: TLSAuthority) -> N
 
 @pytest.mark.parametrize('code', [421, 454, 501, 502, 550])
 def test_starttls_refused(relay: Start, tls_authority: TLSAuthority, code: int) -> None:
-    """RFC 3207, 4: a relay that offers it and then does not want it gets no mail, though nobody
-    had demanded it."""
+    """A relay that offers STARTTLS and then refuses it gets no mail, even if TLS was optional (RFC
+    3207, 4)."""
     server = relay()
     server.script('STARTTLS', reply(code, 'not now'))
     text = refused(nearby(server, ca_file=str(tls_authority.path)))
@@ -162,25 +148,27 @@ def test_starttls_refused(relay: Start, tls_authority: TLSAuthority, code: int) 
 
 
 def test_reset_before_the_handshake(tls_authority: TLSAuthority) -> None:
-    """A connection that was reset meanwhile is closed and told; it becomes no line without TLS."""
+    """A connection that was reset before the handshake is closed and reported; it does not go on
+    without TLS."""
     with socket.create_server(('127.0.0.1', 0)) as listening:
         ours = socket.create_connection(listening.getsockname())
         theirs, _ = listening.accept()
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
         theirs.close()
-    wire = SMTPConnection(ours, block=1)
+    connection = SMTPConnection(ours, block_timeout=1)
     context = client_context(ca_file=str(tls_authority.path))
     with pytest.raises(ConnectionResetError, match='Connection reset by peer'):
-        wire.upgrade(context, 'relay.example.org', 1)
-    assert wire.lost
-    assert not wire.secure
-    wire.close()
+        connection.start_tls(context, 'relay.example.org', 1)
+    assert connection.lost
+    assert not connection.secure
+    connection.close()
     gc.collect()
 
 
 # Who is at the other end
 
 
+@pytest.mark.finding(115)
 @pytest.mark.parametrize('tls', ['starttls', 'implicit'])
 @pytest.mark.parametrize(
     ('host', 'asked'),
@@ -196,8 +184,8 @@ def test_reset_before_the_handshake(tls_authority: TLSAuthority) -> None:
 def test_name_of_the_relay(
     relay: Start, tls_authority: TLSAuthority, tls: Any, host: str, asked: str | None
 ) -> None:
-    """RELIABILITY 115: its certificate is for the host of mail.url, be it a name, an international
-    one or an address; the name is sent as SNI, an address is not (RFC 6066, 3)."""
+    """The certificate must be for the host of mail.url, be it a name, an international one or an
+    address; a name is sent as SNI, an address is not (RFC 6066, 3)."""
     seen: list[str | None] = []
     context = tls_authority.context(asked or host)
     context.sni_callback = lambda _tls, name, _context: seen.append(name)
@@ -211,11 +199,11 @@ def test_name_of_the_relay(
     assert 'write the name that its certificate carries' in text
 
 
+@pytest.mark.finding(115)
 @pytest.mark.parametrize('version', ['TLSv1', 'TLSv1_1'])
 @pytest.mark.parametrize('tls', ['starttls', 'implicit'])
 def test_old_tls(relay: Start, tls_authority: TLSAuthority, tls: Any, version: str) -> None:
-    """RELIABILITY 115: TLS 1.0 and 1.1 are not spoken, with a relay that others can speak them
-    with, and that speaks nothing else."""
+    """TLS 1.0 and 1.1 are refused, with a relay that supports nothing else."""
     context = tls_authority.context('relay.example.org', '127.0.0.1')
     old(context, version)
     server = relay(tls=tls, context=context)
@@ -233,7 +221,7 @@ def test_old_tls(relay: Start, tls_authority: TLSAuthority, tls: Any, version: s
 
 
 def old(context: ssl.SSLContext, version: str) -> None:
-    """Let it speak this version, and nothing else."""
+    """Make a context support this version only."""
     context.set_ciphers('ALL:@SECLEVEL=0')
     with pytest.warns(DeprecationWarning, match=version):
         context.minimum_version = ssl.TLSVersion[version]
@@ -255,8 +243,8 @@ def test_wrong_client_certificate(
     version: ssl.TLSVersion,
     certificate: str,
 ) -> None:
-    """A relay that wants another certificate of ours says so in the handshake, by TLS 1.3 behind
-    it; it is a closed road both times, and the option is named."""
+    """A relay that refuses our certificate does so in the handshake, or by TLS 1.3 after it; both
+    times it is unavailable, and the option is named."""
     context = tls_authority.demanding()
     context.maximum_version = version
     server = relay(tls=tls, context=context)
@@ -269,7 +257,7 @@ def test_wrong_client_certificate(
 
 
 def seen_certificates(server: ScriptedSMTPServer) -> list[str]:
-    """The names in the certificates of those who will say EHLO inside TLS."""
+    """Return the names in the certificates of the clients that send EHLO inside TLS."""
     seen: list[str] = []
 
     def scan(session: Session) -> None:
@@ -282,7 +270,7 @@ def seen_certificates(server: ScriptedSMTPServer) -> list[str]:
 
 
 def renew(path: Path, source: Path) -> None:
-    """Replace a file as those do who renew certificates."""
+    """Replace a file by rename, as renewal programs do."""
     shutil.copy(source, f'{path}.new')
     os.replace(f'{path}.new', path)
 
@@ -290,8 +278,8 @@ def renew(path: Path, source: Path) -> None:
 def test_client_certificate_is_renewed(
     relay: Start, tls_authority: TLSAuthority, tmp_path: Path
 ) -> None:
-    """Files that another program has replaced are used by the next connection, without a
-    restart: our certificate, and the authorities."""
+    """The next connection uses files that were replaced, without a restart: our certificate, and
+    the authorities."""
     certificate, authorities = tmp_path / 'client.pem', tmp_path / 'ca.pem'
     renew(certificate, tls_authority.client_certificate('first.example.org'))
     renew(authorities, tls_authority.path)
@@ -317,8 +305,8 @@ def test_client_certificate_is_renewed(
 def test_half_renewed(
     relay: Start, tls_authority: TLSAuthority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A certificate whose key is still to come is warned of once, and what was there before is
-    used until it is complete; so with a file that is gone."""
+    """A certificate without its new key, or a missing file, is warned of once; the former files are
+    used until it is complete."""
     certificate, key = tmp_path / 'client.pem', tmp_path / 'key.pem'
     first = tls_authority.client_certificate('first.example.org')
     second = tls_authority.client_certificate('second.example.org')
@@ -353,7 +341,7 @@ def test_nothing_new_costs_nothing(tls_authority: TLSAuthority, tmp_path: Path) 
     """A context is made once, as long as its files are the same."""
     authorities = tmp_path / 'ca.pem'
     renew(authorities, tls_authority.path)
-    trust = Trust(ca_file=str(authorities), client_cert=None)
+    trust = ReloadingContext(TLSOptions(ca_file=str(authorities), client_cert=None))
     before = trust.context()
     assert trust.context() is before
     renew(authorities, tls_authority.path)
@@ -364,7 +352,7 @@ def test_nothing_new_costs_nothing(tls_authority: TLSAuthority, tmp_path: Path) 
 
 @contextmanager
 def ordinary_user() -> Iterator[None]:
-    """Root may read everything: be somebody else."""
+    """Run as another user than root, who may read everything."""
     if os.geteuid():
         yield
         return
@@ -376,7 +364,7 @@ def ordinary_user() -> Iterator[None]:
 
 
 def test_key_that_we_may_not_read(tls_authority: TLSAuthority, tmp_path: Path) -> None:
-    """It is told at start-up, with the option and the file."""
+    """A key that cannot be read is an error at start-up, with the option and the file."""
     for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
         folder.chmod(0o755)
     certificate, key = tmp_path / 'client.pem', tmp_path / 'key.pem'
@@ -407,21 +395,21 @@ def test_key_that_we_may_not_read(tls_authority: TLSAuthority, tmp_path: Path) -
     ],
 )
 def test_remedies(reason: str, words: str) -> None:
-    """What OpenSSL calls it, in one version or another, has its remedy; another scheme is none
-    for a relay that has agreed to TLS."""
+    """Each of OpenSSL's names for an error has its remedy; another scheme is none for a relay that
+    has shown TLS."""
     error = ssl.SSLError(1, 'x')
     error.reason = reason
     assert words in remedy(error)
     assert bool(remedy(error)) is bool(words)
-    assert 'smtps:' not in remedy(error, agreed=True)
+    assert 'smtps:' not in remedy(error, speaks_tls=True)
 
 
 def test_lmtp_has_no_smtps(start_smtp_server: Start) -> None:
-    """What to do about a password without TLS is said in the words of LMTP."""
+    """The remedy for a password without TLS names what LMTP has."""
     server = start_smtp_server(lmtp=True)
     with pytest.raises(MailerUnavailable) as caught:
-        LMTPMailer(
-            server.host, server.port, hostname='x', username='ann', password='s3cret'
+        make_mailer(
+            server.host, server.port, kind=LMTPMailer, username='ann', password='s3cret'
         ).connect()
     assert 'have it offer STARTTLS, or use lmtp+unix:' in str(caught.value)
     assert 'smtp' not in str(caught.value)

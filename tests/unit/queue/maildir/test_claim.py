@@ -12,6 +12,7 @@ import pytest
 
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue.maildir.filename import ticket_of
 from pyramid_sendmail.queue.maildir.format import STATE_AT, decode
 from tests.crash.bench import folder as tmp_path
 from tests.support.queues import (
@@ -65,7 +66,7 @@ def test_the_letters_on_disk_tell_each_step(queue: MaildirQueue) -> None:
 
 
 def test_a_release_writes_back_what_stood_there(queue: MaildirQueue) -> None:
-    """A claim that sends nothing leaves the file as it was, to the octet."""
+    """A claim that sends nothing leaves the file as it was, to the byte."""
     queue.put([make_envelope()]).publish()
     before = the_file(queue, 'new').read_bytes()
     claim = claimed(queue)
@@ -74,7 +75,7 @@ def test_a_release_writes_back_what_stood_there(queue: MaildirQueue) -> None:
     assert the_file(queue, 'new').read_bytes() == before
 
 
-def test_a_release_after_the_seal_leaves_the_doubt(queue: MaildirQueue) -> None:
+def test_a_release_after_the_mark_stays_ambiguous(queue: MaildirQueue) -> None:
     """Once the dot may have left, giving the mail back does not make it unsent."""
     envelope = make_envelope('a@example.org', 'b@example.org')
     queue.put([envelope]).publish()
@@ -91,7 +92,7 @@ def test_a_release_after_the_seal_leaves_the_doubt(queue: MaildirQueue) -> None:
 @pytest.mark.parametrize(
     ('ambiguous', 'word'), [([], 'sending'), (['a@example.org'], 'ambiguous')], ids=['S', '?']
 )
-def test_who_died_over_a_mail_is_found(
+def test_a_mail_says_that_its_process_died(
     queue: MaildirQueue, ambiguous: list[str], word: str
 ) -> None:
     """kill -9 in the middle of an attempt: the lock is free at once, and the mail says so."""
@@ -132,7 +133,7 @@ def _settle(case: str) -> tuple[list[Any], float | None]:
             failed(ENVELOPE, 'b@example.org', group=1),
         ],
     }[case]
-    retry = any(fate.kind == 'deferred' for fate in events)
+    retry = any(event.kind == 'deferred' for event in events)
     return events, NOW + 60 if retry else None
 
 
@@ -143,9 +144,9 @@ CASES = ['delivered', 'failed', 'deferred', 'partly', 'mixed']
 @pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('report', [True, False], ids=['acknowledge', 'quiet'])
 def test_a_crash_at_any_call_of_an_attempt(tmp_path: Path, case: str, report: bool) -> None:
-    """The process stopped after each system call of an attempt: before the outcome is recorded the
-    mail is found interrupted, with every recipient; after that each recipient is where the outcome
-    put him, nobody is tried twice, and no event is lost."""
+    """The process dies after each system call of an attempt. Before the outcome is recorded, the
+    mail is found interrupted, with all its recipients; afterwards each recipient has its outcome,
+    none is tried twice, and no event is lost."""
     path = tmp_path / 'queue'
     events, retry_at = _settle(case)
     seen = []
@@ -182,7 +183,7 @@ def test_a_crash_at_any_call_of_an_attempt(tmp_path: Path, case: str, report: bo
             seen.append(claim.interrupted or 'untouched')
             claim.release()
         else:
-            waiting = [fate for fate in events if fate.kind != 'deferred'] if report else []
+            waiting = [event for event in events if event.kind != 'deferred'] if report else []
             assert claim.pending_events in ([], waiting, waiting[1:])
             seen.append('recorded')
             assert claim.attempt == 1
@@ -200,7 +201,7 @@ def test_a_crash_at_any_call_of_an_attempt(tmp_path: Path, case: str, report: bo
 
 
 class Failing:
-    """Makes a call of the os module fail, as long as it is told to."""
+    """Makes a call of the os module fail while ``on`` is True."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, error: int = errno.EIO) -> None:
         self.on = False
@@ -234,7 +235,7 @@ def test_an_outcome_that_could_not_be_recorded_is_kept_and_completed(
         except QueueError as error:
             assert error.errno == errno.EIO  # noqa: PT017
             path = Path(queue.path, files(queue)[0])
-            ticket = queue.scan(NOW + 60)[0][0]._replace(folder=path.parent.name, name=path.name)
+            ticket = ticket_of(path.parent.name, path.name)
             assert MaildirQueue(queue.path, clock=Clock()).claim(ticket) is None, 'it is kept'
         else:
             break
@@ -242,10 +243,10 @@ def test_an_outcome_that_could_not_be_recorded_is_kept_and_completed(
         failing.on = False
         claim.settle(events, retry_at=retry_at, report=report)
     failing.on = False
-    told = [fate for fate in events if fate.kind != 'deferred'] if report else []
-    assert claim.pending_events == told
-    if told:
-        claim.acknowledge(told)
+    pending = [event for event in events if event.kind != 'deferred'] if report else []
+    assert claim.pending_events == pending
+    if pending:
+        claim.acknowledge(pending)
     folder = {'delivered': '', 'failed': 'failed', 'mixed': 'failed'}.get(case, 'cur')
     assert [file.partition('/')[0] for file in files(queue)] == [folder] * bool(folder)
     if folder:
@@ -255,12 +256,12 @@ def test_an_outcome_that_could_not_be_recorded_is_kept_and_completed(
 def test_delivered_mail_that_cannot_be_removed_is_not_sent_again(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """unlink fails after acceptance, and the process ends: whoever finds the mail removes it."""
+    """unlink fails after acceptance, and the process ends: the next claim removes the mail."""
     queue.put([ENVELOPE]).publish()
     claim = claimed(queue)
     failing = Failing(monkeypatch, 'unlink')
     failing.on = True
-    with pytest.raises(QueueError, match='cannot record what became of a mail'):
+    with pytest.raises(QueueError, match='cannot record the outcome of a mail'):
         claim.settle([sent(ENVELOPE)], report=False)
     claim.release()
     failing.on = False
@@ -270,15 +271,15 @@ def test_delivered_mail_that_cannot_be_removed_is_not_sent_again(
     assert files(queue) == []
 
 
-def test_a_seal_that_cannot_be_written_is_an_error_of_the_queue(
+def test_a_mark_that_cannot_be_written_is_an_error_of_the_queue(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The dot does not leave, no recipient is in doubt, and no attempt is counted."""
+    """The final dot is not sent, no recipient is ambiguous, and no attempt is counted."""
     queue.put([ENVELOPE]).publish()
     claim = claimed(queue)
     failing = Failing(monkeypatch, 'pwrite')
     failing.on = True
-    with pytest.raises(QueueError, match='cannot record that a mail is leaving'):
+    with pytest.raises(QueueError, match='cannot record that a mail is about to be sent'):
         claim.mark_ambiguous(ENVELOPE.recipients)
     failing.on = False
     claim.release()
@@ -323,7 +324,7 @@ def test_an_event_that_cannot_be_postponed_is_released(
     claim.settle([sent(ENVELOPE)])
     failing = Failing(monkeypatch, 'pwrite')
     failing.on = True
-    with pytest.raises(QueueError, match='cannot record what became of an event'):
+    with pytest.raises(QueueError, match='cannot record the outcome of an event'):
         claim.retry_events(claim.pending_events, NOW + 5)
     failing.on = False
     claim = claimed(queue)
@@ -331,10 +332,10 @@ def test_an_event_that_cannot_be_postponed_is_released(
     claim.acknowledge(claim.pending_events)
 
 
-def test_a_doubt_that_cannot_be_taken_back_stays(
+def test_a_mark_that_cannot_be_cleared_stays(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the disk does not take the letters of before, the mail is ambiguous, not lost."""
+    """If the disk refuses the earlier letters, the mail is ambiguous, not lost."""
     queue.put([ENVELOPE]).publish()
     claim = claimed(queue)
     claim.mark_ambiguous(ENVELOPE.recipients)
@@ -350,7 +351,7 @@ def test_a_doubt_that_cannot_be_taken_back_stays(
 
 
 def test_a_released_claim_writes_nothing(queue: MaildirQueue) -> None:
-    """After release the mail is somebody else's: settle, reported and before_final_dot are errors."""
+    """A released claim cannot record anything: others may have claimed the mail."""
     queue.put([ENVELOPE]).publish()
     claim = claimed(queue)
     claim.release()
@@ -366,10 +367,10 @@ def test_a_released_claim_writes_nothing(queue: MaildirQueue) -> None:
 
 
 @pytest.mark.parametrize('hold', [True, False])
-def test_the_seal_is_synced_where_doubt_is_held(
+def test_the_mark_is_synced_if_ambiguous_mail_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: bool
 ) -> None:
-    """With mail.ambiguous = hold a power cut must not forget that the dot was about to leave."""
+    """With mail.ambiguous = hold the mark for the final dot survives a power cut."""
     queue = MaildirQueue(str(tmp_path / 'queue'), hold_ambiguous=hold, clock=Clock())
     queue.put([ENVELOPE]).publish()
     claim = claimed(queue)
@@ -384,7 +385,7 @@ def test_the_seal_is_synced_where_doubt_is_held(
 def test_partly_delivered_letters_are_synced_before_the_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, count: int
 ) -> None:
-    """A power cut must not bring back recipients who have their mail into a mail to be retried."""
+    """After a power cut, recipients that have the mail are not tried again."""
     queue = MaildirQueue(str(tmp_path / 'queue'), clock=Clock())
     queue.put([ENVELOPE]).publish()
     claim = claimed(queue)
@@ -403,7 +404,7 @@ def test_partly_delivered_letters_are_synced_before_the_rename(
 
 
 @pytest.mark.parametrize('folder', ['new', 'cur'])
-def test_an_outcome_recorded_before_a_crash_is_not_taken_for_a_persons_wish(
+def test_an_outcome_recorded_before_a_crash_does_not_start_over(
     queue: MaildirQueue, folder: str
 ) -> None:
     """Letters written, file not moved yet: the failed recipients are reported, not tried again."""
@@ -418,7 +419,7 @@ def test_an_outcome_recorded_before_a_crash_is_not_taken_for_a_persons_wish(
     claim = claimed(queue)
     assert claim.todo == ()
     assert claim.pending_events == [failed(ENVELOPE, attempt=2)]
-    # Nor is it by subscribers who need several tries.
+    # Nor is it if subscribers need several tries.
     claim.retry_events(claim.pending_events, NOW)
     claim = claimed(queue)
     assert claim.todo == ()
@@ -426,8 +427,9 @@ def test_an_outcome_recorded_before_a_crash_is_not_taken_for_a_persons_wish(
     assert [file.partition('/')[0] for file in files(queue)] == ['failed']
 
 
-def test_a_mail_in_done_that_a_power_cut_made_forget_is_tried_again(queue: MaildirQueue) -> None:
-    """The rename into done/ survived, the letters did not: the mail is sent again, not lost."""
+def test_a_mail_in_done_without_its_letters_is_tried_again(queue: MaildirQueue) -> None:
+    """If the rename to done/ survived a power cut and the letters did not, the mail is sent again,
+    not lost."""
     queue.put([ENVELOPE]).publish()
     before = the_file(queue, 'new').read_bytes()
     claim = claimed(queue)
@@ -443,7 +445,7 @@ def test_a_mail_in_done_that_a_power_cut_made_forget_is_tried_again(queue: Maild
 
 
 def test_a_state_in_place_needs_no_parsing(queue: MaildirQueue) -> None:
-    """S is one octet at a fixed place: a claim writes nothing else before the attempt."""
+    """S is one byte at a fixed place: a claim writes nothing else before the attempt."""
     queue.put([ENVELOPE]).publish()
     before = bytearray(the_file(queue, 'new').read_bytes())
     claim = claimed(queue)

@@ -16,10 +16,11 @@ import pytest
 
 from pyramid_sendmail.envelope import Envelope, PendingEvent
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
-from pyramid_sendmail.processor.processor import EXPIRE, EXPIRED
+from pyramid_sendmail.processor.processor import PURGE_INTERVAL, PURGE_LIMIT
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
-from pyramid_sendmail.queue.maildir.filename import Ticket
+from pyramid_sendmail.queue.maildir.filename import ticket_of
 from tests.crash.bench import folder as tmp_path
+from tests.support.processors import ProcessorSetup, running_processor
 from tests.support.queues import (
     NOW,
     Clock,
@@ -34,11 +35,10 @@ from tests.support.queues import (
     the_file,
     until,
 )
-from tests.unit.processor.test_processor import Setup, at_work
 
 __all__ = ['tmp_path']
 
-LOGGER = 'pyramid_sendmail.queue.maildir.history'
+LOGGER = 'pyramid_sendmail.queue.maildir.dead_letters'
 
 
 def later() -> float:
@@ -55,7 +55,7 @@ def queue(tmp_path: Path) -> Iterator[MaildirQueue]:
 
 
 def _dead(queue: Any, *events: PendingEvent, **options: Any) -> Envelope:
-    """A dead letter, by these fates or a plain refusal."""
+    """A dead letter, by these events or a plain refusal."""
     envelope = make_envelope(**options)
     queue.put([envelope]).publish()
     claimed(queue).settle(list(events) or [failed(envelope)], report=False)
@@ -146,10 +146,10 @@ def test_one_ambiguous_recipient_keeps_the_mail(queue: MaildirQueue) -> None:
     assert queue.purge_failed(later()) == 0
 
 
-@pytest.mark.parametrize('report', [False, True], ids=['to be tried', 'to be told'])
-def test_what_is_not_over_stays(queue: MaildirQueue, report: bool) -> None:
-    """A person has put a mail into failed/ of which a recipient has still to be tried, or an event
-    to be told."""
+@pytest.mark.parametrize('report', [False, True], ids=['to be tried', 'event pending'])
+def test_unfinished_mail_stays(queue: MaildirQueue, report: bool) -> None:
+    """A mail that a person has moved to failed/ stays if a recipient is still to be tried or an
+    event is pending."""
     envelope = make_envelope('a@example.org', 'b@example.org')
     queue.put([envelope]).publish()
     claim = claimed(queue)
@@ -162,7 +162,7 @@ def test_what_is_not_over_stays(queue: MaildirQueue, report: bool) -> None:
 
 
 def test_in_doubt_stays(queue: MaildirQueue) -> None:
-    """Mail of which nobody knows whether its transaction committed stays for a person's eye."""
+    """Mail that is in doubt stays for a person to decide."""
     envelope = make_envelope()
     with child(lambda: MaildirQueue(queue.path, clock=Clock()).put([envelope])):
         pass
@@ -174,7 +174,7 @@ def test_in_doubt_stays(queue: MaildirQueue) -> None:
 
 
 def test_a_lost_reason_stays(queue: MaildirQueue) -> None:
-    """Where the slot was damaged nobody can tell that the mail was not held."""
+    """If the slot is damaged, the mail may have been held: it stays."""
     _dead(queue)
     path = the_file(queue, 'failed')
     data = path.read_bytes()
@@ -185,8 +185,7 @@ def test_a_lost_reason_stays(queue: MaildirQueue) -> None:
 
 
 def test_damaged_and_foreign_files_stay(queue: MaildirQueue) -> None:
-    """What is no whole mail of ours, a folder, a link, a letter of which recipients are still to
-    be tried: none of it is removed, nor its reason."""
+    """Damaged mail, foreign files, a folder and a link are not removed, nor are their reasons."""
     _dead(queue)
     whole = the_file(queue, 'failed')
     failed_folder = whole.parent
@@ -196,7 +195,7 @@ def test_damaged_and_foreign_files_stay(queue: MaildirQueue) -> None:
     torn = Path(queue.path, 'new', name[:-1] + 'f')
     torn.write_bytes(data[:-1])
     with pytest.raises(DamagedMail):
-        queue.claim(Ticket('new', torn.name))
+        queue.claim(ticket_of('new', torn.name))
     (failed_folder / 'notes.txt').write_bytes(data)
     (failed_folder / f'{name[:-1]}0').mkdir()
     (failed_folder / f'{name[:-1]}1').symlink_to(failed_folder / 'notes.txt')
@@ -216,7 +215,7 @@ def test_other_folders_are_left_alone(queue: MaildirQueue) -> None:
     envelope = make_envelope()
     queue.put([envelope]).publish()
     tickets, _ = queue.scan(NOW)
-    (ticket,) = (ticket for ticket in tickets if ticket.name.endswith(envelope.id))
+    (ticket,) = (ticket for ticket in tickets if ticket.order.endswith(envelope.id))
     claim: Any = queue.claim(ticket)
     claim.settle([deferred(envelope)], retry_at=NOW + 60, report=False)
     before = files(queue)
@@ -229,7 +228,7 @@ def test_it_is_claimed_first(queue: MaildirQueue) -> None:
     """A dead letter that another process has claimed stays; after that it goes."""
     _dead(queue)
     path = the_file(queue, 'failed')
-    descriptor = MaildirQueue(queue.path)._store.open(str(path))
+    descriptor = MaildirQueue(queue.path)._files.open(str(path))
     assert descriptor is not None
     assert queue.purge_failed(later()) == 0
     assert path.exists()
@@ -250,10 +249,10 @@ def test_a_bounded_number_goes_at_a_time(queue: MaildirQueue) -> None:
     assert queue.purge_failed(later(), limit=3) == 0
 
 
-def test_one_bad_file_stops_nobody_for_long(
+def test_one_bad_file_stops_only_one_purge(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error over a file is a QueueError that names the queue; the next look passes it over."""
+    """An error over a file is a QueueError that names the queue; the next purge skips it."""
     _dead(queue)
     _dead(queue)
     unlink, asked = os.unlink, []
@@ -265,7 +264,7 @@ def test_one_bad_file_stops_nobody_for_long(
         unlink(path)
 
     monkeypatch.setattr(os, 'unlink', refusing)
-    with pytest.raises(QueueError, match='cannot be rid of old dead letters') as caught:
+    with pytest.raises(QueueError, match='cannot remove old dead letters') as caught:
         queue.purge_failed(later())
     assert queue.path in str(caught.value)
     assert queue.purge_failed(later()) == 1
@@ -273,7 +272,7 @@ def test_one_bad_file_stops_nobody_for_long(
 
 
 def test_a_missing_folder_holds_nothing(queue: MaildirQueue) -> None:
-    """Where somebody has removed failed/ there is nothing to expire."""
+    """If failed/ was removed, there is nothing to purge."""
     Path(queue.path, 'failed').rmdir()
     assert queue.purge_failed(later()) == 0
 
@@ -326,17 +325,17 @@ def test_memory_keeps_what_is_in_doubt() -> None:
 
 
 class Watched(MemoryQueue):
-    """Remembers what it was asked to expire; ``fails``: and refuses."""
+    """Remembers each call of purge_failed. ``fails``: raises an error."""
 
     fails = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.looks = 0
+        self.scans = 0
         self.asked: list[tuple[float, int]] = []
 
     def scan(self, *arguments: Any, **options: Any) -> Any:
-        self.looks += not options.get('fresh')
+        self.scans += not options.get('fresh')
         return super().scan(*arguments, **options)
 
     def purge_failed(self, before: float, *, limit: int = 1_000) -> int:
@@ -347,31 +346,31 @@ class Watched(MemoryQueue):
 
 
 def test_the_processor_removes_at_its_start_and_each_hour() -> None:
-    """Once at the start, then at the first look after an hour, a bounded number each time."""
+    """Once at the start, then at the first scan after an hour, a bounded number each time."""
     queue, hands, clock = Watched(), Clock(1000.0), Clock()
-    setup = Setup(queue, clock=clock)
+    setup = ProcessorSetup(queue, clock=clock)
     with setup.running(keep_failed=86400.0, monotonic=hands, poll=0.01) as processor:
         until(lambda: queue.asked)
-        for passed, times in ((EXPIRE - 1, 1), (1, 2), (EXPIRE - 1, 2), (1, 3)):
+        for passed, times in ((PURGE_INTERVAL - 1, 1), (1, 2), (PURGE_INTERVAL - 1, 2), (1, 3)):
             hands.now += passed
             for _ in range(2):
-                # The second look comes after all that the first has led to.
+                # The second scan comes after all that the first has led to.
                 hands.now += 0.1
-                looks = queue.looks
+                scans = queue.scans
                 processor.wake()
-                until(lambda looks=looks: queue.looks > looks)
+                until(lambda scans=scans: queue.scans > scans)
             assert len(queue.asked) == times
-    assert queue.asked == [(NOW - 86400.0, EXPIRED)] * 3
+    assert queue.asked == [(NOW - 86400.0, PURGE_LIMIT)] * 3
 
 
 def test_without_the_setting_nothing_goes() -> None:
     """By default dead letters are kept for ever."""
     queue = Watched()
-    setup = Setup(queue)
+    setup = ProcessorSetup(queue)
     envelope = _dead(queue)
     setup.processor().run_once()
     with setup.running():
-        until(lambda: queue.looks)
+        until(lambda: queue.scans)
     assert queue.asked == []
     assert queue.failed == [envelope]
 
@@ -383,7 +382,7 @@ def test_run_once_removes_once(tmp_path: Path) -> None:
         envelope = make_envelope(queued_at=time.time() - 10)
         queue.put([envelope]).publish()
         claimed(queue, time.time()).settle([failed(envelope)], report=False)
-        setup = Setup(queue, clock=lambda: time.time() + 86400 + 60)
+        setup = ProcessorSetup(queue, clock=lambda: time.time() + 86400 + 60)
         setup.put(queued_at=time.time() - 10)
         setup.processor(keep_failed=2 * 86400.0).run_once()
         assert len(files(queue)) == 1
@@ -396,9 +395,9 @@ def test_an_error_stops_no_mail(caplog: pytest.LogCaptureFixture) -> None:
     """Where old dead letters cannot be removed it is logged, and mail leaves all the same."""
     queue = Watched()
     queue.fails = True
-    setup = Setup(queue)
+    setup = ProcessorSetup(queue)
     processor = setup.processor(keep_failed=86400.0, poll=0.01)
-    with at_work(processor):
+    with running_processor(processor):
         until(lambda: queue.asked)
         setup.put()
         until(lambda: setup.mailer.sent)

@@ -25,7 +25,13 @@ from pyramid_sendmail.exceptions import DamagedMail
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir import format as module
 from pyramid_sendmail.queue.maildir.filename import milliseconds
-from pyramid_sendmail.queue.maildir.format import STATE_AT, Block, Unreadable, decode, encode
+from pyramid_sendmail.queue.maildir.format import (
+    STATE_AT,
+    EnvelopeBlock,
+    Unreadable,
+    decode,
+    encode,
+)
 from tests.support.queues import NOW, Clock, claimed, failed, files, make_envelope, sent, the_file
 
 ID = '0123456789abcdef0123456789abcdef'
@@ -35,13 +41,13 @@ def _small() -> Envelope:
     return make_envelope('ann@example.org', 'bob@example.org', id=ID, tag='welcome')
 
 
-def _encoded(envelope: Envelope, state: str) -> tuple[Block, bytes]:
+def _encoded(envelope: Envelope, state: str) -> tuple[EnvelopeBlock, bytes]:
     data = encode(envelope, state)
     return decode(data), data
 
 
 def test_the_bytes_of_a_file_are_fixed() -> None:
-    """Version 1 of the format, to the octet: files of an old version must stay readable."""
+    """Version 1 of the format, to the byte: files of an old version must stay readable."""
     raw = _small().raw
     assert encode(_small(), 'V') == (
         b'X-Envelope: 1 00001565 000000000137 '
@@ -106,7 +112,7 @@ def test_a_queued_file_is_a_message() -> None:
             for n, to in enumerate(envelope.recipients)
         ]
     )
-    data = data[:STATE_AT] + block.changing() + envelope.raw
+    data = data[:STATE_AT] + block.mutable_part() + envelope.raw
     assert decode(data).envelope == envelope
     message = email.message_from_bytes(data, policy=SMTP)
     assert message['Subject'] == 'Welcome'
@@ -165,7 +171,7 @@ def test_every_flipped_byte_of_a_recorded_outcome_is_found_or_harmless() -> None
     block, data = _encoded(envelope, 'C')
     block.settle([sent(envelope, 'ann@example.org'), failed(envelope, 'bob@example.org', group=1)])
     block.mark(['bob@example.org'], 'F')
-    data = data[:STATE_AT] + block.changing() + envelope.raw
+    data = data[:STATE_AT] + block.mutable_part() + envelope.raw
     for at in range(len(data)):
         for flip in (0x01, 0x02, 0x10, 0x20, 0xFF):
             damaged = bytearray(data)
@@ -176,9 +182,9 @@ def test_every_flipped_byte_of_a_recorded_outcome_is_found_or_harmless() -> None
                 continue
             assert found.letters == ['d', 'F']
             assert found.envelope == envelope
-            (fate,) = found.pending_events()
-            assert (fate.kind, fate.recipients) == ('sent', ('ann@example.org',))
-            found.changing()
+            (event,) = found.pending_events()
+            assert (event.kind, event.recipients) == ('sent', ('ann@example.org',))
+            found.mutable_part()
 
 
 def test_every_truncation_is_found() -> None:
@@ -187,7 +193,7 @@ def test_every_truncation_is_found() -> None:
     for length in range(len(data)):
         with pytest.raises(Unreadable):
             decode(data[:length])
-    with pytest.raises(Unreadable, match='octets'):
+    with pytest.raises(Unreadable, match='bytes, but'):
         decode(data + b'\n')
 
 
@@ -241,7 +247,7 @@ def test_forty_different_replies_are_kept_apart() -> None:
         for n, to in enumerate(recipients)
     ]
     block.settle(events)
-    found = decode(data[:STATE_AT] + block.changing() + envelope.raw)
+    found = decode(data[:STATE_AT] + block.mutable_part() + envelope.raw)
     assert found.pending_events() == events
 
 
@@ -253,15 +259,15 @@ def test_long_replies_are_cut_to_fit() -> None:
         failed(envelope, to, group=n, text='ünïcode ' * 500)
         for n, to in enumerate(envelope.recipients)
     ]
-    block.settle([replace(fate, mailer='relay ' * 100) for fate in events])
-    found = decode(data[:STATE_AT] + block.changing() + envelope.raw).pending_events()
-    assert [(fate.id, fate.recipients) for fate in found] == [
-        (fate.id, fate.recipients) for fate in events
+    block.settle([replace(event, mailer='relay ' * 100) for event in events])
+    found = decode(data[:STATE_AT] + block.mutable_part() + envelope.raw).pending_events()
+    assert [(event.id, event.recipients) for event in found] == [
+        (event.id, event.recipients) for event in events
     ]
-    for fate in found:
-        assert fate.reply is not None
-        assert fate.reply.code == 550
-        assert 16 <= len(fate.reply.text) < 1000
+    for event in found:
+        assert event.reply is not None
+        assert event.reply.code == 550
+        assert 16 <= len(event.reply.text) < 1000
 
 
 def test_what_is_settled_again_takes_no_more_room() -> None:
@@ -271,16 +277,16 @@ def test_what_is_settled_again_takes_no_more_room() -> None:
     block, data = _encoded(envelope, 'V')
     for _ in range(3):
         block.settle([failed(envelope)])
-        block = decode(data[:STATE_AT] + block.changing() + envelope.raw)
+        block = decode(data[:STATE_AT] + block.mutable_part() + envelope.raw)
         assert len(block.entries) == 1
     assert block.pending_events() == [failed(envelope)]
 
 
 def test_marks_without_recipients_take_no_room() -> None:
-    """A fate about nobody of this mail leaves no trace."""
+    """An event for no recipient of this mail changes nothing."""
     envelope = make_envelope()
     block, _ = _encoded(envelope, 'C')
-    block.settle([sent(envelope, 'nobody@example.org')])
+    block.settle([sent(envelope, 'dan@example.org')])
     assert block.entries == []
     assert block.letters == ['T']
 
@@ -290,22 +296,22 @@ def test_marks_without_recipients_take_no_room() -> None:
     [b'', b'[', b'[]', b'17', b'[["m"],[1]]', b'[["m"],[1,0,7,250,"ok",null,1,0]]', b'\xff'],
 )
 def test_a_torn_slot_costs_words_not_mail(slot: bytes) -> None:
-    """Where the replies are lost, who is settled and who is not is known all the same."""
+    """If the replies are lost, the letters still say which recipients are settled."""
     envelope = make_envelope('a@example.org', 'b@example.org', 'c@example.org')
     block, data = _encoded(envelope, 'C')
     block.settle([sent(envelope, 'a@example.org'), failed(envelope, 'b@example.org', group=1)])
-    data = data[:STATE_AT] + block.changing() + envelope.raw
+    data = data[:STATE_AT] + block.mutable_part() + envelope.raw
     at = data.index(b'X-Envelope-Outcome: ') + len(b'X-Envelope-Outcome: ')
     found = decode(data[:at] + slot.ljust(976) + data[at + 976 :])
     assert found.letters == ['d', 'f', 'T']
-    assert [(fate.kind, fate.recipients) for fate in found.pending_events()] == [
+    assert [(event.kind, event.recipients) for event in found.pending_events()] == [
         ('sent', ('a@example.org',)),
         ('error', ('b@example.org',)),
     ]
-    assert len({fate.id for fate in found.pending_events()}) == 2
+    assert len({event.id for event in found.pending_events()}) == 2
     # And it can be written again, with what a next attempt brings.
     found.settle([sent(envelope, 'c@example.org', attempt=2)])
-    again = decode(data[:STATE_AT] + found.changing() + envelope.raw)
+    again = decode(data[:STATE_AT] + found.mutable_part() + envelope.raw)
     assert again.pending_events() == found.pending_events()
     assert again.pending_events()[2] == sent(envelope, 'c@example.org', attempt=2)
 
@@ -321,7 +327,7 @@ def test_reasons_are_kept_exactly() -> None:
         replace(failed(envelope, 'c@example.org', group=2), reply=reply, reason=''),
     ]
     block.settle(events)
-    assert decode(data[:STATE_AT] + block.changing() + envelope.raw).pending_events() == events
+    assert decode(data[:STATE_AT] + block.mutable_part() + envelope.raw).pending_events() == events
 
 
 # The same through a queue
@@ -329,7 +335,7 @@ def test_reasons_are_kept_exactly() -> None:
 
 def test_a_flipped_byte_in_the_queue_ends_in_failed(tmp_path: Path) -> None:
     """Each byte of a queued file in its turn: it ends in failed/ with a reason, or can still be
-    sent to everybody."""
+    sent to all recipients."""
     queue = MaildirQueue(str(tmp_path), sync=False, clock=Clock())
     queue.prepare()
     queue.put([_small()]).publish()
@@ -422,7 +428,7 @@ def test_mutt_opens_the_queue(tmp_path: Path) -> None:  # pragma: no cover
 
 @pytest.mark.parametrize('now', [1795395396.6615, 1795395396.661999, 1795395396.0, 0.0])
 def test_a_time_in_a_file_is_never_later_than_it_is(now: float) -> None:
-    """Mail that is due now is due for whoever looks now; written again, the time stays."""
-    told = milliseconds(now) / 1000
-    assert now - 0.001 < told <= now
-    assert milliseconds(told) / 1000 == told
+    """Mail that is due now is due for a scan now; written again, the time stays."""
+    written = milliseconds(now) / 1000
+    assert now - 0.001 < written <= now
+    assert milliseconds(written) / 1000 == written

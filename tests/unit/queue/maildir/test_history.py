@@ -1,5 +1,4 @@
-"""The history of a mail's attempts, in ``reasons/<id>.txt``: for a person's eye, and in nobody's
-way."""
+"""The history of a mail's attempts in ``reasons/<id>.txt``: for people, and never an obstacle."""
 
 from __future__ import annotations
 
@@ -15,8 +14,13 @@ import pytest
 
 from pyramid_sendmail.envelope import Envelope, PendingEvent
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir.files import Store
-from pyramid_sendmail.queue.maildir.history import HISTORY, LINE, append, lines_of
+from pyramid_sendmail.queue.maildir.files import QueueFiles
+from pyramid_sendmail.queue.maildir.history import (
+    HISTORY_SIZE,
+    LINE_SIZE,
+    append_history,
+    history_lines,
+)
 from tests.crash.bench import folder as tmp_path
 from tests.support.queues import (
     NOW,
@@ -66,11 +70,13 @@ def _lines(queue: MaildirQueue, envelope: Envelope) -> list[str]:
     return _path(queue, envelope).read_text('utf-8').splitlines()
 
 
-def _attempt(queue: MaildirQueue, clock: Clock, fate: Any, number: int = 1, **options: Any) -> None:
+def _attempt(
+    queue: MaildirQueue, clock: Clock, event: Any, number: int = 1, **options: Any
+) -> None:
     """One attempt, after which the mail is due again in a minute."""
     claim = claimed(queue, clock())
-    events = [fate(claim.envelope, attempt=number)]
-    claim.settle(events, retry_at=clock() + 60 if fate is deferred else None, **options)
+    events = [event(claim.envelope, attempt=number)]
+    claim.settle(events, retry_at=clock() + 60 if event is deferred else None, **options)
     clock.now += 60
 
 
@@ -110,9 +116,9 @@ def test_an_event_to_be_reported_adds_no_line(queue: MaildirQueue) -> None:
     """Telling subscribers, late or at last, is no attempt."""
     envelope = _put(queue)
     claim = claimed(queue)
-    fate = failed(envelope)
-    claim.settle([fate])
-    claim.retry_events([fate], NOW + 1)
+    event = failed(envelope)
+    claim.settle([event])
+    claim.retry_events([event], NOW + 1)
     claim = claimed(queue, NOW + 1)
     claim.acknowledge(claim.pending_events)
     assert len(_lines(queue, envelope)) == 1
@@ -122,7 +128,7 @@ def test_an_event_to_be_reported_adds_no_line(queue: MaildirQueue) -> None:
 def test_the_first_delivery_leaves_and_costs_nothing(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mail that is delivered at the first attempt has no history, and none is looked for."""
+    """Mail that is delivered at its first attempt has no history, and costs no system call."""
     _put(queue)
     claim = claimed(queue)
     touched = []
@@ -138,8 +144,8 @@ def test_the_first_delivery_leaves_and_costs_nothing(
     assert not Path(queue.path, 'reasons').exists()
 
 
-def test_delivered_and_to_be_reported_it_has_none(queue: MaildirQueue) -> None:
-    """Nor has mail that was delivered while its event is still to be told, and afterwards."""
+def test_delivered_mail_with_a_pending_event_has_no_history(queue: MaildirQueue) -> None:
+    """Delivered mail has no history, while its event is pending and afterwards."""
     _put(queue)
     claim = claimed(queue)
     claim.settle([sent(claim.envelope)])
@@ -156,10 +162,10 @@ def test_delivered_at_last_it_goes(queue: MaildirQueue, clock: Clock) -> None:
         _attempt(queue, clock, deferred, 1, report=False)
         assert _path(queue, envelope).exists()
         claim = claimed(queue, clock())
-        fate = sent(envelope, attempt=2)
-        claim.settle([fate], report=report)
+        event = sent(envelope, attempt=2)
+        claim.settle([event], report=report)
         if report:
-            claim.acknowledge([fate])
+            claim.acknowledge([event])
             claim.release()
         assert files(queue) == []
         assert not _path(queue, envelope).exists()
@@ -225,15 +231,15 @@ def _fate(**options: Any) -> PendingEvent:
 
 
 def test_a_line_is_bounded_and_keeps_its_reason() -> None:
-    """A line has at most 1,000 octets, whole characters, one line end; many recipients leave the
+    """A line has at most 1,000 bytes, whole characters, one line end; many recipients leave the
     reason its place."""
     many = tuple(f'recipient{n}@example.org' for n in range(1000))
-    line = lines_of([_fate(recipients=many, reason='the reason')], at=NOW)
+    line = history_lines([_fate(recipients=many, reason='the reason')], at=NOW)
     assert b'(1000 recipients)' in line
     assert line.endswith(b'the reason\n')
     for letter in ('x', '\u00e4', '\u20ac', '\U0001f600'):
-        line = lines_of([_fate(reason=letter * 5000)], at=NOW)
-        assert LINE - 4 <= len(line) <= LINE
+        line = history_lines([_fate(reason=letter * 5000)], at=NOW)
+        assert LINE_SIZE - 4 <= len(line) <= LINE_SIZE
         assert line.decode().count('\n') == 1
         assert line.endswith(letter.encode() + b'\n')
 
@@ -243,7 +249,7 @@ def test_a_line_is_bounded_and_keeps_its_reason() -> None:
 )
 def test_control_characters_do_no_harm(text: str) -> None:
     """What a relay says can neither begin a line of its own nor move a cursor."""
-    line = lines_of([_fate(reason=f'550 a{text}b', mailer=text)], at=NOW).decode()
+    line = history_lines([_fate(reason=f'550 a{text}b', mailer=text)], at=NOW).decode()
     assert line.isascii()
     assert len(line.splitlines()) == 1
     assert line[:-1].isprintable()
@@ -253,17 +259,17 @@ def test_control_characters_do_no_harm(text: str) -> None:
 def test_any_clock_will_do() -> None:
     """A time that no calendar has costs the line its time, and nothing else."""
     for at in (1e30, float('inf'), float('nan'), -1e18):
-        assert lines_of([_fate()], at=at).startswith(b'(no time) attempt 1: failed for ann@')
+        assert history_lines([_fate()], at=at).startswith(b'(no time) attempt 1: failed for ann@')
 
 
 def test_a_history_is_bounded(tmp_path: Path) -> None:
     """No line is added beyond 64 KB, and none is cut."""
-    store = Store(str(tmp_path))
-    line = lines_of([_fate(reason='x' * 5000)], at=NOW)
+    store = QueueFiles(str(tmp_path))
+    line = history_lines([_fate(reason='x' * 5000)], at=NOW)
     for _ in range(40):
-        append(store, 'a' * 32, line * 3)
+        append_history(store, 'a' * 32, line * 3)
     data = (tmp_path / 'reasons' / f'{"a" * 32}.txt').read_bytes()
-    assert HISTORY - LINE < len(data) <= HISTORY
+    assert HISTORY_SIZE - LINE_SIZE < len(data) <= HISTORY_SIZE
     assert data == line * (len(data) // len(line))
 
 
@@ -339,8 +345,8 @@ def test_a_full_disk_is_no_error_of_the_mail(
 
 
 def test_the_outcome_is_written_first(queue: MaildirQueue) -> None:
-    """Stopped at any call, a process that writes a history has lost no outcome by it: whoever
-    finds a line finds the outcome in the mail."""
+    """A process that dies at any call while it writes a history loses no outcome: if there is a
+    line, the outcome is in the mail."""
     envelope = make_envelope()
     with_line = 0
 

@@ -12,16 +12,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyramid_sendmail.envelope import BLOCK, Envelope, StoredEnvelope, is_crlf
+from pyramid_sendmail.envelope import BLOCK_SIZE, Envelope, StoredEnvelope, is_crlf
 from pyramid_sendmail.exceptions import DamagedMail
 from pyramid_sendmail.mailers.smtp.dot_stuffing import stuffed
-from pyramid_sendmail.mailers.smtp.extensions import Extensions, SessionOptions
+from pyramid_sendmail.mailers.smtp.extensions import Extensions
+from pyramid_sendmail.mailers.smtp.options import SessionOptions
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir.files import Store
-from pyramid_sendmail.queue.maildir.large_text import LARGE, StoredText
+from pyramid_sendmail.queue.maildir.files import QueueFiles
+from pyramid_sendmail.queue.maildir.large_text import LARGE_FILE, FileText
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.attempt import OutcomeRecorder, Tally, attempt
+from pyramid_sendmail.sending.attempt import attempt
 from pyramid_sendmail.sending.connection import RelayConnection
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
+from tests.support.processors import RecordingDispatcher
 from tests.support.queues import (
     NOW,
     Clock,
@@ -37,10 +40,9 @@ from tests.support.queues import (
 )
 from tests.support.sessions import SMTPMailer, idle
 from tests.support.smtp.server import ScriptedSMTPServer
-from tests.unit.sending.test_attempt import Reporter
 
 LINE = '.' + 'x' * 69 + '\r\n'
-BODY = LINE * (2 * LARGE // len(LINE))
+BODY = LINE * (2 * LARGE_FILE // len(LINE))
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def _large(*recipients: str, body: str = BODY, **options: Any) -> Envelope:
 
 
 def _attempts(*kinds: str) -> OutcomeRecorder:
-    return OutcomeRecorder(RetryPolicy(jitter=0.0), Reporter(*kinds), clock=Clock())
+    return OutcomeRecorder(RetryPolicy(jitter=0.0), RecordingDispatcher(*kinds), clock=Clock())
 
 
 LINES = st.lists(st.sampled_from([b'x\r\n', b'x\r\n', b'\r', b'\n', b'x', b'\n\r']), max_size=8)
@@ -77,8 +79,8 @@ def _mailer(server: ScriptedSMTPServer) -> SMTPMailer:
     return SMTPMailer(server.host, server.port, hostname='web.example.org')
 
 
-def test_what_is_told_of_a_large_mail_is_what_is_told_of_a_small_one(queue: MaildirQueue) -> None:
-    """Size, blocks and bytes are the same, whoever holds the text."""
+def test_a_large_mail_has_the_same_attributes_as_a_small_one(queue: MaildirQueue) -> None:
+    """Size, blocks and bytes do not depend on where the text is."""
     envelope = _large()
     queue.put([envelope]).publish()
     claim = claimed(queue)
@@ -87,7 +89,7 @@ def test_what_is_told_of_a_large_mail_is_what_is_told_of_a_small_one(queue: Mail
     assert stored.size == envelope.size == len(envelope.raw)
     assert b''.join(stored.blocks()) == stored.raw == envelope.raw
     assert list(envelope.blocks()) == [
-        envelope.raw[at : at + BLOCK] for at in range(0, envelope.size, BLOCK)
+        envelope.raw[at : at + BLOCK_SIZE] for at in range(0, envelope.size, BLOCK_SIZE)
     ]
     for name in ('id', 'message_id', 'sender', 'recipients', 'subject', 'due', 'not_before'):
         assert getattr(stored, name) == getattr(envelope, name)
@@ -103,9 +105,9 @@ def test_from_a_size_on_the_text_stays_in_the_file(queue: MaildirQueue, more: in
     length = the_file(queue, 'new').stat().st_size
     claim = claimed(queue)
     claim.settle([sent(envelope)], report=False)
-    envelope = make_envelope(body='Hello.' + 'x' * (LARGE - length + more))
+    envelope = make_envelope(body='Hello.' + 'x' * (LARGE_FILE - length + more))
     queue.put([envelope]).publish()
-    assert the_file(queue, 'new').stat().st_size == LARGE + more
+    assert the_file(queue, 'new').stat().st_size == LARGE_FILE + more
     claim = claimed(queue)
     assert isinstance(claim.envelope, StoredEnvelope) == (more >= 0)
     assert claim.envelope.raw == envelope.raw
@@ -129,22 +131,22 @@ TEXTS = st.lists(
 
 
 @pytest.fixture(scope='module')
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = Store(str(tmp_path_factory.mktemp('store')), sync=False)
+def store(tmp_path_factory: pytest.TempPathFactory) -> QueueFiles:
+    store = QueueFiles(str(tmp_path_factory.mktemp('store')), sync=False)
     store.prepare()
     return store
 
 
 @given(text=TEXTS, size=st.integers(1, 5), before=st.integers(0, 3))
 def test_a_survey_sees_across_the_borders_of_blocks(
-    store: Store, text: bytes, size: int, before: int
+    store: QueueFiles, text: bytes, size: int, before: int
 ) -> None:
-    """Line ends, 8-bit octets and where the headers end are found wherever a block ends."""
+    """Line ends, 8-bit bytes and where the headers end are found wherever a block ends."""
     path = store.path('tmp', 'text')
     Path(path).write_bytes(b'#' * before + text)
     descriptor = store.open(path)
     assert descriptor is not None
-    stored = StoredText(store, descriptor, at=before, end=before + len(text), block=size)
+    stored = FileText(store, descriptor, at=before, end=before + len(text), block=size)
     seen: list[bytes] = []
     try:
         stored.survey(seen.append)
@@ -164,14 +166,14 @@ def test_a_survey_sees_across_the_borders_of_blocks(
     [
         (BODY + '\n', {'8BITMIME': ''}, 'line ends'),
         (BODY + 'é', {}, '8BITMIME'),
-        (BODY, {'SIZE': str(LARGE)}, 'SIZE'),
-        (BODY, {'SIZE': str(3 * LARGE)}, ''),
+        (BODY, {'SIZE': str(LARGE_FILE)}, 'SIZE'),
+        (BODY, {'SIZE': str(3 * LARGE_FILE)}, ''),
     ],
 )
 def test_what_a_relay_cannot_take_is_known_before(
     queue: MaildirQueue, body: str, offered: dict[str, str], words: str
 ) -> None:
-    """A relay is not asked about a large mail that it would refuse, or that is no mail."""
+    """A large mail that the relay would refuse is not offered to it."""
     queue.put([_large(body=body)]).publish()
     claim = claimed(queue)
     verdicts = Extensions(offered, SessionOptions()).unfit(claim.envelope)
@@ -181,7 +183,7 @@ def test_what_a_relay_cannot_take_is_known_before(
 
 def test_memory_is_bounded_by_blocks(queue: MaildirQueue) -> None:
     """A mail is claimed, surveyed and stuffed without its text ever being held."""
-    queue.put([_large(body=LINE * (64 * LARGE // len(LINE)))]).publish()
+    queue.put([_large(body=LINE * (64 * LARGE_FILE // len(LINE)))]).publish()
     tracemalloc.start()
     try:
         claim = claimed(queue)
@@ -189,29 +191,29 @@ def test_memory_is_bounded_by_blocks(queue: MaildirQueue) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert length > 64 * LARGE
-    assert peak < 3 * LARGE
+    assert length > 64 * LARGE_FILE
+    assert peak < 3 * LARGE_FILE
     claim.release()
 
 
-@pytest.mark.parametrize('at', [-1, -BLOCK, 0])
+@pytest.mark.parametrize('at', [-1, -BLOCK_SIZE, 0])
 def test_a_torn_file_is_never_sent(queue: MaildirQueue, at: int) -> None:
-    """A file that ends too early, or goes on, is found when it is claimed, and put aside whole."""
+    """A file that is too short or too long is detected at the claim, and moved to failed/ whole."""
     queue.put([_large()]).publish()
     path = the_file(queue, 'new')
     data = path.read_bytes()
     data = data[:at] if at else data + b'\r\n'
     path.write_bytes(data)
     (ticket,), _ = queue.scan(NOW)
-    with pytest.raises(DamagedMail, match='octets where') as caught:
+    with pytest.raises(DamagedMail, match='but its first line says') as caught:
         queue.claim(ticket)
     assert caught.value.raw == data
     assert files(queue) == [f'failed/{path.name}']
 
 
-@pytest.mark.parametrize('back', [2, BLOCK, BLOCK + 1, 2 * LARGE])
+@pytest.mark.parametrize('back', [2, BLOCK_SIZE, BLOCK_SIZE + 1, 2 * LARGE_FILE])
 def test_a_changed_file_is_never_sent(queue: MaildirQueue, back: int) -> None:
-    """One octet is enough, wherever it stands."""
+    """One byte is enough, wherever it stands."""
     queue.put([_large()]).publish()
     path = the_file(queue, 'new')
     data = bytearray(path.read_bytes())
@@ -223,13 +225,13 @@ def test_a_changed_file_is_never_sent(queue: MaildirQueue, back: int) -> None:
 
 
 def test_a_foreign_file_that_is_large(queue: MaildirQueue) -> None:
-    """What is no mail of ours is told from one by its first octets, and put aside whole."""
+    """A foreign file is recognised by its first bytes, and moved to failed/ whole."""
     path = Path(queue.path) / 'new' / 'something'
-    path.write_bytes(b'x' * 2 * LARGE)
+    path.write_bytes(b'x' * 2 * LARGE_FILE)
     (ticket,), _ = queue.scan(NOW)
     with pytest.raises(DamagedMail, match='not a file of this queue') as caught:
         queue.claim(ticket)
-    assert len(caught.value.raw) == 2 * LARGE
+    assert len(caught.value.raw) == 2 * LARGE_FILE
 
 
 def test_after_the_release_nothing_is_read(queue: MaildirQueue) -> None:
@@ -238,7 +240,7 @@ def test_after_the_release_nothing_is_read(queue: MaildirQueue) -> None:
     claim = claimed(queue)
     envelope = claim.envelope
     blocks = envelope.blocks()
-    assert len(next(blocks)) == BLOCK
+    assert len(next(blocks)) == BLOCK_SIZE
     claim.release()
     other = claimed(queue)
     for read in (lambda: envelope.raw, lambda: next(blocks)):
@@ -264,9 +266,9 @@ def test_a_child_does_not_read_its_parents_mail(queue: MaildirQueue) -> None:
     claim.release()
 
 
-def test_a_large_mail_arrives_to_the_octet(queue: MaildirQueue) -> None:
+def test_a_large_mail_arrives_byte_for_byte(queue: MaildirQueue) -> None:
     """Dots at every place of a block's border, and recipients that have it already left out."""
-    shift = ''.join('x' * (number % 7) + '\r\n.' for number in range(LARGE))
+    shift = ''.join('x' * (number % 7) + '\r\n.' for number in range(LARGE_FILE))
     envelope = _large('a@example.org', 'b@example.org', body=shift)
     queue.put([envelope]).publish()
     claim = claimed(queue)
@@ -310,7 +312,7 @@ def test_a_file_that_becomes_shorter_while_it_is_sent(queue: MaildirQueue) -> No
     queue.put([make_envelope('b@example.org')]).publish()
     (_, second), _ = queue.scan(NOW)
     claims = [queue.claim(first), queue.claim(second)]
-    os.truncate(path, path.stat().st_size - 2 * BLOCK)
+    os.truncate(path, path.stat().st_size - 2 * BLOCK_SIZE)
     with ScriptedSMTPServer(extensions=('PIPELINING',)) as server:
         road, tally, attempts = RelayConnection(_mailer(server)), Tally(), _attempts()
         left = iter(claims)
@@ -321,5 +323,5 @@ def test_a_file_that_becomes_shorter_while_it_is_sent(queue: MaildirQueue) -> No
         assert [message.recipients for message in server.messages] == [('b@example.org',)]
     assert tally == Tally(delivered=1, deferred=1)
     (ticket,), _ = queue.scan(NOW + 1e6)
-    with pytest.raises(DamagedMail, match='octets where'):
+    with pytest.raises(DamagedMail, match='but its first line says'):
         queue.claim(ticket)

@@ -59,9 +59,9 @@ def test_an_adopted_mail_leaves_no_file_open(queue: MaildirQueue) -> None:
         (ticket,), _ = queue.scan(NOW)
         claim = queue.claim(ticket)
         assert claim is not None
-        assert len(queue._store._open) == 1
+        assert len(queue._files._open) == 1
         claim.settle([sent(claim.envelope)], report=False)
-    assert queue._store._open == {}
+    assert queue._files._open == {}
 
 
 @pytest.mark.parametrize('folder', ['new', 'cur'])
@@ -130,7 +130,7 @@ def test_a_mail_without_an_id_gets_one(queue: MaildirQueue) -> None:
         b'',
     ],
 )
-def test_bad_headers_stop_nobody(queue: MaildirQueue, head: bytes) -> None:
+def test_bad_headers_stop_no_other_mail(queue: MaildirQueue, head: bytes) -> None:
     """The ancestors checked little: what they queued is sent as it is, under an id of its own
     where theirs is none."""
     _lay(queue, b'X-Zope-From: a@example.org\nX-Zope-To: b@example.org\n' + head + b'\nHello.\n')
@@ -151,10 +151,10 @@ def test_bad_headers_stop_nobody(queue: MaildirQueue, head: bytes) -> None:
         b'Subject: x\n\nX-Zope-From: a@example.org\nX-Zope-To: a@example.org\n\n',
         b'X-Zope-From: a@example.org\nX-Zope-To: a\0b@example.org\n\nHello.\n',
     ],
-    ids=['nobody', 'no To', 'no From', 'in the body', 'control'],
+    ids=['neither', 'no To', 'no From', 'in the body', 'control'],
 )
 def test_what_names_no_envelope_is_foreign(queue: MaildirQueue, data: bytes) -> None:
-    """A message without an envelope is put aside with its bytes, and nobody is guessed at."""
+    """A message without an envelope is moved to failed/ whole; no recipient is guessed."""
     _lay(queue, data)
     with pytest.raises(DamagedMail) as caught:
         claimed(queue)

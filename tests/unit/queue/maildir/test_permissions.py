@@ -1,4 +1,4 @@
-"""Who may use a queue: one user, or the members of a group; everybody else is refused."""
+"""Which users may use a queue: one, or the members of a group; all others are refused."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import pytest
 
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir.filename import Ticket
-from pyramid_sendmail.queue.maildir.files import Store
+from pyramid_sendmail.queue.maildir.filename import ticket_of
+from pyramid_sendmail.queue.maildir.files import QueueFiles
 from pyramid_sendmail.queue.maildir.permissions import Permissions
-from pyramid_sendmail.queue.maildir.wakeup import Trigger
+from pyramid_sendmail.queue.maildir.wakeup import WakeUp
 from tests.support.queues import (
     NOW,
     Clock,
@@ -95,8 +95,8 @@ class Lines(logging.Handler):
         os.write(self.descriptor, f'{record.getMessage()}\n'.encode())
 
 
-def told(user: tuple[int, int], work: Callable[[], object], *, member: bool = True) -> str:
-    """What that user is told: lines logged, and the error, if there is one."""
+def output_as(user: tuple[int, int], work: Callable[[], object], *, member: bool = True) -> str:
+    """Run ``work`` as that user; return the lines that it logged, and its error, if any."""
     reading, writing = os.pipe()
 
     def listen() -> None:
@@ -114,8 +114,8 @@ def told(user: tuple[int, int], work: Callable[[], object], *, member: bool = Tr
 
 @pytest.fixture
 def switched(place: Path) -> Path:
-    """A queue that WEB had for himself, with mail that waits, a dead letter and a trigger; it has
-    been given to the group, and not yet been used by it."""
+    """A private queue of WEB, with queued mail, a dead letter and a FIFO, that was given to the
+    group and has not been used by it yet."""
     root = place / 'queue'
     place.chmod(0o777)
 
@@ -138,9 +138,9 @@ def live(queue: MaildirQueue) -> None:
     queue.prepare()
     queue.put([make_envelope() for _ in range(4)]).publish()
     (root / 'new' / 'foreign').write_text('?')
-    (root / 'new' / 'foreign').chmod(queue._store.permissions.file)
+    (root / 'new' / 'foreign').chmod(queue._files.permissions.file)
     with pytest.raises(DamagedMail):
-        queue.claim(Ticket('new', 'foreign'))
+        queue.claim(ticket_of('new', 'foreign'))
     claims: list[Any] = [queue.claim(ticket) for ticket in queue.scan(NOW)[0]]
     first, second, third, _ = claims
     first.settle([failed(first.envelope)], report=False)
@@ -171,7 +171,7 @@ def test_modes_whatever_the_umask(tmp_path: Path, umask: int, group: bool) -> No
 
 
 def test_a_private_queue_is_asked_to_be_no_more(tmp_path: Path) -> None:
-    """Whoever lets others read his queue has his reasons: only writing sends mail."""
+    """A folder that others may read is accepted: only writing sends mail."""
     open_queue(tmp_path / 'queue', group=False).prepare()
     (tmp_path / 'queue').chmod(0o755)
     open_queue(tmp_path / 'queue', group=False).prepare()
@@ -183,8 +183,8 @@ def test_a_private_queue_is_asked_to_be_no_more(tmp_path: Path) -> None:
 @as_root
 @pytest.mark.parametrize('umask', [0o000, 0o077])
 def test_two_users_share_a_queue(shared: Path, umask: int) -> None:
-    """One puts mail, another sends it, and the first looks after what is left: retries, dead
-    letters, a stopped put, the history; each wakes the other."""
+    """One puts mail, the other sends it, and the first handles the rest: retries, dead letters, a
+    put of a dead process, the history; each wakes the other."""
 
     def put() -> None:
         queue = open_queue(shared)
@@ -195,7 +195,7 @@ def test_two_users_share_a_queue(shared: Path, umask: int) -> None:
         queue = open_queue(shared)
         queue.prepare()
         tickets, _ = queue.scan(NOW)
-        claims: list[Any] = [queue.claim(ticket) for ticket in tickets if ticket.folder == 'new']
+        claims: list[Any] = [queue.claim(ticket) for ticket in tickets if ticket.state == 'new']
         first, second, third, fourth = claims
         first.settle([sent(first.envelope)], report=False)
         second.settle([deferred(second.envelope)], retry_at=NOW + 60, report=False)
@@ -231,14 +231,14 @@ def test_two_users_share_a_queue(shared: Path, umask: int) -> None:
 
 
 @as_root
-def test_who_is_no_member_is_refused(shared: Path) -> None:
+def test_a_user_outside_the_group_is_refused(shared: Path) -> None:
     """The error names the group, the user and the command that helps."""
     open_queue(shared).prepare()
 
     def work() -> None:
         with pytest.raises(QueueError, match=f'usermod -aG {GROUP} {STRANGER[0]}'):
             open_queue(shared).put([make_envelope()])
-        with pytest.raises(QueueError, match=f'the queue belongs to group {GROUP}'):
+        with pytest.raises(QueueError, match=f'queue {shared} belongs to group {GROUP}'):
             open_queue(shared).prepare()
 
     shared.parent.chmod(0o755)
@@ -247,19 +247,21 @@ def test_who_is_no_member_is_refused(shared: Path) -> None:
 
 @as_root
 def test_a_private_queue_of_another_user_is_refused(place: Path) -> None:
-    """Whoever it is; the error names both users and the two remedies."""
+    """The error names both users and the two remedies."""
     place.chmod(0o777)
     become(WEB, lambda: open_queue(place / 'queue', group=False).prepare())
-    with pytest.raises(QueueError, match=rf'belongs to user {WEB[0]}, .* as user 0: .*queue_mode'):
+    with pytest.raises(
+        QueueError, match=rf'belongs to user {WEB[0]}, .* as user root; .*queue_mode'
+    ):
         open_queue(place / 'queue', group=False).put([make_envelope()])
     assert list((place / 'queue' / 'tmp').iterdir()) == []
 
 
 @as_root
 @pytest.mark.parametrize('folder', ['new', 'done'])
-def test_what_only_the_other_user_can_read_is_left_to_him(shared: Path, folder: str) -> None:
-    """A file that was made before the queue was shared is nobody's dead letter: it stays, is told
-    once with what to do, and the mail around it goes on."""
+def test_a_file_that_only_the_other_user_can_read_stays(shared: Path, folder: str) -> None:
+    """A file that was made before the queue was shared is not a dead letter: it stays, is logged
+    once with the remedy, and the other mail is sent."""
 
     def put() -> None:
         queue = open_queue(shared)
@@ -283,21 +285,21 @@ def test_what_only_the_other_user_can_read_is_left_to_him(shared: Path, folder: 
                 if claim:
                     claim.release()
 
-    text = told(PROCESSOR, send)
+    text = output_as(PROCESSOR, send)
     assert text.count(f'{path} stays where it is') == 1
-    assert f'may not be read and written by user {PROCESSOR[0]}: chmod 660 it' in text
+    assert f'may not be read and written by user {PROCESSOR[0]}; chmod 660 it' in text
     assert 'mail.queue_mode = group' in text
     assert path.exists()
     path.chmod(0o660)
-    assert told(PROCESSOR, lambda: open_queue(shared).scan(NOW)) == ''
+    assert output_as(PROCESSOR, lambda: open_queue(shared).scan(NOW)) == ''
 
 
 @as_root
 def test_lines_about_files_of_the_other_user_have_an_end(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many files he has kept to himself."""
-    monkeypatch.setattr('pyramid_sendmail.queue.maildir.files._LEFT', 3)
+    """However many such files there are, each is logged once, up to a limit."""
+    monkeypatch.setattr('pyramid_sendmail.queue.maildir.files._LOGGED_NAMES', 3)
     become(WEB, lambda: open_queue(shared).put([make_envelope() for _ in range(5)]).publish())
     for path in (shared / 'new').iterdir():
         path.chmod(0o600)
@@ -306,15 +308,15 @@ def test_lines_about_files_of_the_other_user_have_an_end(
         queue = open_queue(shared)
         assert [queue.claim(ticket) for ticket in queue.scan(NOW)[0]] == [None] * 5
 
-    assert told(PROCESSOR, scan).count('stays where it is') == 3
+    assert output_as(PROCESSOR, scan).count('stays where it is') == 3
 
 
 @as_root
 def test_a_private_queue_is_shared_with_what_waits_in_it(switched: Path) -> None:
-    """Its owner opens the folders, the mail, the histories and the trigger; until then the other
-    user is told what to do, and touches nothing."""
+    """Its owner opens the folders, the mail, the histories and the FIFO to the group; until then
+    the other user gets an error with the remedy, and changes nothing."""
     before = {path: path.lstat().st_mode for path in [switched, *switched.rglob('*')]}
-    text = told(PROCESSOR, open_queue(switched).prepare)
+    text = output_as(PROCESSOR, open_queue(switched).prepare)
     assert f'chmod 2770 {switched}, or start the process of user {WEB[0]} first' in text
     assert {path: path.lstat().st_mode for path in before} == before
     become(WEB, lambda: open_queue(switched).prepare())
@@ -331,7 +333,7 @@ def test_a_private_queue_is_shared_with_what_waits_in_it(switched: Path) -> None
         assert queue.purge_failed(time.time() + 60) == 1
         assert files(queue) == []
 
-    assert told(PROCESSOR, send) == ''
+    assert output_as(PROCESSOR, send) == ''
 
 
 @as_root
@@ -348,45 +350,45 @@ def test_what_another_group_could_read_is_not_opened_to_it(switched: Path) -> No
 
 
 @as_root
-def test_an_owner_who_is_no_member_is_refused(shared: Path) -> None:
-    """The system would take the setgid bit off his folders; the error says what helps, and he
-    makes none."""
+def test_an_owner_outside_the_group_is_refused(shared: Path) -> None:
+    """The system would remove the setgid bit from the owner's folders: no folder is made, and the
+    error has the remedy."""
     os.chown(shared, WEB[0], GROUP)
     shared.chmod(0o2770)
-    text = told(WEB, open_queue(shared).prepare, member=False)
+    text = output_as(WEB, open_queue(shared).prepare, member=False)
     assert f'usermod -aG {GROUP} {WEB[0]}' in text
     assert list(shared.iterdir()) == []
 
 
 @as_root
-def test_nobody_is_told_to_join_the_group_of_root(place: Path) -> None:
+def test_the_remedy_is_not_to_join_the_group_of_root(place: Path) -> None:
     """A queue that root has made has root's group: it needs another one."""
     open_queue(place / 'queue').prepare()
-    text = told(WEB, open_queue(place / 'queue').prepare)
+    text = output_as(WEB, open_queue(place / 'queue').prepare)
     assert f'chgrp -R GROUP {place / "queue"}' in text
     assert 'usermod' not in text
 
 
 @as_root
 def test_a_process_that_does_not_know_of_the_group_is_refused(shared: Path) -> None:
-    """Where the owner's settings lack mail.queue_mode he would put mail that no other user can
-    send: the vote says no, and what to write."""
+    """Without mail.queue_mode the owner would put mail that no other user can send: the vote fails
+    with the setting to write."""
     os.chown(shared, WEB[0], GROUP)
     shared.chmod(0o2770)
     become(WEB, lambda: open_queue(shared).prepare())
-    text = told(WEB, lambda: open_queue(shared, group=False).put([make_envelope()]).publish())
-    assert f'the group {GROUP} may write to {shared}: set mail.queue_mode = group' in text
+    text = output_as(WEB, lambda: open_queue(shared, group=False).put([make_envelope()]).publish())
+    assert f'the group {GROUP} may write to {shared}; set mail.queue_mode = group' in text
     assert files(open_queue(shared)) == []
 
 
 @as_root
 def test_a_folder_that_keeps_the_other_users_files_is_put_right(shared: Path) -> None:
-    """In a sticky folder nobody could move what the other has made."""
+    """In a sticky folder a user could not move the files of the other."""
     os.chown(shared, WEB[0], GROUP)
     shared.chmod(0o2770)
     become(WEB, lambda: open_queue(shared).prepare())
     (shared / 'new').chmod(0o3770)
-    assert f'chmod 2770 {shared / "new"}' in told(PROCESSOR, open_queue(shared).prepare)
+    assert f'chmod 2770 {shared / "new"}' in output_as(PROCESSOR, open_queue(shared).prepare)
     become(WEB, lambda: open_queue(shared).prepare())
     assert stat.S_IMODE((shared / 'new').stat().st_mode) == 0o2770
 
@@ -397,7 +399,7 @@ def test_a_mode_that_will_do_is_left_as_it_is(shared: Path, mode: int) -> None:
     """Neither of two users may change what the administrator has made, nor has to."""
     shared.chmod(mode)
     for user in (WEB, PROCESSOR):
-        assert told(user, open_queue(shared).prepare) == ''
+        assert output_as(user, open_queue(shared).prepare) == ''
     assert stat.S_IMODE(shared.stat().st_mode) == mode
 
 
@@ -405,8 +407,8 @@ def test_a_mode_that_will_do_is_left_as_it_is(shared: Path, mode: int) -> None:
 def test_a_stopped_put_of_a_shared_queue_is_brought_to_its_end_by_the_other(
     shared: Path,
 ) -> None:
-    """Stopped at whichever call, with an umask that lets nobody in: the other user finds no file
-    that he cannot read, and leaves nothing behind."""
+    """Stopped at any call, with the strictest umask: the other user finds no file that it cannot
+    read, and leaves nothing behind."""
     become(WEB, lambda: open_queue(shared).prepare())
 
     def put() -> None:
@@ -423,7 +425,7 @@ def test_a_stopped_put_of_a_shared_queue_is_brought_to_its_end_by_the_other(
         assert files(queue) == []
 
     def check() -> None:
-        assert 'may not be read' not in told(PROCESSOR, recover)
+        assert 'may not be read' not in output_as(PROCESSOR, recover)
         beside = {path.name for path in shared.iterdir()}
         assert beside <= {*FOLDERS, 'trigger'}
 
@@ -443,7 +445,7 @@ def test_a_file_that_is_swept_away_while_it_is_made_is_made_again(
         real(descriptor, mode)
         if swept < 3:
             swept += 1
-            open_queue(tmp_path / 'queue')._store.sweep()
+            open_queue(tmp_path / 'queue')._files.sweep()
 
     monkeypatch.setattr(os, 'fchmod', fchmod)
     queue.put([make_envelope()]).publish()
@@ -453,12 +455,12 @@ def test_a_file_that_is_swept_away_while_it_is_made_is_made_again(
 
 def test_a_new_file_of_a_shared_queue_is_new(tmp_path: Path) -> None:
     """What lies where it is to be is never written over, and nothing is left of the attempt."""
-    store = Store(str(tmp_path), group=True)
-    path = tmp_path / 'somebody'
-    path.write_bytes(b"somebody's")
+    store = QueueFiles(str(tmp_path), group=True)
+    path = tmp_path / 'other'
+    path.write_bytes(b'of another user')
     with pytest.raises(FileExistsError):
         store.create(str(path))
-    assert path.read_bytes() == b"somebody's"
+    assert path.read_bytes() == b'of another user'
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -474,11 +476,11 @@ def test_a_shared_queue_whose_folder_was_removed_is_made_again(tmp_path: Path) -
 
 @pytest.mark.parametrize('mode', [0o660, 0o600])
 def test_a_trigger_of_the_other_kind_is_put_right(tmp_path: Path, mode: int) -> None:
-    """By whoever has made it, whatever the mode of the queue was then."""
+    """The owner of the FIFO corrects its mode."""
     path = tmp_path / 'trigger'
     os.mkfifo(path, 0o600)
     path.chmod(0o606)
-    trigger = Trigger(str(path), mode)
+    trigger = WakeUp(str(path), mode)
     trigger.listen()
     trigger.close()
     assert stat.S_IMODE(path.stat().st_mode) == mode
@@ -511,11 +513,11 @@ def test_a_folder_of_another_group_is_refused(shared: Path) -> None:
     """What is put there could not be sent by the other user."""
     open_queue(shared).prepare()
     os.chown(shared / 'cur', -1, STRANGER[1])
-    with pytest.raises(QueueError, match=f'cur belongs to group 52003.*: chgrp -R {GROUP}'):
+    with pytest.raises(QueueError, match=f'cur belongs to group 52003.*; chgrp -R {GROUP}'):
         open_queue(shared).prepare()
 
 
-# What is refused to everybody
+# Refused for every user
 
 
 def uses(queue: MaildirQueue) -> list[Callable[[], object]]:
@@ -524,7 +526,7 @@ def uses(queue: MaildirQueue) -> list[Callable[[], object]]:
 
 @pytest.mark.parametrize('group', [False, True], ids=['private', 'group'])
 @pytest.mark.parametrize('folder', ['.', *FOLDERS])
-def test_what_everybody_may_write_to_is_refused(tmp_path: Path, folder: str, group: bool) -> None:
+def test_a_world_writable_folder_is_refused(tmp_path: Path, folder: str, group: bool) -> None:
     """The root and each folder: the error names it and the command that helps, and nothing is
     written."""
     root = tmp_path / 'queue'
@@ -590,7 +592,7 @@ def test_a_link_is_a_link_however_it_is_written(tmp_path: Path, target: str, sla
 
 @pytest.mark.parametrize('group', [False, True], ids=['private', 'group'])
 def test_a_file_in_the_place_of_reasons_stays_as_it_is(tmp_path: Path, group: bool) -> None:
-    """No history can be written there, which is no reason to change somebody's file."""
+    """No history can be written there, and the file is not changed."""
     open_queue(tmp_path / 'queue', group=group).prepare()
     path = tmp_path / 'queue' / 'reasons'
     path.write_text('mine')

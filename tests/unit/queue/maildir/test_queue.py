@@ -1,4 +1,4 @@
-"""The queue's folders and names: what is made, seen, adopted, and put aside."""
+"""The queue's folders and names: what is made, found, adopted, and moved to failed/."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir.filename import Ticket, parse, record_of
+from pyramid_sendmail.queue.maildir.filename import parse, record_of, ticket_of
+from pyramid_sendmail.queue.ticket import Ticket
 from tests.support.queues import (
     NOW,
     Clock,
@@ -51,8 +52,7 @@ def _defer(queue: MaildirQueue, envelope: Any, until: float) -> None:
 
 @pytest.mark.parametrize('missing', ['tmp', 'new', 'cur', 'done', 'failed'])
 def test_a_half_made_queue_is_completed(tmp_path: Path, missing: str) -> None:
-    """Somebody stopped while the folders were made, or removed one: it is made again by whoever
-    comes first."""
+    """If a process died while the folders were made, or one was removed, the next use makes it."""
     for work in ('put', 'scan', 'check_writable', 'prepare'):
         queue = MaildirQueue(str(tmp_path / work), clock=Clock())
         queue.prepare()
@@ -62,7 +62,7 @@ def test_a_half_made_queue_is_completed(tmp_path: Path, missing: str) -> None:
             queue.put([make_envelope()]).publish()
         elif work == 'scan':
             tickets, next_due = queue.scan(NOW)
-            assert tickets or missing == 'new' or next_due == NOW, 'look again, now'
+            assert tickets or missing == 'new' or next_due == NOW, 'scan again, now'
         else:
             getattr(queue, work)()
         queue.check_writable()
@@ -71,7 +71,7 @@ def test_a_half_made_queue_is_completed(tmp_path: Path, missing: str) -> None:
 
 
 def test_many_may_make_it_at_once(tmp_path: Path) -> None:
-    """Twenty processes use a queue that is not there yet: no one fails, and no mail is lost."""
+    """Twenty processes use a queue that is not there yet: none fails, and no mail is lost."""
     path = str(tmp_path / 'deep' / 'queue')
     go = tmp_path / 'go'
 
@@ -91,12 +91,12 @@ def test_many_may_make_it_at_once(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
     """The error names the queue and is a QueueError, not a bug."""
     (tmp_path / 'queue').write_text('')
-    with pytest.raises(QueueError, match='cannot be made') as caught:
+    with pytest.raises(QueueError, match='cannot be created') as caught:
         MaildirQueue(str(tmp_path / 'queue')).prepare()
     assert caught.value.filename == str(tmp_path / 'queue')
 
 
-def test_locks_that_exclude_nobody_are_refused(
+def test_locks_without_effect_are_refused(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a second open gets the lock too, as on some network file systems, no mail is sent."""
@@ -181,21 +181,21 @@ def test_check_finds_a_folder_that_cannot_be_written(queue: MaildirQueue) -> Non
 def test_check_tells_what_is_in_the_way(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder that cannot be made, and one that the system says is not writable, are errors."""
+    """A folder that cannot be created, and one that the system says is not writable, are errors."""
     with monkeypatch.context() as patch:
         patch.setattr(os, 'access', lambda path, mode: not path.endswith('/done'))
         with pytest.raises(QueueError, match='done/ is not writable'):
             queue.check_writable()
     Path(queue.path, 'failed').rmdir()
     Path(queue.path, 'failed').write_text('')
-    with pytest.raises(QueueError, match='cannot be made'):
+    with pytest.raises(QueueError, match='cannot be created'):
         queue.check_writable()
 
 
 def test_the_queue_says_what_it_is(queue: MaildirQueue) -> None:
     """The repr names the path."""
     assert repr(queue) == f'MaildirQueue({queue.path!r})'
-    assert repr(queue._store) == f'Store({queue.path!r})'
+    assert repr(queue._files) == f'QueueFiles({queue.path!r})'
 
 
 # Names
@@ -207,10 +207,10 @@ def test_names_are_the_schedule() -> None:
     schedule = parse(name)
     assert schedule is not None
     assert (schedule.due, schedule.attempt, schedule.id) == (NOW + 0.123, 2, 'a' * 32)
-    assert schedule.name == name
+    assert schedule.text == name
     assert parse(f'{name}:2,FS') == schedule, 'as a mail program has it'
-    assert Ticket('new', name).due == NOW + 0.123
-    assert Ticket('new', 'foreign').due == 0
+    assert ticket_of('cur', name) == Ticket('deferred', name, 'a' * 32, NOW + 0.123)
+    assert ticket_of('new', 'foreign') == Ticket('new', 'foreign', 'foreign', 0.0)
     for foreign in ('x', f'{name}x', f'4{name[1:]}', name.replace('17', '\u0661\u0667'), name[:-1]):
         assert parse(foreign) is None
     assert record_of(name) == name
@@ -220,7 +220,7 @@ def test_names_are_the_schedule() -> None:
 
 
 def test_clocks_that_were_wrong_stop_no_retry(queue: MaildirQueue) -> None:
-    """A retry later than we ever set one means now; what the user wants later stays his."""
+    """A retry later than the policy allows is due now; a time that the user asked for stays."""
     clock = queue._clock
     assert isinstance(clock, Clock)
     retried, planned = make_envelope(), make_envelope(due=NOW + 900 * DAY)
@@ -237,19 +237,19 @@ def test_clocks_that_were_wrong_stop_no_retry(queue: MaildirQueue) -> None:
     assert queue.scan(NOW)[1] == NOW + 900 * DAY
 
 
-def test_a_file_in_the_place_of_another_is_looked_at_anew(queue: MaildirQueue) -> None:
-    """A time that somebody has asked for is remembered of the file, not of its name."""
+def test_a_file_in_the_place_of_another_is_verified_again(queue: MaildirQueue) -> None:
+    """A verified time is remembered for the file, not for its name."""
     id = '1' * 32
     later = NOW + DAY
     queue.put([make_envelope(id=id, due=later)]).publish()
     assert queue.scan(NOW) == ([], later)
     old = the_file(queue, 'new')
-    # From elsewhere, where a clock was ahead: nobody has asked for that day.
+    # From another host, whose clock was ahead: the user did not ask for that day.
     other = MaildirQueue(f'{queue.path}-other', clock=Clock())
     other.put([make_envelope(id=id, queued_at=later)]).publish()
     the_file(other, 'new').rename(old)
     (ticket,), _ = queue.scan(NOW)
-    assert ticket.name == old.name
+    assert ticket.order == old.name
 
 
 def test_an_age_that_a_wrong_clock_gave_counts_from_now(queue: MaildirQueue) -> None:
@@ -260,10 +260,10 @@ def test_an_age_that_a_wrong_clock_gave_counts_from_now(queue: MaildirQueue) -> 
     claim.release()
 
 
-def test_a_listing_that_is_not_there_is_an_error(
+def test_a_scan_that_fails_is_an_error_of_the_queue(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What keeps a look from working is a QueueError with a remedy."""
+    """An OSError of a scan becomes a QueueError with a remedy."""
 
     def scandir(path: str) -> Any:
         raise PermissionError(errno.EACCES, 'Permission denied', path)
@@ -328,13 +328,13 @@ def test_opened_by_a_mail_program_while_it_is_sent(queue: MaildirQueue) -> None:
 def test_moved_away_while_it_is_deferred(
     queue: MaildirQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A file that somebody removes while it is claimed is his affair, and stops nobody."""
+    """A file that is removed while it is claimed is logged, and stops nothing."""
     envelope = make_envelope()
     queue.put([envelope]).publish()
     claim = claimed(queue)
     the_file(queue, 'new').unlink()
     claim.settle([deferred(envelope)], retry_at=NOW + 60, report=False)
-    assert 'somebody has taken its file' in caplog.text
+    assert 'its file was moved out of' in caplog.text
     assert files(queue) == []
 
 
@@ -459,11 +459,11 @@ NAMES = ['foreign', 'with blank', 'zeile\nzwei', b'\xff\xfe'.decode('utf-8', 'su
 
 @pytest.mark.parametrize('kind', FOREIGN)
 @pytest.mark.parametrize('folder', ['new', 'cur'])
-def test_foreign_files_are_put_aside(
+def test_foreign_files_are_moved_to_failed(
     queue: MaildirQueue, kind: str, folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever lies in new/ or cur/ and is no mail ends in failed/ with a reason, and the mail
-    around it is delivered."""
+    """A foreign file in new/ or cur/ is moved to failed/ with a reason, and the mail around it is
+    delivered."""
     envelopes = [make_envelope(priority=priority) for priority in ('high', 'low')]
     queue.put(envelopes).publish()
     proper = f'5-{round(NOW * 1000):015d}-0000-{"f" * 32}'
@@ -489,14 +489,14 @@ def test_foreign_files_are_put_aside(
 
 
 def test_dot_files_are_left_alone(queue: MaildirQueue) -> None:
-    """What begins with a dot is nobody's mail (maildir(5)), and stays."""
+    """A file whose name begins with a dot is not mail (maildir(5)), and stays."""
     Path(queue.path, 'new', '.rejected-1').write_text('x')
     assert queue.scan(NOW) == ([], None)
     assert files(queue) == ['new/.rejected-1']
 
 
 def test_two_of_the_same_name_are_both_kept(queue: MaildirQueue) -> None:
-    """A file put aside never takes the place of another."""
+    """A file moved to failed/ never takes the place of another."""
     for n in range(3):
         Path(queue.path, 'new', 'foreign').write_text(str(n))
         with pytest.raises(DamagedMail) as caught:
@@ -509,7 +509,7 @@ def test_two_of_the_same_name_are_both_kept(queue: MaildirQueue) -> None:
     )
 
 
-def test_two_processors_put_a_folder_aside_once(
+def test_two_processors_move_a_folder_to_failed_once(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What cannot be locked may be found by two: the second one finds it gone, and goes on."""
@@ -533,7 +533,7 @@ def test_two_processors_put_a_folder_aside_once(
 
 
 @pytest.mark.parametrize('kind', ['folder', 'file'])
-def test_what_cannot_be_put_aside_stops_nobody(
+def test_a_file_that_cannot_be_moved_to_failed_stops_nothing(
     queue: MaildirQueue,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -552,8 +552,8 @@ def test_what_cannot_be_put_aside_stops_nobody(
     assert 'cannot be moved to failed/' in caplog.text
 
 
-def test_a_file_of_another_user_stops_nobody(tmp_path: Path) -> None:
-    """A mail that root has put into our queue, say, which we may not read: it is put aside, and the
+def test_a_file_of_another_user_stops_nothing(tmp_path: Path) -> None:
+    """A mail that this user may not read, because root has put it there, is moved to failed/; the
     others are sent."""
     if os.geteuid() != 0:
         pytest.skip('to become another user needs root')
@@ -579,27 +579,27 @@ def test_a_file_of_another_user_stops_nobody(tmp_path: Path) -> None:
     assert [file.rpartition('-')[2] for file in files(queue)] == [locked.id]
 
 
-def test_a_file_that_may_not_be_opened_is_put_aside(
+def test_a_file_that_may_not_be_opened_is_moved_to_failed(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same, told by the system's answer, for those that are not root."""
+    """The same, from the system's answer, for users other than root."""
     queue.put([make_envelope()]).publish()
     (ticket,), _ = queue.scan(NOW)
     real = os.open
 
     def denied(path: str, *args: Any) -> int:
-        if path.endswith(ticket.name):
+        if path.endswith(ticket.order):
             raise PermissionError(errno.EACCES, 'Permission denied')
         return real(path, *args)
 
     monkeypatch.setattr(os, 'open', denied)
     with pytest.raises(DamagedMail, match='may not be read and written'):
         queue.claim(ticket)
-    assert files(queue) == [f'failed/{ticket.name}']
+    assert files(queue) == [f'failed/{ticket.order}']
 
 
 def test_a_socket_is_no_mail(queue: MaildirQueue) -> None:
-    """Nor is what cannot even be opened."""
+    """Nor is something that cannot be opened."""
     here = os.getcwd()
     with socket.socket(socket.AF_UNIX) as bound:
         os.chdir(f'{queue.path}/new')
@@ -615,7 +615,7 @@ def test_a_socket_is_no_mail(queue: MaildirQueue) -> None:
 def test_other_errors_of_open_are_errors_of_the_queue(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Too many open files is nobody's fault: no mail is put aside for it."""
+    """Too many open files is not the mail's fault: no mail is moved to failed/ for it."""
     queue.put([make_envelope()]).publish()
     (ticket,), _ = queue.scan(NOW)
 
@@ -643,13 +643,13 @@ def test_other_errors_of_lock_are_errors_of_the_queue(
         patch.setattr(fcntl, 'flock', flock)
         with pytest.raises(QueueError, match='Input/output error'):
             queue.claim(ticket)
-    assert queue._store._open == {}
+    assert queue._files._open == {}
 
 
 def test_a_read_in_pieces_is_a_whole_read(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file system that gives less than was asked for is asked again."""
+    """If a read returns less than was requested, the rest is read."""
     envelope = make_envelope(body='x' * 5000)
     queue.put([envelope]).publish()
     real = os.pread

@@ -37,7 +37,7 @@ def _left_behind(path: Path, letter: str) -> None:
 
     def work() -> None:
         put = _queue(path).put(ENVELOPES)
-        with open(path / 'tmp' / put.tickets[0].name, 'r+b') as file:
+        with open(path / 'tmp' / put.tickets[0].order, 'r+b') as file:
             file.seek(STATE_AT)
             file.write(letter.encode())
 
@@ -69,10 +69,10 @@ def test_what_was_voted_is_held(path: Path, caplog: pytest.LogCaptureFixture) ->
         claim = queue.claim(ticket)
         assert claim is not None
         assert claim.todo == ()
-        (fate,) = claim.pending_events
-        assert (fate.kind, fate.permanent) == ('error', False)
-        assert 'in doubt' in fate.reason
-        claim.acknowledge([fate])
+        (event,) = claim.pending_events
+        assert (event.kind, event.permanent) == ('error', False)
+        assert 'in doubt' in event.reason
+        claim.acknowledge([event])
     assert _ids(path, 'failed') == IDS
     caplog.clear()
     assert queue.scan(NOW) == ([], None)
@@ -80,7 +80,7 @@ def test_what_was_voted_is_held(path: Path, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_held_mail_moved_by_hand_is_sent(path: Path) -> None:
-    """A person who knows that the transaction did commit moves it from failed/ into new/."""
+    """A person who knows that the transaction committed moves it from failed/ into new/."""
     _left_behind(path, 'V')
     queue = _queue(path)
     for ticket in queue.scan(NOW)[0]:
@@ -101,7 +101,7 @@ def test_what_was_voted_is_sent_if_so_set(path: Path, caplog: pytest.LogCaptureF
     _left_behind(path, 'V')
     assert len(_queue(path, in_doubt='send').scan(NOW)[0]) == 3
     assert _ids(path, 'new') == IDS
-    assert 'published after its process stopped' in caplog.text
+    assert 'published now' in caplog.text
 
 
 def test_what_was_being_finished_is_published(path: Path) -> None:
@@ -116,8 +116,8 @@ def test_what_was_being_finished_is_published(path: Path) -> None:
 @pytest.mark.parametrize('in_doubt', ['hold', 'send'])
 @pytest.mark.parametrize('letter', ['W', 'V', 'C'])
 def test_a_crash_of_recovery_is_recovered_from(path: Path, letter: str, in_doubt: str) -> None:
-    """Recovery stopped after each system call: the next one ends it, all mails share one fate, and
-    there is one of each."""
+    """If a recovery dies after any system call, the next one finishes it: all mails have the same
+    outcome, and there is one of each."""
     _left_behind(path, letter)
 
     def check() -> None:
@@ -128,7 +128,7 @@ def test_a_crash_of_recovery_is_recovered_from(path: Path, letter: str, in_doubt
         assert len(files(queue)) == len(claims)
         for claim in claims:
             assert claim.todo == (() if held else claim.envelope.recipients)
-            assert [fate.permanent for fate in claim.pending_events] == [False] * held
+            assert [event.permanent for event in claim.pending_events] == [False] * held
             claim.release()
         shutil.rmtree(path)
         queue.prepare()
@@ -157,20 +157,20 @@ def test_a_locked_record_is_left_alone(path: Path) -> None:
 def test_followers_without_their_record_are_in_doubt(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Somebody took the record away by hand: nobody can know any more, so they are held."""
+    """If a person removed the record, the other files are in doubt, so they are held."""
     _left_behind(path, 'C')
     (record,) = (file for file in (path / 'tmp').iterdir() if '.' not in file.name)
     record.unlink()
-    assert {ticket.folder for ticket in _queue(path).scan(NOW)[0]} == {'done'}
+    assert {ticket.state for ticket in _queue(path).scan(NOW)[0]} == {'done'}
     assert len(files(_queue(path))) == 2
     assert caplog.text.count('in doubt') == 2
 
 
 @pytest.mark.parametrize('letter', ['\0', 'v', 'S'])
-def test_a_letter_that_nobody_wrote_is_in_doubt(
+def test_an_unknown_letter_is_in_doubt(
     path: Path, caplog: pytest.LogCaptureFixture, letter: str
 ) -> None:
-    """A damaged record is no reason to remove mail: all is kept for a person's eye."""
+    """A damaged record is no reason to remove mail: all is kept for a person to decide."""
     _left_behind(path, letter)
     _queue(path).scan(NOW)
     assert len(files(_queue(path))) == 3
@@ -192,7 +192,7 @@ def test_a_torn_mail_in_doubt_is_kept(path: Path, caplog: pytest.LogCaptureFixtu
 
 
 def test_a_record_that_never_got_its_letter_was_never_voted(path: Path) -> None:
-    """The process died before the first octet of its record was written."""
+    """The process died before the first byte of its record was written."""
     name = f'5-{round(NOW * 1000):015d}-0000-{"a" * 32}'
     (path / 'tmp' / name).write_bytes(b'X-Env')
     _queue(path).scan(NOW)
@@ -207,8 +207,9 @@ def test_foreign_files_in_tmp_are_left_alone(path: Path) -> None:
     assert files(_queue(path)) == ['tmp/.hidden', 'tmp/123.45.host']
 
 
-def test_what_is_no_file_stops_nobody(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A folder with a record's name is logged and left; a follower that is none is put aside."""
+def test_a_folder_in_tmp_stops_no_recovery(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder with a record's name is logged and stays; one with a follower's name is moved to
+    failed/."""
     _left_behind(path, 'V')
     (record,) = (file for file in (path / 'tmp').iterdir() if '.' not in file.name)
     (follower, _) = (file for file in (path / 'tmp').iterdir() if '.' in file.name)
@@ -241,19 +242,19 @@ def test_an_error_in_one_transaction_stops_no_other(
         queue = _queue(path)
         queue.put([other]).publish()
         assert other.id in str(queue.scan(NOW)[0])
-    assert 'stays there' in caplog.text
+    assert 'stay in tmp/' in caplog.text
     assert len(_queue(path).scan(NOW)[0]) == 4
 
 
 @pytest.mark.parametrize('in_doubt', ['hold', 'send'])
-def test_a_transaction_that_ends_while_recovery_looks_is_left_alone(
+def test_a_transaction_that_ends_during_a_recovery_is_left_alone(
     path: Path, monkeypatch: pytest.MonkeyPatch, in_doubt: str
 ) -> None:
     """Listed while it was voted, published before its record could be locked: nothing is done."""
     queue = _queue(path, in_doubt=in_doubt)
     put = queue.put(ENVELOPES)
     opened = os.open
-    record = str(path / 'tmp' / put.tickets[0].name)
+    record = str(path / 'tmp' / put.tickets[0].order)
 
     def racing(name: str, *args: Any) -> int:
         if name == record:
@@ -262,19 +263,19 @@ def test_a_transaction_that_ends_while_recovery_looks_is_left_alone(
         return opened(name, *args)
 
     monkeypatch.setattr(os, 'open', racing)
-    assert {ticket.folder for ticket in queue.scan(NOW)[0]} == {'new'}
+    assert {ticket.state for ticket in queue.scan(NOW)[0]} == {'new'}
     assert _ids(path, 'new') == IDS
 
 
-def test_a_follower_that_somebody_holds_is_left_for_later(path: Path) -> None:
-    """In doubt, and one file is just being looked at by a person's tool: it is held next time."""
+def test_a_locked_follower_is_left_for_later(path: Path) -> None:
+    """If another program has locked a file of a transaction in doubt, the next scan holds it."""
     _left_behind(path, 'V')
     (follower, _) = (file for file in (path / 'tmp').iterdir() if '.' in file.name)
     queue = _queue(path)
-    descriptor = queue._store.open(str(follower))
+    descriptor = queue._files.open(str(follower))
     assert descriptor is not None
     assert len(_queue(path).scan(NOW)[0]) == 2
-    queue._store.close(descriptor)
+    queue._files.close(descriptor)
     assert len(_queue(path).scan(NOW)[0]) == 3
 
 

@@ -1,4 +1,4 @@
-"""What a look finds in large folders: the right names, few of them kept, none handed out late."""
+"""Scans of large folders: they find the right names, keep few of them, and return none late."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir import queue as maildir
-from pyramid_sendmail.queue.maildir.filename import Ticket, in_turn, parse
-from pyramid_sendmail.queue.maildir.scan import Listing
+from pyramid_sendmail.queue.maildir import scan as scan_module
+from pyramid_sendmail.queue.maildir.filename import parse, ticket_of
+from pyramid_sendmail.queue.maildir.scan import FolderScan, ScanLimits
+from pyramid_sendmail.queue.ticket import Ticket
 from tests.support.queues import NOW, Clock, claimed, deferred, make_envelope
 
 LONGEST = 3600.0
@@ -20,21 +21,26 @@ LONGEST = 3600.0
 
 @pytest.fixture
 def queue(tmp_path: Path) -> Iterator[MaildirQueue]:
-    """One without patience."""
-    queue = MaildirQueue(
-        str(tmp_path / 'queue'), sync=False, longest=LONGEST, patience=0.0, clock=Clock()
-    )
-    queue.prepare()
+    """A queue that hands out the first page at once."""
+    queue = a_queue(tmp_path, ScanLimits(first_page_after=0.0))
     yield queue
     queue.close()
 
 
-def nobody() -> None:
-    """No pause."""
+def a_queue(tmp_path: Path, limits: ScanLimits) -> MaildirQueue:
+    queue = MaildirQueue(
+        str(tmp_path / 'queue'), sync=False, longest=LONGEST, limits=limits, clock=Clock()
+    )
+    queue.prepare()
+    return queue
+
+
+def no_pause() -> None:
+    """Do nothing between the blocks of a scan."""
 
 
 def a_name(chance: random.Random, *, folder: str) -> str:
-    """One of ours, or what a person or a mail program has made of it."""
+    """A name of ours, as a mail program or a person may have changed it, or a foreign one."""
     due = int((NOW + chance.choice([-1.0, 0.0, 0.001, 1.0, LONGEST, LONGEST + 1.5])) * 1000)
     tried = chance.choice([0, 1, 9999]) if folder != 'new' else chance.choice([1, 9999])
     name = f'{chance.choice("159")}-{due:015d}-{tried:04d}-{chance.getrandbits(128):032x}'
@@ -45,53 +51,60 @@ def a_name(chance: random.Random, *, folder: str) -> str:
 
 @pytest.mark.parametrize('limit', [1, 7, 100, 1_000])
 @pytest.mark.parametrize('folder', ['new', 'cur', 'done'])
-def test_the_same_as_one_by_one(tmp_path: Path, folder: str, limit: int) -> None:
-    """Whatever the names are: those that are due, the first of them in order, and the next time."""
+def test_a_folder_scan_agrees_with_parsing_each_name(
+    tmp_path: Path, folder: str, limit: int
+) -> None:
+    """Whatever the names are: a scan finds the first ones that are due, in order, and the time of
+    the next one."""
     (tmp_path / folder).mkdir()
     chance = random.Random(f'{folder}{limit}')
     for _ in range(600):
         (tmp_path / folder / a_name(chance, folder=folder)).touch()
-    wrong = NOW + LONGEST + 1
+    latest_retry = NOW + LONGEST + 1
 
-    listing = Listing(str(tmp_path), folder, limit=limit)
-    assert not listing
-    listing.read(NOW, wrong=wrong, pause=nobody)
+    scan = FolderScan(str(tmp_path), folder, limit=limit)
+    assert not scan
+    scan.read(NOW, latest_retry=latest_retry, pause=no_pause)
 
     due, later = [], []
     for path in (tmp_path / folder).iterdir():
         schedule = parse(path.name)
         if schedule is None and path.name.startswith('.'):
             continue
-        if schedule and schedule.due > NOW and not (schedule.attempt and schedule.due > wrong):
+        if (
+            schedule
+            and schedule.due > NOW
+            and not (schedule.attempt and schedule.due > latest_retry)
+        ):
             later.append(schedule.due)
         else:
             due.append(path.name)
-    assert listing
-    assert list(listing) == [Ticket(folder, name) for name in sorted(due)[:limit]]
-    assert listing.next_due == min(later)
+    assert scan
+    assert list(scan) == [ticket_of(folder, name) for name in sorted(due)[:limit]]
+    assert scan.next_due == min(later)
 
 
 def test_few_names_are_kept(tmp_path: Path) -> None:
-    """RELIABILITY 100: however many are due, a quarter more than were asked for are kept."""
-    listing = Listing(str(tmp_path), 'new', limit=100)
+    """However many mails are due, a scan keeps at most a quarter more than were asked for."""
+    scan = FolderScan(str(tmp_path), 'new', limit=100)
     names = [f'{number:05d}' for number in random.Random(1).sample(range(20_000), 20_000)]
     for name in names:
-        listing.add(name)
-        assert len(listing._names) <= 126
-    assert [ticket.name for ticket in listing] == sorted(names)[:100]
+        scan.add_due(name)
+        assert len(scan._names) <= 126
+    assert [ticket.order for ticket in scan] == sorted(names)[:100]
 
 
-def test_a_long_look_hands_out_what_it_has_found(queue: MaildirQueue) -> None:
-    """Mail does not wait until a million others are listed: some leaves before, fresh mail and
-    retried mail in turn; once, and by the end of the look all is told."""
+def test_a_long_scan_hands_out_its_first_page(queue: MaildirQueue) -> None:
+    """Mail does not wait until a million others are listed: a long scan hands out its first mails,
+    new and deferred ones in turn, once, and returns them again at its end."""
     for folder, number in (('new', 1), ('new', 2), ('new', 3), ('cur', 4), ('cur', 5)):
         due = int((NOW - number) * 1000)
         Path(queue.path, folder, f'5-{due:015d}-{folder == "cur":04d}-{number:032x}').touch()
     found: list[list[Ticket]] = []
     tickets, _ = queue.scan(NOW, on_first_page=found.append)
-    # This queue has no patience, and tells after the first folder.
-    assert found == [[ticket for ticket in tickets if ticket.folder == 'new']]
-    assert [ticket.folder for ticket in tickets] == ['new', 'cur', 'new', 'cur', 'new']
+    # This queue hands out the first page after its first folder.
+    assert found == [[ticket for ticket in tickets if ticket.state == 'new']]
+    assert [ticket.state for ticket in tickets] == ['new', 'deferred', 'new', 'deferred', 'new']
     assert (
         queue.scan(NOW, limit=2, fresh=True, on_first_page=found.append)[0]
         == found[1]
@@ -99,14 +112,13 @@ def test_a_long_look_hands_out_what_it_has_found(queue: MaildirQueue) -> None:
     )
 
 
-def test_a_look_with_patience_says_it_once(tmp_path: Path) -> None:
-    """A look that takes no time calls nobody, nor does one that finds nothing."""
+def test_a_short_scan_has_no_first_page(tmp_path: Path) -> None:
+    """A short scan does not call ``on_first_page``, nor does one that finds nothing."""
     found: list[Any] = []
-    hasty = MaildirQueue(str(tmp_path / 'queue'), sync=False, patience=0.0, clock=Clock())
-    hasty.prepare()
+    hasty = a_queue(tmp_path, ScanLimits(first_page_after=0.0))
     hasty.put([make_envelope(due=NOW + 60, queued_at=NOW)]).publish()
     assert hasty.scan(NOW, on_first_page=found.append) == ([], NOW + 60)
-    patient = MaildirQueue(str(tmp_path / 'queue'), sync=False, patience=60.0, clock=Clock())
+    patient = a_queue(tmp_path, ScanLimits(first_page_after=60.0))
     patient.put([make_envelope()]).publish()
     assert len(patient.scan(NOW, on_first_page=found.append)[0]) == 1
     assert found == []
@@ -114,9 +126,9 @@ def test_a_look_with_patience_says_it_once(tmp_path: Path) -> None:
     patient.close()
 
 
-def test_what_was_found_beyond_the_limit(queue: MaildirQueue) -> None:
-    """A look keeps more than it returns, in order, so that the next few cost no listing; a look at
-    fresh mail leaves that as it is, a full one begins anew."""
+def test_the_next_page_needs_no_scan(queue: MaildirQueue) -> None:
+    """A full scan keeps more than it returns, in order, for ``next_page``; a scan of fresh mail
+    does not change that, and a full one begins anew."""
     envelopes = [make_envelope(due=NOW - 20 + n) for n in range(10)]
     queue.put(envelopes).publish()
     assert queue.next_page(5) == []
@@ -131,29 +143,27 @@ def test_what_was_found_beyond_the_limit(queue: MaildirQueue) -> None:
     assert queue.next_page(5) == in_order[9:]
 
 
-def test_a_look_keeps_so_much(queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is beyond that is found by the next look."""
-    monkeypatch.setattr(maildir, '_KEPT', 6)
+def test_a_scan_keeps_a_limited_number_of_names(tmp_path: Path) -> None:
+    """The next scan finds the mails beyond the limit."""
+    queue = a_queue(tmp_path, ScanLimits(names=6))
     queue.put([make_envelope(due=NOW - 20 + n) for n in range(10)]).publish()
     in_order, _ = queue.scan(NOW, limit=10)
     assert queue.scan(NOW, limit=4)[0] == in_order[:4]
     assert queue.next_page(9) == in_order[4:6]
 
 
-def test_mail_for_later_is_opened_once(
-    queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A newsletter for tomorrow: each look opens some of its mails, to see that a clock was not
-    wrong, and none of them twice; the next look comes at once until all are known."""
+def test_mail_for_later_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newsletter for tomorrow: each scan opens some of its mails, to see whether a clock was
+    wrong, and none of them twice; the next scan is due at once until all are verified."""
+    queue = a_queue(tmp_path, ScanLimits(opened=4, verified=6))
     opened: list[bytes] = []
 
     def decode(data: bytes) -> Any:
         opened.append(data)
         return whole(data)
 
-    whole = maildir.decode
-    monkeypatch.setattr(maildir, 'decode', decode)
-    monkeypatch.setattr(maildir, '_OPENED', 4)
+    whole = scan_module.decode
+    monkeypatch.setattr(scan_module, 'decode', decode)
     later = NOW + 86_400.0
     queue.put([make_envelope(queued_at=NOW, due=later + n) for n in range(6)]).publish()
     assert queue.scan(NOW) == ([], NOW)
@@ -161,25 +171,24 @@ def test_mail_for_later_is_opened_once(
     assert queue.scan(NOW) == ([], later)
     assert queue.scan(NOW) == ([], later)
     assert len(opened) == len(set(opened)) == 6
-    monkeypatch.setattr(maildir, '_SCHEDULED', 6)
     unasked = make_envelope(queued_at=later, due=later)
     queue.put([unasked]).publish()
-    assert queue.scan(NOW)[0] == [], 'of more than that the names are believed'
+    assert queue.scan(NOW)[0] == [], 'beyond the limit the names are believed'
 
 
-def test_what_cannot_be_read_waits(queue: MaildirQueue) -> None:
-    """A damaged mail for later, and one that goes meanwhile, are due when their names say so."""
+def test_unreadable_mail_for_later_waits(queue: MaildirQueue) -> None:
+    """Damaged mail for later is due when its name says so."""
     later = NOW + 86_400.0
     name = f'5-{int(later * 1000):015d}-0000-{1:032x}'
     path = Path(queue.path, 'new', name)
     path.write_bytes(b'X-Envelope: no')
     assert queue.scan(NOW) == ([], later)
-    assert [ticket.name for ticket in queue.scan(later)[0]] == [name]
+    assert [ticket.order for ticket in queue.scan(later)[0]] == [name]
 
 
-def test_a_look_by_a_time_that_has_passed(queue: MaildirQueue) -> None:
-    """A run that takes what was due at its start finds nothing wrong with mail of its own time:
-    what was queued or deferred since is simply later."""
+def test_a_scan_for_a_time_in_the_past(queue: MaildirQueue) -> None:
+    """A scan for the start of a run takes no mail for one of a wrong clock: mail that was queued or
+    deferred since then is for later."""
     queue._clock.now = NOW + 100  # type: ignore[attr-defined]
     fresh = make_envelope(queued_at=NOW + 50, due=NOW + 50)
     envelope = make_envelope(due=NOW)
@@ -187,9 +196,3 @@ def test_a_look_by_a_time_that_has_passed(queue: MaildirQueue) -> None:
     claimed(queue).settle([deferred(envelope)], retry_at=NOW + 99 + LONGEST, report=False)
     queue.put([fresh]).publish()
     assert queue.scan(NOW) == ([], NOW + 50)
-
-
-def test_in_turn_until_the_longer_ends() -> None:
-    """Neither kind waits for the other, nor ends with it."""
-    a, b, c = (Ticket('new', name) for name in 'abc')
-    assert list(in_turn([a], [b, c])) == [a, b, c]

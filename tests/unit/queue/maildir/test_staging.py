@@ -42,7 +42,7 @@ def queue(tmp_path: Path) -> MaildirQueue:
 
 
 class Calls:
-    """Records what is asked of the system, and lets it fail where a test wants it to."""
+    """Records system calls, and makes some of them fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[tuple[str, str]] = []
@@ -76,7 +76,7 @@ def test_a_mail_is_synced_before_it_is_published(
     """Written, synced, renamed, and then the folder: a power cut at any point keeps the promise."""
     calls = Calls(monkeypatch)
     put = queue.put([make_envelope()])
-    name = put.tickets[0].name
+    name = put.tickets[0].order
     voted = [call for call in calls.made if call[0] != 'open']
     assert voted == [
         ('pwrite', f'tmp/{name}'),
@@ -113,7 +113,7 @@ def test_the_vote_of_the_record_comes_after_its_followers(
     is the last to be synced, and the last to move."""
     calls = Calls(monkeypatch)
     put = queue.put(_three())
-    record = f'tmp/{put.tickets[0].name}'
+    record = f'tmp/{put.tickets[0].order}'
     synced = [path for call, path in calls.made if call == 'fsync']
     vote = max(n for n, call in enumerate(calls.made) if call == ('pwrite', record))
     assert synced[-1] == record
@@ -127,8 +127,8 @@ def test_the_vote_of_the_record_comes_after_its_followers(
 def test_mails_of_a_transaction_are_written_before_one_is_synced(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The syncs come together, each after all writes but that of the vote, and the system was told
-    of all of them before the first: they wait for the disk at the same time."""
+    """All syncs come after all writes but that of the vote, and the system has the hint for each
+    file before the first sync: they wait for the disk at the same time."""
     calls = Calls(monkeypatch)
     queue.put(_three())
     made = [call for call, _ in calls.made if call != 'open']
@@ -157,7 +157,7 @@ def test_a_mail_of_any_size_is_in_its_file(queue: MaildirQueue, size: int) -> No
     put = queue.put(mails)
     put.publish()
     for ticket, mail in zip(put.tickets, mails, strict=True):
-        path = Path(queue.path, 'new', ticket.name)
+        path = Path(queue.path, 'new', ticket.order)
         assert path.read_bytes() == encode(mail, 'C')
 
 
@@ -254,12 +254,12 @@ def test_a_real_disk_that_is_full(tmp_path: Path) -> None:
 
 
 def test_an_error_of_another_user_names_the_remedy(tmp_path: Path) -> None:
-    """The vote of a process that runs as somebody else says as whom to run."""
+    """The vote of a process of another user fails, and says which user to run as."""
     path = tmp_path / 'queue'
     MaildirQueue(str(path)).prepare()
     os.chown(path, 12345, -1) if os.geteuid() == 0 else pytest.skip('chown needs root')
     queue = MaildirQueue(str(path), clock=Clock())
-    with pytest.raises(QueueError, match=r'belongs to user 12345.*same user'):
+    with pytest.raises(QueueError, match=r'belongs to user 12345.*as user 12345'):
         queue.put([make_envelope()])
     assert files(queue) == []
     with pytest.raises(QueueError, match='belongs to user 12345'):
@@ -267,7 +267,7 @@ def test_an_error_of_another_user_names_the_remedy(tmp_path: Path) -> None:
 
 
 def test_put_makes_what_is_missing(tmp_path: Path) -> None:
-    """The first mail makes the queue, and so does the next one after somebody has removed it."""
+    """The first mail makes the queue, and so does the next one after the queue was removed."""
     queue = MaildirQueue(str(tmp_path / 'not' / 'there'), clock=Clock())
     queue.put([make_envelope()]).publish()
     shutil.rmtree(tmp_path / 'not')
@@ -294,7 +294,7 @@ def test_files_are_private_from_the_start(tmp_path: Path) -> None:
 def test_a_publish_that_cannot_move_is_completed_by_a_processor(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Committed mail that cannot be moved now is a CRITICAL line, and moved by the next look."""
+    """Committed mail that cannot be moved now is a CRITICAL line, and moved by the next scan."""
     envelopes = _three()
     put = queue.put(envelopes)
     calls = Calls(monkeypatch)
@@ -327,7 +327,7 @@ def test_a_letter_that_cannot_be_written_stops_no_commit(
 
 
 def test_publish_makes_a_missing_folder(queue: MaildirQueue) -> None:
-    """Somebody removed new/ between vote and finish: the mail is published nevertheless."""
+    """If new/ was removed between vote and finish, the mail is published nevertheless."""
     put = queue.put(_three())
     os.rmdir(f'{queue.path}/new')
     put.publish()
@@ -366,7 +366,7 @@ def test_a_discard_that_cannot_remove_leaves_it_to_recovery(
     caplog: pytest.LogCaptureFixture,
     nth: int,
 ) -> None:
-    """Mail of an aborted transaction that cannot be removed now is removed by the next look, and
+    """Mail of an aborted transaction that cannot be removed now is removed by the next scan, and
     never taken for mail in doubt."""
     put = queue.put(_three())
     calls = Calls(monkeypatch)
@@ -406,7 +406,7 @@ def test_a_child_that_inherits_a_put_cannot_touch_it(queue: MaildirQueue) -> Non
     """A fork between vote and finish: the child's copy of the put has no lock, and no descriptor
     that could write into another file by now."""
     put = queue.put(_three())
-    record = Path(queue.path, 'tmp', put.tickets[0].name)
+    record = Path(queue.path, 'tmp', put.tickets[0].order)
 
     def work() -> None:
         others = [os.open('/dev/null', os.O_RDWR) for _ in range(3)]
@@ -426,7 +426,7 @@ def test_a_child_that_inherits_a_put_cannot_touch_it(queue: MaildirQueue) -> Non
 
 def test_a_crash_at_any_call_loses_and_doubles_nothing(tmp_path: Path) -> None:
     """The process stopped after each system call of put and publish: all mails of the transaction
-    share one fate, by the table: removed, in doubt, or published."""
+    have one outcome, by the table: removed, in doubt, or published."""
     path = tmp_path / 'queue'
     events: list[str] = []
 
@@ -443,7 +443,7 @@ def test_a_crash_at_any_call_loses_and_doubles_nothing(tmp_path: Path) -> None:
         assert len(files(queue)) == len(tickets)
         claims = [queue.claim(ticket) for ticket in tickets]
         assert len({claim.envelope.id for claim in claims if claim}) == len(tickets)
-        folders = {ticket.folder for ticket in tickets}
+        folders = {ticket.state for ticket in tickets}
         assert folders in (set(), {'done'}, {'new'})
         events.append({'done': 'in doubt', 'new': 'published'}.get(''.join(folders), 'removed'))
         for claim in claims:
@@ -508,7 +508,7 @@ def test_a_writer_may_find_its_new_file_gone(
 
 
 def test_recovery_leaves_a_live_writer_alone(queue: MaildirQueue) -> None:
-    """Processors that look all the time touch nothing of transactions under way."""
+    """Processors that scan all the time touch no transaction that is in progress."""
     stop = Path(queue.path, 'stop')
 
     def scan() -> None:

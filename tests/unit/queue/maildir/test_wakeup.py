@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir.wakeup import Trigger
+from pyramid_sendmail.queue.maildir.wakeup import WakeUp
 from tests.support.queues import NOW, Clock, forked, make_envelope, reap, until
 
 
@@ -23,12 +23,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / 'trigger'
 
 
-def _wait(trigger: Trigger) -> tuple[threading.Thread, list[float]]:
+def _wait(wake_up: WakeUp) -> tuple[threading.Thread, list[float]]:
     """Wait in a thread, which notes when it was woken."""
     woken: list[float] = []
 
     def wait() -> None:
-        if trigger.wait(30):
+        if wake_up.wait(30):
             woken.append(time.monotonic())
 
     thread = threading.Thread(target=wait)
@@ -38,75 +38,75 @@ def _wait(trigger: Trigger) -> tuple[threading.Thread, list[float]]:
 
 def test_a_pull_wakes_another_process_at_once(path: Path) -> None:
     """A publish in one process ends the sleep of another without delay."""
-    trigger = Trigger(str(path))
-    trigger.listen()
-    thread, woken = _wait(trigger)
-    assert reap(forked(Trigger(str(path)).pull)) == 0
+    wake_up = WakeUp(str(path))
+    wake_up.listen()
+    thread, woken = _wait(wake_up)
+    assert reap(forked(WakeUp(str(path)).notify)) == 0
     pulled = time.monotonic()
     thread.join()
     assert woken[0] - pulled < 1
-    trigger.close()
+    wake_up.close()
 
 
 def test_a_pull_before_the_wait_is_not_missed(path: Path) -> None:
-    """What is published between a look at the queue and the sleep after it ends the sleep."""
-    trigger = Trigger(str(path))
-    trigger.listen()
+    """What is published between a scan of the queue and the sleep after it ends the sleep."""
+    wake_up = WakeUp(str(path))
+    wake_up.listen()
     for _ in range(3):
-        Trigger(str(path)).pull()
-    assert trigger.wait(30) is True
-    assert trigger.wait(0) is False, 'the pulls were one'
-    trigger.close()
+        WakeUp(str(path)).notify()
+    assert wake_up.wait(30) is True
+    assert wake_up.wait(0) is False, 'one wake-up for both'
+    wake_up.close()
 
 
 def test_the_wait_costs_no_processor_time(path: Path) -> None:
     """Writers that come and go leave no end of file that would turn the sleep into a busy loop."""
-    trigger = Trigger(str(path))
-    trigger.listen()
+    wake_up = WakeUp(str(path))
+    wake_up.listen()
     for _ in range(3):
-        Trigger(str(path)).pull()
-        assert trigger.wait(30) is True
+        WakeUp(str(path)).notify()
+        assert wake_up.wait(30) is True
     before = resource.getrusage(resource.RUSAGE_THREAD)
-    assert trigger.wait(0.3) is False
+    assert wake_up.wait(0.3) is False
     after = resource.getrusage(resource.RUSAGE_THREAD)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.1
-    trigger.close()
+    wake_up.close()
 
 
 def test_it_is_private(path: Path) -> None:
     """Nobody else can wake us, nor listen."""
     old = os.umask(0)
     try:
-        trigger = Trigger(str(path))
-        trigger.listen()
+        wake_up = WakeUp(str(path))
+        wake_up.listen()
     finally:
         os.umask(old)
     mode = path.stat().st_mode
     assert stat.S_ISFIFO(mode)
     assert stat.S_IMODE(mode) == 0o600
-    trigger.close()
+    wake_up.close()
 
 
-def test_nobody_listens(path: Path) -> None:
-    """A pull without a trigger, and one without a listener, does nothing and does not wait."""
-    Trigger(str(path)).pull()
+def test_without_a_listener(path: Path) -> None:
+    """A pull without a wake_up, and one without a listener, does nothing and does not wait."""
+    WakeUp(str(path)).notify()
     assert not path.exists()
     os.mkfifo(path)
-    Trigger(str(path)).pull()
+    WakeUp(str(path)).notify()
 
 
 def test_a_full_trigger_does_not_stop_a_publisher(path: Path) -> None:
     """As long as the listener does not read, pulls are dropped; it is awake by then anyway."""
-    trigger = Trigger(str(path))
-    trigger.listen()
+    wake_up = WakeUp(str(path))
+    wake_up.listen()
     descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
     with suppress(BlockingIOError):
         while os.write(descriptor, b'\0' * 4096):
             pass
-    Trigger(str(path)).pull()
+    WakeUp(str(path)).notify()
     os.close(descriptor)
-    assert trigger.wait(30) is True
-    trigger.close()
+    assert wake_up.wait(30) is True
+    wake_up.close()
 
 
 @pytest.mark.parametrize('kind', ['file', 'folder', 'link', 'link to a pipe'])
@@ -123,68 +123,68 @@ def test_what_is_no_pipe_costs_time_not_mail(
         if kind == 'link to a pipe':
             os.mkfifo(target)
         path.symlink_to(target)
-    trigger = Trigger(str(path))
-    Trigger(str(path)).pull()
-    assert trigger.wait(0) is False
-    assert trigger.wait(0) is False
-    assert caplog.text.count('cannot be used as a named pipe') == 1
-    trigger.wake()
-    assert trigger.wait(30) is True
+    wake_up = WakeUp(str(path))
+    WakeUp(str(path)).notify()
+    assert wake_up.wait(0) is False
+    assert wake_up.wait(0) is False
+    assert caplog.text.count('cannot be used as a wake-up FIFO') == 1
+    wake_up.wake()
+    assert wake_up.wait(30) is True
     if kind == 'file':
         assert path.read_bytes() == b''
-    trigger.close()
+    wake_up.close()
 
 
 def test_a_pipe_that_cannot_be_written_stops_no_publisher(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A listener that goes at the wrong moment is no error of the commit."""
-    trigger = Trigger(str(path))
-    trigger.listen()
+    """A listener that goes at the wrong moment is not an error of the commit."""
+    wake_up = WakeUp(str(path))
+    wake_up.listen()
 
     def write(descriptor: int, data: bytes) -> int:
         raise BrokenPipeError
 
     with monkeypatch.context() as patch:
         patch.setattr(os, 'write', write)
-        Trigger(str(path)).pull()
-        trigger.wake()
-    trigger.close()
-    trigger.close()
+        WakeUp(str(path)).notify()
+        wake_up.wake()
+    wake_up.close()
+    wake_up.close()
 
 
 def test_close_gives_up_everything(path: Path) -> None:
-    """close leaves no descriptor, and the trigger can be used again."""
+    """close leaves no descriptor, and the wake_up can be used again."""
     before = len(os.listdir('/proc/self/fd'))
-    trigger = Trigger(str(path))
+    wake_up = WakeUp(str(path))
     for _ in range(2):
-        trigger.listen()
-        trigger.listen()
+        wake_up.listen()
+        wake_up.listen()
         assert len(os.listdir('/proc/self/fd')) == before + 3
-        trigger.close()
+        wake_up.close()
         assert len(os.listdir('/proc/self/fd')) == before
 
 
 def test_a_child_listens_for_itself(path: Path) -> None:
     """After a fork the child's wake wakes the child, and the parent sleeps on."""
-    trigger = Trigger(str(path))
-    trigger.listen()
+    wake_up = WakeUp(str(path))
+    wake_up.listen()
 
     def work() -> None:
-        trigger.wake()
-        assert trigger.wait(30) is True
+        wake_up.wake()
+        assert wake_up.wait(30) is True
 
     assert reap(forked(work)) == 0
-    assert trigger.wait(0) is False
-    Trigger(str(path)).pull()
-    assert trigger.wait(30) is True
-    trigger.close()
+    assert wake_up.wait(0) is False
+    WakeUp(str(path)).notify()
+    assert wake_up.wait(30) is True
+    wake_up.close()
 
 
 def test_another_reader_may_be_quicker(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processors wake at one pull, and one of them finds the pipe empty: no error."""
-    trigger = Trigger(str(path))
-    trigger.listen()
+    """Two processors wake at one ``notify``, and one of them finds the pipe empty: no error."""
+    wake_up = WakeUp(str(path))
+    wake_up.listen()
     other = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
     class Racing:
@@ -198,13 +198,13 @@ def test_another_reader_may_be_quicker(path: Path, monkeypatch: pytest.MonkeyPat
             return ready
 
     real = select.poll
-    Trigger(str(path)).pull()
+    WakeUp(str(path)).notify()
     with monkeypatch.context() as patch:
         patch.setattr(select, 'poll', Racing)
-        assert trigger.wait(30) is True
-    assert trigger.wait(0) is False
+        assert wake_up.wait(30) is True
+    assert wake_up.wait(0) is False
     os.close(other)
-    trigger.close()
+    wake_up.close()
 
 
 def test_a_publish_wakes_a_processor_that_sleeps(tmp_path: Path) -> None:

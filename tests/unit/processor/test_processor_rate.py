@@ -1,4 +1,4 @@
-"""``mail.rate``: what leaves, over all workers, and what does not use up a place."""
+"""The queue processor and ``mail.rate``: what leaves over all workers, and what uses no permit."""
 
 from __future__ import annotations
 
@@ -13,62 +13,63 @@ import pytest
 from pyramid_sendmail.envelope import Envelope, Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
+from pyramid_sendmail.processor.active_queue import ActiveQueue
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MemoryQueue
-from pyramid_sendmail.sending.attempt import Tally
+from pyramid_sendmail.sending.outcome import Tally
+from tests.support.processors import READ_ONLY, ProcessorSetup, running_processor
 from tests.support.queues import Clock, until
 from tests.support.smtp.server import ScriptedSMTPServer
-from tests.unit.processor.test_processor import (
-    READ_ONLY,
-    Setup,
-    at_work,
-    crew_of,
-    processor_threads,
-)
 
 NEVER = (1, 86400)
 """A rate by which nothing leaves after the first mail."""
 
 
 @pytest.fixture
-def setup() -> Setup:
-    return Setup(MemoryQueue())
+def setup() -> ProcessorSetup:
+    return ProcessorSetup(MemoryQueue())
 
 
 class Steered:
-    """A processor at work, whose pace goes by a clock that stands still."""
+    """A running processor whose rate limiter has a clock that stands still."""
 
-    def __init__(self, clock: Clock, workers: int) -> None:
+    def __init__(self, processor: QueueProcessor, clock: Clock, workers: int) -> None:
+        self.processor = processor
         self.clock = clock
         self.workers = workers
 
     def rest(self) -> None:
-        """Wait until every worker does nothing but wait for a place or for mail."""
-        until(lambda: self.pending.waiting == self.workers)
+        """Wait until all workers wait for a permit or for mail."""
+        until(lambda: self.active_queue.waiting == self.workers)
 
     @property
-    def pending(self) -> Any:
-        return crew_of(processor_threads()).pending
+    def active_queue(self) -> ActiveQueue:
+        return active_queue(self.processor)
 
     def later(self, seconds: float) -> None:
         """Let time pass."""
         self.clock.now += seconds
-        self.pending.nudge()
+        self.active_queue.notify_waiters()
 
 
 @contextmanager
-def steered(setup: Setup, rate: tuple[int, int], *, workers: int = 4) -> Iterator[Steered]:
+def steered(setup: ProcessorSetup, rate: tuple[int, int], *, workers: int = 4) -> Iterator[Steered]:
     clock = Clock(1000.0)
-    with setup.running(rate=rate, workers=workers, monotonic=clock):
-        until(lambda: len(processor_threads()) == workers)
-        yield Steered(clock, workers)
+    with setup.running(rate=rate, workers=workers, monotonic=clock) as processor:
+        until(lambda: processor.pool)
+        yield Steered(processor, clock, workers)
+
+
+def active_queue(processor: QueueProcessor) -> ActiveQueue:
+    assert processor.pool is not None
+    return processor.pool.active_queue
 
 
 @pytest.mark.parametrize('workers', [1, 8])
 def test_workers_share_the_rate(
-    smtp_server: ScriptedSMTPServer, setup: Setup, workers: int
+    smtp_server: ScriptedSMTPServer, setup: ProcessorSetup, workers: int
 ) -> None:
-    """However many there are: at a relay arrive so many mails in a second, and no more."""
+    """However many workers there are, the relay gets the rate and no more."""
     mailer: Any = SMTPMailer(smtp_server.host, smtp_server.port, hostname='web.example.org')
     setup.mailer = mailer
     setup.put_many(24)
@@ -83,8 +84,8 @@ def test_workers_share_the_rate(
     assert len({message.data for message in smtp_server.messages}) == 24
 
 
-def test_one_at_a_time_over_one_connection(setup: Setup) -> None:
-    """Below one mail a second: exactly one, by the worker who has a connection."""
+def test_one_at_a_time_over_one_connection(setup: ProcessorSetup) -> None:
+    """Below one mail a second one mail leaves at a time, over the open connection."""
     setup.put_many(5)
     with steered(setup, (30, 60)) as processor:
         for sent in range(1, 6):
@@ -95,37 +96,39 @@ def test_one_at_a_time_over_one_connection(setup: Setup) -> None:
     assert setup.mailer.connections == 1
 
 
-def test_priorities_count_while_mail_waits_for_a_place(setup: Setup) -> None:
-    """Urgent mail that comes later goes first."""
+def test_priorities_count_while_mail_waits_for_a_permit(setup: ProcessorSetup) -> None:
+    """Urgent mail that arrives later leaves first."""
     setup.put_many(3)
     with steered(setup, NEVER) as processor:
         setup.mailer.wait_for(1)
         processor.rest()
         urgent = setup.put(priority='high')
-        until(lambda: len(processor.pending) == 3)
+        until(lambda: len(processor.active_queue) == 3)
         processor.later(86400)
         setup.mailer.wait_for(2)
         assert setup.mailer.sent[1].id == urgent.id
 
 
 @pytest.mark.parametrize('once', [False, True])
-def test_stop_while_waiting(setup: Setup, once: bool) -> None:
-    """The end does not wait for a place: the next one would come tomorrow."""
+def test_stop_while_waiting(setup: ProcessorSetup, once: bool) -> None:
+    """A processor that stops does not wait for a permit, which would come tomorrow."""
     setup.put_many(3)
     processor = setup.processor(rate=NEVER)
     if once:
         stop = threading.Event()
         assert processor.run_once(stop_after(setup, 1, stop), stop) == Tally(delivered=1)
     else:
-        with at_work(processor):
+        with running_processor(processor):
             setup.mailer.wait_for(1)
-            until(lambda: crew_of(processor_threads()).pending.waiting == 4)
+            until(lambda: active_queue(processor).waiting == 4)
     assert len(setup.mailer.sent) == 1
     assert len(setup.queue) == 2
     assert setup.mailer.open_sessions == []
 
 
-def stop_after(setup: Setup, mails: int, stop: threading.Event) -> Callable[[Tally, int], None]:
+def stop_after(
+    setup: ProcessorSetup, mails: int, stop: threading.Event
+) -> Callable[[Tally, int], None]:
     def progress(tally: Tally, left: int) -> None:
         if len(setup.mailer.sent) == mails:
             stop.set()
@@ -133,8 +136,8 @@ def stop_after(setup: Setup, mails: int, stop: threading.Event) -> Callable[[Tal
     return progress
 
 
-def test_once_obeys_it_and_drains(setup: Setup) -> None:
-    """``--once`` takes its time: no mail is left behind, and none leaves early."""
+def test_run_once_keeps_the_rate(setup: ProcessorSetup) -> None:
+    """``run_once`` sends all mail, and no mail early."""
     times: list[float] = []
     setup.mailer.before = lambda envelope: times.append(time.monotonic())
     setup.put_many(25)
@@ -145,30 +148,29 @@ def test_once_obeys_it_and_drains(setup: Setup) -> None:
     assert times[20] - start >= 2
 
 
-def test_a_second_run_goes_on_where_the_first_ended(setup: Setup) -> None:
-    """A processor that starts again after a failure does not begin with a fresh share."""
+def test_the_rate_lasts_over_several_runs(setup: ProcessorSetup) -> None:
+    """A processor that starts again after a failure has no new permits."""
     setup.put()
     processor = setup.processor(rate=NEVER)
     assert processor.run_once() == Tally(delivered=1)
     setup.put()
-    with at_work(processor):
-        until(processor_threads)
-        pending = crew_of(processor_threads()).pending
-        until(lambda: len(pending) == 1 and pending.waiting == 4)
+    with running_processor(processor):
+        until(lambda: len(active_queue(processor)) == 1)
+        until(lambda: active_queue(processor).waiting == 4)
     assert len(setup.mailer.sent) == 1
 
 
-# What uses up no place
+# What uses no permit
 
 
-def only_one_leaves(setup: Setup, **options: Any) -> None:
-    """With one place a day, the good mail is sent all the same."""
+def only_one_leaves(setup: ProcessorSetup, **options: Any) -> None:
+    """Check that the good mail is sent although there is one permit a day."""
     with setup.running(rate=NEVER, **options):
         until(lambda: setup.mailer.accepted('good@example.org') == 1)
 
 
-def test_expired_mail(setup: Setup) -> None:
-    """It is settled, and not sent."""
+def test_expired_mail(setup: ProcessorSetup) -> None:
+    """It is settled without being sent."""
     for _ in range(5):
         setup.put(expires=time.time() - 1, priority='high')
     setup.put('good@example.org')
@@ -177,8 +179,8 @@ def test_expired_mail(setup: Setup) -> None:
     assert len(setup.mailer.sent) == 1
 
 
-def test_mail_that_somebody_else_has(setup: Setup) -> None:
-    """Claimed by another processor."""
+def test_mail_that_another_processor_has(setup: ProcessorSetup) -> None:
+    """A mail that cannot be claimed uses no permit."""
     setup.put_many(5, priority='high')
     claims = [setup.queue.claim(ticket) for ticket in setup.queue.scan(time.time())[0]]
     original = setup.queue.scan
@@ -191,7 +193,7 @@ def test_mail_that_somebody_else_has(setup: Setup) -> None:
 
 
 class Interrupted:
-    """A claim of a mail over which a process has stopped."""
+    """A claim of a mail that a process was sending when it died."""
 
     interrupted, ambiguous = 'sending', ()
 
@@ -202,8 +204,8 @@ class Interrupted:
         return getattr(self._claim, name)
 
 
-def test_mail_over_which_a_process_has_stopped(setup: Setup) -> None:
-    """It is put off, and not sent."""
+def test_mail_of_a_dead_process(setup: ProcessorSetup) -> None:
+    """It is deferred without being sent."""
     poison = setup.put(priority='high')
     claim = setup.queue.claim
 
@@ -217,8 +219,8 @@ def test_mail_over_which_a_process_has_stopped(setup: Setup) -> None:
     assert [envelope.recipients for envelope in setup.mailer.sent] == [('good@example.org',)]
 
 
-def test_a_road_that_closes(setup: Setup) -> None:
-    """Nobody is let in, or 421 at MAIL: what was given back keeps its place for the next try."""
+def test_a_relay_that_becomes_unavailable(setup: ProcessorSetup) -> None:
+    """A mail released after 421 at MAIL frees its permit for the next try."""
     troubles = iter([True, True, False])
 
     def before(envelope: Envelope) -> None:
@@ -231,18 +233,18 @@ def test_a_road_that_closes(setup: Setup) -> None:
     assert setup.mailer.connections == 3
 
 
-def test_a_road_that_is_closed(setup: Setup) -> None:
-    """A connection that is refused takes no place."""
+def test_a_relay_that_is_unavailable(setup: ProcessorSetup) -> None:
+    """A refused connection uses no permit."""
     setup.mailer.unavailable = 'Connection refused'
     setup.put('good@example.org')
     with setup.running(rate=NEVER):
-        until(lambda: setup.mailer.connections == 3)
+        until(lambda: setup.mailer.connections >= 3)
         setup.mailer.unavailable = None
         setup.mailer.wait_for(1)
 
 
-def test_a_queue_that_fails(setup: Setup) -> None:
-    """Nor does a mail that could not be claimed because the queue cannot be used."""
+def test_a_queue_that_fails(setup: ProcessorSetup) -> None:
+    """A mail that could not be claimed because the queue failed uses no permit."""
     claim = setup.queue.claim
     failures: list[QueueError] = [READ_ONLY, READ_ONLY]
 
@@ -256,9 +258,8 @@ def test_a_queue_that_fails(setup: Setup) -> None:
     only_one_leaves(setup, poll=0.05)
 
 
-def test_a_stale_connection(setup: Setup) -> None:
-    """A mail that is sent again at once, because the connection had gone, counts once: after the
-    two places are used, nothing leaves."""
+def test_a_stale_connection(setup: ProcessorSetup) -> None:
+    """A mail that is sent again at once over a new connection uses one permit."""
     stale = iter([False, True])
 
     def before(envelope: Envelope) -> None:
@@ -276,8 +277,8 @@ def test_a_stale_connection(setup: Setup) -> None:
         setup.mailer.wait_for(4)
 
 
-def test_an_attempt_that_failed_counts(setup: Setup) -> None:
-    """The relay was asked: a refusal or a deferral is a mail like any other."""
+def test_an_attempt_that_failed_counts(setup: ProcessorSetup) -> None:
+    """A mail that the relay refused uses a permit."""
     setup.mailer.script('ann@example.org', Verdict('failed', Reply(550, 'no')))
     setup.put_many(2)
     with steered(setup, NEVER) as processor:
@@ -287,9 +288,8 @@ def test_an_attempt_that_failed_counts(setup: Setup) -> None:
 
 
 @pytest.mark.slow
-def test_a_high_rate_costs_little(setup: Setup) -> None:
-    """A rate that is higher than what the mailer can do anyway makes no difference to speak of;
-    one that is lower is nearly reached."""
+def test_a_high_rate_costs_little(setup: ProcessorSetup) -> None:
+    """A rate above what the mailer can do costs little, and a lower one is nearly reached."""
 
     def sending(processor: QueueProcessor, mails: int) -> float:
         setup.put_many(mails)

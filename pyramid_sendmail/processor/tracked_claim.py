@@ -1,0 +1,138 @@
+"""Claims as the workers of a queue processor use them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from zope.interface import implementer
+
+from ..envelope import Envelope, PendingEvent
+from ..exceptions import DamagedMail
+from ..interfaces import IMailClaim, IMailEventDispatcher
+from ..queue.ticket import Ticket
+from .worker_pool import WorkerPool
+
+__all__ = ['DamagedClaim', 'TrackedClaim', 'dispatch_damaged']
+
+
+@implementer(IMailClaim)
+class TrackedClaim:
+    """A claim that tells its worker pool when the mail or one of its events is due again, and
+    when it was released without an attempt or with an event that was not dispatched."""
+
+    __slots__ = (
+        *('_claim', '_event_pending', '_pool', '_settled', '_ticket'),
+        *('envelope', 'interrupted', 'mark_ambiguous', 'todo'),
+    )
+
+    def __init__(self, claim: IMailClaim, pool: WorkerPool, ticket: Ticket) -> None:
+        self._claim = claim
+        self._pool = pool
+        self._ticket = ticket
+        self._settled = False
+        self._event_pending = bool(claim.pending_events)
+        # Constant, and read several times for each mail.
+        self.envelope: Envelope = claim.envelope
+        self.todo: tuple[str, ...] = claim.todo
+        self.interrupted: str = claim.interrupted
+        self.mark_ambiguous = claim.mark_ambiguous
+
+    @property
+    def attempt(self) -> int:
+        return int(self._claim.attempt)
+
+    @property
+    def since(self) -> float:
+        return float(self._claim.since)
+
+    @property
+    def ambiguous(self) -> Sequence[str]:
+        recipients: Sequence[str] = self._claim.ambiguous
+        return recipients
+
+    @property
+    def pending_events(self) -> Sequence[PendingEvent]:
+        events: Sequence[PendingEvent] = self._claim.pending_events
+        return events
+
+    def clear_ambiguous(self) -> None:
+        self._claim.clear_ambiguous()
+
+    def settle(
+        self, events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
+    ) -> None:
+        self._settled = True
+        self._claim.settle(events, retry_at=retry_at, report=report)
+        self._event_pending = report
+        if retry_at is not None:
+            self._pool.due_again(retry_at)
+
+    def acknowledge(self, events: Iterable[PendingEvent]) -> None:
+        self._claim.acknowledge(events)
+
+    def retry_events(self, events: Iterable[PendingEvent], due: float) -> None:
+        self._claim.retry_events(events, due)
+        self._pool.due_again(due)
+
+    def release(self) -> None:
+        self._claim.release()
+        if self._event_pending:
+            self._pool.event_rejected()
+        if self.todo and not self._settled:
+            self._pool.claim_released(self._ticket)
+
+
+@implementer(IMailClaim)
+class DamagedClaim:
+    """Stands for a damaged file, which is in ``failed/`` already: no method does anything."""
+
+    todo: Sequence[str] = ()
+    attempt = 0
+    interrupted = ''
+    ambiguous: Sequence[str] = ()
+    pending_events: Sequence[PendingEvent] = ()
+
+    def __init__(self, envelope: Envelope) -> None:
+        self.envelope = envelope
+        self.since = envelope.queued_at
+
+    def mark_ambiguous(self, recipients: Sequence[str]) -> None:
+        """A damaged file is never sent."""
+
+    def clear_ambiguous(self) -> None:
+        """A damaged file is never ambiguous."""
+
+    def settle(
+        self, events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
+    ) -> None:
+        """A damaged file is never attempted."""
+
+    def acknowledge(self, events: Iterable[PendingEvent]) -> None:
+        """There is no mail to record this in."""
+
+    def retry_events(self, events: Iterable[PendingEvent], due: float) -> None:
+        """The event is dispatched once; the log and ``failed/`` keep the rest."""
+
+    def release(self) -> None:
+        """There is no lock."""
+
+
+def dispatch_damaged(error: DamagedMail, dispatcher: IMailEventDispatcher, *, now: float) -> None:
+    """Dispatch the error event of a damaged file. ``now``: epoch seconds."""
+    envelope = Envelope(
+        id=error.name,
+        message_id=error.name,
+        sender='',
+        recipients=(),
+        raw=error.raw,
+        queued_at=now,
+    )
+    event = PendingEvent(
+        id=f'{error.name}-0-error-0',
+        kind='error',
+        recipients=(),
+        attempt=0,
+        mailer='',
+        reason=f'damaged: {error.reason}',
+    )
+    dispatcher.dispatch(DamagedClaim(envelope), [event])

@@ -1,0 +1,292 @@
+"""Browse and repair a queue on disk: list its mails, read one, retry, hold, release, drop it.
+
+========  =======================  ================================================================
+change    from                     one rename, after at most one write in place
+========  =======================  ================================================================
+retry     ``failed/``, held        letters back to ``T``, then into ``new/``, due now
+retry     ``cur/``                 the time of the retry, then a new name in ``cur/``, due now
+hold      ``new/``, ``cur/``       into ``failed/``, with a time that never comes in its name
+release   held                     into ``new/`` if never tried, else ``cur/``, due as it was
+drop      all but ``done/``        removed
+========  =======================  ================================================================
+
+A crash between write and rename leaves the mail where it was; the same change completes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Literal
+
+from ..browsing import MailDetails, MailInfo, MailState, QueueStats, RecipientInfo
+from .filename import NEVER, PRIORITY_OF, STATE_OF, FileName, file_name, parse
+from .files import QueueFiles
+from .format import STATE_AT, EnvelopeBlock, Unreadable, decode
+from .history import append_history, read_history, remove_history
+from .large_text import load
+from .wakeup import WakeUp
+
+__all__ = ['MaildirBrowser']
+
+log = logging.getLogger(__name__)
+
+_FOLDERS: dict[MailState, str] = {
+    'new': 'new',
+    'deferred': 'cur',
+    'done': 'done',
+    'failed': 'failed',
+    'held': 'failed',
+}
+
+Status = Literal['waiting', 'delivered', 'failed', 'ambiguous']
+
+_STATUS: dict[str, Status] = {
+    'T': 'waiting',
+    '?': 'ambiguous',
+    'd': 'delivered',
+    'f': 'failed',
+}
+
+_READS = 3
+"""How often a file is read before it counts as damaged: a processor may write its marks while it
+is read without a claim."""
+
+
+class MaildirBrowser:
+    """See IBrowsableQueue."""
+
+    def __init__(self, files: QueueFiles, wake_up: WakeUp, clock: Callable[[], float]) -> None:
+        self._files = files
+        self._wake_up = wake_up
+        self._clock = clock
+
+    def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
+        wanted = _FOLDERS if state is None else {state: _FOLDERS[state]}
+        for folder in dict.fromkeys(wanted.values()):
+            for name in sorted(self._names(folder)):
+                info = _info(folder, name)
+                if info.state in wanted:
+                    yield info
+
+    def get(self, id: str) -> MailDetails | None:
+        # A processor may move the mail from a folder not yet looked into to one already done.
+        for _ in range(_READS):
+            info = self._find(id)
+            if info is None:
+                return None
+            details = self._details(info)
+            if details is not None:
+                return details
+        return None
+
+    def retry(self, mail: MailInfo) -> bool:
+        if mail.state not in ('failed', 'held', 'deferred'):
+            return False
+        now = self._clock()
+        with self._claimed(mail) as claimed:
+            if claimed is None:
+                return False
+            descriptor, block = claimed
+            if mail.state == 'deferred':
+                block.retry_at = now
+                folder, attempt = 'cur', mail.attempt
+            else:
+                block.start_over(now)
+                folder, attempt = 'new', 0
+            self._files.write(descriptor, block.mutable_part(), STATE_AT)
+            schedule = file_name(block.envelope, due=now, attempt=attempt)
+            self._move(mail, folder, schedule)
+            log.info('%s: due now, by request', block.envelope.message_id)
+        self._wake_up.notify()
+        return True
+
+    def hold(self, mail: MailInfo, reason: str = '') -> bool:
+        if mail.state not in ('new', 'deferred'):
+            return False
+        with self._claimed(mail) as claimed:
+            if claimed is None:
+                return False
+            _, block = claimed
+            schedule = file_name(block.envelope, due=NEVER, attempt=mail.attempt)
+            self._move(mail, 'failed', schedule)
+            time = datetime.fromtimestamp(self._clock(), UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
+            words = ''.join(letter if letter.isprintable() else ' ' for letter in reason)
+            append_history(
+                self._files,
+                block.envelope.id,
+                f'{time} held: {words}'.rstrip(': ').encode() + b'\n',
+            )
+            log.info('%s: held: %s', block.envelope.message_id, words)
+        return True
+
+    def release(self, mail: MailInfo) -> bool:
+        if mail.state != 'held':
+            return False
+        with self._claimed(mail) as claimed:
+            if claimed is None:
+                return False
+            _, block = claimed
+            folder, due = 'new', block.envelope.due
+            if mail.attempt:
+                # Pending events do not wait for the retry.
+                folder, due = 'cur', block.retry_at
+                if block.pending_events():
+                    due = block.envelope.queued_at
+            self._move(mail, folder, file_name(block.envelope, due=due, attempt=mail.attempt))
+            log.info('%s: released, and sent when it is due', block.envelope.message_id)
+        self._wake_up.notify()
+        return True
+
+    def drop(self, mail: MailInfo) -> bool:
+        if mail.state == 'done':
+            return False
+        with self._claimed(mail) as claimed:
+            if claimed is None:
+                return False
+            _, block = claimed
+            os.unlink(self._files.path(_FOLDERS[mail.state], mail.key))
+            self._files.sync_folder(_FOLDERS[mail.state])
+            remove_history(self._files, block.envelope)
+            log.warning(
+                '%s: dropped by request, not sent to %s',
+                block.envelope.message_id,
+                ', '.join(_unsent(block)) or 'no recipient: all had it',
+            )
+        return True
+
+    def stats(self) -> QueueStats:
+        counts: dict[MailState, int] = dict.fromkeys(_FOLDERS, 0)
+        now = self._clock()
+        oldest: float | None = None
+        for folder in dict.fromkeys(_FOLDERS.values()):
+            for name in self._names(folder):
+                info = _info(folder, name)
+                counts[info.state] += 1
+                if info.state in ('new', 'deferred') and info.due <= now:
+                    oldest = info.due if oldest is None else min(oldest, info.due)
+        return QueueStats(counts=counts, oldest_due=oldest)
+
+    def _names(self, folder: str) -> list[str]:
+        try:
+            return os.listdir(f'{self._files.root}/{folder}')
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise self._files.error('cannot be read', error) from error
+
+    def _find(self, id: str) -> MailInfo | None:
+        for folder in dict.fromkeys(_FOLDERS.values()):
+            for name in self._names(folder):
+                info = _info(folder, name)
+                if info.id == id:
+                    return info
+        return None
+
+    def _details(self, info: MailInfo) -> MailDetails | None:
+        """Return None if the file has gone or moved meanwhile."""
+        path = self._files.path(_FOLDERS[info.state], info.key)
+        reason = ''
+        for _ in range(_READS):
+            try:
+                with open(path, 'rb') as file:
+                    block = decode(file.read())
+            except FileNotFoundError:
+                return None
+            except Unreadable as error:
+                reason = str(error)
+                continue
+            except OSError as error:
+                raise self._files.error('cannot be read', error) from error
+            return MailDetails(
+                info=info,
+                envelope=block.envelope,
+                recipients=_recipients(block, info.attempt),
+                pending_events=len(block.pending_events()),
+                history=read_history(self._files, block.envelope.id),
+            )
+        return MailDetails(
+            info=info,
+            envelope=None,
+            recipients={},
+            pending_events=0,
+            history=read_history(self._files, info.key),
+            damaged=reason,
+        )
+
+    @contextmanager
+    def _claimed(self, mail: MailInfo) -> Iterator[tuple[int, EnvelopeBlock] | None]:
+        """Claim the file of a mail, and give it with what it says; None if that is not possible.
+
+        Raises QueueError for what the body cannot do either.
+        """
+        descriptor = None
+        try:
+            try:
+                descriptor = self._files.open(self._files.path(_FOLDERS[mail.state], mail.key))
+                if descriptor is None:
+                    yield None
+                    return
+                block, text = load(self._files, descriptor)
+            except ValueError:
+                # Not a plain file, or not a mail of this queue: a processor moves it to failed/.
+                yield None
+                return
+            try:
+                yield descriptor, block
+            finally:
+                if text is not None:
+                    text.close()
+        except OSError as error:
+            raise self._files.error('cannot be changed', error) from error
+        finally:
+            if descriptor is not None:
+                self._files.close(descriptor)
+
+    def _move(self, mail: MailInfo, folder: str, schedule: FileName) -> None:
+        source = _FOLDERS[mail.state]
+        self._files.rename(source, mail.key, folder, schedule.text)
+        for each in dict.fromkeys((folder, source)):
+            self._files.sync_folder(each)
+
+
+def _info(folder: str, name: str) -> MailInfo:
+    state: MailState = STATE_OF[folder]
+    schedule = parse(name)
+    if schedule is None:
+        return MailInfo(id=name, state=state, key=name)
+    if folder == 'failed' and schedule.due >= NEVER:
+        state = 'held'
+    return MailInfo(
+        id=schedule.id,
+        state=state,
+        priority=PRIORITY_OF[schedule.priority],
+        due=schedule.due if state in ('new', 'deferred') else 0.0,
+        attempt=schedule.attempt,
+        key=name,
+    )
+
+
+def _recipients(block: EnvelopeBlock, attempt: int) -> dict[str, RecipientInfo]:
+    found = {}
+    marks = zip(block.envelope.recipients, block.letters, block.pointers, strict=True)
+    for recipient, letter, pointer in marks:
+        entry = block.entries[pointer] if pointer < len(block.entries) else None
+        if letter == 'T' and entry is not None and entry.attempt != attempt:
+            entry = None  # that of another recipient, from before the mail was started over
+        reply = entry.reply if entry is not None else None
+        reason = ''
+        if entry is not None and letter not in 'dD':
+            reason = str(reply or '') if entry.reason is None else entry.reason
+        found[recipient] = RecipientInfo(
+            status=_STATUS.get(letter) or _STATUS[letter.lower()], reply=reply, reason=reason
+        )
+    return found
+
+
+def _unsent(block: EnvelopeBlock) -> list[str]:
+    pairs = zip(block.envelope.recipients, block.letters, strict=True)
+    return [recipient for recipient, letter in pairs if letter not in 'dD']

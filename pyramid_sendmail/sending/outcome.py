@@ -1,0 +1,253 @@
+"""What an attempt came to: classify the relay's answers, record them, dispatch the events."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+from ..envelope import Envelope, Outcome, PendingEvent, Verdict
+from ..exceptions import QueueError
+from ..interfaces import IMailClaim, IMailEventDispatcher
+from ..retry import RetryPolicy
+from ..threads import CooperativeLock
+
+__all__ = ['OutcomeRecorder', 'Tally', 'report_settled']
+
+log = logging.getLogger(__name__)
+
+Kind = Literal['sent', 'deferred', 'error']
+
+_LEVELS: dict[Kind, int] = {
+    'sent': logging.INFO,
+    'deferred': logging.WARNING,
+    'error': logging.ERROR,
+}
+
+_NO_VERDICT = Verdict('deferred', None, 'the mailer gave no answer for this recipient')
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of mails: ``delivered`` to every recipient, ``deferred`` for some, ``failed`` for
+    some and deferred for none."""
+
+    delivered: int = 0
+    deferred: int = 0
+    failed: int = 0
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = self.delivered + self.deferred + self.failed
+
+    def add(self, other: Tally) -> None:
+        """Add the counts of another tally."""
+        self.delivered += other.delivered
+        self.deferred += other.deferred
+        self.failed += other.failed
+        self.total += other.total
+
+    def count(self, events: Iterable[PendingEvent]) -> None:
+        """Add one mail, by the events of its attempt."""
+        kinds = [event.kind for event in events]
+        if 'deferred' in kinds:
+            self.deferred += 1
+        elif 'error' in kinds:
+            self.failed += 1
+        else:
+            self.delivered += 1
+        self.total += 1
+
+
+class Unrecorded(NamedTuple):
+    """A claim, and the outcome that could not be written to the queue yet."""
+
+    claim: IMailClaim
+    events: list[PendingEvent]
+    retry_at: float | None
+
+
+@runtime_checkable
+class SharesLock(Protocol):
+    """An event dispatcher whose subscribers and senders take turns at the CPU."""
+
+    cooperative_lock: CooperativeLock
+
+
+@dataclass(slots=True)
+class OutcomeRecorder:
+    """Writes the outcome of each attempt to the queue, and dispatches its events.
+
+    ``policy`` says when a mail is tried again. ``ambiguous``: 'resend' or 'hold'. ``durable``:
+    whether the queue outlives this process, and keeps what failed. ``clock``: epoch seconds.
+    """
+
+    policy: RetryPolicy
+    dispatcher: IMailEventDispatcher
+    ambiguous: str = 'resend'
+    durable: bool = True
+    clock: Callable[[], float] = time.time
+    unrecorded: list[Unrecorded] = field(default_factory=list, init=False)
+    """Outcomes that could not be written yet. Their claims stay locked, and nothing more may be
+    claimed until ``write_unrecorded`` has emptied the list."""
+    cooperative_lock: CooperativeLock = field(init=False)
+    """Held over sessions that release it while they wait; shared with the subscribers."""
+
+    def __post_init__(self) -> None:
+        shared = self.dispatcher
+        self.cooperative_lock = (
+            shared.cooperative_lock if isinstance(shared, SharesLock) else CooperativeLock()
+        )
+
+    def write_unrecorded(self) -> None:
+        """Write the outcomes that could not be written before.
+
+        Raises QueueError if one cannot be written yet, and keeps it.
+        """
+        while self.unrecorded:
+            self._write(*self.unrecorded[0])
+            del self.unrecorded[0]
+
+    def record_outcome(
+        self, claim: IMailClaim, outcome: Outcome, mailer: str, tally: Tally | None = None
+    ) -> None:
+        """Classify an outcome, log it, count it, write it to the queue and dispatch its events.
+
+        Raises QueueError if it cannot be written; the claim is kept in ``unrecorded`` then.
+        """
+        events, retry_at = self._classify(claim, outcome, mailer)
+        if tally is not None:
+            tally.count(events)
+        try:
+            self._write(claim, events, retry_at)
+        except QueueError:
+            self.unrecorded.append(Unrecorded(claim, events, retry_at))
+            log.critical(
+                '%s: outcome could not be written to the queue; sending stops until it can',
+                claim.envelope.message_id,
+            )
+            raise
+
+    def _classify(
+        self, claim: IMailClaim, outcome: Outcome, mailer: str
+    ) -> tuple[list[PendingEvent], float | None]:
+        """Return one event for all recipients with the same answer, and the time at which the
+        mail is due again."""
+        envelope: Envelope = claim.envelope
+        number = claim.attempt + 1
+        groups = _by_verdict(claim.todo, outcome)
+        now, delay = 0.0, None
+        if groups[0][0].status != 'delivered' or len(groups) > 1:
+            now = self.clock()
+            # The age of a mail for a later day counts from that day.
+            delay = self.policy.delay(number, now - max(claim.since, envelope.not_before))
+        next_try = None if delay is None else now + delay
+        retry_at = None
+        events: list[PendingEvent] = []
+        for verdict, recipients in groups:
+            kind = self._kind(verdict, delay)
+            if kind == 'deferred':
+                retry_at = next_try
+            event = PendingEvent(
+                id=f'{envelope.id}-{number}-{kind}-{len(events)}',
+                kind=kind,
+                recipients=recipients,
+                attempt=number,
+                mailer=mailer,
+                reply=verdict.reply,
+                reason=_reason(verdict, kind, given_up=delay is None),
+                permanent=verdict.status == 'failed',
+                retry_at=next_try if kind == 'deferred' else None,
+            )
+            self._log(event, verdict, envelope)
+            events.append(event)
+        return events, retry_at
+
+    def _kind(self, verdict: Verdict, delay: float | None) -> Kind:
+        if verdict.status == 'delivered':
+            return 'sent'
+        if verdict.status == 'failed' or delay is None:
+            return 'error'
+        return 'error' if verdict.status == 'ambiguous' and self.ambiguous == 'hold' else 'deferred'
+
+    def _write(self, claim: IMailClaim, events: list[PendingEvent], retry_at: float | None) -> None:
+        older = claim.pending_events
+        if older:
+            known = {event.id for event in events}
+            events = [event for event in older if event.id not in known] + events
+        wanted = any(map(self.dispatcher.wants, {event.kind for event in events}))
+        claim.settle(events, retry_at=retry_at, report=wanted)
+        if wanted:
+            self.dispatcher.dispatch(claim, events)
+
+    def _log(self, event: PendingEvent, verdict: Verdict, envelope: Envelope) -> None:
+        level = _LEVELS[event.kind]
+        if not log.isEnabledFor(level):
+            return
+        ambiguous = verdict.status == 'ambiguous'
+        word: str = 'ambiguous' if ambiguous else event.kind
+        text = event.reason or event.reply or ''
+        if event.kind == 'error':
+            if not ambiguous:
+                word = 'refused' if event.permanent and event.reply else 'failed'
+            text = f'{text} (will not be tried again{"; see failed/" if self.durable else ""})'
+            if not (self.durable or ambiguous or event.permanent):
+                word = 'not sent and lost'
+                text = f'no queue is configured (mail.queue_path): {verdict}'
+        log.log(
+            level,
+            '%s: %s for %s (attempt %d, %s): %s',
+            envelope.message_id,
+            word,
+            ', '.join(event.recipients),
+            event.attempt,
+            event.mailer or 'not sent',
+            text,
+            extra={
+                'message_id': envelope.message_id,
+                'mail_id': envelope.id,
+                'outcome': 'ambiguous' if ambiguous else event.kind,
+                'recipients': event.recipients,
+                'attempt': event.attempt,
+            },
+        )
+
+
+def report_settled(claim: IMailClaim, dispatcher: IMailEventDispatcher) -> None:
+    """Dispatch the events of a claim that has nothing to send; without events, complete its move.
+
+    Raises QueueError if it cannot be moved; the claim is released then.
+    """
+    events = claim.pending_events
+    if events:
+        dispatcher.dispatch(claim, events)
+        return
+    try:
+        claim.acknowledge(())
+    except QueueError:
+        claim.release()
+        raise
+
+
+def _by_verdict(todo: Sequence[str], outcome: Outcome) -> list[tuple[Verdict, tuple[str, ...]]]:
+    """Group recipients with the same answer, in the order of the first recipient of each group."""
+    first = outcome.get(todo[0], _NO_VERDICT)
+    if len(todo) == 1 or all(outcome.get(recipient) is first for recipient in todo):
+        return [(first, tuple(todo))]
+    groups: dict[Verdict, list[str]] = {}
+    for recipient in todo:
+        groups.setdefault(outcome.get(recipient, _NO_VERDICT), []).append(recipient)
+    return [(verdict, tuple(recipients)) for verdict, recipients in groups.items()]
+
+
+def _reason(verdict: Verdict, kind: Kind, *, given_up: bool) -> str:
+    if kind == 'sent':
+        return ''
+    reason = str(verdict)
+    if verdict.status == 'ambiguous':
+        reason = f'ambiguous: {reason}'
+    if given_up and verdict.status != 'failed':
+        reason = f'given up: {reason}'
+    return reason

@@ -1,0 +1,163 @@
+"""Attachments: their names and types, what is refused, and that every byte arrives."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyramid_sendmail.exceptions import MessageError
+from pyramid_sendmail.message import Attachment, EnvelopeFactory
+from tests.support.messages import PNG, assert_refused, freeze, plain, read
+
+BAD_ATTACHMENTS: list[tuple[Attachment, str]] = [
+    (Attachment('a.txt'), "attachment 'a.txt': give data or path"),
+    (Attachment('a.txt', b'x', path='y'), "attachment 'a.txt': give data or path, and not both"),
+    (Attachment(None, b'x'), 'attachments: .*neither a filename nor a path; give a name'),
+    (Attachment('', b'x'), "attachments, filename: '' is not a file name"),
+    (Attachment('a/..', b'x'), r"attachments, filename: 'a/\.\.' is not a file name"),
+    (Attachment('a\r\nb', b'x'), 'attachments, filename: .*line break'),
+    (Attachment('a\tb', b'x'), 'attachments, filename: .*not a file name'),
+    (Attachment('a\ud800', b'x'), 'attachments, filename: .*lone surrogate'),
+    (Attachment(5, b'x'), 'attachments, filename: 5 is not a string'),  # type: ignore[arg-type]
+    (Attachment('a', 5), "attachment 'a': data is a int; give bytes or a str"),  # type: ignore[arg-type]
+    (Attachment('a', path=5), 'attachments, path: 5 is not a path'),  # type: ignore[arg-type]
+    (Attachment('a', 'x\ud800'), "attachment 'a': its data cannot be encoded in 'utf-8'"),
+    (Attachment('a', 'é', content_type='text/plain; charset=ascii'), "encoded in 'ascii'; give b"),
+    (Attachment('a', 'é', content_type='text/plain; charset=nix'), "encoded in 'nix'"),
+    (Attachment('a', path='/no/such/file'), "'a': '/no/such/file' cannot be read: .*No such file"),
+    (Attachment('a', path='/no\0such'), "'a': '/no.x00such' cannot be read: .*null byte"),
+    (Attachment(None, path='/tmp'), "attachment 'tmp': '/tmp' is not a regular file"),
+    (Attachment('a', b'x', content_type='x'), "'a': 'x' is not a content_type; write 'appl"),
+    (Attachment('a', b'x', content_type='text/plain\r\nBcc: b@x'), "'a': .* is not a content_type"),
+    (Attachment('a', b'x', content_type='text/plain; charset="a\r\nb"'), 'Content-Type, charset'),
+    (Attachment('a', b'x', content_type=5), "'a': 5 is not a content_type"),  # type: ignore[arg-type]
+    (Attachment('a', b'x', content_type='multipart/mixed'), "'a': multipart/mixed cannot .*rfc822"),
+    (Attachment('a', b'x', content_type='message/partial'), "'a': message/partial cannot be att"),
+    (Attachment('a', b'x', content_id=''), "'a': the content_id '' .*write content_id='logo'"),
+    (Attachment('a', b'x', content_id='a b'), "'a': the content_id 'a b'"),
+    (Attachment('a', b'x', content_id='a\r\nb'), "'a': the content_id"),
+    (Attachment('a', b'x', content_id='<a'), "'a': the content_id '<a'"),
+    (Attachment('a', b'x', content_id=5), "'a': the content_id 5"),  # type: ignore[arg-type]
+    (Attachment('a.eml', b'X: \xff\n\n'), "attachment 'a.eml': X: .*application/octet-stream"),
+    (Attachment('a.eml', b'Content-Type: multipart/mixed\n\n\xff'), "'a.eml': .*7 bits"),
+]
+
+
+@pytest.mark.parametrize(('attachment', 'named'), BAD_ATTACHMENTS)
+def test_bad_attachment(attachment: Attachment, named: str) -> None:
+    """So is one whose attachment cannot be sent; the text names the file."""
+    with pytest.raises(MessageError) as caught:
+        freeze(plain(attachments=[attachment]))
+
+    assert_refused(caught.value, named)
+
+
+def test_large_file(tmp_path: Path) -> None:
+    """A file that is too large is not even read."""
+    path = tmp_path / 'large'
+    path.write_bytes(b'x' * 2000)
+
+    with pytest.raises(MessageError, match=r'large.*mail\.max_size = 1000'):
+        EnvelopeFactory(default_sender='a@x', max_size=1000).envelope(
+            plain(attachments=[Attachment(None, path=path)])
+        )
+
+
+def test_duplicate_content_id() -> None:
+    """Two pictures of one name are refused."""
+    files = [Attachment('a.gif', b'x', content_id='a'), Attachment('b.gif', b'y', content_id='<a>')]
+
+    with pytest.raises(MessageError, match=r"content_id 'a' is given twice; each needs its own"):
+        freeze(plain(attachments=files))
+
+
+@pytest.mark.parametrize(
+    ('attachment', 'kind', 'name'),
+    [
+        (Attachment('a.pdf', b'x'), 'application/pdf', 'a.pdf'),
+        (Attachment('a', b''), 'application/octet-stream', 'a'),
+        (Attachment('a.tar.gz', b'x'), 'application/octet-stream', 'a.tar.gz'),
+        (Attachment('a.xyz', b'x', content_type='Text/X-Y'), 'text/x-y', 'a.xyz'),
+        (Attachment('.htaccess', b'x'), 'application/octet-stream', '.htaccess'),
+        (Attachment('/etc/a.txt', b'x'), 'text/plain', 'a.txt'),
+        (Attachment('C:\\x\\a.txt', b'x'), 'text/plain', 'a.txt'),
+        (Attachment('a "b".txt', b'x'), 'text/plain', 'a "b".txt'),
+        (Attachment('日本.txt', bytearray(b'x')), 'text/plain', '日本.txt'),  # type: ignore[arg-type]
+        (Attachment('日本', 'x'), 'application/octet-stream', '日本'),
+    ],
+)
+def test_attachment_names(attachment: Attachment, kind: str, name: str) -> None:
+    """The type follows from the name, which has no folder."""
+    (part,) = read(freeze(plain(attachments=[attachment]))).iter_attachments()
+
+    assert (part.get_content_type(), part.get_filename()) == (kind, name)
+
+
+def test_attachment_from_path(tmp_path: Path) -> None:
+    """A file is read by send, and named after its path."""
+    path = tmp_path / 'Grüße.bin'
+    attachment = Attachment(None, path=os.fspath(path))
+    path.write_bytes(PNG)
+
+    (part,) = read(freeze(plain(attachments=[attachment]))).iter_attachments()
+
+    assert part.get_filename() == 'Grüße.bin'
+    assert part.get_content() == PNG
+
+
+def test_attachment_charset() -> None:
+    """A str is written in the character set that its content_type names."""
+    attachment = Attachment('a.txt', 'é', content_type='text/plain; charset="latin-1"; x=y')
+
+    (part,) = read(freeze(plain(attachments=[attachment]))).iter_attachments()
+
+    assert part.get_payload(decode=True) == b'\xe9'
+    assert part.get_content() == 'é'
+    assert part['Content-Type'].params['x'] == 'y'
+
+
+def test_text_attachment_is_exact() -> None:
+    """Line ends and all of a text file arrive as they are."""
+    data = b'a\rb\nc\r\nd\0 \n.\n' + b'x' * 2000
+
+    (part,) = read(freeze(plain(attachments=[Attachment('a.txt', data)]))).iter_attachments()
+
+    assert part.get_payload(decode=True) == data
+
+
+@given(st.binary(max_size=500))
+def test_any_data(data: bytes) -> None:
+    """Any attachment arrives to the octet."""
+    (part,) = read(freeze(plain(attachments=[Attachment('a.bin', data)]))).iter_attachments()
+
+    assert part.get_content() == data
+
+
+@pytest.mark.parametrize(
+    'mail',
+    [
+        b'Subject: x\nTo: a@x\n\nHello\n',
+        'Subject: Grüße\n\nGrüße\n'.encode(),
+        b'Subject: x\n\n' + b'x' * 2000,
+        b'Subject: x\nContent-Type: text/plain; charset=latin-1\n\n\xe9\n',
+    ],
+)
+def test_attached_mail(mail: bytes) -> None:
+    """A mail is attached as a mail, in lines of 7 bits (RFC 2046, 5.2.1)."""
+    (part,) = read(freeze(plain(attachments=[Attachment('a.eml', mail)]))).iter_attachments()
+    expected = email.message_from_bytes(mail, policy=email.policy.default)
+    inner = part.get_content()
+
+    assert part.get_content_type() == 'message/rfc822'
+    assert part['Content-Transfer-Encoding'] == '7bit'
+    assert inner['Subject'] == expected['Subject']
+    if expected.get_content_charset() == 'iso-8859-1':
+        assert inner.get_content() == 'é\n'
+    else:
+        assert inner.get_payload(decode=True).strip() == expected.get_payload(decode=True).strip()  # type: ignore[union-attr]

@@ -1,0 +1,45 @@
+"""Message and Attachment: values that keep nothing of what the caller may change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from pyramid_sendmail.message import Attachment
+from tests.support.messages import freeze, plain, read
+
+
+def test_copied_at_construction() -> None:
+    """Lists and dicts that the caller changes later change nothing."""
+    to, headers, data = ['a@x'], {'X-A': '1'}, bytearray(b'one')
+    attachments = [Attachment('a', data)]  # type: ignore[arg-type]
+    message = plain(to=to, headers=headers, attachments=attachments)
+
+    to.append('b@x')
+    headers['X-A'] = '2'
+    attachments.clear()
+    data[:] = b'two'
+
+    assert freeze(message).recipients == ('a@x',)
+    assert read(freeze(message))['X-A'] == '1'
+    assert len(list(read(freeze(message)).iter_attachments())) == 1
+    assert message.attachments == (Attachment('a', b'one'),)
+    assert hash(message) == hash(plain(to=('a@x',), headers={}, attachments=message.attachments))
+    with pytest.raises(AttributeError):
+        message.subject = 'x'  # type: ignore[misc]
+
+
+def test_generators_can_be_sent_twice() -> None:
+    """What can be read once only is read at construction."""
+    message = plain(to=(address for address in ('a@x', 'b@x')))
+
+    assert freeze(message).recipients == freeze(message).recipients == ('a@x', 'b@x')
+
+
+def test_mapping_stays_read_only() -> None:
+    """Headers of a message cannot be changed in place."""
+    headers: Mapping[str, str] = plain(headers={'X-A': '1'}).headers
+
+    with pytest.raises(TypeError):
+        headers['X-A'] = '2'  # type: ignore[index]

@@ -1,0 +1,123 @@
+"""The MIME structure of our messages, as other programs read it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mailparser  # type: ignore[import-untyped]
+import pytest
+
+from pyramid_sendmail.message import Attachment, Message
+from tests.support.messages import PNG, freeze, plain, read, shape
+
+
+def full() -> Message:
+    return plain(
+        text='Grüße an alle',
+        html='<p>Grüße <img src="cid:logo"></p>',
+        attachments=[
+            Attachment('logo.png', PNG, content_id='logo'),
+            Attachment('Übersicht.csv', 'a;b\nc;d\r\n'),
+        ],
+    )
+
+
+def test_full_structure() -> None:
+    """Mixed over alternative over related, as Python's parser reads it."""
+    message = read(freeze(full()))
+
+    assert shape(message) == {
+        'multipart/mixed': [
+            {
+                'multipart/alternative': [
+                    'text/plain',
+                    {'multipart/related': ['text/html', 'image/png']},
+                ]
+            },
+            'text/csv',
+        ]
+    }
+    text = message.get_body(('plain',))
+    html = message.get_body(('html',))
+    assert text is not None
+    assert html is not None
+    assert text.get_content() == 'Grüße an alle\r\n'
+    assert html.get_content() == '<p>Grüße <img src="cid:logo"></p>\r\n'
+    (csv,) = message.iter_attachments()
+    assert csv.get_filename() == 'Übersicht.csv'
+    assert csv.get_payload(decode=True) == b'a;b\nc;d\r\n'
+    assert csv.get_content_charset() == 'utf-8'
+    picture = next(part for part in message.walk() if part.get_content_type() == 'image/png')
+    assert picture.get_content() == PNG
+    assert picture['Content-ID'] == '<logo>'
+    assert picture.get_content_disposition() == 'inline'
+
+
+def test_full_structure_read_by_another() -> None:
+    """The same by mail-parser."""
+    mail = mailparser.parse_from_bytes(freeze(full()).raw)
+
+    assert mail.subject == 'Hi'
+    assert mail.from_ == [('Shop', 'shop@example.org')]
+    assert mail.to == [('', 'ann@example.org')]
+    assert mail.text_plain == ['Grüße an alle\r\n']
+    assert mail.text_html == ['<p>Grüße <img src="cid:logo"></p>\r\n']
+    assert {file['filename']: file['mail_content_type'] for file in mail.attachments} == {
+        'logo.png': 'image/png',
+        'Übersicht.csv': 'text/csv',
+    }
+    assert not mail.defects
+
+
+@pytest.mark.parametrize(
+    ('given_', 'expected'),
+    [
+        ({}, 'text/plain'),
+        ({'text': None, 'html': 'x'}, 'text/html'),
+        ({'html': 'x'}, {'multipart/alternative': ['text/plain', 'text/html']}),
+        (
+            {'attachments': [Attachment('a.pdf', b'x')]},
+            {'multipart/mixed': ['text/plain', 'application/pdf']},
+        ),
+        (
+            {
+                'text': None,
+                'html': '<i style="background: URL( cid:a%40b )">',
+                'attachments': [Attachment('a.gif', b'x', content_id='<a@b>')],
+            },
+            {'multipart/related': ['text/html', 'image/gif']},
+        ),
+        (
+            {'html': 'x', 'attachments': [Attachment('a.gif', b'x', content_id='unused')]},
+            {
+                'multipart/mixed': [
+                    {'multipart/alternative': ['text/plain', 'text/html']},
+                    'image/gif',
+                ]
+            },
+        ),
+        (
+            {'attachments': [Attachment('a.gif', b'x', content_id='unused')]},
+            {'multipart/mixed': ['text/plain', 'image/gif']},
+        ),
+    ],
+)
+def test_structures(given_: dict[str, Any], expected: Any) -> None:
+    """No part more than is needed; a picture that html does not show is an attachment."""
+    message = read(freeze(plain(**given_)))
+
+    assert shape(message) == expected
+    for part in message.walk():
+        if part.get_content_maintype() == 'image':
+            inline = shape(message).keys() == {'multipart/related'}
+            assert part.get_content_disposition() == ('inline' if inline else 'attachment')
+
+
+def test_words_are_no_references() -> None:
+    """Prose about cid: is not a picture."""
+    freeze(plain(html='<p>Write cid:logo, or (cid:x)</p>'))
+
+
+def test_empty_text() -> None:
+    """'' is a text, and no text is invented for it."""
+    assert freeze(plain(text='')).raw.endswith(b'7bit\r\n\r\n')

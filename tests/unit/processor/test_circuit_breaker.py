@@ -1,0 +1,230 @@
+"""The circuit breaker: when a worker may connect, and what the log says."""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+import pytest
+
+from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
+from pyramid_sendmail.processor.circuit_breaker import CROWDED_PAUSE, LONGEST_PAUSE, CircuitBreaker
+from tests.support.processors import RELAY_REFUSED, WorkerThread
+from tests.support.queues import Clock
+
+
+def levels(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.levelname for record in caplog.records]
+
+
+def test_one_worker_tries_first(workers: list[WorkerThread]) -> None:
+    """Without a session one worker at a time tries, so an unavailable relay costs one connect."""
+    breaker = CircuitBreaker(Clock(0.0))
+    ann, bob, eve = workers
+    assert ann.do(breaker.acquire) == 0
+    assert bob.do(breaker.acquire) > 0
+    ann.do(breaker.session_opened)
+    assert bob.do(breaker.acquire) == 0
+    assert eve.do(breaker.acquire) == 0, 'any worker, since one has a session'
+    for worker in (ann, bob):
+        worker.do(breaker.session_opened)
+        worker.do(breaker.release)
+    assert bob.do(breaker.acquire) == 0
+    assert ann.do(breaker.acquire) > 0, 'no worker has a session any more'
+
+
+def test_a_worker_that_ends_without_a_session_lets_another_try(workers: list[WorkerThread]) -> None:
+    """The other workers do not wait for ever for one that failed for another reason."""
+    breaker = CircuitBreaker(Clock(0.0))
+    ann, bob, _ = workers
+    ann.do(breaker.acquire)
+    bob.do(breaker.release)
+    assert bob.do(breaker.acquire) > 0
+    ann.do(breaker.release)
+    assert bob.do(breaker.acquire) == 0
+
+
+def test_the_pause_grows(caplog: pytest.LogCaptureFixture) -> None:
+    """Pauses of 1, 2, 4 ... seconds, at most five minutes, a fifth more or less; one log line."""
+    caplog.set_level(logging.INFO)
+    clock = Clock(0.0)
+    breaker = CircuitBreaker(clock, relay='smtp://relay.example.org:25')
+    for step in range(12):
+        assert breaker.acquire() == 0
+        assert breaker.record_failure(RELAY_REFUSED) == 0
+        pause = min(2.0**step, LONGEST_PAUSE)
+        assert 0.8 * pause <= breaker.retry_in() <= 1.2 * pause
+        assert breaker.acquire() == breaker.retry_in()
+        clock.now += breaker.retry_in()
+    assert breaker.retry_in() == 0
+    assert levels(caplog) == ['ERROR']
+    assert 'Connection refused' in caplog.text
+    breaker.acquire()
+    breaker.session_opened()
+    breaker.record_success()
+    breaker.record_success()
+    assert levels(caplog) == ['ERROR', 'WARNING']
+    assert 'relay smtp://relay.example.org:25 answers again after 12 failed attempts' in caplog.text
+    breaker.record_failure(RELAY_REFUSED)
+    assert breaker.retry_in() <= 1.2, 'it starts over'
+    assert levels(caplog) == ['ERROR', 'WARNING', 'ERROR']
+
+
+def test_a_new_reason_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """If the relay answers again and now refuses the password, the log says so."""
+    caplog.set_level(logging.INFO)
+    clock = Clock(0.0)
+    breaker = CircuitBreaker(clock)
+    for error in (
+        RELAY_REFUSED,
+        RELAY_REFUSED,
+        MailerUnavailable('535; see mail.password'),
+        RELAY_REFUSED,
+    ):
+        breaker.acquire()
+        breaker.record_failure(error)
+        clock.now += 1000
+    assert levels(caplog) == ['ERROR'] * 3
+    assert 'see mail.password' in caplog.text
+
+
+@pytest.mark.parametrize('chance', [0.0, 0.5, 1.0])
+def test_chance_spreads_the_pauses(chance: float) -> None:
+    """Each pause, the longest too, is up to a fifth shorter or longer."""
+    clock = Clock(0.0)
+    breaker = CircuitBreaker(clock, chance=lambda: chance)
+    for step in range(40):
+        breaker.acquire()
+        breaker.record_failure(RELAY_REFUSED)
+        pause = min(2.0**step, LONGEST_PAUSE)
+        assert breaker.retry_in() == pytest.approx(pause * (0.8 + 0.4 * chance))
+        clock.now += breaker.retry_in() + 1e-6
+
+
+SAME = (
+    (
+        '421 4.7.0 try again later. (EHLO) 5b1f17b1804b1-4318c0d05bcsm1234 - gsmtp',
+        '421 4.7.0 try again later. (EHLO) ffacd0b85a97d-3823ad47b3csm9 - gsmtp',
+    ),
+    (
+        'smtp://relay.example.org:25: connecting: 192.0.2.1: timed out after 30 s',
+        'smtp://relay.example.org:25: connecting: 192.0.2.2: timed out after 30 s',
+    ),
+    (
+        '554 5.7.1 no [DB3.example.com 2026-11-23T08:50:06.123Z 08DC]',
+        '554 5.7.1 no [AM6.example.com 2026-11-23T08:51:07.001Z 09AB]',
+    ),
+)
+
+
+OTHERS = (
+    ('the relay answered 421 busy', 'the relay answered 451 busy'),
+    ('the relay answered 454 4.7.0 no', 'the relay answered 454 4.7.8 no'),
+    (
+        'AUTH: the relay answered 535; see mail.username',
+        'AUTH: the relay answered 534; see mail.username',
+    ),
+    ('the greeting: the relay answered 421', 'EHLO: the relay answered 421'),
+)
+
+
+@pytest.mark.parametrize(
+    ('first', 'second', 'lines'), [(*each, 1) for each in SAME] + [(*each, 2) for each in OTHERS]
+)
+def test_what_counts_as_a_new_reason(
+    first: str, second: str, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another reply code or phase is a new reason; another time or session number is not."""
+    caplog.set_level(logging.DEBUG)
+    clock = Clock(0.0)
+    breaker = CircuitBreaker(clock)
+    for text in (first, second, second):
+        breaker.acquire()
+        breaker.record_failure(MailerUnavailable(text))
+        clock.now += 1000
+    assert levels(caplog) == ['ERROR'] * lines + ['DEBUG'] * (3 - lines)
+    assert first in caplog.text
+    assert second in caplog.text, 'the debug line has the whole text'
+
+
+def test_a_session_alone_proves_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A session that fails at MAIL is a failure: the pause grows, and the log has one line."""
+    clock = Clock(0.0)
+    breaker = CircuitBreaker(clock)
+    for step in range(5):
+        assert breaker.acquire() == 0
+        breaker.session_opened()
+        breaker.record_failure(MailerUnavailable('530'))
+        assert breaker.retry_in() >= 0.8 * 2.0**step
+        clock.now += 100
+    assert levels(caplog) == ['ERROR']
+
+
+def test_workers_that_fail_together_count_once(
+    workers: list[WorkerThread], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Workers that fail at the same time count as one failure, with one log line."""
+    caplog.set_level(logging.DEBUG)
+    breaker = CircuitBreaker(Clock(0.0))
+    ann, bob, _ = workers
+    ann.do(breaker.acquire)
+    ann.do(breaker.session_opened)
+    bob.do(breaker.acquire)
+    ann.do(lambda: breaker.record_failure(RELAY_REFUSED))
+    bob.do(lambda: breaker.record_failure(MailerUnavailable('421 4.3.2 closing')))
+    assert breaker.retry_in() <= 1.2
+    assert levels(caplog) == ['ERROR', 'DEBUG']
+
+
+def test_a_relay_that_takes_few_connections_is_available(
+    workers: list[WorkerThread], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that gets no connection while others have one pauses alone; the breaker stays
+    closed, and the log reports no unavailable relay."""
+    caplog.set_level(logging.INFO)
+    breaker = CircuitBreaker(Clock(0.0))
+    ann, bob, eve = workers
+    ann.do(breaker.acquire)
+    ann.do(breaker.session_opened)
+    bob.do(breaker.acquire)
+    assert (
+        bob.do(lambda: breaker.record_failure(MailerUnavailable('421 too many'))) == CROWDED_PAUSE
+    )
+    assert breaker.retry_in() == 0
+    assert ann.do(lambda: breaker.allows)
+    assert eve.do(breaker.acquire) == 0
+    assert levels(caplog) == ['INFO']
+
+
+def test_a_queue_that_cannot_be_used_stops_all_workers(
+    workers: list[WorkerThread], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker with a session takes no further mail, and its next answer does not close the
+    breaker."""
+    breaker = CircuitBreaker(Clock(0.0))
+    ann, bob, _ = workers
+    for worker in (ann, bob):
+        worker.do(breaker.acquire)
+        worker.do(breaker.session_opened)
+    assert ann.do(lambda: breaker.record_failure(QueueError(errno.ENOSPC, 'full'))) == 0
+    assert not bob.do(lambda: breaker.allows)
+    bob.do(breaker.record_success)
+    assert breaker.retry_in() > 0
+    assert bob.do(breaker.acquire) > 0
+    assert levels(caplog) == ['ERROR']
+
+
+def test_a_queue_that_works_again_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The log tells a queue that failed from a relay that failed."""
+    clock = Clock(0.0)
+    breaker = CircuitBreaker(clock, relay='smtp://relay.example.org:25')
+    breaker.acquire()
+    breaker.record_failure(QueueError(errno.ENOSPC, 'full'))
+    clock.now += 10
+    breaker.acquire()
+    breaker.session_opened()
+    breaker.record_success()
+    assert [record.getMessage() for record in caplog.records] == [
+        'queue unavailable, mail stays queued: [Errno 28] full',
+        'queue can be written again after 1 failed attempts',
+    ]

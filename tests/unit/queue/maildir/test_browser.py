@@ -1,0 +1,206 @@
+"""Browse and repair a queue on disk: crashes, damage, foreign files, errors of the file system."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyramid_sendmail.exceptions import QueueError
+from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue.browsing import MailInfo
+from tests.support.queues import (
+    NOW,
+    Clock,
+    claimed,
+    crashes,
+    deferred,
+    failed,
+    files,
+    make_envelope,
+    sent,
+    the_file,
+)
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> MaildirQueue:
+    queue = MaildirQueue(str(tmp_path / 'queue'), clock=Clock())
+    queue.prepare()
+    return queue
+
+
+def one_mail(queue: MaildirQueue, state: str) -> MailInfo:
+    """Put one mail to two recipients into the queue, in this state; one has it if it was tried."""
+    envelope = make_envelope('ann@example.org', 'bob@example.org')
+    queue.put([envelope]).publish()
+    if state in ('deferred', 'failed'):
+        claim = claimed(queue)
+        other = deferred if state == 'deferred' else failed
+        events = [
+            sent(envelope, 'ann@example.org'),
+            other(envelope, 'bob@example.org', group=1),
+        ]
+        claim.settle(events, retry_at=NOW + 60 if state == 'deferred' else None, report=False)
+    elif state == 'held':
+        (info,) = queue.mails()
+        assert queue.hold(info)
+    (info,) = queue.mails()
+    assert info.state == state
+    return info
+
+
+CHANGES = {
+    'retry failed': ('failed', 'new'),
+    'retry deferred': ('deferred', 'deferred'),
+    'retry held': ('held', 'new'),
+    'hold new': ('new', 'held'),
+    'hold deferred': ('deferred', 'held'),
+    'release held': ('held', 'new'),
+    'drop new': ('new', None),
+    'drop failed': ('failed', None),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_a_crash_at_any_call_of_a_change(queue: MaildirQueue, change: str) -> None:
+    """After a crash the mail is where it was or where it was to go, whole and once; the same
+    change completes it."""
+    before, after = CHANGES[change]
+    info = one_mail(queue, before)
+    path = the_file(queue, files(queue)[0].partition('/')[0])
+    data = path.read_bytes()
+    seen = set()
+
+    def work() -> bool:
+        return getattr(queue, change.partition(' ')[0])(info)  # type: ignore[no-any-return]
+
+    def check() -> None:
+        left = list(queue.mails())
+        assert len(left) == len(files(queue)) == (after is not None or bool(left))
+        seen.add(left[0].state if left else None)
+        for each in left:
+            details = queue.get(each.id)
+            assert details is not None
+            assert details.damaged == ''
+            waiting = {to for to, known in details.recipients.items() if known.status == 'waiting'}
+            assert 'ann@example.org' not in waiting or before in ('new', 'held')
+            if each == info:
+                assert work()
+                assert [mail.state for mail in queue.mails()] == ([after] if after else [])
+        for name in files(queue):
+            (Path(queue.path) / name).unlink()
+        path.write_bytes(data)
+
+    assert crashes(work, check) >= 4
+    assert seen == {before, after}
+
+
+def test_a_damaged_mail_is_shown_as_such(queue: MaildirQueue) -> None:
+    """A file with a flipped bit is listed; its details say what is wrong with it."""
+    info = one_mail(queue, 'failed')
+    path = the_file(queue, 'failed')
+    path.write_bytes(path.read_bytes()[:-1] + b'x')
+    assert list(queue.mails()) == [info]
+    details = queue.get(info.id)
+    assert details is not None
+    assert (details.envelope, dict(details.recipients)) == (None, {})
+    assert 'checksum' in details.damaged
+    assert details.reason == details.damaged
+    assert not queue.retry(info)
+    assert path.exists()
+
+
+def test_a_foreign_file_is_listed_and_left_alone(queue: MaildirQueue) -> None:
+    """A file that is not a mail of this queue has its name for an id, and stays where it is."""
+    path = Path(queue.path) / 'failed' / 'notes.txt'
+    path.write_text('Call Ann.')
+    (info,) = queue.mails()
+    assert (info.id, info.state, info.priority, info.due) == ('notes.txt', 'failed', '', 0.0)
+    details = queue.get('notes.txt')
+    assert details is not None
+    assert details.damaged == 'it is not a file of this queue'
+    for change in (queue.retry, queue.release, queue.drop):
+        assert not change(info)
+    assert path.read_text() == 'Call Ann.'
+
+
+def test_a_link_is_not_followed(queue: MaildirQueue, tmp_path: Path) -> None:
+    """What a link in the queue points at cannot be dropped or moved."""
+    target = tmp_path / 'target'
+    target.write_text('keep me')
+    info = one_mail(queue, 'failed')
+    path = the_file(queue, 'failed')
+    path.unlink()
+    path.symlink_to(target)
+    assert not queue.drop(info)
+    assert not queue.retry(info)
+    assert (path.is_symlink(), target.read_text()) == (True, 'keep me')
+
+
+def test_a_processor_that_writes_marks_while_a_mail_is_read(
+    queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mail that is half written at one look is read again."""
+    info = one_mail(queue, 'new')
+    path = the_file(queue, 'new')
+    data = path.read_bytes()
+    at = data.index(b'T00000T')
+    path.write_bytes(data[:at] + b'?' + data[at + 1 :])
+    import pyramid_sendmail.queue.maildir.browser as browser
+
+    decode: Callable[..., Any] = browser.decode
+    reads = []
+
+    def mended(read: bytes) -> Any:
+        reads.append(read)
+        path.write_bytes(data)
+        return decode(read)
+
+    monkeypatch.setattr(browser, 'decode', mended)
+    details = queue.get(info.id)
+    assert details is not None
+    assert (details.damaged, len(reads)) == ('', 2)
+
+
+def test_a_held_file_that_a_person_moves_back_is_sent(queue: MaildirQueue) -> None:
+    """``mv failed/X new/`` works for held mail as for dead letters: it is due at once."""
+    one_mail(queue, 'held')
+    path = the_file(queue, 'failed')
+    path.rename(Path(queue.path) / 'new' / path.name)
+    claim = claimed(queue)
+    assert claim.todo == ('ann@example.org', 'bob@example.org')
+    claim.release()
+
+
+def test_an_error_of_the_disk_names_the_queue(
+    queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change that cannot be written raises QueueError, and the mail stays where it was."""
+    info = one_mail(queue, 'new')
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(os, 'rename', full)
+    with pytest.raises(
+        QueueError, match='No space left on device; make room on the disk'
+    ) as raised:
+        queue.hold(info)
+    assert raised.value.filename == queue.path
+    monkeypatch.undo()
+    assert list(queue.mails()) == [info]
+    assert queue.hold(info), 'it is not locked any more'
+
+
+def test_a_queue_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    """Browsing makes no folder and fails over none."""
+    queue = MaildirQueue(str(tmp_path / 'nothing'))
+    assert list(queue.mails()) == []
+    assert queue.get('a' * 32) is None
+    assert sum(queue.stats().counts.values()) == 0
+    assert not (tmp_path / 'nothing').exists()
