@@ -7,12 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from zope.interface import implementer
 
 from ..exceptions import MailerUnavailable
-from ..interfaces import IMailer
+from ..interfaces import IMailer, IMailSession
 
 __all__ = ['AGAIN', 'FailoverMailer']
 
@@ -24,7 +23,7 @@ AGAIN = 60.0
 
 @dataclass(slots=True)
 class _Place:
-    mailer: Any
+    mailer: IMailer
     closed_until: float | None = None
     """None: it is not passed over."""
     reason: str = ''
@@ -69,7 +68,7 @@ class FailoverMailer:
     def __repr__(self) -> str:
         return f'<FailoverMailer {self.name}>'
 
-    def connect(self) -> Any:
+    def connect(self) -> IMailSession:
         """See IMailer. The session is that of the mailer that has connected."""
         reasons: dict[int, str] = {}
         tried: set[int] = set()

@@ -201,10 +201,10 @@ class SMTPSession:
         """Send the commands up to DATA and read their replies."""
         unsent, awaiting = self._unsent, self._awaiting_reply
         self._check_nothing_unread()
+        half = self._max_pipelined // 2
         while True:
-            if unsent and len(awaiting) <= self._max_pipelined // 2:
-                if group := self._next_group(mail):
-                    self._connection.write(group)
+            if unsent and len(awaiting) <= half and (group := self._next_group(mail)):
+                self._connection.write(group)
             if not awaiting:
                 return
             command = awaiting.popleft()
