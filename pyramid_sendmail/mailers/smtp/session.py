@@ -201,9 +201,9 @@ class SMTPSession:
         """Send the commands up to DATA and read their replies."""
         unsent, awaiting = self._unsent, self._awaiting_reply
         self._check_nothing_unread()
+        half = self._max_pipelined // 2
         while True:
-            room = len(awaiting) <= self._max_pipelined // 2
-            if unsent and room and (group := self._next_group(mail)):
+            if unsent and len(awaiting) <= half and (group := self._next_group(mail)):
                 self._connection.write(group)
             if not awaiting:
                 return

@@ -510,7 +510,7 @@ def test_many_recipients_and_a_lost_connection(server: ScriptedSMTPServer) -> No
     assert trouble is None
 
 
-# Who is script_actions before.
+# When before_final_dot is called.
 
 
 def test_mails_are_marked_before_their_text(server: ScriptedSMTPServer) -> None:
@@ -650,7 +650,7 @@ def test_a_write_that_fails(unsent: int, heard: tuple[Reply, ...], expected: lis
     assert [next(iter(statuses(outcome).values())) for outcome in outcomes] == expected
 
 
-# Claims.
+# With claims of a queue.
 
 
 @pytest.fixture
@@ -767,7 +767,7 @@ def test_a_lost_connection_makes_all_ambiguous(
     assert len(server.messages) == 1
 
 
-# When it is not to be had.
+# Without the extensions.
 
 
 @pytest.mark.parametrize(
