@@ -160,11 +160,11 @@ def test_with_a_queue(tmp_path: Path) -> None:
     assert isinstance(queue, MaildirQueue)
     assert queue.path == str(tmp_path)
     assert (queue._in_doubt, queue._hold_ambiguous, queue._longest) == ('send', True, 4320.0)
-    assert queue._store.sync is False
-    assert queue._store.permissions.group is False
+    assert queue._files.sync is False
+    assert queue._files.permissions.group is False
     shared = parts(committed(queue_path=tmp_path, queue_mode='group'))[2]
     assert isinstance(shared, MaildirQueue)
-    assert shared._store.permissions.group is True
+    assert shared._files.permissions.group is True
 
 
 def test_direct_delivery_with_a_queue(tmp_path: Path) -> None:
