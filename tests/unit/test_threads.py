@@ -386,3 +386,27 @@ def test_a_lock_that_was_held_at_a_fork() -> None:
             pass
 
     assert reap(forked(work)) == 0
+
+
+def test_after_fork_calls_a_method_in_the_child_alone() -> None:
+    """A method given to ``after_fork`` runs in each forked child, and only there; an object that is
+    gone is not kept alive for it."""
+
+    class Component:
+        def __init__(self) -> None:
+            self.calls = 0
+            after_fork(self.forked)
+
+        def forked(self) -> None:
+            self.calls += 1
+
+    component, gone = Component(), Component()
+    reference = weakref.ref(gone)
+    del gone
+    assert reference() is None
+
+    def in_the_child() -> None:
+        assert component.calls == 1
+
+    assert reap(forked(in_the_child)) == 0
+    assert component.calls == 0
