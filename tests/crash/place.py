@@ -1,8 +1,8 @@
 """Where an operation is stopped or made to fail: a queue, a relay, subscribers, and a ledger of all
 that the world outside has seen of them.
 
-What must be true afterwards stands in ``verify``: it is the table of DESIGN.md, section 5, read for
-each recipient from the letters that were found on disk.
+What must be true afterwards stands in ``verify``: it is the crash table of
+docs/explanation/guarantees.rst, read for each recipient from the letters that were found on disk.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ class Content:
         return {to: self.ids[to] for to, letter in self.letters.items() if letter in 'df'}
 
     def place(self, envelope: Envelope) -> tuple[str, float]:
-        """The folder and the time for these letters; DESIGN.md's table, section 5."""
+        """The folder and the time for these letters; see docs/explanation/queue-format.rst."""
         letters = set(self.letters.values())
         telling = not letters.isdisjoint('df')
         if not letters.isdisjoint('T?'):
