@@ -18,7 +18,7 @@ from zope.interface.verify import verifyClass, verifyObject
 from pyramid_sendmail.envelope import Envelope, PendingEvent, Priority, Reply
 from pyramid_sendmail.interfaces import IMailClaim, IScannableQueue, IStagedMail
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
-from tests.crash.bench import folder as tmp_path
+from tests.support.folders import folder as tmp_path
 from tests.support.queues import (
     NOW,
     Clock,

@@ -24,11 +24,12 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
-from tests.crash.bench import Bench, folder, log
+from tests.crash.bench import Bench, log
 from tests.crash.counts import Count
 from tests.crash.operations import OPERATIONS, Operation
 from tests.crash.place import FOLDERS, Lines, Place, snapshot
 from tests.crash.syscalls import Call, Watch
+from tests.support.folders import folder
 
 __all__ = ['folder', 'log']
 

@@ -40,8 +40,8 @@ from pyramid_sendmail.queue.maildir.filename import FOLDER_OF, ticket_of
 from pyramid_sendmail.queue.maildir.files import FOLDERS, QueueFiles
 from pyramid_sendmail.queue.maildir.format import decode
 from pyramid_sendmail.queue.ticket import Ticket
-from tests.crash.bench import folder as tmp_path
 from tests.crash.counts import Tell
+from tests.support.folders import folder as tmp_path
 from tests.support.queues import NOW, Clock, forked, make_envelope, reap
 
 __all__ = ['tmp_path']

@@ -47,9 +47,9 @@ from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.files import FOLDERS, QueueFiles
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER
 from pyramid_sendmail.sending.outcome import OutcomeRecorder
-from tests.crash.bench import folder as tmp_path
 from tests.crash.counts import Tell
 from tests.support.doubles import RecordingMailer
+from tests.support.folders import folder as tmp_path
 from tests.support.queues import NOW, until
 from tests.support.transactions import OtherManager, SavingManager
 

@@ -20,8 +20,8 @@ import pytest
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.sending.outcome import Tally
-from tests.crash.bench import folder as tmp_path
 from tests.support.children import Place
+from tests.support.folders import folder as tmp_path
 from tests.support.queues import (
     CALLS,
     NOW,

@@ -13,8 +13,8 @@ from pyramid_sendmail.sending.attempt import attempt
 from pyramid_sendmail.sending.connection import RelayConnection
 from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.peers.mail import make_mail, statuses
+from tests.peers.mailers import mailer
 from tests.peers.relay import Relay
-from tests.peers.test_relays import mailer
 from tests.support.processors import RecordingDispatcher
 from tests.support.queues import NOW, Clock
 

@@ -12,20 +12,13 @@ import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.chunking import ChunkingSession
-from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
+from pyramid_sendmail.mailers.smtp.options import SessionOptions
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
 from tests.peers.mail import BODIES, fronted, make_mail, statuses
+from tests.peers.mailers import mailer
 from tests.peers.relay import SIZE, Relay
 from tests.peers.roots import HOST, PATIENCE
 from tests.support.queues import until
-
-TIMEOUTS = Timeouts().capped(PATIENCE)
-
-
-def mailer(relay: Relay, port: int | None = None, **options: Any) -> SMTPMailer:
-    options.setdefault('hostname', 'web.example.org')
-    return SMTPMailer(HOST, port or relay.ports.plain, timeouts=TIMEOUTS, **options)
 
 
 @pytest.fixture
