@@ -138,8 +138,10 @@ LIES: dict[str, Callable[[Run], object]] = {
         [(run.bad, 'nobody@example.org')]
     ),
     'no subscriber knows': lambda run: run.sql('events', "DELETE FROM events WHERE kind = 'sent'"),
-    'told of two ends': lambda run: run.tell('3', 'sent', run.good, 'ann@example.org'),
-    'told in two ways': lambda run: run.tell('1', 'sent', run.good, 'bob@example.org'),
+    'with events of two ends': lambda run: run.tell('3', 'sent', run.good, 'ann@example.org'),
+    'dispatched with different recipients': lambda run: run.tell(
+        '1', 'sent', run.good, 'bob@example.org'
+    ),
     'another end': lambda run: run.sql('events', "UPDATE events SET kind = 'error'"),
     'violations of SMTP': lambda run: run.relay.violations.append('DATA before MAIL'),
     'tracebacks': lambda run: run.write('log-1', 'Traceback (most recent call last):\n'),
