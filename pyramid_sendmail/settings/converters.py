@@ -19,7 +19,6 @@ __all__ = [
     'delivery',
     'duration',
     'durations',
-    'envelope_sender',
     'host',
     'hostname',
     'pause',
@@ -166,13 +165,6 @@ def rate(value: str) -> tuple[int, int] | None:
 def _is_off(value: str) -> bool:
     """True for Pyramid's words for false, but not for a bare 0, which has no unit."""
     return value.lower() in falsey and value != '0'
-
-
-def envelope_sender(value: str) -> str:
-    """Return the address, which is parsed later."""
-    if value == '<>':
-        raise ValueError("write an address; for the null sender of one mail, use send(sender='')")
-    return value
 
 
 def absolute_path(value: str) -> str:

@@ -91,7 +91,7 @@ TABLE: tuple[Setting, ...] = (
     Setting('mail.default_sender', text, '', '``From:`` of a message that has none', 'none'),
     Setting(
         'mail.envelope_sender',
-        converters.envelope_sender,
+        text,
         '',
         'address in ``MAIL FROM``, to which bounces are sent',
         'the address of ``From:``',

@@ -176,7 +176,7 @@ def test_what_a_relay_cannot_take_is_known_before(
     """A large mail that the relay would refuse is not offered to it."""
     queue.put([_large(body=body)]).publish()
     claim = claimed(queue)
-    verdicts = Extensions(offered, SessionOptions()).unfit(claim.envelope)
+    verdicts = Extensions(offered, SessionOptions()).rejected_before_sending(claim.envelope)
     assert [words in verdict.reason for verdict in verdicts.values()] == [True] * bool(words)
     claim.release()
 
