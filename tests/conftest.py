@@ -1,6 +1,8 @@
-"""What every test may use: the scripted SMTP server, its certificates, the cutting proxy; real
-databases; what is counted and told at the end. And what holds in every test: a message that we
-have made is strictly valid."""
+"""What every test may use: the scripted SMTP server, its certificates, the cutting proxy, real
+databases, and counts that are printed at the end. A strict reader checks every message that a test
+makes.
+
+``@pytest.mark.finding(30)`` marks the tests of a finding in docs/explanation/findings.rst."""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from pyramid_sendmail import Message
 from pyramid_sendmail.message import EnvelopeFactory
 from tests.support.smtp.strict_reader import faults
 
-# How long an example takes says something about the machine.
+# The time of an example depends on the machine, not on the code.
 settings.register_profile('untimed', deadline=None)
 settings.load_profile('untimed')
 
@@ -25,7 +27,7 @@ pytest_plugins = ['tests.support.smtp.fixtures', 'tests.support.databases', 'tes
 
 @pytest.fixture(scope='session', autouse=True)
 def strict_messages() -> Iterator[None]:
-    """Have every message of the suite read by a strict reader (RELIABILITY 123)."""
+    """Have every message of the suite read by a strict reader (finding 123)."""
     made = EnvelopeFactory.envelope
 
     @wraps(made)

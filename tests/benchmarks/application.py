@@ -1,6 +1,6 @@
 """The application whose queue psendmail-qp drains, and its .ini file.
 
-``benchmarks.subscriber`` says who hears of a mail that was sent: nobody, if it is not there;
+``benchmarks.subscriber`` chooses the subscriber of sent events: none, if it is missing;
 ``counts``, a function that adds one; ``commits``, one that adds a row to a SQLite database by
 SQLAlchemy's ORM, joined to ``event.request.tm`` by zope.sqlalchemy, as Pyramid's cookiecutter has
 it. ``benchmarks.mail = no`` leaves pyramid_sendmail out: what is left is the application's own.
@@ -15,7 +15,7 @@ from typing import Any
 from pyramid.config import Configurator
 from pyramid.request import Request
 
-__all__ = ['heard', 'main', 'write_ini']
+__all__ = ['main', 'recorded', 'write_ini']
 
 _LOGGING = """\
 [loggers]
@@ -75,7 +75,7 @@ def _count(config: Configurator) -> None:
 
 
 def _commit(config: Configurator, path: str, journal: str) -> None:
-    from tests.benchmarks.database import Heard, session_factory
+    from tests.benchmarks.database import SentRow, session_factory
 
     factory, register = session_factory(path, journal)
 
@@ -85,17 +85,17 @@ def _commit(config: Configurator, path: str, journal: str) -> None:
         return session
 
     def sent(event: Any) -> None:
-        event.request.dbsession.add(Heard(message_id=event.message_id, code=event.reply.code))
+        event.request.dbsession.add(SentRow(message_id=event.message_id, code=event.reply.code))
 
     config.add_request_method(dbsession, reify=True)
     config.add_subscriber(sent, 'pyramid_sendmail.interfaces.IMailSentEvent')
 
 
-def heard(path: Path) -> int:
-    """How many different mails the subscriber has heard of."""
+def recorded(path: Path) -> int:
+    """Return how many different mails the subscriber has recorded."""
     import sqlite3
     from contextlib import closing
 
     with closing(sqlite3.connect(path)) as connection:
-        [[count]] = connection.execute('SELECT count(DISTINCT message_id) FROM heard')
+        [[count]] = connection.execute('SELECT count(DISTINCT message_id) FROM recorded')
         return int(count)

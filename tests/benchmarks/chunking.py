@@ -15,7 +15,7 @@ _counts = {'sess': 0, 'quit': 0, 'mesg': 0}
 
 
 class Session(asyncio.Protocol):
-    """One connection; ``left`` are the octets still to come of a chunk."""
+    """One connection; ``left`` are the bytes still to come of a chunk."""
 
     transport: asyncio.Transport
 

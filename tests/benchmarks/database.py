@@ -9,17 +9,17 @@ import zope.sqlalchemy
 from sqlalchemy import create_engine, event
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
-__all__ = ['Heard', 'session_factory']
+__all__ = ['SentRow', 'session_factory']
 
 
 class Base(DeclarativeBase):
     """The tables."""
 
 
-class Heard(Base):
-    """A mail that a subscriber has heard of."""
+class SentRow(Base):
+    """A mail whose sent event reached the subscriber."""
 
-    __tablename__ = 'heard'
+    __tablename__ = 'recorded'
 
     id: Mapped[int] = mapped_column(primary_key=True)
     message_id: Mapped[str]

@@ -1,10 +1,10 @@
 """Drains: a queue that was filled beforehand, and what empties it into a sink, as real processes.
 
 The clock starts when the sink is seen to have its first connection, and stops when the last process
-has ended: start-up and imports are left out for everybody; settling the queue, the reports of
-events and closing are in for everybody. A busy machine may see that connection late: mails that the
-sink has by then are not counted, so that this favours nobody. The processor's time is of the same
-span. The sink counts the mails; where one is missing, there is no figure but an error.
+has ended: start-up and imports are left out for all; settling the queue, the reports of
+events and closing are in for all. A busy machine may see that connection late: mails that the
+sink has by then are not counted, so that this favours no contender. The processor's time is of the
+same span. The sink counts the mails; where one is missing, there is no figure but an error.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def psendmail_qp(
 
 
 def ready(folder: Path) -> None:
-    """What was written there is on disk: nobody waits for what another has left."""
+    """Sync what was written there, so that no contender waits for the writes of another."""
     run(['sync', '--file-system', str(folder)])
 
 

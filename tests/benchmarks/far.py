@@ -1,9 +1,9 @@
 """A proxy on loopback behind which a server is far away: ``far PORT TARGET SECONDS``.
 
 Every block of bytes arrives so many seconds after it was sent, in either direction, however many
-are under way. A new connection costs what it does on such a road: the server's greeting is there
-two round trips after the connection was asked for. Neither congestion windows nor losses are
-imitated: large messages are slower on a real road.
+are under way. A new connection costs what it does at such a distance: the server's greeting is
+there two round trips after the connection was asked for. Neither congestion windows nor losses are
+imitated: large messages are slower on a real network.
 """
 
 from __future__ import annotations

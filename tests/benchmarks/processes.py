@@ -199,7 +199,7 @@ def _environment() -> Mapping[str, str]:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody has."""
+    """Return a free port of the loopback address."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port: int = probe.getsockname()[1]

@@ -60,7 +60,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """Somebody who takes part; ``measure`` raises Absent where he is not on this machine."""
+    """A contender; ``measure`` raises Absent if it is not on this machine."""
 
     name: str
     measure: Callable[[Place], Sample]
@@ -147,7 +147,7 @@ class Results:
     def play(self, place: Place) -> None:
         """One more round."""
         samples: dict[str, Sample] = {}
-        # Nobody is always the one after the same other.
+        # No contender always follows the same one.
         shift = len(self.samples) % max(len(self.row.contenders), 1)
         for contender in [*self.row.contenders[shift:], *self.row.contenders[:shift]]:
             if contender.name in self.absent:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.benchmarks.application import heard
+from tests.benchmarks.application import recorded
 from tests.benchmarks.drains import drained, files, psendmail_qp, queue, ready
 from tests.benchmarks.processes import contender, ours, peer, postfix, run
 from tests.benchmarks.rounds import OURS, Contender, Goal, Place, Row, Sample, times
@@ -183,8 +183,8 @@ def subscribed(mails: int, journal: str, **settings: Any) -> Measure:
                 **settings,
             }
             sample = qp('2k', mails, settings=given)(place)
-            if heard(database) != sample['mails']:
-                raise RuntimeError(f'{heard(database)} events, of {sample["mails"]} mails')
+            if recorded(database) != sample['mails']:
+                raise RuntimeError(f'{recorded(database)} events, of {sample["mails"]} mails')
             return sample
 
     return measure

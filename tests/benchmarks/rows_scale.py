@@ -130,7 +130,7 @@ def _stats(place: Place) -> Sample:
 
 
 def _calls(place: Place, files: int) -> tuple[int, float]:
-    """Until it is idle, and in each look that it is woken for then."""
+    """Until it is idle, and in each scan that it is woken for then."""
     with place.fresh() as folder, sink() as to:
         command = psendmail_qp(folder, {}, to=to)
         run(contender('fill', folder / 'production.ini', '2k', files, 86_400))
@@ -148,7 +148,7 @@ def _calls(place: Place, files: int) -> tuple[int, float]:
 
 
 def _stop(strace: Any) -> None:
-    """strace itself hears no signal while what it traces runs."""
+    """strace itself gets no signal while its child runs."""
     children = Path(f'/proc/{strace.pid}/task/{strace.pid}/children').read_text().split()
     for pid in children:
         os.kill(int(pid), signal.SIGTERM)

@@ -17,7 +17,7 @@ ALL = ('bare', 'pyramid_sendmail', 'peer')
 
 
 def measure(calls: list[str], name: str, *rates: float) -> Contender:
-    """A contender with one rate a round, who notes that it was his turn."""
+    """A contender with one rate for each round; it records its turns."""
     each = iter(rates)
 
     def rate(place: Place) -> Sample:
@@ -43,7 +43,7 @@ def row(*contenders: Contender, goals: tuple[object, ...] = ()) -> Row:
 
 
 def test_turns(tmp_path: Path) -> None:
-    """Each round begins with the next contender, so that nobody always follows the same one."""
+    """Each round begins with the next contender, so that none always follows the same one."""
     calls: list[str] = []
     played(row(*(measure(calls, name, 1, 1, 1) for name in ALL)), tmp_path)
     bare, ours, peer = ALL
@@ -61,7 +61,8 @@ def test_ratios_are_taken_within_a_round(tmp_path: Path) -> None:
 
 
 def test_absent(tmp_path: Path) -> None:
-    """Who is not there is skipped, with the reason; a goal about him is neither met nor missed."""
+    """A contender that is missing is skipped, with the reason; its goal is neither met nor
+    missed."""
     ours = measure([], 'pyramid_sendmail', 1, 2, 3)
     goals = (times(2, 'peer'), at_most('20 MB', 'memory', 20, 'MB'))
     results = played(row(Contender('peer', absent), ours, goals=goals), tmp_path)

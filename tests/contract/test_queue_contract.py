@@ -18,7 +18,7 @@ from zope.interface.verify import verifyClass, verifyObject
 from pyramid_sendmail.envelope import Envelope, PendingEvent, Priority, Reply
 from pyramid_sendmail.interfaces import IMailClaim, IScannableQueue, IStagedMail
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
-from tests.crash.bench import folder as tmp_path
+from tests.support.folders import folder as tmp_path
 from tests.support.queues import (
     NOW,
     Clock,
@@ -258,9 +258,10 @@ def test_order_is_by_priority_then_due(case: Case) -> None:
     ]
 
 
+@pytest.mark.finding(95)
 def test_a_time_that_the_user_did_not_ask_for(case: Case) -> None:
-    """RELIABILITY 95: mail sent while a clock was a year ahead is due when the clock is right
-    again; mail that the user wants to leave in a year is not."""
+    """Mail sent while a clock was a year ahead is due when the clock is right again; mail that the
+    user wants to leave in a year is not."""
     year = 365 * 86_400.0
     unasked = _queued(case, queued_at=NOW + year, due=NOW + year)
     asked = _queued(case, queued_at=NOW, due=NOW + year)

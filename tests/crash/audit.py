@@ -4,7 +4,7 @@
 ``ledger``             every mail that a producer has given to ``send``, and its recipients
 ``orders-*``           the databases of the producers: which transactions have committed
 the relays             which (Message-ID, recipient) arrived, and how often
-``events``, the log    what the subscribers were told, and what was called ambiguous
+``events``, the log    the events of the subscribers, and what was called ambiguous
 ====================== ==========================================================================
 """
 
@@ -46,7 +46,7 @@ def audit(root: Path, relays: Sequence[ScriptedSMTPServer]) -> dict[str, int]:
     blocks = _dead_letters(root / 'mail' / 'failed')
     failed = {pair for block in blocks for pair in _pairs(block, 'F')}
     doubted = {block.envelope.message_id for block in blocks if _in_doubt(block)}
-    told = _told(_rows(root / 'events', 'events'))
+    dispatched = _dispatched(_rows(root / 'events', 'events'))
 
     _none('never sent or aborted, and yet at the relay', set(arrived) - expected)
     _none('committed, and neither at the relay nor in failed/', expected - set(arrived) - failed)
@@ -63,18 +63,20 @@ def audit(root: Path, relays: Sequence[ScriptedSMTPServer]) -> dict[str, int]:
     _none('in doubt and sent', {pair for pair in arrived if pair[0] in doubted})
     _none('in doubt without a line in the log', doubted - set(_DOUBT.findall(log)))
     finals: dict[Pair, set[tuple[str, str]]] = defaultdict(set)
-    for (id, kind), pairs in told.items():
-        assert len(set(pairs)) == 1, f'the event {id} was told in two ways: {pairs}'
+    for (id, kind), pairs in dispatched.items():
+        assert len(set(pairs)) == 1, (
+            f'the event {id} was dispatched with different recipients: {pairs}'
+        )
         for pair in pairs[0]:
             finals[pair].add((kind, id))
     _none('at an end, and no subscriber knows', (expected | failed) - set(finals))
-    _none('told of two ends', {pair for pair, events in finals.items() if len(events) > 1})
+    _none('with events of two ends', {pair for pair, events in finals.items() if len(events) > 1})
     wrong = {
         pair
         for pair, events in finals.items()
         if ({kind for kind, _ in events} == {'error'}) != (pair in failed)
     }
-    _none('told of another end than the queue has', wrong)
+    _none('with an event of another end than the queue has', wrong)
     _none('violations of SMTP', [text for relay in relays for text in relay.violations])
     failures = [line for line in log.splitlines() if line.startswith('Traceback')]
     raised = log.count('LookupError: a subscriber fails now and then')
@@ -90,8 +92,8 @@ def audit(root: Path, relays: Sequence[ScriptedSMTPServer]) -> dict[str, int]:
         'of them given up by age': log.count(': given up: '),
         'mails in doubt': len(doubted),
         'of them committed': len(doubted & committed),
-        'events': len(told),
-        'events told again': sum(len(pairs) > 1 for pairs in told.values()),
+        'events': len(dispatched),
+        'events dispatched again': sum(len(pairs) > 1 for pairs in dispatched.values()),
         'subscribers that raised': raised,
     }
 
@@ -116,12 +118,12 @@ def _rows(path: Path, table: str) -> list[tuple[Any, ...]]:
         return connection.execute(f'SELECT * FROM {table}').fetchall()
 
 
-def _told(rows: Iterable[tuple[str, ...]]) -> dict[tuple[str, str], list[frozenset[Pair]]]:
-    """The pairs of each event, once for each time that it was told."""
-    told: dict[tuple[str, str], list[frozenset[Pair]]] = defaultdict(list)
+def _dispatched(rows: Iterable[tuple[str, ...]]) -> dict[tuple[str, str], list[frozenset[Pair]]]:
+    """The pairs of each event, once for each time that it was dispatched."""
+    found: dict[tuple[str, str], list[frozenset[Pair]]] = defaultdict(list)
     for id, kind, message_id, recipients, _reason in rows:
-        told[id, kind].append(frozenset((message_id, to) for to in recipients.split()))
-    return told
+        found[id, kind].append(frozenset((message_id, to) for to in recipients.split()))
+    return found
 
 
 def _dead_letters(folder: Path) -> list[EnvelopeBlock]:

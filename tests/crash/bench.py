@@ -8,7 +8,6 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from tests.crash.place import Lines, Place, restore, snapshot
 from tests.crash.syscalls import Call, Policy, Watch
 from tests.support.queues import NOW, reap
 
-__all__ = ['Bench', 'folder', 'in_child', 'log', 'play']
+__all__ = ['Bench', 'in_child', 'log', 'play']
 
 
 @pytest.fixture
@@ -56,18 +55,6 @@ def in_child(place: Place, operation: Operation, policy: Policy) -> int:
         finally:
             os._exit(status)
     return reap(pid)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """In memory where that can be had: thousands of cases wait for no disk. Modules that make as
-    many cases of their own have it as their ``tmp_path``."""
-    memory = Path('/dev/shm')
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with TemporaryDirectory(dir=memory) as name:
-        yield Path(name)
 
 
 class Bench:

@@ -1,4 +1,4 @@
-"""What a run has tried, counted and told at its end, in however many processes it was run."""
+"""Counts of what a run has tried, printed at its end, from however many processes ran it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import pytest
 __all__ = ['Count', 'Tell', 'count', 'tell']
 
 Count = Callable[[str, str, int], None]
-"""``count(title, name, number)`` adds to a number that is told at the end."""
+"""``count(title, name, number)`` adds to a number that is printed at the end."""
 
 Tell = Callable[[str], None]
-"""``tell(text)`` has a text told at the end."""
+"""``tell(text)`` prints a text at the end."""
 
-_COUNT, _TEXT = 'counted', 'told'
+_COUNT, _TEXT = 'counted', 'text'
 
 Record = Callable[[str, object], None]
 
 
 @pytest.fixture
 def count(record_property: Record) -> Count:
-    """Return what counts: properties of a test reach the process that tells of all."""
+    """Return the function that counts. The properties of a test reach the process that prints."""
     return lambda title, name, number: record_property(_COUNT, (title, name, number))
 
 
 @pytest.fixture
 def tell(record_property: Record) -> Tell:
-    """Return what takes a text."""
+    """Return the function that keeps a text for the end."""
     return lambda text: record_property(_TEXT, text)
 
 

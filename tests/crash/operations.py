@@ -1,4 +1,4 @@
-"""Everything that the queue does, each as one operation that can be stopped or made to fail.
+"""Everything that the queue does, as operations that can be stopped or made to fail.
 
 An operation is a generator: what comes before its first ``yield`` has been done before, and is not
 watched; each ``yield`` names the phase that follows it.
@@ -28,7 +28,7 @@ Variant = dict[str, Any]
 
 
 def _nothing(place: Place) -> None:
-    """As it is."""
+    """Leave everything as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Operation:
     bare: bool = False
 
 
-TOLD = ('sent', 'error')
+SUBSCRIBED = ('sent', 'error')
 
 ONE = (mail('a', 'good'),)
 THREE = (mail('a', 'good', 'good'), mail('b', 'good'), mail('c', 'good', 'bad'))
@@ -79,7 +79,7 @@ def _doubt(place: Place) -> Steps:
 
 
 def _left(letter: str) -> Callable[[Place], None]:
-    """A process that stopped while its record had this letter."""
+    """Return a set-up: a process stopped while its record had this letter."""
 
     def lay(place: Place) -> None:
         def work() -> None:
@@ -128,7 +128,7 @@ def _claim(place: Place) -> Steps:
         claim.release()
 
 
-def _sealing(place: Place) -> Steps:
+def _mark_ambiguous(place: Place) -> Steps:
     claim = _claimed(place)
     yield 'mark_ambiguous'
     claim.mark_ambiguous(claim.envelope.recipients)
@@ -140,7 +140,7 @@ VERDICTS = {'good': GOOD, 'later': LATER, 'bad': BAD, 'mended': BAD}
 
 
 def _leave(place: Place, claim: Any) -> dict[str, Verdict]:
-    """What the relay has said to this mail when its outcome is to be written down."""
+    """Return the outcome of the relay's replies, with the marks and the ledger up to it."""
     outcome = {to: VERDICTS[to.partition('@')[0].rstrip('0123456789')] for to in claim.todo}
     accepted = [to for to, verdict in outcome.items() if verdict is GOOD]
     if accepted:
@@ -155,14 +155,14 @@ def _leave(place: Place, claim: Any) -> dict[str, Verdict]:
 def _settle(place: Place) -> Steps:
     claim = _claimed(place)
     outcome = _leave(place, claim)
-    attempts = place.attempts()
+    recorder = place.recorder()
     yield 'settle'
     try:
-        attempts.record_outcome(claim, outcome, Relay.name)
+        recorder.record_outcome(claim, outcome, Relay.name)
     except QueueError:
         place.kept(claim)
         yield 'record'
-        attempts.write_unrecorded()
+        recorder.write_unrecorded()
 
 
 def _postpone(place: Place) -> Steps:
@@ -171,21 +171,21 @@ def _postpone(place: Place) -> Steps:
 
 
 def _sent_and_stopped(place: Place) -> None:
-    """A process that stopped when everything but the event was done."""
+    """A process stopped when all was done but the event."""
     _queued(place)
 
     def work() -> None:
         claim = _claimed(place)
         outcome = _leave(place, claim)
-        attempts = place.attempts()
-        events, retry_at = attempts._classify(claim, outcome, Relay.name)
+        recorder = place.recorder()
+        events, retry_at = recorder._classify(claim, outcome, Relay.name)
         claim.settle(events, retry_at=retry_at)
 
     assert reap(forked(work)) == 0
 
 
 def _stopped(*, ambiguous: bool) -> Callable[[Place], None]:
-    """A process that stopped during an attempt."""
+    """A process stopped during an attempt."""
 
     def lay(place: Place) -> None:
         _queued(place)
@@ -204,28 +204,28 @@ def _stopped(*, ambiguous: bool) -> Callable[[Place], None]:
 
 
 def _attempt(place: Place) -> Steps:
-    queue, attempts, road = place.queue(), place.attempts(), place.road()
+    queue, recorder, connection = place.queue(), place.recorder(), place.connection()
     yield 'attempt'
     tickets, _ = queue.scan(place.clock.now, all_events=True)
     try:
-        attempt(place.claims(queue, tickets), road, attempts, Tally())
+        attempt(place.claims(queue, tickets), connection, recorder, Tally())
     except QueueError:
-        if attempts.unrecorded:
-            place.kept(attempts.unrecorded[0][0])
+        if recorder.unrecorded:
+            place.kept(recorder.unrecorded[0][0])
             yield 'record'
-            attempts.write_unrecorded()
+            recorder.write_unrecorded()
         else:
             raise
 
 
 def _process(place: Place) -> Steps:
-    attempts = place.attempts()
+    recorder = place.recorder()
     dispatcher: Any = place.dispatcher
     processor = QueueProcessor(
         place.queue(),
         Relay(place.ledger),
         dispatcher,
-        attempts,
+        recorder,
         ProcessorOptions(workers=1, pause=0.0),
     )
     yield 'run'
@@ -233,17 +233,17 @@ def _process(place: Place) -> Steps:
 
 
 def _failed_and_moved(place: Place) -> None:
-    """A dead letter of which one recipient got his copy, moved from failed/ into new/ by hand."""
+    """A dead letter, which one recipient received, was moved from failed/ to new/ by hand."""
     _queued(place)
     claim = _claimed(place)
-    place.attempts().record_outcome(claim, _leave(place, claim), Relay.name)
+    place.recorder().settle(claim, _leave(place, claim), Relay.name)
     place.forget()
     (path,) = (place.path / 'failed').iterdir()
     path.rename(place.path / 'new' / path.name)
 
 
 def _all_sorts(place: Place) -> None:
-    """Mail in every state that a processor finds."""
+    """Put mail in every state that a processor can find."""
     sorts = {id: tuple(m for m in place.mails if m.id[0] == id) for id in '123456789'}
     everything = place.mails
     for id, lay in {
@@ -284,7 +284,7 @@ ALL_SORTS = (
 )
 
 
-# What is no mail of ours
+# Files that are not mail
 
 
 FOREIGN = f'5-{1_700_000_000_000:015d}-0000-{"f" * 32}'
@@ -329,7 +329,7 @@ def _adopt(place: Place) -> Steps:
 
 
 def _sent_once(place: Place) -> None:
-    """Unless it may not be opened, and was put aside."""
+    """The mail was sent once, or may not be opened and is in failed/."""
     aside = list((place.path / 'failed').iterdir())
     assert len(place.ledger.lines('accepted')) + len(aside) == 1
 
@@ -365,7 +365,7 @@ def _wake(place: Place) -> Steps:
 
 
 def _usable(place: Place) -> None:
-    """It takes mail, and gives it."""
+    """The queue accepts mail and gives it out."""
     place.queue().put([mail('e', 'good')]).publish()
     place.drain()
     assert place.ledger.copies()['e' * 32, 'good0@example.org'] == 1
@@ -373,15 +373,15 @@ def _usable(place: Place) -> None:
 
 BOTH = ({'sync': True}, {'sync': False})
 EACH = (
-    {'kinds': TOLD},
+    {'kinds': SUBSCRIBED},
     {'kinds': (), 'sync': False},
-    {'kinds': TOLD, 'sync': False, 'ambiguous': 'hold'},
+    {'kinds': SUBSCRIBED, 'sync': False, 'ambiguous': 'hold'},
     {'kinds': (), 'ambiguous': 'hold'},
 )
 DOUBTS = tuple(
     {'in_doubt': in_doubt, 'sync': sync, 'kinds': kinds}
     for in_doubt in ('hold', 'send')
-    for sync, kinds in ((True, TOLD), (False, ()))
+    for sync, kinds in ((True, SUBSCRIBED), (False, ()))
 )
 
 OPERATIONS = (
@@ -394,7 +394,7 @@ OPERATIONS = (
     Operation('recover doubtful', _look, THREE, lay=_left('V'), variants=DOUBTS),
     Operation('recover committed', _look, THREE, lay=_left('C'), variants=DOUBTS),
     Operation('claim and release', _claim, ONE, lay=_queued),
-    Operation('mark_ambiguous', _sealing, ONE, lay=_queued, variants=EACH),
+    Operation('mark_ambiguous', _mark_ambiguous, ONE, lay=_queued, variants=EACH),
     Operation(
         'settle delivered', _settle, (mail('a', 'good', 'good'),), lay=_queued, variants=EACH
     ),
@@ -409,7 +409,7 @@ OPERATIONS = (
         _postpone,
         (mail('a', 'good', 'bad'),),
         lay=_queued,
-        variants=({'kinds': TOLD}, {'kinds': TOLD, 'sync': False}),
+        variants=({'kinds': SUBSCRIBED}, {'kinds': SUBSCRIBED, 'sync': False}),
     ),
     Operation(
         'report', _attempt, (mail('a', 'good', 'bad'),), lay=_sent_and_stopped, variants=EACH
@@ -425,7 +425,7 @@ OPERATIONS = (
     ),
     Operation('attempt', _attempt, THREE, lay=_queued, variants=EACH),
     Operation('run once', _process, ALL_SORTS, lay=_all_sorts, variants=EACH),
-    Operation('put aside', _aside, ONE, lay=_damaged, check=_lies_aside),
+    Operation('set aside', _aside, ONE, lay=_damaged, check=_lies_aside),
     Operation('adopt', _adopt, lay=_ancestors, check=_sent_once),
     Operation('prepare', _prepare, check=_usable, bare=True),
     Operation('check_writable', _check, check=_usable),

@@ -1,8 +1,8 @@
-"""Where an operation is stopped or made to fail: a queue, a relay, subscribers, and a ledger of all
-that the world outside has seen of them.
+"""Where an operation is stopped or made to fail: a queue, a relay, subscribers, and a ledger of
+what the relay and the subscribers received.
 
-What must be true afterwards stands in ``verify``: it is the table of DESIGN.md, section 5, read for
-each recipient from the letters that were found on disk.
+What must be true afterwards stands in ``verify``: it is the crash table of
+docs/explanation/guarantees.rst, read for each recipient from the letters that were found on disk.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _open, _write = os.open, os.write
 
 
 def mail(digit: str, *words: str, **options: Any) -> Envelope:
-    """A mail to ``good``, ``later`` or ``bad`` recipients, of one id for ever."""
+    """Return a mail to ``good``, ``later`` or ``bad`` recipients, always with the same id."""
     recipients = [f'{word}{n}@example.org' for n, word in enumerate(words)]
     return make_envelope(*recipients, id=digit * 32, **options)
 
 
 class Ledger:
-    """Lines that survive whoever wrote them; ``step``: how a line is written."""
+    """Lines that survive the process that wrote them; ``step``: how a line is written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -72,8 +72,8 @@ class Ledger:
         """How many copies of each mail the relay has accepted for each recipient."""
         return Counter((id, to) for id, *recipients in self.lines('accepted') for to in recipients)
 
-    def told(self) -> set[str]:
-        return {id for (id,) in self.lines('told')}
+    def dispatched(self) -> set[str]:
+        return {id for (id,) in self.lines('event')}
 
 
 class Lines(logging.Handler):
@@ -92,8 +92,8 @@ class Lines(logging.Handler):
 
 @implementer(IMailer)
 class Relay:
-    """Takes mail for the good, and refuses it for the bad; the later ones it defers once, and the
-    mended ones it refuses once."""
+    """Accepts mail for ``good`` recipients and refuses ``bad`` ones. It defers ``later`` ones and
+    refuses ``mended`` ones once."""
 
     name = 'smtp://relay.example.org:25'
 
@@ -143,7 +143,7 @@ class Conversation:
 
 @implementer(IMailEventDispatcher)
 class Subscribers:
-    """Take events at once and write them into the ledger; ``refuse``: the first of each fails."""
+    """Writes events to the ledger at once; ``refuse``: its subscribers fail."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -157,20 +157,20 @@ class Subscribers:
 
     def dispatch(self, claim: Any, events: Sequence[PendingEvent]) -> None:
         ledger = self._place.ledger
-        lasting = [fate for fate in events if fate.kind != 'deferred']
+        lasting = [event for event in events if event.kind != 'deferred']
         try:
             if self.refuse and lasting:
                 claim.retry_events(lasting, self._place.clock() + 1)
                 return
-            for fate in lasting:
-                if fate.recipients:
-                    ledger.mark('told', fate.id)
-                    for to in fate.recipients:
-                        ledger.mark(fate.kind, claim.envelope.id, to)
+            for event in lasting:
+                if event.recipients:
+                    ledger.mark('event', event.id)
+                    for to in event.recipients:
+                        ledger.mark(event.kind, claim.envelope.id, to)
             if lasting:
                 claim.acknowledge(lasting)
         except QueueError:
-            # As EventDispatcher does: what could not be settled is found again.
+            # As EventDispatcher does: what could not be written is found again.
             logging.getLogger('pyramid_sendmail.events.dispatcher').exception('not settled')
             claim.release()
         else:
@@ -192,7 +192,7 @@ class Found:
 
 @dataclass
 class Place:
-    """A folder with a queue. ``kinds``: what somebody subscribes to. ``ids``: mail that had been
+    """A folder with a queue. ``kinds``: the events with subscribers. ``committed``: mail that was
     committed before; ``mails``: all that can ever be in the queue."""
 
     folder: Path
@@ -223,16 +223,16 @@ class Place:
         return queue
 
     def forget(self) -> None:
-        """What the end of a process does: every descriptor is closed, every lock released."""
+        """Close every descriptor and release every lock, as the end of a process does."""
         while self._queues:
             queue = self._queues.pop()
             queue._files.close_inherited()
             queue.close()
 
-    def attempts(self) -> OutcomeRecorder:
+    def recorder(self) -> OutcomeRecorder:
         return OutcomeRecorder(POLICY, self.dispatcher, ambiguous=self.ambiguous, clock=self.clock)
 
-    def road(self) -> RelayConnection:
+    def connection(self) -> RelayConnection:
         return RelayConnection(Relay(self.ledger), monotonic=lambda: 0.0)
 
     def found(self) -> dict[str, Found]:
@@ -260,9 +260,9 @@ class Place:
         return seen
 
     def drain(self) -> None:
-        """Be the next process: take whatever is there to its end, however long it takes."""
+        """Act as the next process: bring all mail to its end, however long it takes."""
         self.dispatcher.refuse = False
-        queue, attempts, road = self.queue(), self.attempts(), self.road()
+        queue, recorder, connection = self.queue(), self.recorder(), self.connection()
         queue.prepare()
         for _ in range(20):
             tickets, next_due = queue.scan(self.clock.now, all_events=True)
@@ -271,9 +271,9 @@ class Place:
             if not tickets:
                 assert next_due is not None
                 self.clock.now = max(next_due, self.clock.now)
-            attempt(self.claims(queue, tickets), road, attempts, Tally())
+            attempt(self.claims(queue, tickets), connection, recorder, Tally())
         else:
-            raise AssertionError(f'it never ends: {self.found()}')
+            raise AssertionError(f'the queue does not become empty: {self.found()}')
         self.forget()
 
     def claims(self, queue: MaildirQueue, tickets: list[Any]) -> Iterator[Any]:
@@ -313,7 +313,7 @@ class Place:
         return _word(before)
 
     def kept(self, claim: Any) -> None:
-        """A claim whose outcome could not be recorded is nobody else's."""
+        """A claim whose outcome could not be recorded is exclusive still."""
         queue = self.queue()
         folder, name = claim._folder, claim._name
         if (self.path / folder / name).exists():
@@ -350,25 +350,25 @@ class _Case:
         return self.letter in 'fF'
 
     def gone(self, *, committed: bool) -> None:
-        """Nothing of it is on disk: nothing more happens, and nothing is missing."""
+        """No file is left: nothing more happens, and nothing is missing."""
         assert self.end == 0, self
         if committed:
             assert self.before == 1, f'lost: {self}'
-            self._told('sent')
+            self._dispatched('sent')
         else:
             assert self.before == 0, self
 
     def kept(self, after: dict[str, Found]) -> None:
-        """Its file was torn: it is sent to nobody, and lies in failed/ for a person's eye."""
+        """Its file was torn: it is not sent, and lies in failed/ for a person to decide."""
         assert self.end == 0, self
         assert after[self.envelope.id].folder == 'failed', self
 
     def in_tmp(self, after: dict[str, Found], *, committed: bool) -> None:
-        """The letter of the record decides over all mail of the transaction."""
+        """The letter of the record decides about all mail of the transaction."""
         assert self.found is not None
         assert self.before == 0, self
         letter = self.found.record
-        # Without its record, which somebody took away, nobody can know any more.
+        # Without its record, which was removed, the outcome of the commit is unknown.
         doubtful = letter in 'V?'
         if letter == 'W':
             assert not committed, f'lost: {self}'
@@ -377,7 +377,7 @@ class _Case:
         elif doubtful and self.place.in_doubt == 'hold':
             assert self.end == 0, self
             assert after[self.envelope.id].folder == 'failed', self
-            self._told('error')
+            self._dispatched('error')
             assert self.log.about('CRITICAL', 'in doubt', self.envelope.id), self
         else:
             assert letter == 'C' or doubtful, self
@@ -392,10 +392,10 @@ class _Case:
         elif self.letter in 'fF' and not (self.found.moved_by_hand and self.letter == 'F'):
             assert self.end == 0, self
             assert after[self.envelope.id].folder == 'failed', self
-            self._told('error')
+            self._dispatched('error')
         elif self.letter in 'dD':
             assert (self.before, self.end) == (1, 0), self
-            self._told('sent')
+            self._dispatched('sent')
         elif self.letter == '?':
             self._ambiguous(after)
         elif self.letter == 'F':
@@ -406,12 +406,12 @@ class _Case:
             self._delivered(after)
 
     def _dead(self, after: dict[str, Found]) -> None:
-        """A dead letter has told its event; what was put aside has a reason beside the folders."""
+        """The event of a dead letter was dispatched; a file that was set aside has a reason."""
         assert self.found is not None
         assert self.end == 0, self
         assert after[self.envelope.id] == self.found, self
         if self.letter in 'DF':
-            self._told('sent' if self.letter == 'D' else 'error')
+            self._dispatched('sent' if self.letter == 'D' else 'error')
         elif self.reasons:
             assert any(
                 self.envelope.id in path.name for path in (self.place.path / 'reasons').iterdir()
@@ -423,7 +423,7 @@ class _Case:
         if self.place.ambiguous == 'hold':
             assert self.end == 0, self
             assert after[self.envelope.id].folder == 'failed', self
-            self._told('error')
+            self._dispatched('error')
         else:
             self._delivered(after)
 
@@ -431,12 +431,12 @@ class _Case:
         if self.to.startswith('bad'):
             assert self.end == 0, self
             assert after[self.envelope.id].folder == 'failed', self
-            self._told('error')
+            self._dispatched('error')
         else:
             assert self.end == 1, self
-            self._told('sent')
+            self._dispatched('sent')
 
-    def _told(self, kind: str) -> None:
+    def _dispatched(self, kind: str) -> None:
         if kind in self.place.kinds:
             assert [self.envelope.id, self.to] in self.place.ledger.lines(kind), self
 

@@ -1,8 +1,8 @@
-"""Two troubles, one after the other: a second crash, a fault, or a second process, where an
-operation has stopped or merely sleeps.
+"""Two failures in a row: a second crash, a fault, or a second process, at a point where an
+operation has stopped or sleeps.
 
-What has to be true in the end is told by the ledger, and not from the letters on disk, as after a
-single crash: who comes second has changed them.
+The ledger says what must be true in the end. After a single crash the letters on disk say it, but
+here a second process has changed them.
 """
 
 from __future__ import annotations
@@ -99,13 +99,13 @@ def sleeping(number: int) -> Policy:
 
 
 def work(place: Place, *, rounds: int = 6) -> None:
-    """Be another process that does what it can, while some mail may be somebody else's."""
+    """Act as another process that does what it can, while some mail may be claimed by the first."""
     place.dispatcher.refuse = False
-    queue, attempts, road = place.queue(), place.attempts(), place.road()
+    queue, recorder, connection = place.queue(), place.recorder(), place.connection()
     queue.prepare()
     for _ in range(rounds):
         tickets, next_due = queue.scan(place.clock.now, all_events=True)
-        attempt(place.claims(queue, tickets), road, attempts, Tally())
+        attempt(place.claims(queue, tickets), connection, recorder, Tally())
         if next_due is not None:
             place.clock.now = max(next_due, place.clock.now)
     queue.sync()
@@ -138,14 +138,14 @@ def child(work: Callable[[], object]) -> int:
 
 
 def crash_twice(place: Place, operation: Operation, at: int, chance: Random) -> None:
-    """Who comes after the crash is stopped, too, at some call of his."""
+    """The process after the crash is stopped, too, at one of its calls."""
     assert in_child(place, operation, stopping(at)) in (0, STOPPED)
     policy = stopping(chance.randrange(1, 60), torn=chance.random() < 0.3)
     assert reap(child(lambda: watched(place, policy))) in (0, STOPPED)
 
 
 def fault_after_crash(place: Place, operation: Operation, at: int, chance: Random) -> None:
-    """Who comes after the crash meets an error, at some call of his."""
+    """The process after the crash gets an error from one of its calls."""
     assert in_child(place, operation, stopping(at)) in (0, STOPPED)
     with suppress(QueueError, DamagedMail, OSError):
         watched(place, failing(chance.randrange(1, 60), chance.choice(ERRORS)))
@@ -189,8 +189,8 @@ SCHEDULES: dict[str, Callable[[Place, Operation, int, Random], None]] = {
 
 
 def check(place: Place, log: Log) -> None:
-    """Take everything to its end, and see that nobody has lost by it, or got a copy too many that
-    the log does not call ambiguous."""
+    """Bring all mail to its end, and check that no recipient misses a mail or got a second copy
+    that the log does not call ambiguous."""
     place.drain()
     lines = log.lines()
     after, copies = place.found(), place.ledger.copies()
@@ -200,7 +200,7 @@ def check(place: Place, log: Log) -> None:
         letters = found.letters or {} if found else {}
         assert found is None or found.folder == 'failed', found
         doubted = any('in doubt' in line and envelope.id in line for line in lines)
-        # What may not be opened is put aside: its reason is there before it, its event may be lost.
+        # A file that may not be opened is moved to failed/: its event may be lost, not its reason.
         aside = any(
             envelope.id in path.name and path.name != f'{envelope.id}.txt'
             for path in place.path.glob('reasons/*')
@@ -217,14 +217,14 @@ def check(place: Place, log: Log) -> None:
                 kept = found is not None and (aside or (letters.get(to) == 'F' and dead))
                 assert count >= 1 or kept, ('lost', case)
                 if not aside:
-                    _told(place, envelope.id, to, 'sent' if count else 'error')
+                    _dispatched(place, envelope.id, to, 'sent' if count else 'error')
             elif place.in_doubt == 'hold':
                 assert count == 0, ('sent without a commit', case)
             assert not (letters.get(to) == 'F' and count) or ambiguous, case
     _nothing_left(place)
 
 
-def _told(place: Place, id: str, to: str, kind: str) -> None:
+def _dispatched(place: Place, id: str, to: str, kind: str) -> None:
     """What is held after it has arrived once is an error, too."""
     if kind in place.kinds:
         lines = [*place.ledger.lines(kind), *place.ledger.lines('error')]

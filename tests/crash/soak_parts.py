@@ -162,15 +162,15 @@ def process(root: Path, url: str, seed: int) -> None:
     config.set_mail_queue(queue)
 
     def tell(kind: str) -> Callable[[Any], None]:
-        def write(told: Any) -> None:
-            connect(told.request.tm).execute(
+        def write(event: Any) -> None:
+            connect(event.request.tm).execute(
                 text('INSERT INTO events VALUES (:id, :kind, :message_id, :recipients, :reason)'),
                 {
-                    'id': told.id,
+                    'id': event.id,
                     'kind': kind,
-                    'message_id': told.message_id,
-                    'recipients': ' '.join(told.recipients),
-                    'reason': getattr(told, 'reason', ''),
+                    'message_id': event.message_id,
+                    'recipients': ' '.join(event.recipients),
+                    'reason': getattr(event, 'reason', ''),
                 },
             )
             if chance.random() < 0.02:

@@ -1,9 +1,8 @@
-"""The queue's system calls, one by one: counted, stopped at, torn, or made to fail.
+"""The system calls of the queue: counted, stopped at, torn, or made to fail, one by one.
 
 The package calls the system by the names that the modules os and fcntl have for it. ``Watch`` puts
-a function of its own in place of each of them, and asks a policy what becomes of every call that
-concerns one folder; whatever else the process does goes on as before. That nothing passes it by is
-proved with strace, in ``test_strace``.
+a function of its own in place of each of them, and calls a policy for every call that concerns one
+folder; all other calls are made as before. ``test_strace`` proves that it sees every call.
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ class Call:
 
     @property
     def span(self) -> range:
-        """The octets of the file that a pwrite is about to write."""
+        """The bytes of the file that a pwrite is about to write."""
         _, data, at = self._arguments
         return range(at, at + len(data))
 
@@ -229,10 +228,10 @@ class _Entries:
 
 
 def stopping(number: int, *, torn: bool = False) -> Policy:
-    """A policy: the process exits in place of the given call; ``torn``: half of a write is made.
+    """Return a policy: the process exits in place of that call; ``torn``: after half of a write.
 
-    After one call is before the next one: what a process does between them nobody can see, since
-    what it tells the ledger is a call as well.
+    To stop after a call is to stop before the next one: a process changes nothing between them
+    that others can see, since a line in the ledger is a call as well.
     """
 
     def policy(call: Call) -> Any:

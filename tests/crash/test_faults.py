@@ -24,11 +24,12 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
-from tests.crash.bench import Bench, folder, log
+from tests.crash.bench import Bench, log
 from tests.crash.counts import Count
 from tests.crash.operations import OPERATIONS, Operation
 from tests.crash.place import FOLDERS, Lines, Place, snapshot
 from tests.crash.syscalls import Call, Watch
+from tests.support.folders import folder
 
 __all__ = ['folder', 'log']
 
@@ -118,7 +119,7 @@ PAIRS = {
     'keep_in_doubt': 16,
     'mark_ambiguous': 8,
     'prepare': 461,
-    'put aside': 226,
+    'set aside': 226,
     'recover committed': 234,
     'recover doubtful': 380,
     'recover unvoted': 178,
@@ -330,7 +331,7 @@ def check(call: Call, occurrence: int, error: str, outcome: Outcome, *, doubtful
 
 def check_errors(outcomes: dict[str, str], step: str) -> None:
     """Raise AssertionError where an outcome depends on which error it was: only a permission (of
-    ``open``) and a vanished file are told apart from others."""
+    ``open``) and a vanished file are different from others."""
     apart = {'ENOENT', *(PERMISSION if step.startswith('open') else ())}
     assert len({text for error, text in outcomes.items() if error not in apart}) == 1, outcomes
 

@@ -67,7 +67,7 @@ def test_a_probe_of_a_stopped_process_is_swept(queue: MaildirQueue) -> None:
     assert not [name for name in os.listdir(queue.path) if 'probe' in name]
 
 
-def test_a_probe_that_is_swept_while_in_use_is_missed_by_nobody(queue: MaildirQueue) -> None:
+def test_a_probe_that_is_swept_while_in_use_does_no_harm(queue: MaildirQueue) -> None:
     """Another process starts while this one proves that it can write, and that locks work."""
     swept = []
 
@@ -88,19 +88,19 @@ def test_a_probe_that_is_swept_while_in_use_is_missed_by_nobody(queue: MaildirQu
 
 
 def test_half_a_mark_leaves_a_mail_in_doubt(queue: MaildirQueue) -> None:
-    """Recovery wrote C over V together with the letters: half of that write, and a mail whose
-    transaction nobody knows was sent."""
+    """Recovery wrote C over V together with the letters: after half of that write a mail in doubt
+    was sent."""
     envelope = make_envelope()
     assert reap(forked(lambda: queue.put([envelope]))) == 0
     stopped(queue, 'pwrite tmp', lambda: queue.scan(NOW), torn=True)
     claim = claimed(queue)
-    assert (claim.todo, [fate.kind for fate in claim.pending_events]) == ((), ['error'])
+    assert (claim.todo, [event.kind for event in claim.pending_events]) == ((), ['error'])
     claim.acknowledge(claim.pending_events)
     assert decode(the_file(queue, 'failed').read_bytes()).state == 'C'
 
 
 def test_a_reason_is_there_before_its_file(queue: MaildirQueue) -> None:
-    """A process that stopped in between left a file in failed/ of which nobody could tell why."""
+    """A process that stopped in between left a file in failed/ without a reason."""
     name = f'5-{round(NOW * 1000):015d}-0000-{"a" * 32}'
     Path(queue.path, 'new', name).write_bytes(b'X-Env')
     reason = Path(queue.path, 'reasons', f'{name}.txt')
@@ -125,7 +125,7 @@ def test_a_file_that_stays_has_no_reason(queue: MaildirQueue) -> None:
 
 
 def test_a_file_that_cannot_be_looked_at_is_closed(queue: MaildirQueue) -> None:
-    """Each look at it left a descriptor open, until there was none left for the mail."""
+    """Each scan left a descriptor open, until none was left for the mail."""
     queue.put([make_envelope()]).publish()
     (ticket,), _ = queue.scan(NOW)
     before = os.listdir('/proc/self/fd')

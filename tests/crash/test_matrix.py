@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.bench import folder
 from tests.crash.counts import Count
 from tests.crash.matrix import Walker
 from tests.crash.operations import OPERATIONS, Operation
+from tests.support.folders import folder
 
 __all__ = ['folder']
 
@@ -27,7 +27,7 @@ FLOORS = {
     'enqueue three': 183,
     'retry_events': 16,
     'prepare': 82,
-    'put aside': 57,
+    'set aside': 57,
     'recover committed': 102,
     'recover doubtful': 149,
     'recover unvoted': 86,
@@ -61,8 +61,8 @@ def walker() -> Iterator[Walker]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize('operation', OPERATIONS, ids=lambda operation: operation.name)
 def test_crash(folder: Path, operation: Operation, walker: Walker, count: Count) -> None:
-    """Stopped in place of each call, and in the middle of each write, an operation leaves what the
-    next process brings to the end that the crash table gives it."""
+    """After an operation was stopped in place of any call, or in the middle of any write, the next
+    process brings its mail to the end that the crash table gives it."""
     walk = walker.walk(operation, folder)
     count('cases of the crash matrix', operation.name, walk.cases)
     print(walk.words)

@@ -40,8 +40,8 @@ from pyramid_sendmail.queue.maildir.filename import FOLDER_OF, ticket_of
 from pyramid_sendmail.queue.maildir.files import FOLDERS, QueueFiles
 from pyramid_sendmail.queue.maildir.format import decode
 from pyramid_sendmail.queue.ticket import Ticket
-from tests.crash.bench import folder as tmp_path
 from tests.crash.counts import Tell
+from tests.support.folders import folder as tmp_path
 from tests.support.queues import NOW, Clock, forked, make_envelope, reap
 
 __all__ = ['tmp_path']
@@ -98,7 +98,7 @@ class Content:
         return {to: self.ids[to] for to, letter in self.letters.items() if letter in 'df'}
 
     def place(self, envelope: Envelope) -> tuple[str, float]:
-        """The folder and the time for these letters; DESIGN.md's table, section 5."""
+        """The folder and the time for these letters; see docs/explanation/queue-format.rst."""
         letters = set(self.letters.values())
         telling = not letters.isdisjoint('df')
         if not letters.isdisjoint('T?'):

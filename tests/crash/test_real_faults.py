@@ -26,7 +26,7 @@ from tests.crash.place import Place, Relay, mail
 from tests.support.processes import in_child
 from tests.support.queues import NOW, files, make_envelope
 
-NOBODY = 65534
+OTHER_USER = 65534
 
 MANY = tuple(mail(digit, 'good', 'later') for digit in '123')
 
@@ -63,7 +63,7 @@ def frozen(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(path: Path, *, leave: int = 0) -> None:
-    """Write until the disk is full, and give back so many octets."""
+    """Write until the disk is full, and free so many bytes."""
     with suppress(OSError), path.open('wb', 0) as file:
         while True:
             file.write(bytes(4096))
@@ -75,7 +75,7 @@ def _processor(place: Place, queue: MaildirQueue) -> QueueProcessor:
         queue,
         Relay(place.ledger),
         place.dispatcher,
-        place.attempts(),
+        place.recorder(),
         ProcessorOptions(workers=1, pause=0.0),
     )
 
@@ -105,7 +105,7 @@ def test_a_disk_that_fills_up_while_mail_is_put(disk: Path, left: int) -> None:
 
 
 def test_what_is_voted_is_published_on_a_full_disk(disk: Path) -> None:
-    """The disk fills up between vote and finish: a rename and one octet need no room."""
+    """The disk fills up between vote and finish: a rename and one byte need no room."""
     queue = MaildirQueue(str(disk / 'queue'))
     put = queue.put([make_envelope() for _ in range(3)])
     fill(disk / 'filler')
@@ -114,8 +114,8 @@ def test_what_is_voted_is_published_on_a_full_disk(disk: Path) -> None:
 
 
 def test_a_partly_delivered_mail_is_recorded_on_a_full_disk(disk: Path) -> None:
-    """The disk fills up after the claim: who got his copy is written into the room that his letter
-    has, and he gets no second one."""
+    """The disk fills up after the claim: the letter of a delivered recipient has its place, and the
+    mail is not sent again."""
     place = Place(disk, mails=MANY, kinds=('sent', 'error'))
     queue = _queued(place)
     claims = [queue.claim(ticket) for ticket in queue.scan(NOW)[0]]
@@ -123,9 +123,9 @@ def test_a_partly_delivered_mail_is_recorded_on_a_full_disk(disk: Path) -> None:
     place.ledger.mark('x' * 8192)
     fill(disk / 'filler')
     place.ledger.clear()
-    attempts, tally = place.attempts(), Tally()
-    attempt([claim for claim in claims if claim is not None], place.road(), attempts, tally)
-    assert (tally.deferred, attempts.unrecorded) == (3, [])
+    recorder, tally = place.recorder(), Tally()
+    attempt([claim for claim in claims if claim is not None], place.connection(), recorder, tally)
+    assert (tally.deferred, recorder.unrecorded) == (3, [])
     assert {name.partition('/')[0] for name in files(queue)} == {'cur'}
     place.forget()
     (disk / 'filler').unlink()
@@ -136,7 +136,7 @@ def test_a_partly_delivered_mail_is_recorded_on_a_full_disk(disk: Path) -> None:
 
 
 def test_a_full_disk_sends_nothing(disk: Path) -> None:
-    """No room for a probe: the processor says so, and connects to nobody."""
+    """Without room for a probe the processor logs it and does not connect."""
     place = Place(disk, mails=MANY)
     queue = _queued(place)
     fill(disk / 'filler')
@@ -245,9 +245,9 @@ def public() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason='needs root, to become somebody else (a container)')
-def test_another_user_is_told_at_the_start(public: Path) -> None:
-    """A processor or an application that runs as somebody else ends with an error that says as whom
+@pytest.mark.skipif(os.geteuid() != 0, reason='needs root, to become another user (a container)')
+def test_another_user_is_an_error_at_the_start(public: Path) -> None:
+    """A processor or an application that runs as another user ends with an error that says as whom
     to run; it does not go over the queue again and again without a word."""
     place = Place(public, mails=MANY)
     queue = _queued(place)
@@ -257,15 +257,15 @@ def test_another_user_is_told_at_the_start(public: Path) -> None:
     def work(error: str) -> Callable[[], None]:
         def run() -> None:
             processor, own = _processor(place, place.queue()), place.queue()
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
+            os.setgid(OTHER_USER)
+            os.setuid(OTHER_USER)
             for each in (processor.run_once, own.prepare, lambda: own.put([make_envelope()])):
                 with pytest.raises(QueueError, match=error):
                     each()
 
         return run
 
-    owners = f'belongs to user root, but this process runs as user {user_name(NOBODY)}'
+    owners = f'belongs to user root, but this process runs as user {user_name(OTHER_USER)}'
     # If the root's mode keeps this user out, its owner cannot be read.
     in_child(work(f'Permission denied|{owners}'))
     os.chmod(place.path, 0o755)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.bench import folder
 from tests.crash.counts import Count
 from tests.crash.matrix import Walker
 from tests.crash.operations import OPERATIONS
 from tests.crash.schedules import SCHEDULES
+from tests.support.folders import folder
 
 __all__ = ['folder']
 

@@ -31,19 +31,19 @@ FLOOR = 200
 
 
 SIZES = {
-    # RELIABILITY 133 and 96
     'four': ['--mails', '10000'] if SOAK else ['--mails', '3000', '--seconds', '30'],
     'eight': ['--mails', '5000', '--processors', '8'],
 }
 
 
 @pytest.mark.slow
+@pytest.mark.finding(96, 133)
 @pytest.mark.timeout(2400 if SOAK else 300)
 @pytest.mark.parametrize('size', SIZES if SOAK else ['four'])
 def test_soak(tell: Tell, size: str) -> None:
-    """Processors and producers killed, stopped, their clock stepped, relays that fail: what was
-    committed arrives or lies in failed/, nothing arrives twice but what was called ambiguous,
-    subscribers know the end of each, and nothing stays behind."""
+    """Processors and producers are killed and stopped, their clock is stepped, relays fail: each
+    committed mail arrives or lies in failed/, only mail that was called ambiguous arrives twice,
+    subscribers receive the end of each, and no other file stays behind."""
     seed = os.environ.get('TEST_SEED', str(random.SystemRandom().randrange(10**6)))
     program = [sys.executable, '-W', 'ignore', '-m', 'tests.crash.soak', '--seed', seed]
     done = subprocess.Popen(
@@ -138,8 +138,10 @@ LIES: dict[str, Callable[[Run], object]] = {
         [(run.bad, 'nobody@example.org')]
     ),
     'no subscriber knows': lambda run: run.sql('events', "DELETE FROM events WHERE kind = 'sent'"),
-    'told of two ends': lambda run: run.tell('3', 'sent', run.good, 'ann@example.org'),
-    'told in two ways': lambda run: run.tell('1', 'sent', run.good, 'bob@example.org'),
+    'with events of two ends': lambda run: run.tell('3', 'sent', run.good, 'ann@example.org'),
+    'dispatched with different recipients': lambda run: run.tell(
+        '1', 'sent', run.good, 'bob@example.org'
+    ),
     'another end': lambda run: run.sql('events', "UPDATE events SET kind = 'error'"),
     'violations of SMTP': lambda run: run.relay.violations.append('DATA before MAIL'),
     'tracebacks': lambda run: run.write('log-1', 'Traceback (most recent call last):\n'),

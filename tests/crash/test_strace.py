@@ -1,4 +1,4 @@
-"""Nothing passes the watch by: strace sees the calls that it sees, and no others."""
+"""The watch misses no call: strace sees the same calls, and no others."""
 
 from __future__ import annotations
 
@@ -95,14 +95,14 @@ def traced(lines: list[str], root: str) -> Counter[str]:
         'discard three',
         'settle mixed',
         'run once',
-        'put aside',
+        'set aside',
         'adopt',
         'prepare',
         'wake',
     ],
 )
-def test_no_call_passes_the_watch_by(tmp_path: Path, name: str, count: Count) -> None:
-    """As many calls of each kind, seen from outside the process and from within."""
+def test_the_watch_misses_no_call(tmp_path: Path, name: str, count: Count) -> None:
+    """strace, outside the process, counts as many calls of each kind as the watch inside it."""
     strace = shutil.which('strace')
     if strace is None:
         pytest.skip('needs strace (Debian: apt-get install strace)')

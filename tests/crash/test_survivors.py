@@ -64,7 +64,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_trigger_is_pulled_last(tmp_path: Path) -> None:
-    """Whoever is woken by a commit finds all of its mail in new/."""
+    """A processor that a commit wakes finds all of its mail in new/."""
     queue = MaildirQueue(str(tmp_path / 'mail'))
     queue.prepare()
     observer = Observer(queue)
@@ -121,7 +121,7 @@ def test_a_release_unlocks_what_a_child_shares(tmp_path: Path) -> None:
 
 
 def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mail of which the system takes three octets at a time is whole in the end."""
+    """A mail of which the system writes three bytes at a time is whole in the end."""
     pwrite = os.pwrite
     queue = MaildirQueue(str(tmp_path / 'mail'))
     envelope = make_envelope()
@@ -202,18 +202,18 @@ def test_recovery_lists_again_behind_the_lock(tmp_path: Path) -> None:
 def test_a_new_file_is_new(tmp_path: Path) -> None:
     """What lies where a new file is to be is never written over."""
     store = QueueFiles(str(tmp_path))
-    path = tmp_path / 'somebody'
-    path.write_bytes(b"somebody's")
+    path = tmp_path / 'other'
+    path.write_bytes(b'not ours')
     with pytest.raises(FileExistsError):
         store.create(str(path))
-    assert path.read_bytes() == b"somebody's"
+    assert path.read_bytes() == b'not ours'
 
 
 @pytest.mark.parametrize('report', [True, False])
 def test_letters_are_written_before_the_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: bool
 ) -> None:
-    """Whoever finds a file in its next folder finds in it what became of the mail."""
+    """A file in its next folder contains the outcome of the mail."""
     queue = MaildirQueue(str(tmp_path / 'mail'), clock=Clock())
     envelope = make_envelope('ann@example.org', 'bob@example.org', 'eve@example.org')
     queue.put([envelope]).publish()
@@ -306,7 +306,7 @@ def test_who_has_a_session_claims_nothing_more(tmp_path: Path) -> None:
 
     def before(envelope: Envelope) -> None:
         if envelope == bob:
-            # Whoever comes too late would find the gate closed.
+            # A worker that comes too late would find the circuit breaker open.
             assert in_flight.wait(20)
         elif envelope == ann:
             in_flight.set()

@@ -47,9 +47,9 @@ from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.files import FOLDERS, QueueFiles
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER
 from pyramid_sendmail.sending.outcome import OutcomeRecorder
-from tests.crash.bench import folder as tmp_path
 from tests.crash.counts import Tell
 from tests.support.doubles import RecordingMailer
+from tests.support.folders import folder as tmp_path
 from tests.support.queues import NOW, until
 from tests.support.transactions import OtherManager, SavingManager
 
@@ -330,7 +330,7 @@ class TransactionMachine(RuleBasedStateMachine):
 
     def _look(self, other: OtherManager, step: str) -> None:
         """From another data manager: the mail is stored before a one-phase database votes, and
-        published only when whoever comes before us has finished."""
+        published only when every manager before ours has finished."""
         world, tx = self.world, self.tx
         if tx is None or tx.status != 'committing':
             return
@@ -482,7 +482,7 @@ class TransactionMachine(RuleBasedStateMachine):
         return outcome
 
     def _stops(self, tx: Tx) -> bool:
-        """Whether somebody is interrupted in an abort, so that ours does not come at once."""
+        """Whether another manager is interrupted in an abort, so that ours comes later."""
         return any(
             other.error is Stopped and not {'abort', 'tpc_abort'}.isdisjoint(other.fails)
             for other in tx.others
@@ -772,7 +772,7 @@ class TransactionMachine(RuleBasedStateMachine):
             # What is in doubt a direct delivery tells by itself, if it was able to look.
             if not world.direct or self.helped or len(world.doubted) == len(self.doubts):
                 world.drain()
-            # Whoever looks first tells of what is in doubt.
+            # The first scan dispatches the events of mail in doubt.
             found = (world.delivered, sorted(world.doubted))
             # Each direct delivery has a thread of its own.
             for which in '01' if world.direct else ('',):
@@ -874,7 +874,7 @@ def test_mail_leaves_if_and_only_if_its_transaction_commits(
     collected: Callable[[list[logging.LogRecord]], None],
     tell: Tell,
 ) -> None:
-    """Whatever is called in whatever order, and whoever fails: exactly the mail of committed
+    """Whatever is called in whatever order, and whatever fails: exactly the mail of committed
     transactions leaves, once and in order; nothing else is left or logged; in doubt is only what
     another data manager made so."""
     world = World(kind, tmp_path / 'queue', direct=direct, in_doubt=in_doubt)

@@ -153,7 +153,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 
 def test_sign_up(demo: Demo) -> None:
-    """The button writes a row; the mail arrives whole; a subscriber hears of it."""
+    """The button writes a row; the mail arrives whole; a subscriber gets its event."""
     code, headers, _ = demo.post('/signup', name='Ann Böhm & Co', email='ann@example.org')
     assert code == 303
     assert urllib.parse.urlsplit(headers['Location']).path == '/'
@@ -325,7 +325,7 @@ def test_a_part_that_dies_stops_the_rest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('offset', [0, 1])
 def test_a_busy_port(tmp_path: Path, offset: int) -> None:
-    """A port that somebody has is named, with the way out; nothing is started."""
+    """A port in use is named, with the remedy; nothing is started."""
     port = free_pair()
     with socket.create_server(('127.0.0.1', port + offset)):
         demo = Demo(tmp_path / 'var', port)

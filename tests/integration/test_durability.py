@@ -1,4 +1,4 @@
-"""RELIABILITY 17 to 106: copies of a queue, claims and triggers of other users, writers during a
+"""Findings 17 to 106: copies of a queue, claims and triggers of other users, writers during a
 scan, deaths in a commit, and the cost of a processor without descriptors."""
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ MakeWorld = Callable[..., World]
 NOBODY = 65534
 HOUR, DAY = 60 * MINUTE, 24 * 60 * MINUTE
 WRITER_HOURS = 40
-"""Hours for which a writer holds its record (RELIABILITY 106)."""
+"""Hours for which a writer holds its record (finding 106)."""
 
 LARGE = bool(os.environ.get('SOAK'))
 
@@ -93,10 +93,11 @@ def public() -> Iterator[Path]:
 # 24. The holder of a mail
 
 
+@pytest.mark.finding(24)
 @as_root
 def test_a_claim_of_another_user_is_kept(queue: MaildirQueue) -> None:
-    """RELIABILITY 24: a claim is a lock, so a process of another user keeps its mail without being
-    asked whether it is alive; once it is killed the mail is free at once."""
+    """A claim is a lock, so a process of another user keeps its mail without being asked whether it
+    is alive; once it is killed the mail is free at once."""
     queue.put([make_envelope()]).publish()
     ((ticket,), _) = queue.scan(NOW)
     held: list[Any] = []
@@ -125,9 +126,9 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.finding(24)
 def test_a_claim_in_another_container_is_kept(queue: MaildirQueue) -> None:
-    """RELIABILITY 24: a process in another container, whose number may be another's here, keeps its
-    mail."""
+    """A process in another container, whose number may be another's here, keeps its mail."""
     queue.put([make_envelope()]).publish()
     ((ticket,), _) = queue.scan(NOW)
     program = shutil.which('unshare')
@@ -154,12 +155,12 @@ def test_a_claim_in_another_container_is_kept(queue: MaildirQueue) -> None:
 # 20 and 100. Many deferred mails
 
 
+@pytest.mark.finding(20, 100)
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_fresh_mail_beside_many_deferred_ones(memory: Path) -> None:
-    """RELIABILITY 20 and 100: a processor that starts on 40,000 deferred mails (500,000 with
-    SOAK=1) takes little memory for them, sends a new mail at once, and the
-    first one as soon as it has read their names."""
+    """A processor that starts on 40,000 deferred mails (500,000 with SOAK=1) takes little memory
+    for them, sends a new mail at once, and the first one as soon as it has read their names."""
     count = 500_000 if LARGE else 40_000
     queue = MaildirQueue(str(memory / 'mail'), sync=False, longest=DAY)
     queue.prepare()
@@ -190,9 +191,10 @@ def test_fresh_mail_beside_many_deferred_ones(memory: Path) -> None:
 # 85. A subscriber that fails twice
 
 
+@pytest.mark.finding(85)
 def test_a_subscriber_that_fails_twice(make_world: MakeWorld) -> None:
-    """RELIABILITY 85: of one mail the same event is dispatched three times, and committed the third
-    time; until then the mail is in done/, across processors."""
+    """Of one mail the same event is dispatched three times, and committed the third time; until
+    then the mail is in done/, across processors."""
     world = make_world()
     handled: list[tuple[str, str]] = []
 
@@ -226,11 +228,12 @@ def test_a_subscriber_that_fails_twice(make_world: MakeWorld) -> None:
 STEPS = [(BEFORE, 'finish'), (AFTER, 'vote'), (AFTER, 'finish'), ('', '')]
 
 
+@pytest.mark.finding(82)
 @pytest.mark.parametrize(('key', 'step'), STEPS)
 def test_each_fault_beside_another_that_fails(memory: Path, key: str, step: str) -> None:
-    """RELIABILITY 82: each system call of vote and finish fails in one run, while another data
-    manager fails, or none. Mail can be claimed if and only if the transaction committed, is kept if
-    that is in doubt, and is removed if it did not; finish raises no error."""
+    """Each system call of vote and finish fails in one run, while another data manager fails, or
+    none. Mail can be claimed if and only if the transaction committed, is kept if that is in doubt,
+    and is removed if it did not; finish raises no error."""
     logger = logging.getLogger('pyramid_sendmail')
     logger.setLevel(logging.CRITICAL + 1)
     try:
@@ -298,14 +301,15 @@ DEATHS = {
 }
 
 
+@pytest.mark.finding(83)
 @pytest.mark.parametrize('mails', [1, 3])
 @pytest.mark.parametrize(('key', 'step'), DEATHS)
 def test_death_in_another_data_manager(
     queue: MaildirQueue, key: str, step: str, mails: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """RELIABILITY 83: a process that dies in the vote or finish of another data manager, after our
-    vote and before our finish, leaves mail in doubt: it has an error event and is kept, neither
-    sent nor removed. After our finish it is mail like any other; before our vote there is none."""
+    """A process that dies in the vote or finish of another data manager, after our vote and before
+    our finish, leaves mail in doubt: it has an error event and is kept, neither sent nor removed.
+    After our finish it is mail like any other; before our vote there is none."""
 
     def die() -> None:
         os._exit(9)
@@ -373,9 +377,10 @@ def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bo
 # 91. Without descriptors
 
 
+@pytest.mark.finding(91)
 def test_without_descriptors_nothing_spins(tmp_path: Path) -> None:
-    """RELIABILITY 91: a processor that can open no more files sends nothing, uses next to no CPU,
-    and goes on as soon as it can open them again."""
+    """A processor that can open no more files sends nothing, uses next to no CPU, and goes on as
+    soon as it can open them again."""
     setup = ProcessorSetup(make_maildir(tmp_path / 'mail'))
 
     def work() -> None:
@@ -423,10 +428,11 @@ HOWS: dict[str, Callable[[str, str], list[list[str]]]] = {
 }
 
 
+@pytest.mark.finding(93)
 @pytest.mark.parametrize('how', HOWS)
 def test_a_copy_keeps_its_schedule(tmp_path: Path, how: str) -> None:
-    """RELIABILITY 93: in a backup that was restored the same mail is due at the same times: the
-    times of files do not matter, no mail is forgotten, and not all is sent at once."""
+    """In a backup that was restored the same mail is due at the same times: the times of files do
+    not matter, no mail is forgotten, and not all is sent at once."""
     clock = Clock()
     queue = MaildirQueue(str(tmp_path / 'mail'), sync=False, clock=clock, longest=2 * HOUR)
     later = make_envelope(due=NOW + DAY)
@@ -468,9 +474,10 @@ def test_a_copy_keeps_its_schedule(tmp_path: Path, how: str) -> None:
 # 99. Writers during a scan
 
 
+@pytest.mark.finding(99)
 def test_mail_that_comes_during_scans(queue: MaildirQueue) -> None:
-    """RELIABILITY 99: two processes put mail as fast as they can while the queue is scanned and
-    emptied. After their end one scan finds all that is left; no mail was missed or found twice."""
+    """Two processes put mail as fast as they can while the queue is scanned and emptied. After
+    their end one scan finds all that is left; no mail was missed or found twice."""
     rounds = 120
     reading, writing = os.pipe()
 
@@ -540,10 +547,11 @@ TRIGGERS: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.finding(101)
 @pytest.mark.parametrize('kind', TRIGGERS)
 def test_a_trigger_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
-    """RELIABILITY 101: if the wake-up FIFO cannot be used, a commit works nevertheless, and the
-    mail is sent with the processor's next scan."""
+    """If the wake-up FIFO cannot be used, a commit works nevertheless, and the mail is sent with
+    the processor's next scan."""
     setup = ProcessorSetup(make_maildir(tmp_path / 'mail'))
     trigger = tmp_path / 'mail' / 'trigger'
     trigger.unlink()
@@ -562,10 +570,10 @@ def test_a_trigger_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
     setup.queue.close()
 
 
+@pytest.mark.finding(101)
 @as_root
 def test_a_trigger_of_another_user(public: Path) -> None:
-    """RELIABILITY 101: the same with a wake-up FIFO of another user, which can be neither written
-    nor read."""
+    """The same with a wake-up FIFO of another user, which can be neither written nor read."""
     root = public / 'mail'
 
     def work() -> None:
@@ -588,11 +596,12 @@ def test_a_trigger_of_another_user(public: Path) -> None:
 # 106. Slow writers
 
 
+@pytest.mark.finding(106)
 @pytest.mark.parametrize('letter', ['W', 'V', 'C'])
 def test_a_slow_writer_keeps_its_mail(tmp_path: Path, letter: str) -> None:
-    """RELIABILITY 106: a writer that has held its record for forty hours, by the file's times and
-    the clock, keeps its mail. Only an unlocked record is recovered, and mail that was voted is
-    never removed, however old."""
+    """A writer that has held its record for forty hours, by the file's times and the clock, keeps
+    its mail. Only an unlocked record is recovered, and mail that was voted is never removed,
+    however old."""
     clock = Clock()
     queue = MaildirQueue(str(tmp_path / 'mail'), sync=False, clock=clock)
     put = queue.put([make_envelope(), make_envelope()])
@@ -613,9 +622,9 @@ def test_a_slow_writer_keeps_its_mail(tmp_path: Path, letter: str) -> None:
     assert folders == {'W': [], 'V': ['done'] * 2, 'C': ['new'] * 2}[letter]
 
 
+@pytest.mark.finding(94)
 def test_the_first_attempt_is_never_too_late(make_world: MakeWorld) -> None:
-    """RELIABILITY 94: a mail that is older than mail.give_up_after at its first attempt is tried
-    nevertheless."""
+    """A mail that is older than mail.give_up_after at its first attempt is tried nevertheless."""
     world = make_world()
     world.send()
     world.clock.now += 30 * DAY
@@ -625,10 +634,10 @@ def test_the_first_attempt_is_never_too_late(make_world: MakeWorld) -> None:
 # 12. A read-only queue
 
 
+@pytest.mark.finding(12)
 @as_root
 def test_a_read_only_queue(public: Path) -> None:
-    """RELIABILITY 12: a processor that may read the mail, and not write its outcome, does not
-    connect."""
+    """A processor that may read the mail, and not write its outcome, does not connect."""
     root = public / 'mail'
     setup = ProcessorSetup(make_maildir(root))
     setup.put_many(2)
@@ -653,9 +662,10 @@ def test_a_read_only_queue(public: Path) -> None:
 # 96. Locks
 
 
+@pytest.mark.finding(96)
 def test_the_lock_is_flock(queue: MaildirQueue) -> None:
-    """RELIABILITY 96: opening and closing the file of a claimed mail in the same process, as a
-    backup may do, does not release its lock, as it would with locks of POSIX."""
+    """Opening and closing the file of a claimed mail in the same process, as a backup may do, does
+    not release its lock, as it would with locks of POSIX."""
     queue.put([make_envelope()]).publish()
     claim = claimed(queue)
     ((ticket,), _) = queue.scan(NOW)
@@ -669,8 +679,9 @@ def test_the_lock_is_flock(queue: MaildirQueue) -> None:
     assert fcntl.flock is not fcntl.lockf
 
 
+@pytest.mark.finding(96)
 def test_a_lock_of_a_removed_file_is_no_claim(queue: MaildirQueue) -> None:
-    """RELIABILITY 96: a file that was removed can still be locked; it is not claimed."""
+    """A file that was removed can still be locked; it is not claimed."""
     envelope = make_envelope()
     queue.put([envelope]).publish()
     ((ticket,), _) = queue.scan(NOW)
@@ -694,9 +705,10 @@ def test_a_lock_of_a_removed_file_is_no_claim(queue: MaildirQueue) -> None:
 # 104. No mail about a failed mail
 
 
+@pytest.mark.finding(104)
 def test_a_failed_mail_with_the_null_sender_makes_no_mail(world: World) -> None:
-    """RELIABILITY 104: mail with the null sender that fails is a dead letter and an event; no mail
-    is sent about it."""
+    """Mail with the null sender that fails is a dead letter and an event; no mail is sent about
+    it."""
     world.server.always('RCPT', reply(550, '5.1.1 no such user'))
     world.send(sender='')
     for _ in range(3):
@@ -708,9 +720,10 @@ def test_a_failed_mail_with_the_null_sender_makes_no_mail(world: World) -> None:
     assert line.startswith('MAIL FROM:<>')
 
 
+@pytest.mark.finding(97)
 def test_sigstop_is_no_death(queue: MaildirQueue) -> None:
-    """RELIABILITY 97: a process that is stopped over a mail, as on a suspended machine, still holds
-    it when it goes on, and records its outcome, whatever other processes have tried meanwhile."""
+    """A process that is stopped over a mail, as on a suspended machine, still holds it when it goes
+    on, and records its outcome, whatever other processes have tried meanwhile."""
     envelope = make_envelope()
     queue.put([envelope]).publish()
     ((ticket,), _) = queue.scan(NOW)

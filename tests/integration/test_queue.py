@@ -1,4 +1,4 @@
-"""RELIABILITY 10 to 26: claims, locks, scans and what a process leaves behind when it is killed,
+"""Findings 10 to 26: claims, locks, scans and what a process leaves behind when it is killed,
 seen from the relay: what arrives, and how often."""
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pytest
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.sending.outcome import Tally
-from tests.crash.bench import folder as tmp_path
 from tests.support.children import Place
+from tests.support.folders import folder as tmp_path
 from tests.support.queues import (
     CALLS,
     NOW,
@@ -104,10 +104,11 @@ def at_each_step(check: Callable[[int], bool]) -> int:
     raise AssertionError('it never ends')
 
 
+@pytest.mark.finding(10)
 @pytest.mark.parametrize('settled', [False, True])
 def test_a_claim_at_each_step_of_another(tmp_path: Path, settled: bool) -> None:
-    """RELIABILITY 10: wherever one process stands in a claim when another makes its own, and also
-    when that one has delivered the mail and removed it meanwhile: exactly one of them has it."""
+    """Wherever one process stands in a claim when another makes its own, and also when that one has
+    delivered the mail and removed it meanwhile: exactly one of them has it."""
 
     def check(step: int) -> bool:
         queue = MaildirQueue(str(tmp_path / str(step)), sync=False, clock=Clock())
@@ -130,9 +131,10 @@ def test_a_claim_at_each_step_of_another(tmp_path: Path, settled: bool) -> None:
     assert at_each_step(check) > 3
 
 
+@pytest.mark.finding(10)
 def test_a_recovery_at_each_step_of_another(tmp_path: Path) -> None:
-    """RELIABILITY 10: a commit that a dead process has begun is completed once: wherever one
-    processor stands in that when another does the same and delivers the mail."""
+    """A commit that a dead process has begun is completed once: wherever one processor stands in
+    that when another does the same and delivers the mail."""
 
     def check(step: int) -> bool:
         queue = MaildirQueue(str(tmp_path / str(step)), sync=False, clock=Clock())
@@ -175,11 +177,12 @@ def dies_while_publishing(queue: MaildirQueue, envelopes: list[Any]) -> None:
 # 11. Locks that fail
 
 
+@pytest.mark.finding(11)
 @pytest.mark.parametrize('number', LOCKS, ids=errno.errorcode.get)
 def test_no_locks_from_the_start(
     world: World, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RELIABILITY 11: where files cannot be locked, no connection is opened."""
+    """Where files cannot be locked, no connection is opened."""
     world.send()
     before = world.files()
     processor = world.processor()
@@ -194,6 +197,7 @@ def test_no_locks_from_the_start(
     assert world.run() == Tally(delivered=1)
 
 
+@pytest.mark.finding(11)
 @pytest.mark.parametrize('number', LOCKS, ids=errno.errorcode.get)
 def test_locks_that_fail_later(
     world: World,
@@ -201,8 +205,8 @@ def test_locks_that_fail_later(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """RELIABILITY 11: where a claim fails nothing is sent, the log says why, and once locks work
-    again the mail leaves once."""
+    """Where a claim fails nothing is sent, the log says why, and once locks work again the mail
+    leaves once."""
     world.send()
     before = world.files()
     processor = world.processor()
@@ -250,10 +254,11 @@ POISON: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.finding(14)
 @pytest.mark.parametrize('poison', POISON)
 def test_a_poison_mail_stops_no_other_mail(make_world: MakeWorld, poison: str) -> None:
-    """RELIABILITY 14: a mail that cannot be spoken of is never said, or is what the relay makes of
-    it; all others are delivered, by the same run, and nothing is deleted unsent."""
+    """A mail that cannot be spoken of is never said, or is what the relay makes of it; all others
+    are delivered, by the same run, and nothing is deleted unsent."""
     world = make_world()
     world.server.extensions = ('PIPELINING', 'SIZE 10240000')
     options = dict(POISON[poison])
@@ -273,9 +278,10 @@ def test_a_poison_mail_stops_no_other_mail(make_world: MakeWorld, poison: str) -
     ]
 
 
+@pytest.mark.finding(13)
 def test_files_that_move_during_a_run(world: World) -> None:
-    """RELIABILITY 13: files that are removed, renamed or damaged between the scan and the
-    claim affect no other mail: the run goes on, over the same connection."""
+    """Files that are removed, renamed or damaged between the scan and the claim affect no other
+    mail: the run goes on, over the same connection."""
     victims = [world.send() for _ in range(3)]
     names = sorted((world.path / 'new').iterdir())
     others = [world.send(priority='low') for _ in range(5)]
@@ -306,11 +312,12 @@ def test_files_that_move_during_a_run(world: World) -> None:
 # 19. A relay that refuses
 
 
+@pytest.mark.finding(19)
 def test_a_thousand_mails_and_a_closed_relay(
     make_world: MakeWorld, start_smtp_server: Callable[..., ScriptedSMTPServer]
 ) -> None:
-    """RELIABILITY 19: with an unavailable relay a run opens one connection, however much waits and
-    however many workers there are; no attempt is counted, and each mail leaves once later."""
+    """With an unavailable relay a run opens one connection, however much waits and however many
+    workers there are; no attempt is counted, and each mail leaves once later."""
     server = start_smtp_server()
     world = make_world(server)
     at_once: list[int] = []
@@ -342,9 +349,10 @@ def test_a_thousand_mails_and_a_closed_relay(
 # 20. Many files
 
 
+@pytest.mark.finding(20)
 def test_a_scan_opens_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RELIABILITY 20: of 20,000 deferred mails a scan reads the names alone: it opens, locks and
-    stats none of them, keeps no more than the limit, and finds the one mail that is due."""
+    """Of 20,000 deferred mails a scan reads the names alone: it opens, locks and stats none of
+    them, keeps no more than the limit, and finds the one mail that is due."""
     queue = MaildirQueue(str(tmp_path / 'mail'), sync=False, clock=Clock(), longest=3600)
     queue.prepare()
     for number in range(20_000):
@@ -376,10 +384,11 @@ def noting(calls: list[str], name: str, call: Callable[..., Any]) -> Callable[..
 # 22. Names that collide
 
 
+@pytest.mark.finding(22)
 @pytest.mark.parametrize('letter', ['published', 'being written'])
 def test_names_that_collide(world: World, letter: str) -> None:
-    """RELIABILITY 22: where the generator of names gives one twice, the first mail is not replaced
-    by the second: both survive, or the second is refused while its transaction can still abort."""
+    """Where the generator of names gives one twice, the first mail is not replaced by the second:
+    both survive, or the second is refused while its transaction can still abort."""
     first = make_envelope(id='1' * 32, body='The first.', queued_at=world.clock())
     second = make_envelope(id='1' * 32, body='The second.', queued_at=world.clock())
     put = world.queue.put([first])
@@ -404,9 +413,9 @@ def test_names_that_collide(world: World, letter: str) -> None:
 # 23. A queue that is half made
 
 
+@pytest.mark.finding(23)
 def test_every_partial_tree_becomes_a_queue(make_world: MakeWorld) -> None:
-    """RELIABILITY 23: whichever of the folders are there, and whichever are not: mail is taken and
-    delivered."""
+    """Whichever of the folders are there, and whichever are not: mail is taken and delivered."""
     world = make_world()
     folders = ['tmp', 'new', 'cur', 'done', 'failed']
     for number in range(2 ** len(folders)):
@@ -426,9 +435,10 @@ def test_every_partial_tree_becomes_a_queue(make_world: MakeWorld) -> None:
 # 24 to 26. Processes that are killed
 
 
+@pytest.mark.finding(17, 24)
 def test_a_holder_that_sleeps_is_not_robbed(world: World) -> None:
-    """RELIABILITY 17 and 24: a process that holds a mail and is stopped keeps it, whatever the
-    clock says; killed, it frees it at once, and the mail is tried again by the retry policy."""
+    """A process that holds a mail and is stopped keeps it, whatever the clock says; killed, it
+    frees it at once, and the mail is tried again by the retry policy."""
     world.send()
     ((ticket,), _) = world.queue.scan(world.clock())
     held: list[Any] = []
@@ -445,14 +455,15 @@ def test_a_holder_that_sleeps_is_not_robbed(world: World) -> None:
     assert world.server.accepted(ANN) == 1
 
 
+@pytest.mark.finding(25, 26)
 @pytest.mark.parametrize('accepted', [0, 2, 4])
 def test_kill_9_after_so_many_mails(
     make_place: Callable[[ScriptedSMTPServer], Place],
     smtp_server: ScriptedSMTPServer,
     accepted: int,
 ) -> None:
-    """RELIABILITY 25 and 26: killed while the relay thinks about a mail: those before it are not
-    sent again, those behind it are sent once, and the one in flight is said to be ambiguous."""
+    """Killed while the relay thinks about a mail: those before it are not sent again, those behind
+    it are sent once, and the one in flight is said to be ambiguous."""
     place = make_place(smtp_server)
     messages = [make_envelope(queued_at=time.time()) for _ in range(5)]
     place.queue.put(messages).publish()

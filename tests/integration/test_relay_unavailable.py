@@ -35,6 +35,7 @@ from tests.support.processors import (
     make_maildir,
 )
 from tests.support.queues import Clock, files, until
+from tests.support.scripts import application, run
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -45,7 +46,6 @@ from tests.support.smtp.server import (
     reply,
     reply_then_drop,
 )
-from tests.unit.scripts.test_qp import application, run
 
 Start = Callable[..., ScriptedSMTPServer]
 

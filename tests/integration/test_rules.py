@@ -1,4 +1,4 @@
-"""RELIABILITY 44 and 114 to 128: the rules that a careful client follows, in what the relay has
+"""Findings 44 and 114 to 128: the rules that a careful client follows, in what the relay has
 received."""
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ def read(arrived: Any) -> Any:
 # 44 and 119. Addresses that are not ASCII
 
 
+@pytest.mark.finding(44)
 def test_an_international_domain(world: World) -> None:
-    """RELIABILITY 44: an international domain is written in ASCII, in the envelope and in the
-    headers; the relay needs no extension for it."""
+    """An international domain is written in ASCII, in the envelope and in the headers; the relay
+    needs no extension for it."""
     arrived = deliver(
         world, welcome(to=['Jörg <jorg@bücher.example>'], sender='shop@bücher.example')
     )
@@ -74,6 +75,7 @@ def test_an_international_domain(world: World) -> None:
     assert read(arrived)['To'].addresses[0].display_name == 'Jörg'
 
 
+@pytest.mark.finding(44, 119)
 @pytest.mark.parametrize('able', [False, True])
 @pytest.mark.parametrize('domain', ['example.org', 'bücher.example'])
 @pytest.mark.parametrize('local', ['ann', 'jörg'])
@@ -81,8 +83,8 @@ def test_an_international_domain(world: World) -> None:
 def test_four_combinations(
     make_world: MakeWorld, place: str, local: str, domain: str, able: bool
 ) -> None:
-    """RELIABILITY 44 and 119: an ASCII local part can always be sent. Another one is sent unencoded
-    by SMTPUTF8, or fails permanently if the relay does not offer it. It is never encoded."""
+    """An ASCII local part can always be sent. Another one is sent unencoded by SMTPUTF8, or fails
+    permanently if the relay does not offer it. It is never encoded."""
     world = make_world()
     world.server.extensions = ('8BITMIME', 'SMTPUTF8', 'PIPELINING') if able else ('8BITMIME',)
     message = welcome(**{place: f'{local}@{domain}'})
@@ -109,10 +111,10 @@ def test_four_combinations(
         assert f'{local}@{ascii_domain}'.encode() in arrived.data
 
 
+@pytest.mark.finding(44, 119)
 @pytest.mark.parametrize('able', [False, True])
 def test_a_recipient_that_is_not_ascii_harms_no_other(make_world: MakeWorld, able: bool) -> None:
-    """RELIABILITY 44 and 119: a recipient that is not ASCII fails alone, beside others of the
-    mail."""
+    """A recipient that is not ASCII fails alone, beside others of the mail."""
     world = make_world()
     world.server.extensions = ('8BITMIME', 'SMTPUTF8') if able else ('8BITMIME',)
     world.send(recipients=[ANN, 'jörg@example.org'])
@@ -126,8 +128,9 @@ def test_a_recipient_that_is_not_ascii_harms_no_other(make_world: MakeWorld, abl
 # 114. The null sender, and Auto-Submitted
 
 
+@pytest.mark.finding(114)
 def test_the_null_sender(world: World) -> None:
-    """RELIABILITY 114: ``sender=''`` is MAIL FROM:<>, and From: stays."""
+    """``sender=''`` is MAIL FROM:<>, and From: stays."""
     arrived = deliver(world, sender='')
 
     assert arrived.sender == ''
@@ -136,9 +139,10 @@ def test_the_null_sender(world: World) -> None:
     assert read(arrived)['From'] == 'Shop <shop@example.org>'
 
 
+@pytest.mark.finding(114)
 @pytest.mark.parametrize('given_', [None, 'no', 'auto-replied'])
 def test_auto_submitted(world: World, given_: str | None) -> None:
-    """RELIABILITY 114: Auto-Submitted stands once, with the value that the application gave."""
+    """Auto-Submitted stands once, with the value that the application gave."""
     headers = {} if given_ is None else {'auto-submitted': given_}
 
     arrived = deliver(world, welcome(headers=headers))
@@ -149,10 +153,11 @@ def test_auto_submitted(world: World, given_: str | None) -> None:
 # 117 and 118. SIZE and 8BITMIME
 
 
+@pytest.mark.finding(117)
 @pytest.mark.parametrize('beyond', [-1, 0, 1])
 def test_the_size_at_the_limit(make_world: MakeWorld, beyond: int) -> None:
-    """RELIABILITY 117: SIZE= is the number of bytes without dot stuffing. A mail of one byte over
-    the limit fails before MAIL; one at the limit is sent."""
+    """SIZE= is the number of bytes without dot stuffing. A mail of one byte over the limit fails
+    before MAIL; one at the limit is sent."""
     world = make_world()
     message = welcome(text='.\n..\n.x\n' * 50)
     size = len(world.delivery.freeze(message).raw)
@@ -173,15 +178,17 @@ def test_the_size_at_the_limit(make_world: MakeWorld, beyond: int) -> None:
         assert len(arrived.wire) == size + 150 + len('.\r\n')
 
 
+@pytest.mark.finding(117)
 @pytest.mark.parametrize('limit', ['SIZE', 'SIZE 0'])
 def test_no_limit(make_world: MakeWorld, limit: str) -> None:
-    """RELIABILITY 117: SIZE without a number, and with 0, sets no limit."""
+    """SIZE without a number, and with 0, sets no limit."""
     world = make_world()
     world.server.extensions = (limit,)
     arrived = deliver(world, welcome(text='x' * 100_000))
     assert arrived.mail_arguments == f'SIZE={len(arrived.data)}'
 
 
+@pytest.mark.finding(117)
 @pytest.mark.parametrize(
     ('verb', 'code', 'kind'),
     [
@@ -193,7 +200,7 @@ def test_no_limit(make_world: MakeWorld, limit: str) -> None:
     ],
 )
 def test_size_is_refused(make_world: MakeWorld, verb: str, code: int, kind: str) -> None:
-    """RELIABILITY 117: 552 and 554 are permanent, 452 is temporary."""
+    """552 and 554 are permanent, 452 is temporary."""
     world = make_world()
     world.server.script(verb, reply(code, '5.3.4 too big' if code > 500 else '4.3.1 no room'))
     world.send()
@@ -223,11 +230,11 @@ EVERYTHING: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.finding(118)
 @pytest.mark.parametrize('offered', [(), ('8BITMIME',), ('SIZE 10000000', 'PIPELINING')])
 @pytest.mark.parametrize('kind', EVERYTHING)
 def test_seven_bits(make_world: MakeWorld, kind: str, offered: tuple[str, ...]) -> None:
-    """RELIABILITY 118: no byte above 127 is sent, whatever a message holds, and BODY= is not
-    needed."""
+    """No byte above 127 is sent, whatever a message holds, and BODY= is not needed."""
     world = make_world()
     world.server.extensions = offered
 
@@ -241,9 +248,10 @@ def test_seven_bits(make_world: MakeWorld, kind: str, offered: tuple[str, ...]) 
 # 121. CHUNKING
 
 
+@pytest.mark.finding(121)
 def test_chunking_is_not_used_by_default(world: World) -> None:
-    """RELIABILITY 121: without window= in the URL, BDAT is not used, even if the relay offers it;
-    with it, see tests/unit/mailers/smtp/test_chunking.py."""
+    """Without window= in the URL, BDAT is not used, even if the relay offers it; with it, see
+    tests/unit/mailers/smtp/test_chunking.py."""
     world.server.extensions = ('CHUNKING', 'BINARYMIME', '8BITMIME', 'PIPELINING')
     deliver(world)
     assert world.server.verbs() == ['EHLO', 'MAIL', 'RCPT', 'DATA', 'dot', 'QUIT']
@@ -269,6 +277,7 @@ def is_file_name(text: str) -> bool:
 FAMILY = '👩\u200d👩\u200d👧\u200d👦'
 
 
+@pytest.mark.finding(123, 124)
 @many
 @given(
     subject=TEXT,
@@ -291,8 +300,8 @@ def test_every_message_is_strictly_valid(
     hidden: bool,
     files: list[str],
 ) -> None:
-    """RELIABILITY 123 and 124: each header field stands as often as RFC 5322 allows, in short lines
-    of whole encoded words, and two other parsers read the values that were given."""
+    """Each header field stands as often as RFC 5322 allows, in short lines of whole encoded words,
+    and two other parsers read the values that were given."""
     to = [Address(name, f'user{number}', 'example.org') for number, name in enumerate(names)]
     arrived = deliver(
         world,
@@ -321,6 +330,7 @@ def test_every_message_is_strictly_valid(
     assert world.server.violations == []
 
 
+@pytest.mark.finding(124)
 @pytest.mark.parametrize(
     'text',
     [
@@ -332,8 +342,8 @@ def test_every_message_is_strictly_valid(
     ],
 )
 def test_another_parser_of_encoded_words(world: World, text: str) -> None:
-    """RELIABILITY 124: mail-parser reads the same subject, from encoded words that begin and end
-    with whole characters."""
+    """Mail-parser reads the same subject, from encoded words that begin and end with whole
+    characters."""
     arrived = deliver(world, welcome(subject=text))
 
     found = mailparser.parse_from_bytes(arrived.data).subject
@@ -371,10 +381,11 @@ FILE_NAMES: dict[str, tuple[str, str]] = {
 }
 
 
+@pytest.mark.finding(125)
 @pytest.mark.parametrize('case', FILE_NAMES)
 def test_names_of_files(world: World, case: str) -> None:
-    """RELIABILITY 125: a file's name arrives unchanged, without its folder, in short lines, encoded
-    by RFC 2231 if necessary, with a fallback in ASCII."""
+    """A file's name arrives unchanged, without its folder, in short lines, encoded by RFC 2231 if
+    necessary, with a fallback in ASCII."""
     given_, expected = FILE_NAMES[case]
 
     arrived = deliver(world, welcome(attachments=[Attachment(given_, b'x')]))
@@ -389,10 +400,11 @@ def test_names_of_files(world: World, case: str) -> None:
     assert part.get_content_disposition() == 'attachment'
 
 
+@pytest.mark.finding(125)
 @pytest.mark.parametrize('name', ['a\r\nBcc: x@example.org', 'a\0.txt', 'a\x1b[31m.txt', '/', '..'])
 def test_names_that_are_refused(world: World, name: str) -> None:
-    """RELIABILITY 125: names with line breaks or other control characters are refused, and so are
-    names of folders."""
+    """Names with line breaks or other control characters are refused, and so are names of
+    folders."""
     with pytest.raises(MessageError):
         world.send(welcome(attachments=[Attachment(name, b'x')]))
     assert world.files() == {}
@@ -401,9 +413,10 @@ def test_names_that_are_refused(world: World, name: str) -> None:
 # 126. Unsubscribing
 
 
+@pytest.mark.finding(126)
 def test_list_unsubscribe(world: World) -> None:
-    """RELIABILITY 126: after a queue and a retry, a URL of 300 characters is one line of the bytes
-    that were given, and so is the line that makes it one-click."""
+    """After a queue and a retry, a URL of 300 characters is one line of the bytes that were given,
+    and so is the line that makes it one-click."""
     url = '<https://example.org/unsubscribe?' + 'token=a1%2Bb2%3D=?utf-8?q?&' * 9
     url += 'x' * (299 - len(url)) + '>'
     assert len(url) == 300
@@ -427,10 +440,11 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.finding(127)
 @pytest.mark.parametrize('kind', EVERYTHING)
 def test_the_bytes_a_week_later(make_world: MakeWorld, kind: str) -> None:
-    """RELIABILITY 127: the relay receives the bytes that ``send`` has frozen, after retries, new
-    processors and a week."""
+    """The relay receives the bytes that ``send`` has frozen, after retries, new processors and a
+    week."""
     world = make_world()
     message = EVERYTHING[kind]()
     world.server.script('RCPT', reply(450, '4.2.0 greylisted'))
@@ -452,9 +466,10 @@ def test_the_bytes_a_week_later(make_world: MakeWorld, kind: str) -> None:
     assert digest(arrived.data) == expected
 
 
+@pytest.mark.finding(127)
 @pytest.mark.parametrize('kind', EVERYTHING)
 def test_the_bytes_do_not_depend_on_the_relay(make_world: MakeWorld, kind: str) -> None:
-    """RELIABILITY 127: the same bytes are sent, whatever extensions a relay offers."""
+    """The same bytes are sent, whatever extensions a relay offers."""
     world = make_world()
     envelope = world.delivery.freeze(EVERYTHING[kind]())
     for offered in ((), ('PIPELINING',), ('SIZE 0', '8BITMIME', 'SMTPUTF8', 'PIPELINING')):
@@ -466,9 +481,10 @@ def test_the_bytes_do_not_depend_on_the_relay(make_world: MakeWorld, kind: str) 
     assert {digest(each.data) for each in world.server.messages} == {digest(envelope.raw)}
 
 
+@pytest.mark.finding(127)
 def test_a_signature_of_the_application(world: World) -> None:
-    """RELIABILITY 127: a DKIM-Signature of the application is sent unchanged, folding included, and
-    so are the lines that it signs."""
+    """A DKIM-Signature of the application is sent unchanged, folding included, and so are the lines
+    that it signs."""
     signed = (
         b'DKIM-Signature: v=1; a=rsa-sha256; c=simple/simple; d=example.org; s=x;\r\n'
         b'\th=From:To:Subject:Date:Message-ID;\r\n'
@@ -490,11 +506,12 @@ def test_a_signature_of_the_application(world: World) -> None:
 # 128. Which relay has accepted a mail
 
 
+@pytest.mark.finding(128)
 def test_the_log_and_the_event_have_the_reply(
     either: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """RELIABILITY 128: each acceptance has one log line with our Message-ID and the relay's reply,
-    and a sent event with code, text, attempt and relay."""
+    """Each acceptance has one log line with our Message-ID and the relay's reply, and a sent event
+    with code, text, attempt and relay."""
     caplog.set_level(logging.INFO)
     either.server.script('RCPT', reply(450, '4.2.0 greylisted'))
     either.server.script('dot', reply(250, '2.0.0 Ok: queued as 4B7C91F3'))
@@ -514,6 +531,7 @@ def test_the_log_and_the_event_have_the_reply(
     assert ANN in line
 
 
+@pytest.mark.finding(128)
 @pytest.mark.parametrize('version', ['TLSv1.2', 'TLSv1.3'])
 @pytest.mark.parametrize('tls', ['starttls', 'implicit'])
 def test_the_log_and_the_event_have_the_version_of_tls(
@@ -524,8 +542,8 @@ def test_the_log_and_the_event_have_the_version_of_tls(
     tls: Any,
     version: str,
 ) -> None:
-    """RELIABILITY 128: the log and the events have the version of TLS, so that one can prove that a
-    mail was encrypted; without a version it went in plain text."""
+    """The log and the events have the version of TLS, so that one can prove that a mail was
+    encrypted; without a version it went in plain text."""
     caplog.set_level(logging.INFO)
     context = tls_authority.context()
     context.maximum_version = ssl.TLSVersion[version.replace('.', '_')]
@@ -543,11 +561,12 @@ def test_the_log_and_the_event_have_the_version_of_tls(
     assert [f'(attempt 1, {server.url} ({version}))' in line for line in lines] == [True, True]
 
 
+@pytest.mark.finding(128)
 def test_the_mail_is_recorded_before_it_is_removed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RELIABILITY 128: until the sent event is committed the mail is on disk, marked as delivered:
-    no crash in between sends it again, or loses its event."""
+    """Until the sent event is committed the mail is on disk, marked as delivered: no crash in
+    between sends it again, or loses its event."""
     seen: list[tuple[list[str], bool]] = []
     world.config.add_subscriber(
         lambda event: seen.append((world.folders(), b'queued as 4B7C' in _only(world))),
@@ -568,10 +587,11 @@ def _only(world: World) -> bytes:
 # 116 and 40, seen from the queue: the name of a mailer
 
 
+@pytest.mark.finding(40, 128)
 def test_the_event_shows_no_secret(
     make_world: MakeWorld, start_smtp_server: Start, tmp_path: Path
 ) -> None:
-    """RELIABILITY 40 and 128: the event names the relay without the password."""
+    """The event names the relay without the password."""
     server = start_smtp_server(auth={'shop': 'hunter2'}, auth_required=True)
     url = f'smtp+insecure://shop:hunter2@127.0.0.1:{server.port}'
     world = make_world(server, url=url)

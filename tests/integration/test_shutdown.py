@@ -22,6 +22,7 @@ from pyramid_sendmail.mailers.factory import mailer_from_url
 from pyramid_sendmail.sending.outcome import Tally
 from tests.support.applications import WAITING
 from tests.support.children import Child, Place, once_each
+from tests.support.processes import PROCESSOR_THREAD
 from tests.support.processors import (
     ProcessorSetup,
     RecordingDispatcher,
@@ -32,9 +33,8 @@ from tests.support.processors import (
     worker_threads,
 )
 from tests.support.queues import Clock, files, make_envelope, until
+from tests.support.scripts import Processor, run
 from tests.support.smtp.server import ScriptedSMTPServer, TLSAuthority, accept_then, delay, hang
-from tests.unit.processor.test_thread import CHILD
-from tests.unit.scripts.test_qp import Processor, run
 
 Start = Callable[..., ScriptedSMTPServer]
 
@@ -63,7 +63,7 @@ sys.exit(qp.run(sys.argv[1:], make=make))
 """``psendmail-qp`` that gives mail in flight a fifth of a second."""
 
 THREAD = (
-    CHILD
+    PROCESSOR_THREAD
     + """
 from pyramid_sendmail import threads
 

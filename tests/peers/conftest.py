@@ -65,7 +65,7 @@ def dovecot() -> Iterator[Dovecot]:
 
 @pytest.fixture
 def sender() -> str:
-    """An address that nobody has sent from before, by which a test knows its mail."""
+    """Return a new sender, by which a test recognises its mail."""
     return f'{secrets.token_hex(6)}@example.org'
 
 

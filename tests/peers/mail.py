@@ -59,7 +59,7 @@ def make_mail(sender: str, *recipients: str, body: bytes = b'Hello.\r\n') -> Env
 
 
 def fronted(content: bytes, raw: bytes) -> bool:
-    """Whether what a relay has is what it was sent, octet for octet, below headers of its own.
+    """Whether a relay has what it was sent, byte for byte, below headers of its own.
 
     A last line without an end has one there, since SMTP knows lines only.
     """

@@ -23,7 +23,7 @@ ANN = 'ann'
 PASSWORD = 'correct horse:battery+staple'
 
 SIZE = 200_000
-"""Octets that a mail may have."""
+"""Bytes that a mail may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Ports:
     login: int
     """With AUTH LOGIN alone, behind STARTTLS."""
     closed: int
-    """To nobody."""
+    """The mail has no recipients."""
     crowded: int
     """To one connection at a time."""
 

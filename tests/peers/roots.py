@@ -38,9 +38,9 @@ def missing(peer: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback address that nobody listens on.
+    """Ports of the loopback address that are free.
 
-    They are below those that the system gives to whoever asks for any, so that they stay free.
+    They are below those that the system chooses by itself, so that they stay free.
     """
     ports: list[int] = []
     while len(ports) < count:
@@ -196,7 +196,7 @@ class Root:
             time.sleep(0.01)
 
     def processes(self) -> Iterator[int]:
-        """The ids of the processes that run in this directory, which nobody else starts."""
+        """The ids of the processes that run in this directory, which nothing else starts."""
         for entry in Path('/proc').iterdir():
             if entry.name.isdigit():
                 try:

@@ -17,7 +17,7 @@ from tests.support.queues import files, until
 
 def test_from_request_to_relay(relay: Relay, tmp_path: Path, sender: str) -> None:
     """Mail that was committed waits while the relay is down, without an attempt, and arrives when
-    it is back; refused recipients are told apart from those that may be accepted later."""
+    it is back; refused recipients are distinguished from those that may be accepted later."""
     database = tmp_path / 'database.sqlite'
     queue = MaildirQueue(str(tmp_path / 'mail'), sync=False)
     ini = write_ini(
@@ -57,7 +57,7 @@ def test_from_request_to_relay(relay: Relay, tmp_path: Path, sender: str) -> Non
     assert content.count(answer.json['message_id'].encode()) == 1
     assert content.endswith(b'\r\n\r\nA line of text.\r\n')
     until(lambda: len(events(database)) == 3, PATIENCE)
-    assert {(kind, told) for kind, _, told, _ in events(database)} == {
+    assert {(kind, to) for kind, _, to, _ in events(database)} == {
         ('sent', 'ann@example.org bob@example.org'),
         ('error', 'nobody@example.org'),
         ('deferred', 'later@example.org'),

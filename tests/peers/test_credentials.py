@@ -59,7 +59,7 @@ def test_other_authority(relay: Relay, wrong_ca_file: str, tls: str) -> None:
 
 @pytest.mark.parametrize('tls', KINDS)
 def test_broken_tls(relay: Relay, ca_file: str, tls: str) -> None:
-    """A relay that offers TLS and fails at it is a closed road: nothing is sent in clear."""
+    """A relay that offers TLS and fails at it is unavailable: nothing is sent in plain text."""
     if 'TLS' not in relay.lacks:
         pytest.skip(f'TLS works in {relay.name}')
     with pytest.raises(MailerUnavailable) as caught:
@@ -69,7 +69,7 @@ def test_broken_tls(relay: Relay, ca_file: str, tls: str) -> None:
 
 @pytest.mark.parametrize('tls', KINDS)
 def test_password(relay: Relay, ca_file: str, sender: str, tls: str) -> None:
-    """A name and its password open the road."""
+    """A user name and its password are accepted."""
     relay.offer('AUTH')
     credentials = {'username': ANN, 'password': PASSWORD}
     arrives(relay, mailer(relay, tls, ca_file=ca_file, **credentials), sender)
@@ -85,7 +85,7 @@ def test_login_alone(relay: Relay, ca_file: str, sender: str) -> None:
 
 @pytest.mark.parametrize('port', ['plain', 'login'])
 def test_wrong_password(relay: Relay, ca_file: str, sender: str, port: str) -> None:
-    """A wrong password is a closed road after one attempt, and is in no error."""
+    """After a wrong password the relay is unavailable, by one attempt; no error contains it."""
     relay.offer('AUTH')
     relay.offer('AUTH' if port == 'plain' else 'AUTH LOGIN alone')
     before = relay.log.count(relay.failed_login)

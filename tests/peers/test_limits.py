@@ -13,8 +13,8 @@ from pyramid_sendmail.sending.attempt import attempt
 from pyramid_sendmail.sending.connection import RelayConnection
 from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.peers.mail import make_mail, statuses
+from tests.peers.mailers import mailer
 from tests.peers.relay import Relay
-from tests.peers.test_relays import mailer
 from tests.support.processors import RecordingDispatcher
 from tests.support.queues import NOW, Clock
 
@@ -29,13 +29,16 @@ def test_more_mail_than_a_session_may_carry(relay: Relay, sender: str) -> None:
     queue.put([make_mail(sender, recipient) for recipient in recipients]).publish()
     tickets, _ = queue.scan(NOW)
     claims = (queue.claim(ticket) for ticket in tickets)
-    road, tally = RelayConnection(mailer(relay), batch=10_000), Tally()
+    connection, tally = RelayConnection(mailer(relay), batch=10_000), Tally()
     try:
         attempt(
-            claims, road, OutcomeRecorder(RetryPolicy(), RecordingDispatcher(), clock=clock), tally
+            claims,
+            connection,
+            OutcomeRecorder(RetryPolicy(), RecordingDispatcher(), clock=clock),
+            tally,
         )
     finally:
-        road.close()
+        connection.close()
     assert tally == Tally(delivered=len(recipients))
     held = Counter(mail.recipients for mail in relay.mails(sender))
     assert held == Counter(frozenset({recipient}) for recipient in recipients)
@@ -44,7 +47,7 @@ def test_more_mail_than_a_session_may_carry(relay: Relay, sender: str) -> None:
 @pytest.mark.parametrize('strangers', [5, 30])
 def test_many_refused_recipients(relay: Relay, sender: str, strangers: int) -> None:
     """A mail most of whose recipients are refused reaches the others, in a few attempts at most:
-    it does not close the road, for it would close it for ever."""
+    the relay stays available; otherwise it would be unavailable for ever."""
     refused = [f'{number}@elsewhere.example' for number in range(strangers)]
     todo = ['ann@example.org', *refused, 'bob@example.org']
     found: dict[str, str] = {}

@@ -32,7 +32,7 @@ def mailed(dovecot: Dovecot, user: str, raw: bytes) -> int:
 
 @pytest.mark.parametrize('body', BODIES)
 def test_arrives_as_it_was_sent(dovecot: Dovecot, session: Any, sender: str, body: str) -> None:
-    """A mail lies in each mailbox once, octet for octet, whatever is in it."""
+    """A mail lies in each mailbox once, byte for byte, whatever is in it."""
     mail = make_mail(sender, 'ann@example.org', 'bob@example.org', body=BODIES[body])
     after = make_mail(sender, 'ann@example.org')
     outcomes = [statuses(outcome) for outcome in session.send([mail, after])]
@@ -45,7 +45,7 @@ def test_arrives_as_it_was_sent(dovecot: Dovecot, session: Any, sender: str, bod
 
 
 def test_each_recipient_on_its_own(dovecot: Dovecot, session: Any, sender: str) -> None:
-    """Whoever has no mailbox, and whose is full, is told apart from those who have the mail."""
+    """A recipient without a mailbox and one with a full mailbox have replies of their own."""
     mail = make_mail(sender, *(f'{name}@example.org' for name in ('ann', 'full', 'nobody', 'bob')))
     (outcome,) = session.send([mail])
     assert statuses(outcome) == {
@@ -60,7 +60,7 @@ def test_each_recipient_on_its_own(dovecot: Dovecot, session: Any, sender: str) 
     assert dovecot.mailbox('full') == []
 
 
-def test_nobody_at_all(dovecot: Dovecot, session: Any, sender: str) -> None:
+def test_no_recipient_at_all(dovecot: Dovecot, session: Any, sender: str) -> None:
     """A mail that everybody refuses leaves the next one alone."""
     refused, full, last = session.send(
         [

@@ -40,7 +40,7 @@ def held(relay: Relay, sender: str, count: int) -> list[Any]:
 
 @pytest.mark.parametrize('body', BODIES)
 def test_arrives_as_it_was_sent(relay: Relay, session: Any, sender: str, body: str) -> None:
-    """A mail is one mail, octet for octet and line by line, whatever is in it."""
+    """A mail is one mail, byte for byte and line by line, whatever is in it."""
     mail = make_mail(sender, 'ann@example.org', 'bob@example.org', body=BODIES[body])
     (outcome,) = session.send([mail])
     assert set(statuses(outcome).values()) == {'delivered'}

@@ -12,20 +12,13 @@ import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.chunking import ChunkingSession
-from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
+from pyramid_sendmail.mailers.smtp.options import SessionOptions
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
 from tests.peers.mail import BODIES, fronted, make_mail, statuses
+from tests.peers.mailers import mailer
 from tests.peers.relay import SIZE, Relay
 from tests.peers.roots import HOST, PATIENCE
 from tests.support.queues import until
-
-TIMEOUTS = Timeouts().capped(PATIENCE)
-
-
-def mailer(relay: Relay, port: int | None = None, **options: Any) -> SMTPMailer:
-    options.setdefault('hostname', 'web.example.org')
-    return SMTPMailer(HOST, port or relay.ports.plain, timeouts=TIMEOUTS, **options)
 
 
 @pytest.fixture
@@ -36,7 +29,7 @@ def session(relay: Relay) -> Iterator[SMTPSession]:
 
 
 def test_loopback_alone(relay: Relay) -> None:
-    """Nobody but this machine reaches a relay of the tests."""
+    """Only this machine reaches a relay of the tests."""
     pids = set(relay.root.processes())
     addresses = {
         (connection.laddr.ip, connection.laddr.port)
@@ -49,7 +42,7 @@ def test_loopback_alone(relay: Relay) -> None:
 
 @pytest.mark.parametrize('body', BODIES)
 def test_arrives_as_it_was_sent(relay: Relay, session: SMTPSession, sender: str, body: str) -> None:
-    """One mail is one mail, octet for octet, whatever is in it, and those beside it as well."""
+    """One mail is one mail, byte for byte, whatever is in it, and so are those beside it."""
     mails = [make_mail(sender, 'ann@example.org', 'bob@example.org', body=BODIES[body])]
     mails += [make_mail(sender, f'{name}@example.org') for name in ('carol', 'dave')]
     for outcome in session.send(mails):
@@ -74,7 +67,7 @@ def window(relay: Relay) -> Iterator[SMTPSession]:
 def test_arrives_as_it_was_sent_by_bdat(
     relay: Relay, window: SMTPSession, sender: str, body: str
 ) -> None:
-    """Several mails under way, octet for octet, whatever is in them."""
+    """Several mails in flight arrive byte for byte, whatever is in them."""
     mails = [
         make_mail(sender, f'{name}@example.org', body=BODIES[body])
         for name in ('ann', 'bob', 'carol', 'dave')
@@ -89,7 +82,7 @@ def test_arrives_as_it_was_sent_by_bdat(
 
 
 def test_refused_with_the_text_under_way(relay: Relay, window: SMTPSession, sender: str) -> None:
-    """The relay throws away a text that is for nobody, and the mails behind it are sent."""
+    """The relay throws away a text without recipients, and the mails behind it are sent."""
     nobody, later = 'nobody@example.org', 'later@example.org'
     recipients = [('ann@example.org', nobody), (nobody,), (nobody, later), (later,)]
     recipients += [('bob@example.org',), (nobody,), ('carol@example.org', later)]
@@ -230,7 +223,7 @@ def test_no_unicode_address(relay: Relay, session: SMTPSession, sender: str) -> 
 
 
 def test_closed_to_us(relay: Relay) -> None:
-    """A relay whose greeting is a refusal is a closed road, and says why."""
+    """A relay whose greeting is a refusal is unavailable, and the error says why."""
     with pytest.raises(MailerUnavailable) as caught:
         mailer(relay, relay.ports.closed).connect()
     assert 'the greeting' in str(caught.value)
@@ -239,7 +232,7 @@ def test_closed_to_us(relay: Relay) -> None:
 
 
 def test_too_many_connections(relay: Relay, sender: str) -> None:
-    """One connection too many is a closed road, open again as soon as another has ended."""
+    """One connection too many makes the relay unavailable until another has ended."""
     relay.offer('limit of connections')
     crowded = mailer(relay, relay.ports.crowded)
 

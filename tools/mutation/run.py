@@ -258,7 +258,7 @@ class Server:
             self._forget(path)
 
     def _forget(self, path: Path) -> None:
-        """Remove byte code, which is told apart by a file's size and second: they may be equal."""
+        """Remove byte code: Python compares only a file's size and second, which may be equal."""
         for compiled in (path.parent / '__pycache__').glob(f'{path.stem}.*'):
             compiled.unlink()
 

@@ -3,7 +3,7 @@
 ``bare DIRECTORY KIND STEPS THREADS [committed] [unsynced]``
 
 ``committed``: when a transaction commits, by the least of data managers. This is the limit for mail
-that joins a transaction: there is no message to make, nothing to look up, and nobody else to wait
+that joins a transaction: there is no message to make, nothing to look up, and nothing else to wait
 for. ``unsynced``: without fsync.
 """
 

@@ -10,7 +10,7 @@ import sys
 from transaction import TransactionManager
 
 from tests.benchmarks.contenders.stopwatch import Step, measure
-from tests.benchmarks.database import Heard, session_factory
+from tests.benchmarks.database import SentRow, session_factory
 
 
 def main(path: str, journal: str, steps: str) -> None:
@@ -24,7 +24,7 @@ def main(path: str, journal: str, steps: str) -> None:
             with manager:
                 session = factory()
                 register(session, transaction_manager=manager)
-                session.add(Heard(message_id='<1@web.example.org>', code=250))
+                session.add(SentRow(message_id='<1@web.example.org>', code=250))
 
         return step
 

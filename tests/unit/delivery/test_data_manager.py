@@ -271,10 +271,11 @@ def test_another_thread_has_no_transaction(queue: Any) -> None:
     assert len(raised) == 1
 
 
+@pytest.mark.finding(57)
 @pytest.mark.parametrize('begun', [True, False], ids=['begun', 'implicit'])
 def test_the_threads_transaction_is_not_the_managers(queue: Any, begun: bool) -> None:
-    """RELIABILITY 57: if the manager has no transaction, the thread's own does not take its place:
-    ``send`` raises, and a commit of the thread's transaction sends nothing."""
+    """If the manager has no transaction, the thread's own does not take its place: ``send`` raises,
+    and a commit of the thread's transaction sends nothing."""
     transaction.begin() if begun else transaction.get()
     mailer = Post(queue, TransactionManager(explicit=True)).mailer
     with pytest.raises(NoActiveTransaction, match=r'send_now\(\)'):

@@ -17,6 +17,7 @@ from zope.interface.verify import verifyObject
 from pyramid_sendmail import QueueError
 from pyramid_sendmail.interfaces import IMailQueueProcessor
 from pyramid_sendmail.processor.thread import ProcessorThread
+from tests.support.processes import PROCESSOR_THREAD
 from tests.support.queues import until
 from tests.support.smtp.server import ScriptedSMTPServer
 
@@ -191,44 +192,6 @@ def test_a_failing_processor_does_not_keep_the_process() -> None:
 
 # Real processes
 
-CHILD = """
-import os, sys, threading, time, warnings
-
-import transaction
-from pyramid.config import Configurator
-from pyramid.response import Response
-from webtest import TestApp
-from pyramid_sendmail import Message
-from pyramid_sendmail.config.factories import IProcessorThread
-from pyramid_sendmail.interfaces import IMailDelivery
-
-warnings.simplefilter('error')
-warnings.filterwarnings('ignore', '.*fork.*', DeprecationWarning)
-
-def view(request):
-    send(request.mailer, 'request')
-    return Response('sent')
-
-def send(mailer, subject):
-    mailer.send(
-        Message(subject=subject, to='ann@example.org', text='Hi', sender='shop@example.org')
-    )
-
-def send_outside(subject):
-    with transaction.manager:
-        send(config.registry.getUtility(IMailDelivery), subject)
-
-def running():
-    return any(thread.name == 'pyramid_sendmail queue' for thread in threading.enumerate())
-
-settings = dict(item.split('=', 1) for item in sys.argv[1:])
-config = Configurator(settings={'mail.processor': 'thread', **settings})
-config.include('pyramid_sendmail')
-config.add_route('send', '/')
-config.add_view(view, route_name='send')
-app = TestApp(config.make_wsgi_app())
-"""
-
 
 def script(
     work: str, server: ScriptedSMTPServer, queue: Any, **settings: Any
@@ -236,7 +199,7 @@ def script(
     settings = {'url': server.url, 'queue_path': queue, **settings}
     return subprocess.run(
         [
-            *(sys.executable, '-W', 'ignore', '-c', CHILD + textwrap.dedent(work)),
+            *(sys.executable, '-W', 'ignore', '-c', PROCESSOR_THREAD + textwrap.dedent(work)),
             *(f'mail.{name}={value}' for name, value in settings.items()),
         ],
         check=False,

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 from pyramid.registry import Registry
-from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from pyramid_sendmail.config.factories import register_settings
@@ -30,11 +29,12 @@ from pyramid_sendmail.interfaces import (
     IMailQueueProcessor,
 )
 from pyramid_sendmail.processor.processor import QueueProcessor
-from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.scripts import qp
 from pyramid_sendmail.sending.outcome import Tally
 from tests.support.applications import write_ini
 from tests.support.queues import make_envelope
+from tests.support.scripts import Processor, application, run
 
 
 @pytest.fixture(autouse=True)
@@ -56,41 +56,6 @@ def logging_as_before() -> Iterator[None]:
         logging.getLogger(name).disabled = value
     own.propagate = True
     gc.collect()
-
-
-@implementer(IMailQueueProcessor)
-class Processor:
-    """Calls the functions that a test gives it."""
-
-    def __init__(self, **does: Any) -> None:
-        self.does = does
-        self.arguments: dict[str, Any] = {}
-        self.woken = threading.Event()
-
-    def run(self, stop: threading.Event) -> None:
-        self.does['run'](self, stop)
-
-    def run_once(self, progress: Any = None, stop: Any = None) -> Tally:
-        tally: Tally = self.does['run_once'](progress, stop)
-        return tally
-
-    def wake(self) -> None:
-        self.woken.set()
-
-
-def application(queue: Any = None) -> Any:
-    registry = Registry('test')
-    registry.registerUtility(MemoryQueue() if queue is None else queue, IMailQueue)
-    return SimpleNamespace(registry=registry)
-
-
-def run(*argv: str, processor: Any = None, app: Any = None) -> int:
-    def make(registry: Registry, **arguments: Any) -> Any:
-        processor.arguments = arguments
-        return processor
-
-    app = app or application()
-    return qp.run(argv, load=lambda uri, options: app, make=make)
 
 
 def once(tally: Tally, *, total: int = 0) -> Callable[..., Tally]:

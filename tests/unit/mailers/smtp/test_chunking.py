@@ -30,6 +30,14 @@ from pyramid_sendmail.sending.attempt import attempt
 from pyramid_sendmail.sending.connection import RelayConnection
 from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
 from tests.support.doubles import RecordingMailer
+from tests.support.pipelining import (
+    ANSWERS,
+    Fault,
+    RecordingConnection,
+    mails,
+    outcomes_of,
+    script_actions,
+)
 from tests.support.processors import RecordingDispatcher
 from tests.support.queues import NOW, Clock, files, forked, make_envelope, reap, until
 from tests.support.sessions import CLOSED, LOST, RAW, TINY, connect, envelope, idle, send, statuses
@@ -43,14 +51,6 @@ from tests.support.smtp.server import (
     hold,
     reply,
     reply_then_drop,
-)
-from tests.unit.mailers.smtp.test_pipelining import (
-    ANSWERS,
-    Fault,
-    RecordingConnection,
-    mails,
-    outcomes_of,
-    script_actions,
 )
 
 CHUNKING = ('PIPELINING', '8BITMIME', 'SIZE', 'CHUNKING')

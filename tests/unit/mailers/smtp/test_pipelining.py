@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Envelope, Outcome, Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.address import open_socket
-from pyramid_sendmail.mailers.smtp.connection import SMTPConnection
 from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
 from pyramid_sendmail.mailers.smtp.transaction import MAX_PIPELINED_COMMANDS
+from tests.support.pipelining import (
+    ANSWERS,
+    Fault,
+    RecordingConnection,
+    outcomes_of,
+)
 from tests.support.sessions import (
-    CLOSED,
     LOST,
     RAW,
     A,
@@ -41,81 +44,12 @@ from tests.support.smtp.server import (
 
 # The reply matrix, both ways.
 
-ANSWERS: dict[str, Action] = {
-    **{str(code): reply(code, '4.2.1 so') for code in (250, 299, 354, 199, 432, 450, 451, 454)},
-    **{f'{code} ': reply(code, 'so') for code in (452, 500, 503, 550, 552, 554, 599)},
-    '452 full': reply(452, '4.2.2 mailbox full'),
-    '452 many': reply(452, '4.5.3 too many'),
-    **{name: action for name, action in CLOSED.items() if 'silent' not in name},
-    **{name: action for name, (action, timeouts) in LOST.items() if timeouts is None},
-}
 
 YES = {'250', '299'}
 
 ENDS = {'199', '421', '421 and silent', *LOST}
 
 PLACES = ['MAIL', 'RCPT 1', 'RCPT 2', 'RCPT 3', 'DATA', 'dot']
-
-Fault = tuple[int, str, str]
-"""Which mail, at which place, which answer."""
-
-
-def mails() -> list[Envelope]:
-    return [
-        envelope(
-            *(f'r{place}@{number}.example.org' for place in (1, 2, 3)),
-            sender=f'from@{number}.example.org',
-            id=f'{number:032x}',
-        )
-        for number in range(4)
-    ]
-
-
-def script_actions(server: ScriptedSMTPServer, faults: list[Fault]) -> None:
-    """Script these actions on the server, in whatever groups the commands arrive."""
-    for number, place, answer in faults:
-        verb, _, recipient = place.partition(' ')
-        action = ANSWERS[answer]
-        if verb == 'MAIL':
-            server.always('MAIL', action, match=f'<from@{number}.example.org>')
-        elif verb == 'RCPT':
-            server.always('RCPT', action, match=f'<r{recipient}@{number}.example.org>')
-    ends = {(number, place): ANSWERS[answer] for number, place, answer in faults}
-
-    def at(verb: str) -> Callable[[Any], Action | None]:
-        # Without an accepted recipient the server refuses DATA by itself.
-        return lambda session: (
-            ends.get((int(session.sender.split('@')[1][0]), verb)) if session.recipients else None
-        )
-
-    for verb in ('DATA', 'dot'):
-        server.always(verb, at(verb))
-
-
-def outcomes_of(extensions: tuple[str, ...], faults: list[Fault], **options: Any) -> list[Any]:
-    """Return the outcomes of four mails, over as many connections as it takes, and what arrived."""
-    with ScriptedSMTPServer(extensions=extensions) as server:
-        script_actions(server, faults)
-        results: list[Any] = []
-        session = None
-        left = mails()
-        while left:
-            session = session or connect(server, **options)
-            try:
-                for outcome in session.send(list(left)):
-                    results.append(str(outcome).replace(str(server.port), 'PORT'))
-                    left.pop(0)
-            except MailerUnavailable as error:
-                results.append((str(error).replace(str(server.port), 'PORT'), error.stale))
-                if not error.stale:
-                    left.pop(0)
-                session.close()
-                session = None
-        if session is not None:
-            session.close()
-        idle(server)
-        assert not server.violations, server.dump()
-        return [*results, sorted(server.pairs().items()), len(server.messages)]
 
 
 def without_stale(results: list[Any]) -> list[Any]:
@@ -177,29 +111,6 @@ def test_the_same_outcomes_of_many_answers(faults: list[Fault]) -> None:
 
 
 # What leaves when.
-
-
-class RecordingConnection(SMTPConnection):
-    """Records each write, and how many commands had no reply after it."""
-
-    def __init__(self, server: ScriptedSMTPServer) -> None:
-        super().__init__(open_socket(server.host, server.port, 5), block_timeout=10)
-        self.writes: list[bytes] = []
-        self.unanswered = 0
-        self.most = 0
-        self.reply(10)
-        super().write(b'EHLO web.example.org\r\n')
-        self.reply(10)
-
-    def write(self, data: Any) -> None:
-        self.writes.append(bytes(data))
-        self.unanswered += bytes(data).count(b'\r\nRCPT') + bytes(data).startswith(b'RCPT')
-        self.most = max(self.most, self.unanswered)
-        super().write(data)
-
-    def reply(self, timeout: float) -> Reply:
-        self.unanswered -= 1
-        return super().reply(timeout)
 
 
 def recorded(

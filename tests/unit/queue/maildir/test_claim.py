@@ -14,7 +14,7 @@ from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.filename import ticket_of
 from pyramid_sendmail.queue.maildir.format import STATE_AT, decode
-from tests.crash.bench import folder as tmp_path
+from tests.support.folders import folder as tmp_path
 from tests.support.queues import (
     NOW,
     Clock,

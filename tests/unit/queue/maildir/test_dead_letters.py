@@ -19,7 +19,7 @@ from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.processor.processor import PURGE_INTERVAL, PURGE_LIMIT
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.filename import ticket_of
-from tests.crash.bench import folder as tmp_path
+from tests.support.folders import folder as tmp_path
 from tests.support.processors import ProcessorSetup, running_processor
 from tests.support.queues import (
     NOW,

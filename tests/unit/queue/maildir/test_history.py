@@ -21,7 +21,7 @@ from pyramid_sendmail.queue.maildir.history import (
     append_history,
     history_lines,
 )
-from tests.crash.bench import folder as tmp_path
+from tests.support.folders import folder as tmp_path
 from tests.support.queues import (
     NOW,
     Clock,

@@ -16,7 +16,7 @@ import pytest
 
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue
-from tests.crash.bench import folder as tmp_path
+from tests.support.folders import folder as tmp_path
 from tests.support.queues import NOW, Clock, claimed, crashes, files, sent
 
 __all__ = ['tmp_path']

@@ -12,7 +12,7 @@ import pytest
 
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.format import STATE_AT
-from tests.crash.bench import folder as tmp_path
+from tests.support.folders import folder as tmp_path
 from tests.support.queues import NOW, Clock, child, crashes, files, forked, make_envelope, reap
 
 __all__ = ['tmp_path']

@@ -18,7 +18,7 @@ from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir import files as store
 from pyramid_sendmail.queue.maildir.format import STATE_AT, encode
-from tests.crash.bench import folder as tmp_path
+from tests.support.folders import folder as tmp_path
 from tests.support.queues import (
     NOW,
     Clock,
