@@ -906,7 +906,7 @@ def test_the_table_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         lines.update(passed(sys.exception()))
         return status
 
-    monkeypatch.setattr(qp, '_complain', complain)
+    monkeypatch.setattr(qp, '_fail', complain)
     for argv, ini, _, _, _ in PROCESSOR:
         path = tmp_path / 'app.ini'
         path.unlink(missing_ok=True)

@@ -183,7 +183,9 @@ def unknown_name(builder: Builder) -> UnavailableRelay:
     mailer = SMTPMailer('nowhere.invalid', server.port, hostname='web.example.org')
 
     def open_() -> None:
-        mailer.host = server.host  # as if it had been entered into the DNS
+        # As if the name had been entered into the DNS.
+        known = SMTPMailer(server.host, server.port, hostname='web.example.org')
+        mailer.connect = known.connect  # type: ignore[method-assign]
 
     return UnavailableRelay(mailer, open_, builder.arrived)
 

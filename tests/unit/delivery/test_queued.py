@@ -82,8 +82,8 @@ def test_queued_options_reach_the_envelope(maildir: MaildirQueue) -> None:
         )
     tickets, next_due = maildir.scan(time.time() + 3601)
     assert next_due is None
-    (data,) = [Path(maildir.path, 'new', ticket.name).read_bytes() for ticket in tickets]
+    (data,) = [Path(maildir.path, 'new', ticket.order).read_bytes() for ticket in tickets]
     assert b'bounces@example.org' in data
     assert b'bob@example.org' in data
-    assert tickets[0].name.startswith('1-')
+    assert tickets[0].order.startswith('1-')
     assert tickets[0].due == pytest.approx(time.time() + 3600, abs=WAIT)

@@ -14,7 +14,8 @@ from zope.interface.verify import verifyObject
 from pyramid_sendmail.envelope import Envelope, Reply, Verdict
 from pyramid_sendmail.interfaces import IMailQueueProcessor
 from pyramid_sendmail.processor.processor import QueueProcessor
-from pyramid_sendmail.queue.maildir import queue as maildir_module
+from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue.maildir.scan import ScanLimits
 from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.sending.outcome import Tally
 from tests.support.processors import (
@@ -190,11 +191,9 @@ def test_a_limit_while_fresh_mail_comes(on_disk: ProcessorSetup) -> None:
 
 
 @pytest.mark.parametrize('once', [False, True])
-def test_a_large_queue_is_scanned_seldom(
-    on_disk: ProcessorSetup, monkeypatch: pytest.MonkeyPatch, once: bool
-) -> None:
+def test_a_large_queue_is_scanned_seldom(on_disk: ProcessorSetup, once: bool) -> None:
     """What a scan found beyond the limit is sent without another scan."""
-    monkeypatch.setattr(maildir_module, '_KEPT', 40)
+    on_disk.queue = MaildirQueue(on_disk.queue.path, sync=False, limits=ScanLimits(names=40))
     on_disk.put_many(100)
     scans = record_scans(on_disk.queue)
     processor = on_disk.processor(limit=8, workers=1, batch=4)
