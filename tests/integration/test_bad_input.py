@@ -25,20 +25,22 @@ import pytest
 import transaction
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
+from zope.interface import implementer
 
 import pyramid_sendmail
 from pyramid_sendmail import Attachment, MailRefused, Message, NoActiveTransaction
+from pyramid_sendmail.config import processor_of
 from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, SendmailError
-from pyramid_sendmail.interfaces import IMailDelivery
+from pyramid_sendmail.interfaces import IMailDelivery, IMailQueue
 from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.file import FileMailer
 from pyramid_sendmail.mailers.null import NullMailer
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
-from pyramid_sendmail.mailers.smtp.authentication import Bearer, TokenFile
+from pyramid_sendmail.mailers.smtp.authentication import Bearer, Credentials, TokenFile
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.smtp.options import SessionOptions
+from pyramid_sendmail.mailers.smtp.options import SessionOptions, TLSOptions
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.scripts import qp
 from tests.support.doubles import RecordingMailer
@@ -108,6 +110,33 @@ class Directive:
             config.commit()
         except ConfigurationError as error:
             raise getattr(error, 'evalue', error)  # noqa: B904
+
+
+@implementer(IMailQueue)
+class OtherQueue:
+    """A queue of an application's own, which cannot be scanned."""
+
+    def __call__(self) -> Any:
+        raise AssertionError
+
+    put = claim = close = __call__
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The application sets a queue of its own, and perhaps asks for its processor."""
+
+    given: dict[str, str]
+
+    def __call__(self) -> Any:
+        config = Configurator(settings={'mail.url': 'null:', **self.given})
+        config.include('pyramid_sendmail')
+        config.set_mail_queue(OtherQueue())
+        try:
+            config.commit()
+        except ConfigurationError as error:
+            raise getattr(error, 'evalue', error)  # noqa: B904
+        processor_of(config.registry)
 
 
 @dataclass(frozen=True)
@@ -209,6 +238,8 @@ def prove(token: str) -> object:
 
 
 NOT_HERE = '/no/such/place'
+
+ANN = Credentials('ann', SECRET)
 
 MULTIPART = 'Content-Type: multipart/mixed'
 
@@ -394,6 +425,8 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Directive('set_mailer', 'no.such'), 'config.set_mailer: no.such', 'the dotted name'),
     (Directive('set_mailer', MemoryQueue()), 'config.set_mailer', 'IMailer: give'),
     (Directive('set_mail_queue', None), 'config.set_mail_queue', 'IMailQueue: give'),
+    (Queue({'mail.delivery': 'direct'}), 'mail.delivery = direct: a OtherQueue', 'mail.delivery ='),
+    (Queue({}), 'no queue processor is registered for', 'registerAdapter(factory'),
     (
         Directive('set_mail_delivery', lambda registry: f'smtp://ann:{SECRET}@relay'),
         'config.set_mail_delivery',
@@ -420,6 +453,16 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Made(read_token, sys.executable), f'token_file={sys.executable}', 'is not ASCII'),
     (Made(prove, f'{SECRET} {SECRET}'), 'what it returned is no access token', 'RFC 6750'),
     (Made(SMTPMailer, 'relay', {'hostname': 'a b'}), "mail.hostname: 'a b'", 'host name'),
+    (
+        Made(SMTPMailer, 'relay', {'hostname': 'x', 'identity': ANN, 'username': 'bob'}),
+        'identity: leave out',
+        'username, password and token',
+    ),
+    (
+        Made(SMTPMailer, 'relay', {'hostname': 'x', 'tls': TLSOptions('none'), 'insecure': True}),
+        'tls: leave out insecure',
+        'beside TLSOptions',
+    ),
     (
         Made(make_mailer, 'relay', {'hostname': 'a', 'username': 'ann'}),
         'mail.username and mail.password',
