@@ -67,13 +67,13 @@ def needs_no_encoding(text: str) -> bool:
         text.isascii()
         and text.isprintable()
         and text == text.strip(' ')
-        and not looks_encoded(text)
+        and not ('=?' in text and looks_encoded(text))
     )
 
 
 def looks_encoded(text: str) -> bool:
     """Return whether ``text`` holds the beginning of an encoded word."""
-    return '=?' in text and bool(_LOOKS_ENCODED.search(text))
+    return bool(_LOOKS_ENCODED.search(text))
 
 
 def _encoded_word(text: str, in_base64: bool) -> str:

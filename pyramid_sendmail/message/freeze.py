@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from email.headerregistry import Address
 from email.message import Message as AnyMessage
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..envelope import Envelope, Priority
 from ..exceptions import MessageError
@@ -51,7 +51,8 @@ from .verify import verify
 __all__ = ['EnvelopeFactory']
 
 
-class _Frozen(NamedTuple):
+@dataclass(slots=True)
+class _Frozen:
     """A message as bytes, and what it says about its envelope."""
 
     raw: bytes
@@ -205,16 +206,12 @@ class EnvelopeFactory:
             pieces.append(f'Message-ID: {message_id}\r\n'.encode('ascii'))
         if 'auto-submitted' not in given:
             pieces.append(b'Auto-Submitted: auto-generated\r\n')
-        return _Frozen(
-            raw=b''.join([*pieces, _MIME_VERSION, *content.pieces]),
-            message_id=message_id,
-            sender=self._reverse_path(senders, given.get('sender', (None, None))[1]),
-            recipients=_unique_addresses(mailboxes([*to, *cc, *bcc])),
-            subject=subject,
-            tag=None if message.tag is None else checked_tag(message.tag),
-            unverified=unverified,
-            names=[*head, *content.names],
-        )
+        raw = b''.join([*pieces, _MIME_VERSION, *content.pieces])
+        sender = self._reverse_path(senders, given.get('sender', (None, None))[1])
+        recipients = _unique_addresses(mailboxes([*to, *cc, *bcc]))
+        tag = None if message.tag is None else checked_tag(message.tag)
+        names = [*head, *content.names]
+        return _Frozen(raw, message_id, sender, recipients, subject, tag, unverified, names)
 
     def _freeze_foreign(
         self, message: AnyMessage, send_to: Any, message_id: str, now: float
@@ -253,14 +250,14 @@ class EnvelopeFactory:
             raw += b'\r\n'
         listed = _listed_recipients(addresses)
         return _Frozen(
-            raw=raw,
-            message_id=check_message_id(texts.get('message-id', message_id), 'Message-ID'),
-            sender=self._reverse_path(addresses['from'], sender[0].address if sender else None),
-            recipients=_unique_addresses(listed) if send_to is None else _chosen(listed, send_to),
-            subject=check_text(texts.get('subject', ''), 'Subject'),
-            tag=None,
-            unverified=raw,
-            names=[*names, 'MIME-Version', *content.keys()],
+            raw,
+            check_message_id(texts.get('message-id', message_id), 'Message-ID'),
+            self._reverse_path(addresses['from'], sender[0].address if sender else None),
+            _unique_addresses(listed) if send_to is None else _chosen(listed, send_to),
+            check_text(texts.get('subject', ''), 'Subject'),
+            None,
+            raw,
+            [*names, 'MIME-Version', *content.keys()],
         )
 
     def _senders(self, given: Addresses | None, where: str) -> list[Mailbox]:

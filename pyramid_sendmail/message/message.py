@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from types import MappingProxyType
 
 from .address import Addresses
@@ -63,13 +62,11 @@ class Message:
     tag: str | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in zip(_LIST_FIELDS, map(type, _list_fields(self)), strict=True):
-            if kind in _IMMUTABLE:
-                continue
+        for name in _LIST_FIELDS:
             value = getattr(self, name)
-            if kind is list or (
-                isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
-            ):
+            if type(value) in _IMMUTABLE:
+                continue
+            if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
                 object.__setattr__(self, name, tuple(value))
         if type(self.headers) is not MappingProxyType and isinstance(self.headers, Mapping):
             object.__setattr__(self, 'headers', MappingProxyType(dict(self.headers)))
@@ -78,7 +75,5 @@ class Message:
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 _LIST_FIELDS = ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments')
-
-_list_fields = attrgetter(*_LIST_FIELDS)
 
 _IMMUTABLE = frozenset({str, tuple, type(None)})

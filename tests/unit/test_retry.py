@@ -1,4 +1,4 @@
-"""The retry policy: one pure function, one table."""
+"""Retry policies: the delay after each attempt."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ POLICY = RetryPolicy()
     ],
 )
 def test_delays(attempt: int, age: float, chance: float, delay: float | None) -> None:
-    """Each pause in turn, the last one again and again, a fifth by chance, until it is too old."""
+    """Each pause in turn, then the last one again, varied by a fifth, until the mail is too old."""
     found = POLICY.delay(attempt, age, chance=chance)
     assert found == (delay if delay is None else pytest.approx(delay))
 
 
 def test_one_delay_is_enough() -> None:
-    """``mail.retry = 1s``: the last one repeats."""
+    """With ``mail.retry = 1s`` the only delay repeats."""
     policy = RetryPolicy(delays=(1.0,), jitter=0.0)
     assert [policy.delay(n, 0.0) for n in (1, 2, 30)] == [1.0, 1.0, 1.0]
 
 
-def test_chance_spreads_them() -> None:
-    """10,000 mails deferred together do not come back together, and stay within a fifth."""
+def test_jitter_spreads_retries() -> None:
+    """10,000 mails deferred together are retried at times spread over a fifth of the delay."""
     delays = [POLICY.delay(1, 0.0) or 0.0 for _ in range(10_000)]
     assert 48.0 <= min(delays) < 49.0
     assert 71.0 < max(delays) <= 72.0
@@ -50,7 +50,7 @@ def test_chance_spreads_them() -> None:
 
 
 def test_longest() -> None:
-    """No delay is longer: a time of return beyond it tells that a clock was wrong."""
+    """No delay exceeds ``longest``: a retry time beyond it shows that a clock was wrong."""
     assert POLICY.longest == pytest.approx(8_640.0)
     assert POLICY.delay(99, 0.0, chance=1.0) == pytest.approx(POLICY.longest)
     assert AT_ONCE_OR_NEVER.longest == 0.0
@@ -62,7 +62,7 @@ def test_at_once_or_never() -> None:
 
 
 def test_event_retry() -> None:
-    """A subscriber that raises gets its event after 1, 5, 30 s, then every 5 minutes for a day."""
+    """A failed event is retried after 1, 5 and 30 s, then every 5 minutes for a day."""
     assert [EVENT_RETRY.delay(n, 0.0) for n in range(1, 7)] == [1, 5, 30, 300, 300, 300]
     assert EVENT_RETRY.delay(7, DAY) is None
 

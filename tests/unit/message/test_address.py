@@ -1,4 +1,4 @@
-"""Addresses: what people write, what SMTP carries, and what readers see."""
+"""Addresses: how people write them, and how SMTP carries them."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def unfolded(line: bytes) -> str:
     ],
 )
 def test_parsed(text: str, found: list[tuple[str, str]]) -> None:
-    """What RFC 5322 lets people write, and a little more that they do write."""
+    """Address lists of RFC 5322, and a few other forms that people use, are read."""
     entries = list(parse_list(text, 'to'))
 
     assert [(mailbox.name, mailbox.address) for mailbox in mailboxes(entries)] == found
@@ -149,12 +149,13 @@ BAD = [
     ('g:;;', 'separated by commas'),
     ('g:; b@y', 'separated by commas'),
     (';', 'separated by commas'),
+    ('=?utf-8?q?Ann_=3Ca=40x=3E?=', 'it is an encoded word; encode the name alone'),
 ]
 
 
 @pytest.mark.parametrize(('text', 'why'), BAD)
 def test_refused(text: str, why: str) -> None:
-    """What is not an address is refused by name, with the argument, the reason and the remedy."""
+    """An invalid address is refused: the text names it, the argument, the reason and the remedy."""
     with pytest.raises(MessageError, match=why) as caught:
         list(parse_list(text, 'cc'))
 
@@ -175,7 +176,7 @@ def test_no_control_character(character: str) -> None:
 
 
 def test_lists_and_objects() -> None:
-    """A string, an Address, and lists of both."""
+    """Addresses are given as a string, an Address, or a list of both."""
     ann = Address('Ann Lee', 'ann', 'example.org')
 
     assert parse_addresses(ann, 'to') == (Mailbox('Ann Lee', 'ann@example.org'),)
@@ -191,7 +192,7 @@ def test_lists_and_objects() -> None:
 
 
 def test_an_item_of_a_list_is_one_address() -> None:
-    """What a form's field holds does not become several recipients."""
+    """A string in a list must be one address, so that form input cannot add recipients."""
     with pytest.raises(MessageError, match=r"to: 'b@x, c@x' is not one address"):
         parse_addresses(['a@x', 'b@x, c@x'], 'to')
 
@@ -210,13 +211,13 @@ def test_an_item_of_a_list_is_one_address() -> None:
     ],
 )
 def test_wrong_types(value: Any, why: str) -> None:
-    """What holds no addresses is refused with what to give."""
+    """A value of another type is refused, and the text says what to give."""
     with pytest.raises(MessageError, match=f'^to: .*{why}'):
         parse_addresses(value, 'to')
 
 
 def test_exactly_one() -> None:
-    """Where one address is wanted, several, none and groups are refused."""
+    """An argument for one address refuses several, none and groups."""
     assert parse_address('Ann <a@x>', 'sender') == 'a@x'
     values: list[Any] = ['a@x, b@x', [], 'g: a@x;']
     for value in values:
@@ -224,14 +225,14 @@ def test_exactly_one() -> None:
             parse_address(value, 'sender')
 
 
-def test_same() -> None:
-    """Only the domain's case does not matter (RFC 5321, 2.4)."""
+def test_comparison_key() -> None:
+    """The domain's case does not distinguish addresses, the local part's does (RFC 5321, 2.4)."""
     assert comparison_key('Ann@EXAMPLE.org') == 'Ann@example.org'
 
 
 @given(NAME.map(lambda name: ' '.join(name.split())))
 def test_parsed_as_others_write_it(name: str) -> None:
-    """What the standard library writes, encoded or not, is what we read."""
+    """Addresses written by the standard library, encoded or not, are read back exactly."""
     address = Address(name, 'a', 'example.org')
 
     assert list(parse_list(formataddr((name, 'a@x')), 'to')) == [Mailbox(name, 'a@x')]
@@ -286,9 +287,9 @@ PIECES = st.lists(
 @example('"Doe, Ann" <a@b.c>', True)
 @example('"" <a@b.c>', False)
 @example('=?utf-8?q?x?= <a@b.c>', False)
-def test_the_short_way_is_the_long_way(text: str, encoded: bool) -> None:
-    """A name and an address are read at a glance, unless a blank at the end prevents it: they mean
-    the same, or are as wrong."""
+def test_the_fast_path_is_the_slow_path(text: str, encoded: bool) -> None:
+    """A blank at the end makes a name and an address take the slow path: both paths give the same
+    result, or the same error."""
 
     def read(text: str) -> object:
         try:
@@ -301,7 +302,7 @@ def test_the_short_way_is_the_long_way(text: str, encoded: bool) -> None:
 
 @given(LOCAL)
 def test_local_part_round_trip(local: str) -> None:
-    """Any local part survives quoting: what is parsed from the header is the same address."""
+    """Any local part survives quoting: the address parsed from the header is the same."""
     quoted = '"' + local.replace('\\', '\\\\').replace('"', '\\"') + '"'
     try:
         address = check_address(f'{quoted}@example.org', 'to')

@@ -33,7 +33,7 @@ def unfolded(line: bytes) -> str:
 @example('a  b')
 @example(' a')
 def test_display_name_round_trip(name: str) -> None:
-    """Any name is read back exactly, by us and by the standard library; the address stays ASCII."""
+    """Any name is read back exactly, by our parser and the standard library's, from ASCII."""
     line = address_line('To', [Mailbox(name, 'a@example.org'), Mailbox('', 'b@example.org')])
 
     assert line.isascii()
@@ -68,7 +68,7 @@ def test_lines_break_between_mailboxes() -> None:
 
 
 def test_long_quoted_name_keeps_its_quotes() -> None:
-    """A name that needs quotes has them on several lines, too (python/cpython#80222)."""
+    """A quoted name keeps its quotes when it is folded (python/cpython#80222)."""
     line = address_line('To', [Mailbox('Doe, ' * 30 + 'John', 'j@example.org')])
 
     assert unfolded(line) == '"' + 'Doe, ' * 30 + 'John" <j@example.org>'
@@ -76,7 +76,7 @@ def test_long_quoted_name_keeps_its_quotes() -> None:
 
 
 def test_groups_are_written() -> None:
-    """Groups, empty or not, read back as they were."""
+    """Groups, empty or not, are read back exactly."""
     groups = [
         Group('undisclosed-recipients'),
         Group('A, B', (Mailbox('', 'a@x'), Mailbox('B', 'b@x'))),

@@ -46,12 +46,13 @@ BAD_ATTACHMENTS: list[tuple[Attachment, str]] = [
     (Attachment('a', b'x', content_id=5), "'a': the content_id 5"),  # type: ignore[arg-type]
     (Attachment('a.eml', b'X: \xff\n\n'), "attachment 'a.eml': X: .*application/octet-stream"),
     (Attachment('a.eml', b'Content-Type: multipart/mixed\n\n\xff'), "'a.eml': .*7 bits"),
+    (Attachment('a.eml', 'To: jörg@x\n\n'), "'a.eml': an address .* not ASCII; attach it as appl"),
 ]
 
 
 @pytest.mark.parametrize(('attachment', 'named'), BAD_ATTACHMENTS)
 def test_bad_attachment(attachment: Attachment, named: str) -> None:
-    """So is one whose attachment cannot be sent; the text names the file."""
+    """A message with an attachment that cannot be sent is refused; the text names the file."""
     with pytest.raises(MessageError) as caught:
         freeze(plain(attachments=[attachment]))
 
@@ -59,7 +60,7 @@ def test_bad_attachment(attachment: Attachment, named: str) -> None:
 
 
 def test_large_file(tmp_path: Path) -> None:
-    """A file that is too large is not even read."""
+    """A file larger than mail.max_size is refused."""
     path = tmp_path / 'large'
     path.write_bytes(b'x' * 2000)
 
@@ -70,7 +71,7 @@ def test_large_file(tmp_path: Path) -> None:
 
 
 def test_duplicate_content_id() -> None:
-    """Two pictures of one name are refused."""
+    """Two attachments with one content id are refused."""
     files = [Attachment('a.gif', b'x', content_id='a'), Attachment('b.gif', b'y', content_id='<a>')]
 
     with pytest.raises(MessageError, match=r"content_id 'a' is given twice; each needs its own"):
@@ -93,7 +94,7 @@ def test_duplicate_content_id() -> None:
     ],
 )
 def test_attachment_names(attachment: Attachment, kind: str, name: str) -> None:
-    """The type follows from the name, which has no folder."""
+    """The type is guessed from the name, and the name has no folder."""
     (part,) = read(freeze(plain(attachments=[attachment]))).iter_attachments()
 
     assert (part.get_content_type(), part.get_filename()) == (kind, name)
@@ -123,7 +124,7 @@ def test_attachment_charset() -> None:
 
 
 def test_text_attachment_is_exact() -> None:
-    """Line ends and all of a text file arrive as they are."""
+    """A text file arrives byte for byte, with its own line ends."""
     data = b'a\rb\nc\r\nd\0 \n.\n' + b'x' * 2000
 
     (part,) = read(freeze(plain(attachments=[Attachment('a.txt', data)]))).iter_attachments()
@@ -133,7 +134,7 @@ def test_text_attachment_is_exact() -> None:
 
 @given(st.binary(max_size=500))
 def test_any_data(data: bytes) -> None:
-    """Any attachment arrives to the octet."""
+    """Any attachment arrives byte for byte."""
     (part,) = read(freeze(plain(attachments=[Attachment('a.bin', data)]))).iter_attachments()
 
     assert part.get_content() == data

@@ -43,6 +43,6 @@ def test_legacy_reader(text: str) -> None:
         ('what =? is', 'what =? is'),
     ],
 )
-def test_decoded(text: str, read: str) -> None:
-    """Encoded words are read; what makes no sense stays."""
+def test_decode_words(text: str, read: str) -> None:
+    """Encoded words are decoded; invalid ones stay as they are."""
     assert decode_words(text) == read

@@ -34,7 +34,7 @@ from tests.support.messages import (
 
 
 def test_email_message() -> None:
-    """The standard library's message leaves with what it says, and with what it lacks."""
+    """An EmailMessage leaves with its own headers and content, and gets a missing Message-ID."""
     message = email_message(Cc='c@x', Bcc='b@x', Subject='Grüße')
     message.add_alternative('<p>é</p>', subtype='html')
     message.add_attachment(PNG, maintype='image', subtype='png', filename='Übersicht.png')
@@ -73,7 +73,7 @@ def test_caller_keeps_the_object() -> None:
 
 
 def test_default_sender_for_email_message() -> None:
-    """A message without From gets the default one."""
+    """A message without From gets the default sender."""
     message = EmailMessage()
     message['To'] = 'a@x'
     message.set_content('x')
@@ -98,7 +98,7 @@ def test_own_identity_is_kept() -> None:
 
 
 def test_recipients_of_many_headers() -> None:
-    """Bcc, more than one if need be, and Resent-Bcc are recipients, and do not leave."""
+    """Bcc, even several times, and Resent-Bcc hold recipients; these headers do not leave."""
     envelope = freeze(
         parsed('To: a@x\nBcc: b@x\nResent-Bcc: c@x\nBcc: d@x\nCc:\nReturn-Path: <r@x>\n\nx\n')
     )
@@ -108,7 +108,7 @@ def test_recipients_of_many_headers() -> None:
 
 
 def test_resent_needs_the_option() -> None:
-    """Who gets a mail that is sent on, its sender has to say."""
+    """A resent message needs the option ``recipients``: its headers may name older recipients."""
     message = parsed('From: o@x\nTo: a@x\nResent-From: m@x\nResent-To: b@x\n\nx\n')
 
     with pytest.raises(MessageError, match=r'option recipients .*Resent-To'):
@@ -118,7 +118,7 @@ def test_resent_needs_the_option() -> None:
 
 
 def test_folded_and_encoded_source() -> None:
-    """What was folded and encoded elsewhere stays, and is read for the recipients."""
+    """Headers that another program folded and encoded leave unchanged, and are read."""
     source = (
         b'From: =?utf-8?q?J=C3=BCrgen?=\r\n <j@x>\r\n'
         b'To: "Doe, John" <d@x>,\r\n\tg: "a b"@x;\r\n'
@@ -135,14 +135,14 @@ def test_folded_and_encoded_source() -> None:
 
 
 def test_harmless_defects() -> None:
-    """What is only old-fashioned in a header is no error."""
+    """Obsolete syntax in a header is accepted."""
     envelope = freeze(email_message(To='a@x, , jörg@x'))
 
     assert envelope.recipients == ('a@x', 'jörg@x')
 
 
 def test_raw_utf8_headers() -> None:
-    """Headers of raw UTF-8 are encoded, but for addresses, whose local part cannot be."""
+    """Headers of raw UTF-8 are encoded, except local parts, which cannot be."""
     envelope = freeze(parsed('From: Jürgen <jürgen@bücher.example>\nTo: a@x\nSubject: é\n\nx\n'))
 
     assert envelope.sender == 'jürgen@xn--bcher-kva.example'
@@ -154,7 +154,7 @@ def test_raw_utf8_headers() -> None:
 
 
 def test_legacy_message() -> None:
-    """So do the older classes, with their Header objects."""
+    """Messages of the older classes leave, too, with their Header objects."""
     message = MIMEMultipart()
     message['From'] = 'a@x'
     message['To'] = 'b@x'
@@ -190,7 +190,7 @@ def test_legacy_message() -> None:
     ],
 )
 def test_bad_email_message(message: Any, named: str) -> None:
-    """A message of others is verified as ours are."""
+    """A message of another library is verified as our own are."""
     with pytest.raises(MessageError) as caught:
         factory.envelope(message)
 
@@ -225,7 +225,7 @@ def test_bad_email_message(message: Any, named: str) -> None:
     ],
 )
 def test_bad_legacy_message(message: Any, named: str) -> None:
-    """The older classes let pass what must not leave."""
+    """The older classes accept values that must not leave; they are refused here."""
     with pytest.raises(MessageError) as caught:
         factory.envelope(message)
 
@@ -233,7 +233,7 @@ def test_bad_legacy_message(message: Any, named: str) -> None:
 
 
 def test_nested_too_deep() -> None:
-    """A message that holds itself ends in an error, not in the interpreter's."""
+    """A message that contains itself is refused by MessageError, not by RecursionError."""
     message = MIMEMultipart()
     message['To'] = 'a@x'
     message.attach(message)
@@ -256,7 +256,7 @@ def test_nested_too_deep() -> None:
     ],
 )
 def test_eight_bits_are_encoded(source: bytes, content: bytes) -> None:
-    """Parts of 8 bits or of long lines are encoded, on our copy only."""
+    """Parts of 8 bits or with long lines are encoded; the caller's message is unchanged."""
     message = parsed(b'To: a@x\nMIME-Version: 1.0\n' + source + b'\n\n' + content)
     before = message.as_bytes()
 
@@ -270,7 +270,7 @@ def test_eight_bits_are_encoded(source: bytes, content: bytes) -> None:
 
 
 def test_long_base64_line() -> None:
-    """Base64 in one line is written in short ones."""
+    """Base64 in one long line is written in short lines."""
     data = email.message_from_bytes(
         b'To: a@x\nContent-Type: application/x\nContent-Transfer-Encoding: base64\n\n'
         + b'QUJD' * 500
@@ -280,7 +280,7 @@ def test_long_base64_line() -> None:
 
 
 def test_eight_bits_in_quoted_printable() -> None:
-    """What says it is quoted-printable, and is not quite, is read as such."""
+    """A part declared as quoted-printable is decoded as such even if it holds 8-bit bytes."""
     message = parsed(b'To: a@x\nContent-Transfer-Encoding: quoted-printable\n\n=41\xc3\xa9')
     message.set_param('charset', 'utf-8')
 
@@ -288,14 +288,14 @@ def test_eight_bits_in_quoted_printable() -> None:
 
 
 def test_unicode_payload() -> None:
-    """A payload of characters is encoded as its type says, or in UTF-8."""
+    """A payload of characters is encoded in the charset of its type, or in UTF-8."""
     assert read(freeze(legacy_message(payload='é €'))).get_content() == 'é €\n'.rstrip('\n')
     given_ = legacy_message(('Content-Type', 'text/plain; charset=latin-1'), payload='é')
     assert read(freeze(given_)).get_payload(decode=True) == b'\xe9'
 
 
 def test_no_payload() -> None:
-    """A message without a body has an empty one."""
+    """A message without a body gets an empty one."""
     message = EmailMessage()
     message['To'] = 'a@x'
 
@@ -303,7 +303,7 @@ def test_no_payload() -> None:
 
 
 def test_attached_email_message() -> None:
-    """A message within a message is treated alike; headers of the inner one stay."""
+    """An attached message is encoded, too; its headers stay, even Bcc."""
     inner = email_message(Subject='Innen é', Bcc='b@x')
     inner.set_content('é' * 100, cte='8bit')
     outer = email_message()
@@ -317,7 +317,7 @@ def test_attached_email_message() -> None:
 
 
 def test_preamble() -> None:
-    """What stands before and after the parts is kept where it can be."""
+    """Preamble and epilogue are kept if they are sendable."""
     text = 'To: a@x\nContent-Type: multipart/mixed; boundary=b\n\n%s\n--b\n\nx\n--b--\n'
 
     assert b'\r\n\r\nHello\r\n--b' in freeze(parsed(text % 'Hello')).raw
@@ -347,7 +347,7 @@ x
 
 @pytest.mark.parametrize('policy', [email.policy.default, email.policy.compat32])
 def test_signed_is_exact(policy: Any) -> None:
-    """What is signed leaves octet by octet."""
+    """A signed message leaves byte for byte."""
     envelope = freeze(parsed(SIGNED, policy))
 
     signed = SIGNED.replace(b'\n', b'\r\n').partition(b'\r\n\r\n')[2]
@@ -355,7 +355,7 @@ def test_signed_is_exact(policy: Any) -> None:
 
 
 def test_signed_by_program() -> None:
-    """What a program signed leaves as its own flattening had it."""
+    """A message that a program signed leaves as the generator serialises it."""
     inner = EmailMessage()
     inner['X-Long'] = 'word ' * 40
     inner.set_content('Hello')
@@ -375,13 +375,13 @@ def test_signed_by_program() -> None:
 
 @pytest.mark.parametrize('content', ['é'.encode(), b'x' * 1000, b'\0'])
 def test_signed_cannot_be_encoded(content: bytes) -> None:
-    """What would have to be encoded would lose its signature, and is refused."""
+    """A signed part that needs encoding is refused: encoding would break its signature."""
     with pytest.raises(MessageError, match=r'multipart/signed .*quoted-printable or base64'):
         freeze(parsed(SIGNED.replace(b'=C3=A9', content)))
 
 
 def test_signed_that_cannot_be_written() -> None:
-    """Whatever the standard library raises is our error."""
+    """Errors of the standard library in a signed part become MessageError."""
     message = MIMEMultipart('signed')
     message['To'] = 'a@x'
     message.attach(legacy_message(('Content-Type', 'text/plain'), payload='é'))
@@ -391,7 +391,7 @@ def test_signed_that_cannot_be_written() -> None:
 
 
 def test_generator_error() -> None:
-    """Whatever the generator raises is our error."""
+    """Errors of the standard library's generator become MessageError."""
     message = legacy_message(('Content-Type', 'message/delivery-status'), payload='x')
 
     with pytest.raises(MessageError, match='message: it cannot be serialised'):
@@ -399,7 +399,7 @@ def test_generator_error() -> None:
 
 
 class Mailerish:
-    """As pyramid_mailer's Message: bcc is told by send_to alone."""
+    """Like pyramid_mailer's Message: only send_to has the bcc recipients."""
 
     send_to = frozenset({'z@x', 'a@x', 'B <b@x>', 'c@x'})
 
@@ -411,7 +411,7 @@ class Mailerish:
 
 
 def test_to_message() -> None:
-    """An object with to_message() is taken; its send_to, if any, says who gets it."""
+    """An object with to_message() is accepted; its send_to, if it has one, has the recipients."""
     envelope = freeze(Mailerish())
 
     assert envelope.recipients == ('b@x', 'a@x', 'c@x', 'z@x')
@@ -424,8 +424,8 @@ def test_to_message() -> None:
 
 
 def test_to_message_without_a_sender() -> None:
-    """pyramid_mailer's message raises without one; it is asked as if it had mail.default_sender,
-    and stays as it was."""
+    """A message of pyramid_mailer raises without a sender, so a copy with mail.default_sender is
+    converted; the message is unchanged."""
 
     class Senderless:
         sender: str | None = None
@@ -445,7 +445,7 @@ def test_to_message_without_a_sender() -> None:
 
 
 def test_registry_objects() -> None:
-    """Addresses and groups of the standard library's headers are written by us."""
+    """Headers that are objects of the standard library are written by our own functions."""
     message = email_message()
     del message['To']
     message['To'] = [

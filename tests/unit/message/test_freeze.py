@@ -16,7 +16,15 @@ from pyramid_sendmail.exceptions import MessageError
 from pyramid_sendmail.message import Attachment, EnvelopeFactory
 from tests.support.messages import NOW, assert_refused, email_message, factory, freeze, plain, read
 
+
 # What is refused: the input, and what the text must name (the argument, and the remedy).
+class Template:
+    """Like a template of Chameleon, Mako or Jinja2."""
+
+    def render(self) -> str:
+        return 'Hello'
+
+
 BAD_MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({'to': ()}, 'to: .*no recipient; give to, cc, bcc or the option recipients'),
     ({'to': ''}, 'to: an empty address'),
@@ -47,7 +55,8 @@ BAD_MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({'subject': None}, 'subject: None is not a string; give a str'),
     ({'text': None}, 'text: .*give text, html or both'),
     ({'text': b'x'}, 'text: a bytes is not a string; give a str'),
-    ({'html': 5}, 'html: a int is not a string'),
+    ({'html': 5}, 'html: a int is not a string; give a str'),
+    ({'text': Template()}, r'text: a Template is not a string; call its render\(\)'),
     ({'text': 'a\ud800'}, "text: character 1 is a lone surrogate.*errors='replace'"),
     ({'html': '\udcff'}, 'html: character 0'),
     (
@@ -95,7 +104,7 @@ BAD_MESSAGES: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(('given_', 'named'), BAD_MESSAGES)
 def test_bad_message(given_: dict[str, Any], named: str) -> None:
-    """A message that cannot be sent is refused by send, with the argument and the remedy."""
+    """A message that cannot be sent is refused; the text names the argument and the remedy."""
     message = plain(**given_)
 
     with pytest.raises(MessageError) as caught:
@@ -127,7 +136,7 @@ def test_bad_settings(settings: dict[str, Any], named: str) -> None:
 
 
 def test_no_sender_at_all() -> None:
-    """Without a sender the text names the setting."""
+    """Without any sender the text names mail.default_sender."""
     for message in (plain(), email_message(From='')):
         with pytest.raises(MessageError, match=r'set mail\.default_sender'):
             EnvelopeFactory().envelope(message)
@@ -149,7 +158,7 @@ class Bodiless:
     ],
 )
 def test_no_message(message: object, named: str) -> None:
-    """What is no message is refused by its type, with what to pass."""
+    """A value that is not a message is refused; the text names its type and what to pass."""
     with pytest.raises(MessageError) as caught:
         factory.envelope(message)
 
@@ -157,7 +166,7 @@ def test_no_message(message: object, named: str) -> None:
 
 
 def test_never_the_body() -> None:
-    """No error shows what the message says."""
+    """No error, and no repr, shows the content of a message."""
     for message in (
         plain(text='s3cret\ud800'),
         plain(attachments=[Attachment('a', 's3cret\ud800')]),
@@ -171,7 +180,7 @@ def test_never_the_body() -> None:
 
 
 def test_the_common_message() -> None:
-    """The headers in order, and the body as it was written."""
+    """A plain message has these headers, in this order, and its text as it was given."""
     envelope = freeze(plain(sender='Ann <a@x>', reply_to='r@x', cc='c@x', text='Hello\nWorld'))
 
     head, _, body = envelope.raw.decode('ascii').partition('\r\n\r\n')
@@ -229,14 +238,14 @@ def test_recipients() -> None:
 
 
 def test_only_bcc() -> None:
-    """With nobody to show, To says so; with a cc there is no To."""
+    """Without to and cc, To is an empty group; with a cc alone there is no To."""
     assert read(freeze(plain(to=(), bcc='b@x')))['To'] == 'undisclosed-recipients:;'
     assert read(freeze(plain(to=()), recipients='b@x'))['To'] == 'undisclosed-recipients:;'
     assert read(freeze(plain(to=(), cc='b@x')))['To'] is None
 
 
 def test_senders() -> None:
-    """The reverse path is From's address, or the setting, or the option; '' is the null sender."""
+    """The sender is the address of From, the setting or the option; '' is the null sender."""
     assert freeze().sender == 'shop@example.org'
     assert freeze(plain(sender=Address('Ann', 'a', 'x'))).sender == 'a@x'
     assert freeze(sender='Ann <bounce@x>').sender == 'bounce@x'
@@ -247,7 +256,7 @@ def test_senders() -> None:
 
 
 def test_several_senders() -> None:
-    """Several authors need a Sender, where bounces go then (RFC 5322, 3.6.2)."""
+    """Several authors need a Sender, which gets the bounces (RFC 5322, 3.6.2)."""
     envelope = freeze(plain(sender=['a@x', 'b@x'], headers={'Sender': 'Bob <b@x>'}))
 
     assert envelope.sender == 'b@x'
@@ -256,7 +265,7 @@ def test_several_senders() -> None:
 
 
 def test_given_headers() -> None:
-    """Any other header is kept, Message-ID and Date as well; Auto-Submitted can be overridden."""
+    """Other headers are kept, even Message-ID and Date; Auto-Submitted can be overridden."""
     url = '<https://example.org/u?' + 'x' * 300 + '>'
     envelope = freeze(
         plain(
@@ -285,7 +294,7 @@ def test_given_headers() -> None:
 
 
 def test_addresses_of_many_kinds() -> None:
-    """A domain goes out as A-labels; a local part in UTF-8 stays, and so does its header."""
+    """A domain leaves as A-labels; a local part in UTF-8 leaves as it is."""
     envelope = freeze(plain(to=['Jürgen <j@bücher.example>', 'jörg@x']))
 
     assert envelope.recipients == ('j@xn--bcher-kva.example', 'jörg@x')
@@ -295,7 +304,7 @@ def test_addresses_of_many_kinds() -> None:
 
 
 def test_max_size() -> None:
-    """The limit is counted in the octets that leave, to the octet."""
+    """The limit applies to the bytes that leave, to the byte."""
     size = len(freeze(plain(headers={'Message-ID': '<a@b>'})).raw)
     message = plain(headers={'Message-ID': '<a@b>'})
 
@@ -321,7 +330,7 @@ def test_max_size() -> None:
 )
 @example('=?utf-8?Q?=0A?=Bcc: x')
 def test_any_subject(subject: str) -> None:
-    """Any subject arrives as it is, and adds no header."""
+    """Any subject arrives exactly, and adds no header."""
     envelope = freeze(plain(subject=subject))
 
     assert envelope.subject == subject
@@ -330,7 +339,7 @@ def test_any_subject(subject: str) -> None:
 
 
 class Markup(str):
-    """Like markupsafe.Markup: it changes what it is joined with."""
+    """Like markupsafe.Markup: it changes strings that it is joined with."""
 
     __slots__ = ()
 
@@ -348,7 +357,7 @@ class Markup(str):
 
 
 def test_markup() -> None:
-    """Text that escapes what it is joined with is only text here."""
+    """A str subclass that escapes other strings is used as plain text."""
     markup = Markup('a <b> & "c" é')
 
     envelope = freeze(plain(subject=markup, html=markup, headers={'X-A': markup}))
@@ -374,7 +383,7 @@ def test_markup() -> None:
     ],
 )
 def test_no_slow_text(given_: dict[str, Any]) -> None:
-    """No text that a visitor can make up takes more than linear time."""
+    """No text from a visitor takes more than linear time."""
     before = time.process_time()
     with suppress(MessageError):
         factory.envelope(plain(**given_))

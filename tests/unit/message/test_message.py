@@ -1,4 +1,4 @@
-"""Message and Attachment: values that keep nothing of what the caller may change."""
+"""Message and Attachment: values that do not change with the lists and dicts that made them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.messages import freeze, plain, read
 
 
 def test_copied_at_construction() -> None:
-    """Lists and dicts that the caller changes later change nothing."""
+    """Later changes of the caller's lists and dicts do not change the message."""
     to, headers, data = ['a@x'], {'X-A': '1'}, bytearray(b'one')
     attachments = [Attachment('a', data)]  # type: ignore[arg-type]
     message = plain(to=to, headers=headers, attachments=attachments)
@@ -31,7 +31,7 @@ def test_copied_at_construction() -> None:
 
 
 def test_generators_can_be_sent_twice() -> None:
-    """What can be read once only is read at construction."""
+    """A generator is read at construction, so the message can be sent twice."""
     message = plain(to=(address for address in ('a@x', 'b@x')))
 
     assert freeze(message).recipients == freeze(message).recipients == ('a@x', 'b@x')

@@ -32,7 +32,7 @@ def canonical(text: str) -> str:
 @example('From here\n\nFrom there', '\0' * 100)
 @example('a ' * 40 + '\n\t', ' ')
 def test_any_text(text: str, html: str) -> None:
-    """Any text and html arrive as they are, line ends aside, in lines that a relay takes."""
+    """Any text and html arrive exactly, except for line ends, in lines that a relay accepts."""
     message = read(freeze(plain(text=text, html=html)))
 
     parts = [part.get_payload(decode=True) for part in message.iter_parts()]
@@ -45,7 +45,7 @@ def test_any_text(text: str, html: str) -> None:
 
 
 def test_readable_encodings() -> None:
-    """Mostly ASCII is quoted-printable, mostly not is base64."""
+    """Text that is mostly ASCII becomes quoted-printable, other text base64."""
     assert b'Encoding: quoted-printable' in freeze(plain(text='Grüße aus Köln')).raw
     assert b'Encoding: quoted-printable' in freeze(plain(text='x' * 79)).raw
     assert b'Encoding: base64' in freeze(plain(text='Привет')).raw
@@ -55,16 +55,16 @@ def test_readable_encodings() -> None:
 @example(b'\r\0\r\n')
 @example(b'x' * 5000 + b'\r')
 @example(b'\xe9x' * 100)
-def test_lines_that_nobody_looks_at_again(data: bytes | list[bytes]) -> None:
-    """What an encoded text or file is written in, the last look would have let through."""
+def test_unverified_bodies_are_valid(data: bytes | list[bytes]) -> None:
+    """Encoded texts and files, which ``verify`` is not given, would pass it."""
 
     data = data if isinstance(data, bytes) else b''.join(data)
-    for octets in (encoded_text(data)[1], base64_lines(data)):
-        verify(b'A: b\r\n\r\n' + octets + b'\r\n', ['A'])
+    for body in (encoded_text(data)[1], base64_lines(data)):
+        verify(b'A: b\r\n\r\n' + body + b'\r\n', ['A'])
 
 
 @pytest.mark.parametrize('length', [0, 1, 56, 57, 58, 29183, 29184, 29185, 29241, 90000])
-def test_base64_is_cut_into_lines_of_76(length: int) -> None:
-    """As the standard library's, with the line ends of mail, however long the data is."""
+def test_base64_has_lines_of_76(length: int) -> None:
+    """Base64 of any length equals the standard library's, with CRLF."""
     data = bytes(n * n % 251 for n in range(length))
     assert base64_lines(data) == base64.encodebytes(data).replace(b'\n', b'\r\n')

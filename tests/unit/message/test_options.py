@@ -1,4 +1,4 @@
-"""The options of send: what they mean, and which values are refused."""
+"""The options of send: how the envelope holds them, and which values are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(('options', 'named'), BAD_OPTIONS)
 def test_bad_option(options: dict[str, Any], named: str) -> None:
-    """So are the options of send."""
+    """An option that cannot be used is refused; the text names it and the remedy."""
     with pytest.raises(MessageError) as caught:
         freeze(**options)
 
@@ -48,7 +48,7 @@ def test_bad_option(options: dict[str, Any], named: str) -> None:
 
 
 def test_options() -> None:
-    """What the queue needs to know; a moment in the past means now."""
+    """The envelope holds the options; a ``due`` in the past means now."""
     later = datetime.fromtimestamp(NOW, UTC) + timedelta(hours=2)
     envelope = freeze(
         plain(tag='welcome'),

@@ -23,7 +23,7 @@ def full() -> Message:
 
 
 def test_full_structure() -> None:
-    """Mixed over alternative over related, as Python's parser reads it."""
+    """The standard library reads mixed over alternative over related, with all content."""
     message = read(freeze(full()))
 
     assert shape(message) == {
@@ -54,7 +54,7 @@ def test_full_structure() -> None:
 
 
 def test_full_structure_read_by_another() -> None:
-    """The same by mail-parser."""
+    """mail-parser reads the same message."""
     mail = mailparser.parse_from_bytes(freeze(full()).raw)
 
     assert mail.subject == 'Hi'
@@ -103,7 +103,7 @@ def test_full_structure_read_by_another() -> None:
     ],
 )
 def test_structures(given_: dict[str, Any], expected: Any) -> None:
-    """No part more than is needed; a picture that html does not show is an attachment."""
+    """A message has no needless part; a picture that html does not refer to is an attachment."""
     message = read(freeze(plain(**given_)))
 
     assert shape(message) == expected
@@ -114,10 +114,10 @@ def test_structures(given_: dict[str, Any], expected: Any) -> None:
 
 
 def test_words_are_no_references() -> None:
-    """Prose about cid: is not a picture."""
+    """Prose that mentions cid: refers to no picture."""
     freeze(plain(html='<p>Write cid:logo, or (cid:x)</p>'))
 
 
 def test_empty_text() -> None:
-    """'' is a text, and no text is invented for it."""
+    """'' is a valid text, and stays empty."""
     assert freeze(plain(text='')).raw.endswith(b'7bit\r\n\r\n')

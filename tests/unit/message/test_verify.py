@@ -1,4 +1,4 @@
-"""The last check of the bytes: no header that was not meant, and short lines of 7 bits."""
+"""The last check of the bytes: no header that was not given, and short lines of 7 bits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyramid_sendmail.message.verify import verify
 
 
 def test_nothing_but_what_was_given() -> None:
-    """The last look finds a header that should not be there, and a line that is too long."""
+    """A header that was not given, and a line that is too long or not ASCII, are refused."""
     good = b'A: b\r\nC: d\r\n\r\nx\r\n'
     verify(good, ['A', 'C'])
     with pytest.raises(MessageError, match='not those that were given'):
@@ -34,16 +34,16 @@ def test_nothing_but_what_was_given() -> None:
         b'A: b\r\nC: d\r\n\r\nbody',
     ],
 )
-def test_the_last_look_finds_what_was_not_meant(raw: bytes) -> None:
-    """A header that is hidden, empty, without a name or smuggled in, a line that has no end or
-    half of one: none of these leaves."""
+def test_smuggled_headers_are_refused(raw: bytes) -> None:
+    """A header that is hidden, empty, without a name or smuggled in, and a line without a whole
+    CRLF, are refused."""
     with pytest.raises(MessageError):
         verify(raw, ['A', 'C'])
 
 
 @pytest.mark.parametrize('length', [1, 997, 998, 999, 1000, 1998, 5000])
-def test_the_longest_line_is_found_wherever_it_stands(length: int) -> None:
-    """998 octets are a line, and 999 are not (RFC 5322, 2.1.1)."""
+def test_a_long_line_is_found_anywhere(length: int) -> None:
+    """A line of 998 bytes is accepted, one of 999 refused, anywhere (RFC 5322, 2.1.1)."""
     for before in (0, 1, 500, 996, 997, 998):
         raw = b'A: b\r\n\r\n' + b'x' * before + b'\r\n' + b'y' * length + b'\r\nz\r\n'
         if length <= 998:
