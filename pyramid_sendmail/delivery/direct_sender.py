@@ -17,8 +17,8 @@ from ..exceptions import DamagedMail, MailerUnavailable, QueueError
 from ..interfaces import IMailClaim, IMailer, IScannableQueue
 from ..queue.ticket import Ticket
 from ..sending.attempt import attempt
-from ..sending.connection import RelayConnection
 from ..sending.outcome import OutcomeRecorder, Tally, report_settled
+from ..sending.relay_connection import RelayConnection
 from ..threads import BackgroundThreads, in_background_thread
 
 __all__ = ['DirectSender']

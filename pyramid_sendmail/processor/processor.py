@@ -26,8 +26,8 @@ from ..interfaces import (
 )
 from ..queue.ticket import Ticket
 from ..sending.attempt import attempt
-from ..sending.connection import RelayConnection
 from ..sending.outcome import OutcomeRecorder, Tally, report_settled
+from ..sending.relay_connection import RelayConnection
 from .active_queue import ActiveQueue
 from .circuit_breaker import CircuitBreaker
 from .concurrency import ConcurrencyController

@@ -12,8 +12,8 @@ from operator import attrgetter
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IScannableQueue
 from ..queue.ticket import Ticket
-from ..sending.connection import RelayConnection
 from ..sending.outcome import Tally
+from ..sending.relay_connection import RelayConnection
 from ..threads import BackgroundThread
 from .active_queue import ActiveQueue
 from .circuit_breaker import CircuitBreaker

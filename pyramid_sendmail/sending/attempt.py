@@ -14,8 +14,8 @@ from dataclasses import replace
 from ..envelope import Envelope, Outcome, Verdict
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailClaim, IMailSession
-from .connection import RelayConnection
 from .outcome import OutcomeRecorder, Tally, report_settled
+from .relay_connection import RelayConnection
 
 __all__ = ['attempt']
 

@@ -10,8 +10,8 @@ import pytest
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.sending.attempt import attempt
-from pyramid_sendmail.sending.connection import RelayConnection
 from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
+from pyramid_sendmail.sending.relay_connection import RelayConnection
 from tests.peers.mail import make_mail, statuses
 from tests.peers.mailers import mailer
 from tests.peers.relay import Relay

@@ -12,7 +12,7 @@ from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import Timeouts
-from pyramid_sendmail.sending.connection import RelayConnection
+from pyramid_sendmail.sending.relay_connection import RelayConnection
 from tests.support.doubles import RecordingMailer
 from tests.support.sessions import A, envelope, idle, make_mailer, send, statuses
 from tests.support.smtp.server import (

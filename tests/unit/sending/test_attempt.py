@@ -21,8 +21,8 @@ from pyramid_sendmail.interfaces import IMailer, IMailEventDispatcher, IMailSess
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
 from pyramid_sendmail.sending.attempt import Batch, attempt
-from pyramid_sendmail.sending.connection import RelayConnection
 from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally, report_settled
+from pyramid_sendmail.sending.relay_connection import RelayConnection
 from tests.support.doubles import RecordingMailer
 from tests.support.processors import RecordingDispatcher, UnwritableClaim
 from tests.support.queues import NOW, Clock, files, make_envelope

@@ -22,8 +22,8 @@ from pyramid_sendmail.queue.maildir.files import QueueFiles
 from pyramid_sendmail.queue.maildir.large_text import LARGE_FILE, FileText
 from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.sending.attempt import attempt
-from pyramid_sendmail.sending.connection import RelayConnection
 from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
+from pyramid_sendmail.sending.relay_connection import RelayConnection
 from tests.support.processors import RecordingDispatcher
 from tests.support.queues import (
     NOW,
