@@ -236,7 +236,7 @@ def _failed_and_moved(place: Place) -> None:
     """A dead letter, which one recipient received, was moved from failed/ to new/ by hand."""
     _queued(place)
     claim = _claimed(place)
-    place.recorder().settle(claim, _leave(place, claim), Relay.name)
+    place.recorder().record_outcome(claim, _leave(place, claim), Relay.name)
     place.forget()
     (path,) = (place.path / 'failed').iterdir()
     path.rename(place.path / 'new' / path.name)
