@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, Protocol
@@ -18,6 +18,7 @@ __all__ = [
     'Report',
     'Status',
     'StoredEnvelope',
+    'Tally',
     'Text',
     'Verdict',
     'is_crlf',
@@ -240,3 +241,35 @@ class Report:
     accepted: tuple[str, ...]
     refused: Mapping[str, Reply | None]
     reply: Reply | None
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of mails: ``delivered`` to every recipient, ``deferred`` for some, ``failed`` for
+    some and deferred for none."""
+
+    delivered: int = 0
+    deferred: int = 0
+    failed: int = 0
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = self.delivered + self.deferred + self.failed
+
+    def add(self, other: Tally) -> None:
+        """Add the counts of another tally."""
+        self.delivered += other.delivered
+        self.deferred += other.deferred
+        self.failed += other.failed
+        self.total += other.total
+
+    def count(self, events: Iterable[PendingEvent]) -> None:
+        """Add one mail, by the events of its attempt."""
+        kinds = [event.kind for event in events]
+        if 'deferred' in kinds:
+            self.deferred += 1
+        elif 'error' in kinds:
+            self.failed += 1
+        else:
+            self.delivered += 1
+        self.total += 1

@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from threading import Event
 
-    from .envelope import Envelope, Outcome, PendingEvent, Priority, Report
+    from .envelope import Envelope, Outcome, PendingEvent, Priority, Report, Tally
     from .queue.browsing import MailDetails, MailInfo, MailState, QueueStats
     from .queue.ticket import Ticket
-    from .sending.outcome import Tally
 
 __all__ = [
     'IBrowsableQueue',

@@ -12,12 +12,12 @@ from math import inf
 
 from zope.interface import implementer
 
-from ..envelope import Envelope, PendingEvent, Verdict
+from ..envelope import Envelope, PendingEvent, Tally, Verdict
 from ..exceptions import DamagedMail, MailerUnavailable, QueueError
 from ..interfaces import IMailClaim, IMailer, IScannableQueue
 from ..queue.ticket import Ticket
 from ..sending.attempt import attempt
-from ..sending.outcome import OutcomeRecorder, Tally, report_settled
+from ..sending.outcome import OutcomeRecorder, report_settled
 from ..sending.relay_connection import RelayConnection
 from ..threads import BackgroundThreads, in_background_thread
 

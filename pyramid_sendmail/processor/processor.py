@@ -16,6 +16,7 @@ from contextlib import suppress
 
 from zope.interface import implementer
 
+from ..envelope import Tally
 from ..exceptions import DamagedMail, MailerUnavailable, QueueError
 from ..interfaces import (
     IMailClaim,
@@ -26,7 +27,7 @@ from ..interfaces import (
 )
 from ..queue.ticket import Ticket
 from ..sending.attempt import attempt
-from ..sending.outcome import OutcomeRecorder, Tally, report_settled
+from ..sending.outcome import OutcomeRecorder, report_settled
 from ..sending.relay_connection import RelayConnection
 from .active_queue import ActiveQueue
 from .circuit_breaker import CircuitBreaker

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from ..envelope import Tally
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IScannableQueue
 from ..queue.ticket import Ticket
-from ..sending.outcome import Tally
 from ..sending.relay_connection import RelayConnection
 from ..threads import BackgroundThread
 from .active_queue import ActiveQueue

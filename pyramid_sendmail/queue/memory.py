@@ -6,12 +6,9 @@ It keeps the whole contract of IScannableQueue except durability: its mail is lo
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from zope.interface import implementer
 
@@ -21,44 +18,12 @@ from .browsing import MailDetails, MailInfo, MailState, QueueStats
 from .in_doubt import in_doubt_event, needs_decision
 from .maildir.filename import file_name, ticket_of
 from .memory_browser import MemoryBrowser
+from .memory_store import Mail, MemoryStore
 from .ticket import Ticket, alternate
 
 __all__ = ['MemoryQueue']
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Mail:
-    """A mail and its state; ``folder`` and ``letters`` are those of a Maildir."""
-
-    envelope: Envelope
-    folder: str
-    due: float
-    since: float
-    attempt: int = 0
-    retry_at: float = 0.0
-    claimed: bool = False
-    failed_at: float = 0.0
-    held: bool = False
-    """In ``failed``, but only until a person releases it."""
-    history: list[str] = field(default_factory=list)
-    latest: dict[str, PendingEvent] = field(default_factory=dict)
-    """The outcome of the last attempt for each recipient."""
-    needs_decision: bool = False
-    """Whether only a person can decide what to do with it."""
-    letters: dict[str, str] = field(default_factory=dict)
-    pending_events: list[PendingEvent] = field(default_factory=list)
-
-    @property
-    def due_at(self) -> float:
-        """When the mail is due. New mail is due at once unless the user asked for a later time."""
-        return self.envelope.not_before if self.folder == 'new' else self.due
-
-    @property
-    def ticket(self) -> Ticket:
-        order = file_name(self.envelope, due=self.due, attempt=self.attempt).text
-        return ticket_of(self.folder, order)
 
 
 @implementer(IScannableQueue, IBrowsableQueue)
@@ -71,21 +36,17 @@ class MemoryQueue:
 
     def __init__(self, *, keep_failed: bool = True, clock: Callable[[], float] = time.time) -> None:
         self.keep_failed = keep_failed
-        self._clock = clock
-        self._pid = os.getpid()
-        self._mails: dict[str, Mail] = {}
-        self._lock = threading.RLock()
-        self._woken = threading.Event()
-        self._browser = MemoryBrowser(self)
+        self._store = MemoryStore(clock)
+        self._browser = MemoryBrowser(self._store)
 
     def __len__(self) -> int:
         """How many mails wait for delivery."""
-        with self.locked() as mails:
+        with self._store.locked() as mails:
             return sum(mail.folder in ('new', 'cur') for mail in mails.values())
 
     @property
     def failed(self) -> list[Envelope]:
-        with self.locked() as mails:
+        with self._store.locked() as mails:
             return [
                 mail.envelope
                 for mail in mails.values()
@@ -93,7 +54,7 @@ class MemoryQueue:
             ]
 
     def put(self, envelopes: Sequence[Envelope]) -> MemoryStagedMail:
-        return MemoryStagedMail(self, tuple(envelopes))
+        return MemoryStagedMail(self._store, tuple(envelopes))
 
     def scan(
         self,
@@ -105,7 +66,7 @@ class MemoryQueue:
         on_first_page: Callable[[list[Ticket]], None] | None = None,
     ) -> tuple[list[Ticket], float | None]:
         folders = ('new',) if fresh else ('done', 'new', 'cur')
-        with self.locked() as mails:
+        with self._store.locked() as mails:
             waiting = [
                 (mail.ticket, now if all_events and mail.folder == 'done' else mail.due_at)
                 for mail in mails.values()
@@ -125,12 +86,12 @@ class MemoryQueue:
         return []
 
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MemoryClaim | None:
-        now = self._clock()
-        with self.locked() as mails:
+        now = self._store.now()
+        with self._store.locked() as mails:
             mail = mails.get(ticket.key)
             if mail is None or mail.claimed or mail.ticket != ticket:
                 return None
-            claim = MemoryClaim(self, mail, now)
+            claim = MemoryClaim(self._store, mail, now, keep_failed=self.keep_failed)
             if (settled and claim.todo) or (mail.folder == 'new' and mail.due_at > now):
                 return None
             mail.claimed = True
@@ -148,7 +109,7 @@ class MemoryQueue:
         """Nothing survives the process anyway."""
 
     def purge_failed(self, before: float, *, limit: int = 1_000) -> int:
-        with self.locked() as mails:
+        with self._store.locked() as mails:
             old = [
                 mail
                 for mail in mails.values()
@@ -163,13 +124,10 @@ class MemoryQueue:
         return len(old)
 
     def wait(self, timeout: float) -> bool:
-        woken = self._woken.wait(max(timeout, 0.0))
-        if woken:
-            self._woken.clear()
-        return woken
+        return self._store.wait(timeout)
 
     def wake(self) -> None:
-        self._woken.set()
+        self._store.wake()
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -195,35 +153,13 @@ class MemoryQueue:
     def stats(self) -> QueueStats:
         return self._browser.stats()
 
-    def now(self) -> float:
-        return self._clock()
-
-    def add(self, added: Iterable[Mail]) -> None:
-        with self.locked() as mails:
-            mails.update({mail.envelope.id: mail for mail in added})
-        self._woken.set()
-
-    def remove(self, mail: Mail) -> None:
-        with self.locked() as mails:
-            mails.pop(mail.envelope.id, None)
-
-    @contextmanager
-    def locked(self) -> Iterator[dict[str, Mail]]:
-        """Lock the mails. A forked child starts with none: its parent sends them. It also gets a
-        new lock, because a thread that does not exist in the child may hold the old one."""
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
-            self._mails, self._lock, self._woken = {}, threading.RLock(), threading.Event()
-        with self._lock:
-            yield self._mails
-
 
 @implementer(IStagedMail)
 class MemoryStagedMail:
     """See IStagedMail."""
 
-    def __init__(self, queue: MemoryQueue, envelopes: tuple[Envelope, ...]) -> None:
-        self._queue = queue
+    def __init__(self, store: MemoryStore, envelopes: tuple[Envelope, ...]) -> None:
+        self._store = store
         self._envelopes = envelopes
         self._outcome = ''
         self.tickets = tuple(
@@ -261,7 +197,7 @@ class MemoryStagedMail:
                     in_doubt_event(envelope, 'another resource failed to finish its commit')
                 ]
             mails.append(mail)
-        self._queue.add(mails)
+        self._store.add(mails)
 
 
 @implementer(IMailClaim)
@@ -271,8 +207,9 @@ class MemoryClaim:
     interrupted = ''
     ambiguous: tuple[str, ...] = ()
 
-    def __init__(self, queue: MemoryQueue, mail: Mail, now: float) -> None:
-        self._queue = queue
+    def __init__(self, store: MemoryStore, mail: Mail, now: float, *, keep_failed: bool) -> None:
+        self._store = store
+        self._keep_failed = keep_failed
         self._mail = mail
         self._held = True
         self._settled = False
@@ -354,9 +291,9 @@ class MemoryClaim:
             mail.due = mail.envelope.queued_at if mail.pending_events else mail.retry_at
         elif mail.pending_events:
             mail.folder, mail.due = 'done', mail.envelope.queued_at
-        elif 'f' in letters and self._queue.keep_failed:
-            mail.folder, mail.failed_at = 'failed', self._queue.now()
+        elif 'f' in letters and self._keep_failed:
+            mail.folder, mail.failed_at = 'failed', self._store.now()
         else:
-            self._queue.remove(mail)
+            self._store.remove(mail)
         if not mail.pending_events:
             self.release()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from .browsing import STATES, MailDetails, MailInfo, MailState, QueueStats, RecipientInfo
-
-if TYPE_CHECKING:
-    from .memory import Mail, MemoryQueue
+from .memory_store import Mail, MemoryStore
 
 __all__ = ['MemoryBrowser']
 
@@ -24,11 +22,11 @@ _STATUS: dict[str, Status] = {'T': 'waiting', 'd': 'delivered', 'f': 'failed'}
 class MemoryBrowser:
     """See IBrowsableQueue."""
 
-    def __init__(self, queue: MemoryQueue) -> None:
-        self._queue = queue
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
 
     def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
-        with self._queue.locked() as mails:
+        with self._store.locked() as mails:
             found = [_info(mail) for mail in mails.values()]
         yield from sorted(
             (info for info in found if state in (None, info.state)),
@@ -36,7 +34,7 @@ class MemoryBrowser:
         )
 
     def get(self, id: str) -> MailDetails | None:
-        with self._queue.locked() as mails:
+        with self._store.locked() as mails:
             mail = mails.get(id)
             return None if mail is None else _details(mail)
 
@@ -44,7 +42,7 @@ class MemoryBrowser:
         with self._changing(mail, 'failed', 'held', 'deferred') as found:
             if found is None:
                 return False
-            found.due = now = self._queue.now()
+            found.due = now = self._store.now()
             found.retry_at = 0.0
             if mail.state != 'deferred':
                 found.letters = {
@@ -53,7 +51,7 @@ class MemoryBrowser:
                 found.folder, found.held, found.needs_decision = 'new', False, False
                 found.since, found.attempt = now, 0
             log.info('%s: due now, by request', found.envelope.message_id)
-        self._queue.wake()
+        self._store.wake()
         return True
 
     def hold(self, mail: MailInfo, reason: str = '') -> bool:
@@ -71,7 +69,7 @@ class MemoryBrowser:
                 return False
             found.folder, found.held = 'cur' if found.attempt else 'new', False
             log.info('%s: released, and sent when it is due', found.envelope.message_id)
-        self._queue.wake()
+        self._store.wake()
         return True
 
     def drop(self, mail: MailInfo) -> bool:
@@ -79,7 +77,7 @@ class MemoryBrowser:
             if found is None:
                 return False
             unsent = [to for to, letter in found.letters.items() if letter != 'd']
-            self._queue.remove(found)
+            self._store.remove(found)
             log.warning(
                 '%s: dropped by request, not sent to %s',
                 found.envelope.message_id,
@@ -89,7 +87,7 @@ class MemoryBrowser:
 
     def stats(self) -> QueueStats:
         counts: dict[MailState, int] = dict.fromkeys(STATES, 0)
-        now = self._queue.now()
+        now = self._store.now()
         overdue = []
         for info in self.mails():
             counts[info.state] += 1
@@ -100,7 +98,7 @@ class MemoryBrowser:
     @contextmanager
     def _changing(self, mail: MailInfo, *states: MailState) -> Iterator[Mail | None]:
         """Give the mail, locked, if it is as it was listed, in one of these states, and free."""
-        with self._queue.locked() as mails:
+        with self._store.locked() as mails:
             found = mails.get(mail.id)
             free = found is not None and not found.claimed and _info(found) == mail
             yield found if free and mail.state in states else None

@@ -22,9 +22,9 @@ from pyramid.paster import get_app, setup_logging
 from pyramid.registry import Registry
 
 from ..config.factories import has_settings, processor_of, settings_of
+from ..envelope import Tally
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailEventDispatcher, IMailQueue, IMailQueueProcessor
-from ..sending.outcome import Tally
 from ..settings.table import table_rows
 
 __all__ = ['main', 'run']

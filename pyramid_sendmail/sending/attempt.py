@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-from ..envelope import Envelope, Outcome, Verdict
+from ..envelope import Envelope, Outcome, Tally, Verdict
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailClaim, IMailSession
-from .outcome import OutcomeRecorder, Tally, report_settled
+from .outcome import OutcomeRecorder, report_settled
 from .relay_connection import RelayConnection
 
 __all__ = ['attempt']

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-from ..envelope import Envelope, Outcome, PendingEvent, Verdict
+from ..envelope import Envelope, Outcome, PendingEvent, Tally, Verdict
 from ..exceptions import QueueError
 from ..interfaces import IMailClaim, IMailEventDispatcher
 from ..retry import RetryPolicy
 from ..threads import CooperativeLock
 
-__all__ = ['OutcomeRecorder', 'Tally', 'report_settled']
+__all__ = ['OutcomeRecorder', 'report_settled']
 
 log = logging.getLogger(__name__)
 
@@ -27,38 +27,6 @@ _LEVELS: dict[Kind, int] = {
 }
 
 _NO_VERDICT = Verdict('deferred', None, 'the mailer gave no answer for this recipient')
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts of mails: ``delivered`` to every recipient, ``deferred`` for some, ``failed`` for
-    some and deferred for none."""
-
-    delivered: int = 0
-    deferred: int = 0
-    failed: int = 0
-    total: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.total = self.delivered + self.deferred + self.failed
-
-    def add(self, other: Tally) -> None:
-        """Add the counts of another tally."""
-        self.delivered += other.delivered
-        self.deferred += other.deferred
-        self.failed += other.failed
-        self.total += other.total
-
-    def count(self, events: Iterable[PendingEvent]) -> None:
-        """Add one mail, by the events of its attempt."""
-        kinds = [event.kind for event in events]
-        if 'deferred' in kinds:
-            self.deferred += 1
-        elif 'error' in kinds:
-            self.failed += 1
-        else:
-            self.delivered += 1
-        self.total += 1
 
 
 class Unrecorded(NamedTuple):

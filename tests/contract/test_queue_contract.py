@@ -68,7 +68,7 @@ def _memory() -> Case:
     def dead() -> list[str]:
         return [envelope.id for envelope in queue.failed]
 
-    return Case(queue, clock, lambda: queue, dead, lambda: not queue._mails)
+    return Case(queue, clock, lambda: queue, dead, lambda: not list(queue.mails()))
 
 
 @pytest.fixture(params=['maildir', 'maildir without sync', 'memory'])

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pyramid_sendmail.envelope import Envelope, Verdict
+from pyramid_sendmail.envelope import Envelope, Tally, Verdict
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.processor.options import ProcessorOptions
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue.maildir.format import STATE_AT
 from pyramid_sendmail.sending.attempt import attempt
-from pyramid_sendmail.sending.outcome import Tally
 from tests.crash.place import BAD, GOOD, LATER, Place, Relay, mail
 from tests.support.queues import forked, reap
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from zope.interface import implementer
 
-from pyramid_sendmail.envelope import Envelope, Outcome, PendingEvent, Reply, Verdict
+from pyramid_sendmail.envelope import Envelope, Outcome, PendingEvent, Reply, Tally, Verdict
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.interfaces import IMailer, IMailEventDispatcher, IMailSession
 from pyramid_sendmail.queue import MaildirQueue
@@ -27,7 +27,7 @@ from pyramid_sendmail.queue.maildir.filename import parse, record_of, ticket_of
 from pyramid_sendmail.queue.maildir.format import STATE_AT, Unreadable, decode
 from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.sending.attempt import attempt
-from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
+from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from pyramid_sendmail.sending.relay_connection import RelayConnection
 from tests.support.queues import Clock, make_envelope
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from pyramid_sendmail.envelope import Tally
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.sending.attempt import attempt
-from pyramid_sendmail.sending.outcome import Tally
 from tests.crash.bench import Bench, in_child, play
 from tests.crash.operations import Operation
 from tests.crash.place import FOLDERS, Place

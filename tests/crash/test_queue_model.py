@@ -471,7 +471,7 @@ class World:
     def clear(self) -> None:
         self.clock.now = NOW
         if not self.maildir:
-            self.queues[0]._mails.clear()
+            self.queues[0]._store.mails.clear()
             return
         for queue in self.queues:
             queue._files.stuck, queue._files.meanwhile = False, None
@@ -1125,7 +1125,7 @@ class QueueMachine(RuleBasedStateMachine):
             ), path
 
     def _memory_is_as_the_model_has_it(self) -> None:
-        mails = self.world.queues[0]._mails.values()
+        mails = self.world.queues[0]._store.mails.values()
         found = {
             mail.envelope.id: (
                 mail.folder,

@@ -15,13 +15,13 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from pyramid_sendmail.envelope import Tally
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.processor.options import ProcessorOptions
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.permissions import user_name
 from pyramid_sendmail.sending.attempt import attempt
-from pyramid_sendmail.sending.outcome import Tally
 from tests.crash.place import Place, Relay, mail
 from tests.support.processes import in_child
 from tests.support.queues import NOW, files, make_envelope

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pyramid_sendmail.envelope import Envelope
+from pyramid_sendmail.envelope import Envelope, Tally
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.filename import FOLDER_OF
@@ -20,7 +20,6 @@ from pyramid_sendmail.queue.maildir.format import STATE_AT, decode
 from pyramid_sendmail.queue.maildir.recovery import recover
 from pyramid_sendmail.queue.maildir.staging import StagedMail
 from pyramid_sendmail.queue.maildir.wakeup import WakeUp
-from pyramid_sendmail.sending.outcome import Tally
 from tests.support.processors import ProcessorSetup
 from tests.support.queues import (
     NOW,

@@ -230,7 +230,7 @@ class World:
                 for path in Path(self.inner.path, folder).iterdir():
                     path.unlink()
         else:
-            self.inner._mails.clear()
+            self.inner._store.mails.clear()
 
 
 # The machine

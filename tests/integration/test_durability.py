@@ -26,12 +26,13 @@ from transaction import TransactionManager
 
 from pyramid_sendmail.delivery.direct import DirectMailDelivery
 from pyramid_sendmail.delivery.queued import QueuedMailDelivery
+from pyramid_sendmail.envelope import Tally
 from pyramid_sendmail.interfaces import IMailSentEvent
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.maildir.format import STATE_AT
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
-from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
+from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from tests.crash.syscalls import Call, Watch
 from tests.support.doubles import RecordingMailer
 from tests.support.processes import in_child

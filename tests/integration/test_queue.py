@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
+from pyramid_sendmail.envelope import Tally
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.sending.outcome import Tally
 from tests.support.children import Place
 from tests.support.folders import folder as tmp_path
 from tests.support.queues import (

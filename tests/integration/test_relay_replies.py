@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from pyramid_sendmail.envelope import Reply
+from pyramid_sendmail.envelope import Reply, Tally
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.interfaces import IMailErrorEvent
 from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.outcome import Tally
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,

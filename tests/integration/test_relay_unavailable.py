@@ -17,13 +17,13 @@ import pytest
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from pyramid_sendmail.envelope import Tally
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import IMailer
 from pyramid_sendmail.mailers.factory import mailer_from_url
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.sending.outcome import Tally
 from tests.support.processors import (
     RELAY_REFUSED,
     SENDING_RESUMED,

@@ -24,8 +24,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pyramid_sendmail import Attachment, MessageError
+from pyramid_sendmail.envelope import Tally
 from pyramid_sendmail.mailers.factory import mailer_from_url
-from pyramid_sendmail.sending.outcome import Tally
 from tests.support.smtp.server import ScriptedSMTPServer, TLSAuthority, reply
 from tests.support.smtp.strict_reader import faults, fields
 from tests.support.world import MINUTE, World, welcome

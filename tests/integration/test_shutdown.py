@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from pyramid_sendmail.envelope import Tally
 from pyramid_sendmail.mailers.factory import mailer_from_url
-from pyramid_sendmail.sending.outcome import Tally
 from tests.support.applications import WAITING
 from tests.support.children import Child, Place, once_each
 from tests.support.processes import PROCESSOR_THREAD

@@ -22,10 +22,10 @@ from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 
 from pyramid_sendmail import Attachment, MailAmbiguous, MailerUnavailable, MailRefused, MessageError
+from pyramid_sendmail.envelope import Tally
 from pyramid_sendmail.interfaces import IMailDelivery, IMailErrorEvent, IMailQueue, IMailSentEvent
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import Timeouts
-from pyramid_sendmail.sending.outcome import Tally
 from tests.support.children import Place
 from tests.support.queues import until
 from tests.support.smtp.server import (

@@ -7,10 +7,11 @@ from contextlib import closing
 
 import pytest
 
+from pyramid_sendmail.envelope import Tally
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.sending.attempt import attempt
-from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
+from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from pyramid_sendmail.sending.relay_connection import RelayConnection
 from tests.peers.mail import make_mail, statuses
 from tests.peers.mailers import mailer

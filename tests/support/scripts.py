@@ -9,13 +9,13 @@ from typing import Any
 from pyramid.registry import Registry
 from zope.interface import implementer
 
+from pyramid_sendmail.envelope import Tally
 from pyramid_sendmail.interfaces import (
     IMailQueue,
     IMailQueueProcessor,
 )
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.scripts import qp
-from pyramid_sendmail.sending.outcome import Tally
 
 __all__ = ['Processor', 'application', 'run']
 

@@ -16,7 +16,7 @@ from transaction import TransactionManager
 
 from pyramid_sendmail import Message
 from pyramid_sendmail.delivery.queued import QueuedMailDelivery
-from pyramid_sendmail.envelope import Envelope
+from pyramid_sendmail.envelope import Envelope, Tally
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.interfaces import IMailEvent, IMailEventDispatcher
 from pyramid_sendmail.mailers.factory import mailer_from_url
@@ -28,7 +28,7 @@ from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.filename import parse
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
+from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from tests.support.queues import Clock, make_envelope
 from tests.support.smtp.server import ScriptedSMTPServer
 

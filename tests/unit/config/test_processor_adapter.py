@@ -15,7 +15,7 @@ from zope.interface import Interface, implementer
 from zope.interface.verify import verifyObject
 
 from pyramid_sendmail.config.factories import processor_of
-from pyramid_sendmail.envelope import Envelope
+from pyramid_sendmail.envelope import Envelope, Tally
 from pyramid_sendmail.interfaces import (
     IMailQueue,
     IMailQueueProcessor,
@@ -26,7 +26,6 @@ from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.ticket import Ticket
 from pyramid_sendmail.scripts import qp
-from pyramid_sendmail.sending.outcome import Tally
 
 
 class ITableQueue(IMailQueue):

@@ -280,7 +280,7 @@ def test_a_ticket_that_looks_due_a_moment_later_is_awaited(
 
     direct.recorder.clock = clock
     object.__setattr__(direct.delivery._envelope_factory, 'clock', clock)
-    direct.queue._clock = clock
+    direct.queue._store.now = clock
     direct.commit()
     assert len(mailer.sent) == 1
 

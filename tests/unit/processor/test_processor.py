@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 from zope.interface.verify import verifyObject
 
-from pyramid_sendmail.envelope import Envelope, Reply, Verdict
+from pyramid_sendmail.envelope import Envelope, Reply, Tally, Verdict
 from pyramid_sendmail.interfaces import IMailQueueProcessor
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.scan import ScanLimits
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.outcome import Tally
 from tests.support.processors import (
     DEFERRED,
     ProcessorSetup,

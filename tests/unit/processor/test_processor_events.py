@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from pyramid_sendmail.envelope import Tally
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.sending.outcome import Tally
 from tests.support.processors import (
     DEFERRED,
     ProcessorSetup,

@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 from zope.interface.verify import verifyObject
 
-from pyramid_sendmail.envelope import Envelope
+from pyramid_sendmail.envelope import Envelope, Tally
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import IMailClaim
-from pyramid_sendmail.sending.outcome import Tally
 from tests.support.processors import (
     READ_ONLY,
     SENDING_RESUMED,

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from pyramid_sendmail.envelope import Envelope, Reply, Verdict
+from pyramid_sendmail.envelope import Envelope, Reply, Tally, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.processor.active_queue import ActiveQueue
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MemoryQueue
-from pyramid_sendmail.sending.outcome import Tally
 from tests.support.processors import READ_ONLY, ProcessorSetup, running_processor
 from tests.support.queues import Clock, until
 from tests.support.smtp.server import ScriptedSMTPServer

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from pyramid_sendmail.envelope import Envelope
+from pyramid_sendmail.envelope import Envelope, Tally
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.processor.circuit_breaker import CircuitBreaker
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.sending.outcome import Tally
 from tests.support.doubles import RecordingMailer
 from tests.support.processors import (
     DEFERRED,

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from pyramid_sendmail.envelope import Envelope
+from pyramid_sendmail.envelope import Envelope, Tally
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.sending.outcome import Tally
 from tests.support.doubles import RecordingMailer
 from tests.support.processors import (
     SENDING_STOPPED,

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from pyramid_sendmail.queue import MemoryQueue
-from tests.support.queues import Clock, claimed, deferred, failed, make_envelope, sent
+from tests.support.queues import (
+    Clock,
+    claimed,
+    deferred,
+    failed,
+    forked,
+    make_envelope,
+    reap,
+    sent,
+)
 
 
 def test_it_counts_what_waits() -> None:
@@ -32,7 +41,7 @@ def test_dead_letters_need_not_be_kept() -> None:
     envelope = make_envelope()
     queue.put([envelope]).publish()
     claimed(queue).settle([failed(envelope)], report=False)
-    assert (len(queue), queue.failed, queue._mails) == (0, [], {})
+    assert (len(queue), queue.failed, list(queue.mails())) == (0, [], [])
 
 
 def test_a_claim_is_released_once() -> None:
@@ -50,7 +59,11 @@ def test_a_child_starts_with_an_empty_queue() -> None:
     """A forked child does not have the mail of its parent."""
     queue = MemoryQueue(clock=Clock())
     queue.put([make_envelope()]).publish()
-    queue._pid -= 1
-    assert len(queue) == 0
-    queue.put([make_envelope()]).publish()
+
+    def child() -> None:
+        assert len(queue) == 0
+        queue.put([make_envelope(), make_envelope()]).publish()
+        assert len(queue) == 2
+
+    assert reap(forked(child)) == 0
     assert len(queue) == 1

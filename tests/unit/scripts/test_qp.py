@@ -21,6 +21,7 @@ from pyramid.registry import Registry
 from zope.interface.verify import verifyObject
 
 from pyramid_sendmail.config.factories import register_settings
+from pyramid_sendmail.envelope import Tally
 from pyramid_sendmail.events.dispatcher import EventDispatcher
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import (
@@ -31,7 +32,6 @@ from pyramid_sendmail.interfaces import (
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.scripts import qp
-from pyramid_sendmail.sending.outcome import Tally
 from tests.support.applications import write_ini
 from tests.support.queues import make_envelope
 from tests.support.scripts import Processor, application, run

@@ -15,13 +15,13 @@ import pytest
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from pyramid_sendmail.envelope import Envelope, Outcome, PendingEvent, Reply, Verdict
+from pyramid_sendmail.envelope import Envelope, Outcome, PendingEvent, Reply, Tally, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import IMailer, IMailEventDispatcher, IMailSession
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
 from pyramid_sendmail.sending.attempt import Batch, attempt
-from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally, report_settled
+from pyramid_sendmail.sending.outcome import OutcomeRecorder, report_settled
 from pyramid_sendmail.sending.relay_connection import RelayConnection
 from tests.support.doubles import RecordingMailer
 from tests.support.processors import RecordingDispatcher, UnwritableClaim

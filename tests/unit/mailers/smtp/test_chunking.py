@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyramid_sendmail.envelope import BLOCK_SIZE, Envelope, Outcome, Reply
+from pyramid_sendmail.envelope import BLOCK_SIZE, Envelope, Outcome, Reply, Tally
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.mailers.smtp.chunking import MAX_BYTES_IN_FLIGHT, ChunkingSession
 from pyramid_sendmail.mailers.smtp.connection import ConnectionLost
@@ -27,7 +27,7 @@ from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.format import decode
 from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.sending.attempt import attempt
-from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
+from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from pyramid_sendmail.sending.relay_connection import RelayConnection
 from tests.support.doubles import RecordingMailer
 from tests.support.pipelining import (

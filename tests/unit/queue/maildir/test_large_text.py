@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyramid_sendmail.envelope import BLOCK_SIZE, Envelope, StoredEnvelope, is_crlf
+from pyramid_sendmail.envelope import BLOCK_SIZE, Envelope, StoredEnvelope, Tally, is_crlf
 from pyramid_sendmail.exceptions import DamagedMail
 from pyramid_sendmail.mailers.smtp.dot_stuffing import stuffed
 from pyramid_sendmail.mailers.smtp.extensions import Extensions
@@ -22,7 +22,7 @@ from pyramid_sendmail.queue.maildir.files import QueueFiles
 from pyramid_sendmail.queue.maildir.large_text import LARGE_FILE, FileText
 from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.sending.attempt import attempt
-from pyramid_sendmail.sending.outcome import OutcomeRecorder, Tally
+from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from pyramid_sendmail.sending.relay_connection import RelayConnection
 from tests.support.processors import RecordingDispatcher
 from tests.support.queues import (
