@@ -34,6 +34,7 @@ from tests.support.smtp.server import (
 # The bytes
 
 
+@pytest.mark.slow
 @pytest.mark.finding(8)
 def test_large_message_over_a_slow_connection(
     start_smtp_server: Callable[..., ScriptedSMTPServer],

@@ -66,6 +66,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', CHANGES)
 def test_a_crash_at_any_call_of_a_change(queue: MaildirQueue, change: str) -> None:
     """After a crash the mail is where it was or where it was to go, whole and once; the same

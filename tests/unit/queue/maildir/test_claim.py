@@ -141,6 +141,7 @@ ENVELOPE = make_envelope('a@example.org', 'b@example.org')
 CASES = ['delivered', 'failed', 'deferred', 'partly', 'mixed']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('report', [True, False], ids=['acknowledge', 'quiet'])
 def test_a_crash_at_any_call_of_an_attempt(tmp_path: Path, case: str, report: bool) -> None:

@@ -162,6 +162,7 @@ def test_what_names_no_envelope_is_foreign(queue: MaildirQueue, data: bytes) -> 
     assert files(queue) == [f'failed/{OLD}']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('folder', ['new', 'cur'])
 def test_a_crash_while_adopting_leaves_one_mail(queue: MaildirQueue, folder: str) -> None:
     """The process stopped after each system call: one mail is left, in either form, and nothing in

@@ -403,6 +403,7 @@ def test_a_mode_that_will_do_is_left_as_it_is(shared: Path, mode: int) -> None:
     assert stat.S_IMODE(shared.stat().st_mode) == mode
 
 
+@pytest.mark.slow
 @as_root
 def test_a_stopped_put_of_a_shared_queue_is_brought_to_its_end_by_the_other(
     shared: Path,

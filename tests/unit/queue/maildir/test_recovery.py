@@ -113,6 +113,7 @@ def test_what_was_being_finished_is_published(path: Path) -> None:
     assert _ids(path, 'new') == IDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('in_doubt', ['hold', 'send'])
 @pytest.mark.parametrize('letter', ['W', 'V', 'C'])
 def test_a_crash_of_recovery_is_recovered_from(path: Path, letter: str, in_doubt: str) -> None:

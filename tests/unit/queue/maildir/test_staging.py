@@ -424,6 +424,7 @@ def test_a_child_that_inherits_a_put_cannot_touch_it(queue: MaildirQueue) -> Non
 # Crashes
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_call_loses_and_doubles_nothing(tmp_path: Path) -> None:
     """The process stopped after each system call of put and publish: all mails of the transaction
     have one outcome, by the table: removed, in doubt, or published."""
@@ -459,6 +460,7 @@ def test_a_crash_at_any_call_loses_and_doubles_nothing(tmp_path: Path) -> None:
     assert set(events) == set(order)
 
 
+@pytest.mark.slow
 def test_a_crash_while_discarding_removes_all(tmp_path: Path, caplog: Any) -> None:
     """The process stopped after each system call of discard: nothing is left, nothing in doubt."""
     path = tmp_path / 'queue'
