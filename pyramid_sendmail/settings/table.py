@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyramid.exceptions import ConfigurationError
 
@@ -17,8 +18,7 @@ from .credentials import Values, relay_settings
 __all__ = ['DEFAULT_URL', 'TABLE', 'MailSettings', 'Setting', 'parse_settings', 'table_rows']
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """One row of the table.
 
     ``convert`` returns the value of a text, or raises ValueError saying what to write. ``default``
