@@ -214,7 +214,7 @@ def test_the_memory_of_a_parent_is_not_the_childs(tmp_path: Path) -> None:
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with queue._lock:
+        with queue._store.locked():
             held.set()
             done.wait()
 
