@@ -307,8 +307,8 @@ def _value(row: Setting, given: str) -> object:
 
 
 def _refuse_unknown(settings: Mapping[str, object]) -> None:
-    known = [row.name for row in TABLE]
-    words = _text_of(TABLE[-1], settings.get('mail.ignore')).replace(',', ' ').split()
+    known = {row.name: row for row in TABLE}
+    words = _text_of(known['mail.ignore'], settings.get('mail.ignore')).replace(',', ' ').split()
     ignored = {f'mail.{word.removeprefix("mail.")}' for word in words}
     for key in sorted(ignored):
         if key in known or key in _NOT_YET:
