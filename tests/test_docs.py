@@ -10,22 +10,27 @@ import email
 import email.policy
 import importlib
 import logging
+import os
 import pkgutil
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
 import types
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from email.message import EmailMessage
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import docutils.nodes
 import docutils.utils
@@ -56,7 +61,6 @@ from pyramid_sendmail.mailers.schemes import RELAY_OPTIONS
 from pyramid_sendmail.processor.options import POLL_INTERVAL, SHUTDOWN_GRACE
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.scripts.qp import _parser
-from pyramid_sendmail.scripts.qp import run as run_processor
 from pyramid_sendmail.settings.credentials import SCHEMES
 from pyramid_sendmail.settings.table import TABLE, parse_settings
 from tests.benchmarks.__main__ import ROWS
@@ -473,7 +477,19 @@ def assert_runs_processor(command: str) -> Any:
     return _parser().parse_intermixed_args(arguments)
 
 
-OTHER_PROGRAMS = {'cat', 'cd', 'chgrp', 'curl', 'git', 'grep', 'less', 'ls', 'mkdir', 'mv'}
+OTHER_PROGRAMS = {
+    'export',
+    'cat',
+    'cd',
+    'chgrp',
+    'curl',
+    'git',
+    'grep',
+    'less',
+    'ls',
+    'mkdir',
+    'mv',
+}
 
 
 def test_console() -> None:
@@ -498,7 +514,8 @@ def test_console() -> None:
             elif program == 'pip':
                 assert arguments[0] == 'install'
                 for each in arguments[1:]:
-                    assert each.startswith(('.', '/', '-', 'dist/')), block.where
+                    known = each.startswith(('.', '/', '-', 'dist/')) or each == 'waitress'
+                    assert known, block.where
             elif program in {'python', 'python3'}:
                 assert arguments[0] == '-m'
                 assert find_spec(arguments[1]) is not None, block.where
@@ -670,29 +687,60 @@ def test_use() -> None:
 
 
 @tries('tutorial/first-mail', 'Write an application')
-def test_tutorial(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its application sends into the queue, its processor delivers, its subscriber writes."""
-    monkeypatch.syspath_prepend(str(Path.cwd()))
+def test_tutorial() -> None:
+    """Its server takes the form, its application sends into the queue, its processor delivers, its
+    subscriber writes: by the commands of the page, with nothing but its environment."""
     (source,) = blocks('python', page='tutorial/first-mail')
     (ini,) = blocks('ini', page='tutorial/first-mail')
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = free.getsockname()[1]
     Path('shop.py').write_text(source.text, encoding='utf-8')
-    Path('development.ini').write_text(ini.text, encoding='utf-8')
-    loader = plaster.get_loader('development.ini', protocols=['wsgi'])
-    app = TestApp(loader.get_wsgi_app('main'))
-    assert 'message-id' in app.post('/sign-up', {'address': 'ann@example.org'}).text.lower()
-    assert len(list(Path('mail/new').iterdir())) == 1
-    with pytest.raises(RuntimeError):
-        app.post('/sign-up', {'address': 'bob@example.org', 'fail': 'yes'})
-    assert len(list(Path('mail/new').iterdir())) == 1
-    with monkeypatch.context() as patch:
-        patch.setattr(logging, 'lastResort', None)
-        assert run_processor(['--once', 'development.ini']) == 0
-    assert '1 delivered' in capsys.readouterr().err
+    Path('development.ini').write_text(ini.text.replace('6543', str(port)), encoding='utf-8')
+    assert '    $ export PYTHONPATH=$PWD\n' in page_of('tutorial/first-mail')
+    environ = {**os.environ, 'PYTHONPATH': f'{Path.cwd()}:{ROOT}', 'PYTHONWARNINGS': 'ignore'}
+    programs = Path(sys.executable).parent
+    server = subprocess.Popen(
+        [programs / 'pserve', 'development.ini'],
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def post(**fields: str) -> str:
+        body = urlencode(fields).encode()
+        with urlopen(f'http://127.0.0.1:{port}/sign-up', body, timeout=20) as response:
+            return str(response.read().decode())
+
+    def is_up() -> bool:
+        with suppress(OSError), socket.create_connection(('127.0.0.1', port), 1):
+            return True
+        return False
+
+    try:
+        until(is_up, 30)
+        assert post(address='ann@example.org').startswith('Message-ID: <')
+        assert len(list(Path('mail/new').iterdir())) == 1
+        with pytest.raises(HTTPError, match='500'):
+            post(address='bob@example.org', fail='yes')
+        assert len(list(Path('mail/new').iterdir())) == 1
+    finally:
+        server.terminate()
+        server.wait(20)
+    run = subprocess.run(
+        [programs / 'psendmail-qp', '--once', 'development.ini'],
+        env=environ,
+        capture_output=True,
+        text=True,
+    )
+    assert (run.returncode, '1 delivered' in run.stderr) == (0, True), run.stderr
     (mail,) = Path('outbox/new').iterdir()
     assert b'\nTo: ann@example.org\r\n' in mail.read_bytes()
     assert list(Path('mail/new').iterdir()) == []
     assert 'ann@example.org' in Path('sent.txt').read_text(encoding='utf-8')
-    monkeypatch.delitem(sys.modules, 'shop')
+
+
+def page_of(name: str) -> str:
+    return (DOCS / f'{name}.rst').read_text(encoding='utf-8')
 
 
 def sending() -> list[Block]:
@@ -937,3 +985,4 @@ def test_types() -> None:
 
 if __name__ == '__main__':
     SETTINGS.write_text(with_settings(SETTINGS.read_text(encoding='utf-8')), encoding='utf-8')
+    print(f'wrote the table of settings into {SETTINGS.relative_to(ROOT)}')

@@ -16,7 +16,8 @@ BeforeFinalDot = Callable[[Envelope, Sequence[str]], object]
 class ClosableSession:
     """A session that holds no connection: closing it is a flag. See IMailSession.
 
-    A subclass sends one mail in ``_send_one`` and sets ``_closed`` when it cannot send another.
+    A subclass sends one mail in ``_send_one``, and sets ``_closed`` when it cannot send another.
+    An exception that ``_send_one`` raises ends the session.
     """
 
     def __init__(self, name: str) -> None:
@@ -30,7 +31,13 @@ class ClosableSession:
         for envelope in envelopes:
             if self._closed:
                 raise MailerUnavailable(f'{self.name}: the session is closed', stale=True)
-            yield from self._send_one(envelope, before_final_dot)
+            try:
+                yield from self._send_one(envelope, before_final_dot)
+            except GeneratorExit:
+                raise
+            except BaseException:
+                self._closed = True
+                raise
 
     def close(self) -> None:
         """See IMailSession."""

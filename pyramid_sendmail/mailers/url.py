@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import unquote
 
 from pyramid.exceptions import ConfigurationError
@@ -51,8 +50,7 @@ Converters = Mapping[str, Callable[[str], object]]
 """What makes the value of an option's text, or raises ValueError saying what to write."""
 
 
-@dataclass(frozen=True, slots=True)
-class MailURL:
+class MailURL(NamedTuple):
     """One URL, split into its parts. Only the options are decoded.
 
     Each method raises ConfigurationError if the part that it is about is wrong.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import random
+from typing import NamedTuple
 
 from .active_queue import IDLE_TIMEOUT
 from .circuit_breaker import FIRST_PAUSE
@@ -32,8 +32,7 @@ EVENT_PAGE = 200
 delayed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessorOptions:
+class ProcessorOptions(NamedTuple):
     """How a queue processor works; times are in seconds.
 
     ``workers``: connections at once. ``batch``: mails on one connection. ``rate``: ``(mails,

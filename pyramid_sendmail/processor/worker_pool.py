@@ -6,8 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
+from typing import NamedTuple
 
 from ..envelope import Tally
 from ..exceptions import MailerUnavailable, QueueError
@@ -29,8 +29,7 @@ EVENT_RETRY_DELAY = 1.0
 _total: Callable[[Tally], int] = attrgetter('total')
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunContext:
+class RunContext(NamedTuple):
     """What the workers of one run share.
 
     ``stop``: set from outside when the run should end. ``wake()`` ends the queue's ``wait``.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from ..envelope import Envelope, Reply
 from .ticket import State
@@ -18,8 +17,7 @@ STATES: tuple[MailState, ...] = (*get_args(State), 'held')
 """In the order in which a listing has them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MailInfo:
+class MailInfo(NamedTuple):
     """A mail in a listing: what is known without reading the mail itself."""
 
     id: str
@@ -35,8 +33,7 @@ class MailInfo:
     """Where the queue finds the mail again; of no use to anything else."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecipientInfo:
+class RecipientInfo(NamedTuple):
     """What has become of one recipient."""
 
     status: Literal['waiting', 'delivered', 'failed', 'ambiguous']
@@ -47,8 +44,7 @@ class RecipientInfo:
     or no longer has it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MailDetails:
+class MailDetails(NamedTuple):
     """One mail as a whole: its listing, its envelope, and what has happened to it."""
 
     info: MailInfo
@@ -69,8 +65,7 @@ class MailDetails:
         return self.damaged or next(reasons, '')
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueStats:
+class QueueStats(NamedTuple):
     """How full a queue is, and how late."""
 
     counts: Mapping[MailState, int]

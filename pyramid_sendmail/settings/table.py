@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyramid.exceptions import ConfigurationError
 
@@ -17,8 +18,7 @@ from .credentials import Values, relay_settings
 __all__ = ['DEFAULT_URL', 'TABLE', 'MailSettings', 'Setting', 'parse_settings', 'table_rows']
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """One row of the table.
 
     ``convert`` returns the value of a text, or raises ValueError saying what to write. ``default``
@@ -307,8 +307,8 @@ def _value(row: Setting, given: str) -> object:
 
 
 def _refuse_unknown(settings: Mapping[str, object]) -> None:
-    known = [row.name for row in TABLE]
-    words = _text_of(TABLE[-1], settings.get('mail.ignore')).replace(',', ' ').split()
+    known = {row.name: row for row in TABLE}
+    words = _text_of(known['mail.ignore'], settings.get('mail.ignore')).replace(',', ' ').split()
     ignored = {f'mail.{word.removeprefix("mail.")}' for word in words}
     for key in sorted(ignored):
         if key in known or key in _NOT_YET:

@@ -317,6 +317,8 @@ def test_before_final_dot_that_raises(case: Case, error: type[BaseException]) ->
     with pytest.raises(error, match='no room') as caught:
         list(session.send([envelope()], before_final_dot=before_final_dot))
     assert not isinstance(caught.value, SendmailError)
+    with pytest.raises(MailerUnavailable):
+        list(session.send([envelope(1)]))
     session.close()
     assert case.arrived() == []
 

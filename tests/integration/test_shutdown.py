@@ -55,7 +55,7 @@ threads.EXIT_GRACE = 0.2
 
 def make(registry, **options):
     processor = processor_of(registry, **options)
-    processor.options = replace(processor.options, grace=0.2)
+    processor.options = processor.options._replace(grace=0.2)
     return processor
 
 sys.exit(qp.run(sys.argv[1:], make=make))

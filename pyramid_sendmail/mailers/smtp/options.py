@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Literal, TypedDict
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypedDict
 
 __all__ = [
     'DEFAULT_SESSION',
@@ -76,8 +76,7 @@ class SpelledOut(TypedDict, total=False):
     client_key: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(NamedTuple):
     """How long to wait in each phase, in seconds (RFC 5321, 4.5.3.2).
 
     ``connect``: for each address of the host. ``greeting``: for the relay's first reply.
@@ -97,7 +96,7 @@ class Timeouts:
 
     def capped(self, seconds: float) -> Timeouts:
         """Return the same time-outs, none longer than ``seconds``."""
-        return Timeouts(*(min(getattr(self, field.name), seconds) for field in fields(self)))
+        return Timeouts(*(min(timeout, seconds) for timeout in self))
 
 
 DEFAULT_TIMEOUTS = Timeouts()

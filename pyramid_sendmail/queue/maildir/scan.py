@@ -15,10 +15,10 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from math import inf
+from typing import NamedTuple
 
 from ..ticket import Ticket, alternate
 from .filename import FOLDER_OF, match_name, ticket_of, time_text
@@ -35,8 +35,7 @@ _LAST = '\U0010ffff'
 """Sorts after every file name."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScanLimits:
+class ScanLimits(NamedTuple):
     """How much a scan keeps and opens."""
 
     names: int = 40_000
