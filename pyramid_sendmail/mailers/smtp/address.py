@@ -82,15 +82,17 @@ Resolve = Callable[..., list[Any]]
 
 
 def open_socket(
-    host: str, port: int, timeout: float, *, resolve: Resolve = socket.getaddrinfo
+    host: str, port: int, timeout: float, *, resolve: Resolve | None = None
 ) -> socket.socket:
     """Connect to the first address of the host that answers.
 
     ``timeout``: seconds for each address; the time that a name takes to resolve is set by the
-    system (resolv.conf). Raises OSError with the failure of each address.
+    system (resolv.conf). ``resolve``: in place of ``socket.getaddrinfo``, which is looked up at each
+    call, so that an application may replace it. Raises OSError with the failure of each address.
     """
     failures = []
-    for family, kind, protocol, _, address in resolve(host, port, type=socket.SOCK_STREAM):
+    addresses = (resolve or socket.getaddrinfo)(host, port, type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in addresses:
         connection = None
         try:
             connection = socket.socket(family, kind, protocol)

@@ -205,11 +205,10 @@ class SMTPMailer:
         """Return what to do about a refused greeting; ``other``: for a code of another kind."""
         if code not in _NO_EHLO:
             return other
-        scheme = 'smtp' if self._lmtp else 'lmtp'
-        protocol = f'it may speak another protocol: {scheme}: in mail.url'
         if code == _BAD_ARGUMENT:
-            return f'it may not accept our name {self._hostname}: see mail.hostname; or {protocol}'
-        return protocol
+            return f'it does not accept our name {self._hostname}: see mail.hostname'
+        scheme = 'smtp' if self._lmtp else 'lmtp'
+        return f'it may speak another protocol: {scheme}: in mail.url'
 
     def _wants_starttls(self, extensions: dict[str, str]) -> bool:
         offered = 'STARTTLS' in extensions

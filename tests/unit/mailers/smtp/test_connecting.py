@@ -229,7 +229,19 @@ def test_our_name_is_refused(smtp_server: ScriptedSMTPServer) -> None:
     smtp_server.script('EHLO', reply(501, 'bad name'))
     smtp_server.script('HELO', reply(501, 'bad name'))
     text = refused(mailer(smtp_server))
-    assert 'it may not accept our name web.example.org: see mail.hostname' in text
+    assert 'it does not accept our name web.example.org: see mail.hostname' in text
+    assert 'lmtp:' not in text
+
+
+def test_a_resolver_that_an_application_replaces(
+    smtp_server: ScriptedSMTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``socket.getaddrinfo`` is looked up at each connection: monkey patches of it take effect."""
+    place = (smtp_server.host, smtp_server.port)
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, '', place)]
+    monkeypatch.setattr(socket, 'getaddrinfo', lambda *_arguments, **_options: found)
+    SMTPMailer('relay.invalid', hostname='web.example.org').connect().close()
+    assert smtp_server.verbs()[:1] == ['EHLO']
 
 
 @pytest.mark.parametrize('code', [421, 503, 550, 554])
