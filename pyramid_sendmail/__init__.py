@@ -13,7 +13,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pyramid.config import Configurator
+from pyramid.request import Request
 
 from .config import add_directives
 from .events.types import MailTagPredicate
@@ -28,10 +29,6 @@ from .exceptions import (
 )
 from .interfaces import IMailDelivery
 from .message import Attachment, Message
-
-if TYPE_CHECKING:
-    from pyramid.config import Configurator
-    from pyramid.request import Request
 
 __all__ = [
     'Attachment',
@@ -50,8 +47,7 @@ __all__ = [
 def mailer(request: Request) -> IMailDelivery:
     """Return ``request.mailer``: the registered delivery, bound to ``request.tm``."""
     delivery: IMailDelivery = request.registry.getUtility(IMailDelivery)
-    bound: IMailDelivery = delivery.bind(request.tm, request.environ)
-    return bound
+    return delivery.bind(request.tm, request.environ)
 
 
 def includeme(config: Configurator) -> None:

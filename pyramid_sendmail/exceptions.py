@@ -7,10 +7,7 @@ both ``except SendmailError`` and ``except OSError`` work. Settings raise Pyrami
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .envelope import Report
+from .envelope import Report
 
 __all__ = [
     'DamagedMail',

@@ -15,9 +15,12 @@ from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
+    from email.headerregistry import Address
     from threading import Event
 
-    from .envelope import Envelope, Outcome, PendingEvent, Priority, Report, Tally
+    from .delivery.data_manager import TransactionManager
+    from .envelope import Envelope, Outcome, PendingEvent, Priority, Reply, Report, Tally
+    from .message.address import Addresses
     from .queue.browsing import MailDetails, MailInfo, MailState, QueueStats
     from .queue.ticket import Ticket
 
@@ -48,8 +51,8 @@ class IMailDelivery(Interface):
     def send(
         message: Any,
         *,
-        sender: str | None = None,
-        recipients: Sequence[str] | None = None,
+        sender: str | Address | None = None,
+        recipients: Addresses | None = None,
         due: datetime | timedelta | None = None,
         expires: datetime | timedelta | None = None,
         priority: Priority | None = None,
@@ -70,7 +73,10 @@ class IMailDelivery(Interface):
         """
 
     def send_now(
-        message: Any, *, sender: str | None = None, recipients: Sequence[str] | None = None
+        message: Any,
+        *,
+        sender: str | Address | None = None,
+        recipients: Addresses | None = None,
     ) -> Report:
         """Send at once, whatever happens to any transaction; return a Report.
 
@@ -79,7 +85,7 @@ class IMailDelivery(Interface):
         connection broke before the relay's last reply. Dispatches no events.
         """
 
-    def bind(tm: Any, environ: Mapping[str, Any] | None = None) -> IMailDelivery:
+    def bind(tm: TransactionManager, environ: Mapping[str, object] | None = None) -> IMailDelivery:
         """Return this delivery bound to a transaction manager.
 
         ``environ``: the WSGI environment of the request, in which ``tm.active`` says that
@@ -101,10 +107,10 @@ class IDirectMailDelivery(IMailDelivery):
     def flush(timeout: float) -> bool:
         """Wait until all mail that was handed over is answered and its events are dispatched.
 
-        Returns True if that was so within ``timeout`` seconds. Mail that subscribers send
-        meanwhile counts too. Mail that stays in the queue, and an event whose subscriber failed,
-        are tried again later and not waited for. In a thread of this package, which runs
-        subscribers, nothing is waited for. The connection stays open.
+        Return False after ``timeout`` seconds. In a thread of this package, which runs
+        subscribers, return at once. Mail that subscribers send meanwhile counts too. Mail that
+        stays in the queue, and an event whose subscriber failed, are tried again later and not
+        waited for. The connection stays open.
         """
 
 
@@ -222,8 +228,7 @@ class IBrowsableQueue(Interface):
     def hold(mail: MailInfo, reason: str = '') -> bool:
         """Stop a new or deferred mail from being sent until ``release`` or ``retry``.
 
-        Events of it that subscribers have not handled yet wait as long. ``reason``: a text for
-        the history of the mail.
+        Its pending events wait until then, too. ``reason``: a text for the history of the mail.
         """
 
     def release(mail: MailInfo) -> bool:
@@ -244,7 +249,7 @@ class IStagedMail(Interface):
     call decides, and later calls complete it.
     """
 
-    tickets = Attribute('The tickets to claim, in the order of the envelopes.')
+    tickets: tuple[Ticket, ...] = Attribute('The tickets to claim, in the order of the envelopes.')
 
     def publish() -> None:
         """The transaction has committed: the mail can be claimed from now on."""
@@ -259,15 +264,20 @@ class IStagedMail(Interface):
 class IMailClaim(Interface):
     """A mail that belongs to one worker until ``release``, or until its process ends."""
 
-    envelope = Attribute('The Envelope, with all of its recipients, finished ones too.')
-    todo = Attribute('The recipients still to be tried, in order.')
-    attempt = Attribute('How many attempts have been counted so far.')
-    since = Attribute('When the retry policy began to count, in epoch seconds.')
-    interrupted = Attribute(
-        "'', or how far a process got that died: 'sending' (before the final dot) or 'ambiguous'."
+    envelope: Envelope = Attribute('The Envelope, with all of its recipients, finished ones too.')
+    todo: tuple[str, ...] = Attribute('The recipients still to be tried, in order.')
+    attempt: int = Attribute('How many attempts have been counted so far.')
+    since: float = Attribute('When the retry policy began to count, in epoch seconds.')
+    interrupted: str = Attribute(
+        "How far a process got before it died: '' (none died), 'sending' (before the final dot), "
+        "'ambiguous'."
     )
-    ambiguous = Attribute('The recipients in ``todo`` that a dead process left ambiguous.')
-    pending_events = Attribute('The PendingEvents that subscribers have not handled yet.')
+    ambiguous: tuple[str, ...] = Attribute(
+        'The recipients in ``todo`` that a dead process left ambiguous.'
+    )
+    pending_events: Sequence[PendingEvent] = Attribute(
+        'The PendingEvents that subscribers have not handled yet.'
+    )
 
     def mark_ambiguous(recipients: Sequence[str]) -> None:
         """Record that the final dot is about to be sent for these recipients.
@@ -346,8 +356,8 @@ class IMailSession(Interface):
         one has left, so pulling must not wait.
 
         ``before_final_dot(envelope, recipients)``: called before the text of a mail is complete,
-        with the recipients that the next hop has accepted, or was asked about if the text does
-        not wait for the answer. What it raises ends the session.
+        with the recipients that may have the mail from then on: the accepted ones, or with
+        CHUNKING all that were asked for. What it raises ends the session.
 
         Raises MailerUnavailable if the failure is not a mail's fault: envelopes that were pulled
         and have no outcome are untouched, even if ``before_final_dot`` was called for them. Raises
@@ -403,7 +413,7 @@ class IMailEventDispatcher(Interface):
     ``cooperative`` too: see :class:`pyramid_sendmail.threads.CooperativeLock`.
     """
 
-    failures = Attribute('How many times a subscriber has failed to handle an event so far.')
+    failures: int = Attribute('How many times a subscriber has failed to handle an event so far.')
 
     def wants(kind: str) -> bool:
         """Return whether a subscriber is registered for events of this kind: 'sent', 'deferred'
@@ -425,36 +435,38 @@ class IMailEventDispatcher(Interface):
 class IMailEvent(Interface):
     """The outcome of an attempt for some recipients of a mail."""
 
-    id = Attribute('Identifies the event: the same each time it is dispatched.')
-    message_id = Attribute('The Message-ID that send returned, angle brackets included.')
-    sender = Attribute('The envelope sender.')
-    recipients = Attribute('The recipients that this event is about.')
-    subject = Attribute('The subject, as text.')
-    tag = Attribute('The tag of the message, or None.')
-    metadata = Attribute('The metadata given to send: a mapping of strings.')
-    attempt = Attribute('The number of the attempt: 1 is the first.')
-    queued_at = Attribute('When send was called, in epoch seconds.')
-    mailer = Attribute('The relay and the version of TLS, without secrets.')
-    request = Attribute('The request of the event or its batch, with a transaction of its own.')
+    id: str = Attribute('Identifies the event: the same each time it is dispatched.')
+    message_id: str = Attribute('The Message-ID that send returned, angle brackets included.')
+    sender: str = Attribute('The envelope sender.')
+    recipients: tuple[str, ...] = Attribute('The recipients that this event is about.')
+    subject: str = Attribute('The subject, as text.')
+    tag: str | None = Attribute('The tag of the message, or None.')
+    metadata: Mapping[str, str] = Attribute('The metadata given to send: a mapping of strings.')
+    attempt: int = Attribute('The number of the attempt: 1 is the first.')
+    queued_at: float = Attribute('When send was called, in epoch seconds.')
+    mailer: str = Attribute('The relay and the version of TLS, without secrets.')
+    request: Any = Attribute(
+        'The request of the event or its batch, with a transaction of its own.'
+    )
 
 
 class IMailSentEvent(IMailEvent):
     """The relay has accepted the mail, and is responsible for it."""
 
-    reply = Attribute('The reply of the relay: code and text.')
+    reply: Reply = Attribute('The reply of the relay: code and text.')
 
 
 class IMailDeferredEvent(IMailEvent):
     """The mail could not be sent now and is tried again. Dispatched at most once."""
 
-    reason = Attribute('Why, in words.')
-    retry_at = Attribute('When it is tried again, in epoch seconds.')
+    reason: str = Attribute('Why, in words.')
+    retry_at: float = Attribute('When it is tried again, in epoch seconds.')
 
 
 class IMailErrorEvent(IMailEvent):
     """The mail has failed and is not tried again; if there is a queue, it is in ``failed/``."""
 
-    reason = Attribute('Why, in words.')
-    permanent = Attribute('Whether another attempt would fail as well.')
-    reply = Attribute('The reply of the relay, or None.')
-    raw = Attribute('The bytes of the mail, so that nothing is lost.')
+    reason: str = Attribute('Why, in words.')
+    permanent: bool = Attribute('Whether another attempt would fail as well.')
+    reply: Reply | None = Attribute('The reply of the relay, or None.')
+    raw: bytes = Attribute('The bytes of the mail, so that nothing is lost.')

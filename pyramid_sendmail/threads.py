@@ -31,7 +31,7 @@ LOCK_PATIENCE = 0.05
 """Seconds for which a thread waits for a CooperativeLock before it works without it."""
 
 BUSY_SHARE = 0.5
-"""The share of its time for which a borrower of a CooperativeLock has to use the CPU."""
+"""The least share of its time that a borrower of a CooperativeLock must compute."""
 
 PENALTY_FACTOR = 10.0
 """A borrower below BUSY_SHARE may not borrow again for this many times as long as it held the
@@ -103,8 +103,8 @@ class BackgroundThreads:
             reset()
 
     def _watch_exit(self) -> None:
-        """Call ``finish`` at exit of this process: not in a forked child, which inherits the call
-        and has nothing to finish for its parent."""
+        """Call ``finish`` at exit of this process. Not in a forked child: the pending work is its
+        parent's."""
         self._pid = pid = os.getpid()
         method = self._finish
 
@@ -151,9 +151,8 @@ class CooperativeLock:
     def borrowed(self) -> Iterator[bool]:
         """Hold the lock if the caller mostly computes; yield whether it is held.
 
-        A caller that mostly blocks, and does not say so by ``blocking``, would block the others as
-        well: one that used the CPU for less than BUSY_SHARE of its time works without the lock for
-        PENALTY_FACTOR times as long.
+        A caller that blocks outside ``blocking`` keeps the lock. So one that computed for less than
+        BUSY_SHARE of its time works without the lock for PENALTY_FACTOR times as long.
         """
         if time.perf_counter() < self._lends_at:
             yield False

@@ -5,8 +5,12 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cached_property
+from importlib import import_module
 from importlib.resources import files
-from types import ModuleType
+from pkgutil import walk_packages
+from types import FunctionType, ModuleType
 from typing import Any, get_type_hints
 
 import pytest
@@ -42,6 +46,49 @@ def test_annotations_can_be_evaluated(value: type) -> None:
     hints = get_type_hints(value)
     assert hints.keys() == value.__dataclass_fields__.keys()  # type: ignore[attr-defined]
     assert inspect.signature(value, eval_str=True).parameters.keys() == hints.keys()
+
+
+MODULES = [
+    pyramid_sendmail.__name__,
+    *(each.name for each in walk_packages(pyramid_sendmail.__path__, 'pyramid_sendmail.')),
+]
+
+
+def functions_of(value: object) -> list[object]:
+    """Return the functions behind a method or a property, or the value itself."""
+    if isinstance(value, property):
+        return [value.fget, value.fset, value.fdel]
+    if isinstance(value, cached_property):
+        return [value.func]
+    if isinstance(value, classmethod | staticmethod):
+        value = value.__func__
+    return [inspect.unwrap(value)] if callable(value) else []
+
+
+def annotated(scope: type | ModuleType, module: str) -> Iterator[type | FunctionType]:
+    """Yield each class, function and method that stands in a module or class, private ones too."""
+    for value in vars(scope).values():
+        for found in functions_of(value):
+            if isinstance(found, type | FunctionType) and found.__module__ == module:
+                yield found
+                if isinstance(found, type):
+                    yield from annotated(found, module)
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_every_annotation_can_be_evaluated(name: str) -> None:
+    """``typing.get_type_hints`` knows the types of each module, class, function and method."""
+    module = import_module(name)
+    get_type_hints(module)
+    for each in annotated(module, name):
+        get_type_hints(each)
+
+
+def test_the_annotated_are_found() -> None:
+    """Methods, properties and private functions are among what is evaluated."""
+    name = 'pyramid_sendmail.delivery.queued'
+    found = {each.__qualname__ for each in annotated(import_module(name), name)}
+    assert {'SendOptions', 'BoundMailDelivery.send', 'QueuedMailDelivery.queue'} <= found
 
 
 def test_modules_of_the_public_names() -> None:

@@ -9,7 +9,7 @@ from pyramid.registry import Registry
 from zope.interface import Interface, providedBy
 
 from ..delivery.direct import DirectMailDelivery
-from ..delivery.queued import QueuedMailDelivery
+from ..delivery.queued import QueuedMailDelivery, no_notice
 from ..events.dispatcher import EventDispatcher
 from ..interfaces import (
     IMailDelivery,
@@ -107,7 +107,7 @@ def default_delivery(registry: Registry) -> IMailDelivery:
     queue = registry.queryUtility(IMailQueue)
     envelope_factory = _envelope_factory(settings)
     thread = registry.queryUtility(IProcessorThread)
-    sent = _no_notice if thread is None else thread.sent
+    sent = no_notice if thread is None else thread.sent
     if settings.delivery == 'queue':
         require_queue(queue, 'mail.delivery = queue')
     if queue is not None and settings.delivery != 'direct':
@@ -126,10 +126,6 @@ def default_delivery(registry: Registry) -> IMailDelivery:
         timeout=settings.direct_timeout,
         sent=sent,
     )
-
-
-def _no_notice() -> None:
-    """Called for each message if no processor thread has to start."""
 
 
 def require_queue(queue: IMailQueue | None, setting: str) -> None:

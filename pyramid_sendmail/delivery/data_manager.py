@@ -153,7 +153,7 @@ class MailDataManager:
         self._last = LastVoter()
 
     def add(self, transaction: Transaction, envelope: Envelope) -> None:
-        # A rollback to a savepoint from before the first mail removes both from the transaction.
+        # A rollback to a savepoint before the first mail removes both data managers; join again.
         if not self._joined:
             transaction.join(self)
             transaction.join(self._last)
@@ -193,7 +193,7 @@ class MailDataManager:
 
     tpc_abort = abort
 
-    # ``_staged`` is cleared last: after an interrupt before that, the next call does the rest.
+    # Clear ``_staged`` last: a call after an interrupt completes the rest.
 
     def _finish(self, transaction: Transaction) -> None:
         staged = self._staged

@@ -12,7 +12,7 @@ from math import inf
 
 from zope.interface import implementer
 
-from ..envelope import Envelope, PendingEvent, Tally, Verdict
+from ..envelope import PendingEvent, Tally, Verdict
 from ..exceptions import DamagedMail, MailerUnavailable, QueueError
 from ..interfaces import IMailClaim, IMailer, IScannableQueue
 from ..queue.ticket import Ticket
@@ -35,15 +35,14 @@ EVENT_RETRY_DELAY = 1.0
 """Seconds until an event that the dispatcher gave back is tried again."""
 
 TICKET_RESOLUTION = 0.001
-"""Seconds by which a ticket's time may be off: it has milliseconds, so that mail which is due now
-may look due a moment later."""
+"""Seconds by which due mail may look due later: a ticket's time has milliseconds."""
 
 
 class DirectSender:
     """The sending thread of direct delivery, and the connection that it keeps.
 
-    It runs no application code: events are dispatched by the event dispatcher's thread. Events
-    that have to be dispatched again it finds in the queue, which may have no queue processor.
+    It runs no application code: events are dispatched by the event dispatcher's thread. It scans
+    the queue for events to dispatch again, since no queue processor may run.
     """
 
     def __init__(self, queue: IScannableQueue, mailer: IMailer, recorder: OutcomeRecorder) -> None:
@@ -177,7 +176,8 @@ class DirectSender:
 
     def _not_sent(self, tickets: tuple[Ticket, ...], error: Exception) -> None:
         if self._recorder.durable:
-            log.warning('nothing can be sent now, mail stays queued: %s', error)
+            part = 'queue' if isinstance(error, QueueError) else 'relay'
+            log.warning('%s unavailable, mail stays queued: %s', part, error)
             if self._recorder.unrecorded:
                 self.scan(self._recorder.clock() + QUEUE_RETRY_DELAY)
             return
@@ -227,20 +227,19 @@ class DirectClaim:
         self._scan = scan
         self._clock = clock
         self._reporting = False
-        self.envelope: Envelope = claim.envelope
-        self.todo: tuple[str, ...] = claim.todo
-        self.since: float = claim.since
-        self.interrupted: str = claim.interrupted
-        self.ambiguous: tuple[str, ...] = claim.ambiguous
+        self.envelope = claim.envelope
+        self.todo = claim.todo
+        self.since = claim.since
+        self.interrupted = claim.interrupted
+        self.ambiguous = claim.ambiguous
 
     @property
     def attempt(self) -> int:
-        return int(self._claim.attempt)
+        return self._claim.attempt
 
     @property
     def pending_events(self) -> Sequence[PendingEvent]:
-        events: Sequence[PendingEvent] = self._claim.pending_events
-        return events
+        return self._claim.pending_events
 
     def mark_ambiguous(self, recipients: Sequence[str]) -> None:
         self._claim.mark_ambiguous(recipients)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from email.headerregistry import Address
+from typing import TypedDict, Unpack
 
 import transaction
 from zope.interface import implementer
@@ -18,10 +19,7 @@ from ..message.address import Addresses
 from .data_manager import Transaction, TransactionManager, active_transaction, join
 from .send_now import send_now
 
-if TYPE_CHECKING:
-    from email.headerregistry import Address
-
-__all__ = ['BoundMailDelivery', 'QueuedMailDelivery', 'SendOptions']
+__all__ = ['BoundMailDelivery', 'QueuedMailDelivery', 'SendOptions', 'no_notice']
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +35,8 @@ class SendOptions(TypedDict, total=False):
     metadata: Mapping[str, str] | None
 
 
-def _no_notice() -> None:
-    """The default of ``sent``: nothing has to know."""
+def no_notice() -> None:
+    """Do nothing: there is no processor thread to start."""
 
 
 @implementer(IQueuedMailDelivery)
@@ -51,7 +49,7 @@ class QueuedMailDelivery:
         mailer: IMailer,
         envelope_factory: EnvelopeFactory,
         *,
-        sent: Callable[[], None] = _no_notice,
+        sent: Callable[[], None] = no_notice,
     ) -> None:
         self._queue = queue
         self._mailer = mailer

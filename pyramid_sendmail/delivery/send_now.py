@@ -6,7 +6,7 @@ import logging
 
 from ..envelope import Envelope, Outcome, Report
 from ..exceptions import MailAmbiguous, MailRefused
-from ..interfaces import IMailer, IMailSession
+from ..interfaces import IMailer
 
 __all__ = ['send_now']
 
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 def send_now(envelope: Envelope, mailer: IMailer) -> Report:
     """Send an envelope and return the Report; see IMailDelivery.send_now for what is raised."""
-    session: IMailSession = mailer.connect()
+    session = mailer.connect()
     try:
-        outcome: Outcome = next(iter(session.send([envelope])))
+        outcome = next(iter(session.send([envelope])))
     finally:
         session.close()
     report = _report(envelope.message_id, outcome)

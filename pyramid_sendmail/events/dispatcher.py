@@ -253,7 +253,7 @@ class EventDispatcher:
     def _deliver_batch(self, batch: Sequence[Delivery]) -> bool:
         """Deliver events in one request and one transaction: all of them, or none."""
         committed = False
-        # Mail that a hook of the commit sends is about all of them.
+        # Mail sent by a commit hook counts as caused by every event of the batch.
         before = _depth.set(max(_depth_of(*delivery) for delivery in batch))
         try:
             with self._requests.event_request() as request:

@@ -15,6 +15,7 @@ from ..settings.credentials import (
     has_comma_between_urls,
     split_urls,
 )
+from ..settings.nearest import nearest
 from .failover import FailoverMailer
 from .schemes import BUILDERS, Defaults
 from .url import EXAMPLE_URL, MailURL, parse_url, refuse
@@ -95,10 +96,8 @@ def _known(url: MailURL, number: int) -> MailURL:
 
 
 def _refuse_scheme(url: MailURL, number: int) -> NoReturn:
-    import difflib
-
-    near = difflib.get_close_matches(url.scheme, SCHEMES, n=1, cutoff=0.5)
-    hint = f'{near[0]}: perhaps, or ' if near else ''
+    near = nearest(url.scheme, SCHEMES, cutoff=0.5)
+    hint = f'{near}: perhaps, or ' if near else ''
     if number:
         # What looks like a scheme may be the end of a password with a blank in it.
         refuse('begins with an unknown scheme', f'{hint}{EXAMPLE_URL}, and a blank as %20')

@@ -75,7 +75,7 @@ class FailoverMailer:
         while (candidate := self._choose(reasons)) is not None:
             connected, reason = False, None
             try:
-                session: IMailSession = candidate.mailer.connect()
+                session = candidate.mailer.connect()
                 connected = True
             except MailerUnavailable as error:
                 reason = reasons[candidate.rank] = str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -11,6 +12,7 @@ from urllib.parse import unquote
 from pyramid.exceptions import ConfigurationError
 
 from ..settings import converters
+from ..settings.nearest import nearest
 
 __all__ = ['EXAMPLE_URL', 'Converters', 'MailURL', 'Options', 'parse_url', 'refuse']
 
@@ -113,10 +115,8 @@ class MailURL(NamedTuple):
     def _refuse_option(self, name: str, known: Collection[str]) -> NoReturn:
         if not known:
             refuse(f'has options, and {self.scheme}: takes none', 'it without ?...')
-        import difflib
-
-        near = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f'{near[0]}= perhaps, or ' if near else ''
+        near = nearest(name.lower(), known)
+        hint = f'{near}= perhaps, or ' if near else ''
         names = ', '.join(f'{each}=' for each in known)
         refuse(f'has the unknown option {_shown(name)}=', f'{hint}{names}; & in a secret as %26')
 
@@ -172,10 +172,7 @@ def _shown(name: str) -> str:
 
     Anything else may be a piece of a secret that has an & in it: return ``***`` for it.
     """
-    import difflib
-
-    near = difflib.get_close_matches(name.lower(), _OPTION_NAMES, n=1, cutoff=0.9)
-    return name if near else '***'
+    return name if nearest(name.lower(), _OPTION_NAMES, cutoff=0.9) else '***'
 
 
 def _decoded(text: str, where: str) -> str:
@@ -216,8 +213,6 @@ def _host_and_port(place: str, default: int, scheme: str) -> tuple[str, int]:
 
 
 def _ipv6_address(text: str, example: str) -> str:
-    import ipaddress
-
     try:
         return str(ipaddress.IPv6Address(text))
     except ValueError:

@@ -62,7 +62,7 @@ class _Frozen:
     subject: str
     tag: str | None
     unverified: bytes
-    """The headers and parts that hold anything given by the application: ``verify`` reads them."""
+    """The headers and parts that contain application data: ``verify`` reads them."""
     names: list[str]
     """The names of the headers in ``unverified``."""
 
@@ -199,7 +199,7 @@ class EnvelopeFactory:
         content = content_tree(message.text, message.html, message.attachments, self.max_size)
         pieces = [*head.values()]
         unverified = b''.join([*pieces, content.unverified, b'\r\n'])
-        # The remaining headers hold nothing that was given.
+        # The remaining headers contain no application data.
         if 'date' not in given:
             pieces.append(date_line(now))
         if 'message-id' not in given:

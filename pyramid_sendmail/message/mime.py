@@ -28,7 +28,7 @@ class Part(NamedTuple):
     pieces: tuple[bytes, ...]
     """Header lines, an empty line and the body, each line ended by CRLF."""
     unverified: bytes = b''
-    """The bytes among these that hold anything given by the application: ``verify`` reads them."""
+    """The bytes among these that contain application data: ``verify`` reads them."""
     names: tuple[str, ...] = ()
     """The names of the headers in ``unverified``."""
 

@@ -31,7 +31,7 @@ class _Lane:
 
     Two processors that work on the same queue would try each mail at the same moment, one of them
     in vain. So after a contention the next CONTENTION_BLOCK tickets of the same priority are taken
-    in random order. A ticket that comes before the whole block is taken before the rest of it.
+    in random order. A new ticket that sorts before the whole block is taken first.
     """
 
     def __init__(self) -> None:
@@ -146,9 +146,9 @@ class ActiveQueue:
     def add(self, tickets: Iterable[Ticket], *, more: bool = False, fresh: bool = False) -> None:
         """Add the tickets that are neither here nor being worked on.
 
-        ``more``: the scan found more than it could return. ``fresh``: the tickets are those of a
-        scan of new mail, or the first of an unfinished scan, which says nothing about the rest of
-        the queue.
+        ``more``: the scan found more than it could return. ``fresh``: the tickets say
+        nothing about how much deferred mail is due, because only new mail was scanned, or the
+        scan has not ended.
         """
         with self._changed:
             for ticket in tickets:
@@ -159,7 +159,7 @@ class ActiveQueue:
                 self._scan_was_cut, self._low_mark = more, self._count // REFILL_DIVISOR
             if not fresh:
                 self._retry_wanted = False
-            # New tickets may hide for a while that the queue is exhausted: allow another request.
+            # There are tickets again: when they run out, another scan may be requested.
             self._refill_requested = False
             self._changed.notify_all()
 

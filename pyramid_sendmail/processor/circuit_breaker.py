@@ -28,8 +28,7 @@ _VARYING_WORDS = re.compile(
     \S*\d\S*""",
     re.VERBOSE,
 )
-"""Words of an error text that do not make it a new reason: relays write the time and a session
-number into their refusals."""
+"""Words ignored when two refusals are compared: times and session numbers."""
 
 
 class CircuitBreaker:

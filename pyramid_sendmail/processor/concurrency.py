@@ -21,8 +21,8 @@ class ConcurrencyController:
     the lock of the active queue held.
 
     If the workers compute all the time, as with a relay on the same machine, another one would
-    only compete for the interpreter. If they mostly wait for a distant relay, as many workers as
-    there are join at each measurement. Sessions without the cooperative lock cannot be measured:
+    only compete for the interpreter. If they mostly wait for a distant relay, the number of
+    workers doubles at each measurement. Sessions without the cooperative lock cannot be measured:
     then every worker joins.
     """
 

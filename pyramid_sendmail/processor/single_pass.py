@@ -12,7 +12,7 @@ __all__ = ['SinglePassScan']
 
 
 class SinglePassScan:
-    """Scans the queue until nothing is found that was not found before.
+    """Scans the queue until a scan finds nothing new.
 
     A mail that was tried is gone, or due after the start, so it is enough to remember the ids of
     the last scan: the memory does not grow with the mails sent. If the clock jumps back, the
@@ -35,7 +35,7 @@ class SinglePassScan:
         self.fresh = False
         """Whether all that was due at the start was found, and only new mail is scanned."""
         self.more = True
-        """Whether the last scan may have found less than there is."""
+        """Whether more may be due than the last scan returned."""
 
     def check_clock(self) -> None:
         """Notice when the clock jumps back; call it now and then."""
@@ -62,7 +62,8 @@ class SinglePassScan:
         )
         self.more = len(tickets) >= limit
         ids = [_id(ticket) for ticket in tickets]
-        # Found again although no worker has them: the next scan must return more to get past them.
+        # These were found again and no worker has them: ask for more tickets, to reach those
+        # behind.
         self._stuck = sum(
             id in self._found and not self._active_queue.knows(ticket)
             for id, ticket in zip(ids, tickets, strict=True)

@@ -17,8 +17,8 @@ __all__ = ['DamagedClaim', 'TrackedClaim', 'dispatch_damaged']
 
 @implementer(IMailClaim)
 class TrackedClaim:
-    """A claim that tells its worker pool when the mail or one of its events is due again, and
-    when it was released without an attempt or with an event that was not dispatched."""
+    """A claim that reports to its worker pool when the mail or an event is due again, and when it
+    is released without an attempt or with an event that was not dispatched."""
 
     __slots__ = (
         *('_claim', '_event_pending', '_pool', '_settled', '_ticket'),
@@ -32,28 +32,26 @@ class TrackedClaim:
         self._settled = False
         self._event_pending = bool(claim.pending_events)
         # Constant, and read several times for each mail.
-        self.envelope: Envelope = claim.envelope
-        self.todo: tuple[str, ...] = claim.todo
-        self.interrupted: str = claim.interrupted
+        self.envelope = claim.envelope
+        self.todo = claim.todo
+        self.interrupted = claim.interrupted
         self.mark_ambiguous = claim.mark_ambiguous
 
     @property
     def attempt(self) -> int:
-        return int(self._claim.attempt)
+        return self._claim.attempt
 
     @property
     def since(self) -> float:
-        return float(self._claim.since)
+        return self._claim.since
 
     @property
-    def ambiguous(self) -> Sequence[str]:
-        recipients: Sequence[str] = self._claim.ambiguous
-        return recipients
+    def ambiguous(self) -> tuple[str, ...]:
+        return self._claim.ambiguous
 
     @property
     def pending_events(self) -> Sequence[PendingEvent]:
-        events: Sequence[PendingEvent] = self._claim.pending_events
-        return events
+        return self._claim.pending_events
 
     def clear_ambiguous(self) -> None:
         self._claim.clear_ambiguous()
@@ -86,10 +84,10 @@ class TrackedClaim:
 class DamagedClaim:
     """Stands for a damaged file, which is in ``failed/`` already: no method does anything."""
 
-    todo: Sequence[str] = ()
+    todo: tuple[str, ...] = ()
     attempt = 0
     interrupted = ''
-    ambiguous: Sequence[str] = ()
+    ambiguous: tuple[str, ...] = ()
     pending_events: Sequence[PendingEvent] = ()
 
     def __init__(self, envelope: Envelope) -> None:

@@ -65,7 +65,8 @@ class WorkerPool:
         self.next_scan_at = 0.0
         """When the next full scan is due, by the monotonic clock."""
         self.scan_allowed_at = {True: float('-inf'), False: float('-inf')}
-        """When a scan of new mail (True), and a full scan (False), may start at the earliest."""
+        """Earliest start of the next scan: [True] of new mail, [False] full. By the monotonic
+        clock."""
         self._context = context
         self._drain = drain
         self._shutdown_at: float | None = None
@@ -140,8 +141,8 @@ class WorkerPool:
     def claim_released(self, ticket: Ticket) -> None:
         """Record that a claim was released without an attempt.
 
-        ``run_once`` scans for no mail a second time, so another worker takes the ticket. Otherwise
-        the next scan finds the mail again.
+        ``run_once`` returns a ticket once, so put it back for another worker. Otherwise the next
+        scan finds the mail again.
         """
         if self.once:
             self.active_queue.put_back(ticket)

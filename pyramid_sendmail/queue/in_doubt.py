@@ -1,4 +1,4 @@
-"""Mail of which only a person can say what has to become of it.
+"""Mail about which only a person can decide.
 
 Mail is in doubt if nothing recorded whether its transaction committed (two-phase commit's own
 term), and ambiguous if the relay may have accepted it without an answer.

@@ -294,8 +294,8 @@ class Signals:
 
     The first of each sets ``stop`` and calls ``wake``; before there is a ``wake``, it raises
     KeyboardInterrupt. A second one of the same kind ends the process at once. Under nohup SIGHUP
-    stays ignored. One of another kind is no second one: a process manager that gets Ctrl-C sends
-    SIGTERM to its children, which had the SIGINT of the terminal already.
+    stays ignored. Only a repeated signal of the same kind is a second one: a process manager that
+    gets Ctrl-C sends SIGTERM to its children, which had the SIGINT of the terminal already.
     """
 
     def __init__(self) -> None:

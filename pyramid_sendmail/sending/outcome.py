@@ -103,13 +103,13 @@ class OutcomeRecorder:
     ) -> tuple[list[PendingEvent], float | None]:
         """Return one event for all recipients with the same answer, and the time at which the
         mail is due again."""
-        envelope: Envelope = claim.envelope
+        envelope = claim.envelope
         number = claim.attempt + 1
         groups = _by_verdict(claim.todo, outcome)
         now, delay = 0.0, None
         if groups[0][0].status != 'delivered' or len(groups) > 1:
             now = self.clock()
-            # The age of a mail for a later day counts from that day.
+            # The age of a mail with ``due`` counts from then.
             delay = self.policy.delay(number, now - max(claim.since, envelope.not_before))
         next_try = None if delay is None else now + delay
         retry_at = None

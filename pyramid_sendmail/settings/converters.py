@@ -5,6 +5,7 @@ Each returns the value, or raises ValueError with a text that says what to write
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable
@@ -195,8 +196,6 @@ def hostname(value: str) -> str:
 
 def _address_literal(literal: str) -> str:
     """Return the IP address in brackets, as EHLO has it."""
-    import ipaddress
-
     try:
         if literal[:5].lower() == 'ipv6:':
             return f'[IPv6:{ipaddress.IPv6Address(literal[5:])}]'
@@ -212,8 +211,6 @@ def host(value: str) -> str:
     if value.count(':') == 1:
         raise ValueError('write the name of the host alone, and its port as mail.port')
     if ':' in value:
-        import ipaddress
-
         try:
             return f'[{ipaddress.IPv6Address(value.removeprefix("[").removesuffix("]"))}]'
         except ValueError as error:

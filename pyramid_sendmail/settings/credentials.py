@@ -133,8 +133,8 @@ def relay_settings(
 def _with_password(urls: Sequence[str], password: str, source: str) -> list[str] | None:
     """Return the URLs with the password of the environment, or None if no URL names a user.
 
-    The password goes to each URL that has a user name and neither a password nor a token. If
-    there is none, it replaces the only password there is.
+    The password goes to each URL that has a user name and neither a password nor a token. If no
+    URL lacks a password and exactly one has one, replace that.
     """
     with_user = {
         number: match

@@ -14,6 +14,7 @@ from ..retry import RetryPolicy
 from . import converters
 from .converters import boolean, choice, count, duration, durations, hostname, pause, port, text
 from .credentials import Values, relay_settings
+from .nearest import nearest
 
 __all__ = ['DEFAULT_URL', 'TABLE', 'MailSettings', 'Setting', 'parse_settings', 'table_rows']
 
@@ -216,7 +217,8 @@ _NOT_YET = {
     'mail.redirect_to': _KEEP_MAIL_HERE,
     'mail.allow': _KEEP_MAIL_HERE,
 }
-"""Settings of a later release. Ignored, they would send mail to its real recipients."""
+"""Settings of later releases: refused, because ignoring them would send mail to its real
+recipients."""
 
 _MEANT = {
     'from': 'default_sender',
@@ -324,22 +326,18 @@ def _refuse_unknown(settings: Mapping[str, object]) -> None:
         if key in _NOT_OURS:
             raise ConfigurationError(f'{key} is a setting of pyramid_mailer: {_NOT_OURS[key]}')
         name = key.removeprefix('mail.')
-        question = ''.join(f' Did you mean mail.{near}?' for near in _nearest(name))
+        near = _nearest(name)
+        question = f' Did you mean mail.{near}?' if near else ''
         raise ConfigurationError(
             f'unknown setting {key}.{question} If your application owns it, add mail.ignore = '
             f'{name}'
         )
 
 
-def _nearest(name: str) -> list[str]:
-    """Return the known name that an unknown one most probably means, if there is any."""
-    if name in _MEANT:
-        return [_MEANT[name]]
-    # Only a mistake needs it.
-    import difflib
-
-    known = [row.name.removeprefix('mail.') for row in TABLE]
-    return difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+def _nearest(name: str) -> str:
+    """Return the known name that an unknown one most probably means, or '' if there is none."""
+    known = (row.name.removeprefix('mail.') for row in TABLE)
+    return _MEANT.get(name) or nearest(name, known, cutoff=0.5)
 
 
 def _text_of(row: Setting, value: object) -> str:

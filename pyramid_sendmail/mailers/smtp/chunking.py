@@ -210,7 +210,7 @@ class ChunkingSession(SMTPSession):
         ``before_final_dot`` is called before they are returned.
         """
         if not recipients:
-            # This relay cannot be asked about any of them.
+            # All of them were rejected before sending.
             flight.mails.append(InFlight(mail))
             return b''
         flight.source.before_final_dot(mail, recipients)
@@ -271,9 +271,10 @@ class ChunkingSession(SMTPSession):
             flight.complete = flight.complete or bool(mail.todo)
 
     def _finish(self, flight: Flight) -> tuple[str, bool] | None:
-        """Give verdicts to all mails when no more replies come, except to the untouched last ones.
+        """Give each mail a verdict, except the untouched ones at the end, which leave the flight.
 
-        These leave the flight. Return why they are untouched, and whether the connection was stale.
+        No more replies will come. Return why those are untouched, and whether the connection was
+        stale.
         """
         mails, reason = flight.mails, f'the connection was lost: {flight.lost}'
         for each in mails:
@@ -291,7 +292,7 @@ class ChunkingSession(SMTPSession):
             behind.append(mails.pop())
         untouched = [each for each in behind if each.session_failure]
         if not untouched:
-            # Only mail that this relay cannot be asked about: it has its verdicts.
+            # Only mail that was rejected before sending: it has its verdicts.
             mails.extend(reversed(behind))
         for each in mails:
             if each.session_failure:

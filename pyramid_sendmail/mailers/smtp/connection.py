@@ -11,18 +11,15 @@ import errno
 import re
 import select
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from ...envelope import Reply
 from ...exceptions import SendmailError
 from ...threads import blocking
 from ..session import describe_error
-
-if TYPE_CHECKING:
-    import ssl
 
 __all__ = ['ConnectionLost', 'SMTPConnection', 'reply_text']
 
@@ -77,7 +74,7 @@ class SMTPConnection:
         self._socket = connection
         self._block_timeout = block_timeout
         self._poll = select.poll()
-        # What each error waits for; 0: for what the caller wanted to do.
+        # What to poll for after each error; 0: what the caller was doing.
         self._awaited: dict[type, int] = {BlockingIOError: 0}
         self._lines: deque[bytes] = deque()
         self._partial_line = b''
@@ -143,8 +140,6 @@ class SMTPConnection:
 
         Raises ConnectionLost, or the OSError of a failed handshake.
         """
-        import ssl
-
         self.lost = True
         if self.unread:
             # An attacker could have put replies in front of the handshake (CVE-2011-0411).

@@ -48,7 +48,8 @@ class Extensions:
         self._ret = _RET.get(options.ret, '')
 
     def rejected_before_sending(self, envelope: Envelope) -> dict[str, Verdict]:
-        """Return verdicts for the recipients that this relay cannot be asked about."""
+        """Return verdicts for the recipients that are rejected before sending: the relay does not
+        offer what they need."""
         unicode_path = 'the relay takes no non-ASCII addresses (SMTPUTF8)'
         reason = ''
         if envelope.sender and not is_valid_path(envelope.sender):

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn, Unpack
+from typing import NoReturn, Unpack
 
 from zope.interface import implementer
 
@@ -30,9 +30,8 @@ from .options import (
     TLSOptions,
 )
 from .session import SMTPSession
-
-if TYPE_CHECKING:
-    from .tls import ReloadingContext
+from .tls import ReloadingContext
+from .tls import remedy as tls_remedy
 
 __all__ = ['SMTPMailer']
 
@@ -100,7 +99,7 @@ class SMTPMailer:
         self._options = options
         self._contexts: ReloadingContext | None = None
         if tls.has_files:
-            self._contexts = self._make_contexts()
+            self._contexts = ReloadingContext(tls)
         if tls.insecure:
             log.warning(
                 '%s: the connection is not encrypted; %s sent in plain text',
@@ -226,20 +225,13 @@ class SMTPMailer:
         self._encrypt(connection, 'STARTTLS', self._timeouts.command)
 
     def _encrypt(self, connection: SMTPConnection, phase: str, timeout: float) -> None:
-        from . import tls
-
         if self._contexts is None:
-            self._contexts = self._make_contexts()
+            self._contexts = ReloadingContext(self._tls)
         try:
             connection.start_tls(self._contexts.context(), self.host.rstrip('.'), timeout)
         except OSError as error:
-            remedy = tls.remedy(error, speaks_tls=phase == 'STARTTLS')
+            remedy = tls_remedy(error, speaks_tls=phase == 'STARTTLS')
             raise self._unavailable(phase, describe_error(error, timeout), remedy) from error
-
-    def _make_contexts(self) -> ReloadingContext:
-        from . import tls
-
-        return tls.ReloadingContext(self._tls)
 
     def _authenticate(
         self, connection: SMTPConnection, identity: Identity, extensions: dict[str, str]
@@ -291,9 +283,7 @@ class SMTPMailer:
         """Return what to do if our certificate was refused late, by TLS 1.3 (RFC 8446, 4.4.2)."""
         if self._contexts is None:
             return ''
-        from . import tls
-
-        return tls.remedy(error.__cause__ or error, speaks_tls=True)
+        return tls_remedy(error.__cause__ or error, speaks_tls=True)
 
     def _refused(self, phase: str, reply: Reply, remedy: str = '') -> NoReturn:
         self._fail(phase, f'the relay answered {reply}', remedy)

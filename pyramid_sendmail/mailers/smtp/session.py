@@ -351,7 +351,7 @@ class SMTPSession:
     ) -> None:
         """Read the reply to the final dot: one, or by LMTP one for each recipient.
 
-        ``cut_short``: the error of a write that may have sent only part of the end.
+        ``cut_short``: the error of a write that may have sent part of the final dot.
         """
         timeout = self._timeouts.final if cut_short is None else self._timeouts.quit
         unanswered = list(recipients)

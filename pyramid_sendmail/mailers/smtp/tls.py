@@ -1,7 +1,4 @@
-"""TLS contexts of a mailer, and what to do when a handshake fails.
-
-It imports ssl: import it only where TLS is about to be used.
-"""
+"""TLS contexts of a mailer, and what to do when a handshake fails."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class MailTransaction:
     answered: bool = False
     """The relay has replied to MAIL."""
     ambiguous: bool = False
-    """A final dot has left, or was about to: the mail is not untouched any more."""
+    """A final dot may have left: this attempt counts."""
 
     @property
     def outcome(self) -> Outcome:
@@ -54,7 +54,7 @@ class MailTransaction:
 
     @property
     def decided(self) -> bool:
-        """Whether no reply before the text can change a verdict any more."""
+        """Whether every verdict that can come before the text is known."""
         if self.accepted or not self.verdicts:
             return False
         return all(each in self.verdicts for each in self.asked)

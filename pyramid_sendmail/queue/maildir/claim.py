@@ -136,8 +136,8 @@ class MaildirClaim:
             self.attempt += 1
             block.settle(events, report=report)
             block.retry_at = retry_at or 0.0
-            # In tmp/ the letter is the record's. It stays until the file has left tmp/, so that the
-            # mail stays in doubt if only a part of this is written.
+            # In tmp/ the letter is the record's: change it only after the move, so that a partial
+            # write leaves the mail in doubt.
             if self._folder != 'tmp':
                 block.state = 'C'
                 self._history = history_lines(events, at=self._now, interrupted=self.interrupted)
@@ -194,7 +194,7 @@ class MaildirClaim:
         if folder == 'cur' and not set(self._block.letters).isdisjoint('dD'):
             self._sync()
         if self._history:
-            # After the outcome, which must not wait for it, and before others can claim the mail.
+            # Write the history after the outcome and before the lock is released.
             lines, self._history = self._history, b''
             append_history(self._files, self.envelope.id, lines)
         self.rename(folder, file_name(self.envelope, due=due, attempt=self.attempt).text)

@@ -56,7 +56,7 @@ class QueueFiles:
         self.sync = sync
         self.permissions = Permissions(group)
         self._open: dict[int, int] = {}
-        """The size of each open file, which stays: a locked file is only changed in place."""
+        """Sizes of open files; they never change."""
         self._logged: set[str] = set()
         self._owner: int | None = None
         after_fork(self.close_inherited)

@@ -11,8 +11,8 @@ slot                   replies, mailers and reasons of pending events, as JSON: 
 mark of a recipient    its letter, the number of its reply in the slot, and its letter again
 =====================  ==========================================================================
 
-Letters of a mail: ``W`` being written, ``V`` voted, ``C`` finish has begun (and waiting, after
-that), ``S`` an attempt has started. Letters of a recipient: ``T`` to be tried, ``?`` sent and
+Letters of a mail: ``W`` being written, ``V`` voted, ``C`` committed: finish has begun, or the
+mail waits, ``S`` an attempt has started. Letters of a recipient: ``T`` to be tried, ``?`` sent and
 waiting for the relay's final reply, ``d`` and ``f`` delivered and failed with an event pending,
 ``D`` and ``F`` the same without one. They stand twice because a single flipped bit turns ``T``
 into ``D``, which would lose the mail.

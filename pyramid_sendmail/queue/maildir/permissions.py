@@ -117,7 +117,7 @@ class Permissions:
         if found.st_mode & _SHARED_OF == _SHARED:
             return
         if os.geteuid() in (0, found.st_uid):
-            # Before the folder: a process that stops in between does it again.
+            # The files before the folder: after a crash the next start repeats it.
             self._share_files(path, group)
             os.chmod(path, self.folder)
         if os.lstat(path).st_mode & _SHARED_OF != _SHARED:

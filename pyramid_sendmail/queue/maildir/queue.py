@@ -1,4 +1,4 @@
-"""The queue on disk: a Maildir with two more folders (``new``, ``cur``, ``done``, ``failed``).
+"""The queue on disk: a Maildir with the folders ``done`` and ``failed`` beside its own.
 
 The folder is a mail's state, the name of its file the schedule, and every change of state one
 atomic rename. A claim is a lock on the file itself, which the system releases if the process dies.
@@ -115,7 +115,7 @@ class MaildirQueue:
             try:
                 claim = self._claim(ticket, descriptor, settled)
             finally:
-                # An adopted mail is claimed in another file than the one that was opened here.
+                # Adopting made a new file: close the old descriptor.
                 if claim is None or not claim.has(descriptor):
                     self._files.close(descriptor)
             return claim

@@ -64,7 +64,7 @@ def _recover(
     try:
         if descriptor is not None:
             state = os.pread(descriptor, 1, STATE_AT) or b'W'
-            # The scan may be older than the lock: include files that were made since then.
+            # List again under the lock: more files may have been made.
             names = [name for name in os.listdir(f'{files.root}/tmp') if record_of(name) == record]
         elif os.path.lexists(path):
             return False  # its process is alive
@@ -130,7 +130,7 @@ def set_aside(files: QueueFiles, folder: str, name: str, reason: str) -> str | N
     while os.path.lexists(files.path('failed', target)):
         number += 1
         target = f'{name}.{number}'
-    # First: a process that stops in between writes the same again.
+    # The reason first: after a crash the next process writes it again.
     with suppress(OSError):
         _note(files, target, reason)
     try:
