@@ -87,8 +87,9 @@ def open_socket(
     """Connect to the first address of the host that answers.
 
     ``timeout``: seconds for each address; the time that a name takes to resolve is set by the
-    system (resolv.conf). ``resolve``: in place of ``socket.getaddrinfo``, which is looked up at each
-    call, so that an application may replace it. Raises OSError with the failure of each address.
+    system (resolv.conf). ``resolve``: in place of ``socket.getaddrinfo``, which is looked up at
+    each call, so that an application may replace it. Raises OSError with the failure of each
+    address.
     """
     failures = []
     addresses = (resolve or socket.getaddrinfo)(host, port, type=socket.SOCK_STREAM)
