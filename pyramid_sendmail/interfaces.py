@@ -213,8 +213,10 @@ class IBrowsableQueue(Interface):
     def retry(mail: MailInfo) -> bool:
         """Make a failed, held or deferred mail due now.
 
-        The recipients that failed or are ambiguous are tried again, with a new retry period;
-        delivered ones are not. Return False, as all of these methods do, if the mail is gone, is
+        Failed or held: the recipients that wait, failed or are ambiguous are tried again, with a
+        new retry period; an error event of theirs that is not handled yet is not dispatched.
+        Deferred: the recipients that wait are tried again, and the retry period stays. Delivered
+        ones are never tried again. Return False, as all of these methods do, if the mail is gone, is
         being sent at this moment, or is in a state that the method is not for. Raises QueueError
         if the change cannot be recorded.
         """
