@@ -325,6 +325,7 @@ def _release(place: Place) -> Steps:
 def _retry(place: Place) -> Steps:
     queue = place.queue()
     info = _only_mail(queue)
+    place.ledger.mark('retried', info.id)
     yield 'retry'
     queue.retry(info)
 

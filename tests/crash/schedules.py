@@ -190,10 +190,14 @@ SCHEDULES: dict[str, Callable[[Place, Operation, int, Random], None]] = {
 
 def check(place: Place, log: Log) -> None:
     """Bring all mail to its end, and check that no recipient misses a mail or got a second copy
-    that the log does not call ambiguous. Held mail is released first, and must arrive."""
+    that the log does not call ambiguous. Held mail is released first, and
+    a retry that was stopped is made again: both must arrive."""
     queue = place.queue()
     for info in queue.mails('held'):
         assert queue.release(info), info
+    for (id,) in place.ledger.lines('retried'):
+        for info in queue.mails('failed'):
+            assert info.id != id or queue.retry(info), info
     place.drain()
     dropped = [id for (id,) in place.ledger.lines('dropped')]
     lines = log.lines()
