@@ -204,7 +204,8 @@ class IBrowsableQueue(Interface):
     """
 
     def mails(state: MailState | None = None) -> Iterator[MailInfo]:
-        """Iterate over the mails in one state, or in all, the most urgent first in each state.
+        """Iterate over the mails in one state, or in all, state by state in the order of STATES,
+        the most urgent first in each.
 
         Reads no mail, only the listing of the queue: a mail may be gone, or in another state, by
         the time the caller looks at it. Raises QueueError.
@@ -219,10 +220,14 @@ class IBrowsableQueue(Interface):
     def retry(mail: MailInfo) -> bool:
         """Make a failed, held or deferred mail due now.
 
-        The recipients that failed or are ambiguous are tried again, with a new retry period;
-        delivered ones are not. Return False, as all of these methods do, if the mail is gone, is
-        being sent at this moment, or is in a state that the method is not for. Raises QueueError
-        if the change cannot be recorded.
+        Failed or held: the recipients that wait, failed or are ambiguous are tried again, with a
+        new retry period; an error event of theirs that is not handled yet is not dispatched.
+        Deferred: the recipients that wait or are ambiguous are tried again, and the retry period
+        stays. Delivered recipients are never tried again.
+
+        Return False, as all of these methods do, if the mail is gone, is being sent at this
+        moment, or is in a state that the method is not for. Raises QueueError if the change
+        cannot be recorded.
         """
 
     def hold(mail: MailInfo, reason: str = '') -> bool:

@@ -15,11 +15,11 @@ from zope.interface import implementer
 from ..envelope import Envelope, PendingEvent
 from ..interfaces import IBrowsableQueue, IMailClaim, IScannableQueue, IStagedMail
 from .browsing import MailDetails, MailInfo, MailState, QueueStats
+from .history import attempt_lines
 from .in_doubt import in_doubt_event, needs_decision
-from .maildir.filename import file_name, ticket_of
 from .memory_browser import MemoryBrowser
 from .memory_store import Mail, MemoryStore
-from .ticket import Ticket, alternate
+from .ticket import State, Ticket, alternate, ticket_for
 
 __all__ = ['MemoryQueue']
 
@@ -42,15 +42,13 @@ class MemoryQueue:
     def __len__(self) -> int:
         """How many mails wait for delivery."""
         with self._store.locked() as mails:
-            return sum(mail.folder in ('new', 'cur') for mail in mails.values())
+            return sum(mail.state in ('new', 'deferred') for mail in mails.values())
 
     @property
     def failed(self) -> list[Envelope]:
         with self._store.locked() as mails:
             return [
-                mail.envelope
-                for mail in mails.values()
-                if mail.folder == 'failed' and not mail.held
+                mail.envelope for mail in mails.values() if mail.state == 'failed' and not mail.held
             ]
 
     def put(self, envelopes: Sequence[Envelope]) -> MemoryStagedMail:
@@ -65,12 +63,12 @@ class MemoryQueue:
         all_events: bool = False,
         on_first_page: Callable[[list[Ticket]], None] | None = None,
     ) -> tuple[list[Ticket], float | None]:
-        folders = ('new',) if fresh else ('done', 'new', 'cur')
+        states = ('new',) if fresh else ('done', 'new', 'deferred')
         with self._store.locked() as mails:
             waiting = [
-                (mail.ticket, now if all_events and mail.folder == 'done' else mail.due_at)
+                (mail.ticket, now if all_events and mail.state == 'done' else mail.due_at)
                 for mail in mails.values()
-                if mail.folder in folders
+                if mail.state in states
             ]
         due = sorted(
             (ticket for ticket, due in waiting if due <= now), key=lambda ticket: ticket.order
@@ -92,7 +90,7 @@ class MemoryQueue:
             if mail is None or mail.claimed or mail.ticket != ticket:
                 return None
             claim = MemoryClaim(self._store, mail, now, keep_failed=self.keep_failed)
-            if (settled and claim.todo) or (mail.folder == 'new' and mail.due_at > now):
+            if (settled and claim.todo) or (mail.state == 'new' and mail.due_at > now):
                 return None
             mail.claimed = True
             # A wrong clock must not make the age of a mail negative.
@@ -113,7 +111,7 @@ class MemoryQueue:
             old = [
                 mail
                 for mail in mails.values()
-                if mail.folder == 'failed'
+                if mail.state == 'failed'
                 and not (mail.claimed or mail.needs_decision or mail.held)
                 and mail.failed_at < before
             ][:limit]
@@ -163,8 +161,7 @@ class MemoryStagedMail:
         self._envelopes = envelopes
         self._outcome = ''
         self.tickets = tuple(
-            ticket_of('new', file_name(envelope, due=envelope.due, attempt=0).text)
-            for envelope in envelopes
+            ticket_for('new', envelope, due=envelope.due, attempt=0) for envelope in envelopes
         )
 
     def publish(self) -> None:
@@ -182,16 +179,16 @@ class MemoryStagedMail:
             )
         self._end('kept in doubt', 'done')
 
-    def _end(self, outcome: str, folder: str) -> None:
+    def _end(self, outcome: str, state: State) -> None:
         if self._outcome:
             return
         self._outcome = outcome
         mails = []
         for envelope in self._envelopes:
-            due = envelope.due if folder == 'new' else envelope.queued_at
-            mail = Mail(envelope, folder, due, envelope.queued_at)
-            mail.letters = dict.fromkeys(envelope.recipients, 'T' if folder == 'new' else 'f')
-            if folder == 'done':
+            due = envelope.due if state == 'new' else envelope.queued_at
+            mail = Mail(envelope, state, due, envelope.queued_at)
+            mail.letters = dict.fromkeys(envelope.recipients, 'T' if state == 'new' else 'f')
+            if state == 'done':
                 mail.needs_decision = True
                 mail.pending_events = [
                     in_doubt_event(envelope, 'another resource failed to finish its commit')
@@ -211,10 +208,11 @@ class MemoryClaim:
         self._store = store
         self._keep_failed = keep_failed
         self._mail = mail
+        self._now = now
         self._held = True
         self._settled = False
         self.todo: tuple[str, ...] = ()
-        if mail.folder != 'done' and mail.retry_at <= now:
+        if mail.state != 'done' and mail.retry_at <= now:
             self.todo = tuple(to for to, letter in mail.letters.items() if letter == 'T')
 
     @property
@@ -255,6 +253,7 @@ class MemoryClaim:
                 for event in events
                 if event.kind == 'error'
             )
+            mail.add_history(attempt_lines(events, at=self._now))
             mail.retry_at = retry_at or 0.0
             mail.attempt += 1
             if not report:
@@ -287,12 +286,12 @@ class MemoryClaim:
         mail = self._mail
         letters = mail.letters.values()
         if 'T' in letters:
-            mail.folder = 'cur'
+            mail.state = 'deferred'
             mail.due = mail.envelope.queued_at if mail.pending_events else mail.retry_at
         elif mail.pending_events:
-            mail.folder, mail.due = 'done', mail.envelope.queued_at
+            mail.state, mail.due = 'done', mail.envelope.queued_at
         elif 'f' in letters and self._keep_failed:
-            mail.folder, mail.failed_at = 'failed', self._store.now()
+            mail.state, mail.due, mail.failed_at = 'failed', mail.since, self._store.now()
         else:
             self._store.remove(mail)
         if not mail.pending_events:

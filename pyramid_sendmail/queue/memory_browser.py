@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from .browsing import STATES, MailDetails, MailInfo, MailState, QueueStats, RecipientInfo
+from .history import dropped_text, held_line, held_text
 from .memory_store import Mail, MemoryStore
 
 __all__ = ['MemoryBrowser']
@@ -48,7 +49,11 @@ class MemoryBrowser:
                 found.letters = {
                     to: 'T' if letter == 'f' else letter for to, letter in found.letters.items()
                 }
-                found.folder, found.held, found.needs_decision = 'new', False, False
+                # As on disk: an error is no longer the end of its recipients.
+                found.pending_events = [
+                    event for event in found.pending_events if event.kind != 'error'
+                ]
+                found.state, found.held, found.needs_decision = 'new', False, False
                 found.since, found.attempt = now, 0
             log.info('%s: due now, by request', found.envelope.message_id)
         self._store.wake()
@@ -58,16 +63,16 @@ class MemoryBrowser:
         with self._changing(mail, 'new', 'deferred') as found:
             if found is None:
                 return False
-            found.folder, found.held = 'failed', True
-            found.history.append(f'held: {reason}'.rstrip(': '))
-            log.info('%s: held: %s', found.envelope.message_id, reason)
+            found.state, found.held = 'failed', True
+            found.add_history([held_line(reason, at=self._store.now())])
+            log.info('%s: %s', found.envelope.message_id, held_text(reason))
         return True
 
     def release(self, mail: MailInfo) -> bool:
         with self._changing(mail, 'held') as found:
             if found is None:
                 return False
-            found.folder, found.held = 'cur' if found.attempt else 'new', False
+            found.state, found.held = 'deferred' if found.attempt else 'new', False
             log.info('%s: released, and sent when it is due', found.envelope.message_id)
         self._store.wake()
         return True
@@ -78,11 +83,7 @@ class MemoryBrowser:
                 return False
             unsent = [to for to, letter in found.letters.items() if letter != 'd']
             self._store.remove(found)
-            log.warning(
-                '%s: dropped by request, not sent to %s',
-                found.envelope.message_id,
-                ', '.join(unsent) or 'no recipient: all had it',
-            )
+            log.warning('%s: %s', found.envelope.message_id, dropped_text(unsent))
         return True
 
     def stats(self) -> QueueStats:

@@ -8,20 +8,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 
 from ..envelope import Envelope, PendingEvent
-from .maildir.filename import file_name, ticket_of
-from .ticket import Ticket
+from .history import HISTORY_SIZE
+from .ticket import State, Ticket, ticket_for
 
 __all__ = ['Mail', 'MemoryStore']
 
 
 @dataclass(slots=True)
 class Mail:
-    """A mail and its state; ``folder`` and ``letters`` are those of a Maildir."""
+    """A mail and its state. ``letters``, by recipient: T to be tried, d delivered, f failed."""
 
     envelope: Envelope
-    folder: str
+    state: State
     due: float
     since: float
     attempt: int = 0
@@ -29,7 +30,7 @@ class Mail:
     claimed: bool = False
     failed_at: float = 0.0
     held: bool = False
-    """In ``failed``, but only until a person releases it."""
+    """Its state is ``failed``, but only until a person releases it."""
     history: list[str] = field(default_factory=list)
     latest: dict[str, PendingEvent] = field(default_factory=dict)
     """The outcome of the last attempt for each recipient."""
@@ -40,13 +41,23 @@ class Mail:
 
     @property
     def due_at(self) -> float:
-        """When the mail is due. New mail is due at once unless the user asked for a later time."""
-        return self.envelope.not_before if self.folder == 'new' else self.due
+        """When the mail is due. New mail is due at once unless the user asked for a later time,
+        and no person has made it due since."""
+        return min(self.envelope.not_before, self.due) if self.state == 'new' else self.due
 
     @property
     def ticket(self) -> Ticket:
-        order = file_name(self.envelope, due=self.due, attempt=self.attempt).text
-        return ticket_of(self.folder, order)
+        due = inf if self.held else self.due
+        return ticket_for(self.state, self.envelope, due=due, attempt=self.attempt)
+
+    def add_history(self, lines: Iterable[str]) -> None:
+        """Add lines to the history, up to HISTORY_SIZE."""
+        size = sum(len(line.encode()) + 1 for line in self.history)
+        for line in lines:
+            size += len(line.encode()) + 1
+            if size > HISTORY_SIZE:
+                break
+            self.history.append(line)
 
 
 class MemoryStore:

@@ -6,7 +6,18 @@ from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from typing import Literal, NamedTuple
 
-__all__ = ['State', 'Ticket', 'alternate']
+from ..envelope import Envelope, Priority
+
+__all__ = [
+    'PRIORITY_DIGITS',
+    'State',
+    'Ticket',
+    'alternate',
+    'milliseconds',
+    'order_text',
+    'ticket_for',
+    'time_text',
+]
 
 State = Literal['new', 'deferred', 'done', 'failed']
 """Where a queued mail stands.
@@ -14,6 +25,9 @@ State = Literal['new', 'deferred', 'done', 'failed']
 ``new``: not tried yet. ``deferred``: tried, and waiting for a retry or for its events.
 ``done``: finished, but subscribers have not handled its events yet. ``failed``: a dead letter.
 """
+
+PRIORITY_DIGITS: dict[Priority, str] = {'high': '1', 'normal': '5', 'low': '9'}
+"""What an ``order`` begins with."""
 
 
 class Ticket(NamedTuple):
@@ -37,3 +51,30 @@ def alternate(first: Iterable[Ticket], second: Iterable[Ticket]) -> Iterator[Tic
     """Take from both in turn, beginning with ``first``, until both are empty."""
     for pair in zip_longest(first, second):
         yield from filter(None, pair)
+
+
+def ticket_for(state: State, envelope: Envelope, *, due: float, attempt: int) -> Ticket:
+    """Return the ticket for a mail that is due at a time, after so many attempts."""
+    order = order_text(PRIORITY_DIGITS[envelope.priority], due, attempt, envelope.id)
+    return Ticket(state, order, envelope.id, milliseconds(due) / 1000)
+
+
+def order_text(priority: str, due: float, attempt: int, id: str) -> str:
+    """Return ``<priority>-<due>-<attempt>-<id>``, each of fixed width, so that sorting such texts
+    gives the order of delivery. ``priority``: one of PRIORITY_DIGITS."""
+    return f'{priority}-{time_text(due)}-{min(attempt, 9999):04d}-{id}'
+
+
+def milliseconds(seconds: float) -> int:
+    """Convert a time for an order or a file: at most fifteen digits, and rounded down.
+
+    What is due now is therefore due for every scan from now on. A time read from a file is written
+    back unchanged.
+    """
+    return int(min(max(seconds * 1000 + 0.0005, 0.0), 10.0**15 - 1))
+
+
+def time_text(seconds: float) -> str:
+    """Return a time as characters 2 to 16 of an order have it; such texts compare as the times
+    do."""
+    return f'{milliseconds(seconds):015d}'

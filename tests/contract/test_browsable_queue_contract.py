@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from zope.interface.verify import verifyClass, verifyObject
 
 from pyramid_sendmail.envelope import Envelope, PendingEvent
+from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.interfaces import IBrowsableQueue
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.browsing import STATES, MailInfo
@@ -119,6 +122,70 @@ def test_the_most_urgent_is_listed_first(case: Case) -> None:
     assert listed == [high.id, first.id, second.id, low.id]
 
 
+def test_a_listing_goes_state_by_state(case: Case) -> None:
+    """All mails are listed in the order of the states, and in each by priority."""
+    envelopes = {
+        (state, priority): _in_state(case, state, priority)
+        for priority in ('low', 'high', 'normal')
+        for state in ('held', 'failed', 'new', 'done', 'deferred')
+    }
+    listed = [info.id for info in case.queue.mails()]
+    assert listed == [
+        envelopes[state, priority].id for state in STATES for priority in ('high', 'normal', 'low')
+    ]
+
+
+def _in_state(case: Case, state: str, priority: str) -> Envelope:
+    envelope = case.put(priority=priority)
+    if state == 'held':
+        assert case.queue.hold(case.info(envelope))
+    elif state == 'deferred':
+        case.settle(envelope, deferred(envelope, until=NOW + 60), retry_at=NOW + 60)
+    elif state == 'failed':
+        case.settle(envelope, failed(envelope))
+    elif state == 'done':
+        case.settle(envelope, sent(envelope), report=True)
+    assert case.info(envelope).state == state
+    return envelope
+
+
+def test_the_history_has_each_attempt_that_failed_and_each_hold(
+    case: Case, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line each, the oldest first, each with its time; no line is broken by its text."""
+    caplog.set_level('INFO')
+    envelope = case.put(ANN, BOB)
+    until = NOW + 60
+    first = deferred(envelope, BOB, until=until, group=1)
+    case.settle(envelope, sent(envelope, ANN), replace(first, reason='a\nb'), retry_at=until)
+    case.clock.now = until
+    assert case.queue.hold(case.info(envelope), 'ask\r\nthe\u2028customer\x1b[2J')
+    assert case.queue.release(case.info(envelope))
+    assert case.queue.hold(case.info(envelope))
+    assert case.queue.release(case.info(envelope))
+    case.settle(envelope, failed(envelope, BOB, attempt=2))
+    relay = '(smtp://relay.example.org:25)'
+    assert case.queue.get(envelope.id).history == (
+        f'2023-11-14T22:13:20Z attempt 1: delivered for {ANN} {relay}: 250 2.0.0 queued as 4B7C',
+        f'2023-11-14T22:13:20Z attempt 1: deferred for {BOB} {relay}: a?b',
+        '2023-11-14T22:14:20Z held: ask the customer?[2J',
+        '2023-11-14T22:14:20Z held',
+        f'2023-11-14T22:14:20Z attempt 2: failed for {BOB} {relay}: 550 5.1.1 no such user',
+    )
+    assert f'{envelope.message_id}: held: ask the customer?[2J\n' in caplog.text
+
+
+def test_the_history_is_bounded(case: Case) -> None:
+    """A mail that is held again and again does not grow without end."""
+    envelope = case.put()
+    for _ in range(80):
+        assert case.queue.hold(case.info(envelope), 'x' * 2000)
+        assert case.queue.release(case.info(envelope))
+    history = case.queue.get(envelope.id).history
+    assert len(history) == 65
+    assert {len(line) for line in history} == {999}
+
+
 def test_details_of_a_mail(case: Case) -> None:
     """A mail is returned with its envelope, and with what has become of each recipient."""
     envelope = case.put(ANN, BOB, 'cid@example.org')
@@ -224,6 +291,70 @@ def test_a_held_mail_is_retried(case: Case) -> None:
     assert case.due() == [envelope.id]
 
 
+def test_a_held_mail_for_later_is_retried_now(case: Case) -> None:
+    """A retry makes a mail due now, even if its user wanted it sent later."""
+    envelope = case.put(due=NOW + 600)
+    assert case.queue.hold(case.info(envelope))
+    assert case.queue.retry(case.info(envelope))
+    assert case.due() == [envelope.id]
+    claim = case.claim(envelope)
+    assert claim.todo == (ANN,)
+    claim.release()
+
+
+@pytest.mark.parametrize('reason', ['ambiguous: the line was lost', 'given up: ambiguous: no'])
+def test_an_ambiguous_dead_letter_is_retried(case: Case, reason: str) -> None:
+    """Recipients that may have the mail are tried again: a person has decided so."""
+    envelope = case.put(ANN, BOB)
+    event = replace(failed(envelope, BOB, group=1), reply=None, reason=reason, permanent=False)
+    case.settle(envelope, sent(envelope, ANN), event)
+    assert case.queue.retry(case.info(envelope))
+    claim = case.claim(envelope)
+    assert (claim.todo, claim.attempt) == ((BOB,), 0)
+    claim.release()
+
+
+def test_a_mail_in_doubt_is_retried(case: Case) -> None:
+    """A person has decided that its transaction committed: all recipients are tried."""
+    envelope = make_envelope(ANN, BOB)
+    case.queue.put([envelope]).keep_in_doubt()
+    claim = case.claim(envelope)
+    claim.acknowledge(claim.pending_events)
+    assert case.queue.retry(case.info(envelope))
+    claim = case.claim(envelope)
+    assert (claim.todo, claim.pending_events) == ((ANN, BOB), [])
+    claim.release()
+
+
+def test_a_retry_replaces_an_error_that_is_not_handled_yet(case: Case) -> None:
+    """The error of a recipient that is tried again is not dispatched; a delivery still is."""
+    envelope = case.put(ANN, BOB, 'cid@example.org')
+    until = NOW + 60
+    events = (
+        sent(envelope, ANN),
+        failed(envelope, BOB, group=1),
+        deferred(envelope, 'cid@example.org', group=2, until=until),
+    )
+    case.settle(envelope, *events, retry_at=until, report=True)
+    assert case.queue.hold(case.info(envelope))
+    assert case.queue.retry(case.info(envelope))
+    claim = case.claim(envelope)
+    assert claim.todo == (BOB, 'cid@example.org')
+    assert claim.pending_events == [events[0]]
+    claim.release()
+
+
+def test_events_of_a_held_mail_wait_as_long(case: Case) -> None:
+    """No scan finds a held mail, not even one for all pending events."""
+    envelope = case.put(ANN, BOB)
+    until = NOW + 600
+    events = sent(envelope, ANN), deferred(envelope, BOB, group=1, until=until)
+    case.settle(envelope, *events, retry_at=until, report=True)
+    assert case.queue.hold(case.info(envelope))
+    for options in ({}, {'all_events': True}, {'fresh': True}):
+        assert case.queue.scan(NOW + 1_000_000, **options) == ([], None)
+
+
 def test_events_of_a_held_mail_wait_and_are_not_lost(case: Case) -> None:
     """Events that subscribers have not handled are dispatched after the release."""
     envelope = case.put(ANN, BOB)
@@ -282,6 +413,22 @@ def test_nothing_changes_while_a_mail_is_being_sent(case: Case) -> None:
     assert case.queue.hold(info)
 
 
+def test_no_retry_and_no_release_while_a_mail_is_claimed(case: Case) -> None:
+    """A deferred mail that is being sent, and one that was held before, are left to the worker."""
+    envelope = case.put()
+    assert case.queue.hold(case.info(envelope))
+    held = case.info(envelope)
+    assert case.queue.release(held)
+    case.settle(envelope, deferred(envelope, until=NOW), retry_at=NOW)
+    info = case.info(envelope)
+    claim = case.claim(envelope)
+    assert not case.queue.retry(info)
+    assert not case.queue.release(held)
+    claim.release()
+    assert case.info(envelope) == info
+    assert case.queue.retry(info)
+
+
 def test_a_listing_that_is_out_of_date(case: Case) -> None:
     """A mail that has moved on since it was listed is left alone."""
     envelope = case.put()
@@ -327,3 +474,14 @@ def test_a_change_wakes_the_processor(case: Case) -> None:
     assert case.queue.wait(0.5)
     assert case.queue.release(case.info(held))
     assert case.queue.wait(0.5)
+
+
+def test_a_queue_that_cannot_be_read(tmp_path: Path) -> None:
+    """Listing, reading and counting raise QueueError, with the queue and a remedy."""
+    queue = MaildirQueue(str(tmp_path / 'queue'))
+    queue.prepare()
+    (tmp_path / 'queue' / 'new').rmdir()
+    (tmp_path / 'queue' / 'new').write_text('not a folder')
+    for read in (lambda: list(queue.mails()), lambda: queue.get('a' * 32), queue.stats):
+        with pytest.raises(QueueError, match=rf'{re.escape(queue.path)} cannot be read: .*; '):
+            read()

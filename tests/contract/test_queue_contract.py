@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +17,10 @@ import pytest
 from zope.interface.verify import verifyClass, verifyObject
 
 from pyramid_sendmail.envelope import Envelope, PendingEvent, Priority, Reply
+from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.interfaces import IMailClaim, IScannableQueue, IStagedMail
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from pyramid_sendmail.queue.maildir.scan import ScanLimits
 from tests.support.folders import folder as tmp_path
 from tests.support.queues import (
     NOW,
@@ -28,6 +31,7 @@ from tests.support.queues import (
     files,
     make_envelope,
     sent,
+    the_file,
     until,
 )
 
@@ -243,6 +247,70 @@ def test_doubt_is_logged(case: Case, caplog: pytest.LogCaptureFixture) -> None:
 # Look
 
 
+def test_finished_mail_comes_first(case: Case) -> None:
+    """Mail whose events wait comes before all mail that has to be sent, whatever its priority."""
+    finished = _queued(case, priority='low')
+    claim = claimed(case.queue)
+    claim.settle([sent(finished)])
+    claim.release()
+    fresh = _queued(case, priority='high', due=NOW - 100)
+    assert _order(case) == [finished.id, fresh.id]
+    assert _order(case, limit=1) == [finished.id]
+
+
+def test_a_scan_for_all_events_does_not_wait_for_their_time(case: Case) -> None:
+    """Events that subscribers failed to handle are due with ``all_events``; mail for later is
+    not."""
+    finished = _queued(case)
+    claim = claimed(case.queue)
+    claim.settle([sent(finished)])
+    claim.retry_events([sent(finished)], NOW + 600)
+    _queued(case, due=NOW + 900)
+    assert _order(case) == []
+    assert case.queue.scan(NOW)[1] == NOW + 600
+    assert _order(case, all_events=True) == [finished.id]
+    assert case.queue.scan(NOW, all_events=True)[1] == NOW + 900
+
+
+def test_the_first_page_comes_at_most_once_and_in_order(case: Case) -> None:
+    """What a scan hands out early, it returns again; a queue that is never slow hands out
+    nothing."""
+    envelopes = [_queued(case, due=NOW - n) for n in range(4)]
+    pages: list[list[Any]] = []
+    tickets, _ = case.queue.scan(NOW, on_first_page=pages.append)
+    assert [ticket.key for ticket in tickets] == [each.id for each in reversed(envelopes)]
+    assert len(pages) <= 1
+    for page in pages:
+        assert page == tickets[: len(page)]
+
+
+def test_the_next_page_is_what_the_scan_left(case: Case) -> None:
+    """A queue returns further tickets of the last full scan, in order, or has the caller scan
+    again."""
+    envelopes = [_queued(case, due=NOW - n) for n in range(5)]
+    in_order = [each.id for each in reversed(envelopes)]
+    assert case.queue.next_page(5) == [], 'there was no scan'
+    assert _order(case, limit=2) == in_order[:2]
+    following = [ticket.key for ticket in case.queue.next_page(2)]
+    assert following == in_order[2 : 2 + len(following)]
+    rest = [ticket.key for ticket in case.queue.next_page(9)]
+    assert following + rest in ([], in_order[2:])
+    assert case.queue.next_page(9) == []
+
+
+def test_a_queue_that_pages(tmp_path: Path) -> None:
+    """A slow scan hands out its first page, and the next pages need no scan."""
+    limits = ScanLimits(first_page_after=0.0)
+    queue = MaildirQueue(str(tmp_path / 'queue'), limits=limits, clock=Clock())
+    queue.put([make_envelope(due=NOW - n) for n in range(5)]).publish()
+    pages: list[list[Any]] = []
+    tickets, _ = queue.scan(NOW, limit=2, on_first_page=pages.append)
+    assert pages == [tickets]
+    following = queue.next_page(2)
+    assert [*tickets, *following, *queue.next_page(9)] == queue.scan(NOW)[0]
+    queue.close()
+
+
 def test_order_is_by_priority_then_due(case: Case) -> None:
     """high before normal before low, and what was due first comes first."""
     priorities: list[Priority] = ['low', 'high', 'normal']
@@ -322,6 +390,93 @@ def test_an_empty_queue_has_nothing_due(case: Case) -> None:
     """Nothing waits, so there is no next time."""
     assert case.queue.scan(NOW) == ([], None)
     assert case.queue.scan(NOW, fresh=True) == ([], None)
+
+
+# Errors of the disk
+
+
+def _unusable(path: Path) -> MaildirQueue:
+    """A queue with one mail, of which ``path`` is not a folder any more."""
+    queue = MaildirQueue(str(path.parent), clock=Clock())
+    queue.put([make_envelope()]).publish()
+    path.rename(path.with_name('hidden'))
+    path.write_text('not a folder')
+    return queue
+
+
+@pytest.mark.parametrize('folder', ['tmp', 'new', 'cur', 'done'])
+def test_a_queue_that_cannot_be_scanned(tmp_path: Path, folder: str) -> None:
+    """A scan raises QueueError with the queue and a remedy, and works when it can again."""
+    path = tmp_path / 'queue' / folder
+    queue = _unusable(path)
+    with pytest.raises(QueueError, match=rf'{re.escape(queue.path)} cannot be read: .*; '):
+        queue.scan(NOW)
+    path.unlink()
+    path.with_name('hidden').rename(path)
+    assert len(queue.scan(NOW)[0]) == 1
+
+
+def test_a_queue_that_cannot_be_claimed_from(tmp_path: Path) -> None:
+    """A claim raises QueueError; the mail can be claimed when the queue is usable again."""
+    queue = MaildirQueue(str(tmp_path / 'queue'), clock=Clock())
+    put = queue.put([make_envelope()])
+    put.publish()
+    path = tmp_path / 'queue' / 'new'
+    path.rename(path.with_name('hidden'))
+    path.write_text('not a folder')
+    with pytest.raises(QueueError, match=r'cannot be claimed from: .*; '):
+        queue.claim(put.tickets[0])
+    path.unlink()
+    path.with_name('hidden').rename(path)
+    claimed(queue).release()
+
+
+def test_a_put_that_fails_keeps_no_mail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the second of three mails cannot be stored, none is, and the next put works."""
+    queue = MaildirQueue(str(tmp_path / 'queue'), clock=Clock())
+    queue.prepare()
+    envelopes = [make_envelope() for _ in range(3)]
+    create, made = queue._files.create, []
+
+    def full(path: str) -> int | None:
+        if len(made) == 2:
+            raise OSError(28, 'No space left on device')
+        made.append(path)
+        return create(path)
+
+    monkeypatch.setattr(queue._files, 'create', full)
+    with pytest.raises(QueueError, match='No space left on device; make room on the disk'):
+        queue.put(envelopes)
+    assert (len(made), files(queue)) == (2, [])
+    monkeypatch.undo()
+    queue.put(envelopes).publish()
+    assert len(queue.scan(NOW)[0]) == 3
+
+
+def test_a_put_into_an_unusable_queue(tmp_path: Path) -> None:
+    """A put raises QueueError, which is an OSError."""
+    queue = _unusable(tmp_path / 'queue' / 'tmp')
+    with pytest.raises(QueueError, match=rf'{re.escape(queue.path)} .*: .*; ') as raised:
+        queue.put([make_envelope()])
+    assert isinstance(raised.value, OSError)
+
+
+def test_a_damaged_mail_is_moved_and_raised(tmp_path: Path) -> None:
+    """A claim of a damaged file moves it to failed/ unchanged, raises DamagedMail, and leaves
+    nothing to claim."""
+    queue = MaildirQueue(str(tmp_path / 'queue'), clock=Clock())
+    put = queue.put([make_envelope()])
+    put.publish()
+    path = the_file(queue, 'new')
+    damaged = path.read_bytes()[:-1] + b'x'
+    path.write_bytes(damaged)
+    with pytest.raises(DamagedMail, match='checksum') as raised:
+        queue.claim(put.tickets[0])
+    assert raised.value.raw == damaged
+    assert the_file(queue, 'failed').name == raised.value.name
+    assert the_file(queue, 'failed').read_bytes() == damaged
+    assert queue.claim(put.tickets[0]) is None
+    assert queue.scan(NOW) == ([], None)
 
 
 # Claim
@@ -769,3 +924,19 @@ def test_housekeeping_is_harmless(case: Case) -> None:
         case.queue.sync()
         case.queue.close()
     assert _order(case) == [envelope.id]
+
+
+def test_a_closed_queue_opens_again(case: Case) -> None:
+    """Whatever is used after close works: put, scan, claim, and a wait that publish ends."""
+    case.queue.close()
+    envelope = _queued(case)
+    case.queue.close()
+    claim = claimed(case.queue)
+    case.queue.close()
+    claim.settle([sent(envelope)], report=False)
+    assert _gone(case)
+    case.queue.wait(0)
+    case.queue.close()
+    case.queue.wait(0)
+    _queued(case)
+    assert case.queue.wait(10) is True

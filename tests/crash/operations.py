@@ -15,6 +15,8 @@ from pyramid_sendmail.envelope import Envelope, Tally, Verdict
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.processor.options import ProcessorOptions
 from pyramid_sendmail.processor.processor import QueueProcessor
+from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue.browsing import MailInfo
 from pyramid_sendmail.queue.maildir.format import STATE_AT
 from pyramid_sendmail.sending.attempt import attempt
 from tests.crash.place import BAD, GOOD, LATER, Place, Relay, mail
@@ -283,6 +285,82 @@ ALL_SORTS = (
 )
 
 
+# Changes that a person makes
+
+
+def _only_mail(queue: MaildirQueue) -> MailInfo:
+    (info,) = queue.mails()
+    return info
+
+
+def _held(place: Place) -> None:
+    _queued(place)
+    queue = place.queue()
+    assert queue.hold(_only_mail(queue), 'ask first')
+    place.forget()
+
+
+def _tried(place: Place) -> None:
+    """The relay has answered for each recipient, and the events were handled."""
+    _queued(place)
+    claim = _claimed(place)
+    place.recorder().record_outcome(claim, _leave(place, claim), Relay.name)
+    place.forget()
+
+
+def _hold(place: Place) -> Steps:
+    queue = place.queue()
+    info = _only_mail(queue)
+    yield 'hold'
+    queue.hold(info, 'ask first')
+
+
+def _release(place: Place) -> Steps:
+    queue = place.queue()
+    info = _only_mail(queue)
+    yield 'release held'
+    queue.release(info)
+
+
+def _retry(place: Place) -> Steps:
+    queue = place.queue()
+    info = _only_mail(queue)
+    place.ledger.mark('retried', info.id)
+    yield 'retry'
+    queue.retry(info)
+
+
+def _drop(place: Place) -> Steps:
+    queue = place.queue()
+    info = _only_mail(queue)
+    place.ledger.mark('dropped', info.id)
+    yield 'drop'
+    queue.drop(info)
+
+
+def _completed(place: Place) -> None:
+    """A retry of what is left in failed/ has it sent: each recipient has the mail once."""
+    queue = place.queue()
+    for info in queue.mails():
+        details = queue.get(info.id)
+        assert details is not None
+        if not details.damaged:
+            assert queue.retry(info)
+    damaged = any(queue.mails('failed'))
+    place.drain()
+    copies = place.ledger.copies()
+    for envelope in place.mails:
+        assert damaged or {copies[envelope.id, to] for to in envelope.recipients} == {1}
+
+
+def _dropped(place: Place) -> None:
+    """The same drop completes it."""
+    queue = place.queue()
+    for info in queue.mails():
+        assert queue.drop(info)
+    assert list(queue.mails()) == []
+
+
 # Files that are not mail
 
 
@@ -424,6 +502,25 @@ OPERATIONS = (
     ),
     Operation('attempt', _attempt, THREE, lay=_queued, variants=EACH),
     Operation('run once', _process, ALL_SORTS, lay=_all_sorts, variants=EACH),
+    Operation('hold', _hold, ONE, lay=_queued, check=_completed),
+    Operation('release', _release, ONE, lay=_held, check=_completed),
+    Operation(
+        'retry failed',
+        _retry,
+        (mail('a', 'good', 'mended'),),
+        lay=_tried,
+        check=_completed,
+        variants=EACH,
+    ),
+    Operation(
+        'retry deferred',
+        _retry,
+        (mail('a', 'good', 'later'),),
+        lay=_tried,
+        check=_completed,
+        variants=EACH,
+    ),
+    Operation('drop', _drop, (mail('a', 'good', 'bad'),), lay=_tried, check=_dropped),
     Operation('set aside', _aside, ONE, lay=_damaged, check=_lies_aside),
     Operation('adopt', _adopt, lay=_ancestors, check=_sent_once),
     Operation('prepare', _prepare, check=_usable, bare=True),

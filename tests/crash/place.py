@@ -23,7 +23,7 @@ from pyramid_sendmail.envelope import Envelope, Outcome, PendingEvent, Reply, Ta
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.interfaces import IMailer, IMailEventDispatcher, IMailSession
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir.filename import parse, record_of, ticket_of
+from pyramid_sendmail.queue.maildir.filename import NEVER, parse, record_of, ticket_of
 from pyramid_sendmail.queue.maildir.format import STATE_AT, Unreadable, decode
 from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.sending.attempt import attempt
@@ -188,6 +188,7 @@ class Found:
     record: str
     letters: dict[str, str] | None
     moved_by_hand: bool = False
+    held: bool = False
 
 
 @dataclass
@@ -256,7 +257,8 @@ class Place:
                 assert id not in seen, f'two files of {id}: {seen[id].folder} and {folder}'
                 schedule = parse(path.name)
                 by_hand = folder == 'new' and schedule is not None and schedule.attempt > 0
-                seen[id] = Found(folder, state, record, letters, by_hand)
+                held = folder == 'failed' and schedule is not None and schedule.due >= NEVER
+                seen[id] = Found(folder, state, record, letters, by_hand, held)
         return seen
 
     def drain(self) -> None:
@@ -352,6 +354,8 @@ class _Case:
     def gone(self, *, committed: bool) -> None:
         """No file is left: nothing more happens, and nothing is missing."""
         assert self.end == 0, self
+        if [self.envelope.id] in self.place.ledger.lines('dropped'):
+            return
         if committed:
             assert self.before == 1, f'lost: {self}'
             self._dispatched('sent')
@@ -412,6 +416,8 @@ class _Case:
         assert after[self.envelope.id] == self.found, self
         if self.letter in 'DF':
             self._dispatched('sent' if self.letter == 'D' else 'error')
+        elif self.found.held:
+            assert self.before == 0, self
         elif self.reasons:
             assert any(
                 self.envelope.id in path.name for path in (self.place.path / 'reasons').iterdir()

@@ -190,8 +190,16 @@ SCHEDULES: dict[str, Callable[[Place, Operation, int, Random], None]] = {
 
 def check(place: Place, log: Log) -> None:
     """Bring all mail to its end, and check that no recipient misses a mail or got a second copy
-    that the log does not call ambiguous."""
+    that the log does not call ambiguous. Held mail is released first, and
+    a retry that was stopped is made again: both must arrive."""
+    queue = place.queue()
+    for info in queue.mails('held'):
+        assert queue.release(info), info
+    for (id,) in place.ledger.lines('retried'):
+        for info in queue.mails('failed'):
+            assert info.id != id or queue.retry(info), info
     place.drain()
+    dropped = [id for (id,) in place.ledger.lines('dropped')]
     lines = log.lines()
     after, copies = place.found(), place.ledger.copies()
     committed = place.committed.union(*place.ledger.lines('committed'))
@@ -212,7 +220,9 @@ def check(place: Place, log: Log) -> None:
             assert count <= 1 + sum(to in line for line in ambiguous), case
             if to.startswith('bad'):
                 assert count == 0, case
-            if envelope.id in committed:
+            if found is None and envelope.id in dropped:
+                pass  # a person wanted it gone
+            elif envelope.id in committed:
                 dead = to.startswith('bad') or doubted or ambiguous
                 kept = found is not None and (aside or (letters.get(to) == 'F' and dead))
                 assert count >= 1 or kept, ('lost', case)

@@ -73,6 +73,17 @@ PROMISES: dict[str, frozenset[str]] = {
             'quiet, kept, between',
             'quiet, kept, done',
         ),
+        # A person's change is made, or can be made again.
+        **dict.fromkeys(
+            ('hold', 'release held', 'retry', 'drop'),
+            (
+                'QueueError, as before',
+                'QueueError, between',
+                'QueueError, done',
+                'quiet, between',
+                'quiet, done',
+            ),
+        ),
         'prepare': ('QueueError, done', 'quiet, done'),
         'check_writable': ('QueueError, done', 'quiet, done'),
         # Its callers take care of an OSError.
@@ -85,6 +96,9 @@ PROMISES: dict[str, frozenset[str]] = {
 recorded at once, and the state of the disk afterwards."""
 
 PERMISSION = ('EPERM', 'EACCES')
+
+CHANGES = ('hold', 'release held', 'retry', 'drop')
+"""Phases in which a person changes a mail."""
 
 EXCEPTIONS: dict[tuple[str, str, str], str] = {
     # The staged file seems to be gone: there is nothing that could be removed.
@@ -117,6 +131,11 @@ PAIRS = {
     'enqueue one': 210,
     'enqueue three': 388,
     'keep_in_doubt': 16,
+    'hold': 194,
+    'release': 121,
+    'retry failed': 129,
+    'retry deferred': 105,
+    'drop': 97,
     'mark_ambiguous': 8,
     'prepare': 461,
     'set aside': 226,
@@ -308,6 +327,8 @@ def check(call: Call, occurrence: int, error: str, outcome: Outcome, *, doubtful
             allowed.add(other)
     if error in PERMISSION and call.step == 'open new':
         allowed.add('DamagedMail, between')  # this user may not open it
+    if error in PERMISSION and call.phase in CHANGES and call.name == 'open':
+        allowed.add('quiet, as before')  # the change returns False
     if error == 'ENOENT':
         allowed |= {'quiet, as before', 'quiet, between', 'quiet, done'}
     assert text in allowed, 'no outcome of this phase'

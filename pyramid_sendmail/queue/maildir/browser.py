@@ -19,10 +19,10 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Literal
 
-from ..browsing import MailDetails, MailInfo, MailState, QueueStats, RecipientInfo
+from ..browsing import STATES, MailDetails, MailInfo, MailState, QueueStats, RecipientInfo
+from ..history import dropped_text, held_line, held_text
 from .filename import NEVER, PRIORITY_OF, STATE_OF, FileName, file_name, parse
 from .files import QueueFiles
 from .format import STATE_AT, EnvelopeBlock, Unreadable, decode
@@ -65,12 +65,14 @@ class MaildirBrowser:
         self._clock = clock
 
     def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
-        wanted = _FOLDERS if state is None else {state: _FOLDERS[state]}
-        for folder in dict.fromkeys(wanted.values()):
-            for name in sorted(self._names(folder)):
-                info = _info(folder, name)
-                if info.state in wanted:
-                    yield info
+        wanted = STATES if state is None else (state,)
+        for folder in dict.fromkeys(_FOLDERS[each] for each in wanted):
+            names = sorted(self._names(folder))
+            for each in wanted:
+                if _FOLDERS[each] == folder:
+                    yield from (
+                        info for name in names if (info := _info(folder, name)).state == each
+                    )
 
     def get(self, id: str) -> MailDetails | None:
         # A processor may move the mail from a folder not yet looked into to one already done.
@@ -99,7 +101,8 @@ class MaildirBrowser:
                 folder, attempt = 'new', 0
             self._files.write(descriptor, block.mutable_part(), STATE_AT)
             schedule = file_name(block.envelope, due=now, attempt=attempt)
-            self._move(mail, folder, schedule)
+            if not self._move(mail, folder, schedule):
+                return False
             log.info('%s: due now, by request', block.envelope.message_id)
         self._wake_up.notify()
         return True
@@ -112,15 +115,11 @@ class MaildirBrowser:
                 return False
             _, block = claimed
             schedule = file_name(block.envelope, due=NEVER, attempt=mail.attempt)
-            self._move(mail, 'failed', schedule)
-            time = datetime.fromtimestamp(self._clock(), UTC).strftime('%Y-%m-%dT%H:%M:%SZ')
-            words = ''.join(letter if letter.isprintable() else ' ' for letter in reason)
-            append_history(
-                self._files,
-                block.envelope.id,
-                f'{time} held: {words}'.rstrip(': ').encode() + b'\n',
-            )
-            log.info('%s: held: %s', block.envelope.message_id, words)
+            if not self._move(mail, 'failed', schedule):
+                return False
+            line = held_line(reason, at=self._clock())
+            append_history(self._files, block.envelope.id, [line])
+            log.info('%s: %s', block.envelope.message_id, held_text(reason))
         return True
 
     def release(self, mail: MailInfo) -> bool:
@@ -136,7 +135,9 @@ class MaildirBrowser:
                 folder, due = 'cur', block.retry_at
                 if block.pending_events():
                     due = block.envelope.queued_at
-            self._move(mail, folder, file_name(block.envelope, due=due, attempt=mail.attempt))
+            schedule = file_name(block.envelope, due=due, attempt=mail.attempt)
+            if not self._move(mail, folder, schedule):
+                return False
             log.info('%s: released, and sent when it is due', block.envelope.message_id)
         self._wake_up.notify()
         return True
@@ -148,14 +149,14 @@ class MaildirBrowser:
             if claimed is None:
                 return False
             _, block = claimed
-            os.unlink(self._files.path(_FOLDERS[mail.state], mail.key))
+            try:
+                os.unlink(self._files.path(_FOLDERS[mail.state], mail.key))
+            except FileNotFoundError:
+                # A person has moved it since it was opened.
+                return False
             self._files.sync_folder(_FOLDERS[mail.state])
             remove_history(self._files, block.envelope)
-            log.warning(
-                '%s: dropped by request, not sent to %s',
-                block.envelope.message_id,
-                ', '.join(_unsent(block)) or 'no recipient: all had it',
-            )
+            log.warning('%s: %s', block.envelope.message_id, dropped_text(_unsent(block)))
         return True
 
     def stats(self) -> QueueStats:
@@ -246,11 +247,14 @@ class MaildirBrowser:
             if descriptor is not None:
                 self._files.close(descriptor)
 
-    def _move(self, mail: MailInfo, folder: str, schedule: FileName) -> None:
+    def _move(self, mail: MailInfo, folder: str, schedule: FileName) -> bool:
+        """Return False if a person has moved the file since it was opened. Raises OSError."""
         source = _FOLDERS[mail.state]
-        self._files.rename(source, mail.key, folder, schedule.text)
+        if not self._files.rename(source, mail.key, folder, schedule.text):
+            return False
         for each in dict.fromkeys((folder, source)):
             self._files.sync_folder(each)
+        return True
 
 
 def _info(folder: str, name: str) -> MailInfo:

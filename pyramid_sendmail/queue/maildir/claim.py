@@ -13,10 +13,11 @@ from zope.interface import implementer
 
 from ...envelope import Envelope, PendingEvent
 from ...interfaces import IMailClaim
+from ..history import attempt_lines
 from .filename import file_name
 from .files import QueueFiles
 from .format import LETTERS, STATE_AT, EnvelopeBlock
-from .history import append_history, history_lines, remove_history
+from .history import append_history, remove_history
 from .large_text import FileText
 
 __all__ = ['ClaimedFile', 'MaildirClaim']
@@ -52,7 +53,7 @@ class MaildirClaim:
     interrupted = ''
     _before = ''
     _settled = False
-    _history = b''
+    _history: Sequence[str] = ()
 
     def __init__(
         self,
@@ -140,7 +141,7 @@ class MaildirClaim:
             # write leaves the mail in doubt.
             if self._folder != 'tmp':
                 block.state = 'C'
-                self._history = history_lines(events, at=self._now, interrupted=self.interrupted)
+                self._history = attempt_lines(events, at=self._now, interrupted=self.interrupted)
         self._save()
 
     def acknowledge(self, events: Iterable[PendingEvent]) -> None:
@@ -195,7 +196,7 @@ class MaildirClaim:
             self._sync()
         if self._history:
             # Write the history after the outcome and before the lock is released.
-            lines, self._history = self._history, b''
+            lines, self._history = self._history, ()
             append_history(self._files, self.envelope.id, lines)
         self.rename(folder, file_name(self.envelope, due=due, attempt=self.attempt).text)
 

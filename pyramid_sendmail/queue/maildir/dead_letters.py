@@ -7,11 +7,12 @@ import os
 import stat
 from contextlib import suppress
 
+from ..history import printable
 from ..in_doubt import needs_decision
 from .filename import parse
 from .files import QueueFiles
 from .format import EnvelopeBlock
-from .history import printable, remove_history
+from .history import remove_history
 from .large_text import load
 
 __all__ = ['DeadLetters']

@@ -1,9 +1,9 @@
 """What a file in the queue is called: its name is its schedule.
 
-``<priority>-<due>-<attempt>-<id>``, each of fixed width, so that sorting the names gives the order
-of delivery without opening a file. In ``tmp/`` the first file of a transaction, its record, has
-such a name; the other files append a dot and the name of the record. Mail programs append the
-flags of a Maildir (``:2,S``).
+The name is the ``order`` of its ticket, ``<priority>-<due>-<attempt>-<id>``, so that sorting the
+names gives the order of delivery without opening a file. In ``tmp/`` the first file of a
+transaction, its record, has such a name; the other files append a dot and the name of the record.
+Mail programs append the flags of a Maildir (``:2,S``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from typing import NamedTuple
 
 from ...envelope import Envelope, Priority
-from ..ticket import State, Ticket
+from ..ticket import PRIORITY_DIGITS, State, Ticket, order_text
 
 __all__ = [
     'FOLDER_OF',
@@ -23,16 +23,13 @@ __all__ = [
     'FileName',
     'file_name',
     'match_name',
-    'milliseconds',
     'name_of_new',
     'parse',
     'record_of',
     'ticket_of',
-    'time_text',
 ]
 
-_PRIORITY: dict[Priority, str] = {'high': '1', 'normal': '5', 'low': '9'}
-PRIORITY_OF: dict[str, Priority] = {digit: priority for priority, digit in _PRIORITY.items()}
+PRIORITY_OF: dict[str, Priority] = {digit: name for name, digit in PRIORITY_DIGITS.items()}
 
 NEVER = (10**15 - 1) / 1000
 """The latest time that a name can hold, in epoch seconds: in ``failed/``, that of a held mail."""
@@ -60,12 +57,12 @@ class FileName(NamedTuple):
 
     @property
     def text(self) -> str:
-        return f'{self.priority}-{time_text(self.due)}-{min(self.attempt, 9999):04d}-{self.id}'
+        return order_text(self.priority, self.due, self.attempt, self.id)
 
 
 def file_name(envelope: Envelope, *, due: float, attempt: int) -> FileName:
     """Return the name for a mail that is due at a time, after so many attempts."""
-    return FileName(_PRIORITY[envelope.priority], due, attempt, envelope.id)
+    return FileName(PRIORITY_DIGITS[envelope.priority], due, attempt, envelope.id)
 
 
 def name_of_new(envelope: Envelope) -> str:
@@ -100,17 +97,3 @@ def record_of(name: str) -> str | None:
     if parse(own) is None or (record and parse(record) is None):
         return None
     return record or own
-
-
-def milliseconds(seconds: float) -> int:
-    """Convert a time for a file: at most fifteen digits, and rounded down.
-
-    What is due now is therefore due for every scan from now on. A time read from a file is written
-    back unchanged.
-    """
-    return int(min(max(seconds * 1000 + 0.0005, 0.0), 10.0**15 - 1))
-
-
-def time_text(seconds: float) -> str:
-    """Return a time as characters 2 to 16 of a name have it; such texts compare as the times do."""
-    return f'{milliseconds(seconds):015d}'

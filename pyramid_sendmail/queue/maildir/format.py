@@ -29,7 +29,7 @@ from types import MappingProxyType
 from typing import Literal, Protocol
 
 from ...envelope import Envelope, PendingEvent, StoredEnvelope, Text
-from .filename import milliseconds
+from ..ticket import milliseconds
 from .reply_slot import ReplyEntry, lost_reply, read_slot, slot_length, write_slot
 
 __all__ = [

@@ -20,8 +20,8 @@ from itertools import chain, islice
 from math import inf
 from typing import NamedTuple
 
-from ..ticket import Ticket, alternate
-from .filename import FOLDER_OF, match_name, ticket_of, time_text
+from ..ticket import Ticket, alternate, time_text
+from .filename import FOLDER_OF, match_name, ticket_of
 from .files import QueueFiles
 from .format import Unreadable, decode
 from .large_text import LARGE_FILE

@@ -21,7 +21,9 @@ from tests.support.queues import (
     deferred,
     failed,
     files,
+    forked,
     make_envelope,
+    reap,
     sent,
     the_file,
 )
@@ -205,3 +207,84 @@ def test_a_queue_that_is_not_there_is_empty(tmp_path: Path) -> None:
     assert queue.get('a' * 32) is None
     assert sum(queue.stats().counts.values()) == 0
     assert not (tmp_path / 'nothing').exists()
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_a_file_that_a_person_moves_during_a_change(
+    queue: MaildirQueue,
+    change: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    """The change returns False, and neither the log nor the history says that it was made."""
+    caplog.set_level('INFO')
+    info = one_mail(queue, CHANGES[change][0])
+    path = the_file(queue, files(queue)[0].partition('/')[0])
+    import pyramid_sendmail.queue.maildir.browser as browser
+
+    before = queue.get(info.id)
+    assert before is not None
+    load: Callable[..., Any] = browser.load
+    caplog.clear()
+
+    def moved(*arguments: Any) -> Any:
+        path.rename(tmp_path / path.name)
+        return load(*arguments)
+
+    monkeypatch.setattr(browser, 'load', moved)
+    assert getattr(queue, change.partition(' ')[0])(info) is False
+    assert files(queue) == []
+    assert caplog.text == ''
+    (tmp_path / path.name).rename(path)
+    after = queue.get(info.id)
+    assert after is not None
+    assert (after.info, after.history) == (info, before.history)
+
+
+def test_a_mail_that_all_recipients_had_is_dropped(
+    queue: MaildirQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A finished mail that a person moved to failed/ can be dropped; the log says that all had
+    it."""
+    envelope = make_envelope()
+    queue.put([envelope]).publish()
+    claim = claimed(queue)
+    claim.settle([sent(envelope)])
+    claim.release()
+    path = the_file(queue, 'done')
+    path.rename(Path(queue.path) / 'failed' / path.name)
+    (info,) = queue.mails('failed')
+    assert queue.drop(info)
+    assert f'{envelope.message_id}: dropped by request, sent to all recipients before' in (
+        caplog.text
+    )
+
+
+def test_an_ambiguous_mail_is_retried(queue: MaildirQueue) -> None:
+    """Held, it is tried again as if it were new; deferred, at once and still as ambiguous."""
+    info = one_mail(queue, 'new')
+
+    def stopped() -> None:
+        claimed(queue).mark_ambiguous(['bob@example.org'])
+
+    assert reap(forked(stopped)) == 0
+    details = queue.get(info.id)
+    assert details is not None
+    assert details.recipients['bob@example.org'].status == 'ambiguous'
+    assert queue.hold(info)
+    (held,) = queue.mails()
+    assert queue.retry(held)
+    claim = claimed(queue)
+    assert (claim.todo, claim.ambiguous) == (('ann@example.org', 'bob@example.org'), ())
+    events = [deferred(claim.envelope, until=NOW + 60)]
+    claim.settle(events, retry_at=NOW + 60, report=False)
+    (tried,) = queue.mails()
+    assert queue.retry(tried)
+    assert reap(forked(stopped)) == 0
+    (tried,) = queue.mails()
+    assert queue.retry(tried)
+    claim = claimed(queue)
+    assert claim.todo == ('ann@example.org', 'bob@example.org')
+    assert (claim.ambiguous, claim.attempt) == (('bob@example.org',), 1)
+    claim.release()

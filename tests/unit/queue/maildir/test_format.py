@@ -24,7 +24,6 @@ from pyramid_sendmail.envelope import Envelope, Reply
 from pyramid_sendmail.exceptions import DamagedMail
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir import format as module
-from pyramid_sendmail.queue.maildir.filename import milliseconds
 from pyramid_sendmail.queue.maildir.format import (
     STATE_AT,
     EnvelopeBlock,
@@ -32,6 +31,7 @@ from pyramid_sendmail.queue.maildir.format import (
     decode,
     encode,
 )
+from pyramid_sendmail.queue.ticket import milliseconds
 from tests.support.queues import NOW, Clock, claimed, failed, files, make_envelope, sent, the_file
 
 ID = '0123456789abcdef0123456789abcdef'
