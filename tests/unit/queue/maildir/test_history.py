@@ -113,7 +113,7 @@ def test_a_mixed_attempt_has_a_line_for_each_answer(queue: MaildirQueue) -> None
 
 
 def test_an_event_to_be_reported_adds_no_line(queue: MaildirQueue) -> None:
-    """Telling subscribers, late or at last, is no attempt."""
+    """Notifying subscribers, late or at last, is no attempt."""
     envelope = _put(queue)
     claim = claimed(queue)
     event = failed(envelope)
@@ -226,7 +226,7 @@ def test_files_are_the_users_alone(queue: MaildirQueue) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def _fate(**options: Any) -> PendingEvent:
+def _event(**options: Any) -> PendingEvent:
     return replace(failed(make_envelope()), **options)
 
 
@@ -234,11 +234,11 @@ def test_a_line_is_bounded_and_keeps_its_reason() -> None:
     """A line has at most 1,000 bytes, whole characters, one line end; many recipients leave the
     reason its place."""
     many = tuple(f'recipient{n}@example.org' for n in range(1000))
-    line = history_lines([_fate(recipients=many, reason='the reason')], at=NOW)
+    line = history_lines([_event(recipients=many, reason='the reason')], at=NOW)
     assert b'(1000 recipients)' in line
     assert line.endswith(b'the reason\n')
     for letter in ('x', '\u00e4', '\u20ac', '\U0001f600'):
-        line = history_lines([_fate(reason=letter * 5000)], at=NOW)
+        line = history_lines([_event(reason=letter * 5000)], at=NOW)
         assert LINE_SIZE - 4 <= len(line) <= LINE_SIZE
         assert line.decode().count('\n') == 1
         assert line.endswith(letter.encode() + b'\n')
@@ -249,7 +249,7 @@ def test_a_line_is_bounded_and_keeps_its_reason() -> None:
 )
 def test_control_characters_do_no_harm(text: str) -> None:
     """What a relay says can neither begin a line of its own nor move a cursor."""
-    line = history_lines([_fate(reason=f'550 a{text}b', mailer=text)], at=NOW).decode()
+    line = history_lines([_event(reason=f'550 a{text}b', mailer=text)], at=NOW).decode()
     assert line.isascii()
     assert len(line.splitlines()) == 1
     assert line[:-1].isprintable()
@@ -259,13 +259,13 @@ def test_control_characters_do_no_harm(text: str) -> None:
 def test_any_clock_will_do() -> None:
     """A time that no calendar has costs the line its time, and nothing else."""
     for at in (1e30, float('inf'), float('nan'), -1e18):
-        assert history_lines([_fate()], at=at).startswith(b'(no time) attempt 1: failed for ann@')
+        assert history_lines([_event()], at=at).startswith(b'(no time) attempt 1: failed for ann@')
 
 
 def test_a_history_is_bounded(tmp_path: Path) -> None:
     """No line is added beyond 64 KB, and none is cut."""
     store = QueueFiles(str(tmp_path))
-    line = history_lines([_fate(reason='x' * 5000)], at=NOW)
+    line = history_lines([_event(reason='x' * 5000)], at=NOW)
     for _ in range(40):
         append_history(store, 'a' * 32, line * 3)
     data = (tmp_path / 'reasons' / f'{"a" * 32}.txt').read_bytes()
