@@ -344,6 +344,7 @@ def test_death_in_another_data_manager(
     assert {name.partition('/')[0] for name in files(queue)} <= {'failed'}
 
 
+@pytest.mark.finding(84)
 @pytest.mark.parametrize('durable', [True, False], ids=['with a queue', 'without'])
 def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bool) -> None:
     """A process is killed after the commit and before it connects to the relay: with a queue the
