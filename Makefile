@@ -114,7 +114,7 @@ $(INSTALLED_BENCH): setup.cfg pyproject.toml $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --quiet --editable '.[bench]'
 	@touch $@
 
-# pyramid_tm: what it adds to a start is nobody's in the comparison.
+# pyramid_tm: all sides of the comparison import it, so that it counts for none.
 $(INSTALLED_PEERS): Makefile
 	@echo 'Installing what the benchmarks compare with into $(PEERS) ...'
 	@$(PYTHON) -m venv --clear $(PEERS)

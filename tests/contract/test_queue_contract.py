@@ -244,7 +244,7 @@ def test_doubt_is_logged(case: Case, caplog: pytest.LogCaptureFixture) -> None:
     )
 
 
-# Look
+# Scan
 
 
 def test_finished_mail_comes_first(case: Case) -> None:
@@ -567,7 +567,7 @@ def test_settled_claims_leave_alone_what_must_be_sent(case: Case) -> None:
 # Settle
 
 
-def test_an_unsealed_claim_is_as_it_was(case: Case) -> None:
+def test_a_claim_that_is_not_ambiguous_is_as_it_was(case: Case) -> None:
     """A mail that the relay has certainly not taken can be sent, or given back, as if it had never
     been about to leave."""
     envelope = _queued(case, 'ann@example.org', 'bob@example.org')
@@ -708,7 +708,7 @@ def test_events_of_an_earlier_attempt_stay_what_they_were(case: Case) -> None:
     assert _gone(case)
 
 
-def test_postponed_events_come_back_later(case: Case) -> None:
+def test_events_to_retry_come_back_later(case: Case) -> None:
     """Subscribers that raise get the same event again, at its time, with the tries counted."""
     envelope = _queued(case)
     claim = claimed(case.queue)
@@ -740,7 +740,7 @@ def test_events_do_not_wait_for_a_retry(case: Case) -> None:
     assert case.reopen().scan(NOW) == ([], NOW + 7200)
 
 
-def test_postponed_events_do_not_hurry_the_retry(case: Case) -> None:
+def test_events_to_retry_do_not_hurry_the_retry(case: Case) -> None:
     """A mail that waits for its retry comes earlier for an event, which sends nothing."""
     envelope = _queued(case, 'a@example.org', 'b@example.org')
     first = sent(envelope, 'a@example.org')
@@ -794,7 +794,9 @@ def test_any_run_of_attempts_ends_with_every_event_handled_once(case: Case, seed
         if claim.todo:
             attempt += 1
             kinds = ['sent', 'deferred', 'error'] if attempt < 6 else ['sent']
-            events = _fates(envelope, claim.todo, random.choices(kinds, k=len(claim.todo)), attempt)
+            events = _events(
+                envelope, claim.todo, random.choices(kinds, k=len(claim.todo)), attempt
+            )
             again = any(event.kind == 'deferred' for event in events)
             expected |= {event.id: event for event in events if event.kind != 'deferred'}
             claim.settle(events, retry_at=case.clock.now + 60 if again else None)
@@ -810,7 +812,7 @@ def test_any_run_of_attempts_ends_with_every_event_handled_once(case: Case, seed
     assert case.dead() == [envelope.id] * dead
 
 
-def _fates(envelope: Envelope, todo: Any, words: list[str], attempt: int) -> list[PendingEvent]:
+def _events(envelope: Envelope, todo: Any, words: list[str], attempt: int) -> list[PendingEvent]:
     """A reply of its own for each recipient that is refused, as relays give; one for the rest."""
     delivered = tuple(to for to, word in zip(todo, words, strict=True) if word == 'sent')
     events = []
@@ -861,7 +863,7 @@ def test_what_is_in_doubt_does_not_expire(case: Case) -> None:
 
 
 def test_mail_with_an_event_to_report_does_not_expire(case: Case) -> None:
-    """A dead letter of which a subscriber has not yet heard is not old before it has."""
+    """A dead letter whose event is pending is not old before the event was handled."""
     envelope = _queued(case)
     claim = claimed(case.queue)
     event = failed(envelope)

@@ -96,7 +96,7 @@ def _left(letter: str) -> Callable[[Place], None]:
     return lay
 
 
-def _look(place: Place) -> Steps:
+def _scan(place: Place) -> Steps:
     queue = place.queue()
     yield 'scan'
     queue.scan(place.clock.now)
@@ -166,7 +166,7 @@ def _settle(place: Place) -> Steps:
         recorder.write_unrecorded()
 
 
-def _postpone(place: Place) -> Steps:
+def _retry_events(place: Place) -> Steps:
     place.dispatcher.refuse = True
     yield from _settle(place)
 
@@ -372,7 +372,7 @@ def _damaged(place: Place) -> None:
     (place.path / 'new' / FOREIGN).write_bytes(b'X-Envelope: not any more')
 
 
-def _aside(place: Place) -> Steps:
+def _move_damaged(place: Place) -> Steps:
     queue = place.queue()
     tickets, _ = queue.scan(place.clock.now)
     yield 'claim'
@@ -386,7 +386,7 @@ def _aside(place: Place) -> Steps:
                 claim.release()
 
 
-def _lies_aside(place: Place) -> None:
+def _is_in_failed(place: Place) -> None:
     assert (place.path / 'failed' / FOREIGN).read_bytes() == b'X-Envelope: not any more'
 
 
@@ -407,8 +407,8 @@ def _adopt(place: Place) -> Steps:
 
 def _sent_once(place: Place) -> None:
     """The mail was sent once, or may not be opened and is in failed/."""
-    aside = list((place.path / 'failed').iterdir())
-    assert len(place.ledger.lines('accepted')) + len(aside) == 1
+    in_failed = list((place.path / 'failed').iterdir())
+    assert len(place.ledger.lines('accepted')) + len(in_failed) == 1
 
 
 # The queue itself
@@ -467,9 +467,9 @@ OPERATIONS = (
     Operation('discard one', _discard, ONE, variants=DOUBTS),
     Operation('discard three', _discard, THREE, variants=DOUBTS),
     Operation('keep_in_doubt', _doubt, THREE, variants=DOUBTS),
-    Operation('recover unvoted', _look, THREE, lay=_left('W'), variants=DOUBTS),
-    Operation('recover doubtful', _look, THREE, lay=_left('V'), variants=DOUBTS),
-    Operation('recover committed', _look, THREE, lay=_left('C'), variants=DOUBTS),
+    Operation('recover unvoted', _scan, THREE, lay=_left('W'), variants=DOUBTS),
+    Operation('recover doubtful', _scan, THREE, lay=_left('V'), variants=DOUBTS),
+    Operation('recover committed', _scan, THREE, lay=_left('C'), variants=DOUBTS),
     Operation('claim and release', _claim, ONE, lay=_queued),
     Operation('mark_ambiguous', _mark_ambiguous, ONE, lay=_queued, variants=EACH),
     Operation(
@@ -483,7 +483,7 @@ OPERATIONS = (
     ),
     Operation(
         'retry_events',
-        _postpone,
+        _retry_events,
         (mail('a', 'good', 'bad'),),
         lay=_queued,
         variants=({'kinds': SUBSCRIBED}, {'kinds': SUBSCRIBED, 'sync': False}),
@@ -521,7 +521,7 @@ OPERATIONS = (
         variants=EACH,
     ),
     Operation('drop', _drop, (mail('a', 'good', 'bad'),), lay=_tried, check=_dropped),
-    Operation('set aside', _aside, ONE, lay=_damaged, check=_lies_aside),
+    Operation('set aside', _move_damaged, ONE, lay=_damaged, check=_is_in_failed),
     Operation('adopt', _adopt, lay=_ancestors, check=_sent_once),
     Operation('prepare', _prepare, check=_usable, bare=True),
     Operation('check_writable', _check, check=_usable),

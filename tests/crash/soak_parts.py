@@ -203,7 +203,7 @@ def _manager(request: Any) -> Any:
 
 
 def misbehave(server: ScriptedSMTPServer, seed: int) -> None:
-    """Have a relay answer by chance; ``nobody...`` is refused always."""
+    """Have a relay answer by chance; what begins with 'nobody' is refused always."""
     chance = random.Random(seed)
     lock = threading.Lock()
 

@@ -87,23 +87,23 @@ class Content:
     attempts: dict[str, int] = field(default_factory=dict)
     """Of which attempt the reply is that a recipient has in the file."""
     ids: dict[str, str] = field(default_factory=dict)
-    """The event that a recipient's reply is told by."""
+    """The event that carries a recipient's reply."""
 
     def forget(self) -> None:
         for to, letter in self.letters.items():
             if letter not in 'dfF':
                 self.attempts.pop(to, None)
 
-    def telling(self) -> dict[str, str]:
+    def pending(self) -> dict[str, str]:
         return {to: self.ids[to] for to, letter in self.letters.items() if letter in 'df'}
 
     def place(self, envelope: Envelope) -> tuple[str, float]:
         """The folder and the time for these letters; see docs/explanation/queue-format.rst."""
         letters = set(self.letters.values())
-        telling = not letters.isdisjoint('df')
+        pending = not letters.isdisjoint('df')
         if not letters.isdisjoint('T?'):
-            return 'cur', envelope.queued_at if telling else self.retry_at
-        if telling:
+            return 'cur', envelope.queued_at if pending else self.retry_at
+        if pending:
             return 'done', envelope.queued_at
         return ('failed', self.since) if 'F' in letters else ('', 0.0)
 
@@ -253,7 +253,7 @@ class Model:
                     own = name_of(file.envelope, file.envelope.queued_at, 1)
                     self.move(('tmp', name), ('done', own))
 
-    # Look and claim
+    # Scan and claim
 
     def scan(
         self, now: float, limit: int, fresh: bool, all_events: bool
@@ -351,7 +351,7 @@ class Model:
 
     # What a claimer does
 
-    def seal(self, hold: Hold, recipients: list[str]) -> None:
+    def mark_ambiguous(self, hold: Hold, recipients: list[str]) -> None:
         if self.maildir:
             hold.block.letters.update(dict.fromkeys(recipients, '?'))
             hold.file.content.letters = dict(hold.block.letters)
@@ -369,31 +369,31 @@ class Model:
         if not hold.settled:
             hold.settled, hold.before = True, ''
             hold.attempt += 1
-            for fate in events:
-                block.letters.update(dict.fromkeys(fate.recipients, 'T'))
+            for event in events:
+                block.letters.update(dict.fromkeys(event.recipients, 'T'))
             block.forget()
-            for fate in events:
-                letter = {'sent': 'd', 'error': 'f', 'deferred': 'T'}[fate.kind]
-                for to in fate.recipients:
+            for event in events:
+                letter = {'sent': 'd', 'error': 'f', 'deferred': 'T'}[event.kind]
+                for to in event.recipients:
                     block.letters[to] = letter
                     # Without a subscriber the file does not keep the reply of a delivery.
-                    if report or fate.kind != 'sent':
-                        block.attempts[to] = fate.attempt
-                        block.ids[to] = fate.id
-                if fate.kind == 'sent':
-                    hold.file.delivered.update(fate.recipients)
+                    if report or event.kind != 'sent':
+                        block.attempts[to] = event.attempt
+                        block.ids[to] = event.id
+                if event.kind == 'sent':
+                    hold.file.delivered.update(event.recipients)
                     known = self.delivered.setdefault(hold.envelope.id, set())
-                    known.update(fate.recipients)
+                    known.update(event.recipients)
             block.state, block.retry_at = 'C', retry_at or 0.0
             if not report:
-                self._told(block, list(block.letters))
+                self._mark_handled(block, list(block.letters))
         self.rest(hold, stuck=stuck)
 
     def acknowledge(self, hold: Hold, recipients: list[str]) -> None:
-        self._told(hold.block, recipients)
+        self._mark_handled(hold.block, recipients)
         self.rest(hold)
 
-    def _told(self, block: Content, recipients: list[str]) -> None:
+    def _mark_handled(self, block: Content, recipients: list[str]) -> None:
         for to in recipients:
             if block.letters[to] in 'df':
                 block.letters[to] = block.letters[to].upper()
@@ -406,7 +406,7 @@ class Model:
 
     def rest(self, hold: Hold, *, stuck: bool = False) -> None:
         self._record(hold, *hold.block.place(hold.envelope), stuck=stuck)
-        if not stuck and not hold.block.telling():
+        if not stuck and not hold.block.pending():
             hold.file.lock = None
 
     def _record(self, hold: Hold, folder: str, due: float, *, stuck: bool = False) -> None:
@@ -507,7 +507,15 @@ SHIFTS = [1, -1, 60, HOUR, -HOUR, DAY, 4 * DAY, -4 * DAY, YEAR, -YEAR, 10 * YEAR
 
 
 COMMON = (
-    *('claim_due', 'claim_due', 'claim_due', 'claim_any', 'claim_stale', 'seal', 'settle'),
+    *(
+        'claim_due',
+        'claim_due',
+        'claim_due',
+        'claim_any',
+        'claim_stale',
+        'mark_ambiguous',
+        'settle',
+    ),
     *('settle', 'settle', 'settle', 'report', 'report', 'retry_events', 'retry_events', 'release'),
     *('claim_raced', 'claimer_vanishes', 'pass_time', 'shift_the_clock', 'put', 'second_phase'),
     *('retry_by_hand', 'move_by_hand', 'touch_by_hand'),
@@ -642,7 +650,7 @@ class QueueMachine(RuleBasedStateMachine):
         elif at == 'voted':
             self.model.published.update({each.id: each for each in envelopes})
 
-    # Look and claim
+    # Scan and claim
 
     @rule(
         which=st.integers(0, 2),
@@ -652,9 +660,9 @@ class QueueMachine(RuleBasedStateMachine):
     )
     def scan(self, which: int, limit: int, fresh: bool, all_events: bool) -> None:
         RULES['scan'] += 1
-        self._look(which, limit, fresh, all_events)
+        self._scan(which, limit, fresh, all_events)
 
-    def _look(
+    def _scan(
         self, which: int = 0, limit: int = 100, fresh: bool = False, all_events: bool = False
     ) -> list[Ticket]:
         """In order, what is due, and when the next one will be."""
@@ -669,9 +677,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 2), pick=PICK, settled=st.sampled_from([False, False, True]))
     def claim_due(self, which: int, pick: int, settled: bool) -> None:
-        """Look, and take one of what is due, held or not."""
+        """Scan, and take one of what is due, held or not."""
         RULES['claim_due'] += 1
-        tickets = self._look(which)
+        tickets = self._scan(which)
         if tickets:
             self._claim(which, tickets[pick % len(tickets)], settled)
 
@@ -706,7 +714,7 @@ class QueueMachine(RuleBasedStateMachine):
         """Between a claimer's open and its lock another one, or a person, was quicker."""
         paths = [
             path_of(each)
-            for each in self._look()
+            for each in self._scan()
             if (file := self.model.paths[path_of(each)]).lock is None and file.envelope
         ]
         if not paths:
@@ -721,7 +729,7 @@ class QueueMachine(RuleBasedStateMachine):
                 return
             hold = self._claim(1, ticket_of(folder, name))
             if hold is not None and how == 'settle' and hold.todo:
-                events, retry_at = self._fates(hold, verdicts, delay)
+                events, retry_at = self._events(hold, verdicts, delay)
                 hold.real.settle(events, retry_at=retry_at, report=False)
                 self.model.settle(hold, events, retry_at, report=False, stuck=False)
             elif hold is not None and how != 'hold':
@@ -772,8 +780,8 @@ class QueueMachine(RuleBasedStateMachine):
         assert real.interrupted == hold.interrupted
         letters = hold.block.letters
         assert real.ambiguous == tuple(to for to in hold.todo if letters[to] == '?')
-        told = {to: fate.id for fate in real.pending_events for to in fate.recipients}
-        assert told == hold.block.telling()
+        pending = {to: event.id for event in real.pending_events for to in event.recipients}
+        assert pending == hold.block.pending()
         assert hold.file.delivered.isdisjoint(real.todo)
         if real.todo and not hold.attempt and hold.envelope.id not in self.model.by_hand:
             assert hold.envelope.not_before <= self.clock.now
@@ -792,15 +800,15 @@ class QueueMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.holds)
     @rule(pick=PICK, count=st.integers(1, 3))
-    def seal(self, pick: int, count: int) -> None:
+    def mark_ambiguous(self, pick: int, count: int) -> None:
         hold = self._pick(pick, settled=False)
         if hold is None:
             return
-        RULES['seal'] += 1
+        RULES['mark_ambiguous'] += 1
         hold.real.mark_ambiguous(hold.todo[:count])
-        self.model.seal(hold, list(hold.todo[:count]))
+        self.model.mark_ambiguous(hold, list(hold.todo[:count]))
 
-    def _fates(
+    def _events(
         self, hold: Hold, verdicts: list[str], delay: int
     ) -> tuple[list[PendingEvent], float | None]:
         number = hold.attempt + 1
@@ -811,7 +819,7 @@ class QueueMachine(RuleBasedStateMachine):
             kind = held if verdict == 'ambiguous' else verdict
             groups.setdefault(kind, []).append(to)
         retry_at = self.clock.now + delay if 'deferred' in groups else None
-        reply = Reply(250, 'told')
+        reply = Reply(250, 'accepted')
         return [
             PendingEvent(
                 f'{hold.envelope.id}-{number}-{kind}-{group}',
@@ -832,8 +840,8 @@ class QueueMachine(RuleBasedStateMachine):
         if hold is None:
             return
         RULES['settle'] += 1
-        events, retry_at = self._fates(hold, verdicts, delay)
-        before = hold.block.telling()
+        events, retry_at = self._events(hold, verdicts, delay)
+        before = hold.block.pending()
         folder, _ = self._after(hold, events, report)
         if self.world.maildir and stuck == 0 and folder:
             # The disk is in trouble: nothing moves, the claim is kept, and settled once more.
@@ -847,14 +855,14 @@ class QueueMachine(RuleBasedStateMachine):
             self.the_disk_is_as_the_model_has_it()
         hold.real.settle(events, retry_at=retry_at, report=report)
         self.model.settle(hold, events, retry_at, report=report, stuck=False)
-        SEEN[f'settled, {folder or "gone"}{", more to tell" if before else ""}'] += 1
+        SEEN[f'settled, {folder or "gone"}{", pending before" if before else ""}'] += 1
         self._forget_released()
 
     def _after(self, hold: Hold, events: list[PendingEvent], report: bool) -> tuple[str, float]:
         twin = deepcopy(hold.block)
-        for fate in events:
-            letter = {'sent': 'd', 'error': 'f', 'deferred': 'T'}[fate.kind]
-            twin.letters.update(dict.fromkeys(fate.recipients, letter))
+        for event in events:
+            letter = {'sent': 'd', 'error': 'f', 'deferred': 'T'}[event.kind]
+            twin.letters.update(dict.fromkeys(event.recipients, letter))
         if not report:
             twin.letters = {
                 to: letter.upper() if letter in 'df' else letter
@@ -874,14 +882,14 @@ class QueueMachine(RuleBasedStateMachine):
         RULES['report'] += 1
         events = hold.real.pending_events[: 1 if part else None]
         hold.real.acknowledge(events)
-        self.model.acknowledge(hold, [to for fate in events for to in fate.recipients])
+        self.model.acknowledge(hold, [to for event in events for to in event.recipients])
         self._forget_released()
 
     @precondition(lambda self: self.holds)
     @rule(pick=PICK, delay=DELAY)
     def retry_events(self, pick: int, delay: int) -> None:
         hold = self._pick(pick, settled=True)
-        if hold is None or not hold.block.telling():
+        if hold is None or not hold.block.pending():
             return
         RULES['retry_events'] += 1
         hold.real.retry_events(hold.real.pending_events, self.clock.now + delay)
@@ -926,7 +934,7 @@ class QueueMachine(RuleBasedStateMachine):
         self, which: int, pick: int, stage: str, verdicts: list[str], delay: int
     ) -> None:
         """A child claims, goes so far, and dies over it."""
-        tickets = self._look(which)
+        tickets = self._scan(which)
         held = {path for path, file in self.model.paths.items() if file.lock or not file.envelope}
         tickets = [each for each in tickets if path_of(each) not in held]
         if not tickets:
@@ -935,7 +943,7 @@ class QueueMachine(RuleBasedStateMachine):
         ticket = tickets[pick % len(tickets)]
         hold = self.model.claim(path_of(ticket), self.clock.now, settled=False)
         assert not isinstance(hold, str)
-        events, retry_at = self._fates(hold, verdicts, delay) if hold is not None else ([], None)
+        events, retry_at = self._events(hold, verdicts, delay) if hold is not None else ([], None)
         queue = self.world.queues[which]
 
         def work() -> None:
@@ -949,7 +957,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert reap(forked(work)) == 0
         if hold is not None:
             if hold.todo and stage != 'claimed':
-                self.model.seal(hold, list(hold.todo))
+                self.model.mark_ambiguous(hold, list(hold.todo))
                 if stage == 'settled':
                     self.model.settle(hold, events, retry_at, report=True, stuck=False)
             hold.file.lock = None
@@ -1062,12 +1070,12 @@ class QueueMachine(RuleBasedStateMachine):
     def work(self, which: int, verdicts: list[list[str]], delay: int, report: bool) -> None:
         """Deliver some of what is due, and report it."""
         RULES['work'] += 1
-        for ticket, own in zip(self._look(which), verdicts, strict=False):
+        for ticket, own in zip(self._scan(which), verdicts, strict=False):
             hold = self._claim(which, ticket)
             if hold is None:
                 continue
             if hold.todo:
-                events, retry_at = self._fates(hold, own, delay)
+                events, retry_at = self._events(hold, own, delay)
                 hold.real.settle(events, retry_at=retry_at, report=report)
                 self.model.settle(hold, events, retry_at, report=report, stuck=False)
             if hold.file.lock is hold:
@@ -1158,7 +1166,7 @@ class QueueMachine(RuleBasedStateMachine):
                 assert self.model.delivered.get(id, set()) == set(envelope.recipients)
 
     def teardown(self) -> None:
-        """Everybody dies; in the end all that was published is delivered, or in failed/."""
+        """All processes end; at last all that was published is delivered, or in failed/."""
         for put in self.puts:
             put.real.discard()
             self.model.end(put, 'discard')
@@ -1168,16 +1176,16 @@ class QueueMachine(RuleBasedStateMachine):
         self.holds.clear()
         for _ in range(20):
             self.clock.now += 11 * DAY
-            looks = 0
-            while tickets := self._look():
-                looks += 1
-                assert looks < 100, f'nobody gets {tickets}'
+            scans = 0
+            while tickets := self._scan():
+                scans += 1
+                assert scans < 100, f'no claim gets {tickets}'
                 for ticket in tickets:
                     taken = self._claim(0, ticket)
                     if taken is None:
                         continue
                     if taken.todo:
-                        events, _ = self._fates(taken, ['sent'] * 3, 0)
+                        events, _ = self._events(taken, ['sent'] * 3, 0)
                         taken.real.settle(events, report=False)
                         self.model.settle(taken, events, None, report=False, stuck=False)
                     else:
@@ -1245,8 +1253,8 @@ def test_the_queue_survives(
     kind: str, in_doubt: str, tmp_path: Path, quiet: None, tell: Tell
 ) -> None:
     """Whatever claimers, crashes, clocks and hands do in whatever order: every file is where the
-    model has it, with the letters that the model has; one holder at a time; nobody who has a mail
-    gets it again; what was published is delivered, waits, or lies in failed/."""
+    model has it, with the letters that the model has; one holder at a time; no recipient who has a
+    mail gets it again; what was published is delivered, waits, or lies in failed/."""
     world = World(kind, tmp_path / 'queue', in_doubt)
     RULES.clear()
     SEEN.clear()

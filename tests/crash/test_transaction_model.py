@@ -328,7 +328,7 @@ class TransactionMachine(RuleBasedStateMachine):
             else:
                 self.tx.mails.append((which, subject))
 
-    def _look(self, other: OtherManager, step: str) -> None:
+    def _observe(self, other: OtherManager, step: str) -> None:
         """From another data manager: the mail is stored before a one-phase database votes, and
         published only when every manager before ours has finished."""
         world, tx = self.world, self.tx
@@ -653,7 +653,9 @@ class TransactionMachine(RuleBasedStateMachine):
         self, key: str, fails: frozenset[str], error: type[BaseException], *, saving: bool
     ) -> None:
         assert self.tx is not None
-        other = (SavingManager if saving else OtherManager)(key, fails, error, on_step=self._look)
+        other = (SavingManager if saving else OtherManager)(
+            key, fails, error, on_step=self._observe
+        )
         self.manager.get().join(other)
         self.tx.others.append(other)
 
@@ -769,7 +771,7 @@ class TransactionMachine(RuleBasedStateMachine):
         expected = (self.leaves, sorted(self.doubts))
 
         def arrived() -> bool:
-            # What is in doubt a direct delivery tells by itself, if it was able to look.
+            # A direct delivery reports what is in doubt itself, if it was able to check.
             if not world.direct or self.helped or len(world.doubted) == len(self.doubts):
                 world.drain()
             # The first scan dispatches the events of mail in doubt.

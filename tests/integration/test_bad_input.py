@@ -60,7 +60,7 @@ RAISING = {'refuse', '_refuse', '_wrong', '_unloadable'}
 UNREACHABLE = {
     # An encrypted key takes a second to make: see tests/unit/mailers/smtp/test_connecting.py.
     'client_key= is encrypted',
-    # The last look before a message leaves: no input is known that comes so far.
+    # The last check before a message leaves: no input is known that gets this far.
     'headers: the headers to be sent are not',
     'message: its content cannot be sent in short lines',
     # Only ASCII addresses are passed.

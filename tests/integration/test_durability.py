@@ -58,7 +58,7 @@ from tests.support.world import MINUTE, World
 
 MakeWorld = Callable[..., World]
 
-NOBODY = 65534
+OTHER_USER = 65534
 HOUR, DAY = 60 * MINUTE, 24 * 60 * MINUTE
 WRITER_HOURS = 40
 """Hours for which a writer holds its record (finding 106)."""
@@ -105,8 +105,8 @@ def test_a_claim_of_another_user_is_kept(queue: MaildirQueue) -> None:
 
     def hold() -> None:
         held.append(MaildirQueue(queue.path, clock=Clock()).claim(ticket))
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        os.setgid(OTHER_USER)
+        os.setuid(OTHER_USER)
 
     with child(hold):
         assert queue.claim(ticket) is None
@@ -344,6 +344,7 @@ def test_death_in_another_data_manager(
     assert {name.partition('/')[0] for name in files(queue)} <= {'failed'}
 
 
+@pytest.mark.finding(84)
 @pytest.mark.parametrize('durable', [True, False], ids=['with a queue', 'without'])
 def test_death_between_the_commit_and_the_relay(queue: MaildirQueue, durable: bool) -> None:
     """A process is killed after the commit and before it connects to the relay: with a queue the
@@ -437,11 +438,11 @@ def test_a_copy_keeps_its_schedule(tmp_path: Path, how: str) -> None:
     clock = Clock()
     queue = MaildirQueue(str(tmp_path / 'mail'), sync=False, clock=clock, longest=2 * HOUR)
     later = make_envelope(due=NOW + DAY)
-    put_off, dead, telling = (make_envelope() for _ in range(3))
+    put_off, dead, reported = (make_envelope() for _ in range(3))
     for envelope, settle in (
         (put_off, lambda claim: claim.settle([deferred(put_off)], retry_at=NOW + HOUR)),
         (dead, lambda claim: claim.settle([failed(dead)], report=False)),
-        (telling, lambda claim: claim.settle([sent(telling)])),
+        (reported, lambda claim: claim.settle([sent(reported)])),
     ):
         queue.put([envelope]).publish()
         claim = claimed(queue)
@@ -466,7 +467,7 @@ def test_a_copy_keeps_its_schedule(tmp_path: Path, how: str) -> None:
         arrived.append([envelope.id for envelope in setup.mailer.sent])
     one, both = [put_off.id], [put_off.id, later.id]
     assert arrived == [[], [], one, one, both]
-    assert setup.dispatcher.pending_events[0] == sent(telling)
+    assert setup.dispatcher.pending_events[0] == sent(reported)
     assert [name.partition('/')[0] for name in files(copy)] == ['failed']
     copy.close()
     queue.close()
@@ -578,8 +579,8 @@ def test_a_trigger_of_another_user(public: Path) -> None:
     root = public / 'mail'
 
     def work() -> None:
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        os.setgid(OTHER_USER)
+        os.setuid(OTHER_USER)
         setup = ProcessorSetup(MaildirQueue(str(root), sync=False))
         with setup.running(poll=0.1):
             setup.put()
@@ -589,7 +590,7 @@ def test_a_trigger_of_another_user(public: Path) -> None:
     make_maildir(root).close()
     for path in (root, *root.iterdir()):
         if path.is_dir():
-            os.chown(path, NOBODY, NOBODY)
+            os.chown(path, OTHER_USER, OTHER_USER)
     assert (root / 'trigger').stat().st_uid == 0
     in_child(work)
 
@@ -645,12 +646,12 @@ def test_a_read_only_queue(public: Path) -> None:
     setup.queue.close()
     before = files(setup.queue)
     for path in (root, *root.rglob('*')):
-        os.chown(path, NOBODY, NOBODY)
+        os.chown(path, OTHER_USER, OTHER_USER)
         path.chmod(0o500 if path.is_dir() else 0o400)
 
     def work() -> None:
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        os.setgid(OTHER_USER)
+        os.setuid(OTHER_USER)
         own = ProcessorSetup(MaildirQueue(str(root), sync=False))
         with pytest.raises(OSError, match='give this user the right to write there'):
             own.processor().run_once()

@@ -244,7 +244,7 @@ POISON: dict[str, dict[str, Any]] = {
     'a recipient that is not ASCII': {'to': 'jörg@example.org'},
     'a recipient with a line break': {'to': 'a@example.org>\r\nRCPT TO:<x@example.org'},
     'a recipient with a NUL': {'to': 'a\0b@example.org'},
-    'no address': {'to': 'nobody at all'},
+    'no address': {'to': 'no one at all'},
     'a sender with a line break': {'sender': 'a@example.org>\r\nRSET'},
     'bare line feeds': {'raw': b'Subject: x\n\n.\nMAIL FROM:<x@example.org>\n'},
     'bare carriage returns': {'raw': b'Subject: x\r\n\r\n\r.\r\r\n'},

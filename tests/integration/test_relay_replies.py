@@ -37,7 +37,7 @@ MakeWorld = Callable[..., World]
 ANN, BOB, CAT = 'ann@example.org', 'bob@example.org', 'cat@example.org'
 
 SEND_BUFFER = 4 * 2**20
-"""Octets that a socket takes without anybody reading, at most (tcp_wmem)."""
+"""The most bytes that a socket takes while its peer reads none (tcp_wmem)."""
 
 HOUR, DAY = 60 * MINUTE, 24 * 60 * MINUTE
 

@@ -33,6 +33,7 @@ from tests.support.processors import (
     is_empty,
     log_levels,
     make_maildir,
+    worker_threads,
 )
 from tests.support.queues import Clock, files, until
 from tests.support.scripts import application, run
@@ -452,9 +453,11 @@ def test_two_processors_do_not_come_in_step(tmp_path: Path) -> None:
         for processor in processors
     ]
     try:
-        for thread, mailer in zip(threads, mailers, strict=True):
+        for count, (thread, mailer) in enumerate(zip(threads, mailers, strict=True), 1):
             thread.start()
             until(lambda mailer=mailer: mailer.times)  # type: ignore[misc]
+            first_workers = [each for each in worker_threads() if each.name.endswith(' 1')]
+            assert len(first_workers) == count, 'each processor has workers of its own'
         pools = [processor.pool for processor in processors]
         for _ in range(24):
             for pool in pools:

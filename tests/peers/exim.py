@@ -45,7 +45,7 @@ check_connect:
     accept
 
 check_rcpt:
-    deny local_parts = nobody
+    deny recipients = nobody@example.org
         message = 5.1.1 no such user
     defer local_parts = later
         message = 4.2.0 greylisted, come again

@@ -17,7 +17,7 @@ BODIES = {
     'a dot at the end': b'Hello.\r\n.',
     'empty lines': b'\r\n\r\n\r\nHello.\r\n\r\n\r\n',
     'blanks': b' \r\n\t\r\nHello. \t \r\n',
-    'a mailbox line': b'From somebody Mon Nov 23 00:00:00 2026\r\n>From\r\n',
+    'a mailbox line': b'From someone Mon Nov 23 00:00:00 2026\r\n>From\r\n',
     'a mail in the mail': (
         b'.\r\nMAIL FROM:<eve@example.org>\r\nRCPT TO:<victim@example.org>\r\nDATA\r\n'
         b'Subject: smuggled\r\n\r\nHello.\r\n.\r\nQUIT\r\n'

@@ -7,12 +7,12 @@ from typing import Any
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import Timeouts
 from tests.peers.relay import Relay
-from tests.peers.roots import HOST, PATIENCE
+from tests.peers.roots import HOST, TIMEOUT
 
 __all__ = ['mailer']
 
 
-TIMEOUTS = Timeouts().capped(PATIENCE)
+TIMEOUTS = Timeouts().capped(TIMEOUT)
 
 
 def mailer(relay: Relay, port: int | None = None, **options: Any) -> SMTPMailer:

@@ -13,12 +13,12 @@ _CONFIGURATION = """
 pki own cert "/etc/smtpd/chain.pem"
 pki own key "/etc/smtpd/key.pem"
 table passwords file:/etc/smtpd/passwords
-table nobody {{ "nobody@example.org" }}
+table unknown {{ "nobody@example.org" }}
 table later {{ "later@example.org" }}
 smtp max-message-size "{size}"
 filter later phase rcpt-to match rcpt-to <later> reject "451 4.2.0 greylisted, come again"
-table everybody {{ "127.0.0.0/8" }}
-filter closed phase connect match src <everybody> disconnect "554 5.7.1 we know you too well"
+table all {{ "127.0.0.0/8" }}
+filter closed phase connect match src <all> disconnect "554 5.7.1 we know you too well"
 listen on {host} port {ports.plain} tls pki own auth-optional <passwords> filter later \\
     hostname opensmtpd.example.org
 listen on {host} port {ports.implicit} smtps pki own auth-optional <passwords> filter later \\
@@ -26,7 +26,7 @@ listen on {host} port {ports.implicit} smtps pki own auth-optional <passwords> f
 listen on {host} port {ports.closed} filter closed hostname opensmtpd.example.org
 listen on socket filter later
 action hold relay host smtp://{host}:1
-match from any for rcpt-to <nobody> reject
+match from any for rcpt-to <unknown> reject
 match from any for domain {{ "example.org", "xn--bcher-kva.example" }} action hold
 """
 

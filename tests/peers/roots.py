@@ -18,7 +18,7 @@ __all__ = ['HOST', 'Root', 'free_ports', 'missing']
 
 HOST = '127.0.0.1'
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 """Seconds that a server may take for what it does at once on a machine with nothing else to do."""
 
 _DEVICES = {'null': (1, 3), 'zero': (1, 5), 'random': (1, 8), 'urandom': (1, 9)}
@@ -131,7 +131,7 @@ class Root:
     def run(self, *command: str) -> bytes:
         """Run a program of the peer's; return what it printed."""
         done = subprocess.run(
-            self.command(*command), stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE
+            self.command(*command), stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT
         )
         assert done.returncode == 0, f'{command}: {done.stdout!r} {done.stderr!r}'
         return done.stdout
@@ -160,7 +160,7 @@ class Root:
 
     def until(self, condition: Callable[[], object]) -> None:
         """Wait for something that the peer does."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while not condition():
             assert time.monotonic() < end, f'it did not come to pass\n{self.log}'
             time.sleep(0.01)
@@ -171,7 +171,7 @@ class Root:
         def greeted() -> bool:
             assert server.poll() is None, f'it has ended\n{self.log}'
             try:
-                with socket.create_connection((HOST, port), timeout=PATIENCE) as line:
+                with socket.create_connection((HOST, port), timeout=TIMEOUT) as line:
                     return line.recv(1) == b'2'
             except OSError:
                 return False
@@ -185,7 +185,7 @@ class Root:
                 server.send_signal(signal.SIGTERM)
         for server in servers:
             try:
-                server.wait(PATIENCE)
+                server.wait(TIMEOUT)
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()

@@ -9,7 +9,7 @@ from webtest import TestApp
 
 from pyramid_sendmail.queue import MaildirQueue
 from tests.peers.relay import Relay
-from tests.peers.roots import PATIENCE
+from tests.peers.roots import TIMEOUT
 from tests.support.applications import events, write_ini
 from tests.support.children import Child
 from tests.support.queues import files, until
@@ -24,7 +24,7 @@ def test_from_request_to_relay(relay: Relay, tmp_path: Path, sender: str) -> Non
         tmp_path / 'x.ini',
         {
             'mail.queue_path': queue.path,
-            'mail.url': f'{relay.url}?timeout={PATIENCE:g}s',
+            'mail.url': f'{relay.url}?timeout={TIMEOUT:g}s',
             'mail.hostname': 'web.example.org',
             'mail.envelope_sender': sender,
             'mail.retry': '1h',
@@ -36,7 +36,7 @@ def test_from_request_to_relay(relay: Relay, tmp_path: Path, sender: str) -> Non
     def once(number: int) -> int:
         child = Child(tmp_path / f'output-{number}', ini, '--once')
         try:
-            return child.wait(PATIENCE)
+            return child.wait(TIMEOUT)
         finally:
             if child.process.poll() is None:
                 child.process.kill()
@@ -56,7 +56,7 @@ def test_from_request_to_relay(relay: Relay, tmp_path: Path, sender: str) -> Non
     content = relay.content(held)
     assert content.count(answer.json['message_id'].encode()) == 1
     assert content.endswith(b'\r\n\r\nA line of text.\r\n')
-    until(lambda: len(events(database)) == 3, PATIENCE)
+    until(lambda: len(events(database)) == 3, TIMEOUT)
     assert {(kind, to) for kind, _, to, _ in events(database)} == {
         ('sent', 'ann@example.org bob@example.org'),
         ('error', 'nobody@example.org'),

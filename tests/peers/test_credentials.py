@@ -12,7 +12,7 @@ from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import Timeouts
 from tests.peers.mail import fronted, make_mail, statuses
 from tests.peers.relay import ANN, PASSWORD, Relay
-from tests.peers.roots import HOST, PATIENCE
+from tests.peers.roots import HOST, TIMEOUT
 from tests.support.sessions import make_mailer
 
 KINDS = {'starttls': 'plain', 'implicit': 'implicit'}
@@ -25,7 +25,7 @@ def mailer(relay: Relay, tls: Any, port: str = '', **options: Any) -> SMTPMailer
         getattr(relay.ports, port or KINDS[tls]),
         hostname='web.example.org',
         tls=tls,
-        timeouts=Timeouts().capped(PATIENCE),
+        timeouts=Timeouts().capped(TIMEOUT),
         **options,
     )
 

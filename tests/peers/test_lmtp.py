@@ -61,10 +61,10 @@ def test_each_recipient_on_its_own(dovecot: Dovecot, session: Any, sender: str) 
 
 
 def test_no_recipient_at_all(dovecot: Dovecot, session: Any, sender: str) -> None:
-    """A mail that everybody refuses leaves the next one alone."""
+    """A mail that is refused for all recipients leaves the next one alone."""
     refused, full, last = session.send(
         [
-            make_mail(sender, 'nobody@example.org', 'nobody.else@example.org'),
+            make_mail(sender, 'nobody@example.org', 'nothing@example.org'),
             make_mail(sender, 'full@example.org'),
             mail := make_mail(sender, 'ann@example.org'),
         ]

@@ -17,7 +17,7 @@ from pyramid_sendmail.mailers.smtp.session import SMTPSession
 from tests.peers.mail import BODIES, fronted, make_mail, statuses
 from tests.peers.mailers import mailer
 from tests.peers.relay import SIZE, Relay
-from tests.peers.roots import HOST, PATIENCE
+from tests.peers.roots import HOST, TIMEOUT
 from tests.support.queues import until
 
 
@@ -83,11 +83,11 @@ def test_arrives_as_it_was_sent_by_bdat(
 
 def test_refused_with_the_text_under_way(relay: Relay, window: SMTPSession, sender: str) -> None:
     """The relay throws away a text without recipients, and the mails behind it are sent."""
-    nobody, later = 'nobody@example.org', 'later@example.org'
-    recipients = [('ann@example.org', nobody), (nobody,), (nobody, later), (later,)]
-    recipients += [('bob@example.org',), (nobody,), ('carol@example.org', later)]
+    unknown, later = 'nobody@example.org', 'later@example.org'
+    recipients = [('ann@example.org', unknown), (unknown,), (unknown, later), (later,)]
+    recipients += [('bob@example.org',), (unknown,), ('carol@example.org', later)]
     outcomes = list(window.send([make_mail(sender, *each) for each in recipients]))
-    wanted = {nobody: 'failed', later: 'deferred'}
+    wanted = {unknown: 'failed', later: 'deferred'}
     assert [statuses(outcome) for outcome in outcomes] == [
         {to: wanted.get(to, 'delivered') for to in each} for each in recipients
     ]
@@ -195,7 +195,7 @@ def test_stopped_between_two_mails(relay: Relay, session: SMTPSession, sender: s
             {'bob@example.org': 'delivered'}
         ]
     # It may read its queue while it greets already.
-    until(lambda: len(relay.mails(sender)) == 2, PATIENCE)
+    until(lambda: len(relay.mails(sender)) == 2, TIMEOUT)
     assert {mail.recipients for mail in relay.mails(sender)} == {
         frozenset({'ann@example.org'}),
         frozenset({'bob@example.org'}),
@@ -237,11 +237,11 @@ def test_too_many_connections(relay: Relay, sender: str) -> None:
     crowded = mailer(relay, relay.ports.crowded)
 
     def connected() -> Any:
-        with suppress(MailerUnavailable):  # who was there before us may not quite have left
+        with suppress(MailerUnavailable):  # the connections before may not quite have ended
             return crowded.connect()
         return None
 
-    first = until(connected, PATIENCE)
+    first = until(connected, TIMEOUT)
     with pytest.raises(MailerUnavailable) as caught:
         crowded.connect()
     assert 'the greeting' in str(caught.value)
@@ -249,4 +249,4 @@ def test_too_many_connections(relay: Relay, sender: str) -> None:
     (outcome,) = first.send([make_mail(sender)])
     assert statuses(outcome) == {'ann@example.org': 'delivered'}
     first.close()
-    until(connected, PATIENCE).close()
+    until(connected, TIMEOUT).close()

@@ -13,7 +13,7 @@ from pyramid.request import Request, apply_request_extensions
 from zope.interface import implementer
 
 from pyramid_sendmail import Message
-from pyramid_sendmail.interfaces import IMailDelivery, IMailer, IMailQueue
+from pyramid_sendmail.interfaces import IBrowsableQueue, IMailDelivery, IMailer, IMailQueue
 from pyramid_sendmail.settings import MailSettings, parse_settings
 from tests.support.doubles import RecordingMailer
 
@@ -85,6 +85,15 @@ def sends_by(delivery: Any, mailer: RecordingMailer) -> bool:
     before = mailer.accepted('ann@example.org')
     delivery.send_now(HELLO)
     return mailer.accepted('ann@example.org') == before + 1
+
+
+def puts_into(queue: IBrowsableQueue, registry: Registry) -> bool:
+    """Return whether a mail that a request sends is in this queue when its transaction ends."""
+    before = len(list(queue.mails()))
+    request = request_of(registry)
+    with request.tm:
+        request.mailer.send(HELLO)
+    return len(list(queue.mails())) == before + 1
 
 
 @implementer(IMailDelivery)

@@ -17,7 +17,10 @@ __all__ = ['NAMES', 'WORDS', 'Found', 'found_in', 'found_in_python']
 WORDS: dict[str, str] = {
     # Persons, where a thread, a process or a function is meant.
     r'whoever|whomever': 'the thing itself: "a thread that ...", "the caller"',
-    r'nobody': 'none, nothing, or the thing itself: "no process"',
+    # Not the account 'nobody', nor an address that begins with it.
+    r"nobody(?![\w.]*@)(?!(?<=['\"<]nobody)['\">])": (
+        'none, nothing, or the thing itself: "no process"'
+    ),
     r'(?:some|any)body': 'the thing itself: "another process", "a subscriber"',
     r'he|him|his|himself': 'the thing itself, or it',
     r'(?:the|an) askers?|askers?': 'the caller, the calling worker',
@@ -33,6 +36,7 @@ WORDS: dict[str, str] = {
     r'not to be had': 'not available, or: the claim failed',
     r'(?:what|which|nothing) (?:comes?|came) of it': 'the outcome, the result',
     r'(?:puts?|putting) aside': 'move to failed/',
+    r'postpon(?:e|es|ed|ing)': 'retry later, events to retry',
     r'settles? with': 'ends with, or records the outcome',
     r'says? good-?bye': 'send QUIT',
     r'octets?(?!-)': 'bytes (octets only where an RFC is quoted, which is then named)',
@@ -44,16 +48,23 @@ NAMES: dict[str, str] = {
     'asker': 'caller',
     'crew': 'pool',
     'fate': 'pending_event, event',
+    'fates': 'pending_events, events',
     'gate': 'breaker',
     'harvest': 'scan',
     'heard': 'notified',
     'nobody': 'none',
+    'postpone': 'retry_events',
+    'postponed': 'to_retry',
     'road': 'connection',
     'roads': 'connections',
+    'seal': 'mark_ambiguous',
     'sealed': 'ambiguous',
     'sealing': 'before_final_dot',
+    'telling': 'pending',
     'told': 'delivered, dispatched',
     'unheard': 'first_time',
+    'unseal': 'before_final_dot',
+    'unsealed': 'not_ambiguous',
     'untold': 'rejected',
 }
 """Parts of names, between underscores or capitals."""

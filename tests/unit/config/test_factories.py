@@ -43,7 +43,9 @@ from tests.support.configuration import (
     configured,
     failure,
     parts,
+    puts_into,
     request_of,
+    sends_by,
 )
 from tests.support.doubles import RecordingMailer
 
@@ -90,8 +92,14 @@ def test_without_the_package() -> None:
 def test_with_a_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``mail.queue_path`` alone gives a queued delivery, and the queue has its settings."""
     calls = Calls(monkeypatch, 'MaildirQueue')
+    recording = RecordingMailer()
     registry = committed(
-        queue_path=tmp_path, queue_sync='off', in_doubt='send', ambiguous='hold', retry='1h'
+        lambda config: config.set_mailer(recording),
+        queue_path=tmp_path,
+        queue_sync='off',
+        in_doubt='send',
+        ambiguous='hold',
+        retry='1h',
     )
     delivery, _, queue = parts(registry)
     assert verifyObject(IQueuedMailDelivery, delivery)
@@ -99,6 +107,8 @@ def test_with_a_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert delivery.queue is queue
     assert queue.path == str(tmp_path)
     assert calls.returned == [queue]
+    assert sends_by(delivery, recording)
+    assert puts_into(queue, registry)
     committed(queue_path=tmp_path, queue_mode='group')
     assert calls.arguments == [
         {
@@ -122,9 +132,19 @@ def test_with_a_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_direct_delivery_with_a_queue(tmp_path: Path) -> None:
     """``mail.delivery = direct`` keeps the queue for mail that cannot leave now."""
-    delivery, _, queue = parts(committed(delivery='direct', queue_path=tmp_path))
+    recording = RecordingMailer()
+    registry = committed(
+        lambda config: config.set_mailer(recording), delivery='direct', queue_path=tmp_path
+    )
+    delivery, _, queue = parts(registry)
     assert type(delivery) is DirectMailDelivery
     assert delivery.queue is queue
+    recording.unavailable = 'connection refused'
+    assert puts_into(queue, registry)
+    recording.unavailable = None
+    assert not puts_into(queue, registry)
+    assert recording.accepted('ann@example.org') == 1
+    assert sends_by(delivery, recording)
 
 
 def test_direct_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

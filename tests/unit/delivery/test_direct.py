@@ -563,28 +563,28 @@ def test_an_event_that_failed_is_dispatched_again(either: Direct) -> None:
 def test_an_event_that_is_being_handled_is_left_alone(either: Direct) -> None:
     """A scan for events takes no claim that the dispatcher still holds."""
     held: list[Any] = []
-    looked = threading.Event()
-    look = either.queue.scan
+    scanned = threading.Event()
+    scan = either.queue.scan
 
     def handle(claim: Any, events: Sequence[PendingEvent]) -> bool:
         held.append((claim, events))
         return False
 
-    def looking(now: float) -> Any:
+    def scanning(now: float) -> Any:
         try:
-            return look(now)
+            return scan(now)
         finally:
-            looked.set()
+            scanned.set()
 
     either.dispatcher.handle = handle
-    either.queue.scan = looking
+    either.queue.scan = scanning
     either.commit()
     either.sender.scan()
-    assert looked.wait(WAIT)
+    assert scanned.wait(WAIT)
     either.finish()
     ((claim, events),) = held
     claim.acknowledge(events)
-    assert look(1e11) == ([], None)
+    assert scan(1e11) == ([], None)
 
 
 def test_an_event_is_found_beside_mail_that_waits(durable: Direct, mailer: RecordingMailer) -> None:
@@ -629,11 +629,11 @@ def test_a_scan_for_events_that_failed_is_made_again(
 ) -> None:
     """A queue that cannot be read is scanned again after a while."""
     monkeypatch.setattr('pyramid_sendmail.delivery.direct_sender.QUEUE_RETRY_DELAY', 0.01)
-    look, failed = direct.queue.scan, threading.Event()
+    scan, failed = direct.queue.scan, threading.Event()
 
     def failing(now: float) -> Any:
         if failed.is_set():
-            return look(now)
+            return scan(now)
         failed.set()
         raise QueueError(errno.EIO, 'input/output error')
 

@@ -1,4 +1,4 @@
-"""The events: what they tell, and to whom."""
+"""The events: their attributes, and which subscribers get them."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ def envelope() -> Envelope:
     )
 
 
-def fate_of(kind: str, envelope: Envelope) -> PendingEvent:
+def pending_event(kind: str, envelope: Envelope) -> PendingEvent:
     make = {'sent': sent, 'deferred': deferred, 'error': failed}[kind]
     return make(envelope, 'bob@example.org', attempt=3)
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_what_every_event_tells(envelope: Envelope, kind: str) -> None:
+def test_what_every_event_has(envelope: Envelope, kind: str) -> None:
     """Every event carries the mail's common facts and the recipients that it is about."""
-    fate = fate_of(kind, envelope)
-    event = event_of(fate, envelope, REQUEST)
+    pending = pending_event(kind, envelope)
+    event = event_of(pending, envelope, REQUEST)
     assert type(event) is KINDS[kind]
     assert verifyObject(INTERFACES[kind], event)
     assert IMailEvent.providedBy(event)
     common = {
-        'id': fate.id,
+        'id': pending.id,
         'message_id': envelope.message_id,
         'sender': 'bounces@example.org',
         'recipients': ('bob@example.org',),
@@ -103,7 +103,7 @@ def test_an_error_event_has_the_bytes(envelope: Envelope) -> None:
 @pytest.mark.parametrize('kind', KINDS)
 def test_an_event_is_frozen(envelope: Envelope, kind: str) -> None:
     """Subscribers share an event, and cannot change it."""
-    event = event_of(fate_of(kind, envelope), envelope, REQUEST)
+    event = event_of(pending_event(kind, envelope), envelope, REQUEST)
     with pytest.raises(FrozenInstanceError):
         event.subject = 'other'  # type: ignore[misc]
 
@@ -122,10 +122,10 @@ def test_the_classes_have_what_the_interfaces_say() -> None:
 # mail_tag
 
 
-def heard(config: Configurator, envelope: Envelope, *kinds: str) -> None:
+def notify(config: Configurator, envelope: Envelope, *kinds: str) -> None:
     config.commit()
     for kind in kinds:
-        config.registry.notify(event_of(fate_of(kind, envelope), envelope, REQUEST))
+        config.registry.notify(event_of(pending_event(kind, envelope), envelope, REQUEST))
 
 
 @pytest.mark.parametrize(('tag', 'expected'), [('welcome', True), ('bill', False)])
@@ -135,7 +135,7 @@ def test_mail_tag(envelope: Envelope, tag: str, expected: bool) -> None:
     config = Configurator(settings={})
     config.include('pyramid_sendmail')
     config.add_subscriber(calls.append, MailSentEvent, mail_tag=tag)
-    heard(config, envelope, 'sent', 'error')
+    notify(config, envelope, 'sent', 'error')
     assert [type(event) for event in calls] == ([MailSentEvent] if expected else [])
 
 
@@ -146,7 +146,7 @@ def test_mail_tag_on_every_event(envelope: Envelope) -> None:
     config.include('pyramid_sendmail')
     config.add_subscriber(calls.append, IMailEvent, mail_tag='welcome')
     config.add_subscriber(calls.append, IMailErrorEvent)
-    heard(config, envelope, 'sent', 'deferred', 'error')
+    notify(config, envelope, 'sent', 'deferred', 'error')
     assert [type(event) for event in calls].count(MailErrorEvent) == 2
     assert len(calls) == 4
 

@@ -66,6 +66,7 @@ def deliver(mailer: SendmailMailer, *recipients: str, **changes: object) -> dict
     return dict(outcome)
 
 
+@pytest.mark.finding(38)
 def test_arguments_and_text(program: Program, tmp_path: Path) -> None:
     """The program gets the addresses as separate arguments, without -t, and the frozen text with
     line ends of this system."""
@@ -87,6 +88,7 @@ def test_null_sender(program: Program, tmp_path: Path) -> None:
     assert calls(tmp_path)[0][0][:4] == [b'-i', b'-f', b'<>', b'--']
 
 
+@pytest.mark.finding(38)
 @pytest.mark.parametrize('address', ['-oQ/tmp/x@example.org', '-t', '-bv@example.org'])
 def test_options_in_place_of_addresses(program: Program, tmp_path: Path, address: str) -> None:
     """An address that begins with a dash is refused by name, as sender and as recipient; the other
@@ -150,6 +152,7 @@ STATUSES = {
 }
 
 
+@pytest.mark.finding(38)
 @pytest.mark.parametrize('status', STATUSES)
 def test_exit_status(program: Program, status: int) -> None:
     """The exit status (sysexits.h) gives the verdict, and the reason quotes the output."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from ipaddress import IPv6Address
 from urllib.parse import urlsplit
 
 import hypothesis
@@ -14,6 +14,30 @@ from pyramid.exceptions import ConfigurationError
 from pyramid_sendmail.mailers.url import parse_url
 
 
+def host_name(host: str) -> str | None:
+    """Return a host name as IDNA writes it, or None if it is none."""
+    try:
+        encoded = host.encode('idna').decode('ascii')
+    except UnicodeError:
+        return None
+    is_name = re.fullmatch(r'(?![-.])[A-Za-z0-9._-]+(?<!-)(?<!-\.)', encoded)
+    return encoded if is_name and '..' not in encoded else None
+
+
+def host_and_port(place: str) -> tuple[str, int] | None:
+    """Return what the standard library finds in HOST:PORT, or None if it is not usable."""
+    try:
+        parts = urlsplit(f'smtp://{place}')
+        port = 25 if parts.port is None else parts.port
+        if place.startswith('['):
+            shape, host = r'\[[^][]*\](?::.+)?', str(IPv6Address(parts.hostname or ''))
+        else:
+            shape, host = r'[^][:]+(?::.+)?', host_name(parts.hostname or '') or ''
+    except ValueError:
+        return None
+    return (host, port) if host and port and re.fullmatch(shape, place) else None
+
+
 @hypothesis.given(st.text('aZ.9-é', max_size=70))
 @hypothesis.example('a' * 63)
 @hypothesis.example('a' * 64)
@@ -22,34 +46,49 @@ from pyramid_sendmail.mailers.url import parse_url
 @hypothesis.example('')
 def test_a_host_is_what_idna_makes_of_it(host: str) -> None:
     """The codec is not asked about an ASCII name, and would leave it as it is."""
-    try:
-        encoded = host.encode('idna').decode('ascii')
-    except UnicodeError:
-        encoded = ''
-    if re.fullmatch(r'(?![-.])[A-Za-z0-9.-]+(?<!-)(?<!-\.)', encoded) and '..' not in encoded:
-        assert parse_url(f'smtp://{host}').host_and_port(25) == (encoded, 25)
-    else:
+    encoded = host_name(host)
+    if encoded is None:
         with pytest.raises(ConfigurationError):
             parse_url(f'smtp://{host}').host_and_port(25)
+    else:
+        assert parse_url(f'smtp://{host}').host_and_port(25) == (encoded, 25)
 
 
 @hypothesis.given(st.text('aZ1+.-_:/?[]é%', max_size=12))
 @hypothesis.example('smtp://relay')
+@hypothesis.example('smtp://relay?')
+@hypothesis.example('smtp://[::1]/a')
 def test_a_url_is_split_as_the_standard_library_does(url: str) -> None:
-    """Into scheme, authority and path."""
-    with suppress(ConfigurationError, ValueError):
+    """Into scheme, authority and path; nothing is refused but '' and an option without a value."""
+    if not url or url.partition('?')[2]:
+        with pytest.raises(ConfigurationError):
+            parse_url(url)
+        return
+    ours = parse_url(url)
+    try:
         parts = urlsplit(url)
-        ours = parse_url(url)
+    except ValueError:
+        # About brackets, which host_and_port refuses here.
+        assert '[' in url or ']' in url
+    else:
         assert (ours.scheme, ours.authority or '', ours.path) == parts[:3]
 
 
 @hypothesis.given(st.text('aZ19._-:[]é', max_size=8) | st.just('[::1]:25') | st.just('relay:25'))
+@hypothesis.example('relay')
+@hypothesis.example('relay:')
+@hypothesis.example('relay:0')
+@hypothesis.example('relay:65535')
+@hypothesis.example('relay:65536')
+@hypothesis.example('[::1]')
+@hypothesis.example('[::1]9')
+@hypothesis.example('[a]')
 def test_a_host_is_split_as_the_standard_library_does(place: str) -> None:
-    """Into a name and a port; what it refuses, we refuse too."""
-    try:
+    """Into a name and a port; what it refuses, and no more, is refused here."""
+    expected = host_and_port(place)
+    if expected is None:
+        with pytest.raises(ConfigurationError):
+            parse_url(f'smtp://{place}').host_and_port(25)
+    else:
         host, port = parse_url(f'smtp://{place}').host_and_port(25)
-    except ConfigurationError:
-        return
-    parts = urlsplit(f'smtp://{place}')
-    assert host.lower() == (parts.hostname or '').encode('idna').decode('ascii')
-    assert port == (25 if parts.port is None else parts.port)
+        assert (host.lower(), port) == expected

@@ -61,7 +61,7 @@ def test_an_events_thread_that_cannot_start(setup: ProcessorSetup) -> None:
     assert len(setup.mailer.sent) == 2
 
 
-def test_a_postponed_event_is_dispatched_in_time(setup: ProcessorSetup) -> None:
+def test_an_event_to_retry_is_dispatched_in_time(setup: ProcessorSetup) -> None:
     """A subscriber that failed gets its event again when the policy says so, not at the next
     poll."""
     setup.dispatcher.kinds = ('sent',)
@@ -84,7 +84,7 @@ def test_a_postponed_event_is_dispatched_in_time(setup: ProcessorSetup) -> None:
 
 
 @pytest.mark.parametrize('once', [True, False])
-def test_a_postponed_event_is_dispatched_at_each_start(setup: ProcessorSetup, once: bool) -> None:
+def test_an_event_to_retry_is_dispatched_at_each_start(setup: ProcessorSetup, once: bool) -> None:
     """An event that subscribers failed to handle is dispatched again when a processor starts."""
     setup.dispatcher = RecordingDispatcher('sent', takes=False)
     setup.put('eve@example.org')

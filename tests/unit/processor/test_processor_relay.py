@@ -145,6 +145,7 @@ def test_mail_released_during_a_scan_for_new_mail(on_disk: ProcessorSetup) -> No
     not wait for the next poll."""
     scan = on_disk.queue.scan
     coming, scanning, closed = threading.Event(), threading.Event(), threading.Event()
+    retrying, sent = threading.Event(), []
 
     def slow_scan(now: float, *, fresh: bool = False, **options: Any) -> Any:
         found = scan(now, fresh=fresh, **options)
@@ -155,18 +156,19 @@ def test_mail_released_during_a_scan_for_new_mail(on_disk: ProcessorSetup) -> No
         return found
 
     def close_once(envelope: Envelope) -> None:
-        if not closed.is_set():
+        sent.append(envelope)
+        if len(sent) == 2:
+            retrying.set()
             scanning.wait(10)
             closed.set()
             raise MailerUnavailable('unavailable for a moment')
 
     on_disk.queue.scan = slow_scan
     on_disk.mailer.script('ann@example.org', DEFERRED)
+    on_disk.mailer.before = close_once
     with on_disk.running(policy=RetryPolicy(delays=(0.5,), jitter=0.0), pause=1.5):
         on_disk.put('ann@example.org')
-        on_disk.mailer.wait_for(1)
-        on_disk.mailer.before = close_once
-        time.sleep(1)
+        assert retrying.wait(10)
         coming.set()
         on_disk.put('bob@example.org')
         on_disk.mailer.wait_for(3, 5)

@@ -20,9 +20,9 @@ from tests.support.queues import NOW, Clock, files, make_envelope
 class Place:
     """A queue, its clock, and a single pass in steps of ten."""
 
-    def __init__(self, path: Path, patience: float) -> None:
+    def __init__(self, path: Path, first_page_after: float) -> None:
         self.clock = Clock()
-        limits = ScanLimits(first_page_after=patience)
+        limits = ScanLimits(first_page_after=first_page_after)
         self.queue = MaildirQueue(str(path), sync=False, limits=limits, clock=self.clock)
         self.queue.prepare()
         self.active_queue = ActiveQueue()

@@ -1,4 +1,4 @@
-"""Tracked claims: what they tell the worker pool, and the claim of a damaged file."""
+"""Tracked claims: what they report to the worker pool, and the claim of a damaged file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.queues import NOW, Clock, deferred, make_envelope, sent
 
 
 class Pool:
-    """Records what a claim tells the worker pool."""
+    """Records what a claim reports to the worker pool."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []

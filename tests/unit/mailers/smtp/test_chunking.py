@@ -602,10 +602,10 @@ class Narrow:
 
     lost, unread = False, b''
 
-    def __init__(self, unsent: int, *heard: Reply) -> None:
+    def __init__(self, unsent: int, *received: Reply) -> None:
         self._unsent = unsent
         self._writes = 0
-        self._heard = iter([Reply(250, ''), Reply(250, ''), *heard])
+        self._received = iter([Reply(250, ''), Reply(250, ''), *received])
 
     def write(self, data: bytes) -> None:
         self._writes += 1
@@ -613,7 +613,7 @@ class Narrow:
             raise ConnectionLost('while sending: Broken pipe', unsent=self._unsent)
 
     def reply(self, timeout: float) -> Reply:
-        answer = next(self._heard, None)
+        answer = next(self._received, None)
         if answer is None:
             raise ConnectionLost('the relay closed the connection', hung_up=True)
         return answer
@@ -623,7 +623,7 @@ class Narrow:
 
 
 @pytest.mark.parametrize(
-    ('unsent', 'heard', 'expected'),
+    ('unsent', 'received', 'expected'),
     [
         (0, (), ['ambiguous'] * 3),
         (1, (), ['ambiguous'] * 2),
@@ -632,11 +632,11 @@ class Narrow:
         (0, (Reply(421, 'closing'),), ['deferred']),
     ],
 )
-def test_a_write_that_fails(unsent: int, heard: tuple[Reply, ...], expected: list[str]) -> None:
+def test_a_write_that_fails(unsent: int, received: tuple[Reply, ...], expected: list[str]) -> None:
     """Replies before the failure count. A text whose last byte has not left has not arrived, nor
     has a mail behind a 421."""
     session = ChunkingSession(
-        Narrow(unsent, *heard),
+        Narrow(unsent, *received),
         name='smtp://relay:25',
         extensions={'PIPELINING': ''},
         timeouts=TINY,

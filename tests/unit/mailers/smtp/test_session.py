@@ -284,7 +284,7 @@ def test_lost_after_the_mark() -> None:
     session = SMTPSession(wire, name='smtp://relay:25', extensions={}, timeouts=Timeouts())
     session._carried = True
     ambiguous: list[object] = []
-    [outcome] = session.send([envelope()], before_final_dot=lambda *seal: ambiguous.append(seal))
+    [outcome] = session.send([envelope()], before_final_dot=lambda *mark: ambiguous.append(mark))
     assert ambiguous
     assert statuses(outcome) == {A: 'deferred'}
 

@@ -148,7 +148,7 @@ def test_a_link_is_not_followed(queue: MaildirQueue, tmp_path: Path) -> None:
 def test_a_processor_that_writes_marks_while_a_mail_is_read(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mail that is half written at one look is read again."""
+    """A mail that is half written at one reading is read again."""
     info = one_mail(queue, 'new')
     path = the_file(queue, 'new')
     data = path.read_bytes()

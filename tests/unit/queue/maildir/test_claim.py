@@ -316,7 +316,7 @@ def test_a_claim_that_cannot_begin_is_none(
     claimed(queue).release()
 
 
-def test_an_event_that_cannot_be_postponed_is_released(
+def test_an_event_whose_retry_cannot_be_recorded_is_released(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the event is found again at once: reported once more, never lost."""

@@ -278,7 +278,7 @@ def test_a_missing_folder_holds_nothing(queue: MaildirQueue) -> None:
 
 
 def test_stopped_at_any_call_it_leaves_the_mail_or_nothing(queue: MaildirQueue) -> None:
-    """Whoever expires a dead letter and is stopped has left it whole, or removed it."""
+    """A process that is stopped while it expires a dead letter has left it whole, or removed it."""
     data = b''
     path = Path()
 

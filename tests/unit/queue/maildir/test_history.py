@@ -109,7 +109,7 @@ def test_a_mixed_attempt_has_a_line_for_each_answer(queue: MaildirQueue) -> None
 
 
 def test_an_event_to_be_reported_adds_no_line(queue: MaildirQueue) -> None:
-    """Telling subscribers, late or at last, is no attempt."""
+    """Notifying subscribers, late or at last, is no attempt."""
     envelope = _put(queue)
     claim = claimed(queue)
     event = failed(envelope)
@@ -222,7 +222,7 @@ def test_files_are_the_users_alone(queue: MaildirQueue) -> None:
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-def _fate(**options: Any) -> PendingEvent:
+def _event(**options: Any) -> PendingEvent:
     return replace(failed(make_envelope()), **options)
 
 
@@ -230,11 +230,11 @@ def test_a_line_is_bounded_and_keeps_its_reason() -> None:
     """A line has at most 1,000 bytes, whole characters, one line end; many recipients leave the
     reason its place."""
     many = tuple(f'recipient{n}@example.org' for n in range(1000))
-    (line,) = attempt_lines([_fate(recipients=many, reason='the reason')], at=NOW)
+    (line,) = attempt_lines([_event(recipients=many, reason='the reason')], at=NOW)
     assert '(1000 recipients)' in line
     assert line.endswith('the reason')
     for letter in ('x', '\u00e4', '\u20ac', '\U0001f600'):
-        (line,) = attempt_lines([_fate(reason=letter * 5000)], at=NOW)
+        (line,) = attempt_lines([_event(reason=letter * 5000)], at=NOW)
         assert LINE_SIZE - 4 <= len(line.encode()) + 1 <= LINE_SIZE
         assert '\n' not in line
         assert line.endswith(letter)
@@ -245,7 +245,7 @@ def test_a_line_is_bounded_and_keeps_its_reason() -> None:
 )
 def test_control_characters_do_no_harm(text: str) -> None:
     """What a relay says can neither begin a line of its own nor move a cursor."""
-    (line,) = attempt_lines([_fate(reason=f'550 a{text}b', mailer=text)], at=NOW)
+    (line,) = attempt_lines([_event(reason=f'550 a{text}b', mailer=text)], at=NOW)
     assert line.isascii()
     assert len(line.splitlines()) == 1
     assert line.isprintable()
@@ -255,14 +255,14 @@ def test_control_characters_do_no_harm(text: str) -> None:
 def test_any_clock_will_do() -> None:
     """A time that no calendar has costs the line its time, and nothing else."""
     for at in (1e30, float('inf'), float('nan'), -1e18):
-        (line,) = attempt_lines([_fate()], at=at)
+        (line,) = attempt_lines([_event()], at=at)
         assert line.startswith('(no time) attempt 1: failed for ann@')
 
 
 def test_a_history_is_bounded(tmp_path: Path) -> None:
     """No line is added beyond 64 KB, and none is cut."""
     store = QueueFiles(str(tmp_path))
-    lines = attempt_lines([_fate(reason='x' * 5000)], at=NOW)
+    lines = attempt_lines([_event(reason='x' * 5000)], at=NOW)
     line = lines[0].encode() + b'\n'
     for _ in range(40):
         append_history(store, 'a' * 32, lines * 3)

@@ -56,7 +56,7 @@ def _large(*recipients: str, body: str = BODY, **options: Any) -> Envelope:
     return make_envelope(*recipients, body=body, **options)
 
 
-def _attempts(*kinds: str) -> OutcomeRecorder:
+def _recorder(*kinds: str) -> OutcomeRecorder:
     return OutcomeRecorder(RetryPolicy(jitter=0.0), RecordingDispatcher(*kinds), clock=Clock())
 
 
@@ -277,10 +277,10 @@ def test_a_large_mail_arrives_byte_for_byte(queue: MaildirQueue) -> None:
     queue.put([_large('c@example.org')]).publish()
     with ScriptedSMTPServer(extensions=('PIPELINING', 'SIZE')) as server:
         tally = Tally()
-        road = RelayConnection(_mailer(server))
+        connection = RelayConnection(_mailer(server))
         tickets, _ = queue.scan(NOW)
-        attempt((queue.claim(ticket) for ticket in tickets), road, _attempts(), tally)
-        road.close()
+        attempt((queue.claim(ticket) for ticket in tickets), connection, _recorder(), tally)
+        connection.close()
         idle(server)
         messages = sorted(server.messages, key=lambda message: message.recipients)
     assert tally == Tally(delivered=2)
@@ -291,7 +291,7 @@ def test_a_large_mail_arrives_byte_for_byte(queue: MaildirQueue) -> None:
 
 
 def test_an_error_event_has_the_bytes(queue: MaildirQueue) -> None:
-    """Whoever asks for the bytes while the mail is claimed gets them: nothing is lost."""
+    """A caller that reads the bytes while the mail is claimed gets them: nothing is lost."""
     envelope = _large()
     queue.put([envelope]).publish()
     claim = claimed(queue)
@@ -304,8 +304,8 @@ def test_an_error_event_has_the_bytes(queue: MaildirQueue) -> None:
 
 
 def test_a_file_that_becomes_shorter_while_it_is_sent(queue: MaildirQueue) -> None:
-    """Somebody cuts it after it was claimed: the dot never leaves, and the mail is deferred; the
-    next claim finds it damaged. The mail behind it is sent."""
+    """A file that is cut after it was claimed: the final dot never leaves, and the mail is
+    deferred. The next claim finds it damaged. The mail behind it is sent."""
     queue.put([_large('a@example.org', due=NOW - 1)]).publish()
     (first,), _ = queue.scan(NOW)
     path = the_file(queue, 'new')
@@ -314,11 +314,11 @@ def test_a_file_that_becomes_shorter_while_it_is_sent(queue: MaildirQueue) -> No
     claims = [queue.claim(first), queue.claim(second)]
     os.truncate(path, path.stat().st_size - 2 * BLOCK_SIZE)
     with ScriptedSMTPServer(extensions=('PIPELINING',)) as server:
-        road, tally, attempts = RelayConnection(_mailer(server)), Tally(), _attempts()
+        connection, tally, recorder = RelayConnection(_mailer(server)), Tally(), _recorder()
         left = iter(claims)
-        attempt(left, road, attempts, tally)
-        attempt(left, road, attempts, tally)
-        road.close()
+        attempt(left, connection, recorder, tally)
+        attempt(left, connection, recorder, tally)
+        connection.close()
         idle(server)
         assert [message.recipients for message in server.messages] == [('b@example.org',)]
     assert tally == Tally(delivered=1, deferred=1)

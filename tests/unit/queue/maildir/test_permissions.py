@@ -207,7 +207,7 @@ def test_two_users_share_a_queue(shared: Path, umask: int) -> None:
         queue._clock.now = NOW + 60  # type: ignore[attr-defined]
         queue.prepare()
         queue.put([make_envelope()]).publish()
-        assert queue.wait(0), 'it hears the pipe that the other has made'
+        assert queue.wait(0), 'it is woken by the pipe that the other has made'
         claims: list[Any] = [queue.claim(ticket) for ticket in queue.scan(NOW + 60)[0]]
         words = sorted(claim.interrupted for claim in claims if claim.todo)
         assert words == ['', '', 'ambiguous']

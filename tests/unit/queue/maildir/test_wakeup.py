@@ -74,7 +74,7 @@ def test_the_wait_costs_no_processor_time(path: Path) -> None:
 
 
 def test_it_is_private(path: Path) -> None:
-    """Nobody else can wake us, nor listen."""
+    """No other user can wake this process, nor listen."""
     old = os.umask(0)
     try:
         wake_up = WakeUp(str(path))
