@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from types import MappingProxyType
 
 from .address import Addresses
@@ -63,7 +62,8 @@ class Message:
     tag: str | None = None
 
     def __post_init__(self) -> None:
-        for name, value in zip(_LIST_FIELDS, _list_values(self), strict=True):
+        for name in _LIST_FIELDS:
+            value = getattr(self, name)
             kind = type(value)
             if kind in _IMMUTABLE:
                 continue
@@ -79,7 +79,5 @@ class Message:
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 _LIST_FIELDS = ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments')
-
-_list_values = attrgetter(*_LIST_FIELDS)
 
 _IMMUTABLE = frozenset({str, tuple, type(None)})
