@@ -1136,8 +1136,8 @@ class QueueMachine(RuleBasedStateMachine):
         mails = self.world.queues[0]._store.mails.values()
         found = {
             mail.envelope.id: (
-                mail.folder,
-                mail.folder == 'failed' or mail.ticket.order,
+                FOLDER_OF[mail.state],
+                mail.state == 'failed' or mail.ticket.order,
                 [letter.lower() for letter in mail.letters.values()],
                 mail.retry_at,
                 mail.claimed,

@@ -198,11 +198,12 @@ def test_locks_do_not_pass_to_commands(queue: MaildirQueue) -> None:
 def test_the_memory_of_a_parent_is_not_the_childs(tmp_path: Path) -> None:
     """What a MemoryQueue holds at a fork is sent by the parent, and only by it; its lock, held by
     another thread at that moment, locks up no child."""
+    parent = threading.current_thread()
     held, done = threading.Event(), threading.Event()
 
     def clock() -> float:
         # A retry by request reads the clock while it has the lock.
-        if threading.current_thread() is thread:
+        if threading.current_thread() is not parent and not held.is_set():
             held.set()
             done.wait()
         return NOW
