@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from email.headerregistry import Address
     from threading import Event
 
-    from .delivery.data_manager import TransactionManager
     from .envelope import Envelope, Outcome, PendingEvent, Priority, Reply, Report, Tally
-    from .message.address import Addresses
     from .queue.browsing import MailDetails, MailInfo, MailState, QueueStats
     from .queue.ticket import Ticket
 
@@ -52,7 +50,7 @@ class IMailDelivery(Interface):
         message: Any,
         *,
         sender: str | Address | None = None,
-        recipients: Addresses | None = None,
+        recipients: str | Address | Sequence[str | Address] | None = None,
         due: datetime | timedelta | None = None,
         expires: datetime | timedelta | None = None,
         priority: Priority | None = None,
@@ -76,7 +74,7 @@ class IMailDelivery(Interface):
         message: Any,
         *,
         sender: str | Address | None = None,
-        recipients: Addresses | None = None,
+        recipients: str | Address | Sequence[str | Address] | None = None,
     ) -> Report:
         """Send at once, whatever happens to any transaction; return a Report.
 
@@ -85,7 +83,7 @@ class IMailDelivery(Interface):
         connection broke before the relay's last reply. Dispatches no events.
         """
 
-    def bind(tm: TransactionManager, environ: Mapping[str, object] | None = None) -> IMailDelivery:
+    def bind(tm: Any, environ: Mapping[str, object] | None = None) -> IMailDelivery:
         """Return this delivery bound to a transaction manager.
 
         ``environ``: the WSGI environment of the request, in which ``tm.active`` says that
