@@ -412,6 +412,9 @@ class IMailEventDispatcher(Interface):
     """Runs subscribers in a thread of its own: each event, or a batch of events, in a request and
     a transaction of its own.
 
+    An application may register one of its own for this interface: before its configuration is
+    committed, and with ``autocommit`` before it includes the package. Later ones are not used.
+
     A dispatcher may have a ``cooperative_lock``, which is then held over sessions with
     ``cooperative`` too: see :class:`pyramid_sendmail.threads.CooperativeLock`.
     """

@@ -46,25 +46,27 @@ __all__ = [
     'settings_of',
 ]
 
-_SETTINGS_KEY = 'pyramid_sendmail.settings'
-
 
 class IProcessorThread(Interface):
     """The utility that runs the queue processor of ``mail.processor = thread``."""
 
 
+class _IParsedSettings(Interface):
+    """The utility that holds the MailSettings: a registry need not be a mapping."""
+
+
 def register_settings(registry: Registry, settings: MailSettings) -> None:
-    registry[_SETTINGS_KEY] = settings
+    registry.registerUtility(settings, _IParsedSettings)
 
 
 def has_settings(registry: Registry) -> bool:
     """Return whether the application includes the package."""
-    return _SETTINGS_KEY in registry
+    return registry.queryUtility(_IParsedSettings) is not None
 
 
 def settings_of(registry: Registry) -> MailSettings:
     """Return the parsed settings. Raises LookupError if there are none yet."""
-    settings: MailSettings = registry[_SETTINGS_KEY]
+    settings: MailSettings = registry.getUtility(_IParsedSettings)
     return settings
 
 

@@ -141,14 +141,15 @@ class OutcomeRecorder:
         return 'error' if verdict.status == 'ambiguous' and self.ambiguous == 'hold' else 'deferred'
 
     def _write(self, claim: IMailClaim, events: list[PendingEvent], retry_at: float | None) -> None:
-        older = claim.pending_events
-        if older:
+        # Events of earlier attempts are dispatched again, and not settled again.
+        pending: Sequence[PendingEvent] = events
+        if older := claim.pending_events:
             known = {event.id for event in events}
-            events = [event for event in older if event.id not in known] + events
-        wanted = any(map(self.dispatcher.wants, {event.kind for event in events}))
+            pending = [event for event in older if event.id not in known] + events
+        wanted = any(map(self.dispatcher.wants, {event.kind for event in pending}))
         claim.settle(events, retry_at=retry_at, report=wanted)
         if wanted:
-            self.dispatcher.dispatch(claim, events)
+            self.dispatcher.dispatch(claim, pending)
 
     def _log(self, event: PendingEvent, verdict: Verdict, envelope: Envelope) -> None:
         level = _LEVELS[event.kind]

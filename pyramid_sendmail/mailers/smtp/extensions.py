@@ -141,7 +141,9 @@ def session_failure_reason(verb: str, reply: Reply, *, secure: bool) -> str:
 def starttls_remedy(reply: Reply, *, secure: bool) -> str:
     """Return what to do if the relay demands TLS on a connection without it, or ''."""
     if reply.code == 530 and not secure and 'STARTTLS' in reply.text.upper():
-        return 'the relay demands TLS: write smtp: with ?tls=required, or smtps:, in mail.url'
+        return (
+            'the relay demands TLS: add ?tls=required to mail.url, without +insecure in its scheme'
+        )
     return ''
 
 

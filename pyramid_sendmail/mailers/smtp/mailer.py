@@ -301,9 +301,12 @@ def _grouped(
 ) -> tuple[TLSOptions, Identity | None]:
     """Return the options and the identity for arguments that were given one by one.
 
-    Raises ValueError if one was given in both ways.
+    Raises ValueError if one was given in both ways, and TypeError for a name that is unknown: a
+    misspelt option of TLS must not be ignored.
     """
     given = set(spelled_out)
+    if unknown := given - SpelledOut.__annotations__.keys():
+        raise TypeError(f'unknown argument {", ".join(sorted(unknown))}')
     if given & {'username', 'password', 'token'}:
         if identity is not None:
             raise ValueError('identity: leave out username, password and token beside it')

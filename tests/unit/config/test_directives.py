@@ -15,6 +15,7 @@ from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationConflictError, ConfigurationError
 from pyramid.response import Response
 from webtest import TestApp
+from zope.interface.registry import Components
 
 from pyramid_sendmail import NoActiveTransaction
 from pyramid_sendmail.config.factories import IProcessorThread
@@ -45,6 +46,7 @@ from tests.support.configuration import (
     text_of,
     url_with_password,
 )
+from tests.support.processors import RecordingDispatcher
 
 pytestmark = pytest.mark.usefixtures('no_mail_environment')
 
@@ -54,6 +56,27 @@ def config() -> Iterator[Configurator]:
     """Return a configurator that runs every action at once, as in unit tests of an application."""
     with testing.testConfig(settings={}) as config:
         yield config
+
+
+def test_a_registry_that_is_no_mapping() -> None:
+    """Pyramid takes any component registry; so does the package."""
+    config = Configurator(registry=Components('application'))
+    config.setup_registry(settings={'mail.url': 'null:'})
+    config.include('pyramid_sendmail')
+    config.make_wsgi_app()
+    assert config.registry.getUtility(IMailer).name == 'null:'
+
+
+def test_a_dispatcher_of_the_application(config: Configurator) -> None:
+    """Direct delivery and processor use the one that is registered before the actions run: with
+    autocommit, before the include."""
+    own = RecordingDispatcher('sent')
+    config.registry.registerUtility(own, IMailEventDispatcher)
+    config.registry.settings.update({'mail.url': 'null:'})
+    config.include('pyramid_sendmail')
+    with transaction.manager:
+        config.registry.getUtility(IMailDelivery).send(HELLO)
+    assert own.dispatched() == [('sent', ('ann@example.org',))]
 
 
 def test_nothing_happens_yet(tmp_path: Path) -> None:

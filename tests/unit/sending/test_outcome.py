@@ -124,6 +124,30 @@ def test_an_older_event_is_dispatched_with_the_next_one(world: World) -> None:
     assert world.tickets() == []
 
 
+def test_an_older_event_is_settled_once(world: World) -> None:
+    """However often a mail is deferred while a subscriber fails, the event of an earlier attempt
+    stays one event, and each attempt has one set of lines in the history."""
+    ann, bob = 'ann@example.org', 'bob@example.org'
+    world.dispatcher = RecordingDispatcher('sent', takes=False)
+    world.attempts.dispatcher = world.dispatcher
+    envelope = make_envelope(ann, bob)
+    world.put(envelope)
+    for number in (1, 2, 3, 4):
+        world.attempt(answers({ann: DELIVERED, bob: LATER} if number == 1 else {bob: LATER}))
+        claim = world.dispatcher.claims.pop()
+        assert [event.recipients for event in claim.pending_events] == [(ann,)]
+        claim.release()
+        assert world.dispatcher.dispatched() == [('sent', (ann,))] * number
+        world.clock.now += 3600
+    details = world.queue.get(envelope.id)
+    assert details.pending_events == 1
+    words = [line.partition(' ')[2].partition(' (')[0] for line in details.history]
+    assert words == [
+        f'attempt 1: delivered for {ann}',
+        *(f'attempt {number}: deferred for {bob}' for number in (1, 2, 3, 4)),
+    ]
+
+
 def test_given_up_by_age(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A temporary failure is final once the mail is too old; the reason and the log say so."""
     world.dispatcher.kinds = ('error',)

@@ -261,6 +261,15 @@ def test_arguments_in_two_ways() -> None:
         SMTPMailer('relay', hostname='x', tls=TLSOptions('starttls'), ca_file='/etc/ca.pem')
 
 
+@pytest.mark.parametrize('misspelt', ['tsl', 'ca_fle', 'user_name'])
+def test_a_misspelt_argument(misspelt: str) -> None:
+    """An argument that is unknown is an error, as for any function: TLS must not be left out for
+    a slip of the pen."""
+    for kind in (SMTPMailer, LMTPMailer):
+        with pytest.raises(TypeError, match=f'unknown argument {misspelt}'):
+            kind('relay', 2525, hostname='x', **{misspelt: 'starttls'})
+
+
 def test_a_file_without_a_mode(tmp_path: Path) -> None:
     """The mode is 'auto' where only a file of TLS is given."""
     with pytest.raises(ValueError, match='ca_file='):

@@ -514,7 +514,7 @@ def test_starttls_is_demanded_at_auth(relay: Start) -> None:
     server = relay(tls='none', context=None)
     server.script('AUTH', reply(530, '5.7.0 Must issue a STARTTLS command first'))
     text = refused(mailer(server, tls='none', insecure=True, username=USER, password=PASSWORD))
-    assert 'the relay demands TLS: write smtp: with ?tls=required, or smtps:, in mail.url' in text
+    assert 'the relay demands TLS: add ?tls=required to mail.url' in text
     assert 'mail.username' not in text
 
 
