@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable
 from typing import Any
 
-from pyramid_sendmail.envelope import Envelope, Reply
+from pyramid_sendmail.envelope import Envelope
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.address import open_socket
 from pyramid_sendmail.mailers.smtp.connection import SMTPConnection
@@ -26,7 +28,7 @@ __all__ = ['ANSWERS', 'Fault', 'RecordingConnection', 'mails', 'outcomes_of', 's
 
 ANSWERS: dict[str, Action] = {
     **{str(code): reply(code, '4.2.1 so') for code in (250, 299, 354, 199, 432, 450, 451, 454)},
-    **{f'{code} ': reply(code, 'so') for code in (452, 500, 503, 550, 552, 554, 599)},
+    **{f'{code} ': reply(code, 'so') for code in (452, 500, 550, 552, 554, 599)},
     '452 full': reply(452, '4.2.2 mailbox full'),
     '452 many': reply(452, '4.5.3 too many'),
     **{name: action for name, action in CLOSED.items() if 'silent' not in name},
@@ -103,16 +105,24 @@ class RecordingConnection(SMTPConnection):
         self.writes: list[bytes] = []
         self.unanswered = 0
         self.most = 0
-        self.reply(10)
+        self._read()
         super().write(b'EHLO web.example.org\r\n')
-        self.reply(10)
+        self._read()
+        self.unanswered = 0
 
-    def write(self, data: Any) -> None:
-        self.writes.append(bytes(data))
-        self.unanswered += bytes(data).count(b'\r\nRCPT') + bytes(data).startswith(b'RCPT')
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+        self.unanswered += data.count(b'\r\nRCPT') + data.startswith(b'RCPT')
         self.most = max(self.most, self.unanswered)
         super().write(data)
 
-    def reply(self, timeout: float) -> Reply:
-        self.unanswered -= 1
-        return super().reply(timeout)
+    def receive(self, deadline: float, timeout: float) -> bytes:
+        data = super().receive(deadline, timeout)
+        self.unanswered -= data.count(b'\n')
+        return data
+
+    def _read(self) -> None:
+        """Read a reply."""
+        data = b''
+        while not re.search(rb'(?m)^[0-9]{3} .*\n', data):
+            data += self.receive(time.monotonic() + 10, 10)

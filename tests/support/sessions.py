@@ -14,7 +14,13 @@ from pyramid_sendmail.mailers.smtp.address import Address
 from pyramid_sendmail.mailers.smtp.authentication import Token, make_identity
 from pyramid_sendmail.mailers.smtp.connection import ConnectionLost
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts, TLSOptions
+from pyramid_sendmail.mailers.smtp.options import (
+    DEFAULT_TIMEOUTS,
+    SessionOptions,
+    Timeouts,
+    TLSOptions,
+)
+from pyramid_sendmail.mailers.smtp.protocol.client import SMTPClient
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
 from tests.support.smtp.server import (
     Action,
@@ -107,6 +113,22 @@ def connect(
     ).connect()
 
 
+def session_on(
+    connection: Any,
+    *keywords: str,
+    timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    lmtp: bool = False,
+    **options: Any,
+) -> SMTPSession:
+    """Return a session on a connection that is past EHLO; ``keywords``: the relay's extensions,
+    ``options``: those of SessionOptions."""
+    client = SMTPClient(
+        'smtp://relay:25', timeouts=timeouts, options=SessionOptions(**options), lmtp=lmtp
+    )
+    client.start(dict.fromkeys(keywords, ''))
+    return SMTPSession(connection, client, timeouts=timeouts)
+
+
 def send(session: SMTPSession, *envelopes: Envelope) -> list[Outcome]:
     """Send these and return their outcomes."""
     return list(session.send(envelopes))
@@ -134,22 +156,19 @@ class BreakingConnection:
 
     lost = False
     secure = False
-    unread = b''
 
     def __init__(self, unsent: int, *last_replies: Reply) -> None:
         self._unsent = unsent
         self._replies = iter([Reply(250, ''), Reply(250, ''), Reply(354, ''), *last_replies])
 
     def write(self, data: bytes) -> None:
-        _, dot, behind = bytes(data).partition(b'\r\n.\r\n')
+        _, dot, behind = data.partition(b'\r\n.\r\n')
         if dot:
             raise ConnectionLost('while sending: Broken pipe', unsent=self._unsent + len(behind))
 
-    def reply(self, timeout: float) -> Reply:
-        answer = next(self._replies, None)
-        if answer is None:
-            raise ConnectionLost('the relay closed the connection')
-        return answer
+    def receive(self, deadline: float, timeout: float) -> bytes:
+        reply = next(self._replies, None)
+        return b'' if reply is None else f'{reply.code} {reply.text}\r\n'.encode()
 
     def close(self) -> None:
         pass

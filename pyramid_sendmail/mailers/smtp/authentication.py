@@ -6,25 +6,28 @@ import json
 import os
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ...envelope import Reply
-from .connection import SMTPConnection
 
 __all__ = [
     'Bearer',
     'Credentials',
     'Identity',
+    'Proof',
     'Token',
     'TokenFile',
-    'choose_mechanism',
+    'choose_mechanisms',
     'make_identity',
 ]
 
 Token = Callable[[], str]
 """Returns an access token that is valid now."""
+
+Exchange = Generator[str, Reply, Reply]
+"""Yields the lines of an AUTH exchange, takes the replies, and returns the last one."""
 
 _MAX_COMMAND_BYTES = 510
 """Bytes of a command without its line end (RFC 5321, 4.5.3.1.4)."""
@@ -50,10 +53,10 @@ def make_identity(
     return Bearer(username, token) if token else Credentials(username, password or '')
 
 
-def choose_mechanism(offered: str, supported: tuple[str, ...]) -> str | None:
-    """Return the first of the ``supported`` mechanisms that the relay offers, or None."""
+def choose_mechanisms(offered: str, supported: tuple[str, ...]) -> list[str]:
+    """Return those of the ``supported`` mechanisms that the relay offers, in our order."""
     names = offered.upper().split()
-    return next((name for name in supported if name in names), None)
+    return [name for name in supported if name in names]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -82,15 +85,18 @@ class Credentials:
         """Return what to present on one connection: the credentials themselves."""
         return self
 
-    def present(self, connection: SMTPConnection, mechanism: str, timeout: float) -> Reply:
-        """Run the AUTH exchange and return the relay's last reply. Raises ConnectionLost."""
+    def exchange(self, mechanism: str) -> Exchange:
+        """Yield the lines of the AUTH exchange, take the replies, and return the last one."""
         responses = self._responses(mechanism)
-        reply = _begin(connection, mechanism, responses, timeout)
+        reply = yield _first_line(mechanism, responses)
+        if mechanism == 'PLAIN' and not responses:
+            # A relay that asks again for what stood behind AUTH gets it.
+            responses = self._responses(mechanism)
         # '*' cancels an exchange in which the relay asks for more.
         for response in (*responses, '*'):
             if reply.code // 100 != 3:
                 break
-            reply = _send_line(connection, response, timeout)
+            reply = yield response
         return reply
 
     def hide(self, text: str) -> str:
@@ -155,20 +161,20 @@ class BearerProof:
     def __repr__(self) -> str:
         return 'BearerProof(...)'
 
-    def present(self, connection: SMTPConnection, mechanism: str, timeout: float) -> Reply:
+    def exchange(self, mechanism: str) -> Exchange:
         """See Credentials."""
         responses = [self._response]
-        reply = _begin(connection, mechanism, responses, timeout)
+        reply = yield _first_line(mechanism, responses)
         if responses and reply.code // 100 == 3:
-            reply = _send_line(connection, responses.pop(), timeout)
+            reply = yield responses.pop()
         if reply.code // 100 != 3:
             return reply
         # The challenge says what is wrong; after an empty line the relay refuses.
         status = self.hide(_status(reply.text))[:_MAX_STATUS_CHARACTERS]
         problem = f'status {status}' if status else 'the relay did not say why'
-        reply = _send_line(connection, '', timeout)
+        reply = yield ''
         if reply.code // 100 == 3:
-            reply = _send_line(connection, '*', timeout)
+            reply = yield '*'
         return Reply(reply.code, f'{reply.text} ({problem})')
 
     def hide(self, text: str) -> str:
@@ -182,6 +188,8 @@ class BearerProof:
 
 
 Identity = Credentials | Bearer
+
+Proof = Credentials | BearerProof
 
 
 class TokenFile:
@@ -236,16 +244,9 @@ def _base64(response: bytes) -> str:
     return b64encode(response).decode('ascii')
 
 
-def _begin(
-    connection: SMTPConnection, mechanism: str, responses: list[str], timeout: float
-) -> Reply:
-    """Send AUTH, with the first response if the line has room for it."""
+def _first_line(mechanism: str, responses: list[str]) -> str:
+    """Return AUTH, with the first response if the line has room for it."""
     command = f'AUTH {mechanism}'
     if mechanism != 'LOGIN' and len(command) + 1 + len(responses[0]) <= _MAX_COMMAND_BYTES:
         command += f' {responses.pop(0)}'
-    return _send_line(connection, command, timeout)
-
-
-def _send_line(connection: SMTPConnection, line: str, timeout: float) -> Reply:
-    connection.write(line.encode('ascii') + b'\r\n')
-    return connection.reply(timeout)
+    return command

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NoReturn, Unpack
+from typing import Unpack
 
 from zope.interface import implementer
 
-from ...envelope import Reply
 from ...exceptions import MailerUnavailable
 from ...interfaces import ISMTPMailer
 from ..session import describe_error
 from .address import Address, TCPAddress
-from .authentication import Identity, choose_mechanism, make_identity
-from .chunking import ChunkingSession
-from .connection import SMTPConnection, reply_text
-from .extensions import starttls_remedy
+from .authentication import Identity, make_identity
+from .connection import SMTPConnection
 from .options import (
     DEFAULT_SESSION,
     DEFAULT_TIMEOUTS,
@@ -29,24 +24,17 @@ from .options import (
     TLSMode,
     TLSOptions,
 )
+from .protocol.client import SMTPClient
+from .protocol.opening import Opening
+from .protocol.relay_memory import RelayMemory
 from .session import SMTPSession
-from .tls import ReloadingContext
-from .tls import remedy as tls_remedy
+from .tls import HandshakeSettings
 
 __all__ = ['SMTPMailer']
 
 log = logging.getLogger(__name__)
 
 _HOSTNAME = re.compile(r'[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]')
-
-_NO_EHLO = frozenset({500, 501, 502, 504})
-
-_BAD_ARGUMENT = 501
-
-# Some relays spelt it so before the RFC: AUTH=LOGIN.
-_OLD_AUTH = re.compile('^AUTH=', re.IGNORECASE)
-
-_MAX_OFFER_CHARACTERS = 200
 
 
 @implementer(ISMTPMailer)
@@ -97,9 +85,8 @@ class SMTPMailer:
         self._identity = identity
         self._timeouts = timeouts
         self._options = options
-        self._contexts: ReloadingContext | None = None
-        if tls.has_files:
-            self._contexts = ReloadingContext(tls)
+        self._memory = RelayMemory()
+        self.handshake = HandshakeSettings(self.host.rstrip('.'), tls)
         if tls.insecure:
             log.warning(
                 '%s: the connection is not encrypted; %s sent in plain text',
@@ -125,175 +112,54 @@ class SMTPMailer:
 
     def connect(self) -> SMTPSession:
         """See IMailer."""
-        with self._phase('connecting', self._address.remedy):
-            connection = SMTPConnection(
-                self._address.open(self._timeouts.connect), block_timeout=self._timeouts.block
-            )
+        client = self.client()
         try:
-            extensions = self._open_session(connection)
+            connection = self._address.open(self._timeouts.connect)
+        except (OSError, UnicodeError) as error:
+            raise self.connect_error(error) from error
+        session = SMTPSession(
+            SMTPConnection(connection, block_timeout=self._timeouts.block),
+            client,
+            timeouts=self._timeouts,
+        )
+        try:
+            session.open(self.handshake)
         except MailerUnavailable:
-            connection.quit(self._timeouts.quit)
+            session.close()
             raise
         except BaseException:
-            connection.close()
+            session.abandon()
             raise
-        return self._session_class(extensions)(
-            connection,
-            name=f'{self.name} ({connection.version})' if connection.secure else self.name,
-            extensions=extensions,
+        return session
+
+    def client(self) -> SMTPClient:
+        """Return the protocol of a new connection, which a driver takes from the greeting on."""
+        client = SMTPClient(
+            self.name,
             timeouts=self._timeouts,
             options=self._options,
+            memory=self._memory,
             lmtp=self._lmtp,
         )
-
-    def _session_class(self, extensions: dict[str, str]) -> type[SMTPSession]:
-        options = self._options
-        if (
-            options.window > 1
-            and options.pipelining
-            and not self._lmtp
-            and {'PIPELINING', 'CHUNKING'} <= extensions.keys()
-        ):
-            return ChunkingSession
-        return SMTPSession
-
-    def _open_session(self, connection: SMTPConnection) -> dict[str, str]:
-        """Do everything up to the first mail, and return the relay's extensions."""
-        if self._tls.mode == 'implicit':
-            self._encrypt(connection, 'the TLS handshake', self._timeouts.greeting)
-        with self._phase('the greeting', self._no_greeting_remedy()):
-            greeting = connection.reply(self._timeouts.greeting)
-        if greeting.code != 220:
-            self._refused('the greeting', greeting)
-        extensions = self._hello(connection)
-        if self._wants_starttls(extensions):
-            self._start_tls(connection)
-            # What came before TLS may be an attacker's (RFC 3207, 4.2).
-            extensions = self._hello(connection)
-        if self._identity is not None:
-            self._authenticate(connection, self._identity, extensions)
-        return extensions
-
-    def _no_greeting_remedy(self) -> str:
-        if self.port == 465 and self._tls.mode != 'implicit':
-            return 'port 465 speaks TLS from the first byte: write smtps: in mail.url'
-        return ''
-
-    def _hello(self, connection: SMTPConnection) -> dict[str, str]:
-        """Send EHLO or LHLO, HELO to a relay older than EHLO, and return the extensions."""
-        verb = 'LHLO' if self._lmtp else 'EHLO'
-        with self._phase(verb):
-            connection.write(f'{verb} {self._hostname}\r\n'.encode('ascii'))
-            code, lines = connection.lines(self._timeouts.command)
-        if code in _NO_EHLO and not self._lmtp:
-            reply = self._ask(connection, 'HELO', self._hostname)
-            if reply.code // 100 != 2:
-                self._refused('HELO', reply, self._hello_remedy(reply.code, ''))
-            return {}
-        if code // 100 != 2:
-            remedy = self._hello_remedy(code, 'see mail.hostname')
-            self._refused(verb, Reply(code, reply_text(lines)), remedy)
-        extensions: dict[str, str] = {}
-        for line in lines[1:]:
-            keyword, _, parameters = _OLD_AUTH.sub('AUTH ', line).partition(' ')
-            keyword = keyword.upper()
-            extensions[keyword] = f'{extensions.get(keyword, "")} {parameters}'.strip()
-        return extensions
-
-    def _hello_remedy(self, code: int, other: str) -> str:
-        """Return what to do about a refused greeting; ``other``: for a code of another kind."""
-        if code not in _NO_EHLO:
-            return other
-        if code == _BAD_ARGUMENT:
-            return f'it does not accept our name {self._hostname}: see mail.hostname'
-        scheme = 'smtp' if self._lmtp else 'lmtp'
-        return f'it may speak another protocol: {scheme}: in mail.url'
-
-    def _wants_starttls(self, extensions: dict[str, str]) -> bool:
-        offered = 'STARTTLS' in extensions
-        mode = self._tls.mode
-        if mode == 'starttls' or (mode == 'auto' and self._identity):
-            if not offered:
-                self._fail('STARTTLS', 'the relay does not offer it', self._no_tls_remedy)
-            return True
-        return mode == 'auto' and offered and not self._address.is_loopback
-
-    def _start_tls(self, connection: SMTPConnection) -> None:
-        reply = self._ask(connection, 'STARTTLS')
-        if reply.code // 100 != 2:
-            self._refused('STARTTLS', reply)
-        self._encrypt(connection, 'STARTTLS', self._timeouts.command)
-
-    def _encrypt(self, connection: SMTPConnection, phase: str, timeout: float) -> None:
-        if self._contexts is None:
-            self._contexts = ReloadingContext(self._tls)
-        try:
-            connection.start_tls(self._contexts.context(), self.host.rstrip('.'), timeout)
-        except OSError as error:
-            remedy = tls_remedy(error, speaks_tls=phase == 'STARTTLS')
-            raise self._unavailable(phase, describe_error(error, timeout), remedy) from error
-
-    def _authenticate(
-        self, connection: SMTPConnection, identity: Identity, extensions: dict[str, str]
-    ) -> None:
-        """Authenticate with one attempt: a second guess could lock the account."""
-        if not connection.secure and self._tls.mode != 'none':
-            raise AssertionError('a password over plain text')
-        offered = extensions.get('AUTH')
-        if offered is None:
-            self._fail(
-                'AUTH',
-                'the relay does not offer it',
-                f'leave out {identity.options}, or use its submission port (587, 465)',
+        client.open(
+            Opening(
+                name=self.name,
+                address=self._address,
+                hostname=self._hostname,
+                tls=self._tls,
+                identity=self._identity,
+                timeouts=self._timeouts,
+                lmtp=self._lmtp,
+                no_tls_remedy=self._no_tls_remedy,
+                write=client.write,
             )
-        mechanism = choose_mechanism(offered, identity.mechanisms)
-        if mechanism is None:
-            supported = ' or '.join(identity.mechanisms)
-            offer = offered[:_MAX_OFFER_CHARACTERS] or 'no mechanism'
-            self._fail('AUTH', f'the relay offers {offer}, and not {supported}')
-        try:
-            proof = identity.proof()
-        except Exception as error:
-            problem = ' '.join(f'there is no token: {error} ({type(error).__name__})'.split())
-            raise self._unavailable('AUTH', problem, f'see {identity.options}') from error
-        with self._phase('AUTH'):
-            reply = proof.present(connection, mechanism, self._timeouts.command)
-        if reply.code // 100 != 2:
-            reply = Reply(reply.code, proof.hide(reply.text))
-            remedy = f'see {identity.options}' if reply.code // 100 == 5 else ''
-            remedy = starttls_remedy(reply, secure=connection.secure) or remedy
-            self._refused(f'AUTH {mechanism}', reply, remedy)
-        connection.secrets = proof.secrets
+        )
+        return client
 
-    def _ask(self, connection: SMTPConnection, verb: str, argument: str = '') -> Reply:
-        with self._phase(verb):
-            connection.write(f'{verb} {argument}'.strip().encode('ascii') + b'\r\n')
-            return connection.reply(self._timeouts.command)
-
-    @contextmanager
-    def _phase(self, phase: str, remedy: str = '') -> Iterator[None]:
-        """Raise MailerUnavailable, naming the phase, for what goes wrong inside."""
-        try:
-            yield
-        except (OSError, UnicodeError) as error:
-            detail = describe_error(error, self._timeouts.connect)
-            raise self._unavailable(phase, detail, self._late_remedy(error) or remedy) from error
-
-    def _late_remedy(self, error: BaseException) -> str:
-        """Return what to do if our certificate was refused late, by TLS 1.3 (RFC 8446, 4.4.2)."""
-        if self._contexts is None:
-            return ''
-        return tls_remedy(error.__cause__ or error, speaks_tls=True)
-
-    def _refused(self, phase: str, reply: Reply, remedy: str = '') -> NoReturn:
-        self._fail(phase, f'the relay answered {reply}', remedy)
-
-    def _fail(self, phase: str, detail: str, remedy: str = '') -> NoReturn:
-        raise self._unavailable(phase, detail, remedy)
-
-    def _unavailable(self, phase: str, detail: str, remedy: str) -> MailerUnavailable:
-        text = f'{self.name}: {phase}: {detail}'
-        return MailerUnavailable(f'{text}; {remedy}' if remedy else text)
+    def connect_error(self, error: OSError | UnicodeError) -> MailerUnavailable:
+        """Return the error for an address to which there is no connection."""
+        detail = describe_error(error, self._timeouts.connect)
+        return MailerUnavailable(f'{self.name}: connecting: {detail}; {self._address.remedy}')
 
 
 def _grouped(

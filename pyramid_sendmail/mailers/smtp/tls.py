@@ -11,7 +11,7 @@ from typing import Any
 
 from .options import TLSOptions
 
-__all__ = ['ReloadingContext', 'client_context', 'remedy']
+__all__ = ['HandshakeSettings', 'ReloadingContext', 'client_context', 'remedy']
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,24 @@ class ReloadingContext:
         options = self._options
         paths = (options.ca_file, options.client_cert, options.client_key)
         return [_stamp(path) for path in paths if path is not None]
+
+
+class HandshakeSettings:
+    """What a TLS handshake with a relay needs: its ``host`` name, and a context.
+
+    Raises ValueError for files of ``options`` that cannot be used.
+    """
+
+    def __init__(self, host: str, options: TLSOptions) -> None:
+        self.host = host
+        self._options = options
+        self._contexts = ReloadingContext(options) if options.has_files else None
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context for the next connection."""
+        if self._contexts is None:
+            self._contexts = ReloadingContext(self._options)
+        return self._contexts.context()
 
 
 def _stamp(path: str) -> tuple[int, ...]:

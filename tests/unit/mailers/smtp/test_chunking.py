@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import BLOCK_SIZE, Envelope, Outcome, Reply, Tally
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
-from pyramid_sendmail.mailers.smtp.chunking import MAX_BYTES_IN_FLIGHT, ChunkingSession
 from pyramid_sendmail.mailers.smtp.connection import ConnectionLost
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
+from pyramid_sendmail.mailers.smtp.protocol.transfer import (
+    MAX_BYTES_IN_FLIGHT,
+    MAX_PIPELINED_COMMANDS,
+)
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
-from pyramid_sendmail.mailers.smtp.transaction import MAX_PIPELINED_COMMANDS
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.format import decode
 from pyramid_sendmail.retry import RetryPolicy
@@ -40,7 +42,18 @@ from tests.support.pipelining import (
 )
 from tests.support.processors import RecordingDispatcher
 from tests.support.queues import NOW, Clock, files, forked, make_envelope, reap, until
-from tests.support.sessions import CLOSED, LOST, RAW, TINY, connect, envelope, idle, send, statuses
+from tests.support.sessions import (
+    CLOSED,
+    LOST,
+    RAW,
+    TINY,
+    connect,
+    envelope,
+    idle,
+    send,
+    session_on,
+    statuses,
+)
 from tests.support.smtp.server import (
     Action,
     ScriptedSMTPServer,
@@ -93,11 +106,13 @@ def some(count: int, **changes: Any) -> list[Envelope]:
 @pytest.mark.parametrize('place', PLACES)
 def test_the_same_outcomes(place: str, answer: str) -> None:
     """A reply has the outcome that it has in lock-step, for the first mail and for one that leaves
-    with others, and the same mail arrives."""
+    with others, and the same mail arrives. The number of transactions may differ: a limit of
+    recipients is learned too late for mail that has left."""
     # 452 at MAIL is about the session, once it has carried a mail.
     for number in (0, 2)[: 1 if place == 'MAIL' and answer in CROWDED else 2]:
         faults = [(number, place, answer)]
-        assert outcomes_of(CHUNKING, faults, window=8) == outcomes_of(('8BITMIME', 'SIZE'), faults)
+        lock_step = outcomes_of(('8BITMIME', 'SIZE'), faults)
+        assert outcomes_of(CHUNKING, faults, window=8)[:-1] == lock_step[:-1]
 
 
 FAULTS = st.lists(
@@ -115,7 +130,7 @@ FAULTS = st.lists(
 def test_the_same_outcomes_of_many_answers(faults: list[Fault], window: int) -> None:
     """So do several replies at any place of any mail, with windows of any size."""
     lock_step = outcomes_of(('8BITMIME', 'SIZE'), faults)
-    assert outcomes_of(CHUNKING, faults, window=window) == lock_step
+    assert outcomes_of(CHUNKING, faults, window=window)[:-1] == lock_step[:-1]
 
 
 def true_of(outcomes: dict[str, str], copies: Counter[tuple[str, str]]) -> None:
@@ -299,17 +314,10 @@ def test_cut_at_every_byte_of_four_mails(
 # What leaves when.
 
 
-def recorded(
-    server: ScriptedSMTPServer, **options: Any
-) -> tuple[RecordingConnection, ChunkingSession]:
+def recorded(server: ScriptedSMTPServer, **options: Any) -> tuple[RecordingConnection, SMTPSession]:
     wire = RecordingConnection(server)
-    return wire, ChunkingSession(
-        wire,
-        name='smtp://relay:25',
-        extensions={'PIPELINING': '', 'CHUNKING': ''},
-        timeouts=Timeouts().capped(10),
-        options=SessionOptions(**options),
-    )
+    capped = Timeouts().capped(10)
+    return wire, session_on(wire, 'PIPELINING', 'CHUNKING', timeouts=capped, **options)
 
 
 def test_the_window_leaves_in_one_go(server: ScriptedSMTPServer) -> None:
@@ -372,8 +380,9 @@ def test_a_mail_is_refused_with_another_behind(server: ScriptedSMTPServer) -> No
     server.always('RCPT', reply(550, 'no'), match='@1.')
 
     def source() -> Iterator[Envelope]:
-        yield from some(3)
+        yield from some(2)
         joined.set()
+        yield one(2)
         yield one(3)
 
     session = connect(server, window=2)
@@ -571,10 +580,11 @@ def test_a_source_that_fails(server: ScriptedSMTPServer) -> None:
 
 def test_a_bug_in_the_middle(server: ScriptedSMTPServer) -> None:
     """An exception while replies are read closes the connection without QUIT, too."""
+    server.script('dot', reply(250, 'yes'), hang())
     wire, session = recorded(server, window=3)
     outcomes = session.send(some(3))
     next(outcomes)
-    wire.reply = None  # type: ignore[assignment, method-assign]
+    wire.receive = None  # type: ignore[assignment, method-assign]
     with pytest.raises(TypeError):
         list(outcomes)
     session.close()
@@ -600,7 +610,7 @@ class Narrow:
     """A connection that breaks in the second write: ``unsent`` bytes of it have certainly not
     left."""
 
-    lost, unread = False, b''
+    lost = secure = False
 
     def __init__(self, unsent: int, *received: Reply) -> None:
         self._unsent = unsent
@@ -612,11 +622,9 @@ class Narrow:
         if self._writes == 2:
             raise ConnectionLost('while sending: Broken pipe', unsent=self._unsent)
 
-    def reply(self, timeout: float) -> Reply:
-        answer = next(self._received, None)
-        if answer is None:
-            raise ConnectionLost('the relay closed the connection', hung_up=True)
-        return answer
+    def receive(self, deadline: float, timeout: float) -> bytes:
+        reply = next(self._received, None)
+        return b'' if reply is None else f'{reply.code} {reply.text}\r\n'.encode()
 
     def close(self) -> None:
         pass
@@ -635,12 +643,8 @@ class Narrow:
 def test_a_write_that_fails(unsent: int, received: tuple[Reply, ...], expected: list[str]) -> None:
     """Replies before the failure count. A text whose last byte has not left has not arrived, nor
     has a mail behind a 421."""
-    session = ChunkingSession(
-        Narrow(unsent, *received),
-        name='smtp://relay:25',
-        extensions={'PIPELINING': ''},
-        timeouts=TINY,
-        options=SessionOptions(window=8),
+    session = session_on(
+        Narrow(unsent, *received), 'PIPELINING', 'CHUNKING', timeouts=TINY, window=8
     )
     outcomes: list[Outcome] = []
     try:
@@ -783,7 +787,6 @@ def test_data_without_the_extensions(extensions: tuple[str, ...], options: dict[
     """Without the extensions, or with window=1, mail goes by DATA."""
     with ScriptedSMTPServer(extensions=extensions) as server:
         session = connect(server, **options)
-        assert type(session) is SMTPSession
         send(session, *some(2))
         session.close()
         assert 'BDAT' not in server.verbs()
@@ -799,7 +802,6 @@ def test_lmtp_goes_one_by_one() -> None:
             options=SessionOptions(window=8),
         )
         session = mailer.connect()
-        assert type(session) is SMTPSession
         session.close()
 
 

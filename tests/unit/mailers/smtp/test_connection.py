@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from typing import Any
 
 import pytest
 
-from pyramid_sendmail.envelope import Reply
 from pyramid_sendmail.mailers.session import describe_error
 from pyramid_sendmail.mailers.smtp.connection import (
     BLOCK_BYTES,
-    MAX_LINE_BYTES,
     ConnectionLost,
     SMTPConnection,
 )
 from pyramid_sendmail.mailers.smtp.options import Timeouts
+from tests.support.sessions import session_on
 
 
 class Failing:
@@ -82,42 +82,11 @@ def pair() -> tuple[SMTPConnection, socket.socket]:
     return SMTPConnection(ours, block_timeout=0.1), theirs
 
 
-def test_replies_come_one_by_one() -> None:
-    """Several replies in one segment are read as several, bare LF and no text included."""
-    wire, peer = pair()
-    with peer:
-        peer.sendall(b'250-a\r\n250-\r\n250 b\r\n354\n550 no\n')
-        assert wire.reply(1) == Reply(250, 'a b')
-        assert wire.reply(1) == Reply(354, '')
-        assert wire.lines(1) == (550, ['no'])
-        wire.close()
-
-
-@pytest.mark.parametrize('length', [MAX_LINE_BYTES - 6, MAX_LINE_BYTES + 2, 3 * MAX_LINE_BYTES])
-@pytest.mark.parametrize('end', [b'\r\n', b''])
-def test_long_lines(length: int, end: bytes) -> None:
-    """A line has at most MAX_LINE_BYTES, ended or not."""
-    wire, peer = pair()
-    with peer:
-        peer.sendall(b'250 ' + b'x' * length + end)
-        if length < MAX_LINE_BYTES:
-            if end:
-                assert len(wire.reply(1).text) == length
-            else:
-                with pytest.raises(ConnectionLost, match='timed out'):
-                    wire.reply(0.02)
-        else:
-            with pytest.raises(ConnectionLost, match=f'more than {MAX_LINE_BYTES} bytes'):
-                wire.reply(1)
-            assert wire.lost
-        wire.close()
-
-
 def test_no_time_left() -> None:
-    """A reply is not waited for after its deadline."""
+    """Nothing is waited for after its deadline."""
     wire, peer = pair()
     with peer, pytest.raises(ConnectionLost, match='timed out after 0 s'):
-        wire.reply(0)
+        wire.receive(time.monotonic(), 0)
     wire.close()
 
 
@@ -128,7 +97,10 @@ def test_quit_does_not_wait_to_write() -> None:
         with pytest.raises(ConnectionLost, match='timed out'):
             wire.write(b'x' * 10_000_000)
         wire.lost = False
-        wire.quit(0.01)
+        session = session_on(wire, timeouts=Timeouts(quit=0.01))
+        began = time.monotonic()
+        session.close()
+        assert time.monotonic() - began < 5
     assert wire.lost
 
 
@@ -152,7 +124,7 @@ def test_a_closed_connection_is_lost() -> None:
     with peer:
         wire.close()
         with pytest.raises(ConnectionLost, match='closed on our side'):
-            wire.reply(1)
+            wire.receive(time.monotonic() + 1, 1)
         for size in (1, 100_000):
             with pytest.raises(ConnectionLost, match='while sending'):
                 wire.write(b'x' * size)

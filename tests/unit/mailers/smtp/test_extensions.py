@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.extensions import Extensions, xtext
 from pyramid_sendmail.mailers.smtp.options import SessionOptions
+from pyramid_sendmail.mailers.smtp.protocol.extensions import Extensions, xtext
 from tests.support.sessions import A, connect, envelope, send, statuses
 from tests.support.smtp.server import ScriptedSMTPServer, reply, reply_then_drop
 

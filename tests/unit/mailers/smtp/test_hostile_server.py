@@ -12,10 +12,10 @@ import pytest
 
 from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.connection import MAX_REPLY_CHARACTERS
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import Timeouts
+from pyramid_sendmail.mailers.smtp.protocol.replies import MAX_REPLY_CHARACTERS
 from tests.support.queues import until
 from tests.support.sessions import (
     RAW,

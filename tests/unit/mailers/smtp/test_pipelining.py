@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Envelope, Outcome, Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
+from pyramid_sendmail.mailers.smtp.options import Timeouts
+from pyramid_sendmail.mailers.smtp.protocol.transfer import MAX_PIPELINED_COMMANDS
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
-from pyramid_sendmail.mailers.smtp.transaction import MAX_PIPELINED_COMMANDS
 from tests.support.pipelining import (
     ANSWERS,
     Fault,
@@ -30,6 +30,7 @@ from tests.support.sessions import (
     envelope,
     idle,
     send,
+    session_on,
     statuses,
 )
 from tests.support.smtp.server import (
@@ -117,13 +118,8 @@ def recorded(
     server: ScriptedSMTPServer, *, pipelining: bool = True, **options: Any
 ) -> tuple[RecordingConnection, SMTPSession]:
     wire = RecordingConnection(server)
-    return wire, SMTPSession(
-        wire,
-        name='smtp://relay:25',
-        extensions={'PIPELINING': ''} if pipelining else {},
-        timeouts=Timeouts().capped(10),
-        options=SessionOptions(**options),
-    )
+    keywords = ('PIPELINING',) if pipelining else ()
+    return wire, session_on(wire, *keywords, timeouts=Timeouts().capped(10), **options)
 
 
 def test_a_mail_costs_one_round_trip(smtp_server: ScriptedSMTPServer) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
-from pyramid_sendmail.mailers.smtp.extensions import is_too_many_recipients
 from pyramid_sendmail.mailers.smtp.options import SessionOptions
+from pyramid_sendmail.mailers.smtp.protocol.extensions import is_too_many_recipients
 from tests.support.sessions import A, B, C, connect, envelope, idle, send, statuses
 from tests.support.smtp.server import Action, ScriptedSMTPServer, drop, reply, reply_then_drop
 

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Verdict
-from pyramid_sendmail.mailers.smtp.dot_stuffing import stuffed
 from pyramid_sendmail.mailers.smtp.options import Timeouts
+from pyramid_sendmail.mailers.smtp.protocol.dot_stuffing import stuffed
 from tests.support.sessions import (
     RAW,
     TINY,

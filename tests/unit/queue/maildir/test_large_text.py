@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import BLOCK_SIZE, Envelope, StoredEnvelope, Tally, is_crlf
 from pyramid_sendmail.exceptions import DamagedMail
-from pyramid_sendmail.mailers.smtp.dot_stuffing import stuffed
-from pyramid_sendmail.mailers.smtp.extensions import Extensions
 from pyramid_sendmail.mailers.smtp.options import SessionOptions
+from pyramid_sendmail.mailers.smtp.protocol.dot_stuffing import stuffed
+from pyramid_sendmail.mailers.smtp.protocol.extensions import Extensions
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.files import QueueFiles
 from pyramid_sendmail.queue.maildir.large_text import LARGE_FILE, FileText

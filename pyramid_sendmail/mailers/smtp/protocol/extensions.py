@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from ...envelope import Envelope, Reply, Verdict
-from ..path_syntax import is_valid_path
-from .options import SessionOptions
+from ....envelope import Envelope, Reply, Verdict
+from ...path_syntax import is_valid_path
+from ..options import SessionOptions
 
 __all__ = [
     'Extensions',
     'final_verdict',
+    'is_command_error',
+    'is_sequence_error',
     'is_session_failure',
     'is_session_full',
     'is_too_many_recipients',
+    'names_recipient_limit',
     'refusal',
     'session_failure_reason',
     'starttls_remedy',
@@ -29,6 +32,8 @@ _TOO_MANY_RECIPIENTS = '5.3'  # RFC 3463, 3.6
 
 _SESSION_FAILURES = frozenset({421, 530, 534, 535, 538})
 
+_COMMAND_ERRORS = frozenset({500, 502, 503, 504})
+
 
 class Extensions:
     """Puts a mail into commands that this relay understands (RFC 5321, 2.2).
@@ -39,6 +44,7 @@ class Extensions:
     def __init__(self, offered: Mapping[str, str], options: SessionOptions) -> None:
         limit = offered.get('SIZE', '')
         self.pipelining = options.pipelining and 'PIPELINING' in offered
+        self.chunking = 'CHUNKING' in offered
         self._max_size = int(limit) if limit.isascii() and limit.isdigit() else 0
         self._size = 'SIZE' in offered
         self._eight_bit = '8BITMIME' in offered
@@ -127,14 +133,28 @@ def is_session_full(reply: Reply) -> bool:
     return reply.code == 452 and is_too_many_recipients(reply)
 
 
+def is_command_error(reply: Reply) -> bool:
+    """Return whether a refusal of MAIL or RCPT is about the command or the session (RFC 5321,
+    4.2.4), and not about a sender or recipient."""
+    return reply.code in _COMMAND_ERRORS
+
+
+def is_sequence_error(reply: Reply) -> bool:
+    """Return whether a command was refused because of its place among the others."""
+    return reply.code == 503
+
+
 def session_failure_reason(verb: str, reply: Reply, *, secure: bool) -> str:
     """Return why a reply to a command ended the session, with what to do about it.
 
     ``secure``: the connection is encrypted.
     """
     remedy = starttls_remedy(reply, secure=secure)
-    if reply.code == 530 and not remedy:
+    text = reply.text.upper()
+    if not remedy and (reply.code == 530 or (is_command_error(reply) and 'AUTH' in text)):
         remedy = 'see mail.username and mail.password'
+    elif is_command_error(reply) and ('HELO' in text or 'EHLO' in text or 'LHLO' in text):
+        remedy = 'it does not accept our name: see mail.hostname'
     return f'{verb} was answered {reply}' + (f'; {remedy}' if remedy else '')
 
 
@@ -159,16 +179,26 @@ def is_too_many_recipients(reply: Reply) -> bool:
     )
 
 
+def names_recipient_limit(reply: Reply) -> bool:
+    """Return whether a refused recipient is certainly one too many: by its enhanced code."""
+    enhanced = _ENHANCED_CODE.match(reply.text)
+    return enhanced is not None and enhanced.group(1) == _TOO_MANY_RECIPIENTS
+
+
 def refusal(reply: Reply, *, too_many: bool = False) -> Verdict:
     """Return the verdict for a refused recipient: deferred for 4xx, failed for 5xx.
 
     ``too_many``: the relay took as many recipients as it can; 552 is temporary then (RFC 5321,
-    4.5.3.1.10).
+    4.5.3.1.10). A refusal of the command as such is not about the recipient, and temporary.
     """
-    temporary = reply.code // 100 == 4 or (too_many and reply.code == 552)
+    temporary = (
+        reply.code // 100 == 4 or (too_many and reply.code == 552) or is_command_error(reply)
+    )
     return Verdict('deferred' if temporary else 'failed', reply)
 
 
 def final_verdict(reply: Reply) -> Verdict:
     """Return the verdict for a reply to the whole message."""
-    return Verdict('delivered', reply) if reply.code < 400 else refusal(reply)
+    if reply.code < 400:
+        return Verdict('delivered', reply)
+    return Verdict('deferred' if reply.code // 100 == 4 else 'failed', reply)

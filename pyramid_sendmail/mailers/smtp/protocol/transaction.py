@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from ...envelope import Envelope, Outcome, Verdict
-from ..session import BeforeFinalDot
+from ....envelope import Envelope, Outcome, Verdict
 
-__all__ = ['MAX_PIPELINED_COMMANDS', 'Command', 'EnvelopeSource', 'MailTransaction']
+__all__ = ['Command', 'MailTransaction', 'Stage']
 
-MAX_PIPELINED_COMMANDS = 64
-"""Commands that may wait for a reply. Their replies, of 512 bytes each, must fit into the buffers
-of a connection, or both sides would wait for the other to read (RFC 2920, 3.1)."""
+Stage = Literal['waiting', 'commands', 'ready', 'text', 'sent']
+"""Where the present transaction of a mail is.
 
-
-class Command(NamedTuple):
-    """A command line; ``recipient``: the one that an RCPT names."""
-
-    verb: str
-    line: bytes
-    recipient: str = ''
+============  ==============================================================
+``waiting``   nothing of it has left
+``commands``  its commands have left, or are about to
+``ready``     the relay waits for the text
+``text``      a part of the text has left
+``sent``      all of the text has left, or nothing more will leave
+============  ==============================================================
+"""
 
 
 @dataclass(slots=True)
@@ -40,17 +39,35 @@ class MailTransaction:
     """Recipients of the present transaction."""
     accepted: list[str] = field(default_factory=list)
     """Those of ``asked`` that the relay accepted, and that the text was not sent to yet."""
-    opened: bool = False
-    """The commands of a transaction were sent, or are about to be."""
+    stage: Stage = 'waiting'
     answered: bool = False
     """The relay has replied to MAIL."""
     ambiguous: bool = False
     """A final dot may have left: this attempt counts."""
+    replies_due: int = 0
+    """How many replies are still to come."""
+    behind_dot: bool = False
+    """The commands left together with the final dot of the mail before."""
+    discarding: bool = False
+    """The replies that are still to come change nothing for its recipients."""
+    surplus: int = 0
+    """How many recipients the relay had no room for, in the present transaction."""
+    chunked: bool = False
+    """The text leaves by BDAT, without waiting for the replies to the commands."""
+    may_have_left: bool = True
+    """By BDAT: whether the last byte of the text may have left."""
+    session_failure: tuple[str, bool] | None = None
+    """By BDAT: a reason that is not the mail's fault, and whether the connection was stale."""
 
     @property
     def outcome(self) -> Outcome:
         """The verdicts, in the order of the recipients. Raises KeyError if one is missing."""
         return {each: self.verdicts[each] for each in self.envelope.recipients}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every recipient has a verdict, and no reply is due."""
+        return self.stage == 'sent' and not (self.replies_due or self.todo or self.session_failure)
 
     @property
     def decided(self) -> bool:
@@ -83,44 +100,14 @@ class MailTransaction:
             self.verdicts.setdefault(recipient, verdict)
 
 
-class EnvelopeSource:
-    """Takes envelopes from an iterable, one by one; ``peek`` pulls one before it is taken.
+class Command(NamedTuple):
+    """A command line, and the mail that it belongs to; ``recipient``: the one that an RCPT names.
 
-    ``rejected_before_sending``: returns verdicts for the recipients that the relay cannot be
-    asked about. ``before_final_dot``: see IMailSession.
+    The verb of a reply to the final dot is '.'; ``recipients`` are those that it is about.
     """
 
-    def __init__(
-        self,
-        envelopes: Iterable[Envelope],
-        rejected_before_sending: Callable[[Envelope], dict[str, Verdict]],
-        before_final_dot: BeforeFinalDot | None = None,
-    ) -> None:
-        self._envelopes = iter(envelopes)
-        self._rejected_before_sending = rejected_before_sending
-        self._before_final_dot = before_final_dot
-        self._peeked: MailTransaction | None = None
-
-    def peek(self) -> MailTransaction | None:
-        """Return the next mail without taking it; None if there is none now."""
-        self._peeked = self._peeked or self._pull()
-        return self._peeked
-
-    def take(self) -> MailTransaction | None:
-        """Return the next mail; None at the end."""
-        mail, self._peeked = self._peeked, None
-        return mail or self._pull()
-
-    def before_final_dot(self, mail: MailTransaction, recipients: Sequence[str]) -> None:
-        """Announce that the text of a mail is about to leave for these recipients."""
-        if self._before_final_dot is not None:
-            self._before_final_dot(mail.envelope, tuple(recipients))
-
-    def _pull(self) -> MailTransaction | None:
-        envelope = next(self._envelopes, None)
-        if envelope is None:
-            return None
-        verdicts = self._rejected_before_sending(envelope)
-        return MailTransaction(
-            envelope, verdicts, [each for each in envelope.recipients if each not in verdicts]
-        )
+    verb: str
+    line: bytes
+    mail: MailTransaction
+    recipient: str = ''
+    recipients: tuple[str, ...] = ()
