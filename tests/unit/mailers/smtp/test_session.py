@@ -75,7 +75,7 @@ def test_session_failure(server: ScriptedSMTPServer, verb: str, answer: str, car
     ('text', 'remedy'),
     [
         ('5.7.0 Authentication required', 'see mail.username and mail.password'),
-        ('5.7.0 Must issue a STARTTLS command first', 'write smtp: with ?tls=required, or smtps:'),
+        ('5.7.0 Must issue a STARTTLS command first', 'add ?tls=required to mail.url'),
     ],
 )
 @pytest.mark.parametrize('verb', ['MAIL', 'RCPT'])
