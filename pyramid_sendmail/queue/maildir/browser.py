@@ -15,6 +15,7 @@ A crash between write and rename leaves the mail where it was; the same change c
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -25,9 +26,10 @@ from ..browsing import STATES, MailDetails, MailInfo, MailState, QueueStats, Rec
 from ..history import dropped_text, held_line, held_text
 from .filename import NEVER, PRIORITY_OF, STATE_OF, FileName, file_name, parse
 from .files import QueueFiles
-from .format import STATE_AT, EnvelopeBlock, Unreadable, decode
+from .format import STATE_AT, EnvelopeBlock, decode
 from .history import append_history, read_history, remove_history
 from .large_text import load
+from .permissions import user_name
 from .wakeup import WakeUp
 
 __all__ = ['MaildirBrowser']
@@ -54,6 +56,9 @@ _STATUS: dict[str, Status] = {
 _READS = 3
 """How often a file is read before it counts as damaged: a processor may write its marks while it
 is read without a claim."""
+
+_OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EIO)
+"""Errors of a file that is damaged or another user's; the rest of the queue can be read."""
 
 
 class MaildirBrowser:
@@ -193,15 +198,17 @@ class MaildirBrowser:
         reason = ''
         for _ in range(_READS):
             try:
-                with open(path, 'rb') as file:
-                    block = decode(file.read())
+                block = decode(self._files.read_unlocked(path))
             except FileNotFoundError:
                 return None
-            except Unreadable as error:
+            except ValueError as error:
                 reason = str(error)
                 continue
             except OSError as error:
-                raise self._files.error('cannot be read', error) from error
+                if error.errno not in _OF_ONE_FILE:
+                    raise self._files.error('cannot be read', error) from error
+                reason = f'user {user_name(os.geteuid())} cannot read it: {error.strerror}'
+                continue
             return MailDetails(
                 info=info,
                 envelope=block.envelope,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,110 @@ def test_a_foreign_file_is_listed_and_left_alone(queue: MaildirQueue) -> None:
     for change in (queue.retry, queue.release, queue.drop):
         assert not change(info)
     assert path.read_text() == 'Call Ann.'
+
+
+def fifo(path: Path, target: Path) -> None:
+    os.mkfifo(path)
+
+
+def folder(path: Path, target: Path) -> None:
+    path.mkdir()
+
+
+def dangling_link(path: Path, target: Path) -> None:
+    path.symlink_to(target.with_name('nothing'))
+
+
+def link(path: Path, target: Path) -> None:
+    path.symlink_to(target)
+
+
+def unix_socket(path: Path, target: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = os.open(path.parent, os.O_RDONLY)
+        try:
+            # An address has 107 bytes at most.
+            listener.bind(f'/proc/self/fd/{here}/{path.name}')
+        finally:
+            os.close(here)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize('make', [fifo, folder, dangling_link, link, unix_socket])
+@pytest.mark.parametrize('own', [True, False])
+def test_what_is_not_a_plain_file_is_damaged(
+    queue: MaildirQueue, tmp_path: Path, make: Callable[[Path, Path], None], own: bool
+) -> None:
+    """A FIFO, a folder, a link or a socket is listed, never read or waited for, and left alone,
+    whatever its name; its details say what it is."""
+    info = one_mail(queue, 'failed')
+    path, target = the_file(queue, 'failed'), tmp_path / 'target'
+    path.rename(target)
+    if not own:
+        path = path.with_name('notes.txt')
+    make(path, target)
+    (listed,) = queue.mails()
+    assert listed.id == (info.id if own else 'notes.txt')
+    details = queue.get(listed.id)
+    assert details is not None
+    assert (details.info, details.envelope) == (listed, None)
+    assert details.damaged == details.reason == 'it is not a plain file'
+    assert not queue.retry(listed)
+    assert not queue.drop(listed)
+    assert os.path.lexists(path)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize('make', [fifo, folder, link])
+def test_a_history_that_is_not_a_plain_file_is_not_read(
+    queue: MaildirQueue, tmp_path: Path, make: Callable[[Path, Path], None]
+) -> None:
+    """The mail is shown, without a history."""
+    info = one_mail(queue, 'failed')
+    path, target = Path(queue.path, 'reasons', f'{info.id}.txt'), tmp_path / 'target'
+    path.rename(target)
+    make(path, target)
+    details = queue.get(info.id)
+    assert details is not None
+    assert (details.damaged, details.history) == ('', ())
+
+
+@pytest.mark.parametrize('error', [errno.EACCES, errno.EPERM, errno.EIO])
+def test_a_file_that_cannot_be_read_is_damaged(
+    queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """One file of another user, or one on a bad block, is shown with the reason: the rest of the
+    queue can be read."""
+    info = one_mail(queue, 'new')
+    path = str(the_file(queue, 'new'))
+    opened = os.open
+
+    def refusing(name: Any, *arguments: Any, **options: Any) -> int:
+        if name == path:
+            raise OSError(error, os.strerror(error), name)
+        return opened(name, *arguments, **options)
+
+    monkeypatch.setattr(os, 'open', refusing)
+    details = queue.get(info.id)
+    assert details is not None
+    assert (details.info, details.envelope) == (info, None)
+    assert details.damaged.endswith(f' cannot read it: {os.strerror(error)}')
+
+
+def test_an_error_of_the_process_is_not_damage(
+    queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the process has no descriptor left, that says nothing about the mail: QueueError."""
+    info = one_mail(queue, 'new')
+    path = str(the_file(queue, 'new'))
+
+    def refusing(name: Any, *arguments: Any, **options: Any) -> int:
+        assert name == path
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name)
+
+    monkeypatch.setattr(os, 'open', refusing)
+    with pytest.raises(QueueError, match='raise the limit of open files'):
+        queue.get(info.id)
 
 
 def test_a_link_is_not_followed(queue: MaildirQueue, tmp_path: Path) -> None:
