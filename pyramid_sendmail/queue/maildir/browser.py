@@ -172,17 +172,20 @@ class MaildirBrowser:
             for name in self._names(folder):
                 info = _info(folder, name)
                 counts[info.state] += 1
-                if info.state in ('new', 'deferred') and info.due <= now:
+                # The name of a foreign file says no time.
+                own = info.priority != ''
+                if own and info.state in ('new', 'deferred') and info.due <= now:
                     oldest = info.due if oldest is None else min(oldest, info.due)
         return QueueStats(counts=counts, oldest_due=oldest)
 
     def _names(self, folder: str) -> list[str]:
         try:
-            return os.listdir(f'{self._files.root}/{folder}')
+            names = os.listdir(f'{self._files.root}/{folder}')
         except FileNotFoundError:
             return []
         except OSError as error:
             raise self._files.error('cannot be read', error) from error
+        return [name for name in names if not name.startswith('.')]
 
     def _find(self, id: str) -> MailInfo | None:
         for folder in dict.fromkeys(_FOLDERS.values()):

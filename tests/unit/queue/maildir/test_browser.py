@@ -133,6 +133,26 @@ def test_a_foreign_file_is_listed_and_left_alone(queue: MaildirQueue) -> None:
     assert path.read_text() == 'Call Ann.'
 
 
+def test_a_file_that_begins_with_a_dot_is_no_mail(queue: MaildirQueue) -> None:
+    """As for a processor: an editor's or a network's file is not listed, counted or returned."""
+    info = one_mail(queue, 'new')
+    for folder in ('new', 'cur', 'done', 'failed'):
+        (Path(queue.path) / folder / '.nfs0001').write_text('left over')
+    assert list(queue.mails()) == [info]
+    assert sum(queue.stats().counts.values()) == 1
+    assert queue.get('.nfs0001') is None
+
+
+def test_a_foreign_file_is_not_overdue(queue: MaildirQueue) -> None:
+    """It is counted, but its name says no time: a queue with nothing else is not late."""
+    for folder in ('new', 'cur'):
+        (Path(queue.path) / folder / 'notes.txt').write_text('Call Ann.')
+    stats = queue.stats()
+    assert (stats.counts['new'], stats.counts['deferred'], stats.oldest_due) == (1, 1, None)
+    queue.put([make_envelope(queued_at=NOW - 60)]).publish()
+    assert queue.stats().oldest_due == NOW - 60
+
+
 def fifo(path: Path, target: Path) -> None:
     os.mkfifo(path)
 
