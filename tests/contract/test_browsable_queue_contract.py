@@ -439,6 +439,32 @@ def test_a_listing_that_is_out_of_date(case: Case) -> None:
     assert case.info(envelope).state == 'deferred'
 
 
+@pytest.mark.parametrize(
+    'forged',
+    [
+        {'state': 'held'},
+        {'state': 'new'},
+        {'state': 'deferred'},
+        {'state': 'bogus'},
+        {'id': 'a' * 32},
+        {'priority': 'high'},
+        {'due': NOW + 1},
+        {'attempt': 7},
+        {'key': ''},
+        {'key': '..'},
+        {'key': 'no such mail'},
+        {'key': 'a\0b'},
+    ],
+)
+def test_a_listing_that_is_forged(case: Case, forged: dict[str, Any]) -> None:
+    """A MailInfo that does not describe the mail in every field changes nothing."""
+    envelope = case.failed()
+    info = case.info(envelope)
+    for change in (case.queue.retry, case.queue.hold, case.queue.release, case.queue.drop):
+        assert not change(info._replace(**forged))
+    assert case.info(envelope) == info
+
+
 def test_a_state_that_a_change_is_not_for(case: Case) -> None:
     """Only waiting mail can be held, only held mail be released, and new mail needs no retry."""
     new, dead = case.put(), case.failed()

@@ -234,10 +234,16 @@ class MaildirBrowser:
 
         Raises QueueError for what the body cannot do either.
         """
+        folder = _FOLDERS.get(mail.state)
+        # A MailInfo may come from a web page: it must name its own mail, and no other file.
+        hidden = mail.key.startswith('.') or '/' in mail.key
+        if folder is None or hidden or _info(folder, mail.key) != mail:
+            yield None
+            return
         descriptor = None
         try:
             try:
-                descriptor = self._files.open(self._files.path(_FOLDERS[mail.state], mail.key))
+                descriptor = self._files.open(self._files.path(folder, mail.key))
                 if descriptor is None:
                     yield None
                     return

@@ -13,7 +13,7 @@ import pytest
 
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.browsing import MailInfo
+from pyramid_sendmail.queue.browsing import STATES, MailInfo
 from tests.support.queues import (
     NOW,
     Clock,
@@ -55,6 +55,11 @@ def one_mail(queue: MaildirQueue, state: str) -> MailInfo:
     (info,) = queue.mails()
     assert info.state == state
     return info
+
+
+def the_file_of(queue: MaildirQueue, info: MailInfo) -> Path:
+    (path,) = Path(queue.path).glob(f'*/{info.key}')
+    return path
 
 
 CHANGES = {
@@ -141,6 +146,11 @@ def test_a_file_that_begins_with_a_dot_is_no_mail(queue: MaildirQueue) -> None:
     assert list(queue.mails()) == [info]
     assert sum(queue.stats().counts.values()) == 1
     assert queue.get('.nfs0001') is None
+    path = the_file_of(queue, info)
+    path.rename(path.with_name('.nfs0002'))
+    hidden = MailInfo(id='.nfs0002', state='new', key='.nfs0002')
+    assert not queue.hold(hidden)
+    assert not queue.drop(hidden)
 
 
 def test_a_foreign_file_is_not_overdue(queue: MaildirQueue) -> None:
@@ -151,6 +161,26 @@ def test_a_foreign_file_is_not_overdue(queue: MaildirQueue) -> None:
     assert (stats.counts['new'], stats.counts['deferred'], stats.oldest_due) == (1, 1, None)
     queue.put([make_envelope(queued_at=NOW - 60)]).publish()
     assert queue.stats().oldest_due == NOW - 60
+
+
+@pytest.mark.parametrize('state', ['new', 'deferred', 'failed', 'held'])
+def test_a_key_does_not_lead_out_of_its_folder(queue: MaildirQueue, state: str) -> None:
+    """A forged MailInfo reaches no file of another folder or another queue."""
+    info = one_mail(queue, state)
+    before = files(queue)
+    other = MaildirQueue(str(Path(queue.path).with_name('other')), clock=Clock())
+    other.prepare()
+    folder = before[0].partition('/')[0]
+    for key in (f'../{folder}/{info.key}', f'./{info.key}', f'../../queue/{before[0]}'):
+        for each in (queue, other):
+            for id in (info.id, key):
+                for name in STATES:
+                    forged = info._replace(id=id, key=key, state=name)
+                    bare = MailInfo(id=id, key=key, state=name)
+                    for change in (each.retry, each.hold, each.release, each.drop):
+                        assert not change(forged)
+                        assert not change(bare)
+    assert files(queue) == before
 
 
 def fifo(path: Path, target: Path) -> None:
