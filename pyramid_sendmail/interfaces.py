@@ -225,7 +225,7 @@ class IBrowsableQueue(Interface):
 
         Return False, as all of these methods do, if the mail is gone, is being sent at this
         moment, or is in a state that the method is not for. Raises QueueError if the change
-        cannot be recorded.
+        cannot be recorded, or this user may not use the queue.
         """
 
     def hold(mail: MailInfo, reason: str = '') -> bool:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from ...exceptions import QueueError
 from ..browsing import STATES, MailDetails, MailInfo, MailState, QueueStats, RecipientInfo
 from ..history import dropped_text, held_line, held_text
 from .filename import NEVER, PRIORITY_OF, STATE_OF, FileName, file_name, parse
@@ -232,7 +233,7 @@ class MaildirBrowser:
     def _claimed(self, mail: MailInfo) -> Iterator[tuple[int, EnvelopeBlock] | None]:
         """Claim the file of a mail, and give it with what it says; None if that is not possible.
 
-        Raises QueueError for what the body cannot do either.
+        Raises QueueError if this user may not use the queue, and for what the body cannot do.
         """
         folder = _FOLDERS.get(mail.state)
         # A MailInfo may come from a web page: it must name its own mail, and no other file.
@@ -242,6 +243,10 @@ class MaildirBrowser:
             return
         descriptor = None
         try:
+            if not self._exists():
+                yield None
+                return
+            self._files.ready()
             try:
                 descriptor = self._files.open(self._files.path(folder, mail.key))
                 if descriptor is None:
@@ -257,11 +262,21 @@ class MaildirBrowser:
             finally:
                 if text is not None:
                     text.close()
+        except QueueError:
+            raise
         except OSError as error:
             raise self._files.error('cannot be changed', error) from error
         finally:
             if descriptor is not None:
                 self._files.close(descriptor)
+
+    def _exists(self) -> bool:
+        """Whether there is a queue: a change makes none. Raises OSError."""
+        try:
+            os.lstat(self._files.root)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _move(self, mail: MailInfo, folder: str, schedule: FileName) -> bool:
         """Return False if a person has moved the file since it was opened. Raises OSError."""

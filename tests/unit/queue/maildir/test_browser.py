@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -362,6 +363,34 @@ def test_a_queue_that_is_not_there_is_empty(tmp_path: Path) -> None:
     assert queue.get('a' * 32) is None
     assert sum(queue.stats().counts.values()) == 0
     assert not (tmp_path / 'nothing').exists()
+
+
+def test_a_change_makes_no_queue(queue: MaildirQueue, tmp_path: Path) -> None:
+    """Where no queue is, nothing can be changed, and nothing is made."""
+    info = one_mail(queue, 'new')
+    other = MaildirQueue(str(tmp_path / 'nothing'), clock=Clock())
+    assert not other.hold(info)
+    assert not other.drop(info)
+    assert not (tmp_path / 'nothing').exists()
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_another_user_may_not_change_the_queue(
+    queue: MaildirQueue, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of another user, root's too, would leave files that the queue's own processes
+    cannot read: QueueError, with both users and the remedy, and nothing is changed."""
+    info = one_mail(queue, CHANGES[change][0])
+    before = files(queue)
+    other = MaildirQueue(queue.path, clock=Clock())
+    owner = os.geteuid()
+    monkeypatch.setattr(os, 'geteuid', lambda: owner + 4242)
+    with pytest.raises(
+        QueueError,
+        match=rf'^queue {re.escape(queue.path)} belongs to user .* as user {owner + 4242}; run',
+    ):
+        getattr(other, change.partition(' ')[0])(info)
+    assert files(queue) == before
 
 
 @pytest.mark.parametrize('change', CHANGES)
