@@ -206,7 +206,8 @@ class IBrowsableQueue(Interface):
         the most urgent first in each.
 
         Reads no mail, only the listing of the queue: a mail may be gone, or in another state, by
-        the time the caller looks at it. Raises QueueError.
+        the time the caller looks at it. Raises QueueError; the call itself raises ValueError for an
+        unknown state.
         """
 
     def get(id: str) -> MailDetails | None:

@@ -112,6 +112,13 @@ def test_a_mail_in_each_state_is_listed(case: Case) -> None:
         }
 
 
+@pytest.mark.parametrize('state', ['bogus', 'cur', '', 'New'])
+def test_an_unknown_state(case: Case, state: str) -> None:
+    """The call itself refuses a state that is misspelt, and names those that there are."""
+    with pytest.raises(ValueError, match=r'^state: .* new, deferred, done, failed, held, or None$'):
+        case.queue.mails(state)
+
+
 def test_the_most_urgent_is_listed_first(case: Case) -> None:
     """A listing begins with the highest priority, then with what has been due for longest."""
     low = case.put(priority='low')

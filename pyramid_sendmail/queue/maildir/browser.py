@@ -23,7 +23,14 @@ from contextlib import contextmanager
 from typing import Literal
 
 from ...exceptions import QueueError
-from ..browsing import STATES, MailDetails, MailInfo, MailState, QueueStats, RecipientInfo
+from ..browsing import (
+    MailDetails,
+    MailInfo,
+    MailState,
+    QueueStats,
+    RecipientInfo,
+    listed_states,
+)
 from ..history import dropped_text, held_line, held_text
 from .filename import NEVER, PRIORITY_OF, STATE_OF, FileName, file_name, parse
 from .files import QueueFiles
@@ -71,14 +78,7 @@ class MaildirBrowser:
         self._clock = clock
 
     def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
-        wanted = STATES if state is None else (state,)
-        for folder in dict.fromkeys(_FOLDERS[each] for each in wanted):
-            names = sorted(self._names(folder))
-            for each in wanted:
-                if _FOLDERS[each] == folder:
-                    yield from (
-                        info for name in names if (info := _info(folder, name)).state == each
-                    )
+        return self._listed(listed_states(state))
 
     def get(self, id: str) -> MailDetails | None:
         # A processor may move the mail from a folder not yet looked into to one already done.
@@ -178,6 +178,15 @@ class MaildirBrowser:
                 if own and info.state in ('new', 'deferred') and info.due <= now:
                     oldest = info.due if oldest is None else min(oldest, info.due)
         return QueueStats(counts=counts, oldest_due=oldest)
+
+    def _listed(self, wanted: tuple[MailState, ...]) -> Iterator[MailInfo]:
+        for folder in dict.fromkeys(_FOLDERS[each] for each in wanted):
+            names = sorted(self._names(folder))
+            for each in wanted:
+                if _FOLDERS[each] == folder:
+                    yield from (
+                        info for name in names if (info := _info(folder, name)).state == each
+                    )
 
     def _names(self, folder: str) -> list[str]:
         try:
