@@ -7,7 +7,7 @@ retry     ``failed/``, held        letters back to ``T``, then into ``new/``, du
 retry     ``cur/``                 the time of the retry, then a new name in ``cur/``, due now
 hold      ``new/``, ``cur/``       into ``failed/``, with a time that never comes in its name
 release   held                     into ``new/`` if never tried, else ``cur/``, due as it was
-drop      all but ``done/``        removed
+drop      all but ``done/``        its history removed, then the mail
 ========  =======================  ================================================================
 
 A crash between write and rename leaves the mail where it was; the same change completes it.
@@ -155,13 +155,16 @@ class MaildirBrowser:
             if claimed is None:
                 return False
             _, block = claimed
+            path = self._files.path(_FOLDERS[mail.state], mail.key)
             try:
-                os.unlink(self._files.path(_FOLDERS[mail.state], mail.key))
+                # The history first: after a crash, nothing would remove one without a mail.
+                os.lstat(path)
+                remove_history(self._files, block.envelope)
+                os.unlink(path)
             except FileNotFoundError:
                 # A person has moved it since it was opened.
                 return False
             self._files.sync_folder(_FOLDERS[mail.state])
-            remove_history(self._files, block.envelope)
             log.warning('%s: %s', block.envelope.message_id, dropped_text(_unsent(block)))
         return True
 

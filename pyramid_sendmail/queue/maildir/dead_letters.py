@@ -82,8 +82,10 @@ class DeadLetters:
             if not reasons:
                 self._keep(name)
                 return False
-            os.unlink(path)
+            # The history first: after a crash, nothing would remove one without a mail.
+            os.lstat(path)
             remove_history(self._files, block.envelope)
+            os.unlink(path)
         finally:
             self._files.close(descriptor)
         log.info(

@@ -78,12 +78,14 @@ CHANGES = {
 @pytest.mark.slow
 @pytest.mark.parametrize('change', CHANGES)
 def test_a_crash_at_any_call_of_a_change(queue: MaildirQueue, change: str) -> None:
-    """After a crash the mail is where it was or where it was to go, whole and once; the same
-    change completes it."""
+    """After a crash the mail is where it was or where it was to go, whole and once, and no history
+    is left without its mail; the same change completes it."""
     before, after = CHANGES[change]
     info = one_mail(queue, before)
     path = the_file(queue, files(queue)[0].partition('/')[0])
     data = path.read_bytes()
+    history = Path(queue.path, 'reasons', f'{info.id}.txt')
+    lines = history.read_bytes() if history.exists() else b''
     seen = set()
 
     def work() -> bool:
@@ -93,6 +95,7 @@ def test_a_crash_at_any_call_of_a_change(queue: MaildirQueue, change: str) -> No
         left = list(queue.mails())
         assert len(left) == len(files(queue)) == (after is not None or bool(left))
         seen.add(left[0].state if left else None)
+        assert left or not history.exists()
         for each in left:
             details = queue.get(each.id)
             assert details is not None
@@ -105,6 +108,8 @@ def test_a_crash_at_any_call_of_a_change(queue: MaildirQueue, change: str) -> No
         for name in files(queue):
             (Path(queue.path) / name).unlink()
         path.write_bytes(data)
+        if lines:
+            history.write_bytes(lines)
 
     assert crashes(work, check) >= 4
     assert seen == {before, after}

@@ -305,13 +305,17 @@ def test_stopped_at_any_call_it_leaves_the_mail_or_nothing(queue: MaildirQueue) 
     _dead(queue)
     path = the_file(queue, 'failed')
     data = path.read_bytes()
+    (name,) = _reasons(queue)
+    history = Path(queue.path, 'reasons', name)
     outcomes = set()
 
     def check() -> None:
         outcomes.add(path.exists())
+        assert path.exists() or not history.exists()
         if path.exists():
             assert path.read_bytes() == data
         path.write_bytes(data)
+        history.write_text('attempt 1: failed')
 
     assert crashes(work, check) >= 4
     assert outcomes == {True, False}
