@@ -236,7 +236,8 @@ class IBrowsableQueue(Interface):
         """
 
     def release(mail: MailInfo) -> bool:
-        """Let a held mail go on where it was: with its attempts and the time it was due."""
+        """Let a held mail go on where it was: with its attempts and the time it was due. The retry
+        period counts from now, so that a mail that was held for long is not given up at once."""
 
     def drop(mail: MailInfo) -> bool:
         """Remove a mail for good, whatever its recipients have got. Not for finished mail whose

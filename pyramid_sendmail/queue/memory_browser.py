@@ -80,6 +80,7 @@ class MemoryBrowser:
             if found is None:
                 return False
             found.state, found.held = 'deferred' if found.attempt else 'new', False
+            found.since = self._store.now()
             log.info('%s: released, and sent when it is due', found.envelope.message_id)
         self._store.wake()
         return True

@@ -264,7 +264,8 @@ def test_a_deferred_mail_is_retried(case: Case) -> None:
 
 @pytest.mark.parametrize('state', ['new', 'deferred'])
 def test_a_held_mail_waits_until_it_is_released(case: Case, state: str) -> None:
-    """No scan finds it, however late it is; released, it goes on where it was."""
+    """No scan finds it, however late it is; released, it goes on where it was, with a new retry
+    period."""
     envelope = case.put() if state == 'new' else case.deferred(until=NOW + 60)
     before = case.info(envelope)
     assert case.queue.hold(before, 'ask the customer\nfirst')
@@ -276,7 +277,7 @@ def test_a_held_mail_waits_until_it_is_released(case: Case, state: str) -> None:
     assert case.info(envelope) == before
     assert case.due() == [envelope.id]
     claim = case.claim(envelope)
-    assert (claim.todo, claim.attempt, claim.since) == ((ANN,), before.attempt, NOW)
+    assert (claim.todo, claim.attempt, claim.since) == ((ANN,), before.attempt, case.clock())
     claim.release()
 
 

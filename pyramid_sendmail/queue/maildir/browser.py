@@ -6,7 +6,8 @@ change    from                     one rename, after at most one write in place
 retry     ``failed/``, held        letters back to ``T``, then into ``new/``, due now
 retry     ``cur/``                 the time of the retry, then a new name in ``cur/``, due now
 hold      ``new/``, ``cur/``       into ``failed/``, with a time that never comes in its name
-release   held                     into ``new/`` if never tried, else ``cur/``, due as it was
+release   held                     the time of the release, as the start of the retry period; then
+                                   into ``new/`` if never tried, else ``cur/``, due as it was
 drop      all but ``done/``        its history removed, then the mail
 ========  =======================  ================================================================
 
@@ -134,7 +135,10 @@ class MaildirBrowser:
         with self._claimed(mail) as claimed:
             if claimed is None:
                 return False
-            _, block = claimed
+            descriptor, block = claimed
+            # The claim of a mail that was never tried knows by it that there is a history, too.
+            block.since = self._clock()
+            self._files.write(descriptor, block.mutable_part(), STATE_AT)
             folder, due = 'new', block.envelope.due
             if mail.attempt:
                 # Pending events do not wait for the retry.

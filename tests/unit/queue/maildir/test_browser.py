@@ -361,6 +361,53 @@ def test_an_error_of_the_disk_names_the_queue(
     assert queue.hold(info), 'it is not locked any more'
 
 
+@pytest.mark.parametrize('state', ['new', 'deferred'])
+def test_a_released_mail_leaves_no_history(tmp_path: Path, state: str) -> None:
+    """Delivered at its next attempt, be it the first, it takes the line about the hold along."""
+    clock = Clock()
+    queue = MaildirQueue(str(tmp_path / 'queue'), clock=clock)
+    queue.prepare()
+    assert queue.hold(one_mail(queue, state), 'ask first')
+    (history,) = Path(queue.path, 'reasons').iterdir()
+    assert 'ask first' in history.read_text()
+    clock.now += 7 * 24 * 3600
+    (held,) = queue.mails()
+    assert queue.release(held)
+    claim = claimed(queue, clock())
+    claim.settle([sent(claim.envelope, *claim.todo, attempt=claim.attempt + 1)], report=False)
+    assert files(queue) == []
+    assert list(Path(queue.path, 'reasons').iterdir()) == []
+
+
+def test_a_release_keeps_what_is_pending_and_ambiguous(queue: MaildirQueue) -> None:
+    """It writes the time alone: replies, pending events and marks stay as they were."""
+    envelope = make_envelope('ann@example.org', 'bob@example.org')
+    queue.put([envelope]).publish()
+    event = sent(envelope, 'ann@example.org')
+    later = deferred(envelope, 'bob@example.org', group=1, until=NOW)
+    claim = claimed(queue)
+    claim.settle([event, later], retry_at=NOW)
+    claim.release()
+
+    def stopped() -> None:
+        claimed(queue).mark_ambiguous(['bob@example.org'])
+
+    assert reap(forked(stopped)) == 0
+    (info,) = queue.mails()
+    assert queue.hold(info)
+    (held,) = queue.mails()
+    before = queue.get(held.id)
+    assert queue.release(held)
+    after = queue.get(held.id)
+    assert before is not None
+    assert after is not None
+    assert (after.recipients, after.history) == (before.recipients, before.history)
+    assert (after.envelope, after.pending_events) == (before.envelope, 1)
+    claim = claimed(queue)
+    assert (claim.pending_events, claim.ambiguous) == ([event], ('bob@example.org',))
+    claim.release()
+
+
 def test_a_queue_that_is_not_there_is_empty(tmp_path: Path) -> None:
     """Browsing makes no folder and fails over none."""
     queue = MaildirQueue(str(tmp_path / 'nothing'))
