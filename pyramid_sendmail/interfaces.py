@@ -220,9 +220,11 @@ class IBrowsableQueue(Interface):
         """Make a failed, held or deferred mail due now.
 
         Failed or held: the recipients that wait, failed or are ambiguous are tried again, with a
-        new retry period; an error event of theirs that is not handled yet is not dispatched.
-        Deferred: the recipients that wait or are ambiguous are tried again, and the retry period
-        stays. Delivered recipients are never tried again.
+        new retry period. An error event of theirs that no subscriber has handled yet is dropped.
+        The attempts count from 0, or go on from the last outcome that the queue still keeps, that
+        of a pending event: no two events of a mail have the same id. Deferred: the recipients that
+        wait or are ambiguous are tried again; attempts, events and retry period stay. Delivered
+        recipients are never tried again.
 
         Return False, as all of these methods do, if the mail is gone, is being sent at this
         moment, or is in a state that the method is not for. Raises QueueError if the change

@@ -352,6 +352,26 @@ def test_a_retry_replaces_an_error_that_is_not_handled_yet(case: Case) -> None:
     claim.release()
 
 
+def test_attempts_go_on_from_a_pending_event(case: Case) -> None:
+    """An event of a mail that was started over never has the id of one that is pending still."""
+    envelope = case.put(ANN, BOB)
+    until = NOW + 60
+    first = sent(envelope, ANN)
+    case.settle(envelope, first, deferred(envelope, BOB, until=until), retry_at=until, report=True)
+    assert case.queue.hold(case.info(envelope))
+    assert case.queue.retry(case.info(envelope))
+    claim = case.claim(envelope)
+    assert (claim.todo, claim.attempt) == ((BOB,), first.attempt)
+    second = sent(envelope, BOB, attempt=claim.attempt + 1)
+    claim.settle([second])
+    assert claim.attempt == second.attempt
+    assert claim.pending_events == [first, second]
+    claim.acknowledge([first])
+    assert claim.pending_events == [second]
+    claim.release()
+    assert case.info(envelope).attempt == second.attempt
+
+
 def test_events_of_a_held_mail_wait_as_long(case: Case) -> None:
     """No scan finds a held mail, not even one for all pending events."""
     envelope = case.put(ANN, BOB)
