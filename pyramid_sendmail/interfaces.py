@@ -206,7 +206,8 @@ class IBrowsableQueue(Interface):
         the most urgent first in each.
 
         Reads no mail, only the listing of the queue: a mail may be gone, or in another state, by
-        the time the caller looks at it. Raises QueueError.
+        the time the caller looks at it. Raises QueueError; the call itself raises ValueError for an
+        unknown state.
         """
 
     def get(id: str) -> MailDetails | None:
@@ -219,13 +220,15 @@ class IBrowsableQueue(Interface):
         """Make a failed, held or deferred mail due now.
 
         Failed or held: the recipients that wait, failed or are ambiguous are tried again, with a
-        new retry period; an error event of theirs that is not handled yet is not dispatched.
-        Deferred: the recipients that wait or are ambiguous are tried again, and the retry period
-        stays. Delivered recipients are never tried again.
+        new retry period. An error event of theirs that no subscriber has handled yet is dropped.
+        The attempts count from 0, or go on from the last outcome that the queue still keeps, that
+        of a pending event: no two events of a mail have the same id. Deferred: the recipients that
+        wait or are ambiguous are tried again; attempts, events and retry period stay. Delivered
+        recipients are never tried again.
 
         Return False, as all of these methods do, if the mail is gone, is being sent at this
         moment, or is in a state that the method is not for. Raises QueueError if the change
-        cannot be recorded.
+        cannot be recorded, or this user may not use the queue.
         """
 
     def hold(mail: MailInfo, reason: str = '') -> bool:
@@ -235,7 +238,8 @@ class IBrowsableQueue(Interface):
         """
 
     def release(mail: MailInfo) -> bool:
-        """Let a held mail go on where it was: with its attempts and the time it was due."""
+        """Let a held mail go on where it was: with its attempts and the time it was due. The retry
+        period counts from now, so that a mail that was held for long is not given up at once."""
 
     def drop(mail: MailInfo) -> bool:
         """Remove a mail for good, whatever its recipients have got. Not for finished mail whose

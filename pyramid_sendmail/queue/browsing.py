@@ -8,7 +8,15 @@ from typing import Literal, NamedTuple, get_args
 from ..envelope import Envelope, Reply
 from .ticket import State
 
-__all__ = ['STATES', 'MailDetails', 'MailInfo', 'MailState', 'QueueStats', 'RecipientInfo']
+__all__ = [
+    'STATES',
+    'MailDetails',
+    'MailInfo',
+    'MailState',
+    'QueueStats',
+    'RecipientInfo',
+    'listed_states',
+]
 
 MailState = State | Literal['held']
 """A ticket's state, or ``held``: a person has stopped the mail from being sent."""
@@ -73,3 +81,12 @@ class QueueStats(NamedTuple):
     oldest_due: float | None
     """When the most overdue new or deferred mail was due, in epoch seconds; None if none is
     overdue. The queue is stuck if this lies far in the past."""
+
+
+def listed_states(state: MailState | None) -> tuple[MailState, ...]:
+    """Return the states that a listing has: one, or all for None. Raises ValueError."""
+    if state is None:
+        return STATES
+    if state not in STATES:
+        raise ValueError(f'state: {state!r} is unknown; use one of {", ".join(STATES)}, or None')
+    return (state,)

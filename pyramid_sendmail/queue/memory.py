@@ -211,6 +211,8 @@ class MemoryClaim:
         self._now = now
         self._held = True
         self._settled = False
+        # As on disk: the ids of new events must differ from those of pending ones.
+        self.attempt = max([mail.attempt, *(event.attempt for event in mail.pending_events)])
         self.todo: tuple[str, ...] = ()
         if mail.state != 'done' and mail.retry_at <= now:
             self.todo = tuple(to for to, letter in mail.letters.items() if letter == 'T')
@@ -218,10 +220,6 @@ class MemoryClaim:
     @property
     def envelope(self) -> Envelope:
         return self._mail.envelope
-
-    @property
-    def attempt(self) -> int:
-        return self._mail.attempt
 
     @property
     def since(self) -> float:
@@ -255,7 +253,8 @@ class MemoryClaim:
             )
             mail.add_history(attempt_lines(events, at=self._now))
             mail.retry_at = retry_at or 0.0
-            mail.attempt += 1
+            self.attempt += 1
+            mail.attempt = self.attempt
             if not report:
                 mail.pending_events = []
         self._save()

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from .browsing import STATES, MailDetails, MailInfo, MailState, QueueStats, RecipientInfo
+from .browsing import (
+    STATES,
+    MailDetails,
+    MailInfo,
+    MailState,
+    QueueStats,
+    RecipientInfo,
+    listed_states,
+)
 from .history import dropped_text, held_line, held_text
 from .memory_store import Mail, MemoryStore
 
@@ -27,12 +35,11 @@ class MemoryBrowser:
         self._store = store
 
     def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
+        wanted = listed_states(state)
         with self._store.locked() as mails:
             found = [_info(mail) for mail in mails.values()]
-        yield from sorted(
-            (info for info in found if state in (None, info.state)),
-            key=lambda info: (STATES.index(info.state), info.key),
-        )
+        listed = (info for info in found if info.state in wanted)
+        return iter(sorted(listed, key=lambda info: (STATES.index(info.state), info.key)))
 
     def get(self, id: str) -> MailDetails | None:
         with self._store.locked() as mails:
@@ -73,6 +80,7 @@ class MemoryBrowser:
             if found is None:
                 return False
             found.state, found.held = 'deferred' if found.attempt else 'new', False
+            found.since = self._store.now()
             log.info('%s: released, and sent when it is due', found.envelope.message_id)
         self._store.wake()
         return True

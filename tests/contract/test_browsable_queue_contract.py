@@ -112,6 +112,13 @@ def test_a_mail_in_each_state_is_listed(case: Case) -> None:
         }
 
 
+@pytest.mark.parametrize('state', ['bogus', 'cur', '', 'New'])
+def test_an_unknown_state(case: Case, state: str) -> None:
+    """The call itself refuses a state that is misspelt, and names those that there are."""
+    with pytest.raises(ValueError, match=r'^state: .* new, deferred, done, failed, held, or None$'):
+        case.queue.mails(state)
+
+
 def test_the_most_urgent_is_listed_first(case: Case) -> None:
     """A listing begins with the highest priority, then with what has been due for longest."""
     low = case.put(priority='low')
@@ -257,7 +264,8 @@ def test_a_deferred_mail_is_retried(case: Case) -> None:
 
 @pytest.mark.parametrize('state', ['new', 'deferred'])
 def test_a_held_mail_waits_until_it_is_released(case: Case, state: str) -> None:
-    """No scan finds it, however late it is; released, it goes on where it was."""
+    """No scan finds it, however late it is; released, it goes on where it was, with a new retry
+    period."""
     envelope = case.put() if state == 'new' else case.deferred(until=NOW + 60)
     before = case.info(envelope)
     assert case.queue.hold(before, 'ask the customer\nfirst')
@@ -269,7 +277,7 @@ def test_a_held_mail_waits_until_it_is_released(case: Case, state: str) -> None:
     assert case.info(envelope) == before
     assert case.due() == [envelope.id]
     claim = case.claim(envelope)
-    assert (claim.todo, claim.attempt, claim.since) == ((ANN,), before.attempt, NOW)
+    assert (claim.todo, claim.attempt, claim.since) == ((ANN,), before.attempt, case.clock())
     claim.release()
 
 
@@ -342,6 +350,26 @@ def test_a_retry_replaces_an_error_that_is_not_handled_yet(case: Case) -> None:
     assert claim.todo == (BOB, 'cid@example.org')
     assert claim.pending_events == [events[0]]
     claim.release()
+
+
+def test_attempts_go_on_from_a_pending_event(case: Case) -> None:
+    """An event of a mail that was started over never has the id of one that is pending still."""
+    envelope = case.put(ANN, BOB)
+    until = NOW + 60
+    first = sent(envelope, ANN)
+    case.settle(envelope, first, deferred(envelope, BOB, until=until), retry_at=until, report=True)
+    assert case.queue.hold(case.info(envelope))
+    assert case.queue.retry(case.info(envelope))
+    claim = case.claim(envelope)
+    assert (claim.todo, claim.attempt) == ((BOB,), first.attempt)
+    second = sent(envelope, BOB, attempt=claim.attempt + 1)
+    claim.settle([second])
+    assert claim.attempt == second.attempt
+    assert claim.pending_events == [first, second]
+    claim.acknowledge([first])
+    assert claim.pending_events == [second]
+    claim.release()
+    assert case.info(envelope).attempt == second.attempt
 
 
 def test_events_of_a_held_mail_wait_as_long(case: Case) -> None:
@@ -437,6 +465,32 @@ def test_a_listing_that_is_out_of_date(case: Case) -> None:
     assert not case.queue.hold(old)
     assert not case.queue.drop(old)
     assert case.info(envelope).state == 'deferred'
+
+
+@pytest.mark.parametrize(
+    'forged',
+    [
+        {'state': 'held'},
+        {'state': 'new'},
+        {'state': 'deferred'},
+        {'state': 'bogus'},
+        {'id': 'a' * 32},
+        {'priority': 'high'},
+        {'due': NOW + 1},
+        {'attempt': 7},
+        {'key': ''},
+        {'key': '..'},
+        {'key': 'no such mail'},
+        {'key': 'a\0b'},
+    ],
+)
+def test_a_listing_that_is_forged(case: Case, forged: dict[str, Any]) -> None:
+    """A MailInfo that does not describe the mail in every field changes nothing."""
+    envelope = case.failed()
+    info = case.info(envelope)
+    for change in (case.queue.retry, case.queue.hold, case.queue.release, case.queue.drop):
+        assert not change(info._replace(**forged))
+    assert case.info(envelope) == info
 
 
 def test_a_state_that_a_change_is_not_for(case: Case) -> None:

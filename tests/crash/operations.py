@@ -20,7 +20,7 @@ from pyramid_sendmail.queue.browsing import MailInfo
 from pyramid_sendmail.queue.maildir.format import STATE_AT
 from pyramid_sendmail.sending.attempt import attempt
 from tests.crash.place import BAD, GOOD, LATER, Place, Relay, mail
-from tests.support.queues import forked, reap
+from tests.support.queues import NOW, forked, reap
 
 __all__ = ['OPERATIONS', 'Operation']
 
@@ -49,6 +49,8 @@ class Operation:
 SUBSCRIBED = ('sent', 'error')
 
 ONE = (mail('a', 'good'),)
+WEEK = 7 * 24 * 3600
+OLD, OLD_LATER = ((mail('a', word, queued_at=NOW - WEEK),) for word in ('good', 'later'))
 THREE = (mail('a', 'good', 'good'), mail('b', 'good'), mail('c', 'good', 'bad'))
 
 
@@ -353,6 +355,13 @@ def _completed(place: Place) -> None:
         assert damaged or {copies[envelope.id, to] for to in envelope.recipients} == {1}
 
 
+def _released(place: Place) -> None:
+    """No history outlives its mail, and a mail that was held for long is not given up."""
+    _completed(place)
+    if not list(place.path.glob('failed/*')):
+        assert list(place.path.glob('reasons/*')) == []
+
+
 def _dropped(place: Place) -> None:
     """The same drop completes it."""
     queue = place.queue()
@@ -503,7 +512,8 @@ OPERATIONS = (
     Operation('attempt', _attempt, THREE, lay=_queued, variants=EACH),
     Operation('run once', _process, ALL_SORTS, lay=_all_sorts, variants=EACH),
     Operation('hold', _hold, ONE, lay=_queued, check=_completed),
-    Operation('release', _release, ONE, lay=_held, check=_completed),
+    Operation('release', _release, OLD, lay=_held, check=_released),
+    Operation('release and defer', _release, OLD_LATER, lay=_held, check=_released),
     Operation(
         'retry failed',
         _retry,

@@ -6,8 +6,9 @@ change    from                     one rename, after at most one write in place
 retry     ``failed/``, held        letters back to ``T``, then into ``new/``, due now
 retry     ``cur/``                 the time of the retry, then a new name in ``cur/``, due now
 hold      ``new/``, ``cur/``       into ``failed/``, with a time that never comes in its name
-release   held                     into ``new/`` if never tried, else ``cur/``, due as it was
-drop      all but ``done/``        removed
+release   held                     the time of the release, as the start of the retry period; then
+                                   into ``new/`` if never tried, else ``cur/``, due as it was
+drop      all but ``done/``        its history removed, then the mail
 ========  =======================  ================================================================
 
 A crash between write and rename leaves the mail where it was; the same change completes it.
@@ -15,19 +16,29 @@ A crash between write and rename leaves the mail where it was; the same change c
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from ..browsing import STATES, MailDetails, MailInfo, MailState, QueueStats, RecipientInfo
+from ...exceptions import QueueError
+from ..browsing import (
+    MailDetails,
+    MailInfo,
+    MailState,
+    QueueStats,
+    RecipientInfo,
+    listed_states,
+)
 from ..history import dropped_text, held_line, held_text
 from .filename import NEVER, PRIORITY_OF, STATE_OF, FileName, file_name, parse
 from .files import QueueFiles
-from .format import STATE_AT, EnvelopeBlock, Unreadable, decode
+from .format import STATE_AT, EnvelopeBlock, decode
 from .history import append_history, read_history, remove_history
 from .large_text import load
+from .permissions import user_name
 from .wakeup import WakeUp
 
 __all__ = ['MaildirBrowser']
@@ -55,6 +66,9 @@ _READS = 3
 """How often a file is read before it counts as damaged: a processor may write its marks while it
 is read without a claim."""
 
+_OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EIO)
+"""Errors of a file that is damaged or another user's; the rest of the queue can be read."""
+
 
 class MaildirBrowser:
     """See IBrowsableQueue."""
@@ -65,14 +79,7 @@ class MaildirBrowser:
         self._clock = clock
 
     def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
-        wanted = STATES if state is None else (state,)
-        for folder in dict.fromkeys(_FOLDERS[each] for each in wanted):
-            names = sorted(self._names(folder))
-            for each in wanted:
-                if _FOLDERS[each] == folder:
-                    yield from (
-                        info for name in names if (info := _info(folder, name)).state == each
-                    )
+        return self._listed(listed_states(state))
 
     def get(self, id: str) -> MailDetails | None:
         # A processor may move the mail from a folder not yet looked into to one already done.
@@ -128,7 +135,10 @@ class MaildirBrowser:
         with self._claimed(mail) as claimed:
             if claimed is None:
                 return False
-            _, block = claimed
+            descriptor, block = claimed
+            # The claim of a mail that was never tried knows by it that there is a history, too.
+            block.since = self._clock()
+            self._files.write(descriptor, block.mutable_part(), STATE_AT)
             folder, due = 'new', block.envelope.due
             if mail.attempt:
                 # Pending events do not wait for the retry.
@@ -149,13 +159,16 @@ class MaildirBrowser:
             if claimed is None:
                 return False
             _, block = claimed
+            path = self._files.path(_FOLDERS[mail.state], mail.key)
             try:
-                os.unlink(self._files.path(_FOLDERS[mail.state], mail.key))
+                # The history first: after a crash, nothing would remove one without a mail.
+                os.lstat(path)
+                remove_history(self._files, block.envelope)
+                os.unlink(path)
             except FileNotFoundError:
                 # A person has moved it since it was opened.
                 return False
             self._files.sync_folder(_FOLDERS[mail.state])
-            remove_history(self._files, block.envelope)
             log.warning('%s: %s', block.envelope.message_id, dropped_text(_unsent(block)))
         return True
 
@@ -167,17 +180,29 @@ class MaildirBrowser:
             for name in self._names(folder):
                 info = _info(folder, name)
                 counts[info.state] += 1
-                if info.state in ('new', 'deferred') and info.due <= now:
+                # The name of a foreign file says no time.
+                own = info.priority != ''
+                if own and info.state in ('new', 'deferred') and info.due <= now:
                     oldest = info.due if oldest is None else min(oldest, info.due)
         return QueueStats(counts=counts, oldest_due=oldest)
 
+    def _listed(self, wanted: tuple[MailState, ...]) -> Iterator[MailInfo]:
+        for folder in dict.fromkeys(_FOLDERS[each] for each in wanted):
+            names = sorted(self._names(folder))
+            for each in wanted:
+                if _FOLDERS[each] == folder:
+                    yield from (
+                        info for name in names if (info := _info(folder, name)).state == each
+                    )
+
     def _names(self, folder: str) -> list[str]:
         try:
-            return os.listdir(f'{self._files.root}/{folder}')
+            names = os.listdir(f'{self._files.root}/{folder}')
         except FileNotFoundError:
             return []
         except OSError as error:
             raise self._files.error('cannot be read', error) from error
+        return [name for name in names if not name.startswith('.')]
 
     def _find(self, id: str) -> MailInfo | None:
         for folder in dict.fromkeys(_FOLDERS.values()):
@@ -193,15 +218,17 @@ class MaildirBrowser:
         reason = ''
         for _ in range(_READS):
             try:
-                with open(path, 'rb') as file:
-                    block = decode(file.read())
+                block = decode(self._files.read_unlocked(path))
             except FileNotFoundError:
                 return None
-            except Unreadable as error:
+            except ValueError as error:
                 reason = str(error)
                 continue
             except OSError as error:
-                raise self._files.error('cannot be read', error) from error
+                if error.errno not in _OF_ONE_FILE:
+                    raise self._files.error('cannot be read', error) from error
+                reason = f'user {user_name(os.geteuid())} cannot read it: {error.strerror}'
+                continue
             return MailDetails(
                 info=info,
                 envelope=block.envelope,
@@ -222,12 +249,22 @@ class MaildirBrowser:
     def _claimed(self, mail: MailInfo) -> Iterator[tuple[int, EnvelopeBlock] | None]:
         """Claim the file of a mail, and give it with what it says; None if that is not possible.
 
-        Raises QueueError for what the body cannot do either.
+        Raises QueueError if this user may not use the queue, and for what the body cannot do.
         """
+        folder = _FOLDERS.get(mail.state)
+        # A MailInfo may come from a web page: it must name its own mail, and no other file.
+        hidden = mail.key.startswith('.') or '/' in mail.key
+        if folder is None or hidden or _info(folder, mail.key) != mail:
+            yield None
+            return
         descriptor = None
         try:
+            if not self._exists():
+                yield None
+                return
+            self._files.ready()
             try:
-                descriptor = self._files.open(self._files.path(_FOLDERS[mail.state], mail.key))
+                descriptor = self._files.open(self._files.path(folder, mail.key))
                 if descriptor is None:
                     yield None
                     return
@@ -241,11 +278,21 @@ class MaildirBrowser:
             finally:
                 if text is not None:
                     text.close()
+        except QueueError:
+            raise
         except OSError as error:
             raise self._files.error('cannot be changed', error) from error
         finally:
             if descriptor is not None:
                 self._files.close(descriptor)
+
+    def _exists(self) -> bool:
+        """Whether there is a queue: a change makes none. Raises OSError."""
+        try:
+            os.lstat(self._files.root)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _move(self, mail: MailInfo, folder: str, schedule: FileName) -> bool:
         """Return False if a person has moved the file since it was opened. Raises OSError."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from ..history import printable
 from ..in_doubt import needs_decision
-from .filename import parse
+from .filename import NEVER, parse
 from .files import QueueFiles
 from .format import EnvelopeBlock
 from .history import remove_history
@@ -43,8 +43,9 @@ class DeadLetters:
         with entries:
             for entry in entries:
                 name = entry.name
-                if name in self._kept or parse(name) is None:
-                    continue
+                schedule = parse(name)
+                if name in self._kept or schedule is None or schedule.due >= NEVER:
+                    continue  # known, foreign or held
                 with suppress(FileNotFoundError):
                     if not _is_old(entry.stat(follow_symlinks=False), before):
                         continue
@@ -81,8 +82,10 @@ class DeadLetters:
             if not reasons:
                 self._keep(name)
                 return False
-            os.unlink(path)
+            # The history first: after a crash, nothing would remove one without a mail.
+            os.lstat(path)
             remove_history(self._files, block.envelope)
+            os.unlink(path)
         finally:
             self._files.close(descriptor)
         log.info(

@@ -42,6 +42,9 @@ _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
+_NOT_PLAIN = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
+"""What ``open`` answers for a link, a socket, a folder."""
+
 
 class QueueFiles:
     """The five folders below ``root``, and the files that are open in them.
@@ -211,7 +214,7 @@ class QueueFiles:
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            if error.errno in _NOT_PLAIN:
                 raise ValueError('it is not a plain file') from error
             if error.errno in (errno.EACCES, errno.EPERM):
                 reason = f'it may not be read and written by user {user_name(os.geteuid())}'
@@ -285,6 +288,25 @@ class QueueFiles:
             os.close(descriptor)
         except OSError as error:
             log.debug('%s: a file could not be closed: %s', self.root, error)
+
+    def read_unlocked(self, path: str, limit: int = -1) -> bytes:
+        """Read a file, or its first ``limit`` bytes, without a lock; never wait for a FIFO.
+
+        Raises ValueError if it is not a plain file, and OSError.
+        """
+        try:
+            descriptor = os.open(path, _READ_FLAGS)
+        except OSError as error:
+            if error.errno in _NOT_PLAIN:
+                raise ValueError('it is not a plain file') from error
+            raise
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ValueError('it is not a plain file')
+            with open(descriptor, 'rb', closefd=False) as file:
+                return file.read(limit)
+        finally:
+            os.close(descriptor)
 
     def read(self, descriptor: int, limit: float = inf) -> bytes:
         """Read an open file, or its first ``limit`` bytes."""

@@ -35,8 +35,9 @@ def append_history(files: QueueFiles, id: str, lines: Iterable[str]) -> None:
 
 def read_history(files: QueueFiles, id: str) -> tuple[str, ...]:
     """Return the lines of the history with that id; none if there is none, or it is unreadable."""
-    with suppress(OSError), open(f'{files.root}/reasons/{id}.txt', 'rb') as file:
-        return tuple(file.read(HISTORY_SIZE).decode('utf-8', 'replace').splitlines())
+    with suppress(OSError, ValueError):
+        data = files.read_unlocked(f'{files.root}/reasons/{id}.txt', HISTORY_SIZE)
+        return tuple(data.decode('utf-8', 'replace').splitlines())
     return ()
 
 

@@ -18,7 +18,7 @@ from pyramid_sendmail.envelope import Envelope, PendingEvent
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.processor.processor import PURGE_INTERVAL, PURGE_LIMIT
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
-from pyramid_sendmail.queue.maildir.filename import ticket_of
+from pyramid_sendmail.queue.maildir.filename import NEVER, parse, ticket_of
 from tests.support.folders import folder as tmp_path
 from tests.support.processors import ProcessorSetup, running_processor
 from tests.support.queues import (
@@ -113,6 +113,23 @@ def test_what_is_not_old_stays(queue: MaildirQueue) -> None:
     assert queue.purge_failed(later()) == 0, 'a clock was wrong'
     os.utime(path, (NOW, NOW))
     assert queue.purge_failed(later()) == 1
+
+
+def test_held_mail_stays_whatever_its_recipients_got(queue: MaildirQueue) -> None:
+    """A person has stopped it: a file with a held mail's name is not removed, nor opened, though
+    all its recipients have an outcome. One beside it is removed in spite of the limit."""
+    _dead(queue)
+    path = the_file(queue, 'failed')
+    schedule = parse(path.name)
+    assert schedule is not None
+    held = path.with_name(schedule._replace(due=NEVER).text)
+    path.rename(held)
+    other = _dead(queue)
+    assert queue.purge_failed(later(), limit=1) == 1
+    assert [info.state for info in queue.mails()] == ['held']
+    assert queue.get(other.id) is None
+    assert queue.purge_failed(later()) == 0
+    assert held.exists()
 
 
 @pytest.mark.parametrize(
@@ -288,13 +305,17 @@ def test_stopped_at_any_call_it_leaves_the_mail_or_nothing(queue: MaildirQueue) 
     _dead(queue)
     path = the_file(queue, 'failed')
     data = path.read_bytes()
+    (name,) = _reasons(queue)
+    history = Path(queue.path, 'reasons', name)
     outcomes = set()
 
     def check() -> None:
         outcomes.add(path.exists())
+        assert path.exists() or not history.exists()
         if path.exists():
             assert path.read_bytes() == data
         path.write_bytes(data)
+        history.write_text('attempt 1: failed')
 
     assert crashes(work, check) >= 4
     assert outcomes == {True, False}
