@@ -223,6 +223,36 @@ def test_a_forked_child(resolver: Resolver, name_server: NameServer) -> None:
     assert mailbox.get(timeout=10)[0] == ADDRESS
 
 
+@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
+def test_a_thread_that_waits(name_server: NameServer) -> None:
+    """A name wakes the thread that waits for one."""
+
+    def work() -> None:
+        resolver = Resolver()
+        assert [resolve(resolver)[1] for _ in range(3)] == 3 * threads()
+
+    assert reap(forked(work)) == 0
+
+
+def test_a_thread_that_is_being_started(
+    resolver: Resolver, name_server: NameServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names that come before it runs start no other."""
+    starting: list[BackgroundThread] = []
+    mailbox = Mailbox()
+
+    def start(thread: BackgroundThread) -> None:
+        starting.append(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BackgroundThread, 'start', start)
+        for host in ('a', 'b'):
+            resolver.resolve(TCPAddress(host, 25), mailbox.deliver)
+    [thread] = starting
+    thread.start()
+    assert [mailbox.get(timeout=10) for _ in range(2)] == [(ADDRESS, thread)] * 2
+
+
 def test_many_callers(resolver: Resolver, name_server: NameServer) -> None:
     """Several threads may ask at once: each is answered, by one helper at a time."""
     together = threading.Barrier(8)
