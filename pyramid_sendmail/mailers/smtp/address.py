@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import selectors
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
 
-from ..session import describe_error
+from ...threads import blocking
+from .connect_race import AddressInfo, AddressMemory, ConnectRace
 
 __all__ = ['Address', 'TCPAddress', 'UnixAddress', 'open_socket']
 
 
 @dataclass(frozen=True, slots=True)
 class TCPAddress:
-    """A host name or IP address, and a port."""
+    """A host name or IP address, and a port.
+
+    ``memory``: which of the host's addresses worked last. It is no part of the value: equal
+    addresses have memories of their own.
+    """
 
     host: str
     port: int
+    memory: AddressMemory = field(
+        default_factory=AddressMemory, init=False, repr=False, compare=False
+    )
 
     remedy: ClassVar[str] = 'see the host and port in mail.url'
     """What to do if nothing listens there."""
@@ -27,10 +38,15 @@ class TCPAddress:
     @property
     def is_loopback(self) -> bool:
         """Whether nothing that is sent there leaves this machine."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
+        address = self._ip_address()
+        if address is None:
             return self.host.rstrip('.').lower() == 'localhost'
+        return address.is_loopback
+
+    @property
+    def resolves_at_once(self) -> bool:
+        """Whether ``resolve`` never waits: the host is an IP address."""
+        return self._ip_address() is not None
 
     def url(self, scheme: str) -> str:
         """Return the URL of this address, for people."""
@@ -38,8 +54,24 @@ class TCPAddress:
         return f'{scheme}://{host}:{self.port}'
 
     def open(self, timeout: float) -> socket.socket:
-        """Connect within ``timeout`` seconds for each address of the host. Raises OSError."""
-        return open_socket(self.host, self.port, timeout)
+        """Connect within ``timeout`` seconds for each address of the host. Raises OSError.
+
+        The address that worked last is tried first. See ``open_socket``.
+        """
+        return open_socket(self.host, self.port, timeout, memory=self.memory)
+
+    def resolve(self) -> Sequence[AddressInfo]:
+        """Return the addresses of the host, for a ConnectRace. May wait for name servers.
+
+        Raises OSError, or UnicodeError for what cannot be a host name.
+        """
+        return _resolve(self.host, self.port)
+
+    def _ip_address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+        try:
+            return ipaddress.ip_address(self.host)
+        except ValueError:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +83,8 @@ class UnixAddress:
     host: ClassVar[str] = 'localhost'
     port: ClassVar[int] = 0
     is_loopback: ClassVar[bool] = True
+    resolves_at_once: ClassVar[bool] = True
+    memory: ClassVar[None] = None
     remedy: ClassVar[str] = (
         'mail.url must name the socket of a running service, which this process may write to'
     )
@@ -66,46 +100,61 @@ class UnixAddress:
 
     def open(self, timeout: float) -> socket.socket:
         """Connect within ``timeout`` seconds. Raises OSError."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(timeout)
-            connection.connect(self.path)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        return _connect(self.resolve(), timeout)
+
+    def resolve(self) -> Sequence[AddressInfo]:
+        """Return the one address, for a ConnectRace."""
+        return [(socket.AF_UNIX, socket.SOCK_STREAM, 0, '', self.path)]
 
 
 Address = TCPAddress | UnixAddress
 
-Resolve = Callable[..., list[Any]]
+Resolve = Callable[..., Sequence[AddressInfo]]
 
 
 def open_socket(
-    host: str, port: int, timeout: float, *, resolve: Resolve | None = None
+    host: str,
+    port: int,
+    timeout: float,
+    *,
+    resolve: Resolve | None = None,
+    memory: AddressMemory | None = None,
 ) -> socket.socket:
-    """Connect to the first address of the host that answers.
+    """Connect to the first address of the host that answers (RFC 8305).
 
-    ``timeout``: seconds for each address; the time that a name takes to resolve is set by the
-    system (resolv.conf). ``resolve``: in place of ``socket.getaddrinfo``, which is looked up at
-    each call, so that an application may replace it. Raises OSError with the failure of each
-    address.
+    ``timeout``: seconds for each address, and what the socket has as its own afterwards; the time
+    that a name takes to resolve is set by the system (resolv.conf). ``resolve``: in place of
+    ``socket.getaddrinfo``, which is looked up at each call, so that an application may replace it.
+    ``memory``: which address to try first. Raises OSError with the failure of each address.
     """
-    failures = []
-    addresses = (resolve or socket.getaddrinfo)(host, port, type=socket.SOCK_STREAM)
-    for family, kind, protocol, _, address in addresses:
-        connection = None
-        try:
-            connection = socket.socket(family, kind, protocol)
-            connection.settimeout(timeout)
-            connection.connect(address)
-            # A command must not wait for the acknowledgement of the one before.
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return connection
-        except BaseException as error:
-            if connection is not None:
-                connection.close()
-            if not isinstance(error, OSError):
-                raise
-            failures.append(f'{address[0]}: {describe_error(error, timeout)}')
-    raise OSError('; '.join(failures) or 'the host has no address')
+    with blocking():
+        addresses = _resolve(host, port, resolve)
+    return _connect(addresses, timeout, memory)
+
+
+def _resolve(host: str, port: int, resolve: Resolve | None = None) -> Sequence[AddressInfo]:
+    return (resolve or socket.getaddrinfo)(host, port, type=socket.SOCK_STREAM)
+
+
+def _connect(
+    addresses: Iterable[AddressInfo], timeout: float, memory: AddressMemory | None = None
+) -> socket.socket:
+    """Wait for the first address to connect. Raises OSError."""
+    with (
+        selectors.PollSelector() as selector,
+        ConnectRace(
+            addresses,
+            timeout=timeout,
+            memory=memory,
+            watch=partial(selector.register, events=selectors.EVENT_WRITE),
+            unwatch=selector.unregister,
+        ) as race,
+    ):
+        race.advance(time.monotonic())
+        while not race.ended:
+            with blocking():
+                ready = selector.select(race.wake_at - time.monotonic())
+            race.advance(time.monotonic(), [key.fileobj for key, _ in ready])
+        connection = race.take()
+    connection.settimeout(timeout)
+    return connection
