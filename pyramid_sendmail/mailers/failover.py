@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from zope.interface import implementer
@@ -71,20 +72,46 @@ class FailoverMailer:
 
     def connect(self) -> IMailSession:
         """See IMailer. Return the session of the mailer that has connected."""
+        attempts = self.attempts()
+        mailer = next(attempts)
+        while True:
+            try:
+                session = mailer.connect()
+            except MailerUnavailable as error:
+                mailer = attempts.send(error)
+            except BaseException:
+                attempts.close()
+                raise
+            else:
+                with suppress(StopIteration):
+                    attempts.send(None)
+                return session
+
+    def attempts(self) -> Generator[IMailer, MailerUnavailable | None, None]:
+        """Yield the mailer to connect with. Send its error, or None when it has connected; close
+        the generator if it has done neither.
+
+        Raises MailerUnavailable when no mailer is left.
+        """
         reasons: dict[int, str] = {}
         while (candidate := self._choose(reasons)) is not None:
             connected, reason = False, None
             try:
-                session = candidate.mailer.connect()
-                connected = True
-            except MailerUnavailable as error:
-                reason = reasons[candidate.rank] = str(error)
+                error = yield candidate.mailer
+                connected = error is None
+                if error is not None:
+                    reason = reasons[candidate.rank] = str(error)
             finally:
                 self._record(candidate, connected=connected, reason=reason)
             if connected:
                 self._record_switch(candidate)
-                return session
+                return
         raise MailerUnavailable(' | '.join(reason for _, reason in sorted(reasons.items())))
+
+    @property
+    def mailers(self) -> list[IMailer]:
+        """The mailers, in order of preference."""
+        return [candidate.mailer for candidate in self._candidates]
 
     def _choose(self, failed: dict[int, str]) -> _Candidate | None:
         """Return the first that is not skipped, else the first that has not failed just now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import chain
 from math import inf
@@ -75,12 +75,16 @@ class ActiveQueue:
     """The tickets that are due and not yet taken. Thread-safe.
 
     New and deferred mail is taken in turn, each kind in the order of its tickets, and no faster
-    than the rate limiter permits. ``idle_timeout``: see IDLE_TIMEOUT, in seconds.
+    than the rate limiter permits. ``idle_timeout``: see IDLE_TIMEOUT, in seconds. A worker is one
+    connection: ``worker`` identifies it, and None is the calling thread.
+
+    ``on_change``: called when there is more to take, or nothing more ever, without a lock.
     """
 
     def __init__(
         self, rate_limiter: RateLimiter | None = None, *, idle_timeout: float = IDLE_TIMEOUT
     ) -> None:
+        self.on_change: Callable[[], None] = _nothing
         self._rate_limiter = rate_limiter or RateLimiter()
         self._idle_timeout = idle_timeout
         self._lock = threading.RLock()
@@ -92,10 +96,10 @@ class ActiveQueue:
         """Tickets that are here or being worked on."""
         self._examined: set[Ticket] = set()
         self._permits: dict[Ticket, float] = {}
-        self._taken: dict[int, list[Ticket]] = {}
-        """The tickets that each working thread has taken."""
-        self._starting: set[int] = set()
-        """Working threads that have not taken a ticket yet."""
+        self._taken: dict[Hashable, list[Ticket]] = {}
+        """The tickets that each worker has taken."""
+        self._starting: set[Hashable] = set()
+        """Workers that have not taken a ticket yet."""
         self._waiting: list[int] = []
         self._closed = False
         self._scan_was_cut = False
@@ -162,10 +166,11 @@ class ActiveQueue:
             # There are tickets again: when they run out, another scan may be requested.
             self._refill_requested = False
             self._changed.notify_all()
+        self.on_change()
 
-    def pop(self) -> Ticket | None:
+    def pop(self, worker: Hashable = None) -> Ticket | None:
         """Return the next ticket, or None if there is no ticket or no permit. Never wait."""
-        me = get_ident()
+        me = get_ident() if worker is None else worker
         with self._lock:
             self._starting.discard(me)
             if self._closed or not self._count:
@@ -195,6 +200,7 @@ class ActiveQueue:
                 self._add(ticket)
                 self._changed.notify_all()
             self.refund(ticket)
+        self.on_change()
 
     def note_contention(self, ticket: Ticket) -> None:
         """Record that a claim failed; another processor probably holds the mail."""
@@ -257,14 +263,31 @@ class ActiveQueue:
         with self._changed:
             self._changed.notify_all()
 
-    def task_done(self, *, retry: bool = False) -> None:
+    def start(self, worker: Hashable) -> bool:
+        """Record that a worker of the loop begins to work, if there is a ticket and a permit beside
+        those for the workers that have begun and not taken one yet."""
+        with self._changed:
+            if self._closed or self.wait_for_start():
+                return False
+            self._taken[worker] = []
+            self._starting.add(worker)
+            return True
+
+    def wait_for_start(self) -> float:
+        """Return the seconds until another worker may start: 0 for now, infinity without mail."""
+        with self._lock:
+            ahead = len(self._starting)
+            return self._rate_limiter.retry_in(ahead + 1) if self._count > ahead else inf
+
+    def task_done(self, *, retry: bool = False, worker: Hashable = None) -> None:
         """Record that this worker has finished what it took. ``retry``: some of it may still be
         in the queue."""
+        me = get_ident() if worker is None else worker
         with self._changed:
-            for ticket in self._taken.pop(get_ident(), ()):
+            for ticket in self._taken.pop(me, ()):
                 self._known.discard(ticket)
                 self._permits.pop(ticket, None)
-            self._starting.discard(get_ident())
+            self._starting.discard(me)
             self._retry_wanted = self._retry_wanted or retry
             self._changed.notify_all()
 
@@ -286,6 +309,7 @@ class ActiveQueue:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self.on_change()
 
     def _add(self, ticket: Ticket) -> None:
         self._lane(ticket).add(ticket)
@@ -293,3 +317,7 @@ class ActiveQueue:
 
     def _lane(self, ticket: Ticket) -> _Lane:
         return self._lanes[ticket.state == 'new']
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""

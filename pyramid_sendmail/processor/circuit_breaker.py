@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from random import random
 from threading import get_ident
 
@@ -45,6 +45,8 @@ class CircuitBreaker:
     ``chance()``, between 0 and 1, makes each pause up to a fifth shorter or longer, so that
     processors that lost the relay together do not come back together. The log has one line for
     each change and for each new reason.
+
+    A worker is one connection: ``worker`` identifies it, and None is the calling thread.
     """
 
     def __init__(
@@ -61,17 +63,18 @@ class CircuitBreaker:
         self._chance = chance
         self._lock = threading.Lock()
         self._times_opened = 0
-        self._probing: int | None = None
-        """The thread that tries to connect while the breaker is half-open."""
-        self._sessions: dict[int, int] = {}
-        """``_times_opened`` at the moment when each thread opened its session."""
+        self._probing: Hashable = None
+        """The worker that tries to connect while the breaker is half-open."""
+        self._sessions: dict[Hashable, int] = {}
+        """``_times_opened`` at the moment when each worker opened its session."""
         self._failures = 0
         self._open_until = 0.0
         self._reason = ''
         self._part = ''
 
-    def acquire(self) -> float:
+    def acquire(self, worker: Hashable = None) -> float:
         """Return 0 if this worker may connect now, else the seconds until it should ask again."""
+        worker = get_ident() if worker is None else worker
         with self._lock:
             if self._times_opened in self._sessions.values():
                 return 0.0
@@ -80,28 +83,30 @@ class CircuitBreaker:
                 return wait
             if self._probing is not None:
                 return self._pause
-            self._probing = get_ident()
+            self._probing = worker
             return 0.0
 
-    def session_opened(self) -> None:
+    def session_opened(self, worker: Hashable = None) -> None:
         """Record that this worker has a session."""
+        worker = get_ident() if worker is None else worker
         with self._lock:
-            self._sessions[get_ident()] = self._times_opened
-            self._stop_probing()
+            self._sessions[worker] = self._times_opened
+            self._stop_probing(worker)
 
-    @property
-    def allows(self) -> bool:
-        """Whether this worker may take another mail: the breaker did not open since its session
-        was opened."""
-        # Asked for every mail. Only this thread writes its own entry, so no lock is needed.
-        return self._sessions.get(get_ident()) == self._times_opened
+    def allows(self, worker: Hashable = None) -> bool:
+        """Return whether this worker may take another mail: the breaker did not open since its
+        session was opened."""
+        # Asked for every mail. Only its own thread writes this entry, so no lock is needed.
+        worker = get_ident() if worker is None else worker
+        return self._sessions.get(worker) == self._times_opened
 
-    def record_success(self) -> None:
+    def record_success(self, worker: Hashable = None) -> None:
         """Record that mail of this worker was answered: the relay is available."""
         if not self._failures:
             return  # the usual case, without the lock
+        worker = get_ident() if worker is None else worker
         with self._lock:
-            if self._sessions.get(get_ident()) != self._times_opened:
+            if self._sessions.get(worker) != self._times_opened:
                 return  # the breaker opened after this session
             failures, self._failures = self._failures, 0
             part, self._reason, self._part = self._part, '', ''
@@ -112,13 +117,14 @@ class CircuitBreaker:
         else:
             log.warning('relay %s answers again after %d failed attempts', self._relay, failures)
 
-    def release(self) -> None:
+    def release(self, worker: Hashable = None) -> None:
         """Record that this worker has no session and does not try to open one."""
+        worker = get_ident() if worker is None else worker
         with self._lock:
-            self._sessions.pop(get_ident(), None)
-            self._stop_probing()
+            self._sessions.pop(worker, None)
+            self._stop_probing(worker)
 
-    def record_failure(self, error: Exception) -> float:
+    def record_failure(self, error: Exception, worker: Hashable = None) -> float:
         """Record that this worker could not go on.
 
         If other workers still have sessions, the relay accepts no more of them: return the
@@ -127,9 +133,10 @@ class CircuitBreaker:
         """
         reason = _VARYING_WORDS.sub('', str(error))
         part = 'queue' if isinstance(error, QueueError) else 'relay'
+        worker = get_ident() if worker is None else worker
         with self._lock:
-            self._sessions.pop(get_ident(), None)
-            self._stop_probing()
+            self._sessions.pop(worker, None)
+            self._stop_probing(worker)
             crowded = part == 'relay' and self._times_opened in self._sessions.values()
             now = self._monotonic()
             # Another worker failed a moment ago, and has logged it.
@@ -153,6 +160,6 @@ class CircuitBreaker:
         with self._lock:
             return max(self._open_until - self._monotonic(), 0.0) if self._failures else 0.0
 
-    def _stop_probing(self) -> None:
-        if self._probing == get_ident():
+    def _stop_probing(self, worker: Hashable) -> None:
+        if self._probing == worker:
             self._probing = None

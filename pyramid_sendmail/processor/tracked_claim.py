@@ -1,4 +1,4 @@
-"""Claims as the workers of a queue processor use them."""
+"""Claims as those use them that send the mail of a queue processor."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from ..envelope import Envelope, PendingEvent
 from ..exceptions import DamagedMail
 from ..interfaces import IMailClaim, IMailEventDispatcher
 from ..queue.ticket import Ticket
-from .worker_pool import WorkerPool
+from .run import Run
 
 __all__ = ['DamagedClaim', 'TrackedClaim', 'dispatch_damaged']
 
 
 @implementer(IMailClaim)
 class TrackedClaim:
-    """A claim that reports to its worker pool when the mail or an event is due again, and when it
+    """A claim that reports to its run when the mail or an event is due again, and when it
     is released without an attempt or with an event that was not dispatched."""
 
     __slots__ = (
-        *('_claim', '_event_pending', '_pool', '_settled', '_ticket'),
+        *('_claim', '_event_pending', '_run', '_settled', '_ticket'),
         *('envelope', 'interrupted', 'mark_ambiguous', 'todo'),
     )
 
-    def __init__(self, claim: IMailClaim, pool: WorkerPool, ticket: Ticket) -> None:
+    def __init__(self, claim: IMailClaim, run: Run, ticket: Ticket) -> None:
         self._claim = claim
-        self._pool = pool
+        self._run = run
         self._ticket = ticket
         self._settled = False
         self._event_pending = bool(claim.pending_events)
@@ -63,21 +63,21 @@ class TrackedClaim:
         self._claim.settle(events, retry_at=retry_at, report=report)
         self._event_pending = report
         if retry_at is not None:
-            self._pool.due_again(retry_at)
+            self._run.due_again(retry_at)
 
     def acknowledge(self, events: Iterable[PendingEvent]) -> None:
         self._claim.acknowledge(events)
 
     def retry_events(self, events: Iterable[PendingEvent], due: float) -> None:
         self._claim.retry_events(events, due)
-        self._pool.due_again(due)
+        self._run.due_again(due)
 
     def release(self) -> None:
         self._claim.release()
         if self._event_pending:
-            self._pool.event_rejected()
+            self._run.event_rejected()
         if self.todo and not self._settled:
-            self._pool.claim_released(self._ticket)
+            self._run.claim_released(self._ticket)
 
 
 @implementer(IMailClaim)

@@ -1,6 +1,7 @@
-"""``attempt``: send claimed mail through a session, and settle each claim.
+"""Send claimed mail through a session, and settle each claim.
 
-Direct delivery, the queue processor and its thread in a web process all call it.
+``attempt`` does it over a session that blocks: direct delivery and the queue processor's workers
+call it. The processor's loop hands out and records the mails of a Batch itself.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
+from typing import Protocol
 
 from ..envelope import Envelope, Outcome, Tally, Verdict
 from ..exceptions import MailerUnavailable, QueueError
@@ -17,7 +18,7 @@ from ..interfaces import IMailClaim, IMailSession
 from .outcome import OutcomeRecorder, report_settled
 from .relay_connection import RelayConnection
 
-__all__ = ['attempt']
+__all__ = ['Batch', 'attempt']
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def attempt(
     """
     batch = Batch(claims, connection, recorder, tally)
     try:
-        while batch.send(connection.session(holding=batch.holding)):
+        while batch.send_over(connection, connection.session(holding=batch.holding)):
             pass
         if connection.is_used_up():
             connection.close()
@@ -46,6 +47,20 @@ def attempt(
         raise
     finally:
         batch.release()
+
+
+class Relay(Protocol):
+    """The connection that a batch is sent over."""
+
+    @property
+    def name(self) -> str:
+        """Where the session sends to."""
+
+    def record_answer(self) -> None:
+        """Count one answered mail."""
+
+    def is_used_up(self, waiting: int = 0) -> bool:
+        """Return whether the session has sent as many mails as it may, ``waiting`` included."""
 
 
 class Batch:
@@ -61,69 +76,96 @@ class Batch:
     def __init__(
         self,
         claims: Iterable[IMailClaim],
-        connection: RelayConnection,
+        relay: Relay,
         recorder: OutcomeRecorder,
         tally: Tally,
     ) -> None:
         self._source = iter(claims)
-        self._connection = connection
+        self._relay = relay
         self._recorder = recorder
         self._tally = tally
-        self._name = connection.name
+        self._name = relay.name
         self._pulled: deque[IMailClaim] = deque()
         self._resend: deque[IMailClaim] = deque()
         self._ambiguous: dict[str, tuple[str, ...]] = {}
         """The recipients marked as ambiguous, by the envelope's id."""
-        connection.in_flight = (self._pulled, self._resend)
+        self.in_flight = (self._pulled, self._resend)
+        """The mails that wait for their answer, or to be sent once more."""
 
     @property
     def holding(self) -> bool:
         """Whether claims wait to be sent over another session."""
         return bool(self._resend)
 
-    def send(self, session: IMailSession) -> bool:
-        """Send over this session; return whether there is mail to send over another one."""
-        # Read the flag from the class: a forwarding wrapper must not inherit it.
-        cooperative = getattr(type(session), 'cooperative', False)
-        with self._recorder.cooperative_lock.held() if cooperative else nullcontext():
-            return self._send(session)
+    @property
+    def waiting(self) -> int:
+        """How many mails wait for their answer, or to be sent once more."""
+        return len(self._pulled) + len(self._resend)
 
-    def _send(self, session: IMailSession) -> bool:
-        self._name = self._connection.name
-        outcomes = iter(session.send(self._envelopes(), before_final_dot=self._before_final_dot))
+    def send_over(self, connection: RelayConnection, session: IMailSession) -> bool:
+        """Send over a session that blocks; return whether there is mail to send over another
+        one."""
+        connection.in_flight = self.in_flight
+        self.session_opened()
+        outcomes = iter(session.send(self._envelopes(), before_final_dot=self.before_final_dot))
         while True:
             try:
                 outcome = next(outcomes, None)
             except MailerUnavailable as error:
-                self._clear_ambiguous()
-                if not (error.stale and self._connection.mails_on_session):
+                if not self.session_ended(stale=error.stale and connection.mails_on_session > 0):
                     raise
-                self._connection.close()
+                connection.close()
                 break
             except QueueError:
                 raise
             except Exception as error:
                 log.exception('%s: the session failed; its connection is closed', self._name)
-                self._session_failed(' '.join(f'{type(error).__name__}: {error}'.split()))
+                connection.close()
+                self.session_failed(' '.join(f'{type(error).__name__}: {error}'.split()))
                 break
             if outcome is None:
                 if self._pulled:
-                    self._session_failed('the session ended without an answer')
+                    connection.close()
+                    self.session_failed('the session ended without an answer')
                 break
-            self._connection.record_answer()
-            self._record_first(outcome)
-        self._resend.extendleft(reversed(self._pulled))
-        self._pulled.clear()
+            self.record(outcome)
         return self.holding
 
-    def _envelopes(self) -> Iterator[Envelope]:
-        while self._resend or not self._connection.is_used_up(len(self._pulled)):
+    def session_opened(self) -> None:
+        """A new session sends from now on."""
+        self._name = self._relay.name
+
+    def next_envelope(self) -> Envelope | None:
+        """Return the next mail to send; None if there is none now, or the session is used up."""
+        while self._resend or not self._relay.is_used_up(len(self._pulled)):
             claim = self._resend.popleft() if self._resend else next(self._source, None)
             if claim is None:
-                return
+                return None
             if self._needs_sending(claim):
                 self._pulled.append(claim)
-                yield _for_todo(claim)
+                return _for_todo(claim)
+        return None
+
+    def record(self, outcome: Outcome) -> None:
+        """Record the outcome of the first mail without one. Raises QueueError."""
+        self._relay.record_answer()
+        self._record_first(outcome)
+
+    def session_ended(self, *, stale: bool) -> bool:
+        """The session took no more mail, and the mails without an answer are untouched. Return
+        whether they may be sent over another session: the old one was ``stale``."""
+        self._clear_ambiguous()
+        if stale:
+            self._send_again()
+        return stale
+
+    def _send_again(self) -> None:
+        self._resend.extendleft(reversed(self._pulled))
+        self._pulled.clear()
+
+    def _envelopes(self) -> Iterator[Envelope]:
+        while (envelope := self.next_envelope()) is not None:
+            yield envelope
 
     def _needs_sending(self, claim: IMailClaim) -> bool:
         """Return whether a claim has to be sent; settle it here if it need not be."""
@@ -146,7 +188,8 @@ class Batch:
             return False
         return True
 
-    def _before_final_dot(self, envelope: Envelope, recipients: Iterable[str]) -> None:
+    def before_final_dot(self, envelope: Envelope, recipients: Iterable[str]) -> None:
+        """See IMailSession.send."""
         claim = self._pulled[0]
         if claim.envelope.id != envelope.id:
             claim = next(claim for claim in self._pulled if claim.envelope.id == envelope.id)
@@ -166,10 +209,9 @@ class Batch:
         claim = self._pulled.popleft()
         self._recorder.record_outcome(claim, outcome, self._name, self._tally)
 
-    def _session_failed(self, reason: str) -> None:
+    def session_failed(self, reason: str) -> None:
         """Settle the first mail, which failed the session, and those that follow it whose final
         dot may have been sent: they are ambiguous. The others are sent again."""
-        self._connection.close()
         if not self._pulled:
             raise MailerUnavailable(f'{self._name}: {reason}')
         first = self._pulled[0]
@@ -179,6 +221,7 @@ class Batch:
             if claim is not first and not ambiguous:
                 break
             self._record_first(_unanswered(claim, ambiguous, reason))
+        self._send_again()
 
     def release(self) -> None:
         """Release the claims that were neither settled nor kept."""

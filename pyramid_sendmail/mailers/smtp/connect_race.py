@@ -55,7 +55,9 @@ _CONNECTING = frozenset({errno.EINPROGRESS, errno.EINTR})
 
 
 class AddressMemory:
-    """The address of one host that worked last, so that the next connection tries it first.
+    """The address of one host that worked when the first of its list did not, so that the next
+    connection tries it first. Where the first works the list decides: it may be in another order
+    each time, to spread the load.
 
     ``address``: the socket address, or None. Threads may share a memory: it is one attribute, and
     the last that assigns it is right.
@@ -85,8 +87,8 @@ class ConnectRace:
     ``timeout``: seconds for each address. ``delay``: seconds from one attempt to the next.
     ``watch(connection)``: called when the caller shall wait until a socket is writable.
     ``unwatch(connection)``: called when it shall not any more, while the socket is still open.
-    ``memory``: its address is tried first; the address that connects is remembered, one that fails
-    is forgotten. ``make_socket``: in place of ``socket.socket``. Times are those of any clock that
+    ``memory``: its address is tried first; the address that connects is remembered unless it is the
+    first of the list, one that fails is forgotten. ``make_socket``: in place of ``socket.socket``. Times are those of any clock that
     never goes back, in seconds.
 
     ``wake_at``: call ``advance`` then, at the latest. ``ended``: call ``take``. As a context
@@ -107,6 +109,8 @@ class ConnectRace:
         self.ended = False
         self.wake_at = -inf
         self._memory = memory or AddressMemory()
+        addresses = list(addresses)
+        self._preferred = addresses[0][4] if addresses else None
         self._untried = deque(interleaved(addresses, first=self._memory.address))
         self._tried: list[_Attempt] = []
         self._next_at = -inf
@@ -209,7 +213,8 @@ class ConnectRace:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._forget(attempt, connection)
         attempt.connection, self._winner = None, connection
-        self._memory.address = attempt.info[4]
+        address = attempt.info[4]
+        self._memory.address = None if address == self._preferred else address
         self._end()
 
     def _fail(self, attempt: _Attempt, error: OSError, now: float) -> None:

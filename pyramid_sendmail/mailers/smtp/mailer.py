@@ -78,12 +78,12 @@ class SMTPMailer:
             raise ValueError(
                 f'a {identity.secret_name} is not sent in clear: {self._no_tls_remedy}'
             )
-        self._address = TCPAddress(host, port) if isinstance(host, str) else host
-        self.name = self._address.url(self._scheme(tls))
+        self.address = TCPAddress(host, port) if isinstance(host, str) else host
+        self.name = self.address.url(self._scheme(tls))
         self._hostname = hostname
         self._tls = tls
         self._identity = identity
-        self._timeouts = timeouts
+        self.timeouts = timeouts
         self._options = options
         self._memory = RelayMemory()
         self.handshake = HandshakeSettings(self.host.rstrip('.'), tls)
@@ -97,12 +97,12 @@ class SMTPMailer:
     @property
     def host(self) -> str:
         """See ISMTPMailer."""
-        return self._address.host
+        return self.address.host
 
     @property
     def port(self) -> int:
         """See ISMTPMailer."""
-        return self._address.port
+        return self.address.port
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} {self.name}>'
@@ -114,13 +114,13 @@ class SMTPMailer:
         """See IMailer."""
         client = self.client()
         try:
-            connection = self._address.open(self._timeouts.connect)
+            connection = self.address.open(self.timeouts.connect)
         except (OSError, UnicodeError) as error:
             raise self.connect_error(error) from error
         session = SMTPSession(
-            SMTPConnection(connection, block_timeout=self._timeouts.block),
+            SMTPConnection(connection, block_timeout=self.timeouts.block),
             client,
-            timeouts=self._timeouts,
+            timeouts=self.timeouts,
         )
         try:
             session.open(self.handshake)
@@ -136,7 +136,7 @@ class SMTPMailer:
         """Return the protocol of a new connection, which a driver takes from the greeting on."""
         client = SMTPClient(
             self.name,
-            timeouts=self._timeouts,
+            timeouts=self.timeouts,
             options=self._options,
             memory=self._memory,
             lmtp=self._lmtp,
@@ -144,11 +144,11 @@ class SMTPMailer:
         client.open(
             Opening(
                 name=self.name,
-                address=self._address,
+                address=self.address,
                 hostname=self._hostname,
                 tls=self._tls,
                 identity=self._identity,
-                timeouts=self._timeouts,
+                timeouts=self.timeouts,
                 lmtp=self._lmtp,
                 no_tls_remedy=self._no_tls_remedy,
                 write=client.write,
@@ -158,8 +158,8 @@ class SMTPMailer:
 
     def connect_error(self, error: OSError | UnicodeError) -> MailerUnavailable:
         """Return the error for an address to which there is no connection."""
-        detail = describe_error(error, self._timeouts.connect)
-        return MailerUnavailable(f'{self.name}: connecting: {detail}; {self._address.remedy}')
+        detail = describe_error(error, self.timeouts.connect)
+        return MailerUnavailable(f'{self.name}: connecting: {detail}; {self.address.remedy}')
 
 
 def _grouped(

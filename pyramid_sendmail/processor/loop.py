@@ -1,0 +1,223 @@
+"""The loop: all connections to the relay, in one thread.
+
+It claims mail, sends it and records what became of it. Nothing in it waits, except for the disk:
+names are resolved by another thread, folders are synced by another, and a third runs subscribers.
+A slow connection holds up no other one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from selectors import EVENT_READ, DefaultSelector
+from socket import socket
+
+from ..envelope import Tally
+from ..interfaces import IMailer, IScannableQueue
+from ..mailers.smtp.resolver import Resolver
+from ..sending.outcome import OutcomeRecorder
+from ..threads import BackgroundThread
+from .claims import Claimer
+from .loop_connection import LoopConnection
+from .loop_worker import LoopWorker
+from .options import ProcessorOptions
+
+__all__ = ['DeliveryLoop']
+
+log = logging.getLogger(__name__)
+
+
+class DeliveryLoop:
+    """See the module, Senders and Poller."""
+
+    def __init__(
+        self,
+        mailer: IMailer,
+        claimer: Claimer,
+        queue: IScannableQueue,
+        recorder: OutcomeRecorder,
+        options: ProcessorOptions,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.monotonic = monotonic
+        self.resolver = Resolver()
+        self._run = claimer.run
+        self._queue = self._run.active_queue
+        self._selector = DefaultSelector()
+        self._connections: set[LoopConnection] = set()
+        self._calls: deque[Callable[[], object]] = deque()
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._woken = False
+        self._assign_at = 0.0
+        """When to look for work for the workers again."""
+        self._ended = False
+        self._tally: Tally = self._run.new_tally()
+        self._workers = [
+            LoopWorker(
+                self,
+                mailer,
+                claimer,
+                queue,
+                recorder,
+                self._tally,
+                batch=options.batch,
+                idle=options.idle,
+                on_change=self._look_for_work,
+            )
+            for _ in range(options.workers)
+        ]
+        self._thread = BackgroundThread(target=self._work, name='pyramid_sendmail loop', daemon=True)
+        self._queue.on_change = self.wake
+
+    # Senders
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def in_flight(self) -> int:
+        return sum(worker.mails for worker in self._workers)
+
+    def stop(self, seconds_left: Callable[[], float]) -> list[str]:
+        self.wake()
+        while self._thread.is_alive() and seconds_left():
+            self._thread.join(0.05)
+        late = self.in_flight if self._thread.is_alive() else 0
+        return [f'{late} mails'] if late else []
+
+    def wake(self) -> None:
+        """Have the loop look for work. Thread-safe."""
+        self.call_soon(self._look_for_work)
+
+    # Poller
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        self._calls.append(call)
+        if not self._woken and threading.current_thread() is not self._thread:
+            self._woken = True
+            try:
+                os.write(self._wake_write, b'x')
+            except OSError:
+                pass  # the pipe is full, or the loop has ended
+
+    def add(self, connection: LoopConnection) -> None:
+        self._connections.add(connection)
+
+    def watch(self, connection: socket, events: int, owner: LoopConnection) -> None:
+        known = self._selector.get_map()
+        if not events:
+            if connection in known:
+                self._selector.unregister(connection)
+        elif connection in known:
+            self._selector.modify(connection, events, owner)
+        else:
+            self._selector.register(connection, events, owner)
+
+    # The thread
+
+    def _work(self) -> None:
+        self._selector.register(self._wake_read, EVENT_READ, None)
+        try:
+            while not self._is_done():
+                try:
+                    self._turn()
+                except Exception:
+                    log.exception('the loop failed and continues')
+                    time.sleep(1.0)
+        finally:
+            self._selector.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    def _is_done(self) -> bool:
+        """Return whether nothing is left to do: the queue is closed, and all connections are."""
+        if not self._queue.closed:
+            return False
+        for worker in self._workers:
+            if worker.working and not worker.mails:
+                worker.close()  # it connects, and holds no mail
+                worker.working = False
+        if any(worker.working for worker in self._workers):
+            return False
+        if not self._ended:
+            self._ended = True
+            for worker in self._workers:
+                worker.close()
+        return not any(each.state != 'closed' for each in self._connections)
+
+    def _turn(self) -> None:
+        """Wait until something happens, and have it handled."""
+        now = self.monotonic()
+        if self._assign_at <= now:
+            self._assign(now)
+        deadline = self._check_deadlines(now)
+        wait = min(deadline, self._assign_at) - now
+        ready = self._selector.select(None if wait == inf else max(wait, 0.0))
+        for key, events in ready:
+            owner: LoopConnection | None = key.data
+            if owner is None:
+                self._read_wake_up()
+            elif owner.state != 'closed':
+                self._guarded(owner, lambda: owner.on_ready(key.fileobj, events))
+        while self._calls:
+            self._calls.popleft()()
+
+    def _check_deadlines(self, now: float) -> float:
+        """Have what is overdue handled; return the earliest deadline."""
+        earliest = inf
+        for connection in list(self._connections):
+            if connection.deadline <= now:
+                self._guarded(connection, connection.on_deadline)
+            if connection.state == 'closed':
+                self._connections.discard(connection)
+            else:
+                earliest = min(earliest, connection.deadline)
+        return earliest
+
+    def _guarded(self, connection: LoopConnection, call: Callable[[], object]) -> None:
+        """Call, and have the worker of the connection bear what goes wrong."""
+        try:
+            call()
+        except Exception as error:
+            connection.sender.failed(error)
+
+    def _read_wake_up(self) -> None:
+        self._woken = False
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            pass
+
+    def _look_for_work(self) -> None:
+        self._assign_at = 0.0
+
+    def _assign(self, now: float) -> None:
+        """Have workers begin, as many as there is mail for and the breaker allows: first those
+        that have a connection."""
+        self._assign_at = inf
+        if self._queue.closed:
+            return
+        for worker in sorted(self._workers, key=lambda each: not each.has_session):
+            if worker.working:
+                continue
+            wait = worker.paused_until - now
+            if wait > 0:
+                self._assign_at = min(self._assign_at, worker.paused_until)
+                continue
+            wait = self._queue.wait_for_start() or self._run.breaker.acquire(worker)
+            if wait:
+                self._assign_at = min(self._assign_at, now + wait)
+                return
+            if not self._queue.start(worker):
+                self._run.breaker.release(worker)
+                return
+            try:
+                worker.begin()
+            except Exception as error:
+                worker.failed(error)

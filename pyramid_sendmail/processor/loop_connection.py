@@ -1,0 +1,434 @@
+"""One connection of the loop: from the look-up of a name to the reply to QUIT, without blocking.
+
+============== ==================================  ============================================
+state          waits for                           then
+============== ==================================  ============================================
+``resolving``  the resolver's thread               ``connecting``
+``connecting`` a socket that connects              ``speaking``
+``handshake``  the other side of the handshake     ``speaking``
+``speaking``   a reply, or room to write           ``idle``, ``quitting`` or ``closed``
+``idle``       mail                                ``speaking``, ``quitting`` or ``closed``
+``quitting``   the reply to QUIT                   ``closed``
+============== ==================================  ============================================
+
+It drives the same SMTPClient as the session that blocks, and writes all that may leave before it
+reads. Each wait has an end: ``deadline``.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from math import inf
+from selectors import EVENT_READ, EVENT_WRITE
+from socket import socket
+from typing import Literal, Protocol
+
+from ..envelope import Envelope, Outcome
+from ..exceptions import MailerUnavailable
+from ..mailers.session import BeforeFinalDot, describe_error
+from ..mailers.smtp.connect_race import ConnectRace
+from ..mailers.smtp.mailer import SMTPMailer
+from ..mailers.smtp.protocol.client import SMTPClient
+from ..mailers.smtp.protocol.transfer import SessionEnd
+from ..mailers.smtp.resolver import Resolved, Resolver
+from ..mailers.smtp.tls import remedy as tls_remedy
+
+__all__ = ['LoopConnection', 'Poller', 'Sender']
+
+BLOCK_BYTES = 16_384
+"""Bytes that are handed to TLS, or read, at a time: one record."""
+
+State = Literal[
+    'resolving', 'connecting', 'handshake', 'speaking', 'idle', 'quitting', 'closed'
+]
+
+
+class Poller(Protocol):
+    """What a connection needs of its loop."""
+
+    resolver: Resolver
+
+    def monotonic(self) -> float:
+        """Return the time of the deadlines, in seconds."""
+
+    def watch(self, connection: socket, events: int, owner: LoopConnection) -> None:
+        """Call ``owner.on_ready`` when one of these events happens; 0: never again."""
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Call in the thread of the loop. Thread-safe."""
+
+    def add(self, connection: LoopConnection) -> None:
+        """Keep the deadline of a connection, until it is closed."""
+
+
+class Sender(Protocol):
+    """Who sends mail over a connection."""
+
+    before_final_dot: BeforeFinalDot
+
+    def opened(self) -> None:
+        """The connection is past EHLO and AUTH."""
+
+    def next_envelope(self) -> Envelope | None:
+        """Return the next mail; None if there is none now."""
+
+    def record(self, outcome: Outcome) -> None:
+        """Record the outcome of the first mail without one."""
+
+    def out_of_work(self) -> None:
+        """Every mail has its outcome, and there is no further one now."""
+
+    def ended(self, end: SessionEnd) -> None:
+        """Nothing more can be sent. The connection may still say QUIT by itself."""
+
+    def unavailable(self, error: MailerUnavailable) -> None:
+        """The connection could not be opened."""
+
+
+class LoopConnection:
+    """See the module. ``sender``: who sends over it, until it ends."""
+
+    def __init__(self, poller: Poller, mailer: SMTPMailer, sender: Sender) -> None:
+        self.state: State = 'resolving'
+        self.deadline = inf
+        """When the present wait is over, by the monotonic clock."""
+        self._poller = poller
+        self._sender = sender
+        self._mailer = mailer
+        self._race: ConnectRace | None = None
+        self._socket: socket | None = None
+        self._secure = False
+        self._opened = False
+        self._client: SMTPClient | None = None
+        self._rest = memoryview(b'')
+        """What the socket did not take yet."""
+        self._events = 0
+        self._replies = -1
+
+    @property
+    def name(self) -> str:
+        """Where the mail goes."""
+        return self._client.name if self._client is not None else self._mailer.name
+
+    def open(self) -> None:
+        """Begin to connect. The sender hears of ``opened`` or ``unavailable``."""
+        self._poller.add(self)
+        self._poller.resolver.resolve(
+            self._mailer.address,
+            lambda found: self._poller.call_soon(lambda: self._resolved(found)),
+        )
+
+    def send(self) -> None:
+        """Ask the sender for mail: the connection is open and was idle."""
+        self.state = 'speaking'
+        self._pump()
+
+    def quit(self) -> None:
+        """Say QUIT, if that is possible, wait for the reply, and close."""
+        client = self._client
+        if client is None or self._socket is None or client.busy or not client.may_quit:
+            self.close()
+            return
+        client.quit()
+        self.state = 'quitting'
+        self.deadline = self._poller.monotonic() + client.timeout
+        if self._write(client.data_to_send()):
+            self._watch(EVENT_READ)
+
+    def close(self) -> None:
+        """Close at once."""
+        self.state = 'closed'
+        self.deadline = inf
+        if self._race is not None:
+            self._race.close()
+            self._race = None
+        if self._client is not None:
+            self._client.close()
+        self._close_socket()
+
+    def on_ready(self, connection: socket, events: int) -> None:
+        """A socket is ready."""
+        if self._race is not None:
+            self._run_race((connection,))
+        elif self.state == 'handshake':
+            self._shake_hands()
+        elif self._rest:
+            if self._write(b''):
+                self._after_write()
+        elif self.state == 'quitting':
+            self.close()
+        elif self.state == 'idle':
+            # The relay has closed, or says why it will.
+            self.quit()
+            self._sender.ended(SessionEnd('the relay closed the connection', stale=True))
+        else:
+            self._receive()
+
+    def on_deadline(self) -> None:
+        """The present wait is over."""
+        client = self._client
+        if self._race is not None:
+            self._run_race()
+        elif client is None or self.state == 'quitting':
+            self.close()
+        elif self.state == 'idle':
+            self.quit()
+        elif self.state == 'handshake':
+            assert client.handshake is not None
+            self._handshake_failed(TimeoutError())
+        elif self._rest:
+            self._write_failed(TimeoutError())
+            self._pump()
+        else:
+            client.timed_out()
+            self._pump()
+
+    # Connecting
+
+    def _resolved(self, found: Resolved) -> None:
+        if self.state != 'resolving':
+            return  # closed meanwhile
+        mailer = self._mailer
+        if isinstance(found, OSError):
+            self._unavailable(mailer.connect_error(found))
+            return
+        self.state = 'connecting'
+        self._race = ConnectRace(
+            found,
+            timeout=mailer.timeouts.connect,
+            watch=lambda each: self._poller.watch(each, EVENT_WRITE, self),
+            unwatch=lambda each: self._poller.watch(each, 0, self),
+            memory=mailer.address.memory,
+        )
+        self._run_race()
+
+    def _run_race(self, writable: tuple[socket, ...] = ()) -> None:
+        race = self._race
+        assert race is not None
+        try:
+            race.advance(self._poller.monotonic(), writable)
+            if not race.ended:
+                self.deadline = race.wake_at
+                return
+            self._race = None
+            self._socket = race.take()
+        except (OSError, OverflowError) as error:
+            self._race = None
+            self._unavailable(self._mailer.connect_error(error))
+            return
+        self._secure = False
+        self._client = self._mailer.client()
+        self.state = 'speaking'
+        self._pump()
+
+    def _unavailable(self, error: MailerUnavailable) -> None:
+        self.quit()
+        self._sender.unavailable(error)
+
+    # Speaking
+
+    def _pump(self) -> None:
+        """Do all that can be done without waiting, and wait for what comes next."""
+        client, sender = self._client, self._sender
+        assert client is not None
+        while self.state == 'speaking':
+            if client.error is not None:
+                self._unavailable(client.error)
+                return
+            if client.handshake is not None:
+                self._start_handshake()
+                return
+            if not self._exchange_mails(client, sender):
+                return
+            data = client.data_to_send()
+            if data:
+                if not self._write(data):
+                    return
+            elif not client.outcomes:
+                break
+        if self.state == 'speaking':
+            self._wait(client)
+
+    def _exchange_mails(self, client: SMTPClient, sender: Sender) -> bool:
+        """Take outcomes and hand out mail. Return False if the session has ended."""
+        if not client.ready:
+            return True
+        if not self._opened:
+            self._opened = True
+            client.before_final_dot = sender.before_final_dot
+            sender.opened()
+        outcomes = client.outcomes
+        while outcomes:
+            sender.record(outcomes.popleft())
+        while client.wants_mail:
+            envelope = sender.next_envelope()
+            if envelope is None:
+                break
+            client.send(envelope)
+        end = client.end
+        if end is None:
+            return True
+        while outcomes:
+            sender.record(outcomes.popleft())
+        self.quit()
+        sender.ended(end)
+        return False
+
+    def _wait(self, client: SMTPClient) -> None:
+        if client.ready and client.idle:
+            self.state = 'idle'
+            self._watch(EVENT_READ)
+            self._sender.out_of_work()
+            return
+        if client.replies != self._replies or self.deadline == inf:
+            self._replies = client.replies
+            self.deadline = self._poller.monotonic() + client.timeout
+        self._watch(EVENT_READ)
+
+    def _receive(self) -> None:
+        client = self._client
+        assert client is not None
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(BLOCK_BYTES)
+            if self._secure:
+                # The selector does not report what TLS has decrypted already.
+                while self._socket.pending():  # type: ignore[attr-defined]
+                    data += self._socket.recv(BLOCK_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return
+        except ssl.SSLWantWriteError:
+            self._watch(EVENT_READ | EVENT_WRITE)
+            return
+        except OSError as error:
+            client.connection_lost(
+                f'while waiting for a reply: {describe_error(error, client.timeout)}',
+                hung_up=isinstance(error, ConnectionError),
+                remedy=tls_remedy(error, speaks_tls=True),
+            )
+        else:
+            client.receive_data(data)
+        self.state = 'speaking'
+        self._pump()
+
+    def _write(self, data: bytes) -> bool:
+        """Write, or go on writing. Return False if the rest must wait."""
+        connection, rest = self._socket, self._rest
+        assert connection is not None
+        rest = memoryview(data) if data else rest
+        try:
+            while rest:
+                sent = connection.send(rest[:BLOCK_BYTES] if self._secure else rest)
+                rest = rest[sent:]
+                self.deadline = inf
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            self._rest = rest
+            self._wait_to_write(EVENT_WRITE)
+            return False
+        except ssl.SSLWantReadError:
+            self._rest = rest
+            self._wait_to_write(EVENT_READ)
+            return False
+        except OSError as error:
+            self._rest = rest
+            self._write_failed(error)
+            return self.state == 'speaking'
+        self._rest = rest
+        self._replies = -1
+        return True
+
+    def _after_write(self) -> None:
+        if self.state == 'quitting':
+            self._watch(EVENT_READ)
+        else:
+            self._pump()
+
+    def _wait_to_write(self, events: int) -> None:
+        self._watch(events)
+        if self.deadline == inf:
+            self.deadline = self._poller.monotonic() + self._mailer.timeouts.block
+
+    def _write_failed(self, error: OSError) -> None:
+        client = self._client
+        assert client is not None
+        rest, self._rest = self._rest, memoryview(b'')
+        # TLS may have sent part of what it reports as failed.
+        risked = min(len(rest), BLOCK_BYTES) if self._secure else 0
+        if self.state == 'quitting':
+            self.close()
+            return
+        client.write_failed(
+            f'while sending: {describe_error(error, self._mailer.timeouts.block)}',
+            len(rest) - risked,
+            tls_remedy(error, speaks_tls=True),
+        )
+        self.deadline = inf
+        self._replies = -1
+
+    # TLS
+
+    def _start_handshake(self) -> None:
+        client, connection = self._client, self._socket
+        assert client is not None
+        assert connection is not None
+        assert client.handshake is not None
+        self.state = 'handshake'
+        self.deadline = self._poller.monotonic() + client.handshake.timeout
+        settings = self._mailer.handshake
+        self._watch(0)
+        try:
+            self._socket = settings.context().wrap_socket(
+                connection, server_hostname=settings.host, do_handshake_on_connect=False
+            )
+        except OSError as error:
+            self._handshake_failed(error)
+            return
+        self._shake_hands()
+
+    def _shake_hands(self) -> None:
+        client, connection = self._client, self._socket
+        assert client is not None
+        assert isinstance(connection, ssl.SSLSocket)
+        try:
+            connection.do_handshake()
+            version = connection.version()
+            if version is None:
+                raise ConnectionResetError('the relay closed the connection')
+        except ssl.SSLWantReadError:
+            self._watch(EVENT_READ)
+        except ssl.SSLWantWriteError:
+            self._watch(EVENT_WRITE)
+        except OSError as error:
+            self._handshake_failed(error)
+        else:
+            self._secure = True
+            self.deadline = inf
+            self.state = 'speaking'
+            client.tls_started(version)
+            self._pump()
+
+    def _handshake_failed(self, error: OSError) -> None:
+        client = self._client
+        assert client is not None
+        assert client.handshake is not None
+        phase, timeout = client.handshake
+        remedy = tls_remedy(error, speaks_tls=phase == 'STARTTLS')
+        client.connection_lost(describe_error(error, timeout), remedy=remedy)
+        self.state = 'speaking'
+        self._pump()
+
+    # The socket
+
+    def _watch(self, events: int) -> None:
+        if events != self._events:
+            self._events = events
+            assert self._socket is not None
+            self._poller.watch(self._socket, events, self)
+
+    def _close_socket(self) -> None:
+        connection = self._socket
+        if connection is not None:
+            self._watch(0)
+            self._socket = None
+            connection.close()
