@@ -11,12 +11,18 @@ import trustme
 
 from tests.peers.dovecot import Dovecot
 from tests.peers.exim import Exim
+from tests.peers.haraka import Haraka
+from tests.peers.maildev import MailDev
+from tests.peers.nodejs import NodeRelay, missing_package
 from tests.peers.opensmtpd import OpenSMTPD
 from tests.peers.postfix import Postfix
 from tests.peers.relay import Certificate, Relay
 from tests.peers.roots import HOST, missing
+from tests.peers.smtp_server import SMTPServer
 
-RELAYS = {kind.name: kind for kind in (Postfix, Exim, OpenSMTPD)}
+RELAYS: dict[str, type[Relay]] = {
+    kind.name: kind for kind in (Postfix, Exim, OpenSMTPD, Haraka, SMTPServer, MailDev)
+}
 
 
 @pytest.fixture(scope='session')
@@ -40,9 +46,10 @@ def relay(request: pytest.FixtureRequest, authority: trustme.CA) -> Iterator[Rel
 
 
 def _running(name: str, authority: trustme.CA) -> Iterator[Relay]:
-    if reason := missing(name):
+    kind = RELAYS[name]
+    if reason := missing_package(name) if issubclass(kind, NodeRelay) else missing(name):
         pytest.skip(reason)
-    relay = RELAYS[name](Certificate(authority.issue_cert(HOST, 'localhost')))
+    relay = kind(Certificate(authority.issue_cert(HOST, 'localhost')))
     try:
         relay.start()
         yield relay

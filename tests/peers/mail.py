@@ -31,7 +31,7 @@ BODIES = {
 """Bodies that a relay, or what we say to it, might spoil."""
 
 _TRACE = re.compile(
-    rb'((Received|Return-Path|Delivered-To|Content-Disposition):.*\r\n([ \t].*\r\n)*)+',
+    rb'((Received|Return-Path|Delivered-To|Content-Disposition):.*\r\n([ \t].*\r\n)*)*',
     re.IGNORECASE,
 )
 """Header fields that a relay may put in front (RFC 5321, 4.4; the last is what OpenSMTPD's program
@@ -59,7 +59,7 @@ def make_mail(sender: str, *recipients: str, body: bytes = b'Hello.\r\n') -> Env
 
 
 def fronted(content: bytes, raw: bytes) -> bool:
-    """Whether a relay has what it was sent, byte for byte, below headers of its own.
+    """Whether a relay has what it was sent, byte for byte, below headers of its own, if it has any.
 
     A last line without an end has one there, since SMTP knows lines only.
     """

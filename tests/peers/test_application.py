@@ -18,6 +18,8 @@ from tests.support.queues import files, until
 def test_from_request_to_relay(relay: Relay, tmp_path: Path, sender: str) -> None:
     """Mail that was committed waits while the relay is down, without an attempt, and arrives when
     it is back; refused recipients are distinguished from those that may be accepted later."""
+    relay.offer('refusals')
+    relay.offer('memory')
     database = tmp_path / 'database.sqlite'
     queue = MaildirQueue(str(tmp_path / 'mail'), sync=False)
     ini = write_ini(

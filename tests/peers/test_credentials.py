@@ -44,6 +44,7 @@ def arrives(relay: Relay, mailer: SMTPMailer, sender: str) -> None:
 def test_private_authority(relay: Relay, ca_file: str, sender: str, tls: str) -> None:
     """A certificate of the authority that ``ca_file`` names is good, and the mail arrives."""
     relay.offer('TLS')
+    relay.offer(tls)
     arrives(relay, mailer(relay, tls, ca_file=ca_file), sender)
 
 
@@ -51,6 +52,7 @@ def test_private_authority(relay: Relay, ca_file: str, sender: str, tls: str) ->
 def test_other_authority(relay: Relay, wrong_ca_file: str, tls: str) -> None:
     """Of any other authority it is not, and the system's are no help."""
     relay.offer('TLS')
+    relay.offer(tls)
     for ca in (wrong_ca_file, None):
         with pytest.raises(MailerUnavailable, match='certificate') as caught:
             mailer(relay, tls, ca_file=ca).connect()
@@ -60,6 +62,7 @@ def test_other_authority(relay: Relay, wrong_ca_file: str, tls: str) -> None:
 @pytest.mark.parametrize('tls', KINDS)
 def test_broken_tls(relay: Relay, ca_file: str, tls: str) -> None:
     """A relay that offers TLS and fails at it is unavailable: nothing is sent in plain text."""
+    relay.offer(tls)
     if 'TLS' not in relay.lacks:
         pytest.skip(f'TLS works in {relay.name}')
     with pytest.raises(MailerUnavailable) as caught:

@@ -49,6 +49,7 @@ def test_more_mail_than_a_session_may_carry(relay: Relay, sender: str) -> None:
 def test_many_refused_recipients(relay: Relay, sender: str, strangers: int) -> None:
     """A mail most of whose recipients are refused reaches the others, in a few attempts at most:
     the relay stays available; otherwise it would be unavailable for ever."""
+    relay.offer('refusals')
     refused = [f'{number}@elsewhere.example' for number in range(strangers)]
     todo = ['ann@example.org', *refused, 'bob@example.org']
     found: dict[str, str] = {}

@@ -14,6 +14,9 @@ from pyramid_sendmail.mailers.sendmail import SendmailMailer
 from tests.peers.mail import BODIES, fronted, make_mail, statuses
 from tests.peers.relay import SIZE, Relay
 
+pytestmark = pytest.mark.parametrize('relay', ['postfix', 'exim', 'opensmtpd'], indirect=True)
+"""Those that have one."""
+
 
 @pytest.fixture
 def session(relay: Relay, tmp_path: Path) -> Iterator[Any]:

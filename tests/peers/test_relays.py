@@ -124,6 +124,7 @@ def test_null_sender(relay: Relay, session: SMTPSession) -> None:
 def test_each_recipient_on_its_own(relay: Relay, session: SMTPSession, sender: str) -> None:
     """Recipients that the relay refuses, for good or for now, leave the others and the next mail
     alone."""
+    relay.offer('refusals')
     recipients = ('ann@example.org', 'nobody@example.org', 'later@example.org', 'bob@example.org')
     mixed, refused, last = session.send(
         [
@@ -181,6 +182,7 @@ def test_many_mails(relay: Relay, sender: str, pipelining: bool) -> None:
 
 def test_stopped_between_two_mails(relay: Relay, session: SMTPSession, sender: str) -> None:
     """A relay that was started anew makes the session stale, and a new one works."""
+    relay.offer('memory')
     first, second = make_mail(sender, 'ann@example.org'), make_mail(sender, 'bob@example.org')
     assert [statuses(outcome) for outcome in session.send([first])] == [
         {'ann@example.org': 'delivered'}
@@ -224,6 +226,7 @@ def test_no_unicode_address(relay: Relay, session: SMTPSession, sender: str) -> 
 
 def test_closed_to_us(relay: Relay) -> None:
     """A relay whose greeting is a refusal is unavailable, and the error says why."""
+    relay.offer('refusals')
     with pytest.raises(MailerUnavailable) as caught:
         mailer(relay, relay.ports.closed).connect()
     assert 'the greeting' in str(caught.value)
