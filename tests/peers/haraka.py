@@ -52,9 +52,7 @@ class Haraka(NodeRelay):
     def furnish(self, root: Folder) -> Sequence[Sequence[str]]:
         ports = self.ports
         listen = ','.join(f'{HOST}:{port}' for port in (ports.plain, ports.implicit, ports.closed))
-        root.write(
-            'config/smtp.ini', f'listen={listen}', f'smtps_port={ports.implicit}', 'nodes=0'
-        )
+        root.write('config/smtp.ini', f'listen={listen}', f'smtps_port={ports.implicit}', 'nodes=0')
         root.write('config/connection.ini', _CONNECTION)
         root.write('config/me', 'haraka.example.org')
         root.write('config/loglevel', 'LOGPROTOCOL')

@@ -15,57 +15,48 @@ __all__ = ['MailDev']
 
 
 class MailDev(NodeRelay):
-    """Two processes, one of them for TLS, each with its HTTP interface."""
+    """One process, with its HTTP interface. It offers no STARTTLS, and AUTH where everybody has to
+    log in: it is started without."""
 
     name = 'maildev'
 
     def __init__(self, certificate: Certificate) -> None:
-        self.web_ports = free_ports(2)
+        (self.web,) = free_ports(1)
         super().__init__(certificate)
         self.lacks |= {
-            'starttls': 'it hides it, with certificate and without',
-            'AUTH': 'it demands a password of everybody or offers no mechanism',
             'refusals': 'it takes mail for everybody',
             'limit of connections': 'it has none',
             'memory': 'it reads its mail again after a start, and takes envelopes from headers',
         }
 
     def furnish(self, root: Folder) -> Sequence[Sequence[str]]:
-        commands = []
-        tls = ('--incoming-secure', '--incoming-key', 'key.pem', '--incoming-cert', 'chain.pem')
-        smtp = ((self.ports.plain, ()), (self.ports.implicit, tls))
-        for (port, options), web in zip(smtp, self.web_ports, strict=True):
-            command = ['node_modules/.bin/maildev', '--ip', HOST, '--smtp', str(port)]
-            command += ['--web-ip', HOST, '--web', str(web), '--max-message-size', str(SIZE)]
-            command += ['--mail-directory', str(self.mail / str(port)), '--verbose', *options]
-            commands.append(command)
-        return commands
+        command = ['node_modules/.bin/maildev', '--ip', HOST, '--smtp', str(self.ports.plain)]
+        command += ['--web-ip', HOST, '--web', str(self.web), '--verbose']
+        command += ['--mail-directory', str(self.mail), '--max-message-size', str(SIZE)]
+        return [command]
 
     def start(self) -> None:
         super().start()
-        for web in self.web_ports:
-            self.root.until(lambda web=web: self._answers(web))
+        self.root.until(self._answers)
 
-    def _answers(self, web: int) -> bool:
+    def _answers(self) -> bool:
         try:
-            return self._get(web, 'healthz') == b'true'
+            return self._get('healthz') == b'true'
         except OSError:
             return False
 
-    @staticmethod
-    def _get(web: int, path: str) -> bytes:
-        with urlopen(f'http://{HOST}:{web}/api/{path}', timeout=TIMEOUT) as answer:
-            return answer.read()
+    def _get(self, path: str) -> bytes:
+        with urlopen(f'http://{HOST}:{self.web}/api/{path}', timeout=TIMEOUT) as answer:
+            return bytes(answer.read())
 
     def _list(self, **wanted: str) -> list[Held]:
         return [
             Held(
-                f'{web}/{each["id"]}',
+                each['id'],
                 each['envelope']['from']['address'],
                 frozenset(to['address'] for to in each['envelope']['to']),
             )
-            for web in self.web_ports
-            for each in json.loads(self._get(web, f'email?{urlencode(wanted)}'))
+            for each in json.loads(self._get(f'email?{urlencode(wanted)}'))
         ]
 
     @property
@@ -80,5 +71,4 @@ class MailDev(NodeRelay):
         return self._list(**{'envelope.from.address': sender})
 
     def content(self, mail: Held) -> bytes:
-        web, _, id = mail.id.partition('/')
-        return self._get(int(web), f'email/{id}/source')
+        return self._get(f'email/{mail.id}/source')

@@ -12,8 +12,11 @@ from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import Timeouts
 from tests.peers.mail import fronted, make_mail, statuses
 from tests.peers.relay import ANN, PASSWORD, Relay
+from tests.peers.relays import REFUSING
 from tests.peers.roots import HOST, TIMEOUT
 from tests.support.sessions import make_mailer
+
+pytestmark = pytest.mark.parametrize('relay', REFUSING, indirect=True)
 
 KINDS = {'starttls': 'plain', 'implicit': 'implicit'}
 """How TLS begins, and the port for it."""
@@ -44,7 +47,6 @@ def arrives(relay: Relay, mailer: SMTPMailer, sender: str) -> None:
 def test_private_authority(relay: Relay, ca_file: str, sender: str, tls: str) -> None:
     """A certificate of the authority that ``ca_file`` names is good, and the mail arrives."""
     relay.offer('TLS')
-    relay.offer(tls)
     arrives(relay, mailer(relay, tls, ca_file=ca_file), sender)
 
 
@@ -52,7 +54,6 @@ def test_private_authority(relay: Relay, ca_file: str, sender: str, tls: str) ->
 def test_other_authority(relay: Relay, wrong_ca_file: str, tls: str) -> None:
     """Of any other authority it is not, and the system's are no help."""
     relay.offer('TLS')
-    relay.offer(tls)
     for ca in (wrong_ca_file, None):
         with pytest.raises(MailerUnavailable, match='certificate') as caught:
             mailer(relay, tls, ca_file=ca).connect()
@@ -62,7 +63,6 @@ def test_other_authority(relay: Relay, wrong_ca_file: str, tls: str) -> None:
 @pytest.mark.parametrize('tls', KINDS)
 def test_broken_tls(relay: Relay, ca_file: str, tls: str) -> None:
     """A relay that offers TLS and fails at it is unavailable: nothing is sent in plain text."""
-    relay.offer(tls)
     if 'TLS' not in relay.lacks:
         pytest.skip(f'TLS works in {relay.name}')
     with pytest.raises(MailerUnavailable) as caught:

@@ -16,8 +16,11 @@ from pyramid_sendmail.sending.relay_connection import RelayConnection
 from tests.peers.mail import make_mail, statuses
 from tests.peers.mailers import mailer
 from tests.peers.relay import Relay
+from tests.peers.relays import REFUSING
 from tests.support.processors import RecordingDispatcher
 from tests.support.queues import NOW, Clock
+
+pytestmark = pytest.mark.parametrize('relay', REFUSING, indirect=True)
 
 
 def test_more_mail_than_a_session_may_carry(relay: Relay, sender: str) -> None:
@@ -49,7 +52,6 @@ def test_more_mail_than_a_session_may_carry(relay: Relay, sender: str) -> None:
 def test_many_refused_recipients(relay: Relay, sender: str, strangers: int) -> None:
     """A mail most of whose recipients are refused reaches the others, in a few attempts at most:
     the relay stays available; otherwise it would be unavailable for ever."""
-    relay.offer('refusals')
     refused = [f'{number}@elsewhere.example' for number in range(strangers)]
     todo = ['ann@example.org', *refused, 'bob@example.org']
     found: dict[str, str] = {}

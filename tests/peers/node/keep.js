@@ -25,7 +25,7 @@ exports.hook_rcpt = (next, connection, [recipient]) => {
     next(OK)
 }
 
-exports.hook_queue = function (next, connection) {
+function keep(next, connection) {
     const { uuid, mail_from, rcpt_to, message_stream } = connection.transaction
     const file = path.join(this.settings.folder, uuid)
     const text = fs.createWriteStream(`${file}.eml`)
@@ -36,5 +36,9 @@ exports.hook_queue = function (next, connection) {
         fs.renameSync(`${file}.new`, `${file}.json`)
         next(OK)
     })
-    message_stream.pipe(text, { dot_stuffed: false })
+    message_stream.pipe(text)
 }
+
+exports.hook_queue = keep
+// From a client that has logged in, which may send to anybody: it would be delivered otherwise.
+exports.hook_queue_outbound = keep
