@@ -83,6 +83,7 @@ _REFUSED_BEHIND_THE_DOT = (
     'test_drained[haraka]',
     'test_each_recipient_on_its_own[haraka]',
     'test_many_mails[haraka-pipelining]',
+    'test_many_recipients[haraka]',
 )
 
 

@@ -3,6 +3,7 @@ own."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Any
@@ -178,6 +179,18 @@ def test_many_mails(relay: Relay, sender: str, pipelining: bool) -> None:
     held = relay.mails(sender)
     assert len(held) == len(recipients)
     assert {mail.recipients for mail in held} == {frozenset({each}) for each in recipients}
+
+
+def test_many_recipients(relay: Relay, session: SMTPSession, sender: str) -> None:
+    """Mails to more recipients than one packet names reach each of them, and once."""
+    mails = [
+        make_mail(sender, *(f'{name}-user-{number:050}@example.org' for number in range(200)))
+        for name in ('first', 'second', 'third')
+    ]
+    for outcome in session.send(mails):
+        assert set(statuses(outcome).values()) == {'delivered'}
+    held = [recipient for mail in relay.mails(sender) for recipient in mail.recipients]
+    assert Counter(held) == Counter(to for mail in mails for to in mail.recipients)
 
 
 def test_stopped_between_two_mails(relay: Relay, session: SMTPSession, sender: str) -> None:

@@ -40,5 +40,5 @@ function keep(next, connection) {
 }
 
 exports.hook_queue = keep
-// From a client that has logged in, which may send to anybody: it would be delivered otherwise.
+// From a client that has logged in: Haraka would deliver it.
 exports.hook_queue_outbound = keep
