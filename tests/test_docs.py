@@ -449,7 +449,17 @@ def test_words_of_the_code(path: Path) -> None:
     assert_no_words(path, found_in_python(path.read_text(encoding='utf-8')))
 
 
-@pytest.mark.parametrize('name', ['Makefile', 'tests/peers/install', 'tools/mutation/mutants.toml'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'Makefile',
+        'tests/peers/install',
+        'tests/peers/install-node',
+        'tests/peers/node/keep.js',
+        'tests/peers/node/server.mjs',
+        'tools/mutation/mutants.toml',
+    ],
+)
 def test_words_of_other_files(name: str) -> None:
     """Nor do the files beside the code that are not Python."""
     assert_no_words(ROOT / name, found_in((ROOT / name).read_text(encoding='utf-8')))

@@ -10,13 +10,10 @@ import pytest
 import trustme
 
 from tests.peers.dovecot import Dovecot
-from tests.peers.exim import Exim
-from tests.peers.opensmtpd import OpenSMTPD
-from tests.peers.postfix import Postfix
+from tests.peers.nodejs import NodeRelay, missing_package
 from tests.peers.relay import Certificate, Relay
+from tests.peers.relays import RELAYS
 from tests.peers.roots import HOST, missing
-
-RELAYS = {kind.name: kind for kind in (Postfix, Exim, OpenSMTPD)}
 
 
 @pytest.fixture(scope='session')
@@ -40,9 +37,10 @@ def relay(request: pytest.FixtureRequest, authority: trustme.CA) -> Iterator[Rel
 
 
 def _running(name: str, authority: trustme.CA) -> Iterator[Relay]:
-    if reason := missing(name):
+    kind = RELAYS[name]
+    if reason := missing_package(name) if issubclass(kind, NodeRelay) else missing(name):
         pytest.skip(reason)
-    relay = RELAYS[name](Certificate(authority.issue_cert(HOST, 'localhost')))
+    relay = kind(Certificate(authority.issue_cert(HOST, 'localhost')))
     try:
         relay.start()
         yield relay
@@ -75,3 +73,22 @@ def wrong_ca_file(tmp_path: Path) -> str:
     path = tmp_path / 'other.pem'
     trustme.CA().cert_pem.write_to_path(str(path))
     return str(path)
+
+
+_BEHIND_THE_DOT = pytest.mark.xfail(
+    strict=True, reason='Haraka refuses commands that were pipelined behind the final dot'
+)
+_REFUSED_BEHIND_THE_DOT = (
+    'test_arrives_as_it_was_sent[haraka-',
+    'test_drained[haraka]',
+    'test_each_recipient_on_its_own[haraka]',
+    'test_many_mails[haraka-pipelining]',
+    'test_many_recipients[haraka]',
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what fails until SMTPSession waits for the reply to the final dot."""
+    for item in items:
+        if item.name.startswith(_REFUSED_BEHIND_THE_DOT):
+            item.add_marker(_BEHIND_THE_DOT)

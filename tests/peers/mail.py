@@ -31,14 +31,17 @@ BODIES = {
 """Bodies that a relay, or what we say to it, might spoil."""
 
 _TRACE = re.compile(
-    rb'((Received|Return-Path|Delivered-To|Content-Disposition):.*\r\n([ \t].*\r\n)*)+',
+    rb'((Received|Return-Path|Delivered-To|Content-Disposition|Authentication-Results):.*\r\n'
+    rb'([ \t].*\r\n)*)*',
     re.IGNORECASE,
 )
-"""Header fields that a relay may put in front (RFC 5321, 4.4; the last is what OpenSMTPD's program
-says of long lines)."""
+"""Header fields that a relay may put in front (RFC 5321, 4.4). Content-Disposition is what
+OpenSMTPD's program says of long lines, Authentication-Results what Haraka says of a password."""
 
 
-def make_mail(sender: str, *recipients: str, body: bytes = b'Hello.\r\n') -> Envelope:
+def make_mail(
+    sender: str, *recipients: str, body: bytes = b'Hello.\r\n', queued_at: float = 0.0
+) -> Envelope:
     """A mail of ours, which has every header field that a relay might add."""
     id = secrets.token_hex(16)
     message_id = f'<{id}@web.example.org>'
@@ -54,12 +57,12 @@ def make_mail(sender: str, *recipients: str, body: bytes = b'Hello.\r\n') -> Env
         sender=sender,
         recipients=recipients or ('ann@example.org',),
         raw=head.encode() + body,
-        queued_at=0.0,
+        queued_at=queued_at,
     )
 
 
 def fronted(content: bytes, raw: bytes) -> bool:
-    """Whether a relay has what it was sent, byte for byte, below headers of its own.
+    """Whether a relay has what it was sent, byte for byte, below headers of its own, if it has any.
 
     A last line without an end has one there, since SMTP knows lines only.
     """

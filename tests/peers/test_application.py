@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from pyramid.paster import get_app
 from webtest import TestApp
 
 from pyramid_sendmail.queue import MaildirQueue
 from tests.peers.relay import Relay
+from tests.peers.relays import REFUSING
 from tests.peers.roots import TIMEOUT
 from tests.support.applications import events, write_ini
 from tests.support.children import Child
 from tests.support.queues import files, until
+
+pytestmark = pytest.mark.parametrize('relay', REFUSING, indirect=True)
 
 
 def test_from_request_to_relay(relay: Relay, tmp_path: Path, sender: str) -> None:

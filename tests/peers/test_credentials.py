@@ -12,8 +12,11 @@ from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import Timeouts
 from tests.peers.mail import fronted, make_mail, statuses
 from tests.peers.relay import ANN, PASSWORD, Relay
+from tests.peers.relays import REFUSING
 from tests.peers.roots import HOST, TIMEOUT
 from tests.support.sessions import make_mailer
+
+pytestmark = pytest.mark.parametrize('relay', REFUSING, indirect=True)
 
 KINDS = {'starttls': 'plain', 'implicit': 'implicit'}
 """How TLS begins, and the port for it."""

@@ -16,8 +16,11 @@ from pyramid_sendmail.sending.relay_connection import RelayConnection
 from tests.peers.mail import make_mail, statuses
 from tests.peers.mailers import mailer
 from tests.peers.relay import Relay
+from tests.peers.relays import REFUSING
 from tests.support.processors import RecordingDispatcher
 from tests.support.queues import NOW, Clock
+
+pytestmark = pytest.mark.parametrize('relay', REFUSING, indirect=True)
 
 
 def test_more_mail_than_a_session_may_carry(relay: Relay, sender: str) -> None:

@@ -13,6 +13,9 @@ import pytest
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
 from tests.peers.mail import BODIES, fronted, make_mail, statuses
 from tests.peers.relay import SIZE, Relay
+from tests.peers.relays import SENDMAIL
+
+pytestmark = pytest.mark.parametrize('relay', SENDMAIL, indirect=True)
 
 
 @pytest.fixture

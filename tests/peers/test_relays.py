@@ -3,6 +3,7 @@ own."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Any
@@ -124,6 +125,7 @@ def test_null_sender(relay: Relay, session: SMTPSession) -> None:
 def test_each_recipient_on_its_own(relay: Relay, session: SMTPSession, sender: str) -> None:
     """Recipients that the relay refuses, for good or for now, leave the others and the next mail
     alone."""
+    relay.offer('refusals')
     recipients = ('ann@example.org', 'nobody@example.org', 'later@example.org', 'bob@example.org')
     mixed, refused, last = session.send(
         [
@@ -179,8 +181,21 @@ def test_many_mails(relay: Relay, sender: str, pipelining: bool) -> None:
     assert {mail.recipients for mail in held} == {frozenset({each}) for each in recipients}
 
 
+def test_many_recipients(relay: Relay, session: SMTPSession, sender: str) -> None:
+    """Mails to more recipients than one packet names reach each of them, and once."""
+    mails = [
+        make_mail(sender, *(f'{name}-user-{number:050}@example.org' for number in range(200)))
+        for name in ('first', 'second', 'third')
+    ]
+    for outcome in session.send(mails):
+        assert set(statuses(outcome).values()) == {'delivered'}
+    held = [recipient for mail in relay.mails(sender) for recipient in mail.recipients]
+    assert Counter(held) == Counter(to for mail in mails for to in mail.recipients)
+
+
 def test_stopped_between_two_mails(relay: Relay, session: SMTPSession, sender: str) -> None:
     """A relay that was started anew makes the session stale, and a new one works."""
+    relay.offer('memory')
     first, second = make_mail(sender, 'ann@example.org'), make_mail(sender, 'bob@example.org')
     assert [statuses(outcome) for outcome in session.send([first])] == [
         {'ann@example.org': 'delivered'}
@@ -224,6 +239,7 @@ def test_no_unicode_address(relay: Relay, session: SMTPSession, sender: str) -> 
 
 def test_closed_to_us(relay: Relay) -> None:
     """A relay whose greeting is a refusal is unavailable, and the error says why."""
+    relay.offer('refusals')
     with pytest.raises(MailerUnavailable) as caught:
         mailer(relay, relay.ports.closed).connect()
     assert 'the greeting' in str(caught.value)
