@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from selectors import EVENT_READ, DefaultSelector
 from socket import socket
@@ -72,7 +73,9 @@ class DeliveryLoop:
             )
             for _ in range(options.workers)
         ]
-        self._thread = BackgroundThread(target=self._work, name='pyramid_sendmail loop', daemon=True)
+        self._thread = BackgroundThread(
+            target=self._work, name='pyramid_sendmail loop', daemon=True
+        )
         self._queue.on_change = self.wake
 
     # Senders
@@ -89,7 +92,7 @@ class DeliveryLoop:
         while self._thread.is_alive() and seconds_left():
             self._thread.join(0.05)
         late = self.in_flight if self._thread.is_alive() else 0
-        return [f'{late} mails'] if late else []
+        return [f'{late} mails' if late > 1 else 'a mail'] if late else []
 
     def wake(self) -> None:
         """Have the loop look for work. Thread-safe."""
@@ -157,14 +160,14 @@ class DeliveryLoop:
         if self._assign_at <= now:
             self._assign(now)
         deadline = self._check_deadlines(now)
-        wait = min(deadline, self._assign_at) - now
+        wait = 0.0 if self._calls else min(deadline, self._assign_at) - now
         ready = self._selector.select(None if wait == inf else max(wait, 0.0))
-        for key, events in ready:
+        for key, _ in ready:
             owner: LoopConnection | None = key.data
             if owner is None:
                 self._read_wake_up()
             elif owner.state != 'closed':
-                self._guarded(owner, lambda: owner.on_ready(key.fileobj, events))
+                self._guarded(owner, partial(owner.on_ready, key.fileobj))
         while self._calls:
             self._calls.popleft()()
 

@@ -39,9 +39,7 @@ __all__ = ['LoopConnection', 'Poller', 'Sender']
 BLOCK_BYTES = 16_384
 """Bytes that are handed to TLS, or read, at a time: one record."""
 
-State = Literal[
-    'resolving', 'connecting', 'handshake', 'speaking', 'idle', 'quitting', 'closed'
-]
+State = Literal['resolving', 'connecting', 'handshake', 'speaking', 'idle', 'quitting', 'closed']
 
 
 class Poller(Protocol):
@@ -65,7 +63,9 @@ class Poller(Protocol):
 class Sender(Protocol):
     """Who sends mail over a connection."""
 
-    before_final_dot: BeforeFinalDot
+    @property
+    def before_final_dot(self) -> BeforeFinalDot:
+        """See IMailSession.send."""
 
     def opened(self) -> None:
         """The connection is past EHLO and AUTH."""
@@ -85,6 +85,9 @@ class Sender(Protocol):
     def unavailable(self, error: MailerUnavailable) -> None:
         """The connection could not be opened."""
 
+    def failed(self, error: Exception) -> None:
+        """A call of this connection has raised."""
+
 
 class LoopConnection:
     """See the module. ``sender``: who sends over it, until it ends."""
@@ -94,7 +97,7 @@ class LoopConnection:
         self.deadline = inf
         """When the present wait is over, by the monotonic clock."""
         self._poller = poller
-        self._sender = sender
+        self.sender = sender
         self._mailer = mailer
         self._race: ConnectRace | None = None
         self._socket: socket | None = None
@@ -147,7 +150,7 @@ class LoopConnection:
             self._client.close()
         self._close_socket()
 
-    def on_ready(self, connection: socket, events: int) -> None:
+    def on_ready(self, connection: object) -> None:
         """A socket is ready."""
         if self._race is not None:
             self._run_race((connection,))
@@ -161,7 +164,7 @@ class LoopConnection:
         elif self.state == 'idle':
             # The relay has closed, or says why it will.
             self.quit()
-            self._sender.ended(SessionEnd('the relay closed the connection', stale=True))
+            self.sender.ended(SessionEnd('the relay closed the connection', stale=True))
         else:
             self._receive()
 
@@ -203,7 +206,7 @@ class LoopConnection:
         )
         self._run_race()
 
-    def _run_race(self, writable: tuple[socket, ...] = ()) -> None:
+    def _run_race(self, writable: tuple[object, ...] = ()) -> None:
         race = self._race
         assert race is not None
         try:
@@ -224,13 +227,13 @@ class LoopConnection:
 
     def _unavailable(self, error: MailerUnavailable) -> None:
         self.quit()
-        self._sender.unavailable(error)
+        self.sender.unavailable(error)
 
     # Speaking
 
     def _pump(self) -> None:
         """Do all that can be done without waiting, and wait for what comes next."""
-        client, sender = self._client, self._sender
+        client, sender = self._client, self.sender
         assert client is not None
         while self.state == 'speaking':
             if client.error is not None:
@@ -279,7 +282,7 @@ class LoopConnection:
         if client.ready and client.idle:
             self.state = 'idle'
             self._watch(EVENT_READ)
-            self._sender.out_of_work()
+            self.sender.out_of_work()
             return
         if client.replies != self._replies or self.deadline == inf:
             self._replies = client.replies

@@ -7,50 +7,47 @@ tries to connect.
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from zope.interface import implementer
 
 from ..envelope import Tally
-from ..exceptions import DamagedMail, MailerUnavailable, QueueError
+from ..exceptions import QueueError
 from ..interfaces import (
-    IMailClaim,
     IMailer,
     IMailEventDispatcher,
     IMailQueueProcessor,
     IScannableQueue,
 )
+from ..mailers.attempts import can_be_driven
 from ..queue.ticket import Ticket
-from ..sending.attempt import attempt
 from ..sending.outcome import OutcomeRecorder, report_settled
 from ..sending.relay_connection import RelayConnection
+from ..threads import BackgroundThread
 from .active_queue import ActiveQueue
 from .circuit_breaker import CircuitBreaker
-from .concurrency import ConcurrencyController
+from .claims import Claimer
+from .loop import DeliveryLoop
 from .options import ProcessorOptions
 from .rate_limiter import RateLimiter
+from .run import EVENT_RETRY_DELAY, Run, Senders
 from .single_pass import SinglePassScan
-from .tracked_claim import TrackedClaim, dispatch_damaged
-from .worker_pool import EVENT_RETRY_DELAY, RunContext, WorkerPool
+from .worker_pool import WorkerPool
 
 __all__ = ['QueueProcessor']
 
 log = logging.getLogger(__name__)
 
-SYNC_INTERVAL, SYNC_MAILS = 1.0, 100
-"""Seconds and mails from a delivery to the sync of the folder that it left, at most."""
+SYNC_INTERVAL = 1.0
+"""Seconds from a delivery to the sync of the folder that it left, at most."""
 
 SCAN_PAUSE_FACTOR = 10.0
 """After a scan of t seconds the next of the same kind starts no sooner than so many times t, unless
 the active queue has run low."""
-
-SINGLE_FILE_ERRNOS = frozenset({errno.EACCES, errno.EPERM, errno.EIO})
-"""Errors of one file that say nothing about the other files."""
 
 ERROR_PAUSE = 1.0
 """Seconds until the loop continues after an unexpected error."""
@@ -74,8 +71,8 @@ class QueueProcessor:
         options: ProcessorOptions | None = None,
     ) -> None:
         self.options = options or ProcessorOptions()
-        self.pool: WorkerPool | None = None
-        """The workers of the current or the last run."""
+        self.current: Run | None = None
+        """The current or the last run."""
         self._queue = queue
         self._mailer = mailer
         self._dispatcher = dispatcher
@@ -83,7 +80,6 @@ class QueueProcessor:
         self._monotonic = self.options.monotonic
         # Kept over several runs: a restart must not exceed the rate.
         self._rate_limiter = RateLimiter(self.options.rate, monotonic=self._monotonic)
-        self._recording = threading.Lock()
         self._purge_at = float('-inf')
 
     def wake(self) -> None:
@@ -91,155 +87,191 @@ class QueueProcessor:
 
     def run(self, stop: threading.Event) -> None:
         self._queue.prepare()
-        pool = self._start_workers(stop, once=False)
+        run = self._begin(stop, once=False)
         starting = True
         try:
-            while not pool.stop.is_set():
+            while not run.stop.is_set():
                 try:
                     # At the start, events that the last process left are due at once.
-                    self._scan(pool, all_events=starting)
+                    self._scan(run, all_events=starting)
                     starting = False
-                    self._wait_for_full_scan(pool)
+                    self._wait_for_full_scan(run)
                 except Exception:
                     log.exception('the queue processor failed and continues')
-                    pool.active_queue.sleep(ERROR_PAUSE)
+                    run.active_queue.sleep(ERROR_PAUSE)
         finally:
-            self._shut_down(pool)
+            self._shut_down(run)
 
     def run_once(
         self, progress: Progress | None = None, stop: threading.Event | None = None
     ) -> Tally:
         self._queue.prepare()
-        pool = self._start_workers(stop or threading.Event(), once=True)
+        run = self._begin(stop or threading.Event(), once=True)
         try:
-            self._drain_once(pool, progress or _no_progress)
-            pool.shutdown(self.options.grace)
-            self._wait_for_subscribers(pool)
+            self._drain_once(run, progress or _no_progress)
+            self.shut_down(self.options.grace)
+            self._wait_for_subscribers(run)
             finished, _ = self._queue.scan(
                 self._recorder.clock(), limit=self.options.limit, all_events=True
             )
-            self._dispatch_all_finished(pool, finished)
+            self._dispatch_all_finished(run, finished)
             self._purge_failed()
         finally:
-            self._shut_down(pool)
+            self._shut_down(run)
             if progress is not None:
-                progress(pool.tally, pool.mails_left)
-        if pool.error is not None:
-            raise pool.error
-        return pool.tally
+                progress(run.tally, self.mails_left)
+        if run.error is not None:
+            raise run.error
+        return run.tally
 
-    def _start_workers(self, stop: threading.Event, *, once: bool) -> WorkerPool:
-        options = self.options
-        connections = [
-            RelayConnection(self._mailer, batch=options.batch, monotonic=self._monotonic)
-            for _ in range(options.workers)
-        ]
-        context = RunContext(
-            active_queue=ActiveQueue(self._rate_limiter, idle_timeout=options.idle),
-            breaker=CircuitBreaker(
-                self._monotonic,
-                relay=self._mailer.name,
-                pause=options.pause,
-                chance=options.chance,
+    def _begin(self, stop: threading.Event, *, once: bool) -> Run:
+        """Start what sends."""
+        options, mailer = self.options, self._mailer
+        run = Run(
+            self._queue,
+            ActiveQueue(self._rate_limiter, idle_timeout=options.idle),
+            CircuitBreaker(
+                self._monotonic, relay=mailer.name, pause=options.pause, chance=options.chance
             ),
-            concurrency=ConcurrencyController(self._recorder.cooperative_lock),
             stop=stop,
-            wake=self._queue.wake,
             once=once,
             clock=self._recorder.clock,
             monotonic=self._monotonic,
         )
-        self.pool = pool = WorkerPool(connections, self._drain, context)
-        return pool
+        self.current = run
+        self._claimer = Claimer(run, self._queue, self._dispatcher, self._recorder.clock)
+        parts = (self._claimer, self._queue, self._recorder)
+        self._senders: Senders
+        if can_be_driven(mailer):
+            self._senders = DeliveryLoop(mailer, *parts, options)
+        else:
+            self._senders = WorkerPool(
+                [
+                    RelayConnection(mailer, batch=options.batch, monotonic=self._monotonic)
+                    for _ in range(options.workers)
+                ],
+                *parts,
+            )
+        self._shutdown_at: float | None = None
+        BackgroundThread(target=run.keep_synced, name='pyramid_sendmail sync', daemon=True).start()
+        self._senders.start()
+        return run
 
-    def _shut_down(self, pool: WorkerPool) -> None:
-        pool.shutdown(self.options.grace)
-        with suppress(QueueError), self._recording:
+    def shut_down(self, grace: float) -> None:
+        """Stop taking mail, and wait up to ``grace`` seconds for mail in flight.
+
+        The time counts from the first call.
+        """
+        run = self.current
+        assert run is not None
+        run.close()
+        called_before = self._shutdown_at is not None
+        self._shutdown_at = self._shutdown_at or time.monotonic() + grace
+        late = self._senders.stop(self._grace_left)
+        if late and not called_before:
+            log.warning(
+                'still sending at the end of the shutdown time: %s; '
+                'unfinished mail is retried by the next processor',
+                ', '.join(late),
+            )
+
+    def _grace_left(self) -> float:
+        """Return the seconds until the shutdown time ends. Subscribers share it with the mail in
+        flight."""
+        return max((self._shutdown_at or 0.0) - time.monotonic(), 0.0)
+
+    @property
+    def mails_left(self) -> int:
+        """How many mails are known to be due or in flight."""
+        run = self.current
+        return len(run.active_queue) + self._senders.in_flight if run is not None else 0
+
+    def _shut_down(self, run: Run) -> None:
+        self.shut_down(self.options.grace)
+        with suppress(QueueError):
             self._recorder.write_unrecorded()
-        self._dispatcher.flush(pool.grace_left)
-        pool.sync(self._queue)
+        self._dispatcher.flush(self._grace_left())
+        run.sync()
         self._queue.close()
 
-    def _wait_for_full_scan(self, pool: WorkerPool) -> None:
+    def _wait_for_full_scan(self, run: Run) -> None:
         """Return when the next full scan is due; scan new mail until then, and sync."""
         woken = False
-        while not pool.stop.is_set():
+        while not run.stop.is_set():
             now = self._monotonic()
-            moments = [max(pool.next_scan_at, pool.scan_allowed_at[False])]
+            moments = [max(run.next_scan_at, run.scan_allowed_at[False])]
             if moments[0] <= now:
                 break
             if woken:
-                moments.append(pool.scan_allowed_at[True])
-            if pool.busy:
+                moments.append(run.scan_allowed_at[True])
+            if run.busy:
                 moments.append(now + SYNC_INTERVAL)
             woken = self._queue.wait(max(min(moments) - now, 0.0)) or woken
-            pool.sync(self._queue)
-            if pool.active_queue.exhausted:
+            run.sync()
+            if run.active_queue.exhausted:
                 return
-            if woken and self._monotonic() >= pool.scan_allowed_at[True]:
+            if woken and self._monotonic() >= run.scan_allowed_at[True]:
                 woken = False
                 # While mail waits for an unavailable relay, a scan for more of it is of no use.
-                if not (pool.breaker.retry_in() and len(pool.active_queue)):
-                    self._scan(pool, fresh=True)
+                if not (run.breaker.retry_in() and len(run.active_queue)):
+                    self._scan(run, fresh=True)
 
-    def _scan(self, pool: WorkerPool, *, fresh: bool = False, all_events: bool = False) -> None:
+    def _scan(self, run: Run, *, fresh: bool = False, all_events: bool = False) -> None:
         """Fill the active queue, dispatch the events of finished mail, and plan the next scan."""
         now, start = self._recorder.clock(), self._monotonic()
-        limit = self._scan_limit(pool)
-        if not fresh and start < pool.next_scan_at and pool.active_queue.running_low:
+        limit = self._scan_limit(run)
+        if not fresh and start < run.next_scan_at and run.active_queue.running_low:
             page = self._queue.next_page(limit)
             if page:
-                pool.active_queue.add(_unfinished(page), more=True)
+                run.active_queue.add(_unfinished(page), more=True)
                 return
         if not fresh:
             # Before the scan, which may not see what is deferred while it runs.
-            pool.next_scan_at = start + self.options.poll
+            run.next_scan_at = start + self.options.poll
         try:
             tickets, next_due = self._queue.scan(
                 now,
                 limit=limit,
                 fresh=fresh,
                 all_events=all_events,
-                on_first_page=lambda tickets: pool.active_queue.add(tickets, fresh=True),
+                on_first_page=lambda tickets: run.active_queue.add(tickets, fresh=True),
             )
         except QueueError as error:
-            pool.breaker.record_failure(error)
-            pool.next_scan_at = start + max(pool.breaker.retry_in(), ERROR_PAUSE)
+            run.breaker.record_failure(error)
+            run.next_scan_at = start + max(run.breaker.retry_in(), ERROR_PAUSE)
             return
-        pool.active_queue.add(_unfinished(tickets), more=len(tickets) >= limit, fresh=fresh)
+        run.active_queue.add(_unfinished(tickets), more=len(tickets) >= limit, fresh=fresh)
         end = self._monotonic()
-        pool.scan_allowed_at[fresh] = end + min(
-            SCAN_PAUSE_FACTOR * (end - start), self.options.poll
-        )
+        run.scan_allowed_at[fresh] = end + min(SCAN_PAUSE_FACTOR * (end - start), self.options.poll)
         if next_due is not None:
-            pool.request_scan(start + next_due - now)
-        self._dispatch_first_finished(pool, tickets, start)
+            run.request_scan(start + next_due - now)
+        self._dispatch_first_finished(run, tickets, start)
         if not fresh:
             self._purge_failed()
 
-    def _scan_limit(self, pool: WorkerPool) -> int:
+    def _scan_limit(self, run: Run) -> int:
         """Return how many tickets to ask for: a scan finds those of mail in flight too."""
-        return self.options.limit + pool.active_queue.working * self.options.batch
+        return self.options.limit + run.active_queue.working * self.options.batch
 
-    def _drain_once(self, pool: WorkerPool, progress: Progress) -> None:
-        single_pass = SinglePassScan(self._queue, pool.active_queue, self._recorder.clock)
-        while not pool.active_queue.closed:
-            tickets = single_pass.scan(self._scan_limit(pool))
+    def _drain_once(self, run: Run, progress: Progress) -> None:
+        single_pass = SinglePassScan(self._queue, run.active_queue, self._recorder.clock)
+        while not run.active_queue.closed:
+            tickets = single_pass.scan(self._scan_limit(run))
             if single_pass.fresh and not (tickets or single_pass.more):
                 # Mail that subscribers send meanwhile belongs to this run too.
-                self._wait_for_subscribers(pool)
-                tickets = single_pass.scan(self._scan_limit(pool))
+                self._wait_for_subscribers(run)
+                tickets = single_pass.scan(self._scan_limit(run))
                 if not tickets:
                     break
-            self._dispatch_all_finished(pool, tickets)
-            if pool.stop.is_set():
+            self._dispatch_all_finished(run, tickets)
+            if run.stop.is_set():
                 break
-            pool.active_queue.add(_unfinished(tickets), more=single_pass.more)
-            while not (pool.active_queue.join(0.1) or pool.active_queue.running_low):
-                progress(pool.tally, pool.mails_left)
+            run.active_queue.add(_unfinished(tickets), more=single_pass.more)
+            while not (run.active_queue.join(0.1) or run.active_queue.running_low):
+                progress(run.tally, self.mails_left)
                 single_pass.check_clock()
-                if pool.stop.is_set():
-                    pool.active_queue.close()
+                if run.stop.is_set():
+                    run.active_queue.close()
 
     def _purge_failed(self) -> None:
         """Remove old dead letters, now and then; no mail waits for it."""
@@ -256,132 +288,43 @@ class QueueProcessor:
                 error,
             )
 
-    def _dispatch_first_finished(
-        self, pool: WorkerPool, tickets: Sequence[Ticket], start: float
-    ) -> None:
+    def _dispatch_first_finished(self, run: Run, tickets: Sequence[Ticket], start: float) -> None:
         """Dispatch the events of one page of finished mail; request a scan for the rest."""
         page = self.options.event_page
         try:
-            self._dispatch_finished(pool, tickets[:page])
+            self._dispatch_finished(run, tickets[:page])
             if len(tickets) > page and tickets[page].state == 'done':
-                pool.request_scan(start + EVENT_RETRY_DELAY)
+                run.request_scan(start + EVENT_RETRY_DELAY)
         except QueueError as error:
             log.error('events in done/ could not be dispatched, they stay there: %s', error)
 
-    def _dispatch_all_finished(self, pool: WorkerPool, tickets: Sequence[Ticket]) -> None:
+    def _dispatch_all_finished(self, run: Run, tickets: Sequence[Ticket]) -> None:
         """Dispatch the events of all finished mail, page by page, as fast as subscribers run."""
         page = self.options.event_page
         finished = [ticket for ticket in tickets if ticket.state == 'done']
         for at in range(0, len(finished), page):
-            if pool.stop.is_set():
+            if run.stop.is_set():
                 break
-            self._dispatch_finished(pool, finished[at : at + page])
-            self._wait_for_subscribers(pool)
+            self._dispatch_finished(run, finished[at : at + page])
+            self._wait_for_subscribers(run)
 
-    def _dispatch_finished(self, pool: WorkerPool, tickets: Sequence[Ticket]) -> None:
+    def _dispatch_finished(self, run: Run, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
             if ticket.state == 'done':
-                claim = self._claim(pool, ticket)
+                claim = self._claimer.claim(ticket)
                 if claim is not None:
                     report_settled(claim, self._dispatcher)
 
-    def _settle_without_relay(self, pool: WorkerPool) -> None:
-        """Dispatch or move the mails in the active queue that have nothing left to send."""
-        for ticket in pool.active_queue.not_yet_examined():
-            claim = self._claim(pool, ticket, settled=True)
-            if claim is not None:
-                report_settled(claim, self._dispatcher)
-
-    def _wait_for_subscribers(self, pool: WorkerPool) -> None:
+    def _wait_for_subscribers(self, run: Run) -> None:
         """Wait until all events are dispatched, at most the grace; the rest is dispatched again
         later."""
         end = time.monotonic() + self.options.grace
-        while not (pool.stop.is_set() or self._dispatcher.flush(0.1)) and time.monotonic() < end:
+        while not (run.stop.is_set() or self._dispatcher.flush(0.1)) and time.monotonic() < end:
             pass
-
-    def _drain(self, pool: WorkerPool, connection: RelayConnection, tally: Tally) -> float:
-        """Send due mail over one session, in the thread of a worker; return the seconds that this
-        worker should pause."""
-        before = connection.mails_total
-        try:
-            self._queue.check_writable()
-            with self._recording:
-                self._recorder.write_unrecorded()
-            attempt(self._claims(pool, connection), connection, self._recorder, tally)
-            if connection.mails_total > before:
-                pool.breaker.record_success()
-        except (MailerUnavailable, QueueError) as error:
-            return self._end_drain(pool, error)
-        return 0.0
-
-    def _claims(self, pool: WorkerPool, connection: RelayConnection) -> Iterator[IMailClaim]:
-        """Claim due mail one by one, until none is left, the breaker opens, or there is no permit.
-        Never wait."""
-        pool.breaker.session_opened()
-        pool.active_queue.notify_waiters()
-        before = connection.mails_total
-        while pool.breaker.allows and (ticket := pool.active_queue.pop()) is not None:
-            if pool.active_queue.should_request_refill():
-                self._queue.wake()
-            if pool.unsynced >= SYNC_MAILS:
-                pool.sync(self._queue)
-            claim = None
-            try:
-                claim = self._claim(pool, ticket)
-            finally:
-                if not _will_be_sent(claim, self._recorder.clock()):
-                    pool.active_queue.refund(ticket)
-            if claim is None:
-                pool.active_queue.note_contention(ticket)
-            else:
-                yield claim
-            if connection.mails_total > before:
-                before = connection.mails_total
-                pool.breaker.record_success()
-
-    def _end_drain(self, pool: WorkerPool, error: MailerUnavailable | QueueError) -> float:
-        if pool.active_queue.closed:
-            return 0.0
-        pause = pool.breaker.record_failure(error)
-        if pool.once and not pause:
-            # Do this first, so that no other worker connects in the meantime.
-            pool.fail(error)
-        if isinstance(error, MailerUnavailable) and not pause:
-            with suppress(QueueError):
-                self._settle_without_relay(pool)
-        return pause
-
-    def _claim(
-        self, pool: WorkerPool, ticket: Ticket, *, settled: bool = False
-    ) -> IMailClaim | None:
-        """Return a claim, or None. A damaged file becomes an error event; a file that cannot be
-        read stays where it is, and the other mail is sent."""
-        try:
-            claim = self._queue.claim(ticket, settled=settled)
-            return None if claim is None else TrackedClaim(claim, pool, ticket)
-        except DamagedMail as error:
-            dispatch_damaged(error, self._dispatcher, now=self._recorder.clock())
-        except QueueError as error:
-            if error.errno not in SINGLE_FILE_ERRNOS:
-                raise
-            if pool.first_time(ticket):
-                log.error('%s cannot be claimed and stays in the queue: %s', ticket.order, error)
-        except Exception:
-            if pool.first_time(ticket):
-                log.exception('%s cannot be claimed and stays in the queue', ticket.order)
-        return None
 
 
 def _unfinished(tickets: Sequence[Ticket]) -> list[Ticket]:
     return [ticket for ticket in tickets if ticket.state != 'done']
-
-
-def _will_be_sent(claim: IMailClaim | None, now: float) -> bool:
-    """Return whether the mail of this claim will be sent: not if it is only settled."""
-    if claim is None or not claim.todo or claim.interrupted:
-        return False
-    expires: float | None = claim.envelope.expires
-    return expires is None or now < expires
 
 
 def _no_progress(tally: Tally, left: int) -> None:

@@ -458,7 +458,7 @@ def test_two_processors_do_not_come_in_step(tmp_path: Path) -> None:
             until(lambda mailer=mailer: mailer.times)  # type: ignore[misc]
             first_workers = [each for each in worker_threads() if each.name.endswith(' 1')]
             assert len(first_workers) == count, 'each processor has workers of its own'
-        pools = [processor.pool for processor in processors]
+        pools = [processor.current for processor in processors]
         for _ in range(24):
             for pool in pools:
                 until(pool.breaker.retry_in)
@@ -520,7 +520,7 @@ def test_one_worker_tries_while_the_others_wait(tmp_path: Path) -> None:
 
     mailer.before = before
     with setup.running(workers=4, pause=0.001) as processor:
-        pool: Any = until(lambda: processor.pool)
+        pool: Any = until(lambda: processor.current)
         active_queue = pool.active_queue
         for probe in range(1, 4):
             until(lambda probe=probe: mailer.connections == probe)  # type: ignore[misc]

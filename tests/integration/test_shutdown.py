@@ -373,8 +373,8 @@ def test_there_is_one_grace(tmp_path: Path, once: bool, caplog: pytest.LogCaptur
         assert log_levels(caplog, 'still sending') == ['WARNING']
         until(lambda: len(worker_threads()) == 1)
         [worker] = worker_threads()
-        assert processor.pool is not None
-        again = threading.Thread(target=processor.pool.shutdown, args=(3600.0,), daemon=True)
+        assert processor.current is not None
+        again = threading.Thread(target=processor.shut_down, args=(3600.0,), daemon=True)
         again.start()
         again.join(10)
         assert not again.is_alive(), 'a second call has no more time'

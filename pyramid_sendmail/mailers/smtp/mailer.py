@@ -156,7 +156,7 @@ class SMTPMailer:
         )
         return client
 
-    def connect_error(self, error: OSError | UnicodeError) -> MailerUnavailable:
+    def connect_error(self, error: Exception) -> MailerUnavailable:
         """Return the error for an address to which there is no connection."""
         detail = describe_error(error, self.timeouts.connect)
         return MailerUnavailable(f'{self.name}: connecting: {detail}; {self.address.remedy}')

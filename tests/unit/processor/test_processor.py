@@ -35,8 +35,8 @@ YEAR = 365 * 86_400.0
 
 def waiting(processor: QueueProcessor) -> int:
     """Return how many workers wait for work."""
-    assert processor.pool is not None
-    return processor.pool.active_queue.waiting
+    assert processor.current is not None
+    return processor.current.active_queue.waiting
 
 
 def test_interface(setup: ProcessorSetup) -> None:
@@ -47,7 +47,7 @@ def test_interface(setup: ProcessorSetup) -> None:
 def test_one_mail_opens_one_connection(setup: ProcessorSetup) -> None:
     """Four workers and one mail at a time: all mails go over one connection."""
     with setup.running() as processor:
-        until(lambda: processor.pool)
+        until(lambda: processor.current)
         for count in range(1, 6):
             until(lambda: waiting(processor) == 4)
             setup.put()

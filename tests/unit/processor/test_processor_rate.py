@@ -55,13 +55,13 @@ class Steered:
 def steered(setup: ProcessorSetup, rate: tuple[int, int], *, workers: int = 4) -> Iterator[Steered]:
     clock = Clock(1000.0)
     with setup.running(rate=rate, workers=workers, monotonic=clock) as processor:
-        until(lambda: processor.pool)
+        until(lambda: processor.current)
         yield Steered(processor, clock, workers)
 
 
 def active_queue(processor: QueueProcessor) -> ActiveQueue:
-    assert processor.pool is not None
-    return processor.pool.active_queue
+    assert processor.current is not None
+    return processor.current.active_queue
 
 
 @pytest.mark.parametrize('workers', [1, 8])

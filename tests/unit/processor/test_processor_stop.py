@@ -75,7 +75,7 @@ def test_stop_in_the_middle_of_a_mail(setup: ProcessorSetup) -> None:
         assert entered.wait(10)
         stop.set()
         processor.wake()
-        pool = processor.pool
+        pool = processor.current
         assert pool is not None
         until(lambda: pool.active_queue.closed)
         leave.set()

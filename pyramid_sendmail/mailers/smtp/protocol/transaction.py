@@ -50,6 +50,8 @@ class MailTransaction:
     """The commands left together with the final dot of the mail before."""
     discarding: bool = False
     """The replies that are still to come change nothing for its recipients."""
+    misplaced: bool = False
+    """The relay accepted a recipient, though it had refused the mail."""
     surplus: int = 0
     """How many recipients the relay had no room for, in the present transaction."""
     chunked: bool = False

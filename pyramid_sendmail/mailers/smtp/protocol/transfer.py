@@ -85,6 +85,10 @@ of a connection, or both sides would wait for the other to read (RFC 2920, 3.1).
 MAX_BYTES_IN_FLIGHT = 4 * BLOCK_SIZE
 """Bytes of text in flight at most: what becomes ambiguous if the connection is lost."""
 
+MAX_BYTES_BEHIND_DOT = 2_048
+"""Bytes of commands that leave with a final dot. Haraka 3.3.4 hangs up over more than 8,192, and
+keeps the mail in front of them."""
+
 LAST_BYTES = 16_384
 """The final dot leaves with so many bytes of the text: one packet for a small mail."""
 
@@ -374,11 +378,19 @@ class MailTransfer:
         limit = self._options.max_recipients
         return limit if learned is None else min(limit, learned)
 
-    def _next_group(self, mail: MailTransaction) -> bytes:
+    def _next_group(self, mail: MailTransaction, *, behind_dot: bool = False) -> bytes:
         """Return the command lines that may leave now."""
         unsent = self._unsent
         room = self._max_pipelined - len(self._awaiting)
         group = [unsent.popleft() for _ in range(min(room, len(unsent)))]
+        if behind_dot:
+            size = 0
+            for number, command in enumerate(group):
+                size += len(command.line)
+                if size > MAX_BYTES_BEHIND_DOT:
+                    unsent.extendleft(reversed(group[number:]))
+                    del group[number:]
+                    break
         self._awaiting.extend(group)
         mail.replies_due += len(group)
         return b''.join([command.line for command in group])
@@ -438,7 +450,7 @@ class MailTransfer:
             return b''
         self._open(follower, data=True)
         follower.behind_dot = True
-        return self._next_group(follower)
+        return self._next_group(follower, behind_dot=True)
 
     def _abort(self, error: BaseException) -> None:
         """The mail must not leave: the transfer stops in the middle of its text."""
@@ -470,7 +482,7 @@ class MailTransfer:
             self.connection_lost(f'the relay answered {verb} with {reply}')
         elif self._has_unread():
             self.connection_lost(_NO_REPLY_ASKED)
-        elif mail.behind_dot and is_sequence_error(reply):
+        elif mail.behind_dot and is_command_error(reply):
             self._memory.refused_behind_dot(self.name)
             self._ask_again(command)
         elif verb == 'RSET':
@@ -543,9 +555,12 @@ class MailTransfer:
         verb, mail = command.verb, command.mail
         if reply.code == 421:
             self.connection_lost(f'{verb} was answered {reply}')
+        elif verb == 'RCPT' and reply.code // 100 == 2:
+            # To which mail? The relay has refused MAIL.
+            mail.misplaced = True
         elif verb == 'DATA' and reply.code // 100 == 3:
             # The relay waits for a text without recipients: send an empty one (RFC 2920, 3.1).
-            if self._lmtp:
+            if self._lmtp or mail.misplaced:
                 self.connection_lost('the relay accepted DATA without a recipient')
                 return
             mail.discarding = self._in_transaction = True
