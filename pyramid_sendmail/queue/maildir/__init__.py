@@ -5,6 +5,7 @@
 ``staging``       the two-phase put: ``tmp/``, then ``new/``
 ``scan``          what is due, in order, without opening files; reading ahead
 ``claim``         a claimed mail: letters in place, moves between folders
+``common_path``   the same for most mail: new, due, one recipient; straight code
 ``recovery``      finish what dead processes left in ``tmp/``; damaged files
 ``legacy``        adopt mail of zope.sendmail and repoze.sendmail
 ``browser``       list, read, retry, hold, release and drop mails, for people

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from zope.interface import implementer
 
 from ...envelope import Envelope, PendingEvent
+from ...exceptions import QueueError
 from ...interfaces import IMailClaim
 from ..history import attempt_lines
 from .filename import file_name
@@ -73,7 +74,9 @@ class MaildirClaim:
         self._text = claimed.text
         self._sync_ambiguous = sync_ambiguous
         self._now = now
+        self._queued_at = block.envelope.queued_at
         self.attempt = attempt
+        self.since = block.since
         if folder in ('new', 'cur') and block.retry_at <= now:
             self.todo = _recipients(block, 'T?')
         if '?' in block.letters:
@@ -86,10 +89,6 @@ class MaildirClaim:
     @property
     def envelope(self) -> Envelope:
         return self._block.envelope
-
-    @property
-    def since(self) -> float:
-        return self._block.since
 
     @property
     def pending_events(self) -> list[PendingEvent]:
@@ -113,12 +112,14 @@ class MaildirClaim:
                 self._sync()
         except OSError as error:
             self._block.letters = letters
-            # The mark may be on disk although the dot is not sent: take it back.
-            with suppress(OSError):
-                self._write(self._block.recipient_lines(), self._block.recipients_at)
-            raise self._files.error(
-                'cannot record that a mail is about to be sent', error
-            ) from error
+            raise self._not_marked(error) from error
+
+    def _not_marked(self, error: OSError) -> QueueError:
+        """Take back the mark, which may be on disk although the dot is not sent; return the
+        error to raise."""
+        with suppress(OSError):
+            self._write(self._block.recipient_lines(), self._block.recipients_at)
+        return self._files.error('cannot record that a mail is about to be sent', error)
 
     def clear_ambiguous(self) -> None:
         letters = self._block.letters.copy()
@@ -218,7 +219,7 @@ class MaildirClaim:
         must not cost a system call for it. Mail that a person moved back has started over later
         than it was queued."""
         # Files have milliseconds.
-        return self.attempt > 1 or abs(self._block.since - self.envelope.queued_at) > 0.002
+        return self.attempt > 1 or abs(self.since - self._queued_at) > 0.002
 
     def rename(self, folder: str, name: str) -> None:
         """Move the file, which stays claimed. A person may have moved it already."""

@@ -26,38 +26,48 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from ...envelope import Envelope, PendingEvent, StoredEnvelope, Text
 from ..ticket import milliseconds
 from .reply_slot import ReplyEntry, lost_reply, read_slot, slot_length, write_slot
 
 __all__ = [
+    'END',
+    'FIRST',
     'LETTERS',
+    'SLOT_AT',
+    'STATE',
     'STATE_AT',
+    'TO',
+    'VERSION',
     'EnvelopeBlock',
     'LargeText',
     'Unreadable',
+    'checksum_of',
     'decode',
     'encode',
     'lengths_of',
+    'lengths_text',
     'new_block',
+    'read_fixed',
+    'recipient_line',
 ]
 
 VERSION = b'1'
 LETTERS = {'sent': 'd', 'error': 'f', 'deferred': 'T'}
 
-_FIRST = b'X-Envelope: '
-_STATE = b'X-Envelope-State: '
-_TO = b'X-Envelope-To: '
-_END = b'\r\n'
+FIRST = b'X-Envelope: '
+STATE = b'X-Envelope-State: '
+TO = b'X-Envelope-To: '
+END = b'\r\n'
 
-_LENGTHS_AT = len(_FIRST)
+_LENGTHS_AT = len(FIRST)
 _SUM_AT = _LENGTHS_AT + len(b'1 00000000 000000000000 ')
 _SUM_END = _SUM_AT + 64
-STATE_AT = _SUM_END + len(_END + _STATE)
+STATE_AT = _SUM_END + len(END + STATE)
 _STATE_END = STATE_AT + 1 + 1 + 15 + 1 + 15
-_SLOT_AT = _STATE_END + len(_END)
+SLOT_AT = _STATE_END + len(END)
 _FIXED = re.compile(
     'X-Envelope-Id: (.*)\r\n'
     'X-Envelope-Message-Id: (.*)\r\n'
@@ -98,11 +108,11 @@ class EnvelopeBlock:
     @property
     def recipients_at(self) -> int:
         """Where the recipients' lines begin in the file."""
-        return _SLOT_AT + slot_length(len(self.letters)) + len(self.fixed)
+        return SLOT_AT + slot_length(len(self.letters)) + len(self.fixed)
 
     def recipient_lines(self) -> bytes:
         """Return the bytes at ``recipients_at``."""
-        return b''.join(map(_recipient_line, self.letters, self.pointers, self.envelope.recipients))
+        return b''.join(map(recipient_line, self.letters, self.pointers, self.envelope.recipients))
 
     def mutable_part(self) -> bytes:
         """Return everything from STATE_AT to the end of the block: one write records an outcome."""
@@ -228,11 +238,10 @@ def new_block(envelope: Envelope, state: str) -> bytes:
     ).encode()
     lines = ''.join([f'X-Envelope-To: T00000T {to}\r\n' for to in recipients]).encode()
     slot = write_slot((), len(recipients))
-    size = _SLOT_AT + len(slot) + len(fixed) + len(lines)
-    lengths = b'1 %08d %012d ' % (size, len(raw))
-    checksum = _checksum(lengths, fixed, recipients, raw)
+    lengths = lengths_text(SLOT_AT + len(slot) + len(fixed) + len(lines), len(raw))
+    checksum = checksum_of(lengths, fixed, recipients, raw)
     mutable_part = _state_line(state, envelope.queued_at, 0.0)
-    return b''.join((_FIRST, lengths, checksum, _END, _STATE, mutable_part, slot, fixed, lines))
+    return b''.join((FIRST, lengths, checksum, END, STATE, mutable_part, slot, fixed, lines))
 
 
 def _options(envelope: Envelope) -> str:
@@ -259,14 +268,19 @@ def _state_line(state: str, since: float, retry_at: float) -> bytes:
     return f'{state} {milliseconds(since):015d} {milliseconds(retry_at):015d}\r\n'.encode()
 
 
-def _recipient_line(letter: str, pointer: int, to: str) -> bytes:
+def recipient_line(letter: str, pointer: int, to: str) -> bytes:
     return f'X-Envelope-To: {letter}{pointer:05d}{letter} {to}\r\n'.encode()
+
+
+def lengths_text(block_length: int, message_length: int) -> bytes:
+    """Return what the first line says before the checksum."""
+    return b'%b %08d %012d ' % (VERSION, block_length, message_length)
 
 
 def lengths_of(data: bytes) -> tuple[int, int]:
     """Return the lengths of the envelope block and of the message, in bytes, from the file's first
     line. Raises Unreadable."""
-    if not data.startswith(_FIRST):
+    if not data.startswith(FIRST):
         raise Unreadable('it is not a file of this queue' if data else 'it is empty')
     try:
         version, block_length, message_length = data[_LENGTHS_AT:_SUM_AT].split()
@@ -296,18 +310,18 @@ def decode(data: bytes, text: LargeText | None = None) -> EnvelopeBlock:
 
 
 def _decode(data: bytes, size: int, text: LargeText | None) -> EnvelopeBlock:
-    entries, at = read_slot(data, _SLOT_AT)
-    to_at = data.find(_END + _TO, at, size) + len(_END)
+    entries, at = read_slot(data, SLOT_AT)
+    to_at = data.find(END + TO, at, size) + len(END)
     if to_at < at:
         raise Unreadable('its envelope names no recipient')
     fixed = data[at:to_at]
     letters, pointers, recipients = _read_recipients(data[to_at:size])
     raw = data[size:]
     lengths = data[_LENGTHS_AT:_SUM_AT]
-    if data[_SUM_AT:_SUM_END] != _checksum(lengths, fixed, recipients, raw, text):
+    if data[_SUM_AT:_SUM_END] != checksum_of(lengths, fixed, recipients, raw, text):
         raise Unreadable('its checksum does not match: it was damaged or changed')
     # The checksum does not cover these line ends.
-    if data[_SUM_END:STATE_AT] != _END + _STATE or data[_STATE_END:_SLOT_AT] != _END:
+    if data[_SUM_END:STATE_AT] != END + STATE or data[_STATE_END:SLOT_AT] != END:
         raise Unreadable('its state line is damaged')
     state, since, retry_at = data[STATE_AT:_STATE_END].decode().split(' ')
     if state not in ('W', 'V', 'C', 'S'):
@@ -343,6 +357,16 @@ def _read_recipients(lines: bytes) -> tuple[list[str], list[int], list[str]]:
 
 
 def _envelope(fixed: bytes, recipients: Iterable[str], text: bytes | LargeText) -> Envelope:
+    id, message_id, sender, options = read_fixed(fixed)
+    options.update(id=id, message_id=message_id, sender=sender, recipients=tuple(recipients))
+    if isinstance(text, bytes):
+        return Envelope(raw=text, **options)
+    return StoredEnvelope(text=text, **options)
+
+
+def read_fixed(fixed: bytes) -> tuple[str, str, str, dict[str, Any]]:
+    """Return what the lines after the slot say: id, message_id, sender and the options. Raises
+    ValueError, KeyError or TypeError."""
     lines = _FIXED.fullmatch(fixed.decode())
     if lines is None:
         raise Unreadable('its envelope is damaged')
@@ -353,13 +377,10 @@ def _envelope(fixed: bytes, recipients: Iterable[str], text: bytes | LargeText) 
     if end != len(json_text):
         raise Unreadable('its envelope is damaged')
     options['metadata'] = MappingProxyType(options['metadata'])
-    options.update(id=id, message_id=message_id, sender=sender, recipients=tuple(recipients))
-    if isinstance(text, bytes):
-        return Envelope(raw=text, **options)
-    return StoredEnvelope(text=text, **options)
+    return id, message_id, sender, options
 
 
-def _checksum(
+def checksum_of(
     lengths: bytes,
     fixed: bytes,
     recipients: Iterable[str],

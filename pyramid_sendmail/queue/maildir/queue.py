@@ -18,11 +18,12 @@ from ..browsing import MailDetails, MailInfo, MailState, QueueStats
 from ..ticket import Ticket
 from .browser import MaildirBrowser
 from .claim import ClaimedFile, MaildirClaim
+from .common_path import CommonClaim, CommonMail, is_due_and_untried, read_common
 from .dead_letters import DeadLetters
 from .filename import FOLDER_OF, NAME_LENGTH, FileName, file_name, parse
 from .files import QueueFiles
 from .format import STATE_AT, EnvelopeBlock, Unreadable
-from .large_text import LARGE_FILE, FileText, load
+from .large_text import LARGE_FILE, load
 from .legacy import adopt
 from .recovery import recover, set_aside
 from .scan import ScanLimits, Scanner
@@ -124,8 +125,14 @@ class MaildirQueue:
 
     def _claim(self, ticket: Ticket, descriptor: int, settled: bool) -> MaildirClaim | None:
         now = self._clock()
+        folder, name = FOLDER_OF[ticket.state], ticket.order
         try:
-            block, text = self._load(ticket, descriptor)
+            data = self._read(ticket, descriptor)
+            if folder == 'new' and not settled and is_due_and_untried(name, now):
+                mail = read_common(data)
+                if mail is not None:
+                    return self._claim_common(name, descriptor, mail, now)
+            block, text = load(self._files, descriptor, data)
         except Unreadable as error:
             data = self._files.read(descriptor)
             adopted = adopt(self._files, ticket, data, now)
@@ -133,7 +140,6 @@ class MaildirQueue:
                 return self.claim(adopted, settled=settled)
             self._set_aside(ticket, str(error), data)
             return None
-        folder, name = FOLDER_OF[ticket.state], ticket.order
         schedule, renamed = parse(name), len(name) != NAME_LENGTH
         if schedule is None:
             schedule, renamed = _name_for(block), True
@@ -166,11 +172,25 @@ class MaildirQueue:
             claim.begin()
         return claim
 
-    def _load(self, ticket: Ticket, descriptor: int) -> tuple[EnvelopeBlock, FileText | None]:
+    def _claim_common(
+        self, name: str, descriptor: int, mail: CommonMail, now: float
+    ) -> CommonClaim:
+        claim = CommonClaim(
+            self._files,
+            descriptor,
+            name,
+            mail,
+            now=now,
+            sync_ambiguous=self._hold_ambiguous,
+        )
+        claim.begin()
+        return claim
+
+    def _read(self, ticket: Ticket, descriptor: int) -> bytes:
         began = time.perf_counter()
         data = self._files.read(descriptor, LARGE_FILE)
         self._scanner.read_ahead.file_read(ticket, time.perf_counter() - began)
-        return load(self._files, descriptor, data)
+        return data
 
     def _correct_times(self, block: EnvelopeBlock, now: float) -> None:
         """Correct times that a wrong clock has written: the age of a mail is not negative, and no

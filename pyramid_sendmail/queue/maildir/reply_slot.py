@@ -25,7 +25,6 @@ RECIPIENTS_PER_LINE = 8
 _NAME = b'X-Envelope-Outcome: '
 _END = b'\r\n'
 _LINE = len(_NAME) + LINE_WIDTH + len(_END)
-_NOTHING = _NAME + b'[[]]'
 _ENCODE = json.JSONEncoder(separators=(',', ':')).encode
 
 
@@ -76,10 +75,8 @@ def _written(text: bytes) -> bytes:
 
 def read_slot(data: bytes, at: int) -> tuple[list[ReplyEntry], int]:
     """Read the lines that begin at ``at``; return the entries, and where the lines end."""
-    if data.startswith(_NOTHING, at):
-        end = at + _LINE
-        if not data.startswith(_NAME, end) and not data[at + len(_NOTHING) : end - 2].strip(b' '):
-            return [], end
+    if data.startswith(_empty(1), at) and not data.startswith(_NAME, at + _LINE):
+        return [], at + _LINE
     parts = []
     while data.startswith(_NAME, at):
         parts.append(data[at + len(_NAME) : at + len(_NAME) + LINE_WIDTH])

@@ -230,7 +230,7 @@ def test_an_unknown_option_is_damage() -> None:
     size = len(data) - len(envelope.raw)
     fixed = changed[changed.index(b'X-Envelope-Id') : changed.index(b'X-Envelope-To')]
     lengths = changed[len(b'X-Envelope: ') : changed.index(b'\r\n') - 64]
-    checksum = module._checksum(lengths, fixed, envelope.recipients, changed[size:])
+    checksum = module.checksum_of(lengths, fixed, envelope.recipients, changed[size:])
     at = changed.index(b'\r\n') - 64
     with pytest.raises(Unreadable, match='width'):
         decode(changed[:at] + checksum + changed[at + 64 :])
