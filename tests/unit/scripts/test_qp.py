@@ -277,7 +277,8 @@ def test_threads_switch_sooner_beside_batches(batch: int, interval: float | None
         raise MailerUnavailable('refused')
 
     app = application()
-    register_settings(app.registry, SimpleNamespace(event_batch=batch))  # type: ignore[arg-type]
+    settings: Any = SimpleNamespace(event_batch=batch, processes=1, rate=None)
+    register_settings(app.registry, settings)
     assert run('x.ini', '--once', processor=Processor(run_once=run_once), app=app) == 1
     assert intervals == pytest.approx([interval or before])
     assert sys.getswitchinterval() == before
