@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from ..envelope import Tally
 from ..threads import BackgroundThread
-from .signals import EXIT_SIGNAL, Signals, admit_signals, postponed_signals
+from .signals import EXIT_SIGNAL, Signals, blocked_signals, unblock_signals
 from .terminal import Progress
 
 __all__ = ['ChildProcess', 'Command', 'SupervisorLink', 'command_line']
@@ -75,7 +75,7 @@ class ChildProcess:
         self.open = True
         """Whether there may be more reports."""
         try:
-            with theirs, postponed_signals():
+            with theirs, blocked_signals():
                 child = theirs.fileno()
                 self._process = subprocess.Popen(
                     command.with_option(f'--child={number}/{processes}:{child}'),
@@ -128,6 +128,17 @@ class SupervisorLink:
         self.number = number
         self.processes = processes
         self._link = link
+        self._ended = False
+
+    def __enter__(self) -> SupervisorLink:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Close the link: this process has nothing more to stop or to report."""
+        self._ended = True
+        with suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)
+        self._link.close()
 
     @classmethod
     def parse(cls, text: str) -> SupervisorLink:
@@ -149,7 +160,7 @@ class SupervisorLink:
             target=self._listen, args=(signals,), name='pyramid_sendmail supervisor', daemon=True
         )
         thread.start()
-        admit_signals()
+        unblock_signals()
 
     def _listen(self, signals: Signals) -> None:
         number = 0
@@ -157,6 +168,8 @@ class SupervisorLink:
             while data := self._link.recv(1024):
                 number = int(data.split()[-1])
                 signals.request(number)
+        if self._ended:
+            return
         if number:
             # The supervisor has had a second signal, and did not wait for this process.
             os._exit(EXIT_SIGNAL + number)

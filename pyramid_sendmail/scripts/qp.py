@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import NoReturn
 
@@ -28,7 +28,7 @@ from ..settings import converters
 from ..settings.shares import share, share_of_settings, useful_processes
 from ..settings.table import table_rows
 from .children import SupervisorLink, command_line
-from .signals import Signals, postponed_signals
+from .signals import Signals, blocked_signals
 from .supervisor import supervise
 from .terminal import Output, Terminal
 
@@ -86,7 +86,7 @@ def run(
         command = command_line(argv)
         return supervise(command, arguments.processes, output, once=arguments.once)
     environ = dict(os.environ)
-    with Signals() as signals:
+    with Signals() as signals, supervisor or nullcontext():
         try:
             if supervisor is not None:
                 supervisor.follow(signals)
@@ -99,7 +99,7 @@ def run(
                 if processes > 1:
                     # Nothing of the application stays in the supervisor.
                     words = command_line(argv).with_option(f'--processes={processes}')
-                    with postponed_signals():
+                    with blocked_signals():
                         return execute(words[0], words, environ)
             workers = _take_share(registry, supervisor, arguments.workers)
             processor = make(registry, workers=workers, batch=arguments.batch)

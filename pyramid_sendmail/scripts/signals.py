@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ['EXIT_SIGNAL', 'Signals', 'admit_signals', 'postponed_signals']
+__all__ = ['EXIT_SIGNAL', 'Signals', 'blocked_signals', 'unblock_signals']
 
 EXIT_SIGNAL = 128
 """The exit status of a run that a signal ended early is this plus the number of the signal."""
@@ -73,9 +73,9 @@ class Signals:
 
 
 @contextmanager
-def postponed_signals() -> Iterator[None]:
-    """Let signals wait, also for a program that starts meanwhile: it calls ``admit_signals``. A
-    Ctrl-C while it imports its modules would end it with a traceback."""
+def blocked_signals() -> Iterator[None]:
+    """Block the signals. A program that starts meanwhile inherits that, and unblocks them: a Ctrl-C
+    while it imports its modules would end it with a traceback."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     try:
         yield
@@ -83,6 +83,6 @@ def postponed_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def admit_signals() -> None:
-    """Let the signals come that ``postponed_signals`` has let wait."""
+def unblock_signals() -> None:
+    """Undo ``blocked_signals`` in a program that has started meanwhile: pending signals come."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)

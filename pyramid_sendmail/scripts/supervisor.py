@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from ..envelope import Tally
 from .children import ChildProcess, Command
-from .signals import EXIT_SIGNAL, Signals, admit_signals
+from .signals import EXIT_SIGNAL, Signals, unblock_signals
 from .terminal import Terminal, no_progress
 
 __all__ = ['FIRST_PAUSE', 'HEALTHY_AFTER', 'LONGEST_PAUSE', 'Supervisor', 'supervise']
@@ -177,7 +177,9 @@ class Supervisor:
             self._take(place, report)
         if status is not None:
             child.close()
-            place.child, place.left = None, 0
+            place.child = None
+            if status < 0:
+                place.left = 0
             self._ended(place, status)
         elif self._begun and (place.left or not self._once):
             self._start_the_others()
@@ -243,9 +245,10 @@ class Supervisor:
         for place in self._places:
             total.add(place.tally)
             self._known = max(self._known, place.tally.total + place.left)
-        if total.total < self._known and self._running:
+        lefts = [place.left for place in self._places if place.left]
+        if lefts and total.total < self._known:
             return total, self._known - total.total
-        return total, min((place.left for place in self._places if place.left), default=0)
+        return total, min(lefts, default=0)
 
     def _name(self, place: _Place) -> str:
         return f'process {place.number} of {self._processes}'
@@ -265,7 +268,7 @@ def supervise(command: Command, processes: int, terminal: Terminal, *, once: boo
         _Waiter(above_bar=once and terminal.has_bar) as waiter,
         Signals(wake=_nothing) as signals,
     ):
-        admit_signals()
+        unblock_signals()
         supervisor = Supervisor(
             lambda number, of: ChildProcess(command, number, of, output=waiter.output),
             waiter.wait,
@@ -305,6 +308,8 @@ class _Waiter:
     def __exit__(self, *exc_info: object) -> None:
         signal.signal(signal.SIGCHLD, self._handler_before)
         signal.set_wakeup_fd(self._wakeup_before)
+        if self._line:
+            _print(self._line)
         for descriptor in (self._signals, self._on_signal, self._lines, self.output):
             if descriptor is not None:
                 os.close(descriptor)
@@ -320,7 +325,11 @@ class _Waiter:
         if self._lines is not None:
             *lines, self._line = (self._line + _read(self._lines)).split(b'\n')
             for line in lines:
-                print(line.decode(errors='replace'), file=sys.stderr)
+                _print(line)
+
+
+def _print(line: bytes) -> None:
+    print(line.decode(errors='replace'), file=sys.stderr)
 
 
 def _read(descriptor: int) -> bytes:
