@@ -118,7 +118,7 @@ def test_once_without_mail(place: Place) -> None:
 
 def test_a_low_rate(place: Place) -> None:
     """The processes never send more than mail.rate together: fewer of them are started."""
-    message_ids = place.put(4)
+    place.put(4)
     child = place.start(place.ini(mail_rate='2/h'), '--processes', 3)
     place.server.wait_for(1, SOON)
     children(child, 1)
@@ -131,8 +131,6 @@ def test_a_low_rate(place: Place) -> None:
     until(lambda: len(files(place.queue)) == 3)
     assert child.stop() == 0
     assert len(place.server.messages) == 1
-    assert place.once(place.ini(), '--processes', 1).process.returncode == 0
-    assert once_each(place.server, message_ids)
 
 
 # Children that die
@@ -240,7 +238,7 @@ def test_settings_that_are_wrong(place: Place) -> None:
 def test_a_queue_that_cannot_be_used(place: Place) -> None:
     """Exit status 3, and the reason is printed once."""
     (place.path / 'mail').write_text('not a folder')
-    child = place.start(place.ini(), '--processes', 3)
+    child = place.start(place.ini(), '--processes', 2)
     assert child.wait(SOON) == 3
     assert sum(str(place.path / 'mail') in line for line in lines(child)) == 2, 'watching, and why'
 

@@ -110,3 +110,19 @@ os.kill(os.getpid(), 9)
     assert not child.open
     child.stop(signal.SIGTERM)  # it has gone
     child.close()
+
+
+def test_a_child_that_reads_nothing() -> None:
+    """Its reports arrive although it ends and leaves a signal's number unread."""
+    code = """
+import os, sys, select
+link = int(sys.argv[1].rpartition(':')[2])
+select.select([link], [], [])
+os.write(link, b'["error", "x"]\\n')
+"""
+    child = ChildProcess(Command([sys.executable, '-S', '-c', code], []), 1, 2)
+    child.stop(signal.SIGTERM)
+    until(lambda: child.poll() is not None)
+    assert child.reports() == [['error', 'x']]
+    assert not child.open
+    child.close()

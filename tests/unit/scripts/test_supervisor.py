@@ -259,6 +259,18 @@ def test_once_ended_by_a_signal() -> None:
     assert stage.run(lambda: stage.reports(1, BEGIN), both) == 130
 
 
+def test_an_error_of_the_supervisor() -> None:
+    """It closes the children's sockets, so that they stop."""
+    stage = Stage()
+
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stage.run(fails)
+    assert not stage.children[1].open
+
+
 # Counts
 
 
