@@ -7,7 +7,6 @@ import configparser
 import gc
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,22 +20,26 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.paster import get_app, setup_logging
 from pyramid.registry import Registry
 
-from ..config.factories import has_settings, processor_of, settings_of
+from ..config.factories import has_settings, processor_of, register_settings, settings_of
 from ..envelope import Tally
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailEventDispatcher, IMailQueue, IMailQueueProcessor
+from ..settings import converters
+from ..settings.shares import share, share_of_settings, useful_processes
 from ..settings.table import table_rows
+from .children import SupervisorLink, command_line
+from .signals import Signals, blocked_signals
+from .supervisor import supervise
+from .terminal import Output, Terminal
 
 __all__ = ['main', 'run']
 
 log = logging.getLogger(__name__)
 
-EXIT_DONE, EXIT_RELAY_UNAVAILABLE, EXIT_USAGE, EXIT_QUEUE_UNUSABLE, EXIT_SIGNAL = 0, 1, 2, 3, 128
+EXIT_DONE, EXIT_RELAY_UNAVAILABLE, EXIT_USAGE, EXIT_QUEUE_UNUSABLE = 0, 1, 2, 3
 
 SWITCH_INTERVAL = 0.0005
 """Seconds after which the events thread lets a waiting worker run: Python's switch interval."""
-
-Progress = Callable[[Tally, int], None]
 
 
 class UsageError(Exception):
@@ -58,6 +61,7 @@ def run(
     *,
     load: Callable[[str, dict[str, str]], object] | None = None,
     make: Callable[..., IMailQueueProcessor] = processor_of,
+    execute: Callable[[str, list[str], dict[str, str]], int] = os.execve,
 ) -> int:
     """Run the queue processor and return the exit status.
 
@@ -66,7 +70,8 @@ def run(
     signal ended ``--once`` early.
 
     ``load(config_uri, options)`` returns the WSGI application. ``make(registry, workers=,
-    batch=)`` returns the queue processor.
+    batch=)`` returns the queue processor. ``execute(path, command line, environment)`` replaces
+    this process by another program.
     """
     try:
         parser = _parser()
@@ -75,41 +80,49 @@ def run(
         arguments = parser.parse_intermixed_args(argv)
     except SystemExit as end:
         return int(end.code or 0)
-    with Signals() as signals:
+    supervisor: SupervisorLink | None = arguments.child
+    output: Output = supervisor or Terminal(quiet=arguments.quiet)
+    if isinstance(output, Terminal) and (arguments.processes or 1) > 1:
+        command = command_line(argv)
+        return supervise(command, arguments.processes, output, once=arguments.once)
+    environ = dict(os.environ)
+    with Signals() as signals, supervisor or nullcontext():
         try:
+            if supervisor is not None:
+                supervisor.follow(signals)
             before = list(global_registries)
             # Keep the application until the end: its registry may not outlive it.
             app = (load or _load)(arguments.config_uri, _options(arguments.options))
             registry = _registry(app, before, arguments.config_uri)
-            processor = make(registry, workers=arguments.workers, batch=arguments.batch)
+            if supervisor is None and arguments.processes is None:
+                processes = _processes(registry)
+                if processes > 1:
+                    # Nothing of the application stays in the supervisor.
+                    words = command_line(argv).with_option(f'--processes={processes}')
+                    with blocked_signals():
+                        return execute(words[0], words, environ)
+            workers = _take_share(registry, supervisor, arguments.workers)
+            processor = make(registry, workers=workers, batch=arguments.batch)
             signals.wake = processor.wake
         except (UsageError, ConfigurationError) as error:
-            return _fail(str(error), EXIT_USAGE)
+            return output.fail(str(error), EXIT_USAGE)
         except KeyboardInterrupt:
             return signals.status if arguments.once else EXIT_DONE
         try:
-            if not arguments.quiet:
-                _announce_new_queue(registry.queryUtility(IMailQueue))
+            _begin(registry, output, once=arguments.once)
             with _switch_interval(registry):
                 if arguments.once:
-                    _once(processor, registry, signals.stop, quiet=arguments.quiet)
+                    _once(processor, registry, signals.stop, output)
                     return signals.status
-                _watch(processor, registry, signals, quiet=arguments.quiet)
+                processor.run(signals.stop)
+                if signals.number:
+                    output.stopped(signals.number)
         except QueueError as error:
-            return _fail(str(error), EXIT_QUEUE_UNUSABLE)
+            return output.fail(str(error), EXIT_QUEUE_UNUSABLE)
         except MailerUnavailable as error:
             text = f'relay unavailable, mail stays queued: {error}'
-            return _fail(text, EXIT_RELAY_UNAVAILABLE)
+            return output.fail(text, EXIT_RELAY_UNAVAILABLE)
         return EXIT_DONE
-
-
-def _say(text: str) -> None:
-    print(f'psendmail-qp: {text}', file=sys.stderr)
-
-
-def _fail(text: str, status: int) -> int:
-    _say(text)
-    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,6 +149,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--batch', type=_count, metavar='N', help='mails on one connection, instead of mail.batch'
     )
+    parser.add_argument(
+        '--processes',
+        type=_processes_option,
+        metavar='N',
+        help='processes, instead of mail.processes; auto: one for each core',
+    )
+    parser.add_argument('--child', type=SupervisorLink.parse, help=argparse.SUPPRESS)
     parser.add_argument('--quiet', action='store_true', help='print errors only')
     parser.add_argument(
         '--version', action='version', version=f'psendmail-qp {version("pyramid_sendmail")}'
@@ -147,6 +167,13 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text)):
         raise argparse.ArgumentTypeError(f'{text!r}: write a number, 1 or more')
     return int(text)
+
+
+def _processes_option(text: str) -> int:
+    try:
+        return converters.processes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'{text!r}: {error}') from error
 
 
 def _options(pairs: Sequence[str]) -> dict[str, str]:
@@ -228,6 +255,31 @@ def _registry(app: object, before: list[Registry], config_uri: str) -> Registry:
     )
 
 
+def _processes(registry: Registry) -> int:
+    """Return how many processes the settings ask for, as far as they are of use."""
+    if not has_settings(registry):
+        return 1
+    settings = settings_of(registry)
+    return useful_processes(settings.processes, settings.rate)
+
+
+def _take_share(
+    registry: Registry, supervisor: SupervisorLink | None, workers: int | None
+) -> int | None:
+    """Reduce the settings to the share of this process. Return the workers in their place.
+
+    This process may be the first that knows ``mail.rate``, and with it how many are of use.
+    """
+    if supervisor is None or not has_settings(registry):
+        return workers
+    settings = settings_of(registry)
+    if supervisor.number == 1:
+        supervisor.processes = useful_processes(supervisor.processes, settings.rate)
+    number, of = supervisor.number, supervisor.processes
+    register_settings(registry, share_of_settings(settings, number, of))
+    return workers and max(share(workers, number, of), 1)
+
+
 @contextmanager
 def _switch_interval(registry: Registry) -> Iterator[None]:
     """Let workers interrupt the events thread sooner if events are dispatched in batches.
@@ -245,26 +297,16 @@ def _switch_interval(registry: Registry) -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
-def _announce_new_queue(queue: IMailQueue | None) -> None:
-    """Say so if the queue's folder does not exist yet: its path may be mistyped."""
+def _begin(registry: Registry, output: Output, *, once: bool) -> None:
+    """Say that the run begins, and whether its queue is new: the path may be mistyped."""
+    queue = registry.queryUtility(IMailQueue)
     path = getattr(queue, 'path', None)
-    if path is not None and not os.path.lexists(path):
-        _say(f'{path} does not exist yet: creating a new queue')
-
-
-def _watch(
-    processor: IMailQueueProcessor, registry: Registry, signals: Signals, *, quiet: bool
-) -> None:
-    if not quiet:
-        queue = registry.queryUtility(IMailQueue)
-        _say(f'watching {getattr(queue, "path", queue)}')
-    processor.run(signals.stop)
-    if signals.number and not quiet:
-        _say(f'stopped by {signal.Signals(signals.number).name}; unsent mail stays queued')
+    is_new = path is not None and not os.path.lexists(path)
+    output.begin(str(queue if path is None else path), is_new=is_new, once=once)
 
 
 def _once(
-    processor: IMailQueueProcessor, registry: Registry, stop: threading.Event, *, quiet: bool
+    processor: IMailQueueProcessor, registry: Registry, stop: threading.Event, output: Output
 ) -> None:
     last = Tally()
 
@@ -273,99 +315,12 @@ def _once(
         last = tally
         show(tally, left)
 
-    bar = _progress_bar() if sys.stderr.isatty() and not quiet else nullcontext(_no_progress)
     try:
-        with bar as show:
+        with output.progress() as show:
             processor.run_once(show_and_keep, stop)
     finally:
-        if not quiet:
-            _say(f'{last.delivered} delivered, {last.deferred} deferred, {last.failed} failed')
-            dispatcher = registry.queryUtility(IMailEventDispatcher)
-            failures = dispatcher.failures if dispatcher is not None else 0
-            if failures:
-                _say(
-                    f'events that subscribers failed to handle: {failures} (see the log); '
-                    'they are dispatched again later'
-                )
-
-
-class Signals:
-    """Handles SIGTERM, SIGINT (Ctrl-C) and SIGHUP (the terminal was closed).
-
-    The first of each sets ``stop`` and calls ``wake``; before there is a ``wake``, it raises
-    KeyboardInterrupt. A second one of the same kind ends the process at once. Under nohup SIGHUP
-    stays ignored. Only a repeated signal of the same kind is a second one: a process manager that
-    gets Ctrl-C sends SIGTERM to its children, which had the SIGINT of the terminal already.
-    """
-
-    def __init__(self) -> None:
-        self.stop = threading.Event()
-        self.number = 0
-        """The number of the last signal, or 0."""
-        self.wake: Callable[[], None] | None = None
-
-    @property
-    def status(self) -> int:
-        """The exit status of a run that a signal may have ended early."""
-        return EXIT_SIGNAL + self.number if self.number else EXIT_DONE
-
-    def __enter__(self) -> Signals:
-        self._before = {
-            number: signal.signal(number, self._handle)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
-        }
-        return self
-
-    def _handle(self, number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        self.number = number
-        self.stop.set()
-        if self.wake is None:
-            raise KeyboardInterrupt
-        self.wake()
-
-    def __exit__(self, *exc_info: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-def _no_progress(tally: Tally, left: int) -> None:
-    """Show nothing: without a terminal the log is enough."""
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Progress]:
-    """Show on the terminal how many mails are done, of how many; log lines appear above it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as ProgressBar
-
-    terminal = sys.stderr
-    handlers = [
-        handler
-        for handler in logging.root.handlers
-        if isinstance(handler, logging.StreamHandler) and handler.stream is terminal
-    ]
-    bar = ProgressBar(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=Console(stderr=True),
-    )
-    task = bar.add_task('sending', total=None)
-
-    def show(tally: Tally, left: int) -> None:
-        bar.update(task, completed=tally.total, total=tally.total + left)
-
-    with bar:
-        for handler in handlers:
-            handler.setStream(sys.stderr)
-        try:
-            yield show
-        finally:
-            for handler in handlers:
-                handler.setStream(terminal)
+        dispatcher = registry.queryUtility(IMailEventDispatcher)
+        output.end(last, dispatcher.failures if dispatcher is not None else 0)
 
 
 if __name__ == '__main__':

@@ -25,6 +25,7 @@ __all__ = [
     'pause',
     'pause_or_off',
     'port',
+    'processes',
     'rate',
     'size',
     'text',
@@ -36,6 +37,9 @@ LONGEST_DURATION = 3650 * 86400.0
 _UNITS = {'s': 1, 'm': 60, 'h': 3600, 'd': 86400}
 
 _DOTTED_NAME = re.compile(r'\.{0,9}[^\W\d]\w*(?:[.:][^\W\d]\w*)*')
+
+_AFFINITY = hasattr(os, 'sched_getaffinity')
+"""Whether the system can limit a process to some of the cores. macOS cannot."""
 
 _NUMBER = re.compile(r'[0-9]{1,5}')
 """A whole number. int() alone would also take ' 4', '+4', '1_0' and digits of other scripts."""
@@ -99,6 +103,16 @@ def count(value: str) -> int:
     if _NUMBER.fullmatch(value) and int(value):
         return int(value)
     raise ValueError('write a number from 1 to 99999')
+
+
+def processes(value: str) -> int:
+    """Return a whole number from 1 to 999; for ``auto`` that of the cores that this process may
+    use."""
+    if value.lower() == 'auto':
+        return len(os.sched_getaffinity(0)) if _AFFINITY else os.cpu_count() or 1
+    if _NUMBER.fullmatch(value) and 0 < int(value) < 1000:
+        return int(value)
+    raise ValueError('write a number from 1 to 999, or auto')
 
 
 def port(value: str) -> int:

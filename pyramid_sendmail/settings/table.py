@@ -110,7 +110,15 @@ TABLE: tuple[Setting, ...] = (
         count,
         '4',
         'the most connections of a queue processor at once; a new one is opened only while the '
-        'existing ones mostly wait for the relay',
+        'existing ones mostly wait for the relay; several processes share them, with at least one '
+        'each',
+    ),
+    Setting(
+        'mail.processes',
+        converters.processes,
+        '1',
+        'processes of ``psendmail-qp`` that share the queue, or ``auto``: one for each core; with '
+        '``mail.processor = thread`` each web process has one queue processor, whatever is set',
     ),
     Setting('mail.batch', count, '100', 'mails sent on one connection before a new one is opened'),
     Setting(
@@ -124,7 +132,7 @@ TABLE: tuple[Setting, ...] = (
         converters.rate,
         'off',
         'the most mails that a queue processor sends in a second, minute, hour or day: ``20/s``, '
-        '``600/m``, ``2000/d``',
+        '``600/m``, ``2000/d``; the processes of ``mail.processes`` share it',
     ),
     Setting(
         'mail.retry',
@@ -245,6 +253,7 @@ class MailSettings:
     envelope_sender: str | None
     hostname: str
     workers: int
+    processes: int
     batch: int
     event_batch: int
     rate: tuple[int, int] | None

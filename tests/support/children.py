@@ -26,9 +26,16 @@ PROMPT = 5.0
 
 
 class Child:
-    """A ``psendmail-qp`` of our own, and what it printed."""
+    """A ``psendmail-qp`` of our own, and what it printed. ``group``: in a process group of its
+    own, as a shell starts it."""
 
-    def __init__(self, output: Path, *arguments: object, command: list[str] = MODULE) -> None:
+    def __init__(
+        self,
+        output: Path,
+        *arguments: object,
+        command: list[str] = MODULE,
+        group: bool = False,
+    ) -> None:
         self.output = output
         with output.open('ab') as file:
             self.process = subprocess.Popen(
@@ -38,6 +45,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
+                process_group=0 if group else None,
             )
 
     @property
@@ -81,9 +89,9 @@ class Place:
         given.update({key.replace('_', '.', 1): str(value) for key, value in settings.items()})
         return write_ini(self.path / 'x.ini', given, use=use)
 
-    def start(self, *arguments: object, command: list[str] = MODULE) -> Child:
+    def start(self, *arguments: object, command: list[str] = MODULE, group: bool = False) -> Child:
         output = self.path / f'output-{len(self.children)}'
-        child = Child(output, *arguments, command=command)
+        child = Child(output, *arguments, command=command, group=group)
         self.children.append(child)
         return child
 

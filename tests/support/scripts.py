@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import threading
+from contextlib import redirect_stderr
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +20,7 @@ from pyramid_sendmail.interfaces import (
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.scripts import qp
 
-__all__ = ['Processor', 'application', 'run']
+__all__ = ['Processor', 'PseudoTerminal', 'application', 'run']
 
 
 @implementer(IMailQueueProcessor)
@@ -53,3 +56,34 @@ def run(*argv: str, processor: Any = None, app: Any = None) -> int:
 
     app = app or application()
     return qp.run(argv, load=lambda uri, options: app, make=make)
+
+
+class PseudoTerminal:
+    """A pseudo terminal as stderr; ``text`` is what appeared on it."""
+
+    def __enter__(self) -> PseudoTerminal:
+        self._master, slave = pty.openpty()
+        self._stderr = os.fdopen(slave, 'w', buffering=1)
+        self._redirect = redirect_stderr(self._stderr)
+        self._redirect.__enter__()
+        self.data = b''
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        return self
+
+    def _read(self) -> None:
+        try:
+            while data := os.read(self._master, 65536):
+                self.data += data
+        except OSError:
+            pass  # the other side is closed
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._redirect.__exit__(None, None, None)
+        self._stderr.close()
+        self._reader.join(10)
+        os.close(self._master)
+
+    @property
+    def text(self) -> str:
+        return self.data.decode()

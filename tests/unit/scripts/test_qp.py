@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import io
+import json
 import logging
 import os
-import pty
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import pytest
 from pyramid.registry import Registry
 from zope.interface.verify import verifyObject
 
-from pyramid_sendmail.config.factories import register_settings
+from pyramid_sendmail.config.factories import register_settings, settings_of
 from pyramid_sendmail.envelope import Tally
 from pyramid_sendmail.events.dispatcher import EventDispatcher
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
@@ -33,8 +34,9 @@ from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.scripts import qp
 from tests.support.applications import write_ini
+from tests.support.configuration import parse
 from tests.support.queues import make_envelope
-from tests.support.scripts import Processor, application, run
+from tests.support.scripts import Processor, PseudoTerminal, application, run
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +89,10 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     """It names the options, and every setting with its default."""
     assert qp.run(['--help']) == 0
     text = capsys.readouterr().out
-    for word in ('--once', '--workers', '--batch', '--quiet', 'key=value', 'mail.queue_path', '4'):
+    for word in ('--once', '--workers', '--batch', '--processes', '--quiet', 'key=value', '4'):
         assert word in text
+    assert 'mail.queue_path' in text
+    assert '--child' not in text
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +109,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ['x.ini', '--workers', 'many'],
         ['x.ini', '--batch', '-1'],
         ['x.ini', '--batch', '²'],
+        ['x.ini', '--processes', '0'],
+        ['x.ini', '--processes', 'all'],
+        ['x.ini', '--child', '1/2'],
+        ['x.ini', '--child', '1/2:9999'],
         ['x.ini', '--nonsense'],
     ],
 )
@@ -154,6 +162,128 @@ def test_main(monkeypatch: pytest.MonkeyPatch) -> None:
     assert qp.main() == 2
     assert qp.main(['--version']) == 0
     assert ends == ['frozen'] * 2
+
+
+# Several processes
+
+
+def with_settings(**settings: Any) -> Any:
+    """Return an application with these settings."""
+    app = application()
+    register_settings(app.registry, parse(**settings))
+    return app
+
+
+def test_the_setting_for_several_processes(tmp_path: Path) -> None:
+    """With mail.processes the process becomes a supervisor: another program in place of the one
+    that has loaded the application, with the environment from before."""
+    os.environ.pop('TESTS_LOADED', None)
+    commands: list[list[str]] = []
+
+    def load(uri: str, options: dict[str, str]) -> Any:
+        os.environ['TESTS_LOADED'] = '1'
+        return with_settings(processes=3, rate='2/s')
+
+    def execute(path: str, command: list[str], environ: dict[str, str]) -> int:
+        assert path == sys.executable
+        assert 'TESTS_LOADED' not in environ
+        assert environ['PATH'] == os.environ['PATH']
+        commands.append(command)
+        return 7
+
+    try:
+        assert qp.run(['x.ini', '--once'], load=load, execute=execute) == 7
+    finally:
+        del os.environ['TESTS_LOADED']
+    module = 'pyramid_sendmail.scripts.qp'
+    assert commands == [[sys.executable, '-m', module, '--processes=2', 'x.ini', '--once']]
+
+
+@pytest.mark.parametrize(
+    ('settings', 'options'),
+    [({'processes': 3}, ['--processes', '1']), ({'processes': 3, 'rate': '1/s'}, []), ({}, [])],
+)
+def test_one_process(settings: dict[str, Any], options: list[str]) -> None:
+    """The option wins over the setting; a rate that one process is enough for needs no others."""
+    processor = Processor(run_once=once(Tally()))
+    app = with_settings(**settings)
+    assert run('x.ini', '--once', *options, processor=processor, app=app) == 0
+
+
+def test_a_supervisor_in_this_process(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With --processes nothing is loaded here; a child finds what is wrong."""
+    assert qp.run([str(tmp_path / 'x.ini'), '--processes', '2']) == 2
+    assert capfd.readouterr().err.endswith('x.ini: No such file or directory\n')
+
+
+@pytest.fixture
+def link() -> Iterator[tuple[socket.socket, Callable[[str], str]]]:
+    """Return the supervisor's end of a socket, and a function from ``1/2`` to the argument of
+    --child."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        yield ours, lambda which: f'--child={which}:{theirs.detach()}'
+
+
+def reports_of(link: socket.socket) -> list[Any]:
+    link.setblocking(False)
+    return [json.loads(line) for line in link.recv(65536).splitlines()]
+
+
+def test_a_child(
+    link: tuple[socket.socket, Callable[[str], str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It takes its share of workers and rate, prints nothing, and reports everything."""
+    ours, child = link
+    app = with_settings(workers=8, rate='7/s')
+    processor = Processor(run_once=once(Tally(delivered=3), total=3))
+    argv = ['x.ini', '--once', '--workers', '5', child('1/3')]
+    assert run(*argv, processor=processor, app=app) == 0
+    assert processor.arguments == {'workers': 2, 'batch': None}
+    settings = settings_of(app.registry)
+    assert (settings.workers, settings.rate) == (3, (3, 1))
+    assert [report[0] for report in reports_of(ours)] == ['begin', 'progress', 'progress', 'end']
+    assert capsys.readouterr().err == ''
+
+
+def test_the_first_child_knows_how_many_are_of_use(
+    link: tuple[socket.socket, Callable[[str], str]],
+) -> None:
+    """mail.rate may be too low for all of them: it takes the share of one among fewer."""
+    ours, child = link
+    app = with_settings(rate='2/s')
+    processor = Processor(run=lambda self, stop: None)
+    assert run('x.ini', child('1/8'), processor=processor, app=app) == 0
+    assert settings_of(app.registry).rate == (1, 1)
+    [begin] = reports_of(ours)
+    assert begin[-1] == 2
+
+
+def test_a_child_that_fails(link: tuple[socket.socket, Callable[[str], str]]) -> None:
+    """It reports why."""
+    ours, child = link
+    processor = Processor(run_once=raises(MailerUnavailable('refused')))
+    assert run('x.ini', '--once', child('2/2'), processor=processor) == 1
+    assert reports_of(ours)[-1] == ['error', 'relay unavailable, mail stays queued: refused']
+
+
+@pytest.mark.parametrize('dies', [False, True])
+def test_a_child_is_stopped(
+    link: tuple[socket.socket, Callable[[str], str]], dies: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stops when the supervisor says so, or has died."""
+    ours, child = link
+
+    def work(processor: Processor, stop: threading.Event) -> None:
+        if dies:
+            ours.close()
+        else:
+            ours.sendall(b'%d\n' % signal.SIGINT)
+        assert processor.woken.wait(10)
+        assert stop.wait(10)
+
+    assert run('x.ini', child('2/2'), processor=Processor(run=work)) == 0
+    assert ('has died' in caplog.text) == dies
 
 
 # Exit statuses
@@ -277,7 +407,8 @@ def test_threads_switch_sooner_beside_batches(batch: int, interval: float | None
         raise MailerUnavailable('refused')
 
     app = application()
-    register_settings(app.registry, SimpleNamespace(event_batch=batch))  # type: ignore[arg-type]
+    settings: Any = SimpleNamespace(event_batch=batch, processes=1, rate=None)
+    register_settings(app.registry, settings)
     assert run('x.ini', '--once', processor=Processor(run_once=run_once), app=app) == 1
     assert intervals == pytest.approx([interval or before])
     assert sys.getswitchinterval() == before
@@ -312,42 +443,11 @@ def test_a_signal_while_loading(number: int, options: list[str]) -> None:
 # The terminal
 
 
-class Terminal:
-    """A pseudo terminal as stderr; ``text`` is what appeared on it."""
-
-    def __enter__(self) -> Terminal:
-        self._master, slave = pty.openpty()
-        self._stderr = os.fdopen(slave, 'w', buffering=1)
-        self._redirect = redirect_stderr(self._stderr)
-        self._redirect.__enter__()
-        self.data = b''
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-        return self
-
-    def _read(self) -> None:
-        try:
-            while data := os.read(self._master, 65536):
-                self.data += data
-        except OSError:
-            pass  # the other side is closed
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._redirect.__exit__(None, None, None)
-        self._stderr.close()
-        self._reader.join(10)
-        os.close(self._master)
-
-    @property
-    def text(self) -> str:
-        return self.data.decode()
-
-
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """--once shows how many mails are done, of how many, below the log; then the counts."""
     monkeypatch.setenv('TERM', 'xterm')
     monkeypatch.setenv('COLUMNS', '100')
-    with Terminal() as terminal:
+    with PseudoTerminal() as terminal:
         handler = logging.StreamHandler(sys.stderr)
         logging.root.addHandler(handler)
         stream = handler.stream
@@ -370,7 +470,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_bar_when_quiet() -> None:
     """--quiet on a terminal shows nothing."""
-    with Terminal() as terminal:
+    with PseudoTerminal() as terminal:
         processor = Processor(run_once=once(Tally(delivered=1), total=1))
         assert run('x.ini', '--once', '--quiet', processor=processor) == 0
     assert terminal.text == ''

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -107,3 +108,22 @@ def test_converters_take_what_their_pattern_says(
 def test_how_long_a_value_may_be(convert: Callable[[str], Any], text: str, taken: bool) -> None:
     """Digits, labels and names have a greatest length."""
     assert takes(convert, text) is taken
+
+
+@pytest.mark.parametrize(('affinity', 'cores'), [(True, 2), (False, 8)])
+def test_processes_for_each_core(
+    affinity: bool, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``auto`` is the number of cores that the process may use, if the system says it."""
+    monkeypatch.setattr(converters, '_AFFINITY', affinity)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {0, 5})
+    monkeypatch.setattr(os, 'cpu_count', lambda: 8)
+    assert converters.processes('Auto') == cores
+
+
+@pytest.mark.parametrize(
+    ('text', 'taken'), [('1', True), ('999', True), ('0', False), ('1000', False), ('all', False)]
+)
+def test_processes(text: str, taken: bool) -> None:
+    """More than 999 processes are a mistake."""
+    assert takes(converters.processes, text) == taken

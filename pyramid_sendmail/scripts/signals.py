@@ -1,0 +1,88 @@
+"""Signals that stop ``psendmail-qp``."""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ['EXIT_SIGNAL', 'Signals', 'blocked_signals', 'unblock_signals']
+
+EXIT_SIGNAL = 128
+"""The exit status of a run that a signal ended early is this plus the number of the signal."""
+
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Signals:
+    """Handles SIGTERM, SIGINT (Ctrl-C) and SIGHUP (the terminal was closed).
+
+    The first of each sets ``stop`` and calls ``wake``; before there is a ``wake``, it raises
+    KeyboardInterrupt. A second one of the same kind ends the process at once. Under nohup SIGHUP
+    stays ignored. Only a repeated signal of the same kind is a second one: a process manager that
+    gets Ctrl-C sends SIGTERM to its children, which had the SIGINT of the terminal already.
+    """
+
+    def __init__(self, wake: Callable[[], None] | None = None) -> None:
+        self.stop = threading.Event()
+        self.number = 0
+        """The number of the last signal, or 0."""
+        self.wake = wake
+        self._requested = 0
+
+    @property
+    def status(self) -> int:
+        """The exit status of a run that a signal may have ended early."""
+        return EXIT_SIGNAL + self.number if self.number else 0
+
+    def request(self, number: int) -> None:
+        """Stop as if this signal had come. Any thread may call it.
+
+        It never counts as the first of two: the real signal may come as well, before or after.
+        """
+        self._requested = number
+        # This does nothing if the real signal has come: its handler is the system's by then.
+        _thread.interrupt_main(signal.Signals(number))
+        if self.wake is not None:
+            self.wake()
+
+    def __enter__(self) -> Signals:
+        self._before = {
+            number: signal.signal(number, self._handle)
+            for number in HANDLED
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+        }
+        return self
+
+    def _handle(self, number: int, frame: object) -> None:
+        if number == self._requested:
+            self._requested = 0
+        else:
+            signal.signal(number, signal.SIG_DFL)
+        self.number = number
+        self.stop.set()
+        if self.wake is None:
+            raise KeyboardInterrupt
+        self.wake()
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Block the signals. A program that starts meanwhile inherits that, and unblocks them: a Ctrl-C
+    while it imports its modules would end it with a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def unblock_signals() -> None:
+    """Undo ``blocked_signals`` in a program that has started meanwhile: pending signals come."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
