@@ -67,10 +67,18 @@ class Root:
     """A copy of a peer's root directory, with users of its own.
 
     ``users``: names, with the number of each user and of its group. ``groups``: more groups.
+    ``directory``: where it is made; without it, where temporary files are.
     """
 
-    def __init__(self, peer: str, *, users: dict[str, int], groups: dict[str, int] | None = None):
-        self.path = Path(tempfile.mkdtemp(prefix=f'pyramid_sendmail-{peer}-'))
+    def __init__(
+        self,
+        peer: str,
+        *,
+        users: dict[str, int],
+        groups: dict[str, int] | None = None,
+        directory: Path | None = None,
+    ):
+        self.path = Path(tempfile.mkdtemp(prefix=f'pyramid_sendmail-{peer}-', dir=directory))
         self.path.chmod(0o755)
         try:
             self._furnish(_unpacked() / peer, {'root': 0, **users}, groups or {})
