@@ -62,7 +62,9 @@ def sections(data: dict[str, Any]) -> str:
     ]
     met = [(work, goal, text) for work, goal, each, text in measured if each['met']]
     missed = [
-        f'{work}: {goal}: {text}' for work, goal, each, text in measured if each['met'] is False
+        f'{work}: {goal}, measured {text}'
+        for work, goal, each, text in measured
+        if each['met'] is False
     ]
     unknown = [f'{work}: {goal}' for work, goal, each, _ in measured if each['met'] is None]
     unknown += [

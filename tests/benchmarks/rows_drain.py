@@ -92,7 +92,7 @@ def _processes(mails: int) -> Row:
     work = Drain('2k', mails)
     return Row(
         'processes',
-        'the same by one process and by two',
+        'a queue of 2 KB mails, into a sink on loopback, by one process and by two',
         [
             work.source(10),
             work.zope(),
@@ -101,8 +101,8 @@ def _processes(mails: int) -> Row:
             work.ours(TWO, processes=2),
         ],
         (times(10, ZOPE, who=TWO), times(0.75, TEN, who=TWO)),
-        settings=f'{_PLAIN}, as psendmail-qp --processes 2 or, where that is '
-        'missing, two of psendmail-qp',
+        settings=f'{_PLAIN}; two processes are psendmail-qp --processes 2 --workers 8 or, in a '
+        'version without them, psendmail-qp twice: 4 connections each',
         note='the sink uses the same processors; CPU and memory are those of both together',
     )
 
@@ -158,13 +158,17 @@ ROWS = (
     _processes(6_000),
     _events(
         'events',
-        'a drain with a MailSentEvent subscriber that commits to SQLite',
+        'a drain with a MailSentEvent subscriber that commits to SQLite with a write-ahead log',
         1_500,
         'wal',
-        'SQLite with a write-ahead log',
+        'SQLite does not sync each commit',
     ),
     _events(
-        'events-synced', 'the same, and SQLite as it comes', 200, 'delete', 'SQLite as it comes'
+        'events-synced',
+        'a drain with a MailSentEvent subscriber that commits to SQLite as it comes',
+        200,
+        'delete',
+        'SQLite syncs each commit',
     ),
     _deferred(1_500),
 )

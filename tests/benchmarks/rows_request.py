@@ -94,7 +94,7 @@ ROWS = (
     Row(
         'request',
         'send and commit, 2 KB, one thread',
-        _contenders('2k', 400, 1, whole=True),
+        _contenders('2k', 1_000, 1, whole=True),
         (
             times(0.95, BARE),
             _above_bare(0.15),

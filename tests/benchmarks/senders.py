@@ -32,6 +32,7 @@ from tests.benchmarks.work import RECIPIENT_ADDRESS, SENDER_ADDRESS, wire
 
 __all__ = [
     'AIOSMTPLIB',
+    'DEFAULT_CONNECTIONS',
     'FLAT',
     'ONE',
     'REPOZE',
@@ -43,6 +44,9 @@ __all__ = [
     'instructions',
     'on_loopback',
 ]
+
+DEFAULT_CONNECTIONS = 4
+"""``mail.workers`` as it comes."""
 
 ZOPE = 'zope.sendmail'
 REPOZE = 'repoze.sendmail, pyramid_mailer'
@@ -89,19 +93,24 @@ class Drain:
         log: bool = False,
         settled: tuple[str, ...] = (),
     ) -> Contender:
-        """``psendmail-qp --once``. ``log``: at INFO into a file. ``settled``: the folders that are
-        empty at the end, if not all are."""
+        """``psendmail-qp --once``.
+
+        ``processes``: so many, each with the connections of one. ``log``: at INFO into a file.
+        ``settled``: the folders that are empty at the end, if not all are.
+        """
 
         def measure(place: Place) -> Sample:
             count = place.mails(self.mails)
             with place.fresh() as folder, self.relay(folder) as to:
                 maildir = queue(place, folder, self.kind, count)
                 file = folder / 'log' if log else None
-                words: tuple[object, ...] = ('--once',)
+                words: list[object] = ['--once']
                 commands = 1
                 if processes > 1 and has_processes():
-                    words = ('--once', '--processes', processes)
-                elif processes > 1:
+                    # They share what --workers says.
+                    words += ['--processes', processes]
+                    words += ['--workers', processes * DEFAULT_CONNECTIONS]
+                else:
                     commands = processes
                 command = psendmail_qp(folder, settings or {}, *words, to=to, url=url, log=file)
                 sample = self._drained(to, count, *[command] * commands, maildir=(maildir, settled))
