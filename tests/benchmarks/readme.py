@@ -66,6 +66,8 @@ def sections(data: dict[str, Any]) -> str:
         for work, goal, each, text in measured
         if each['met'] is False
     ]
+    if 'steady' in data and not steady.is_flat(data['steady']):
+        missed.append(f'a steady run of {steady.text(data["steady"])}')
     unknown = [f'{work}: {goal}' for work, goal, each, _ in measured if each['met'] is None]
     unknown += [
         f'{row["title"]}: {name}: {why}'
@@ -74,8 +76,8 @@ def sections(data: dict[str, Any]) -> str:
     ]
     unknown += [f'{row["title"]}: {what}' for row in data['rows'] for what in row['failures']]
     parts = [_machine(data), _heading('What is true'), _table(('work', 'goal', 'measured'), met)]
-    if 'steady' in data:
-        parts.append(_wrapped(f'A steady run: {steady.text(data["steady"])}.'))
+    if 'steady' in data and steady.is_flat(data['steady']):
+        parts.append(_wrapped(f'A steady run of {steady.text(data["steady"])}.'))
     there = {row['name'] for row in data['rows']}
     parts += [
         f'.. image:: {name}.svg\n   :alt: {alt}' for name, alt in PICTURES.items() if name in there

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyramid.request import Request
 
 from tests.benchmarks import readme, steady
 from tests.benchmarks.__main__ import ROWS
+from tests.benchmarks.contenders import flat
+from tests.benchmarks.contenders.request import application
 from tests.benchmarks.counts import _phases
 from tests.benchmarks.pictures import TITLES
 from tests.benchmarks.processes import ROOT, Absent
@@ -30,6 +33,7 @@ from tests.benchmarks.rounds import (
     times,
 )
 from tests.benchmarks.senders import DEFAULT_CONNECTIONS, FLAT, SMTPLIB
+from tests.benchmarks.work import mail_of
 
 ALL = ('bare', 'pyramid_sendmail', 'peer')
 
@@ -284,6 +288,46 @@ RUN = {
 """What is tried of a row: its contenders are much alike. Of the others, pyramid_sendmail."""
 
 
+@pytest.fixture
+def queued(tmp_path: Path) -> Path:
+    """A queue with one mail; returns its path."""
+    app = application({'mail.queue_path': str(tmp_path / 'mail')}, mail_of('2k'), 1)
+    assert Request.blank('/send').get_response(app).status_code == 200
+    return tmp_path / 'mail'
+
+
+def test_flat_loop_claims(queued: Path) -> None:
+    """The flat loop locks a mail and marks it as being sent; it can send what the file holds."""
+    [path] = (queued / 'new').iterdir()
+    claimed = flat.claimed(str(path.parent), path.name)
+    assert re.search(rb'^X-Envelope-State: S ', path.read_bytes(), re.MULTILINE)
+    assert path.read_bytes().endswith(claimed.text)
+    assert claimed.commands.startswith(b'MAIL FROM:<shop@example.org> SIZE=')
+    with pytest.raises(BlockingIOError):
+        flat.claimed(str(path.parent), path.name)
+    flat.settle(claimed)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'),
+    [
+        (b'A benchmark', b'A BENCHMARK'),
+        (b'X-Envelope-State: C', b'X-Envelope-State: S'),
+        (b' T00000T ', b' ?00000? '),
+    ],
+    ids=['damaged', 'started', 'in-doubt'],
+)
+def test_flat_loop_leaves_what_is_unusual(queued: Path, old: bytes, new: bytes) -> None:
+    """The flat loop touches no mail that is damaged, or that another has begun to send."""
+    [path] = (queued / 'new').iterdir()
+    changed = path.read_bytes().replace(old, new)
+    path.write_bytes(changed)
+    with pytest.raises(flat.Unusual):
+        flat.claimed(str(path.parent), path.name)
+    assert path.read_bytes() == changed
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for all rows: they share the queues that are filled there."""
@@ -312,7 +356,7 @@ def test_row_runs(row: Row, folder: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize('row', [each for each in ROWS if each.once], ids=lambda each: each.name)
 def test_counted_row_runs(row: Row, tmp_path: Path) -> None:
-    """The flat loop takes fewer instructions a mail than a loop of smtplib's."""
+    """Instructions are counted: the flat loop takes fewer than a loop of smtplib's."""
     tmp_path.chmod(0o755)
     results = Results(row)
     results.play(Place(tmp_path, scale=0.001))
@@ -332,4 +376,4 @@ def test_steady(tmp_path: Path) -> None:
     except Absent as reason:
         pytest.skip(str(reason))
     assert found['mails'] > 0
-    assert 'memory flat' in steady.text(found)
+    assert 'goal: flat' in steady.text(found)

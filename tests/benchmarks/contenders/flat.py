@@ -9,8 +9,8 @@ code. The folder is synced every hundred mails.
 What it does not handle: anything that is not ordinary. It has no retries, deferrals or failures, no
 events, no log, no history, no second recipient, no priorities among mail that arrives, no mail that
 is due later or expires, no rate limit, no TLS, no AUTH, no relay without PIPELINING, no mail with
-8-bit or bare line ends, no failover, no wake-up, no signals. Where it meets any of these it ends
-with Unusual, and whatever was under way is as after a crash.
+8-bit or bare line ends, no failover, no wake-up, no signals, and no other processor beside it.
+Where it meets any of these it ends, and whatever was under way is as after a crash.
 
 The format of the files is that of docs/explanation/queue-format.rst.
 """
