@@ -65,6 +65,7 @@ from pyramid_sendmail.settings.credentials import SCHEMES
 from pyramid_sendmail.settings.table import TABLE, parse_settings
 from tests.benchmarks.__main__ import ROWS
 from tests.benchmarks.__main__ import _parser as benchmarks_parser
+from tests.benchmarks.steady import _parser as steady_parser
 from tests.support.doubles import RecordingMailer
 from tests.support.pages import (
     CHANGES,
@@ -332,7 +333,7 @@ def test_names_in_the_text(path: Path) -> None:
         assert name in interfaces.__all__
     if page_name(path).startswith(('contributing', 'CONTRIBUTING')):
         return  # options of git, pytest and others
-    parsers = (_parser(), benchmarks_parser())
+    parsers = (_parser(), benchmarks_parser(), steady_parser())
     options = {
         option
         for parser in parsers
@@ -526,6 +527,8 @@ def test_console() -> None:
                 if arguments[1] == 'tests.benchmarks':
                     known = {row.name for row in ROWS}
                     assert set(benchmarks_parser().parse_args(arguments[2:]).rows) <= known
+                elif arguments[1] == 'tests.benchmarks.steady':
+                    steady_parser().parse_args(arguments[2:])
             elif program == 'pserve':
                 assert arguments[0].endswith('.ini')
             elif program == 'sudo':

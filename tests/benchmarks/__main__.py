@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tests.benchmarks import rows_drain, rows_request, rows_scale
+from tests.benchmarks import rows_drain, rows_relay, rows_request, rows_scale
 from tests.benchmarks.processes import versions
-from tests.benchmarks.report import NO_JOURNAL, as_data, machine, table, write
+from tests.benchmarks.report import NO_JOURNAL, as_data, busy, machine, table, write
 from tests.benchmarks.rounds import Place, Results, Row
 
 __all__ = ['main']
 
-ROWS = (*rows_request.ROWS, *rows_drain.ROWS, *rows_scale.ROWS)
+ROWS = (*rows_drain.ROWS, *rows_relay.ROWS, *rows_request.ROWS, *rows_scale.ROWS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         peers = versions()
         for row in rows:
             began = time.monotonic()
-            results = Results(replace(row, title=row.title.format(queued=place.queued)))
+            before = busy(0.1 if arguments.quick else 1.0)
+            titled = replace(row, title=row.title.format(queued=place.queued))
+            results = Results(titled, before=before)
             for number in range(rounds):
                 _tell(f'{row.name}: round {number + 1} of {rounds}')
                 results.play(place)

@@ -3,7 +3,7 @@
 ``benchmarks.subscriber`` chooses the subscriber of sent events: none, if it is missing;
 ``counts``, a function that adds one; ``commits``, one that adds a row to a SQLite database by
 SQLAlchemy's ORM, joined to ``event.request.tm`` by zope.sqlalchemy, as Pyramid's cookiecutter has
-it. ``benchmarks.mail = no`` leaves pyramid_sendmail out: what is left is the application's own.
+it. ``benchmarks.mail = no`` leaves pyramid_sendmail out.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _LOGGING = """\
 keys = root
 
 [logger_root]
-level = WARN
+level = {level}
 handlers = console
 
 [handlers]
 keys = console
 
 [handler_console]
-class = StreamHandler
-args = (sys.stderr,)
+class = {handler}
+args = ({target},)
 level = NOTSET
 formatter = generic
 
@@ -42,12 +42,21 @@ format = %(asctime)s %(levelname)-5.5s [%(name)s:%(lineno)s][%(threadName)s] %(m
 """
 
 
-def write_ini(folder: Path, settings: Mapping[str, object]) -> Path:
-    """Write an .ini file that logs as production.ini of the cookiecutter does."""
+def write_ini(folder: Path, settings: Mapping[str, object], *, log: Path | None = None) -> Path:
+    """Write an .ini file that logs as production.ini of the cookiecutter does: warnings, to
+    stderr; with ``log``, at INFO into that file."""
     lines = [f'{name} = {value}' for name, value in settings.items()]
     path = folder / 'production.ini'
     uses = 'use = call:tests.benchmarks.application:main'
-    path.write_text('\n'.join(['[app:main]', uses, *lines, '', _LOGGING]))
+    # Not str.format: the formatter's own text has percent signs and brackets.
+    logging = _LOGGING
+    for name, value in {
+        'level': 'INFO' if log else 'WARN',
+        'handler': 'FileHandler' if log else 'StreamHandler',
+        'target': repr(str(log)) if log else 'sys.stderr',
+    }.items():
+        logging = logging.replace(f'{{{name}}}', value)
+    path.write_text('\n'.join(['[app:main]', uses, *lines, '', logging]))
     return path
 
 

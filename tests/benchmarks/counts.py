@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.benchmarks.contenders.counted import PHASES
 from tests.benchmarks.processes import ROOT, Absent, contender
-from tests.benchmarks.sinks import Sink, chunking_sink
+from tests.benchmarks.sinks import Sink, relay
 
 __all__ = ['MAILS', 'instructions', 'system_calls']
 
@@ -35,7 +35,7 @@ _WAITING = frozenset(
 def instructions() -> dict[str, float]:
     """Instructions a mail in each phase of contenders/counted.py, by valgrind's callgrind."""
     valgrind = _program('valgrind')
-    with tempfile.TemporaryDirectory() as folder, chunking_sink() as sink:
+    with tempfile.TemporaryDirectory() as folder, relay() as sink:
         dumps = Path(folder) / 'callgrind.out'
         words = ('--tool=callgrind', f'--dump-before={_MARK}', f'--callgrind-out-file={dumps}')
         _run([valgrind, *words, *_command(folder, sink, MAILS['valgrind'])])
@@ -57,7 +57,7 @@ def _total(dump: str) -> int:
 def system_calls() -> dict[str, dict[str, float]]:
     """System calls a mail in each phase, by strace; those that only wait are left out."""
     strace = _program('strace')
-    with tempfile.TemporaryDirectory() as folder, chunking_sink() as sink:
+    with tempfile.TemporaryDirectory() as folder, relay() as sink:
         trace = Path(folder) / 'trace'
         _run([strace, '-f', '-q', '-o', str(trace), *_command(folder, sink, MAILS['strace'])])
         phases = _phases(trace.read_text())

@@ -1,38 +1,52 @@
-"""Drains: a queue that was filled beforehand, and what empties it into a sink, as real processes.
+"""Drains: a queue that was filled before, and real processes that empty it into a relay.
 
-The clock starts when the sink is seen to have its first connection, and stops when the last process
-has ended: start-up and imports are left out for all; settling the queue, the reports of
-events and closing are in for all. A busy machine may see that connection late: mails that the
-sink has by then are not counted, so that this favours no contender. The processor's time is of the
-same span. The sink counts the mails; where one is missing, there is no figure but an error.
+The clock and the account of the processor's time are the same for all contenders:
+
+* They start when the relay has its first connection. Starting a program and loading an application
+  are left out. Mails that the relay had by the time the connection was seen do not count.
+* They stop when the relay has answered the last mail and the contender's queue shows that it has
+  settled it: no file is left there. A program's last QUIT and its end are left out.
+
+The relay counts. Where a mail is missing, or came twice, there is an error and no figure.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-import select
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from tests.benchmarks.application import write_ini
-from tests.benchmarks.processes import contender, finish, ours, run, start
+from tests.benchmarks.processes import contender, cpu_time, finish, memory, ours, run, start
 from tests.benchmarks.rounds import Place, Sample
 from tests.benchmarks.sinks import Sink
 from tests.benchmarks.work import RECIPIENT_ADDRESS, SENDER_ADDRESS, wire
 
-__all__ = ['drained', 'ended', 'files', 'memory', 'psendmail_qp', 'queue', 'ready']
+__all__ = [
+    'drained',
+    'emptied',
+    'ended',
+    'files',
+    'has_processes',
+    'psendmail_qp',
+    'queue',
+    'ready',
+    'untouched',
+]
 
-_LONGEST = 300.0
+_LONGEST = 600.0
+
+Settled = Callable[[], bool]
 
 
 def queue(place: Place, folder: Path, kind: str, count: int) -> Path:
-    """A queue of ours, filled by ``request.mailer.send``; returns its path.
+    """Fill a queue of ours by ``request.mailer.send``; return its path.
 
-    It is filled once for each number of mails; the others are copies of that one."""
+    It is filled once for each number of mails; each round gets a copy."""
     original = place.folder / f'queue-{kind}-{count}'
     if not original.exists():
         ini = write_ini(
@@ -51,8 +65,8 @@ def queue(place: Place, folder: Path, kind: str, count: int) -> Path:
 
 
 def files(folder: Path, kind: str, count: int, *headers: str) -> Path:
-    """The same mail so many times in a Maildir, behind the header lines that a peer wants there;
-    returns the Maildir's path."""
+    """Write the same mail so many times into a Maildir, behind the header lines that a peer wants
+    there; return the Maildir's path."""
     maildir = folder / 'mail'
     for name in ('cur', 'new', 'tmp'):
         (maildir / name).mkdir(parents=True)
@@ -67,17 +81,27 @@ def files(folder: Path, kind: str, count: int, *headers: str) -> Path:
 
 
 def psendmail_qp(
-    folder: Path, settings: dict[str, Any], *arguments: str, to: Sink, url: str = ''
+    folder: Path,
+    settings: Mapping[str, object],
+    *arguments: object,
+    to: Sink,
+    url: str = '',
+    log: Path | None = None,
 ) -> list[str]:
-    """The command that drains the queue in a folder into a sink; ``url`` is a query, ``?x=y``."""
+    """Return the command that drains the queue in a folder into a relay.
+
+    ``url``: more of ``mail.url``, as ``?x=y``. ``log``: log at INFO into this file; else warnings
+    go to stderr, as in the production.ini of Pyramid's cookiecutter.
+    """
     ini = write_ini(
         folder,
         {
             'mail.queue_path': folder / 'mail',
             'mail.hostname': 'web.example.org',
-            'mail.url': f'smtp://127.0.0.1:{to.port}{url}',
+            'mail.url': f'{to.url}{url}',
             **settings,
         },
+        log=log,
     )
     return ours('-m', 'pyramid_sendmail.scripts.qp', ini, '--quiet', *arguments)
 
@@ -87,33 +111,66 @@ def ready(folder: Path) -> None:
     run(['sync', '--file-system', str(folder)])
 
 
-def drained(sink: Sink, count: int, *commands: Sequence[str]) -> Sample:
-    """Run the processes at the same time, and measure. What is to be sent is on disk."""
-    mails, closed, idle = sink.taken(), sink.closed(), sink.descriptors()
+def emptied(maildir: Path, *names: str) -> Settled:
+    """Return whether these folders of a queue, or all that hold mail on its way, are empty."""
+    folders = [maildir / name for name in names or ('new', 'cur', 'done')]
+    return lambda: not any(folder.exists() and os.listdir(folder) for folder in folders)
 
-    def connected() -> bool:
-        return sink.descriptors() > idle or sink.closed() > closed or sink.taken() > mails
 
+def untouched() -> bool:
+    """Return True: for contenders without a queue whose files could be looked at."""
+    return True
+
+
+@functools.cache
+def has_processes() -> bool:
+    """Return whether psendmail-qp starts several processes by itself."""
+    return '--processes' in run(ours('-m', 'pyramid_sendmail.scripts.qp', '--help')).text
+
+
+def drained(
+    sink: Sink, count: int, *commands: Sequence[str], settled: Settled, part: float = 1.0
+) -> Sample:
+    """Run the processes at the same time, and measure. What is to be sent is on disk.
+
+    ``early`` is the rate until this part of the mails was answered.
+    """
+    mails, quiet = sink.answered(), sink.activity()
     with ExitStack() as stack:
-        began = time.perf_counter()
         children = [stack.enter_context(_child(command)) for command in commands]
-        first, cpu, left = began, 0.0, count
-        if _seen(connected, children):
-            first, left = time.perf_counter(), mails + count - sink.taken()
-            cpu = sum(_cpu(child) for child in children)
-        most = _wait(children)
-        wall = time.perf_counter() - first
-        cpu = sum(_cpu(child) for child in children) - cpu
+        _connects(lambda: sink.activity() != quiet, children)
+        began, before = time.perf_counter(), sink.answered()
+        cpu = sum(cpu_time(child.pid) for child in children)
+        goal = mails + count
+        early, most = 0.0, 0.0
+        while (answered := sink.answered()) < goal or not settled():
+            now = time.perf_counter()
+            if not early and answered - mails >= count * part:
+                early = now
+            most = max(most, sum(memory(child.pid) for child in children))
+            if now - began > _LONGEST or all(ended(child) for child in children):
+                break
+            time.sleep(_pause(answered - before, goal - answered, now - began))
+        end = time.perf_counter()
+        cpu = sum(cpu_time(child.pid) for child in children) - cpu
+        most = max(most, sum(memory(child.pid) for child in children))
         for child in children:
-            child.wait()
+            child.wait(_LONGEST)
             if child.returncode:
                 raise RuntimeError(f'{child.args} ended with {child.returncode}')
-    _all_taken(sink, mails + count)
-    return {'rate': left / wall, 'cpu': cpu / max(left, 1), 'memory': most, 'mails': count}
+    _check(sink, goal, settled)
+    left = goal - before
+    return {
+        'mails': count,
+        'rate': left / (end - began),
+        'early': (round(count * part) + mails - before) / ((early or end) - began),
+        'cpu': cpu / max(left, 1),
+        'memory': most,
+    }
 
 
 @contextmanager
-def _child(command: Sequence[str]) -> Any:
+def _child(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     child = start(command)
     try:
         yield child
@@ -121,63 +178,33 @@ def _child(command: Sequence[str]) -> Any:
         finish(child)
 
 
-def _seen(connected: Callable[[], bool], children: Sequence[subprocess.Popen[bytes]]) -> bool:
-    """Wait for the first connection; False where all was over before it was seen."""
+def _connects(connected: Callable[[], bool], children: Sequence[subprocess.Popen[bytes]]) -> None:
     end = time.perf_counter() + _LONGEST
-    while not all(ended(child) for child in children):
-        if connected():
-            return True
+    while not connected() and not all(ended(child) for child in children):
         if time.perf_counter() > end:
             raise RuntimeError(f'{children[0].args} has never connected')
         time.sleep(0.001)
-    return False
+
+
+def _pause(done: int, left: int, seconds: float) -> float:
+    """Return how long not to look: looking takes the processor from those who are measured. The
+    end is seen half a millisecond late at most."""
+    expected = left * seconds / done if done else 0.0
+    return min(max(expected / 4, 0.0005), 0.02)
 
 
 def ended(child: subprocess.Popen[bytes]) -> bool:
-    """Whether it has."""
-    # Not reaped: what it took is asked of the kernel afterwards.
+    """Return whether a child has ended; it is not reaped, so that the kernel keeps its account."""
     return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _wait(children: Sequence[subprocess.Popen[bytes]]) -> float:
-    """Wait for all; the most memory that they had, in MB, added up."""
-    end = time.perf_counter() + _LONGEST
-    waiting = {os.pidfd_open(child.pid): child.pid for child in children}
-    poll = select.poll()
-    for descriptor in waiting:
-        poll.register(descriptor, select.POLLIN)
-    most = {child.pid: memory(child.pid) for child in children}
-    while waiting:
-        for descriptor, _ in poll.poll(20):
-            poll.unregister(descriptor)
-            os.close(descriptor)
-            del waiting[descriptor]
-        for pid in waiting.values():
-            most[pid] = memory(pid) or most.get(pid, 0.0)
-        if time.perf_counter() > end:
-            raise RuntimeError(f'{children[0].args} has not ended in {_LONGEST:g} s')
-    return sum(most.values())
-
-
-def memory(pid: int) -> float:
-    """The most that it has had, in MB; 0 where it is gone."""
-    try:
-        status = Path(f'/proc/{pid}/status').read_text()
-    except OSError:
-        return 0.0
-    lines = [line for line in status.splitlines() if line.startswith('VmHWM:')]
-    return int(lines[0].split()[1]) / 1024 if lines else 0.0
-
-
-def _cpu(child: subprocess.Popen[bytes]) -> float:
-    """Seconds of the processor until now; of one that has ended, until then."""
-    fields = Path(f'/proc/{child.pid}/stat').read_text().rpartition(')')[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
-
-
-def _all_taken(sink: Sink, expected: int) -> None:
+def _check(sink: Sink, expected: int, settled: Settled) -> None:
     end = time.perf_counter() + 2.0
-    while (taken := sink.taken()) != expected:
+    while (answered := sink.answered()) != expected or not settled():
         if time.perf_counter() > end:
-            raise RuntimeError(f'the sink has {taken} mails, of {expected}')
+            raise RuntimeError(
+                f'the relay has answered {answered} mails, of {expected}'
+                if answered != expected
+                else 'files are left in the queue'
+            )
         time.sleep(0.01)

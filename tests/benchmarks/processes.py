@@ -22,8 +22,10 @@ __all__ = [
     'Absent',
     'Run',
     'contender',
+    'cpu_time',
     'finish',
     'free_port',
+    'memory',
     'ours',
     'peer',
     'postfix',
@@ -46,7 +48,7 @@ _PEERS = (
     'zope.sendmail',
 )
 
-LONGEST = 900.0
+LONGEST = 1_800.0
 """Seconds after which a child is taken to hang."""
 
 
@@ -77,7 +79,8 @@ def ours(*arguments: object) -> list[str]:
 
 
 def peer(*arguments: object) -> list[str]:
-    """A command in the environment of the peers: a script of theirs, or Python with arguments."""
+    """A command in the environment of the peers: a script of theirs, or Python with arguments.
+    Raises Absent."""
     python = PEERS / 'bin/python'
     if not python.exists():
         raise Absent('the peers are not installed: make bench-peers')
@@ -184,6 +187,38 @@ def run(*commands: Sequence[str]) -> Run:
             sum(usage.ru_maxrss for usage in usages) / 1024,
             ''.join(output.read().decode() for output in outputs),
         )
+
+
+def cpu_time(pid: int) -> float:
+    """Return the seconds of the processor that a process and its children have used; those of a
+    process that has ended, as long as its parent has not asked for its status."""
+    try:
+        # The clock of another process: its number, as the kernel's <linux/posix-timers.h> has it.
+        own = time.clock_gettime((~pid << 3) | 2)
+        fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    except OSError:
+        return 0.0
+    gone = (int(fields[13]) + int(fields[14])) / os.sysconf('SC_CLK_TCK')
+    return own + gone + sum(map(cpu_time, _children(pid)))
+
+
+def memory(pid: int) -> float:
+    """Return the most memory that a process has had, in MB, its children added; 0 if it is gone."""
+    try:
+        status = Path(f'/proc/{pid}/status').read_text()
+    except OSError:
+        return 0.0
+    lines = [line for line in status.splitlines() if line.startswith('VmHWM:')]
+    own = int(lines[0].split()[1]) / 1024 if lines else 0.0
+    return own + sum(map(memory, _children(pid)))
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        text = Path(f'/proc/{pid}/task/{pid}/children').read_text()
+    except OSError:
+        return []
+    return [int(word) for word in text.split()]
 
 
 def _reap(child: subprocess.Popen[bytes]) -> resource.struct_rusage:

@@ -14,7 +14,17 @@ from typing import Any
 
 from tests.benchmarks.rounds import Results, Verdict
 
-__all__ = ['NO_JOURNAL', 'as_data', 'machine', 'measured_text', 'table', 'write']
+__all__ = [
+    'NO_JOURNAL',
+    'as_data',
+    'before_text',
+    'busy',
+    'machine',
+    'measured_text',
+    'number',
+    'table',
+    'write',
+]
 
 
 NO_JOURNAL = 'ext4 without a journal'
@@ -58,6 +68,29 @@ def _file_system(folder: Path) -> str:
     return kind if Path(device).name in journals else NO_JOURNAL
 
 
+def busy(seconds: float) -> dict[str, float]:
+    """Return what the machine does for so long, while nothing of ours runs: the share of its
+    processors that others use, the share that the host keeps for itself, and the load."""
+    first = _jiffies()
+    time.sleep(seconds)
+    spent = [after - before for before, after in zip(first, _jiffies(), strict=True)]
+    total = max(sum(spent), 1)
+    # user nice system idle iowait irq softirq steal
+    return {
+        'used': round((sum(spent[:3]) + sum(spent[5:7])) / total, 3),
+        'stolen': round(spent[7] / total, 3),
+        'load': round(os.getloadavg()[0], 1),
+    }
+
+
+def _jiffies() -> list[int]:
+    try:
+        line = Path('/proc/stat').read_text().splitlines()[0]
+    except OSError:
+        return [0] * 8
+    return [int(word) for word in line.split()[1:9]]
+
+
 def table(results: Results) -> str:
     """One row's contenders, and its goals."""
     row = results.row
@@ -66,12 +99,30 @@ def table(results: Results) -> str:
         headings = ['mails/s', 'ratio', 'CPU us', 'MB', *(shown[0] for shown in row.shown)]
         lines.append(_line('', headings))
     lines += [_line(name, _figures(results, name)) for name in results.present]
+    if results.before:
+        lines.append(f'  before: {before_text(results.before)}')
+    if settings := settings_text(results):
+        lines.append(f'  settings: {settings}')
     lines += [f'  {name}: skipped: {reason}' for name, reason in results.absent.items()]
     lines += [f'  FAILED: {failure}' for failure in results.failures]
     lines += [f'  goal: {_verdict(verdict)}' for verdict in results.verdicts()]
     if row.note:
         lines.append(f'  note: {row.note}')
     return '\n'.join(lines)
+
+
+def settings_text(results: Results) -> str:
+    """How many mails each contender sent, and the settings."""
+    count = [f'{results.mails:,.0f} mails each'] if results.mails else []
+    return '; '.join([*count, *([results.row.settings] if results.row.settings else [])])
+
+
+def before_text(before: Mapping[str, float]) -> str:
+    """What the machine did before a row, in words."""
+    return (
+        f'{before["used"]:.0%} of the processors in use by others, {before["stolen"]:.0%} kept by '
+        f'the host, load {before["load"]}'
+    )
 
 
 def _line(name: str, cells: Iterable[str]) -> str:
@@ -83,19 +134,20 @@ def _figures(results: Results, name: str) -> list[str]:
     ratio = results.ratio(name, results.present[0])
     cpu = results.median(name, 'cpu')
     shown = [
-        _number(value * by if (value := results.median(name, figure)) is not None else None)
+        number(value * by if (value := results.median(name, figure)) is not None else None)
         for _, figure, by in results.row.shown
     ]
     return [
-        _number(rate),
-        _number(ratio),
-        _number(None if cpu is None else cpu * 1e6),
-        _number(results.median(name, 'memory')),
+        number(rate),
+        number(ratio),
+        number(None if cpu is None else cpu * 1e6),
+        number(results.median(name, 'memory')),
         *shown,
     ]
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Three digits, or all before the point."""
     if value is None:
         return ''
     return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
@@ -109,7 +161,7 @@ def measured_text(measured: float | None, unit: str, met: bool | None) -> str:
     """What was measured, in words; a goal that is missed says so."""
     if measured is None:
         return 'not measured'
-    return f'{_number(measured)}{f" {unit}" if unit else ""}{"" if met else " (NOT MET)"}'
+    return f'{number(measured)}{f" {unit}" if unit else ""}{"" if met else " (NOT MET)"}'
 
 
 def as_data(results: Results) -> dict[str, Any]:
@@ -118,7 +170,10 @@ def as_data(results: Results) -> dict[str, Any]:
     return {
         'name': row.name,
         'title': row.title,
+        'settings': settings_text(results),
         'note': row.note,
+        'before': dict(results.before),
+        'shown': [list(each) for each in row.shown],
         'absent': results.absent,
         'failures': results.failures,
         'rounds': [

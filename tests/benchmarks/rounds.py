@@ -23,6 +23,7 @@ __all__ = [
     'Results',
     'Row',
     'Verdict',
+    'Yardstick',
     'at_most',
     'ratio',
     'times',
@@ -79,17 +80,29 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True)
+class Yardstick:
+    """A figure that is computed from those of the same round; nothing is run for it."""
+
+    name: str
+    compute: Callable[[Mapping[str, Sample]], Sample]
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """Contenders for the same work; the first is the yardstick that the others are printed
-    beside."""
+    """Contenders for the same work; the others are printed beside the first."""
 
     name: str
     title: str
     contenders: Sequence[Contender]
     goals: Sequence[Goal] = ()
+    settings: str = ''
+    """Every setting that is not the default, and whatever else a reader has to know to run it."""
     note: str = ''
     shown: Sequence[tuple[str, str, float]] = ()
     """More columns: heading, figure, and by how much to multiply it."""
+    yardsticks: Sequence[Yardstick] = ()
+    once: bool = False
+    """Whether one round is enough: the figures are the same each time."""
 
 
 def times(factor: float, other: str, *, who: str = OURS) -> Goal:
@@ -143,9 +156,13 @@ class Results:
     absent: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     """What went wrong: the contender has no figures of that round."""
+    before: Mapping[str, float] = field(default_factory=dict)
+    """What the machine did before the row, while nothing of ours ran."""
 
     def play(self, place: Place) -> None:
         """One more round."""
+        if self.row.once and self.samples:
+            return
         samples: dict[str, Sample] = {}
         # No contender always follows the same one.
         shift = len(self.samples) % max(len(self.row.contenders), 1)
@@ -158,13 +175,32 @@ class Results:
                 self.absent[contender.name] = str(reason)
             except RuntimeError as error:
                 self.failures.append(f'{contender.name}: {error}')
+        self._compare_counts(samples)
+        for yardstick in self.row.yardsticks:
+            with suppress(KeyError):
+                samples[yardstick.name] = yardstick.compute(samples)
         self.samples.append(samples)
+
+    def _compare_counts(self, samples: Mapping[str, Sample]) -> None:
+        """Record a failure where contenders sent different numbers of mails: a start, an end and a
+        slow first second weigh more the fewer mails there are."""
+        counts = {name: each['mails'] for name, each in samples.items() if 'mails' in each}
+        if len(set(counts.values())) > 1:
+            said = ', '.join(f'{name}: {count:.0f}' for name, count in counts.items())
+            self.failures.append(f'the mail counts differ: {said}')
 
     @property
     def present(self) -> list[str]:
-        """Those who took part, the yardstick first."""
+        """The names of the contenders that took part, in their order, then the yardsticks."""
         names = [contender.name for contender in self.row.contenders]
+        names += [each.name for each in self.row.yardsticks if self.values(each.name, 'rate')]
         return [name for name in names if name not in self.absent]
+
+    @property
+    def mails(self) -> float | None:
+        """How many mails each contender sent in a round; None where they are not compared so."""
+        counts = {each['mails'] for one in self.samples for each in one.values() if 'mails' in each}
+        return counts.pop() if len(counts) == 1 else None
 
     def values(self, name: str, figure: str) -> list[float]:
         """A figure of each round."""

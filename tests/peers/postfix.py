@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from pathlib import Path
 
 from tests.peers.relay import ANN, PASSWORD, SIZE, Certificate, Held, Ports, Relay
 from tests.peers.roots import HOST, Root
@@ -106,14 +107,15 @@ class Postfix(Relay):
     name = 'postfix'
     failed_login = 'authentication failed:'
 
-    def __init__(self, certificate: Certificate) -> None:
+    def __init__(self, certificate: Certificate, *, directory: Path | None = None) -> None:
         users = {
             'postfix': _POSTFIX,
             'dovecot': _DOVECOT,
             'dovenull': _DOVENULL,
             'nobody': 65_534,
         }
-        root = Root('postfix', users=users, groups={'postdrop': _POSTDROP})
+        groups = {'postdrop': _POSTDROP}
+        root = Root('postfix', users=users, groups=groups, directory=directory)
         ports = Ports.free()
         super().__init__(
             root, ports, [('/usr/sbin/dovecot', '-F'), ('/usr/lib/postfix/sbin/master', '-d')]

@@ -67,8 +67,8 @@ def _link_or_copy(source: str, target: str) -> None:
 class Folder:
     """A folder of a peer's own, and the servers that run in it."""
 
-    def __init__(self, peer: str) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=f'pyramid_sendmail-{peer}-'))
+    def __init__(self, peer: str, *, directory: Path | None = None) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=f'pyramid_sendmail-{peer}-', dir=directory))
         self.path.chmod(0o755)
         self._sessions: set[int] = set()
 
@@ -176,10 +176,18 @@ class Root(Folder):
     """A copy of a peer's root directory, with users of its own.
 
     ``users``: names, with the number of each user and of its group. ``groups``: more groups.
+    ``directory``: where it is made; without it, where temporary files are.
     """
 
-    def __init__(self, peer: str, *, users: dict[str, int], groups: dict[str, int] | None = None):
-        super().__init__(peer)
+    def __init__(
+        self,
+        peer: str,
+        *,
+        users: dict[str, int],
+        groups: dict[str, int] | None = None,
+        directory: Path | None = None,
+    ):
+        super().__init__(peer, directory=directory)
         try:
             self._furnish(unpacked() / peer, {'root': 0, **users}, groups or {})
         except BaseException:

@@ -2,8 +2,10 @@
 
 ``request DIRECTORY KIND STEPS THREADS [key=value ...]``
 
-The keys are settings, and: ``mails=10``, so many in each transaction; ``whole=yes``, each mail by
-a view, through the router and pyramid_tm, rather than in ``with request.tm:`` as a script does it.
+Each step has a request of its own, made as the router makes it, so that ``request.mailer`` and
+``request.tm`` are new each time. The keys are settings, and: ``mails=10``, so many in each
+transaction; ``whole=yes``, each mail by a view, through the router and pyramid_tm, rather than in
+``with request.tm:`` as a script does it.
 """
 
 from __future__ import annotations
@@ -12,8 +14,7 @@ import sys
 from typing import Any
 
 from pyramid.config import Configurator
-from pyramid.request import Request
-from pyramid.scripting import prepare
+from pyramid.request import Request, apply_request_extensions
 
 from pyramid_sendmail import Attachment, Message
 from tests.benchmarks.contenders.stopwatch import Step, measure
@@ -36,9 +37,12 @@ def main(directory: str, kind: str, steps: str, threads: str, *pairs: str) -> No
         return step
 
     def make() -> Step:
-        request = prepare(registry=app.registry)['request']
+        environ = Request.blank('/send').environ
 
         def step() -> None:
+            request = Request(dict(environ))
+            request.registry = app.registry
+            apply_request_extensions(request)
             with request.tm:
                 for _ in range(mails):
                     request.mailer.send(message(mail))

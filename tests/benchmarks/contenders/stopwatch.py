@@ -24,11 +24,13 @@ def measure(
 ) -> None:
     """Take ``steps`` steps in each thread, and print the figures of all.
 
-    ``make()`` is called in each thread and returns its step. The clock starts when every thread
-    has done its warm-up, which is not counted, and ends with the last thread.
+    ``make()`` is called in each thread and returns its step. The clock starts with the first step
+    of any thread, when every thread has done its warm-up, and ends with the last step of any.
     """
-    ready = threading.Barrier(threads + 1)
+    ready = threading.Barrier(threads)
     took: list[float] = []
+    begins: list[tuple[float, float]] = []
+    ends: list[tuple[float, float]] = []
     errors: list[BaseException] = []
 
     def work() -> None:
@@ -38,10 +40,13 @@ def measure(
             for _ in range(min(warm_up, max(steps // 4, 1))):
                 step()
             ready.wait()
+            # Not by another thread: it would wait for the interpreter, and begin too late.
+            begins.append((time.perf_counter(), time.process_time()))
             for _ in range(steps):
                 start = time.perf_counter()
                 step()
                 mine.append(time.perf_counter() - start)
+            ends.append((time.perf_counter(), time.process_time()))
         except BaseException as error:
             errors.append(error)
             ready.abort()
@@ -51,16 +56,13 @@ def measure(
     workers = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
     for worker in workers:
         worker.start()
-    try:
-        ready.wait()
-    except threading.BrokenBarrierError:
-        sys.exit(f'the warm-up failed: {errors[0]!r}')
-    wall, cpu = time.perf_counter(), time.process_time()
     for worker in workers:
         worker.join()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     if errors:
         sys.exit(f'a step failed: {errors[0]!r}')
+    began, used_before = map(min, zip(*begins, strict=True))
+    ended, used = map(max, zip(*ends, strict=True))
+    wall, cpu = ended - began, used - used_before
     took.sort()
     mails = steps * threads * mails_a_step
     report(
