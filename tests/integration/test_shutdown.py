@@ -199,7 +199,7 @@ def test_a_silent_relay(
     relay.reached()
     assert child.stop() == 0
     assert child.text.splitlines()[-2:] == [
-        'WARNING still sending at the end of the shutdown time: pyramid_sendmail worker 1; '
+        'WARNING still sending at the end of the shutdown time: a mail; '
         'unfinished mail is retried by the next processor',
         'psendmail-qp: stopped by SIGTERM; unsent mail stays queued',
     ]

@@ -110,15 +110,20 @@ class SMTPClient:
         return self._transfer is None or self._transfer.idle
 
     @property
-    def busy(self) -> bool:
-        """Whether a reply is to come, so that QUIT would stand in the middle of something."""
-        return self._transfer is None or self._transfer.awaiting_reply
-
-    @property
     def may_quit(self) -> bool:
-        """Whether QUIT may be sent."""
+        """Whether QUIT may be sent, as far as the relay is concerned."""
         transfer = self._transfer
         return self._may_quit and (transfer is None or transfer.may_quit)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether QUIT may be sent now: it would not stand in the middle of something."""
+        transfer = self._transfer
+        if transfer is None:
+            return self._may_quit and self.error is not None
+        if transfer.end is None and (transfer.awaiting_reply or not transfer.idle):
+            return False
+        return self.may_quit
 
     @property
     def wants_mail(self) -> bool:
