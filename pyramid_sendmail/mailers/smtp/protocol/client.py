@@ -160,7 +160,8 @@ class SMTPClient:
         self._output.append(b'QUIT\r\n')
 
     def close(self, reason: str = 'the session is closed') -> None:
-        """Nothing more is sent; the driver closes the connection."""
+        """Nothing more is sent; the driver closes the connection. Mails without an outcome are
+        untouched then."""
         self._may_quit = False
         self.reader.clear()
         if self._transfer is not None:

@@ -331,7 +331,10 @@ class MailTransfer:
             self._drop(mail, text)
 
     def close(self, reason: str) -> None:
-        """Send nothing more; what has no outcome stays without one."""
+        """Send nothing more. A mail whose text may have left has its outcome, as after a lost
+        connection; the others stay without one."""
+        if any(each.verb in ('.', 'BDAT') for each in self._awaiting):
+            self.connection_lost(reason)
         self._end(reason, stale=True)
 
     # Commands

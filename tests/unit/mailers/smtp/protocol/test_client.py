@@ -1,0 +1,71 @@
+"""SMTPClient: what a driver asks and says beside moving bytes."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyramid_sendmail.exceptions import MailerUnavailable
+from pyramid_sendmail.mailers.smtp.protocol.client import SMTPClient
+from tests.support.sessions import session_on, statuses
+from tests.support.smtp.drains import POLICIES, mail, make_mailer
+
+EHLO = b'250-relay.example.org\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 CHUNKING\r\n'
+
+
+def at_the_text(policy: str) -> SMTPClient:
+    """Return a client whose first mail has left, to two recipients, without a reply to it."""
+    client = make_mailer(policy).client()
+    client.receive_data(b'220 hello\r\n')
+    assert client.data_to_send()
+    client.receive_data(EHLO)
+    client.send(mail(0, 2))
+    commands = client.data_to_send()
+    go_on = b'354 go on\r\n' if b'DATA' in commands else b''
+    client.receive_data(b'250 ok\r\n' * 3 + go_on)
+    assert b'..\r\n' in client.data_to_send()
+    return client
+
+
+@pytest.mark.parametrize('policy', ['PIPELINING', 'window 2', 'LMTP'])
+def test_closed_before_the_last_reply(policy: str) -> None:
+    """A driver that closes while a text has no reply does not get 'deferred' for its recipients:
+    the relay may have taken it."""
+    client = at_the_text(policy)
+    client.close()
+    [outcome] = client.outcomes
+    assert set(statuses(outcome).values()) == {'ambiguous'}
+    assert client.end is not None
+    assert not client.may_quit
+
+
+class Replies:
+    """A connection on which replies are read, whatever is written."""
+
+    lost = False
+
+    def __init__(self, *replies: bytes) -> None:
+        self._replies = iter(replies)
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    def receive(self, deadline: float, timeout: float) -> bytes:
+        return next(self._replies)
+
+    def close(self) -> None:
+        self.lost = True
+
+
+def test_send_after_one_that_was_not_finished() -> None:
+    """What became of a mail of an earlier send is not the outcome of a mail of this one."""
+    connection = Replies(
+        b'250 ok\r\n250 ok\r\n',
+        # The first text; the second mail, to one of two recipients, and its text.
+        b'250 ok\r\n250 ok\r\n250 ok\r\n250 ok\r\n452 4.5.3 too many\r\n250 ok\r\n',
+    )
+    session = session_on(connection, 'PIPELINING', 'CHUNKING', window=2)
+    outcomes = session.send([mail(0, 1), mail(1, 2)])
+    assert statuses(next(iter(outcomes))) == {'r1@0.example.org': 'delivered'}
+    outcomes.close()  # type: ignore[attr-defined]
+    with pytest.raises(MailerUnavailable, match='an earlier send was not finished'):
+        next(iter(session.send([mail(2, 1)])))
