@@ -127,11 +127,12 @@ class SMTPClient:
 
     @property
     def timeout(self) -> float:
-        """Seconds in which the next reply must come."""
+        """Seconds in which the next reply must come, or the handshake be done."""
         if self.quitting:
             return self._timeouts.quit
-        if self._wait is not None:
-            return self._wait.timeout
+        step = self.handshake or self._wait
+        if step is not None:
+            return step.timeout
         return self._transfer.timeout if self._transfer is not None else self._timeouts.command
 
     @property
@@ -192,7 +193,9 @@ class SMTPClient:
             self.connection_lost(HUNG_UP, hung_up=True)
             return
         self.reader.feed(data)
-        if self._transfer is not None:
+        if self.handshake is not None:
+            self._not_before_handshake()
+        elif self._transfer is not None:
             self._read_replies(self._transfer)
         else:
             self._read_opening()
@@ -269,10 +272,12 @@ class SMTPClient:
             else:
                 self.handshake = step
                 if self.reader.unread:
-                    # An attacker could have put replies in front of the handshake (CVE-2011-0411).
-                    self.connection_lost(
-                        'the relay sent more than its reply before the TLS handshake'
-                    )
+                    self._not_before_handshake()
+
+    def _not_before_handshake(self) -> None:
+        """Refuse bytes in front of the handshake: an attacker could have put replies there, which
+        would count as if they had come by TLS (CVE-2011-0411)."""
+        self.connection_lost('the relay sent more than its reply before the TLS handshake')
 
     def _failed(self, error: MailerUnavailable) -> None:
         self._output.clear()
