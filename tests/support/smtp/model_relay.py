@@ -196,7 +196,7 @@ class RelaySession:
         lines = ['250-relay.example.org', *(f'250-{each}' for each in self._traits.extensions)]
         lines.append('250 HELP')
         answer = self._say(line.partition(' ')[0], '\r\n'.join([*lines, '']).encode())
-        self._greeted = answer.code == 250
+        self._greeted = answer.code // 100 == 2
         if (line[:4] == 'LHLO') is not self._traits.lmtp:
             self.fault(f'{line[:4]} to the other protocol')
 
@@ -225,8 +225,8 @@ class RelaySession:
         self._due = max(0, self._due - 1)
 
     def _on_rset(self, line: str) -> None:
-        if self._say('RSET', b'250 2.0.0 ok\r\n').code // 100 == 2:
-            self._reset()
+        self._say('RSET', b'250 2.0.0 ok\r\n')
+        self._reset()
 
     def _reset(self) -> None:
         self._held = self._chunk_refused = False

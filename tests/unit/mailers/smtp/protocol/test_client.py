@@ -7,7 +7,7 @@ import pytest
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.protocol.client import SMTPClient
 from tests.support.sessions import session_on, statuses
-from tests.support.smtp.drains import POLICIES, mail, make_mailer
+from tests.support.smtp.drains import mail, make_mailer
 
 EHLO = b'250-relay.example.org\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 CHUNKING\r\n'
 
