@@ -248,6 +248,9 @@ class SMTPClient:
             while self._wait is not None and (lines := self.reader.next_lines()) is not None:
                 self.replies += 1
                 self._advance(lines)
+                if self._output and self.reader.unread[:1] in (b'2', b'3'):
+                    # It would be taken for the reply to a command that has not left.
+                    self.connection_lost('the relay sent more replies than it got commands')
         except ReplyError as error:
             self.connection_lost(str(error))
 

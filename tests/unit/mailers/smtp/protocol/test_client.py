@@ -38,6 +38,37 @@ def test_closed_before_the_last_reply(policy: str) -> None:
     assert not client.may_quit
 
 
+@pytest.mark.parametrize(
+    ('unsent', 'reply', 'status'),
+    [
+        # A part of the final dot may have left: only a refusal is certain.
+        (0, b'250 ok', 'ambiguous'),
+        (4, b'250 ok', 'ambiguous'),
+        (4, b'552 too large', 'failed'),
+        (4, b'452 disk full', 'deferred'),
+        (4, b'', 'ambiguous'),
+        # It has not left.
+        (5, b'250 ok', 'deferred'),
+        (5, b'552 too large', 'failed'),
+        (5, b'', 'deferred'),
+        (9, b'421 bye', 'deferred'),
+    ],
+)
+def test_replies_after_a_write_that_failed(unsent: int, reply: bytes, status: str) -> None:
+    """What the relay said before it closed counts if it is a refusal; a yes to a text that has not
+    left whole does not."""
+    client = at_the_text('PIPELINING')
+    client.write_failed('Broken pipe', unsent)
+    assert client.data_to_send() == b''
+    if reply:
+        client.receive_data(reply + b'\r\n')
+    client.receive_data(b'')
+    [outcome] = client.outcomes
+    assert set(statuses(outcome).values()) == {status}
+    assert client.end is not None
+    assert not client.may_quit
+
+
 class Replies:
     """A connection on which replies are read, whatever is written."""
 

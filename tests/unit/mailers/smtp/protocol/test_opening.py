@@ -1,4 +1,4 @@
-"""From the greeting to the first mail: TLS handshakes."""
+"""From the greeting to the first mail: replies and TLS handshakes."""
 
 from __future__ import annotations
 
@@ -56,3 +56,22 @@ def test_nothing_of_before_the_handshake_counts() -> None:
     assert client.data_to_send() == b'EHLO web.example.org\r\n'
     client.receive_data(b'250 a\r\n')
     assert 'AUTH: the relay does not offer it' in str(client.error)
+
+
+@pytest.mark.parametrize('second', [b'220 again\r\n', b'250 ok\r\n', b'250-PIPELINING\r\n', b'3'])
+def test_replies_before_their_commands(second: bytes) -> None:
+    """A reply that comes before its command counts as a lost connection: each later reply would be
+    taken for that to the command before."""
+    client = make_mailer('PIPELINING').client()
+    client.receive_data(b'220 hello\r\n' + second)
+    assert 'the greeting' not in str(client.error)
+    assert 'EHLO: the relay sent more replies than it got commands' in str(client.error)
+    assert client.data_to_send() == b''
+    assert not client.may_quit
+
+
+def test_refusal_before_its_command() -> None:
+    """A relay may say at any time that it closes (RFC 5321, 3.8), and that is the error."""
+    client = make_mailer('PIPELINING').client()
+    client.receive_data(b'220 hello\r\n421 4.3.2 shutting down\r\n')
+    assert 'EHLO: the relay answered 421 4.3.2 shutting down' in str(client.error)
