@@ -34,7 +34,8 @@ class Cut(NamedTuple):
     """The connection is lost after a number of bytes.
 
     ``side``: 'up', to the relay, or 'down', from it. ``how``: 'closed', 'reset', 'timed out', or
-    'write': the write fails, ``slack`` bytes fewer than are lost are known not to have left.
+    'write': the write fails, ``slack`` bytes fewer than are lost are known not to have left. 'write
+    and reset': and no reply comes any more.
     """
 
     side: str
@@ -190,6 +191,8 @@ class Link:
         if self._calls:
             self.faults.append(f'before_final_dot without a text: {self._calls}')
             self._calls.clear()
+        if client.may_quit and self.rules.in_text:
+            self.faults.append('QUIT may stand in a text')
         self._wrote += data
         self._unwritten = data
         return bool(data)
@@ -299,8 +302,12 @@ class Link:
             self.session.receive(bytes(self._up))
             self._up.clear()
             lost = len(self._unwritten)
-            if self._cut.how == 'write':
+            if self._cut.how.startswith('write'):
                 self._fail_write(max(0, lost - self._cut.slack))
+            if self._cut.how == 'write and reset':
+                self.session.take_output()
+                self._down.clear()
+                self.client.connection_lost('while waiting for a reply: reset', hung_up=True)
             self._unwritten = b''
 
     def _fail_write(self, unsent: int) -> None:

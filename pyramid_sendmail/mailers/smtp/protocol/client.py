@@ -118,7 +118,9 @@ class SMTPClient:
     def may_quit(self) -> bool:
         """Whether QUIT may be sent."""
         transfer = self._transfer
-        return self._may_quit and (transfer is None or transfer.may_quit)
+        if transfer is not None and (transfer.in_text or not transfer.may_quit):
+            return False
+        return self._may_quit
 
     @property
     def wants_mail(self) -> bool:
@@ -185,7 +187,10 @@ class SMTPClient:
         return transfer.data_to_send()
 
     def receive_data(self, data: bytes) -> None:
-        """Take bytes from the relay; b'' if it closed the connection."""
+        """Take bytes from the relay; b'' if it closed the connection.
+
+        Raises what reading the text of a mail raises: 354 may be among the bytes.
+        """
         if self.quitting:
             self.replies += 1
             return

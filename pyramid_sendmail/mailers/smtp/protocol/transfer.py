@@ -114,8 +114,8 @@ class MailTransfer:
     ``lmtp``: the relay replies to the final dot for each accepted recipient (RFC 2033, 4.2).
 
     ``outcomes``: what became of the mails, in their order; take them out. ``end``: why nothing
-    more can be sent, or None. ``may_quit``: whether QUIT may be sent: not in the middle of a text,
-    for example. ``before_final_dot``: see IMailSession.send.
+    more can be sent, or None. ``may_quit``: whether QUIT may be sent at the end: not on a lost
+    connection, for example. ``before_final_dot``: see IMailSession.send.
     """
 
     def __init__(
@@ -202,6 +202,11 @@ class MailTransfer:
     def awaiting_reply(self) -> bool:
         """Whether a reply is to come."""
         return bool(self._awaiting)
+
+    @property
+    def in_text(self) -> bool:
+        """Whether the relay waits for text by DATA, or for the rest of it."""
+        return self._at is not None and self._at.stage == 'text'
 
     @property
     def timeout(self) -> float:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
 import pytest
 
+from pyramid_sendmail.envelope import Envelope
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.protocol.client import SMTPClient
 from tests.support.sessions import session_on, statuses
@@ -100,3 +104,45 @@ def test_send_after_one_that_was_not_finished() -> None:
     outcomes.close()  # type: ignore[attr-defined]
     with pytest.raises(MailerUnavailable, match='an earlier send was not finished'):
         next(iter(session.send([mail(2, 1)])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreadable(Envelope):
+    """A mail whose file cannot be read: from a block on."""
+
+    good: int = 0
+
+    def blocks(self) -> Iterator[bytes]:
+        for _ in range(self.good):
+            yield b'a\r\n' * 20_000
+        raise OSError('the disk is gone')
+
+
+@pytest.mark.parametrize('good', [0, 1, 5])
+def test_text_that_cannot_be_read(good: int) -> None:
+    """The error of a mail's text reaches the driver, by the call that gave the relay's 354 or by
+    data_to_send; the mail is untouched, and no QUIT may stand in the middle of its text."""
+    client = make_mailer('lock-step').client()
+    values = {each.name: getattr(mail(0, 1), each.name) for each in fields(Envelope)}
+    for reply in (b'220 hello\r\n', b'250 relay\r\n'):
+        client.receive_data(reply)
+        client.data_to_send()
+    client.send(Unreadable(**values, good=good))
+    left = b''
+
+    def speak() -> None:
+        nonlocal left
+        for reply in (b'250 ok\r\n', b'250 ok\r\n', b'354 go on\r\n'):
+            assert client.data_to_send()
+            client.receive_data(reply)
+        while data := client.data_to_send():
+            left += data
+
+    with pytest.raises(OSError, match='the disk is gone'):
+        speak()
+    assert bool(left) is (good == 5)
+    assert client.busy or not client.may_quit
+    client.close()
+    assert not client.outcomes
+    assert not client.idle
+    assert not client.may_quit
