@@ -389,5 +389,9 @@ def _check(
                 assert result.lost or result.given_up or not conforms, 'ambiguous without a loss'
             else:
                 assert not times, f'{status}, and {recipient} has it'
-    if not result.given_up and result.end is None and result.error is None:
+    end = result.end
+    if end is not None and end.stale and end.error is None and not result.given_up:
+        # A stale connection has answered for a mail, or mail would go round without an end.
+        assert any(outcome is not None for _, outcome in result.pairs), 'stale at once'
+    if not result.given_up and end is None and result.error is None:
         assert all(outcome is not None for _, outcome in result.pairs)
