@@ -62,8 +62,6 @@ HOW_LOST = (
 
 MAX_CONNECTIONS = 400
 
-YES = {'greeting': '220', 'EHLO': '250', 'LHLO': '250', 'DATA': '354', 'QUIT': '221'}
-
 REPLIES: dict[str, tuple[bytes, ...]] = {
     'greeting': (b'421 4.3.2 no', b'554 5.3.2 no', b'220-a\r\n220 b'),
     'EHLO': (b'421 4.3.2 no', b'451 4.3.0 no'),

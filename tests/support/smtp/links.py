@@ -259,7 +259,7 @@ class Link:
             while self._up and not self._up_lost:
                 self._to_relay()
             self._down += self.session.take_output()
-            self._timeouts.append((self._awaited(), self.client.timeout))
+            self._timeouts.append((self.rules.awaited, self.client.timeout))
             if self._times_out_at == len(self._timeouts) - 1:
                 self._lost = True
                 self.client.timed_out()
@@ -267,9 +267,6 @@ class Link:
                 self._to_client()
             else:
                 self._wait_is_over()
-
-    def _awaited(self) -> str:
-        return self.rules.awaited
 
     def _some(self, data: bytes | bytearray) -> int:
         if self._rng is None:

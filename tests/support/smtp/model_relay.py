@@ -97,7 +97,6 @@ class RelaySession:
         self.state = 'command'
         self.number = -1
         self.transactions = 0
-        self.commands: list[str] = []
         self._traits = relay.traits
         self._pipelining = 'PIPELINING' in relay.traits.extensions
         self._buffer = bytearray()
@@ -160,7 +159,6 @@ class RelaySession:
         return False
 
     def _command(self, line: str) -> None:
-        self.commands.append(line)
         verb = line.partition(' ')[0]
         if self._challenged:
             self._authenticate()

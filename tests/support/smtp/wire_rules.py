@@ -47,8 +47,6 @@ class WireRules:
         on_text_end: Callable[[int, list[str]], object],
     ) -> None:
         self.faults: list[str] = []
-        self.texts = 0
-        self.most_unanswered = 0
         self._pipelining = pipelining
         self._lmtp = lmtp
         self._window = window
@@ -67,11 +65,6 @@ class WireRules:
     def in_text(self) -> bool:
         """Whether the client is in the middle of a text."""
         return self._state in ('text', 'chunk') or bool(self._written)
-
-    @property
-    def unanswered(self) -> int:
-        """How many replies are still to come."""
-        return len(self._unanswered)
 
     @property
     def awaited(self) -> str:
@@ -136,7 +129,6 @@ class WireRules:
             self._unanswered.append(('BDAT', transaction, ''))
         self._state = 'command'
         if recipients:
-            self.texts += 1
             self._on_text_end(transaction.number, recipients)
         return True
 
@@ -172,7 +164,6 @@ class WireRules:
             self._fault(f'{verb} before the reply to {self._unanswered[-1][0]}')
         if verb != 'BDAT':
             self._unanswered.append((verb, transaction, recipient))
-        self.most_unanswered = max(self.most_unanswered, len(self._unanswered))
         if len(self._unanswered) > MAX_UNANSWERED:
             self._fault('too many commands without a reply')
 
