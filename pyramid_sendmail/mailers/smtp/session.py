@@ -59,8 +59,8 @@ class SMTPSession:
         """See IMailSession."""
         client = self._client
         if client.outcomes or not (client.idle or client.end is not None):
-            client.outcomes.clear()
             self._stop('an earlier send was not finished')
+            client.outcomes.clear()
         client.before_final_dot = before_final_dot
         source: Iterator[Envelope] | None = iter(envelopes)
         while True:
