@@ -136,10 +136,11 @@ class Link:
             else:
                 self._step()
         self._take_outcomes()
+        end = client.end
         self._finish()
         return Result(
             [*self._pairs, *((mail, None) for mail in self._pending)],
-            client.end,
+            end,
             client.error,
             bytes(self._wrote),
             self._marked,

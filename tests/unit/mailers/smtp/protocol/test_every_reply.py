@@ -261,3 +261,29 @@ def test_replies_to_the_opening(policy: str) -> None:
                 assert f'the relay answered {said}' in str(result.error)
             assert not result.pairs
             assert not relay.had
+
+
+@pytest.mark.parametrize('policy', ['PIPELINING', 'window 3'])
+def test_relay_that_refuses_commands_behind_a_dot(policy: str) -> None:
+    """A relay like Haraka refuses MAIL behind a final dot: the mail is sent again, and no later
+    connection tries it (issue 13, A3)."""
+    mails = [mail(number, 2) for number in range(6)]
+    mailer = make_mailer(policy)
+    relay = ModelRelay(
+        traits(policy, refuses_behind_dot=True),
+        {number: each.raw for number, each in enumerate(mails)},
+        lambda session, verb, recipient: None,
+    )
+    said = ''
+    left = mails
+    while left:
+        had = relay.had.copy()
+        link = Link(mailer.client(), relay.session(), rules_of(policy), left)
+        result = link.run()
+        check(relay, link, result, had)
+        said += '\n'.join(link.log)
+        settled = sum(outcome is not None for _, outcome in result.pairs)
+        left = left[settled:]
+    assert set(relay.had.values()) == {1}
+    assert len(relay.had) == 12
+    assert said.count('503 5.5.1 sender already specified') == (1 if policy == 'PIPELINING' else 2)
