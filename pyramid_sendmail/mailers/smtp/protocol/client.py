@@ -13,7 +13,8 @@ from .extensions import Extensions
 from .opening import Handshake, Opening, Wait
 from .relay_memory import RelayMemory
 from .replies import ReplyError, ReplyReader
-from .transfer import MailTransfer, SessionEnd
+from .state import SessionEnd
+from .transfer import MailTransfer
 
 __all__ = ['SMTPClient']
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyramid_sendmail.envelope import Envelope, Outcome, Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.options import Timeouts
-from pyramid_sendmail.mailers.smtp.protocol.transfer import MAX_PIPELINED_COMMANDS
+from pyramid_sendmail.mailers.smtp.protocol.state import MAX_PIPELINED_COMMANDS
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
 from tests.support.pipelining import (
     ANSWERS,
