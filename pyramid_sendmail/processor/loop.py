@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from math import inf
 from selectors import EVENT_READ, DefaultSelector
@@ -104,10 +105,8 @@ class DeliveryLoop:
         self._calls.append(call)
         if not self._woken and threading.current_thread() is not self._thread:
             self._woken = True
-            try:
+            with suppress(OSError):  # the loop may have ended
                 os.write(self._wake_write, b'x')
-            except OSError:
-                pass  # the pipe is full, or the loop has ended
 
     def add(self, connection: LoopConnection) -> None:
         self._connections.add(connection)
@@ -187,15 +186,13 @@ class DeliveryLoop:
         """Call, and have the worker of the connection bear what goes wrong."""
         try:
             call()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the worker logs it
             connection.sender.failed(error)
 
     def _read_wake_up(self) -> None:
         self._woken = False
-        try:
+        with suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
-        except BlockingIOError:
-            pass
 
     def _look_for_work(self) -> None:
         self._assign_at = 0.0
@@ -222,5 +219,5 @@ class DeliveryLoop:
                 return
             try:
                 worker.begin()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the worker logs it
                 worker.failed(error)

@@ -130,7 +130,7 @@ class LoopConnection:
     def quit(self) -> None:
         """Say QUIT, if that is possible, wait for the reply, and close."""
         client = self._client
-        if client is None or self._socket is None or client.busy or not client.may_quit:
+        if client is None or self._socket is None or not client.at_rest:
             self.close()
             return
         client.quit()

@@ -101,7 +101,9 @@ class LoopWorker:
         """Something went wrong that is not a matter of the relay's replies."""
         if not isinstance(error, MailerUnavailable | QueueError):
             try:
-                log.exception('%s: the session failed; its connection is closed', self.name)
+                log.error(
+                    '%s: the session failed; its connection is closed', self.name, exc_info=error
+                )
                 self._session_failed(' '.join(f'{type(error).__name__}: {error}'.split()))
             except (MailerUnavailable, QueueError) as final:
                 error = final

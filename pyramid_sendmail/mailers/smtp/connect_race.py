@@ -88,8 +88,8 @@ class ConnectRace:
     ``watch(connection)``: called when the caller shall wait until a socket is writable.
     ``unwatch(connection)``: called when it shall not any more, while the socket is still open.
     ``memory``: its address is tried first; the address that connects is remembered unless it is the
-    first of the list, one that fails is forgotten. ``make_socket``: in place of ``socket.socket``. Times are those of any clock that
-    never goes back, in seconds.
+    first of the list, one that fails is forgotten. ``make_socket``: in place of ``socket.socket``.
+    Times are those of any clock that never goes back, in seconds.
 
     ``wake_at``: call ``advance`` then, at the latest. ``ended``: call ``take``. As a context
     manager it closes every socket that was not taken.

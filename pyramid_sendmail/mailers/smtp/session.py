@@ -59,8 +59,8 @@ class SMTPSession:
         """See IMailSession."""
         client = self._client
         if client.outcomes or not (client.idle or client.end is not None):
-            client.outcomes.clear()
             self._stop('an earlier send was not finished')
+            client.outcomes.clear()
         client.before_final_dot = before_final_dot
         source: Iterator[Envelope] | None = iter(envelopes)
         while True:
@@ -90,10 +90,7 @@ class SMTPSession:
     def close(self) -> None:
         """See IMailSession."""
         client, connection = self._client, self._connection
-        if client.ready and client.end is None and (client.busy or not client.idle):
-            self.abandon()
-            return
-        if client.may_quit and not connection.lost:
+        if client.at_rest and not connection.lost:
             client.quit()
             connection.limit_writes(self._timeouts.quit)
             if self._write_once():

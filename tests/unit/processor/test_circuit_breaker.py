@@ -191,7 +191,7 @@ def test_a_relay_that_takes_few_connections_is_available(
         bob.do(lambda: breaker.record_failure(MailerUnavailable('421 too many'))) == CROWDED_PAUSE
     )
     assert breaker.retry_in() == 0
-    assert ann.do(lambda: breaker.allows())
+    assert ann.do(breaker.allows)
     assert eve.do(breaker.acquire) == 0
     assert levels(caplog) == ['INFO']
 
@@ -207,7 +207,7 @@ def test_a_queue_that_cannot_be_used_stops_all_workers(
         worker.do(breaker.acquire)
         worker.do(breaker.session_opened)
     assert ann.do(lambda: breaker.record_failure(QueueError(errno.ENOSPC, 'full'))) == 0
-    assert not bob.do(lambda: breaker.allows())
+    assert not bob.do(breaker.allows)
     bob.do(breaker.record_success)
     assert breaker.retry_in() > 0
     assert bob.do(breaker.acquire) > 0

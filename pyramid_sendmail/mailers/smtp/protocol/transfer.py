@@ -118,8 +118,8 @@ class MailTransfer:
     ``lmtp``: the relay replies to the final dot for each accepted recipient (RFC 2033, 4.2).
 
     ``outcomes``: what became of the mails, in their order; take them out. ``end``: why nothing
-    more can be sent, or None. ``may_quit``: whether QUIT may be sent: not in the middle of a text,
-    for example. ``before_final_dot``: see IMailSession.send.
+    more can be sent, or None. ``may_quit``: whether QUIT may be sent at the end: not on a lost
+    connection, for example. ``before_final_dot``: see IMailSession.send.
     """
 
     def __init__(
@@ -206,6 +206,11 @@ class MailTransfer:
     def awaiting_reply(self) -> bool:
         """Whether a reply is to come."""
         return bool(self._awaiting)
+
+    @property
+    def in_text(self) -> bool:
+        """Whether the relay waits for text by DATA, or for the rest of it."""
+        return self._at is not None and self._at.stage == 'text'
 
     @property
     def timeout(self) -> float:
@@ -335,7 +340,10 @@ class MailTransfer:
             self._drop(mail, text)
 
     def close(self, reason: str) -> None:
-        """Send nothing more; what has no outcome stays without one."""
+        """Send nothing more. A mail whose text may have left has its outcome, as after a lost
+        connection; the others stay without one."""
+        if any(each.verb in ('.', 'BDAT') for each in self._awaiting):
+            self.connection_lost(reason)
         self._end(reason, stale=True)
 
     # Commands
