@@ -379,7 +379,7 @@ class IMailSession(Interface):
 
 
 class IMailQueueProcessor(Interface):
-    """The loop that drains a queue, in a process or a thread.
+    """Delivers what is due in a queue, in a process or a thread.
 
     A processor is made by a multi-adapter from the queue and the Pyramid registry, so that each
     kind of queue can have a processor of its own: ``factory(queue, registry, *, workers=None,

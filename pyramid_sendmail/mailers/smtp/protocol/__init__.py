@@ -1,7 +1,8 @@
 """SMTP and LMTP without input and output: bytes in, bytes and outcomes out.
 
 Nothing here knows a socket, a clock or a thread; a driver moves the bytes and keeps the time.
-``session`` is the driver that blocks, and ``processor.loop`` the one for many connections.
+``..session`` is the driver that blocks, and ``processor.loop_connection`` the one that does not.
+docs/explanation/protocol.rst says how to drive it, and what a driver promises.
 
 ===================  =========================================================================
 ``client``           SMTPClient: what a driver talks to

@@ -1,6 +1,6 @@
 """From the greeting to the first mail: EHLO, STARTTLS and AUTH (RFC 5321, 3.1; 3207; 4954).
 
-``open_session`` is a generator: it writes commands, and yields what it waits for. So the order of
+``Opening.steps`` is a generator: it writes commands, and yields what it waits for. So the order of
 the steps can be read from top to bottom, although nothing here waits.
 """
 
