@@ -320,4 +320,4 @@ class ActiveQueue:
 
 
 def _nothing() -> None:
-    """Nobody wants to know."""
+    """No loop waits for a change."""

@@ -110,7 +110,7 @@ class LoopConnection:
         return self._client.name if self._client is not None else self._mailer.name
 
     def open(self) -> None:
-        """Begin to connect. The sender hears of ``opened`` or ``unavailable``."""
+        """Begin to connect. It calls the sender's ``opened`` or ``unavailable``."""
         self._poller.add(self)
         self._poller.resolver.resolve(
             self._mailer.address,

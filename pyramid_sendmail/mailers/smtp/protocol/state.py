@@ -51,8 +51,8 @@ class SessionEnd(NamedTuple):
 
 
 class TransferChoices(TypedDict):
-    """``secure``: the connection is encrypted. ``lmtp``: the relay replies to the final dot for each
-    accepted recipient (RFC 2033, 4.2)."""
+    """``secure``: the connection is encrypted. ``lmtp``: the relay replies to the final dot for
+    each accepted recipient (RFC 2033, 4.2)."""
 
     timeouts: Timeouts
     options: SessionOptions

@@ -33,8 +33,7 @@ _END_BYTES = 5  # CRLF.CRLF
 class MailTransfer(TransferState):
     """Sends mails, one after the other; see the module.
 
-    ``reader``: cuts what the relay sends into replies. ``secure``: the connection is encrypted.
-    ``lmtp``: the relay replies to the final dot for each accepted recipient (RFC 2033, 4.2).
+    ``reader``: cuts what the relay sends into replies.
 
     ``outcomes``: what became of the mails, in their order; take them out. ``end``: why nothing
     more can be sent, or None. ``may_quit``: whether QUIT may be sent at the end: not on a lost
