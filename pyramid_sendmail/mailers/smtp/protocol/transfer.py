@@ -110,10 +110,10 @@ class MailTransfer(TransferState):
     def source_failed(self, error: BaseException) -> bool:
         """See SMTPClient."""
         flight = self._flight
-        if flight is None or not flight.active:
-            return False
-        flight.error, flight.complete = (None, error), True
-        return True
+        if flight is not None and flight.active:
+            flight.error, flight.complete = (None, error), True
+            return True
+        return False
 
     def data_to_send(self) -> bytes:
         """Return bytes that may leave now, b'' if there are none; ask again when they have left.
@@ -233,8 +233,7 @@ class MailTransfer(TransferState):
         mail = self.mails[0] if self.mails else None
         if mail is None or mail.stage != 'waiting' or self.awaiting:
             return None
-        unread = self.reader.unread
-        if unread and not b'421'.startswith(unread):
+        if not b'421'.startswith(self.reader.unread):
             self.connection_lost(UNASKED_REPLY)
             return None
         self.open_transaction(mail, data=self._flight is None or not self._flight.may_share(mail))
