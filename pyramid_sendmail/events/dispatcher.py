@@ -22,7 +22,7 @@ from zope.interface import implementedBy, implementer
 from ..envelope import Envelope, PendingEvent
 from ..interfaces import IMailClaim, IMailEventDispatcher
 from ..retry import EVENT_RETRY, RetryPolicy
-from ..threads import BackgroundThreads, CooperativeLock
+from ..threads import BackgroundThreads
 from .loop_guard import depth as _depth
 from .request import EventRequests
 from .types import KINDS, event_of
@@ -37,12 +37,6 @@ at a time, and interrupt the senders for each."""
 
 GATHER_COUNT = 64
 """Events that are enough to stop gathering."""
-
-DISPATCH_SLICE = 0.01
-"""Seconds for which subscribers run while they hold the lock that they share with the senders."""
-
-SENDING_SLICE = 0.002
-"""Seconds for which the senders have the lock then."""
 
 MAX_BACKLOG = 1_000
 """Claims that may wait for the thread, at most."""
@@ -89,8 +83,6 @@ class EventDispatcher:
         self._clock = clock
         self._backlog = _default_backlog() if backlog is None else backlog
         self.failures = 0
-        self.cooperative_lock = CooperativeLock()
-        """Shared by the subscribers and the senders of this process."""
         self._requests = EventRequests(registry)
         self._threads = BackgroundThreads(self._reset, self.flush)
         self._reset()
@@ -123,15 +115,7 @@ class EventDispatcher:
     def _run(self) -> None:
         while True:
             self._wait_for_events()
-            with self.cooperative_lock.borrowed() as locked:
-                end = time.perf_counter() + DISPATCH_SLICE
-                while work := self._take():
-                    self._handle(work)
-                    if time.perf_counter() >= end:
-                        break
-            if locked:
-                # Sleep, so that a waiting sender can take the lock.
-                time.sleep(SENDING_SLICE)
+            self._handle(self._take())
 
     def _wait_for_events(self) -> None:
         """Wait for a claim with events, and for at most GATHER_TIME for others."""
@@ -147,7 +131,7 @@ class EventDispatcher:
                 )
 
     def _take(self) -> list[Work]:
-        """Return as many claims as make a batch; an empty list if none waits."""
+        """Return as many claims as make a batch, and at least one."""
         taken: list[Work] = []
         with self._changed:
             room = self._batch
