@@ -28,8 +28,6 @@ __all__ = ['SMTPSession']
 class SMTPSession:
     """A session on a connected socket. ``timeouts``: those of the client."""
 
-    cooperative = True  # see IMailSession
-
     def __init__(
         self, connection: SMTPConnection, client: SMTPClient, *, timeouts: Timeouts
     ) -> None:
