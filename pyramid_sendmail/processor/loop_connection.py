@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from selectors import EVENT_READ, EVENT_WRITE
 from socket import socket
@@ -119,7 +120,7 @@ class LoopConnection:
         self._poller.add(self)
         self._poller.resolver.resolve(
             self._mailer.address,
-            lambda found: self._poller.call_soon(lambda: self._resolved(found)),
+            lambda found: self._poller.call_soon(partial(self._resolved, found)),
         )
 
     def send(self) -> None:
@@ -192,6 +193,12 @@ class LoopConnection:
     def _resolved(self, found: Resolved) -> None:
         if self.state != 'resolving':
             return  # closed meanwhile
+        try:
+            self._connect(found)
+        except Exception as error:  # noqa: BLE001 - the sender logs it
+            self.sender.failed(error)
+
+    def _connect(self, found: Resolved) -> None:
         mailer = self._mailer
         if isinstance(found, OSError):
             self._unavailable(mailer.connect_error(found))
