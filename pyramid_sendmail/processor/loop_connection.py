@@ -131,13 +131,17 @@ class LoopConnection:
     def quit(self) -> None:
         """Say QUIT, if that is possible, wait for the reply, and close."""
         client = self._client
+        if self.state == 'quitting':
+            return
         if client is None or self._socket is None or not client.at_rest:
             self.close()
             return
         client.quit()
         self.state = 'quitting'
-        self.deadline = self._poller.monotonic() + client.timeout
-        if self._write(client.data_to_send()):
+        written = self._write(client.data_to_send())
+        if self._socket is not None:
+            self.deadline = self._poller.monotonic() + client.timeout
+        if written:
             self._watch(EVENT_READ)
 
     def close(self) -> None:
