@@ -259,7 +259,7 @@ class LoopConnection:
             if data:
                 if not self._write(data):
                     return
-            elif not client.outcomes:
+            elif not client.outcomes and client.end is None:
                 break
         if self.state == 'speaking':
             self._wait(client)
