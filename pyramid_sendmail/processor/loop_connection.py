@@ -26,7 +26,7 @@ from socket import socket
 from typing import Literal, Protocol
 
 from ..envelope import Envelope, Outcome
-from ..exceptions import MailerUnavailable
+from ..exceptions import MailerUnavailable, QueueError
 from ..mailers.session import BeforeFinalDot, describe_error
 from ..mailers.smtp.connect_race import ConnectRace
 from ..mailers.smtp.mailer import SMTPMailer
@@ -272,22 +272,35 @@ class LoopConnection:
             self._opened = True
             client.before_final_dot = sender.before_final_dot
             sender.opened()
-        outcomes = client.outcomes
-        while outcomes:
-            sender.record(outcomes.popleft())
+        self._record_outcomes(client, sender)
         while client.wants_mail:
-            envelope = sender.next_envelope()
+            try:
+                envelope = sender.next_envelope()
+            except QueueError as error:
+                if not client.source_failed(error):
+                    raise
+                break
             if envelope is None:
                 break
             client.send(envelope)
         end = client.end
         if end is None:
             return True
-        while outcomes:
-            sender.record(outcomes.popleft())
+        self._record_outcomes(client, sender)
         self.quit()
         sender.ended(end)
         return False
+
+    def _record_outcomes(self, client: SMTPClient, sender: Sender) -> None:
+        """Have all outcomes recorded, even if one cannot be written. Raises QueueError."""
+        failure: QueueError | None = None
+        while client.outcomes:
+            try:
+                sender.record(client.outcomes.popleft())
+            except QueueError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def _wait(self, client: SMTPClient) -> None:
         if client.ready and client.idle:
