@@ -167,9 +167,7 @@ class LoopConnection:
         elif self.state == 'quitting':
             self.close()
         elif self.state == 'idle':
-            # The relay has closed, or says why it will.
-            self.quit()
-            self.sender.ended(SessionEnd('the relay closed the connection', stale=True))
+            self._read_while_idle()
         else:
             self._receive()
 
@@ -324,6 +322,7 @@ class LoopConnection:
                 while self._socket.pending():  # type: ignore[attr-defined]
                     data += self._socket.recv(BLOCK_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError):
+            self._watch(EVENT_READ)
             return
         except ssl.SSLWantWriteError:
             self._watch(EVENT_READ | EVENT_WRITE)
@@ -338,6 +337,21 @@ class LoopConnection:
             client.receive_data(data)
         self.state = 'speaking'
         self._pump()
+
+    def _read_while_idle(self) -> None:
+        """The relay has closed, or says why it will; or TLS has something of its own."""
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(BLOCK_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError:
+            data = b''
+        if data:
+            self.quit()
+        else:
+            self.close()
+        self.sender.ended(SessionEnd('the relay closed the connection', stale=True))
 
     def _write(self, data: bytes) -> bool:
         """Write, or go on writing. Return False if the rest must wait."""
