@@ -107,6 +107,8 @@ class LoopConnection:
         self._client: SMTPClient | None = None
         self._rest = memoryview(b'')
         """What the socket did not take yet."""
+        self._wrote_block = False
+        """Whether a block has left since the last reply: the next one waits for room."""
         self._events = 0
         self._replies = -1
 
@@ -162,7 +164,7 @@ class LoopConnection:
         elif self.state == 'handshake':
             self._shake_hands()
         elif self._rest:
-            if self._write(b''):
+            if self._write_rest():
                 self._after_write()
         elif self.state == 'quitting':
             self.close()
@@ -315,6 +317,7 @@ class LoopConnection:
         client = self._client
         assert client is not None
         assert self._socket is not None
+        self._wrote_block = False
         try:
             data = self._socket.recv(BLOCK_BYTES)
             if self._secure:
@@ -354,15 +357,29 @@ class LoopConnection:
         self.sender.ended(SessionEnd('the relay closed the connection', stale=True))
 
     def _write(self, data: bytes) -> bool:
-        """Write, or go on writing. Return False if the rest must wait."""
+        """Begin to write. Return False if the rest must wait."""
+        self._rest = memoryview(data)
+        if len(data) > BLOCK_BYTES and self._wrote_block:
+            # Wait, and do not fill the buffer first: the system reports room only when a third of
+            # it is free, which on a slow connection may outlast the time-out. Besides, the other
+            # connections have their turn.
+            self.deadline = inf
+            self._wait_to_write(EVENT_WRITE)
+            return False
+        return self._write_rest()
+
+    def _write_rest(self) -> bool:
+        """Go on writing. Return False if the rest must wait."""
         connection, rest = self._socket, self._rest
         assert connection is not None
-        rest = memoryview(data) if data else rest
+        self._wrote_block = self._wrote_block or len(rest) > BLOCK_BYTES
         try:
             while rest:
                 sent = connection.send(rest[:BLOCK_BYTES] if self._secure else rest)
                 rest = rest[sent:]
                 self.deadline = inf
+                if len(rest) > BLOCK_BYTES:
+                    raise BlockingIOError
         except (BlockingIOError, ssl.SSLWantWriteError):
             self._rest = rest
             self._wait_to_write(EVENT_WRITE)
