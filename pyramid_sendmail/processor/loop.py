@@ -56,6 +56,9 @@ class DeliveryLoop:
         self._calls: deque[Callable[[], object]] = deque()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._woken = False
+        self._waking = threading.Lock()
+        self._over = False
+        """Whether the pipe is closed: its numbers may be those of other files."""
         self._assign_at = 0.0
         """When to look for work for the workers again."""
         self._ended = False
@@ -104,9 +107,11 @@ class DeliveryLoop:
     def call_soon(self, call: Callable[[], object]) -> None:
         self._calls.append(call)
         if not self._woken and threading.current_thread() is not self._thread:
-            self._woken = True
-            with suppress(OSError):  # the loop may have ended
-                os.write(self._wake_write, b'x')
+            with self._waking:
+                if not self._over:
+                    self._woken = True
+                    with suppress(BlockingIOError):
+                        os.write(self._wake_write, b'x')
 
     def add(self, connection: LoopConnection) -> None:
         self._connections.add(connection)
@@ -126,16 +131,21 @@ class DeliveryLoop:
     def _work(self) -> None:
         self._selector.register(self._wake_read, EVENT_READ, None)
         try:
-            while not self._is_done():
+            done = False
+            while not done:
                 try:
-                    self._turn()
+                    done = self._is_done()
+                    if not done:
+                        self._turn()
                 except Exception:
                     log.exception('the loop failed and continues')
                     time.sleep(1.0)
         finally:
             self._selector.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            with self._waking:
+                self._over = True
+                os.close(self._wake_read)
+                os.close(self._wake_write)
 
     def _is_done(self) -> bool:
         """Return whether nothing is left to do: the queue is closed, and all connections are."""
@@ -190,9 +200,10 @@ class DeliveryLoop:
             connection.sender.failed(error)
 
     def _read_wake_up(self) -> None:
-        self._woken = False
+        # In this order: a wake-up in between is handled in this turn, and one behind it wakes again.
         with suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
+        self._woken = False
 
     def _look_for_work(self) -> None:
         self._assign_at = 0.0
