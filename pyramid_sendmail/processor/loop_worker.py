@@ -72,7 +72,8 @@ class LoopWorker:
     @property
     def mails(self) -> int:
         """How many mails wait for their answer, or to be sent once more."""
-        return self._batch.waiting if self._batch is not None else 0
+        batch = self._batch  # other threads ask
+        return batch.waiting if batch is not None else 0
 
     def begin(self) -> None:
         """Send due mail. Raises QueueError if the queue cannot be written."""
