@@ -141,6 +141,7 @@ class DeliveryLoop:
                     log.exception('the loop failed and continues')
                     time.sleep(1.0)
         finally:
+            self.resolver.close()
             self._selector.close()
             with self._waking:
                 self._over = True
