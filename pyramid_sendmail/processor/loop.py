@@ -29,9 +29,13 @@ from .loop_connection import LoopConnection
 from .loop_worker import LoopWorker
 from .options import ProcessorOptions
 
-__all__ = ['DeliveryLoop']
+__all__ = ['TICKET_PATIENCE', 'DeliveryLoop']
 
 log = logging.getLogger(__name__)
+
+TICKET_PATIENCE = 1.0
+"""Seconds for which a mail is kept for a worker that connects: so one mail opens one connection, and
+a relay connection that stalls holds up no mail."""
 
 
 class DeliveryLoop:
@@ -215,6 +219,7 @@ class DeliveryLoop:
         self._assign_at = inf
         if self._queue.closed:
             return
+        self._forget_overdue(now)
         for worker in sorted(self._workers, key=lambda each: not each.has_session):
             if worker.working:
                 continue
@@ -222,14 +227,27 @@ class DeliveryLoop:
             if wait > 0:
                 self._assign_at = min(self._assign_at, worker.paused_until)
                 continue
-            wait = self._queue.wait_for_start() or self._run.breaker.acquire(worker)
+            connected = worker.has_session
+            wait = self._queue.wait_for_start(connected=connected)
+            wait = wait or self._run.breaker.acquire(worker)
             if wait:
                 self._assign_at = min(self._assign_at, now + wait)
                 return
-            if not self._queue.start(worker):
+            if not self._queue.start(worker, connected=connected):
                 self._run.breaker.release(worker)
                 return
             try:
                 worker.begin()
             except Exception as error:  # noqa: BLE001 - the worker logs it
                 worker.failed(error)
+
+    def _forget_overdue(self, now: float) -> None:
+        """Keep no mail for workers that take long to connect."""
+        for worker in self._workers:
+            if not worker.connecting:
+                continue
+            overdue_at = worker.began_at + TICKET_PATIENCE
+            if overdue_at <= now:
+                self._queue.overdue(worker)
+            elif len(self._queue):
+                self._assign_at = min(self._assign_at, overdue_at)

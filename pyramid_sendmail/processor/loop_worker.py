@@ -27,8 +27,8 @@ class LoopWorker:
     """See the module. ``batch``: mails on one connection. ``idle``: seconds without mail after
     which the connection is closed.
 
-    ``working``: it has begun, and holds mail or connects. ``paused_until``: when it may begin
-    again, by the monotonic clock.
+    ``working``: it has begun, and holds mail or connects. ``began_at``: when it began, and
+    ``paused_until``: when it may begin again, by the monotonic clock.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class LoopWorker:
     ) -> None:
         self.working = False
         self.paused_until = 0.0
+        self.began_at = 0.0
         self._poller = poller
         self._mailer = mailer
         self._run = claimer.run
@@ -70,6 +71,11 @@ class LoopWorker:
         return self._connection is not None and self._connection.state == 'idle'
 
     @property
+    def connecting(self) -> bool:
+        """Whether it has begun, and its connection is not open yet."""
+        return self.working and self._attempts is not None
+
+    @property
     def mails(self) -> int:
         """How many mails wait for their answer, or to be sent once more."""
         batch = self._batch  # other threads ask
@@ -78,6 +84,7 @@ class LoopWorker:
     def begin(self) -> None:
         """Send due mail. Raises QueueError if the queue cannot be written."""
         self.working = True
+        self.began_at = self._poller.monotonic()
         self._queue.check_writable()
         self._recorder.write_unrecorded()
         self._batch = Batch(self._claims, self, self._recorder, self._tally)
