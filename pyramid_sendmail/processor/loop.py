@@ -186,11 +186,12 @@ class DeliveryLoop:
             self._calls.popleft()()
 
     def _check_deadlines(self, now: float) -> float:
-        """Have what is overdue handled; return the earliest deadline."""
+        """Have what is overdue handled; return the earliest deadline, now if something was."""
         earliest = inf
         for connection in list(self._connections):
             if connection.deadline <= now:
                 self._guarded(connection, connection.on_deadline)
+                earliest = now
             if connection.state == 'closed':
                 self._connections.discard(connection)
             else:
