@@ -5,20 +5,31 @@ from __future__ import annotations
 import selectors
 import socket
 import ssl
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from pyramid_sendmail.envelope import Envelope, Outcome
 from pyramid_sendmail.exceptions import MailerUnavailable
+from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.protocol.transfer import SessionEnd
 from pyramid_sendmail.mailers.smtp.resolver import Resolver
 from pyramid_sendmail.processor.loop_connection import LoopConnection
 from tests.support.sessions import make_mailer
 
-__all__ = ['ByHand', 'Recorder', 'SteppedPoller']
+__all__ = [
+    'ByHand',
+    'LoopSession',
+    'Names',
+    'Recorder',
+    'SteppedPoller',
+    'cpu_seconds',
+    'full_listener',
+    'loop_thread',
+]
 
 PATIENCE = 10.0
 """Seconds for which a test waits for what must happen."""
@@ -303,3 +314,121 @@ class ByHand:
             if verb in (b'MAIL', b'RCPT'):
                 self.reads(b'\r\n')
             self.says(reply)
+
+
+def loop_thread() -> threading.Thread:
+    """Return the thread of the one loop in this process."""
+    (thread,) = (each for each in threading.enumerate() if each.name == 'pyramid_sendmail loop')
+    return thread
+
+
+def cpu_seconds(thread: threading.Thread) -> float:
+    """Return the CPU time that a thread has used."""
+    assert thread.ident is not None
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+
+
+@contextmanager
+def full_listener() -> Iterator[int]:
+    """Yield a port at which connections are neither accepted nor refused."""
+    with ExitStack() as stack:
+        listening = stack.enter_context(socket.socket())
+        listening.bind(('127.0.0.1', 0))
+        listening.listen(0)
+        for _ in range(4):
+            filling = stack.enter_context(socket.socket())
+            filling.setblocking(False)
+            filling.connect_ex(listening.getsockname())
+        yield listening.getsockname()[1]
+
+
+class Names:
+    """In place of ``socket.getaddrinfo`` for the host ``relay.test``.
+
+    ``ports``: those of its addresses, for each look-up; the last one lasts. ``hold``: what a
+    look-up waits for, once ``held_from`` look-ups are over. No ports: the name is not found.
+    """
+
+    def __init__(self, *ports: Sequence[int]) -> None:
+        self.ports = deque(ports)
+        self.hold: threading.Event | None = None
+        self.held_from = 0
+        self.calls = 0
+        self.waiting = threading.Event()
+
+    def __call__(self, host: str, port: int, *args: Any, **options: Any) -> Any:
+        assert host == 'relay.test'
+        self.calls += 1
+        if self.hold is not None and self.calls > self.held_from:
+            self.waiting.set()
+            assert self.hold.wait(PATIENCE)
+        ports = self.ports.popleft() if len(self.ports) > 1 else self.ports[0]
+        if not ports:
+            raise socket.gaierror(socket.EAI_NONAME, 'Name or service not known')
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, '', ('127.0.0.1', each)) for each in ports]
+
+
+class LoopSession:
+    """Sends mails as a session that blocks does, over LoopConnections, for a comparison.
+
+    ``results``: the outcomes, and why each session ended that left mail, as
+    ``tests.support.pipelining.outcomes_of`` has them.
+    """
+
+    def __init__(self, mailer: SMTPMailer, mails: Sequence[Envelope]) -> None:
+        self.results: list[Any] = []
+        self.before_final_dot = lambda envelope, recipients: None
+        self.error: BaseException | None = None
+        self._mailer = mailer
+        self._left = list(mails)
+        self._poller = SteppedPoller()
+        self._handed = 0
+        self._done = False
+
+    def run(self) -> list[Any]:
+        """Send all, and close."""
+        try:
+            while self._left:
+                self._handed, self._done = 0, False
+                connection = LoopConnection(self._poller, self._mailer, self)
+                connection.open()
+                self._poller.until(lambda: self._done)
+                connection.quit()
+            self._poller.until(
+                lambda: all(each.state == 'closed' for each in self._poller.connections)
+            )
+        finally:
+            self._poller.close()
+        if self.error is not None:
+            raise self.error
+        return self.results
+
+    def opened(self) -> None:
+        """Nothing to do."""
+
+    def next_envelope(self) -> Envelope | None:
+        if self._handed >= len(self._left):
+            return None
+        self._handed += 1
+        return self._left[self._handed - 1]
+
+    def record(self, outcome: Outcome) -> None:
+        self.results.append(str(outcome))
+        self._left.pop(0)
+        self._handed -= 1
+
+    def out_of_work(self) -> None:
+        self._done = True
+
+    def ended(self, end: SessionEnd) -> None:
+        self._done = True
+        if self._left:
+            self.results.append((f'{self._mailer.name}: {end.reason}', end.stale))
+            if not end.stale:
+                self._left.pop(0)
+
+    def unavailable(self, error: MailerUnavailable) -> None:
+        self.failed(error)
+
+    def failed(self, error: Exception) -> None:
+        self.error, self._done, self._left = error, True, []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from pyramid_sendmail.envelope import StoredEnvelope
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
 from pyramid_sendmail.mailers.smtp.tls import client_context
-from tests.support.loops import ByHand
+from tests.support.loops import ByHand, full_listener
 from tests.support.sessions import envelope
 from tests.support.smtp.server import TLSAuthority
 
@@ -113,15 +112,8 @@ def test_part_of_a_reply_gives_no_time() -> None:
 
 def test_a_host_that_never_accepts() -> None:
     """An address that does not answer costs the time-out for connecting."""
-    with ByHand(timeouts=TIMEOUTS) as hand, ExitStack() as stack:
-        full = stack.enter_context(socket.socket())
-        full.bind(('127.0.0.1', 0))
-        full.listen(0)
-        for _ in range(4):
-            filling = stack.enter_context(socket.socket())
-            filling.setblocking(False)
-            filling.connect_ex(full.getsockname())
-        object.__setattr__(hand.mailer.address, 'port', full.getsockname()[1])
+    with ByHand(timeouts=TIMEOUTS) as hand, full_listener() as port:
+        object.__setattr__(hand.mailer.address, 'port', port)
         hand.connection.open()
         hand.poller.step()
         assert hand.connection.state == 'connecting'
