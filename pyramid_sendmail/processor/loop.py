@@ -182,6 +182,8 @@ class DeliveryLoop:
                 self._read_wake_up()
             elif owner.state != 'closed':
                 self._guarded(owner, partial(owner.on_ready, key.fileobj))
+                if owner.state == 'closed':
+                    self._look_for_work()
         while self._calls:
             self._calls.popleft()()
 
@@ -194,6 +196,7 @@ class DeliveryLoop:
                 earliest = now
             if connection.state == 'closed':
                 self._connections.discard(connection)
+                self._look_for_work()
             else:
                 earliest = min(earliest, connection.deadline)
         return earliest
@@ -222,7 +225,7 @@ class DeliveryLoop:
             return
         self._forget_overdue(now)
         for worker in sorted(self._workers, key=lambda each: not each.has_session):
-            if worker.working:
+            if worker.working or worker.leaving:
                 continue
             wait = worker.paused_until - now
             if wait > 0:

@@ -59,6 +59,8 @@ class LoopWorker:
         self._on_change = on_change
         self._claims = DueClaims(claimer, self)
         self._connection: LoopConnection | None = None
+        self._last_connection: LoopConnection | None = None
+        """The connection before, which may still wait for the reply to QUIT."""
         self._attempts: Attempts | None = None
         self._batch: Batch | None = None
         self._mails_on_session = 0
@@ -69,6 +71,14 @@ class LoopWorker:
     def has_session(self) -> bool:
         """Whether a connection is open that can be used again."""
         return self._connection is not None and self._connection.state == 'idle'
+
+    @property
+    def leaving(self) -> bool:
+        """Whether QUIT has no reply yet: the relay may count this connection beside another."""
+        return any(
+            each is not None and each.state == 'quitting'
+            for each in (self._connection, self._last_connection)
+        )
 
     @property
     def connecting(self) -> bool:
@@ -171,7 +181,7 @@ class LoopWorker:
             self._connect()
             return
         if self.is_used_up() or self._run.active_queue.closed:
-            self._connection = None
+            self._connection, self._last_connection = None, connection
             connection.quit()
         else:
             connection.deadline = self._poller.monotonic() + self._idle
@@ -179,7 +189,7 @@ class LoopWorker:
 
     def ended(self, end: SessionEnd) -> None:
         """Nothing more can be sent over the connection. Raises what ended it."""
-        self._connection = None
+        self._connection, self._last_connection = None, self._connection
         batch = self._batch
         if batch is None:
             return
