@@ -375,11 +375,11 @@ class LoopSession:
     ``tests.support.pipelining.outcomes_of`` has them.
     """
 
-    def __init__(self, mailer: SMTPMailer, mails: Sequence[Envelope]) -> None:
+    def __init__(self, make: Callable[[], SMTPMailer], mails: Sequence[Envelope]) -> None:
         self.results: list[Any] = []
         self.before_final_dot = lambda envelope, recipients: None
         self.error: BaseException | None = None
-        self._mailer = mailer
+        self._make = make
         self._left = list(mails)
         self._poller = SteppedPoller()
         self._handed = 0
@@ -390,6 +390,8 @@ class LoopSession:
         try:
             while self._left:
                 self._handed, self._done = 0, False
+                # A mailer for each, as what it remembers of the relay would change the next session.
+                self._mailer = self._make()
                 connection = LoopConnection(self._poller, self._mailer, self)
                 connection.open()
                 self._poller.until(lambda: self._done)

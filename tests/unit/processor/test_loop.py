@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.mailers.smtp.options import SessionOptions
+from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
 from pyramid_sendmail.processor import loop as loop_module
 from pyramid_sendmail.queue import MemoryQueue
 from tests.support.loops import LoopSession, Names, cpu_seconds, full_listener, loop_thread
 from tests.support.pipelining import ANSWERS, Fault, mails, outcomes_of, script_actions
 from tests.support.processors import ProcessorSetup, is_empty, make_maildir
 from tests.support.queues import forked, reap, until
-from tests.support.sessions import idle, make_mailer
+from tests.support.sessions import PATIENT, idle, make_mailer
 from tests.support.smtp.server import (
     EXTENSIONS,
     ScriptedSMTPServer,
@@ -150,8 +150,6 @@ def test_a_stalled_connection_times_out(
     """By the time-out of its phase; what it held is sent by another connection, or in doubt."""
     timeouts = {'connect': 9, 'greeting': 9, 'command': 9, 'data': 9, 'block': 9, 'final': 9}
     name = {'greeting': 'greeting', 'MAIL': 'command', 'dot': 'final'}[stall]
-    from pyramid_sendmail.mailers.smtp.options import Timeouts
-
     setup.mailer = make_mailer(  # type: ignore[assignment]
         smtp_server.host, smtp_server.port, timeouts=Timeouts(**timeouts | {name: 0.5}, quit=1)
     )
@@ -313,8 +311,6 @@ def test_stop(
     """What connects is dropped, QUIT has its own time, and nothing is left: not a wake-up
     either, which would be written into another file."""
     server = start_smtp_server(tls='implicit', context=tls_authority.context('relay.test'))
-    from tests.support.sessions import PATIENT
-
     setup.mailer = make_mailer(  # type: ignore[assignment]
         'relay.test',
         server.port,
@@ -473,8 +469,11 @@ def test_as_the_session_that_blocks(manner: str, faults: list[Fault]) -> None:
     blocking = outcomes_of(extensions, faults, **options)
     with ScriptedSMTPServer(extensions=extensions) as server:
         script_actions(server, faults)
-        mailer = make_mailer(server.host, server.port, options=SessionOptions(**options))
-        results = [_without_port(each, server.port) for each in LoopSession(mailer, mails()).run()]
+        session = LoopSession(
+            lambda: make_mailer(server.host, server.port, options=SessionOptions(**options)),
+            mails(),
+        )
+        results = [_without_port(each, server.port) for each in session.run()]
         idle(server)
         assert not server.violations, server.dump()
         assert [*results, sorted(server.pairs().items()), len(server.messages)] == blocking
