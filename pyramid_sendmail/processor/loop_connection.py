@@ -23,7 +23,7 @@ from functools import partial
 from math import inf
 from selectors import EVENT_READ, EVENT_WRITE
 from socket import socket
-from typing import Literal, Protocol
+from typing import Literal, ParamSpec, Protocol, TypeVar
 
 from ..envelope import Envelope, Outcome
 from ..exceptions import MailerUnavailable, QueueError
@@ -39,6 +39,9 @@ __all__ = ['LoopConnection', 'Poller', 'Sender']
 
 BLOCK_BYTES = 16_384
 """Bytes that are handed to TLS, or read, at a time: one record."""
+
+P = ParamSpec('P')
+T = TypeVar('T')
 
 State = Literal['resolving', 'connecting', 'handshake', 'speaking', 'idle', 'quitting', 'closed']
 
@@ -255,7 +258,7 @@ class LoopConnection:
                 return
             if not self._exchange_mails(client, sender):
                 return
-            data = client.data_to_send()
+            data = self._calling(client.data_to_send)
             if data:
                 if not self._write(data):
                     return
@@ -263,6 +266,16 @@ class LoopConnection:
                 break
         if self.state == 'speaking':
             self._wait(client)
+
+    def _calling(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the client. If it raises, as when a text cannot be read, the mails before that one
+        have their outcomes all the same."""
+        try:
+            return call(*args, **kwargs)
+        except Exception:
+            assert self._client is not None
+            self._record_outcomes(self._client, self.sender)
+            raise
 
     def _exchange_mails(self, client: SMTPClient, sender: Sender) -> bool:
         """Take outcomes and hand out mail. Return False if the session has ended."""
@@ -337,8 +350,7 @@ class LoopConnection:
                 remedy=tls_remedy(error, speaks_tls=True),
             )
         else:
-            client.receive_data(data)
-        self.state = 'speaking'
+            self._calling(client.receive_data, data)
         self._pump()
 
     def _read_while_idle(self) -> None:

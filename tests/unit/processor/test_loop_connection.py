@@ -321,6 +321,14 @@ class VanishingText:
         raise OSError(9, 'the file is gone')
 
 
+class UnreadableText(VanishingText):
+    """A text that cannot be read at all."""
+
+    def blocks(self) -> Any:
+        raise OSError(5, 'Input/output error')
+        yield b''
+
+
 def test_a_text_that_vanishes() -> None:
     """A text that cannot be read further fails the session; QUIT does not stand in the text."""
     values = {name: getattr(envelope(), name) for name in ('id', 'message_id', 'sender')}
@@ -337,6 +345,21 @@ def test_a_text_that_vanishes() -> None:
         rest = hand.reads_end()
         assert b'QUIT' not in rest
         assert b'\r\n.\r\n' not in rest
+
+
+def test_a_text_that_cannot_be_read_behind_a_reply() -> None:
+    """The mail before, whose reply came together with that to DATA, has its outcome."""
+    usual = envelope(id='1' * 32)
+    values = {name: getattr(usual, name) for name in ('id', 'message_id', 'sender', 'recipients')}
+    with ByHand(envelope(), StoredEnvelope(**values, queued_at=0.0, text=UnreadableText())) as hand:
+        hand.accept()
+        hand.greets('PIPELINING')
+        hand.reads(b'DATA\r\n')
+        hand.says('250 ok', '250 ok', '354 go')
+        hand.reads(b'DATA\r\n')
+        hand.says('250 2.0.0 taken', '250 ok', '250 ok', '354 go')
+        assert hand.sender.verdicts == ['delivered']
+        assert hand.sender.said[-1] == 'failed'
 
 
 def test_quit_has_its_own_time_out() -> None:
