@@ -264,20 +264,27 @@ class ActiveQueue:
             self._changed.notify_all()
         self.on_change()
 
-    def start(self, worker: Hashable) -> bool:
+    def start(self, worker: Hashable, *, connected: bool = False) -> bool:
         """Record that a worker of the loop begins to work, if there is a ticket and a permit beside
-        those for the workers that have begun and not taken one yet."""
+        those for the workers that have begun and not taken one yet. ``connected``: it takes its
+        ticket now, before those that still connect."""
         with self._changed:
-            if self._closed or self.wait_for_start():
+            if self._closed or self.wait_for_start(connected=connected):
                 return False
             self._taken[worker] = []
             self._starting.add(worker)
             return True
 
-    def wait_for_start(self) -> float:
-        """Return the seconds until another worker may start: 0 for now, infinity without mail."""
+    def overdue(self, worker: Hashable) -> None:
+        """Keep no ticket any more for a worker that has begun and still connects."""
         with self._lock:
-            ahead = len(self._starting)
+            self._starting.discard(worker)
+
+    def wait_for_start(self, *, connected: bool = False) -> float:
+        """Return the seconds until another worker may start: 0 for now, infinity without mail.
+        ``connected``: see ``start``."""
+        with self._lock:
+            ahead = 0 if connected else len(self._starting)
             return self._rate_limiter.retry_in(ahead + 1) if self._count > ahead else inf
 
     def task_done(self, *, retry: bool = False, worker: Hashable = None) -> None:

@@ -25,13 +25,17 @@ from ..mailers.smtp.resolver import Resolver
 from ..sending.outcome import OutcomeRecorder
 from ..threads import BackgroundThread
 from .claims import Claimer
-from .loop_connection import LoopConnection
+from .loop_roles import Watcher
 from .loop_worker import LoopWorker
 from .options import ProcessorOptions
 
-__all__ = ['DeliveryLoop']
+__all__ = ['TICKET_PATIENCE', 'DeliveryLoop']
 
 log = logging.getLogger(__name__)
+
+TICKET_PATIENCE = 1.0
+"""Seconds for which a mail is kept for a worker that connects: so one mail opens one connection,
+and a relay connection that stalls holds up no mail."""
 
 
 class DeliveryLoop:
@@ -52,10 +56,13 @@ class DeliveryLoop:
         self._run = claimer.run
         self._queue = self._run.active_queue
         self._selector = DefaultSelector()
-        self._connections: set[LoopConnection] = set()
+        self._connections: set[Watcher] = set()
         self._calls: deque[Callable[[], object]] = deque()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._woken = False
+        self._waking = threading.Lock()
+        self._over = False
+        """Whether the pipe is closed: its numbers may be those of other files."""
         self._assign_at = 0.0
         """When to look for work for the workers again."""
         self._ended = False
@@ -104,14 +111,16 @@ class DeliveryLoop:
     def call_soon(self, call: Callable[[], object]) -> None:
         self._calls.append(call)
         if not self._woken and threading.current_thread() is not self._thread:
-            self._woken = True
-            with suppress(OSError):  # the loop may have ended
-                os.write(self._wake_write, b'x')
+            with self._waking:
+                if not self._over:
+                    self._woken = True
+                    with suppress(BlockingIOError):
+                        os.write(self._wake_write, b'x')
 
-    def add(self, connection: LoopConnection) -> None:
+    def add(self, connection: Watcher) -> None:
         self._connections.add(connection)
 
-    def watch(self, connection: socket, events: int, owner: LoopConnection) -> None:
+    def watch(self, connection: socket, events: int, owner: Watcher) -> None:
         known = self._selector.get_map()
         if not events:
             if connection in known:
@@ -126,16 +135,22 @@ class DeliveryLoop:
     def _work(self) -> None:
         self._selector.register(self._wake_read, EVENT_READ, None)
         try:
-            while not self._is_done():
+            done = False
+            while not done:
                 try:
-                    self._turn()
+                    done = self._is_done()
+                    if not done:
+                        self._turn()
                 except Exception:
                     log.exception('the loop failed and continues')
                     time.sleep(1.0)
         finally:
+            self.resolver.close()
             self._selector.close()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            with self._waking:
+                self._over = True
+                os.close(self._wake_read)
+                os.close(self._wake_write)
 
     def _is_done(self) -> bool:
         """Return whether nothing is left to do: the queue is closed, and all connections are."""
@@ -162,27 +177,31 @@ class DeliveryLoop:
         wait = 0.0 if self._calls else min(deadline, self._assign_at) - now
         ready = self._selector.select(None if wait == inf else max(wait, 0.0))
         for key, _ in ready:
-            owner: LoopConnection | None = key.data
+            owner: Watcher | None = key.data
             if owner is None:
                 self._read_wake_up()
             elif owner.state != 'closed':
                 self._guarded(owner, partial(owner.on_ready, key.fileobj))
+                if owner.state == 'closed':
+                    self._look_for_work()
         while self._calls:
             self._calls.popleft()()
 
     def _check_deadlines(self, now: float) -> float:
-        """Have what is overdue handled; return the earliest deadline."""
+        """Have what is overdue handled; return the earliest deadline, now if something was."""
         earliest = inf
         for connection in list(self._connections):
             if connection.deadline <= now:
                 self._guarded(connection, connection.on_deadline)
+                earliest = now
             if connection.state == 'closed':
                 self._connections.discard(connection)
+                self._look_for_work()
             else:
                 earliest = min(earliest, connection.deadline)
         return earliest
 
-    def _guarded(self, connection: LoopConnection, call: Callable[[], object]) -> None:
+    def _guarded(self, connection: Watcher, call: Callable[[], object]) -> None:
         """Call, and have the worker of the connection bear what goes wrong."""
         try:
             call()
@@ -190,9 +209,10 @@ class DeliveryLoop:
             connection.sender.failed(error)
 
     def _read_wake_up(self) -> None:
-        self._woken = False
+        # In this order: a wake-up in between is handled in this turn; a later one wakes again.
         with suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
+        self._woken = False
 
     def _look_for_work(self) -> None:
         self._assign_at = 0.0
@@ -203,21 +223,35 @@ class DeliveryLoop:
         self._assign_at = inf
         if self._queue.closed:
             return
+        self._forget_overdue(now)
         for worker in sorted(self._workers, key=lambda each: not each.has_session):
-            if worker.working:
+            if worker.working or worker.leaving:
                 continue
             wait = worker.paused_until - now
             if wait > 0:
                 self._assign_at = min(self._assign_at, worker.paused_until)
                 continue
-            wait = self._queue.wait_for_start() or self._run.breaker.acquire(worker)
+            connected = worker.has_session
+            wait = self._queue.wait_for_start(connected=connected)
+            wait = wait or self._run.breaker.acquire(worker)
             if wait:
                 self._assign_at = min(self._assign_at, now + wait)
                 return
-            if not self._queue.start(worker):
+            if not self._queue.start(worker, connected=connected):
                 self._run.breaker.release(worker)
                 return
             try:
                 worker.begin()
             except Exception as error:  # noqa: BLE001 - the worker logs it
                 worker.failed(error)
+
+    def _forget_overdue(self, now: float) -> None:
+        """Keep no mail for workers that take long to connect."""
+        for worker in self._workers:
+            if not worker.connecting:
+                continue
+            overdue_at = worker.began_at + TICKET_PATIENCE
+            if overdue_at <= now:
+                self._queue.overdue(worker)
+            elif len(self._queue):
+                self._assign_at = min(self._assign_at, overdue_at)

@@ -18,73 +18,29 @@ reads. Each wait has an end: ``deadline``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from selectors import EVENT_READ, EVENT_WRITE
-from socket import socket
-from typing import Literal, Protocol
+from typing import Literal, ParamSpec, TypeVar
 
-from ..envelope import Envelope, Outcome
-from ..exceptions import MailerUnavailable
-from ..mailers.session import BeforeFinalDot, describe_error
+from ..exceptions import MailerUnavailable, QueueError
+from ..mailers.session import describe_error
 from ..mailers.smtp.connect_race import ConnectRace
 from ..mailers.smtp.mailer import SMTPMailer
 from ..mailers.smtp.nonblocking import NonBlockingSocket
 from ..mailers.smtp.protocol.client import SMTPClient
 from ..mailers.smtp.protocol.opening import Handshake
 from ..mailers.smtp.protocol.state import SessionEnd
-from ..mailers.smtp.resolver import Resolved, Resolver
+from ..mailers.smtp.resolver import Resolved
 from ..mailers.smtp.tls import remedy as tls_remedy
+from .loop_roles import Poller, Sender
 
-__all__ = ['LoopConnection', 'Poller', 'Sender']
+__all__ = ['LoopConnection']
+
+P = ParamSpec('P')
+T = TypeVar('T')
 
 State = Literal['resolving', 'connecting', 'handshake', 'speaking', 'idle', 'quitting', 'closed']
-
-
-class Poller(Protocol):
-    """What a connection needs of its loop."""
-
-    resolver: Resolver
-
-    def monotonic(self) -> float:
-        """Return the time of the deadlines, in seconds."""
-
-    def watch(self, connection: socket, events: int, owner: LoopConnection) -> None:
-        """Call ``owner.on_ready`` when one of these events happens; 0: never again."""
-
-    def call_soon(self, call: Callable[[], object]) -> None:
-        """Call in the thread of the loop. Thread-safe."""
-
-    def add(self, connection: LoopConnection) -> None:
-        """Keep the deadline of a connection, until it is closed."""
-
-
-class Sender(Protocol):
-    """Who sends mail over a connection."""
-
-    @property
-    def before_final_dot(self) -> BeforeFinalDot:
-        """See IMailSession.send."""
-
-    def opened(self) -> None:
-        """The connection is past EHLO and AUTH."""
-
-    def next_envelope(self) -> Envelope | None:
-        """Return the next mail; None if there is none now."""
-
-    def record(self, outcome: Outcome) -> None:
-        """Record the outcome of the first mail without one."""
-
-    def out_of_work(self) -> None:
-        """Every mail has its outcome, and there is no further one now."""
-
-    def ended(self, end: SessionEnd) -> None:
-        """Nothing more can be sent. The connection may still say QUIT by itself."""
-
-    def unavailable(self, error: MailerUnavailable) -> None:
-        """The connection could not be opened."""
-
-    def failed(self, error: Exception) -> None:
-        """A call of this connection has raised."""
 
 
 class LoopConnection:
@@ -114,7 +70,7 @@ class LoopConnection:
         self._poller.add(self)
         self._poller.resolver.resolve(
             self._mailer.address,
-            lambda found: self._poller.call_soon(lambda: self._resolved(found)),
+            lambda found: self._poller.call_soon(partial(self._resolved, found)),
         )
 
     def send(self) -> None:
@@ -125,13 +81,17 @@ class LoopConnection:
     def quit(self) -> None:
         """Say QUIT, if that is possible, wait for the reply, and close."""
         client = self._client
+        if self.state == 'quitting':
+            return
         if client is None or self._connection is None or not client.at_rest:
             self.close()
             return
         client.quit()
         self.state = 'quitting'
-        self.deadline = self._poller.monotonic() + client.timeout
-        if self._write(client.data_to_send()):
+        written = self._write(client.data_to_send())
+        if self._connection is not None:
+            self.deadline = self._poller.monotonic() + client.timeout
+        if written:
             self._watch(EVENT_READ)
 
     def close(self) -> None:
@@ -163,9 +123,7 @@ class LoopConnection:
         elif self.state == 'quitting':
             self.close()
         elif self.state == 'idle':
-            # The relay has closed, or says why it will.
-            self.quit()
-            self.sender.ended(SessionEnd('the relay closed the connection', stale=True))
+            self._read_while_idle(connection)
         else:
             self._receive(connection)
 
@@ -193,6 +151,12 @@ class LoopConnection:
     def _resolved(self, found: Resolved) -> None:
         if self.state != 'resolving':
             return  # closed meanwhile
+        try:
+            self._connect(found)
+        except Exception as error:  # noqa: BLE001 - the sender logs it
+            self.sender.failed(error)
+
+    def _connect(self, found: Resolved) -> None:
         mailer = self._mailer
         if isinstance(found, OSError):
             self._unavailable(mailer.connect_error(found))
@@ -244,14 +208,24 @@ class LoopConnection:
                 return
             if not self._exchange_mails(client, sender):
                 return
-            data = client.data_to_send()
+            data = self._calling(client.data_to_send)
             if data:
                 if not self._write(data):
                     return
-            elif not client.outcomes:
+            elif not client.outcomes and client.end is None:
                 break
         if self.state == 'speaking':
             self._wait(client)
+
+    def _calling(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the client. If it raises, as when a text cannot be read, the mails before that one
+        have their outcomes all the same."""
+        try:
+            return call(*args, **kwargs)
+        except Exception:
+            assert self._client is not None
+            self._record_outcomes(self._client, self.sender)
+            raise
 
     def _exchange_mails(self, client: SMTPClient, sender: Sender) -> bool:
         """Take outcomes and hand out mail. Return False if the session has ended."""
@@ -261,22 +235,35 @@ class LoopConnection:
             self._opened = True
             client.before_final_dot = sender.before_final_dot
             sender.opened()
-        outcomes = client.outcomes
-        while outcomes:
-            sender.record(outcomes.popleft())
+        self._record_outcomes(client, sender)
         while client.wants_mail:
-            envelope = sender.next_envelope()
+            try:
+                envelope = sender.next_envelope()
+            except QueueError as error:
+                if not client.source_failed(error):
+                    raise
+                break
             if envelope is None:
                 break
             client.send(envelope)
         end = client.end
         if end is None:
             return True
-        while outcomes:
-            sender.record(outcomes.popleft())
+        self._record_outcomes(client, sender)
         self.quit()
         sender.ended(end)
         return False
+
+    def _record_outcomes(self, client: SMTPClient, sender: Sender) -> None:
+        """Have all outcomes recorded, even if one cannot be written. Raises QueueError."""
+        failure: QueueError | None = None
+        while client.outcomes:
+            try:
+                sender.record(client.outcomes.popleft())
+            except QueueError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def _wait(self, client: SMTPClient) -> None:
         if client.ready and client.idle:
@@ -304,8 +291,22 @@ class LoopConnection:
             if wanted:
                 self._watch(wanted)
                 return
-            client.receive_data(data)
+            self._calling(client.receive_data, data)
         self._pump()
+
+    def _read_while_idle(self, connection: NonBlockingSocket) -> None:
+        """The relay has closed, or says why it will; or TLS has something of its own."""
+        try:
+            data, wanted = connection.receive()
+        except OSError:
+            data, wanted = b'', 0
+        if wanted:
+            return
+        if data:
+            self.quit()
+        else:
+            self.close()
+        self.sender.ended(SessionEnd('the relay closed the connection', stale=True))
 
     def _write(self, data: bytes = b'') -> bool:
         """Write, or go on writing. Return False if the rest must wait, or the state has changed."""

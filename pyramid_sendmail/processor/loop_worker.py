@@ -16,7 +16,8 @@ from ..mailers.smtp.protocol.state import SessionEnd
 from ..sending.attempt import Batch
 from ..sending.outcome import OutcomeRecorder
 from .claims import Claimer, DueClaims
-from .loop_connection import LoopConnection, Poller
+from .loop_connection import LoopConnection
+from .loop_roles import Poller
 
 __all__ = ['LoopWorker']
 
@@ -27,8 +28,8 @@ class LoopWorker:
     """See the module. ``batch``: mails on one connection. ``idle``: seconds without mail after
     which the connection is closed.
 
-    ``working``: it has begun, and holds mail or connects. ``paused_until``: when it may begin
-    again, by the monotonic clock.
+    ``working``: it has begun, and holds mail or connects. ``began_at``: when it began, and
+    ``paused_until``: when it may begin again, by the monotonic clock.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class LoopWorker:
     ) -> None:
         self.working = False
         self.paused_until = 0.0
+        self.began_at = 0.0
         self._poller = poller
         self._mailer = mailer
         self._run = claimer.run
@@ -58,6 +60,8 @@ class LoopWorker:
         self._on_change = on_change
         self._claims = DueClaims(claimer, self)
         self._connection: LoopConnection | None = None
+        self._last_connection: LoopConnection | None = None
+        """The connection before, which may still wait for the reply to QUIT."""
         self._attempts: Attempts | None = None
         self._batch: Batch | None = None
         self._mails_on_session = 0
@@ -70,13 +74,28 @@ class LoopWorker:
         return self._connection is not None and self._connection.state == 'idle'
 
     @property
+    def leaving(self) -> bool:
+        """Whether QUIT has no reply yet: the relay may count this connection beside another."""
+        return any(
+            each is not None and each.state == 'quitting'
+            for each in (self._connection, self._last_connection)
+        )
+
+    @property
+    def connecting(self) -> bool:
+        """Whether it has begun, and its connection is not open yet."""
+        return self.working and self._attempts is not None
+
+    @property
     def mails(self) -> int:
         """How many mails wait for their answer, or to be sent once more."""
-        return self._batch.waiting if self._batch is not None else 0
+        batch = self._batch  # other threads ask
+        return batch.waiting if batch is not None else 0
 
     def begin(self) -> None:
         """Send due mail. Raises QueueError if the queue cannot be written."""
         self.working = True
+        self.began_at = self._poller.monotonic()
         self._queue.check_writable()
         self._recorder.write_unrecorded()
         self._batch = Batch(self._claims, self, self._recorder, self._tally)
@@ -163,7 +182,7 @@ class LoopWorker:
             self._connect()
             return
         if self.is_used_up() or self._run.active_queue.closed:
-            self._connection = None
+            self._connection, self._last_connection = None, connection
             connection.quit()
         else:
             connection.deadline = self._poller.monotonic() + self._idle
@@ -171,7 +190,7 @@ class LoopWorker:
 
     def ended(self, end: SessionEnd) -> None:
         """Nothing more can be sent over the connection. Raises what ended it."""
-        self._connection = None
+        self._connection, self._last_connection = None, self._connection
         batch = self._batch
         if batch is None:
             return

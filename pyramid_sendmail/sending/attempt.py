@@ -207,7 +207,14 @@ class Batch:
 
     def _record_first(self, outcome: Outcome) -> None:
         claim = self._pulled.popleft()
-        self._recorder.record_outcome(claim, outcome, self._name, self._tally)
+        try:
+            self._recorder.record_outcome(claim, outcome, self._name, self._tally)
+        except QueueError:
+            raise  # the recorder keeps the claim
+        except Exception:
+            # The relay has answered, and neither the session nor the next mail is at fault.
+            log.exception('%s: its outcome could not be handled', claim.envelope.message_id)
+            claim.release()
 
     def session_failed(self, reason: str) -> None:
         """Settle the first mail, which failed the session, and those that follow it whose final

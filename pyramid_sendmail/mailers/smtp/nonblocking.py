@@ -23,6 +23,8 @@ class NonBlockingSocket:
         self.socket = connection
         self.version = ''
         self._rest = memoryview(b'')
+        self._wrote_block = False
+        """Whether a block has left since the last reply: the next one waits for room."""
 
     @property
     def unsent(self) -> int:
@@ -37,17 +39,25 @@ class NonBlockingSocket:
 
     def send(self, data: bytes = b'') -> int:
         """Send ``data``, or go on with the rest of it; return what to wait for. Raises OSError."""
-        rest = memoryview(data) if data else self._rest
+        if data:
+            self._rest = memoryview(data)
+            if len(data) > BLOCK_BYTES and self._wrote_block:
+                # Wait, and do not fill the buffer first: the system reports room only when a third
+                # of it is free, which on a slow connection may outlast the time-out. Besides, the
+                # other connections have their turn.
+                return EVENT_WRITE
+        self._wrote_block = self._wrote_block or self.unsent > BLOCK_BYTES
         try:
-            while rest:
+            while self._rest:
+                rest = self._rest
                 sent = self.socket.send(rest[:BLOCK_BYTES] if self.version else rest)
-                rest = rest[sent:]
+                self._rest = rest[sent:]
+                if self.unsent > BLOCK_BYTES:
+                    return EVENT_WRITE
         except (BlockingIOError, ssl.SSLWantWriteError):
             return EVENT_WRITE
         except ssl.SSLWantReadError:
             return EVENT_READ
-        finally:
-            self._rest = rest
         return 0
 
     def send_no_more(self) -> None:
@@ -58,6 +68,7 @@ class NonBlockingSocket:
         """Return bytes that have come, b'' at the end of the connection, and what to wait for if
         there are none yet. Raises OSError."""
         connection = self.socket
+        self._wrote_block = False
         try:
             data = connection.recv(BLOCK_BYTES)
             if isinstance(connection, ssl.SSLSocket):

@@ -34,6 +34,7 @@ class Resolver:
 
     def __init__(self, *, idle: float = IDLE_SECONDS) -> None:
         self._idle = idle
+        self._closed = False
         self._is_fork_watched = False
         self._reset()
 
@@ -64,6 +65,12 @@ class Resolver:
         if failure is not None:
             deliver(failure)
 
+    def close(self) -> None:
+        """End the thread, when it has resolved the name in its hands."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
     def _start(self) -> OSError | None:
         """Start the thread; return why it could not be started."""
         try:
@@ -86,7 +93,9 @@ class Resolver:
     def _next(self) -> Address | None:
         """Return the next address to resolve, or None if the thread shall end."""
         with self._changed:
-            self._changed.wait_for(lambda: bool(self._requests), self._idle)
+            self._changed.wait_for(lambda: self._closed or bool(self._requests), self._idle)
+            if self._closed:
+                self._requests.clear()
             self._has_thread = bool(self._requests)
             return next(iter(self._requests), None)
 

@@ -81,8 +81,10 @@ class SMTPSession:
                     return
                 self._read_reply()
             except BaseException:
-                # The transfer stopped in the middle of a message.
+                # The transfer stopped in the middle of a message; those before it count.
+                outcomes = list(client.outcomes)
                 self.abandon()
+                yield from outcomes
                 raise
 
     def close(self) -> None:

@@ -341,3 +341,20 @@ def test_cut_at_every_byte_of_three_mails(
             copies = smtp_server.accepted(each) - before[each]
             assert copies in {'delivered': (1,), 'ambiguous': (0, 1)}.get(status, (0,)), after
     assert {(C, 'untouched'), (C, 'ambiguous'), (C, 'delivered'), (B, 'ambiguous')} <= seen
+
+
+class _Unreadable(Envelope):
+    def blocks(self) -> Iterator[bytes]:
+        yield self.raw
+        raise OSError(5, 'Input/output error')
+
+
+def test_a_text_that_cannot_be_read_behind_a_reply(smtp_server: ScriptedSMTPServer) -> None:
+    """The mail before, whose reply came together with that to DATA, has its outcome."""
+    session = connect(smtp_server)
+    usual = envelope(id='1' * 32)
+    values = {name: getattr(usual, name) for name in Envelope.__dataclass_fields__}
+    outcomes = session.send([envelope(), _Unreadable(**values)])
+    assert statuses(next(outcomes)) == {A: 'delivered'}
+    with pytest.raises(OSError, match='Input/output error'):
+        next(outcomes)
