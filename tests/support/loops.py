@@ -277,9 +277,9 @@ class ByHand:
                 data = self.relay.recv(65_536)
             except ConnectionResetError:
                 return False
-            if self._tls is None and self._context is None:
-                self.received += data
-            elif self._tls is None and self._context is not None and not self._in_tls(data):
+            if (self._tls is None and self._context is None) or (
+                self._tls is None and self._context is not None and not self._in_tls(data)
+            ):
                 self.received += data
             else:
                 self._incoming.write(data)

@@ -1,11 +1,11 @@
-"""One connection of the loop, moved on by hand: each wait, its end, and what the sender is given."""
+"""One connection of the loop, moved on by hand: each wait, its end, and what the sender gets."""
 
 from __future__ import annotations
 
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -225,7 +225,7 @@ def test_more_decrypted_than_read(tls_authority: TLSAuthority) -> None:
 class AwkwardSocket(ssl.SSLSocket):
     """Wants to read before a write, and to write before a read, as TLS may at any time."""
 
-    trouble: list[tuple[str, type[OSError]]] = []
+    trouble: ClassVar[list[tuple[str, type[OSError]]]] = []
 
     def _raise(self, call: str) -> None:
         if AwkwardSocket.trouble and AwkwardSocket.trouble[0][0] == call:

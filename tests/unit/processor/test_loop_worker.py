@@ -380,17 +380,18 @@ def test_a_limit_of_connections(
 ) -> None:
     """A relay that takes as many connections as there are workers never sees one more: the next
     one waits until QUIT has its reply."""
-    slow = reply(221, '2.0.0 bye')
+    gone: list[object] = []
 
-    def quits(_session: object) -> object:
-        return delay(0.05, slow)
+    def says_bye(session: object) -> Any:
+        gone.append(session)
+        return None
 
-    smtp_server.always('QUIT', quits)  # type: ignore[arg-type]
+    smtp_server.always('QUIT', delay(0.05, says_bye))
     smtp_server.always(
         'connect',
         lambda session: (
             reply_then_drop(421, '4.7.0 too many connections')
-            if session.server.open_connections > 2
+            if session.connection - len(gone) > 2
             else None
         ),
     )
@@ -428,6 +429,6 @@ def test_one_pass_that_loses_its_relay(
     smtp_server.script('MAIL', *[as_usual] * 3)
     smtp_server.always('MAIL', reply_then_drop(421, '4.3.2 later'))
     setup.put_many(10)
-    with pytest.raises(MailerUnavailable, match='4.3.2 later'):
+    with pytest.raises(MailerUnavailable, match=r'4\.3\.2 later'):
         setup.processor(workers=1).run_once()
     assert (len(smtp_server.messages), len(setup.queue)) == (3, 7)
