@@ -402,8 +402,14 @@ def test_nothing_is_left_of_many_runs(
         setup.processor(workers=3).run_once()
         idle(smtp_server)
 
+    others = set(threading.enumerate())
+
     def left() -> tuple[int, int]:
-        own = [each for each in threading.enumerate() if 'pyramid_sendmail' in each.name]
+        own = [
+            each
+            for each in set(threading.enumerate()) - others
+            if each.name.startswith('pyramid_sendmail')
+        ]
         return len(os.listdir('/proc/self/fd')), len(own)
 
     run()
