@@ -171,7 +171,7 @@ def test_an_idle_loop(
     """A loop without mail, with connections or without, does not wake up."""
     setup.mailer = make_mailer(smtp_server.host, smtp_server.port)  # type: ignore[assignment]
     with setup.running(workers=4):
-        until(lambda: any('loop' in each.name for each in threading.enumerate()))
+        until(lambda: any('loop' in each.name and each.ident for each in threading.enumerate()))
         rests(selects)
         setup.put_many(40)
         smtp_server.wait_for(40)
