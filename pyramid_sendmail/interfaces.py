@@ -340,12 +340,7 @@ class ISMTPMailer(IMailer):
 
 
 class IMailSession(Interface):
-    """A session with the next hop, used by one thread at a time.
-
-    The class may have ``cooperative = True``: the session enters
-    :class:`pyramid_sendmail.threads.blocking` wherever it waits, so that the workers of a queue
-    processor can compute in turn.
-    """
+    """A session with the next hop, used by one thread at a time."""
 
     name: str = Attribute(
         'Where it sends to, for people: the name of the mailer that connected, and in parentheses '
@@ -379,7 +374,7 @@ class IMailSession(Interface):
 
 
 class IMailQueueProcessor(Interface):
-    """The loop that drains a queue, in a process or a thread.
+    """Delivers what is due in a queue, in a process or a thread.
 
     A processor is made by a multi-adapter from the queue and the Pyramid registry, so that each
     kind of queue can have a processor of its own: ``factory(queue, registry, *, workers=None,
@@ -418,9 +413,6 @@ class IMailEventDispatcher(Interface):
 
     An application may register one of its own for this interface: before its configuration is
     committed, and with ``autocommit`` before it includes the package. Later ones are not used.
-
-    A dispatcher may have a ``cooperative_lock``, which is then held over sessions with
-    ``cooperative`` too: see :class:`pyramid_sendmail.threads.CooperativeLock`.
     """
 
     failures: int = Attribute('How many times a subscriber has failed to handle an event so far.')

@@ -1,41 +1,23 @@
-"""Background threads of this package, and the lock by which they take turns at the CPU.
-
-``BackgroundThreads`` starts daemon threads, waits for them at exit and starts them anew after a
-fork. ``CooperativeLock`` and ``blocking`` have one of several threads compute at a time.
-"""
+"""Background threads of this package: daemons, waited for at exit and started anew after a fork."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 __all__ = [
     'EXIT_GRACE',
     'BackgroundThread',
     'BackgroundThreads',
-    'CooperativeLock',
     'after_fork',
-    'blocking',
     'in_background_thread',
 ]
 
 EXIT_GRACE = 10.0
 """Seconds for which a process that exits waits for pending work."""
-
-LOCK_PATIENCE = 0.05
-"""Seconds for which a thread waits for a CooperativeLock before it works without it."""
-
-BUSY_SHARE = 0.5
-"""The least share of its time that a borrower of a CooperativeLock must compute."""
-
-PENALTY_FACTOR = 10.0
-"""A borrower below BUSY_SHARE may not borrow again for this many times as long as it held the
-lock."""
 
 
 class BackgroundThread(threading.Thread):
@@ -114,116 +96,3 @@ class BackgroundThreads:
                 finish(EXIT_GRACE)
 
         atexit.register(leaving)
-
-
-class CooperativeLock:
-    """Let one of several threads compute at a time, until it has to wait for something.
-
-    Python runs one thread at a time anyway, but hands the interpreter over at each system call, a
-    dozen times a mail: that costs more than the mail. A thread that holds the lock gives it up in
-    ``blocking`` alone. The lock protects no data: a thread that has waited for LOCK_PATIENCE works
-    beside the holder.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._worked = 0.0
-        self._since = 0.0
-        self._lends_at = 0.0
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the lock. Put everything that may take long into ``blocking``."""
-        before = _holding.hold
-        if before is not None and before.owner is self:
-            yield
-            return
-        hold = _Hold(self)
-        hold.acquire()
-        _holding.hold = hold
-        try:
-            yield
-        finally:
-            _holding.hold = before
-            hold.release()
-
-    @contextmanager
-    def borrowed(self) -> Iterator[bool]:
-        """Hold the lock if the caller mostly computes; yield whether it is held.
-
-        A caller that blocks outside ``blocking`` keeps the lock. So one that computed for less than
-        BUSY_SHARE of its time works without the lock for PENALTY_FACTOR times as long.
-        """
-        if time.perf_counter() < self._lends_at:
-            yield False
-            return
-        with self.held():
-            began, computed = time.perf_counter(), time.thread_time()
-            try:
-                yield True
-            finally:
-                now = time.perf_counter()
-                if time.thread_time() - computed < BUSY_SHARE * (now - began):
-                    self._lends_at = now + PENALTY_FACTOR * (now - began)
-
-    @property
-    def worked(self) -> float:
-        """Seconds for which the lock was held so far, by all threads together."""
-        since = self._since
-        return self._worked + (time.perf_counter() - since if since else 0.0)
-
-
-class _Hold:
-    """One thread's hold of a CooperativeLock, which it may release and acquire again."""
-
-    __slots__ = ('_lock', '_since', 'owner')
-
-    def __init__(self, owner: CooperativeLock) -> None:
-        self.owner = owner
-
-    def acquire(self) -> None:
-        owner = self.owner
-        while True:
-            lock = owner._lock
-            if not lock.acquire(timeout=LOCK_PATIENCE):
-                if owner._lock is lock:
-                    # The holder may be a thread that does not exist after a fork, so replace the
-                    # lock. Two threads may then run at once, which is harmless.
-                    owner._lock = threading.Lock()
-            elif owner._lock is lock:
-                break
-            else:
-                lock.release()
-        self._lock = lock
-        owner._since = self._since = time.perf_counter()
-
-    def release(self) -> None:
-        owner = self.owner
-        owner._worked += time.perf_counter() - self._since
-        owner._since = 0.0
-        self._lock.release()
-
-
-class _Holding(threading.local):
-    hold: _Hold | None = None
-    """What this thread holds, and releases in ``blocking``."""
-
-
-_holding = _Holding()
-
-
-class blocking:
-    """``with blocking():`` release the CooperativeLock of this thread, if it holds one, during a
-    call that may wait."""
-
-    __slots__ = ('_hold',)
-
-    def __enter__(self) -> None:
-        self._hold, _holding.hold = _holding.hold, None
-        if self._hold is not None:
-            self._hold.release()
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._hold is not None:
-            self._hold.acquire()
-            _holding.hold = self._hold

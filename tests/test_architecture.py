@@ -278,6 +278,16 @@ def test_nothing_is_loaded_in_a_commit(settings: list[str], tmp_path: Path) -> N
     assert (tmp_path / 'mail').exists()
 
 
+def test_protocol_without_input_and_output() -> None:
+    """What speaks SMTP imports no socket, no clock, no thread and no file: drivers have these."""
+    forbidden = {'asyncio', 'io', 'os', 'select', 'selectors', 'socket', 'ssl', 'threading', 'time'}
+    names = [name for name in modules() if name.startswith('mailers.smtp.protocol.')]
+    assert len(names) > 1
+    for name in names:
+        tops = {target.partition('.')[0] for target in imports(name, modules()[name])}
+        assert not tops & forbidden, name
+
+
 def test_short_modules() -> None:
     """A module has one subject, and is short."""
     lengths = {

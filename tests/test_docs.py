@@ -27,7 +27,7 @@ from email.message import EmailMessage
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import urlopen
@@ -56,6 +56,7 @@ from pyramid_sendmail.interfaces import (
     IMailQueue,
     IMailSession,
 )
+from pyramid_sendmail.mailers.attempts import can_be_driven
 from pyramid_sendmail.mailers.factory import mailer_from_url
 from pyramid_sendmail.mailers.schemes import RELAY_OPTIONS
 from pyramid_sendmail.processor.options import POLL_INTERVAL, SHUTDOWN_GRACE
@@ -67,6 +68,7 @@ from tests.benchmarks.__main__ import ROWS
 from tests.benchmarks.__main__ import _parser as benchmarks_parser
 from tests.benchmarks.steady import _parser as steady_parser
 from tests.support.doubles import RecordingMailer
+from tests.support.messages import freeze
 from tests.support.pages import (
     CHANGES,
     DOCS,
@@ -915,6 +917,45 @@ def test_outbox() -> None:
     execute(memory, namespace := {'config': config})
     config.commit()
     assert isinstance(config.registry.getUtility(IMailQueue), MemoryQueue)
+
+
+@tries('howto/own-mailer', 'Send in a way of your own', 'A mailer that speaks SMTP')
+def test_own_mailer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mailer that blocks delivers, defers, refuses and knows what is ambiguous; the one that
+    speaks SMTP needs no thread of its own."""
+    (blocking,), (smtp,) = (
+        in_section('howto/own-mailer', title)
+        for title in ('Send in a way of your own', 'A mailer that speaks SMTP')
+    )
+    answers: list[Any] = [(202, 'ok'), (503, 'busy'), (422, 'no'), TimeoutError('late')]
+
+    def post(sender: str, recipients: tuple[str, ...], raw: bytes) -> tuple[int, str]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return cast(tuple[int, str], answer)
+
+    sys.modules['myapp.mail'].post = post  # type: ignore[attr-defined]
+    config = configurator()
+    execute(blocking, namespace := {})
+    namespace['includeme'](config)
+    config.commit()
+    mailer: Any = config.registry.getUtility(IMailer)
+    assert verifyObject(IMailer, mailer)
+    assert verifyObject(IMailSession, mailer)
+    assert not can_be_driven(mailer)
+    envelope = freeze()
+    outcomes = mailer.connect().send([envelope] * 4)
+    assert [verdict.status for outcome in outcomes for verdict in outcome.values()] == [
+        *('delivered', 'deferred', 'failed', 'ambiguous')
+    ]
+    answers.append(ConnectionRefusedError('nothing listens'))
+    with pytest.raises(exceptions.MailerUnavailable, match='nothing listens'):
+        list(mailer.connect().send([envelope]))
+
+    monkeypatch.setenv('SHOP_PASSWORD', 's3kr1t')
+    execute(smtp, namespace := {})
+    assert can_be_driven(namespace['ShopMailer']())
 
 
 def test_dead_letter() -> None:

@@ -1,14 +1,20 @@
 """The queue processor: it scans a queue, and sends what is due over several connections.
 
+docs/explanation/design.rst draws the walk of a mail, with every thread in it.
+
 ==================== ============================================================
-``processor``        the loop: scan, claim, send, dispatch events
+``processor``        scans, and plans scans, syncs and the end
 ``options``          its options, and their default values
-``worker_pool``      one thread for each connection
+``run``              what the parts of one run share
+``claims``           claims of due mail, one by one
+``loop``             all connections by SMTP and LMTP, in one thread
+``loop_worker``      a worker of the loop: one connection at a time
+``loop_connection``  a connection of the loop, which never blocks
+``worker_pool``      for mailers that block: a thread for each connection
 ``active_queue``     the tickets that the workers share, in memory
 ``rate_limiter``     ``mail.rate``
 ``circuit_breaker``  pauses while the relay is unavailable
-``concurrency``      how many workers send at the same time
-``tracked_claim``    claims that tell the pool when they are due again
+``tracked_claim``    claims that report when they are due again
 ``single_pass``      the scan of ``psendmail-qp --once``
 ``thread``           ``mail.processor = thread``
 ==================== ============================================================

@@ -262,6 +262,7 @@ class ActiveQueue:
         """Wake the workers that wait for work, so that each calls ``acquire`` again."""
         with self._changed:
             self._changed.notify_all()
+        self.on_change()
 
     def start(self, worker: Hashable, *, connected: bool = False) -> bool:
         """Record that a worker of the loop begins to work, if there is a ticket and a permit beside
@@ -327,4 +328,4 @@ class ActiveQueue:
 
 
 def _nothing() -> None:
-    """Nobody wants to know."""
+    """No loop waits for a change."""

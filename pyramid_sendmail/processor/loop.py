@@ -34,8 +34,8 @@ __all__ = ['TICKET_PATIENCE', 'DeliveryLoop']
 log = logging.getLogger(__name__)
 
 TICKET_PATIENCE = 1.0
-"""Seconds for which a mail is kept for a worker that connects: so one mail opens one connection, and
-a relay connection that stalls holds up no mail."""
+"""Seconds for which a mail is kept for a worker that connects: so one mail opens one connection,
+and a relay connection that stalls holds up no mail."""
 
 
 class DeliveryLoop:
@@ -209,7 +209,7 @@ class DeliveryLoop:
             connection.sender.failed(error)
 
     def _read_wake_up(self) -> None:
-        # In this order: a wake-up in between is handled in this turn, and one behind it wakes again.
+        # In this order: a wake-up in between is handled in this turn, a later one wakes again.
         with suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
         self._woken = False

@@ -17,7 +17,6 @@ reads. Each wait has an end: ``deadline``.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable
 from functools import partial
 from math import inf
@@ -30,15 +29,14 @@ from ..exceptions import MailerUnavailable, QueueError
 from ..mailers.session import BeforeFinalDot, describe_error
 from ..mailers.smtp.connect_race import ConnectRace
 from ..mailers.smtp.mailer import SMTPMailer
+from ..mailers.smtp.nonblocking import NonBlockingSocket
 from ..mailers.smtp.protocol.client import SMTPClient
-from ..mailers.smtp.protocol.transfer import SessionEnd
+from ..mailers.smtp.protocol.opening import Handshake
+from ..mailers.smtp.protocol.state import SessionEnd
 from ..mailers.smtp.resolver import Resolved, Resolver
 from ..mailers.smtp.tls import remedy as tls_remedy
 
 __all__ = ['LoopConnection', 'Poller', 'Sender']
-
-BLOCK_BYTES = 16_384
-"""Bytes that are handed to TLS, or read, at a time: one record."""
 
 P = ParamSpec('P')
 T = TypeVar('T')
@@ -104,14 +102,9 @@ class LoopConnection:
         self.sender = sender
         self._mailer = mailer
         self._race: ConnectRace | None = None
-        self._socket: socket | None = None
-        self._secure = False
+        self._connection: NonBlockingSocket | None = None
         self._opened = False
         self._client: SMTPClient | None = None
-        self._rest = memoryview(b'')
-        """What the socket did not take yet."""
-        self._wrote_block = False
-        """Whether a block has left since the last reply: the next one waits for room."""
         self._events = 0
         self._replies = -1
 
@@ -121,7 +114,7 @@ class LoopConnection:
         return self._client.name if self._client is not None else self._mailer.name
 
     def open(self) -> None:
-        """Begin to connect. The sender hears of ``opened`` or ``unavailable``."""
+        """Begin to connect. It calls the sender's ``opened`` or ``unavailable``."""
         self._poller.add(self)
         self._poller.resolver.resolve(
             self._mailer.address,
@@ -138,16 +131,16 @@ class LoopConnection:
         client = self._client
         if self.state == 'quitting':
             return
-        if client is None or self._socket is None or not client.at_rest:
+        if client is None or self._connection is None or not client.at_rest:
             self.close()
             return
         client.quit()
         self.state = 'quitting'
-        written = self._write(client.data_to_send())
-        if self._socket is not None:
+        self._write(client.data_to_send())
+        if self._connection is not None:
             self.deadline = self._poller.monotonic() + client.timeout
-        if written:
-            self._watch(EVENT_READ)
+            if not self._connection.unsent:
+                self._watch(EVENT_READ)
 
     def close(self) -> None:
         """Close at once."""
@@ -158,23 +151,29 @@ class LoopConnection:
             self._race = None
         if self._client is not None:
             self._client.close()
-        self._close_socket()
+        if self._connection is not None:
+            self._watch(0)
+            self._connection.close()
+            self._connection = None
 
-    def on_ready(self, connection: object) -> None:
+    def on_ready(self, socket: object) -> None:
         """A socket is ready."""
+        connection = self._connection
         if self._race is not None:
-            self._run_race((connection,))
+            self._run_race((socket,))
+        elif connection is None:
+            pass  # closed meanwhile
         elif self.state == 'handshake':
             self._shake_hands()
-        elif self._rest:
-            if self._write_rest():
+        elif connection.unsent:
+            if self._write():
                 self._after_write()
         elif self.state == 'quitting':
             self.close()
         elif self.state == 'idle':
-            self._read_while_idle()
+            self._read_while_idle(connection)
         else:
-            self._receive()
+            self._receive(connection)
 
     def on_deadline(self) -> None:
         """The present wait is over."""
@@ -188,7 +187,7 @@ class LoopConnection:
         elif self.state == 'handshake':
             assert client.handshake is not None
             self._handshake_failed(TimeoutError())
-        elif self._rest:
+        elif self._connection is not None and self._connection.unsent:
             self._write_failed(TimeoutError())
             self._pump()
         else:
@@ -229,12 +228,11 @@ class LoopConnection:
                 self.deadline = race.wake_at
                 return
             self._race = None
-            self._socket = race.take()
+            self._connection = NonBlockingSocket(race.take())
         except (OSError, OverflowError) as error:
             self._race = None
             self._unavailable(self._mailer.connect_error(error))
             return
-        self._secure = False
         self._client = self._mailer.client()
         self.state = 'speaking'
         self._pump()
@@ -254,7 +252,7 @@ class LoopConnection:
                 self._unavailable(client.error)
                 return
             if client.handshake is not None:
-                self._start_handshake()
+                self._start_handshake(client.handshake)
                 return
             if not self._exchange_mails(client, sender):
                 return
@@ -321,28 +319,16 @@ class LoopConnection:
             self._watch(EVENT_READ)
             self.sender.out_of_work()
             return
-        if client.replies != self._replies or self.deadline == inf:
+        if client.replies != self._replies:
             self._replies = client.replies
             self.deadline = self._poller.monotonic() + client.timeout
         self._watch(EVENT_READ)
 
-    def _receive(self) -> None:
+    def _receive(self, connection: NonBlockingSocket) -> None:
         client = self._client
         assert client is not None
-        assert self._socket is not None
-        self._wrote_block = False
         try:
-            data = self._socket.recv(BLOCK_BYTES)
-            if self._secure:
-                # The selector does not report what TLS has decrypted already.
-                while self._socket.pending():  # type: ignore[attr-defined]
-                    data += self._socket.recv(BLOCK_BYTES)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            self._watch(EVENT_READ)
-            return
-        except ssl.SSLWantWriteError:
-            self._watch(EVENT_READ | EVENT_WRITE)
-            return
+            data, wanted = connection.receive()
         except OSError as error:
             client.connection_lost(
                 f'while waiting for a reply: {describe_error(error, client.timeout)}',
@@ -350,61 +336,42 @@ class LoopConnection:
                 remedy=tls_remedy(error, speaks_tls=True),
             )
         else:
+            if wanted:
+                self._watch(wanted)
+                return
             self._calling(client.receive_data, data)
         self._pump()
 
-    def _read_while_idle(self) -> None:
+    def _read_while_idle(self, connection: NonBlockingSocket) -> None:
         """The relay has closed, or says why it will; or TLS has something of its own."""
-        assert self._socket is not None
         try:
-            data = self._socket.recv(BLOCK_BYTES)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return
+            data, wanted = connection.receive()
         except OSError:
-            data = b''
+            data, wanted = b'', 0
+        if wanted:
+            return
         if data:
             self.quit()
         else:
             self.close()
         self.sender.ended(SessionEnd('the relay closed the connection', stale=True))
 
-    def _write(self, data: bytes) -> bool:
-        """Begin to write. Return False if the rest must wait."""
-        self._rest = memoryview(data)
-        if len(data) > BLOCK_BYTES and self._wrote_block:
-            # Wait, and do not fill the buffer first: the system reports room only when a third of
-            # it is free, which on a slow connection may outlast the time-out. Besides, the other
-            # connections have their turn.
-            self.deadline = inf
-            self._wait_to_write(EVENT_WRITE)
-            return False
-        return self._write_rest()
-
-    def _write_rest(self) -> bool:
-        """Go on writing. Return False if the rest must wait."""
-        connection, rest = self._socket, self._rest
+    def _write(self, data: bytes = b'') -> bool:
+        """Write, or go on writing. Return False if the rest must wait, or the state has changed."""
+        connection = self._connection
         assert connection is not None
-        self._wrote_block = self._wrote_block or len(rest) > BLOCK_BYTES
+        before = connection.unsent
         try:
-            while rest:
-                sent = connection.send(rest[:BLOCK_BYTES] if self._secure else rest)
-                rest = rest[sent:]
-                self.deadline = inf
-                if len(rest) > BLOCK_BYTES:
-                    raise BlockingIOError
-        except (BlockingIOError, ssl.SSLWantWriteError):
-            self._rest = rest
-            self._wait_to_write(EVENT_WRITE)
-            return False
-        except ssl.SSLWantReadError:
-            self._rest = rest
-            self._wait_to_write(EVENT_READ)
-            return False
+            wanted = connection.send(data)
         except OSError as error:
-            self._rest = rest
             self._write_failed(error)
             return self.state == 'speaking'
-        self._rest = rest
+        if wanted:
+            self._watch(wanted)
+            if data or connection.unsent < before:
+                # Each part that the socket takes has its own time-out.
+                self.deadline = self._poller.monotonic() + self._mailer.timeouts.block
+            return False
         self._replies = -1
         return True
 
@@ -414,69 +381,52 @@ class LoopConnection:
         else:
             self._pump()
 
-    def _wait_to_write(self, events: int) -> None:
-        self._watch(events)
-        if self.deadline == inf:
-            self.deadline = self._poller.monotonic() + self._mailer.timeouts.block
-
     def _write_failed(self, error: OSError) -> None:
-        client = self._client
+        client, connection = self._client, self._connection
         assert client is not None
-        rest, self._rest = self._rest, memoryview(b'')
-        # TLS may have sent part of what it reports as failed.
-        risked = min(len(rest), BLOCK_BYTES) if self._secure else 0
+        assert connection is not None
         if self.state == 'quitting':
             self.close()
             return
         client.write_failed(
             f'while sending: {describe_error(error, self._mailer.timeouts.block)}',
-            len(rest) - risked,
+            connection.certainly_unsent,
             tls_remedy(error, speaks_tls=True),
         )
-        self.deadline = inf
+        connection.send_no_more()
         self._replies = -1
 
     # TLS
 
-    def _start_handshake(self) -> None:
-        client, connection = self._client, self._socket
-        assert client is not None
+    def _start_handshake(self, handshake: Handshake) -> None:
+        connection = self._connection
         assert connection is not None
-        assert client.handshake is not None
         self.state = 'handshake'
-        self.deadline = self._poller.monotonic() + client.handshake.timeout
-        settings = self._mailer.handshake
+        self.deadline = self._poller.monotonic() + handshake.timeout
         self._watch(0)
         try:
-            self._socket = settings.context().wrap_socket(
-                connection, server_hostname=settings.host, do_handshake_on_connect=False
-            )
+            connection.wrap(self._mailer.handshake)
         except OSError as error:
             self._handshake_failed(error)
             return
         self._shake_hands()
 
     def _shake_hands(self) -> None:
-        client, connection = self._client, self._socket
+        client, connection = self._client, self._connection
         assert client is not None
-        assert isinstance(connection, ssl.SSLSocket)
+        assert connection is not None
         try:
-            connection.do_handshake()
-            version = connection.version()
-            if version is None:
-                raise ConnectionResetError('the relay closed the connection')
-        except ssl.SSLWantReadError:
-            self._watch(EVENT_READ)
-        except ssl.SSLWantWriteError:
-            self._watch(EVENT_WRITE)
+            wanted = connection.shake_hands()
         except OSError as error:
             self._handshake_failed(error)
-        else:
-            self._secure = True
-            self.deadline = inf
-            self.state = 'speaking'
-            client.tls_started(version)
-            self._pump()
+            return
+        if wanted:
+            self._watch(wanted)
+            return
+        self._replies = -1
+        self.state = 'speaking'
+        client.tls_started(connection.version)
+        self._pump()
 
     def _handshake_failed(self, error: OSError) -> None:
         client = self._client
@@ -493,12 +443,5 @@ class LoopConnection:
     def _watch(self, events: int) -> None:
         if events != self._events:
             self._events = events
-            assert self._socket is not None
-            self._poller.watch(self._socket, events, self)
-
-    def _close_socket(self) -> None:
-        connection = self._socket
-        if connection is not None:
-            self._watch(0)
-            self._socket = None
-            connection.close()
+            assert self._connection is not None
+            self._poller.watch(self._connection.socket, events, self)

@@ -12,7 +12,7 @@ from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailer, IScannableQueue
 from ..mailers.attempts import Attempts, connection_attempts
 from ..mailers.smtp.mailer import SMTPMailer
-from ..mailers.smtp.protocol.transfer import SessionEnd
+from ..mailers.smtp.protocol.state import SessionEnd
 from ..sending.attempt import Batch
 from ..sending.outcome import OutcomeRecorder
 from .claims import Claimer, DueClaims

@@ -9,8 +9,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import NoReturn
 
@@ -37,9 +37,6 @@ __all__ = ['main', 'run']
 log = logging.getLogger(__name__)
 
 EXIT_DONE, EXIT_RELAY_UNAVAILABLE, EXIT_USAGE, EXIT_QUEUE_UNUSABLE = 0, 1, 2, 3
-
-SWITCH_INTERVAL = 0.0005
-"""Seconds after which the events thread lets a waiting worker run: Python's switch interval."""
 
 
 class UsageError(Exception):
@@ -110,13 +107,12 @@ def run(
             return signals.status if arguments.once else EXIT_DONE
         try:
             _begin(registry, output, once=arguments.once)
-            with _switch_interval(registry):
-                if arguments.once:
-                    _once(processor, registry, signals.stop, output)
-                    return signals.status
-                processor.run(signals.stop)
-                if signals.number:
-                    output.stopped(signals.number)
+            if arguments.once:
+                _once(processor, registry, signals.stop, output)
+                return signals.status
+            processor.run(signals.stop)
+            if signals.number:
+                output.stopped(signals.number)
         except QueueError as error:
             return output.fail(str(error), EXIT_QUEUE_UNUSABLE)
         except MailerUnavailable as error:
@@ -278,23 +274,6 @@ def _take_share(
     number, of = supervisor.number, supervisor.processes
     register_settings(registry, share_of_settings(settings, number, of))
     return workers and max(share(workers, number, of), 1)
-
-
-@contextmanager
-def _switch_interval(registry: Registry) -> Iterator[None]:
-    """Let workers interrupt the events thread sooner if events are dispatched in batches.
-
-    A batch computes for long, and each worker, which needs the interpreter for a moment, would
-    wait for 5 ms each time: half a millisecond makes such a drain 1.4 times as fast. Without
-    batches it would only cost time.
-    """
-    before = sys.getswitchinterval()
-    if has_settings(registry) and settings_of(registry).event_batch > 1:
-        sys.setswitchinterval(SWITCH_INTERVAL)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 def _begin(registry: Registry, output: Output, *, once: bool) -> None:

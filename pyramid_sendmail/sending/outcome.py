@@ -6,13 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple
 
 from ..envelope import Envelope, Outcome, PendingEvent, Tally, Verdict
 from ..exceptions import QueueError
 from ..interfaces import IMailClaim, IMailEventDispatcher
 from ..retry import RetryPolicy
-from ..threads import CooperativeLock
 
 __all__ = ['OutcomeRecorder', 'report_settled']
 
@@ -37,13 +36,6 @@ class Unrecorded(NamedTuple):
     retry_at: float | None
 
 
-@runtime_checkable
-class SharesLock(Protocol):
-    """An event dispatcher whose subscribers and senders take turns at the CPU."""
-
-    cooperative_lock: CooperativeLock
-
-
 @dataclass(slots=True)
 class OutcomeRecorder:
     """Writes the outcome of each attempt to the queue, and dispatches its events.
@@ -60,14 +52,6 @@ class OutcomeRecorder:
     unrecorded: list[Unrecorded] = field(default_factory=list, init=False)
     """Outcomes that could not be written yet. Their claims stay locked, and nothing more may be
     claimed until ``write_unrecorded`` has emptied the list."""
-    cooperative_lock: CooperativeLock = field(init=False)
-    """Held over sessions that release it while they wait; shared with the subscribers."""
-
-    def __post_init__(self) -> None:
-        shared = self.dispatcher
-        self.cooperative_lock = (
-            shared.cooperative_lock if isinstance(shared, SharesLock) else CooperativeLock()
-        )
 
     def write_unrecorded(self) -> None:
         """Write the outcomes that could not be written before.

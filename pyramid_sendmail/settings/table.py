@@ -109,9 +109,9 @@ TABLE: tuple[Setting, ...] = (
         'mail.workers',
         count,
         '4',
-        'the most connections of a queue processor at once; a new one is opened only while the '
-        'existing ones mostly wait for the relay; several processes share them, with at least one '
-        'each',
+        'the most connections of a queue processor at once. By SMTP and LMTP fifty of them take '
+        'one thread; by ``sendmail:`` and ``file:`` each takes a thread. Several processes share '
+        'them, with at least one each',
     ),
     Setting(
         'mail.processes',
@@ -120,7 +120,12 @@ TABLE: tuple[Setting, ...] = (
         'processes of ``psendmail-qp`` that share the queue, or ``auto``: one for each core; with '
         '``mail.processor = thread`` each web process has one queue processor, whatever is set',
     ),
-    Setting('mail.batch', count, '100', 'mails sent on one connection before a new one is opened'),
+    Setting(
+        'mail.batch',
+        count,
+        '100',
+        'mails sent on one connection, which is then closed; the next mail opens a new one',
+    ),
     Setting(
         'mail.event_batch',
         count,

@@ -198,8 +198,10 @@ def test_a_silent_relay(
     child = place.start(place.ini(mail_url=relay.url), '--workers', 1, command=command(IMPATIENT))
     relay.reached()
     assert child.stop() == 0
+    # The commands of the next mail may have left with the final dot.
+    late = '2 mails' if phase == 'last 250' else 'a mail'
     assert child.text.splitlines()[-2:] == [
-        'WARNING still sending at the end of the shutdown time: a mail; '
+        f'WARNING still sending at the end of the shutdown time: {late}; '
         'unfinished mail is retried by the next processor',
         'psendmail-qp: stopped by SIGTERM; unsent mail stays queued',
     ]

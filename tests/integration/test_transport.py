@@ -572,7 +572,7 @@ def test_a_reply_without_end(either: World, verb: str) -> None:
 
 STATUS = {2: 'sent', 4: 'deferred', 5: 'error'}
 
-CODES = [200, 250, 251, 259, 299, 400, 432, 450, 452, 471, 499, 500, 503, 550, 552, 571, 599]
+CODES = [200, 250, 251, 259, 299, 400, 432, 450, 452, 471, 499, 501, 550, 552, 571, 599]
 
 
 @pytest.mark.finding(107)
@@ -594,6 +594,32 @@ def test_the_first_digit_decides(either: World, verb: str, code: int) -> None:
     assert len(either.events) == 1
     if status != 'sent' and code >= 400:
         assert f'{code} so' in either.events[0].reason
+
+
+@pytest.mark.parametrize('code', [500, 502, 503, 504])
+@pytest.mark.parametrize('verb', ['MAIL', 'RCPT'])
+def test_a_refused_command_is_not_the_mails_fault(either: World, verb: str, code: int) -> None:
+    """A relay that refuses the command as such is unavailable: no attempt is counted, and the mail
+    is sent when it has been mended."""
+    either.server.script(verb, reply(code, '5.5.2 Helo command rejected'))
+    either.send()
+    with pytest.raises(MailerUnavailable, match=f'{verb} was answered {code} .*mail.hostname'):
+        either.run()
+    assert not either.events
+    assert [name.partition('/')[0] for name in either.files()] == ['new']
+    either.run()
+    assert [type(event).__name__ for event in either.events] == ['MailSentEvent']
+
+
+@pytest.mark.parametrize('code', [500, 503])
+def test_a_refused_data_command_defers(either: World, code: int) -> None:
+    """DATA that is refused as a command, with recipients accepted, defers."""
+    either.server.script('DATA', reply(code, 'so'))
+    either.send()
+    either.run()
+    [event] = either.events
+    assert type(event).__name__ == 'MailDeferredEvent'
+    assert f'{code} so' in event.reason
 
 
 NONSENSE: dict[str, bytes] = {

@@ -15,7 +15,7 @@ from typing import Any
 from pyramid_sendmail.envelope import Envelope, Outcome
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.mailers.smtp.protocol.transfer import SessionEnd
+from pyramid_sendmail.mailers.smtp.protocol.state import SessionEnd
 from pyramid_sendmail.mailers.smtp.resolver import Resolver
 from pyramid_sendmail.processor.loop_connection import LoopConnection
 from tests.support.sessions import make_mailer
@@ -277,9 +277,8 @@ class ByHand:
                 data = self.relay.recv(65_536)
             except ConnectionResetError:
                 return False
-            if (self._tls is None and self._context is None) or (
-                self._tls is None and self._context is not None and not self._in_tls(data)
-            ):
+            plain = self._context is None or not self._in_tls(data)
+            if self._tls is None and plain:
                 self.received += data
             else:
                 self._incoming.write(data)
@@ -390,7 +389,7 @@ class LoopSession:
         try:
             while self._left:
                 self._handed, self._done = 0, False
-                # A mailer for each, as what it remembers of the relay would change the next session.
+                # A mailer for each: what it remembers would change the next session.
                 self._mailer = self._make()
                 connection = LoopConnection(self._poller, self._mailer, self)
                 connection.open()

@@ -28,7 +28,7 @@ __all__ = ['ANSWERS', 'Fault', 'RecordingConnection', 'mails', 'outcomes_of', 's
 
 ANSWERS: dict[str, Action] = {
     **{str(code): reply(code, '4.2.1 so') for code in (250, 299, 354, 199, 432, 450, 451, 454)},
-    **{f'{code} ': reply(code, 'so') for code in (452, 500, 550, 552, 554, 599)},
+    **{f'{code} ': reply(code, 'so') for code in (452, 501, 550, 552, 554, 599)},
     '452 full': reply(452, '4.2.2 mailbox full'),
     '452 many': reply(452, '4.5.3 too many'),
     **{name: action for name, action in CLOSED.items() if 'silent' not in name},

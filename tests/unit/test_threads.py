@@ -1,5 +1,4 @@
-"""Background threads: one of each name, started anew after a fork, waited for at exit; and the
-cooperative lock."""
+"""Background threads: one of each name, started anew after a fork, waited for at exit."""
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ import atexit
 import gc
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +15,10 @@ import pytest
 from pyramid_sendmail.threads import (
     EXIT_GRACE,
     BackgroundThreads,
-    CooperativeLock,
     after_fork,
-    blocking,
     in_background_thread,
 )
-from tests.support.queues import forked, reap, until
+from tests.support.queues import forked, reap
 
 
 class Component:
@@ -183,209 +179,6 @@ def test_a_fork_while_a_lock_is_held() -> None:
         pid = forked(work)
     assert reap(pid) == 0
     component.going_on.set()
-
-
-def test_one_thread_works_at_a_time() -> None:
-    """A second thread waits until the holder releases the lock, if only in ``blocking``."""
-    shared, order = CooperativeLock(), []
-    lock = shared._lock
-    started = threading.Event()
-
-    def other() -> None:
-        started.set()
-        with shared.held():
-            order.append('other')
-
-    def first() -> None:
-        with shared.held():
-            threading.Thread(target=other, daemon=True).start()
-            started.wait(10)
-            order.append('first')
-            with blocking():
-                until(lambda: 'other' in order)
-            order.append('first again')
-
-    thread = threading.Thread(target=first, daemon=True)
-    thread.start()
-    thread.join(10)
-    assert order == ['first', 'other', 'first again']
-    assert shared._lock is lock, 'no thread ran out of patience'
-
-
-def test_the_lock_is_taken_again_after_waiting() -> None:
-    """After ``blocking`` the lock is held again, even if the wait raised."""
-    shared = CooperativeLock()
-
-    def wait() -> None:
-        with blocking():
-            assert not taken()
-            with blocking():
-                assert not taken()
-            raise ZeroDivisionError
-
-    def taken() -> bool:
-        free = shared._lock.acquire(blocking=False)
-        if free:
-            shared._lock.release()
-        return not free
-
-    with shared.held():
-        assert taken()
-        with pytest.raises(ZeroDivisionError):
-            wait()
-        assert taken()
-    assert not taken()
-
-
-def test_a_thread_without_the_lock_releases_none() -> None:
-    """``blocking`` does nothing in a thread that holds no lock."""
-    shared = CooperativeLock()
-    with shared.held():
-        thread = threading.Thread(target=lambda: blocking().__enter__())
-        thread.start()
-        thread.join(10)
-        assert not shared._lock.acquire(blocking=False)
-    with blocking():
-        assert shared._lock.acquire(blocking=False)
-
-
-def test_the_lock_measures_how_long_it_was_held() -> None:
-    """``worked`` grows while the lock is held, and not in ``blocking``."""
-    shared = CooperativeLock()
-    assert shared.worked == 0
-    with shared.held():
-        until(lambda: shared.worked > 0.01)
-        with blocking():
-            worked = shared.worked
-            threading.Event().wait(0.02)
-            assert shared.worked == worked
-    assert shared.worked >= worked
-
-
-def test_the_lock_is_reentrant() -> None:
-    """A holder may take the lock again, and releases it once."""
-    shared, other = CooperativeLock(), CooperativeLock()
-    lock = shared._lock
-    with shared.held():
-        with shared.held():
-            assert shared._lock is lock, 'it waited for itself, until it ran out of patience'
-            with blocking():
-                assert not lock.locked()
-        assert lock.locked()
-        with other.held(), blocking():
-            assert not other._lock.locked()
-            assert lock.locked()
-        assert lock.locked()
-    assert not lock.locked()
-
-
-def test_a_slow_holder_does_not_block_the_others() -> None:
-    """Others work beside a slow holder after LOCK_PATIENCE; afterwards there is one lock again."""
-    shared = CooperativeLock()
-    started, go_on = threading.Event(), threading.Event()
-
-    def slow() -> None:
-        with shared.held():
-            started.set()
-            go_on.wait(10)
-
-    thread = threading.Thread(target=slow, daemon=True)
-    thread.start()
-    started.wait(10)
-    late = shared._lock
-    with shared.held():
-        assert shared._lock is not late
-        assert shared._lock.locked()
-        go_on.set()
-        thread.join(10)
-        assert not late.locked()
-        assert shared._lock.locked(), 'the slow holder has released a lock that it did not hold'
-    assert not shared._lock.locked()
-    assert shared.worked > 0
-
-
-def test_a_lock_that_was_replaced_is_not_used() -> None:
-    """A thread that acquires a lock which was replaced meanwhile waits for the new one."""
-    shared, order = CooperativeLock(), []
-    late = shared._lock
-    late.acquire()
-    wanted = threading.Event()
-
-    class Watched:
-        """The lock of a slow holder; it shows that another thread waits for it."""
-
-        def acquire(self, timeout: float) -> bool:
-            wanted.set()
-            return late.acquire()
-
-        def release(self) -> None:
-            late.release()
-
-    def other() -> None:
-        with shared.held():
-            order.append('other')
-
-    watched: Any = Watched()
-    shared._lock = watched
-    thread = threading.Thread(target=other, daemon=True)
-    thread.start()
-    wanted.wait(10)
-    shared._lock = threading.Lock()
-    with shared.held():
-        late.release()
-        thread.join(0.02)
-        order.append('first')
-    thread.join(10)
-    assert order == ['first', 'other']
-    assert not late.locked()
-
-
-def test_a_borrower_that_computes_has_the_lock() -> None:
-    """A borrower that uses the CPU may borrow again at once."""
-    shared = CooperativeLock()
-    for _ in range(3):
-        with shared.borrowed() as locked:
-            assert locked
-            assert shared._lock.locked()
-            end = time.thread_time() + 0.005
-            while time.thread_time() < end:
-                pass
-        if shared._lends_at:  # this machine was busy
-            shared._lends_at = 0.0
-        assert not shared._lock.locked()
-
-
-def test_a_borrower_that_waits_works_without_the_lock() -> None:
-    """A borrower that mostly waited may not borrow for a while, even if it raised."""
-    shared = CooperativeLock()
-
-    def wait() -> None:
-        with shared.borrowed() as locked:
-            assert locked
-            time.sleep(0.05)
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        wait()
-    assert not shared._lock.locked()
-    with shared.borrowed() as locked:
-        assert not locked
-        assert not shared._lock.locked()
-    shared._lends_at = 0.0
-    with shared.borrowed() as locked:
-        assert locked
-
-
-def test_a_lock_that_was_held_at_a_fork() -> None:
-    """No thread of a child releases it, so the child replaces it."""
-    shared = CooperativeLock()
-    shared._lock.acquire()
-
-    def work() -> None:
-        with shared.held():
-            pass
-
-    assert reap(forked(work)) == 0
 
 
 def test_after_fork_calls_a_method_in_the_child_alone() -> None:

@@ -1,18 +1,17 @@
 """SMTP and LMTP.
 
 ===================  =========================================================================
-``mailer``           SMTPMailer: connect, TLS, authentication; then a session
+``mailer``           SMTPMailer: what a connection needs, and a session that blocks
 ``lmtp``             LMTPMailer: the same for LMTP, over TCP or a Unix socket
 ``address``          where the relay listens, and the socket to it
+``resolver``         host names, looked up in a helper thread
+``connect_race``     connect to the first of several addresses that answers
 ``options``          what a caller may choose: TLS, time-outs, how to speak
 ``tls``              TLS contexts, and what to do when a handshake fails
 ``authentication``   user names, passwords and access tokens (AUTH)
-``session``          SMTPSession: mail after mail on one connection
-``chunking``         ChunkingSession: several mails in flight (CHUNKING)
-``transaction``      one mail on its way through a session
-``extensions``       what the relay offers, the commands, the meaning of replies
-``connection``       SMTPConnection: commands out, replies in, time-outs
-``dot_stuffing``     the text of a mail as it follows DATA
+``protocol``         SMTP and LMTP without input and output
+``session``          SMTPSession: the driver of the protocol that blocks
+``connection``       SMTPConnection: a socket, TLS and time-outs, for that driver
 ===================  =========================================================================
 """
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
-from ...threads import blocking
 from .connect_race import AddressInfo, AddressMemory, ConnectRace
 
 __all__ = ['Address', 'TCPAddress', 'UnixAddress', 'open_socket']
@@ -127,9 +126,7 @@ def open_socket(
     ``socket.getaddrinfo``, which is looked up at each call, so that an application may replace it.
     ``memory``: which address to try first. Raises OSError with the failure of each address.
     """
-    with blocking():
-        addresses = _resolve(host, port, resolve)
-    return _connect(addresses, timeout, memory)
+    return _connect(_resolve(host, port, resolve), timeout, memory)
 
 
 def _resolve(host: str, port: int, resolve: Resolve | None = None) -> Sequence[AddressInfo]:
@@ -152,8 +149,7 @@ def _connect(
     ):
         race.advance(time.monotonic())
         while not race.ended:
-            with blocking():
-                ready = selector.select(race.wake_at - time.monotonic())
+            ready = selector.select(race.wake_at - time.monotonic())
             race.advance(time.monotonic(), [key.fileobj for key, _ in ready])
         connection = race.take()
     connection.settimeout(timeout)

@@ -12,7 +12,6 @@ import ssl
 import time
 
 from ...exceptions import SendmailError
-from ...threads import blocking
 from ..session import describe_error
 from .tls import remedy as tls_remedy
 
@@ -164,6 +163,5 @@ class SMTPConnection:
         if self._socket.fileno() < 0:
             raise OSError(errno.EBADF, 'the connection was closed on our side')
         self._poll.register(self._socket, event)
-        with blocking():
-            if not self._poll.poll(seconds * 1000):
-                raise TimeoutError
+        if not self._poll.poll(seconds * 1000):
+            raise TimeoutError

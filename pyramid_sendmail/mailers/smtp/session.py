@@ -28,8 +28,6 @@ __all__ = ['SMTPSession']
 class SMTPSession:
     """A session on a connected socket. ``timeouts``: those of the client."""
 
-    cooperative = True  # see IMailSession
-
     def __init__(
         self, connection: SMTPConnection, client: SMTPClient, *, timeouts: Timeouts
     ) -> None:
@@ -59,8 +57,8 @@ class SMTPSession:
         """See IMailSession."""
         client = self._client
         if client.outcomes or not (client.idle or client.end is not None):
-            client.outcomes.clear()
             self._stop('an earlier send was not finished')
+            client.outcomes.clear()
         client.before_final_dot = before_final_dot
         source: Iterator[Envelope] | None = iter(envelopes)
         while True:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from math import inf
 
 from ...exceptions import QueueError
-from ...threads import after_fork, blocking
+from ...threads import after_fork
 from .permissions import Permissions, user_name
 
 __all__ = ['FOLDERS', 'QueueFiles']
@@ -355,8 +355,7 @@ class QueueFiles:
 
     def sync_file(self, descriptor: int) -> None:
         if self.sync:
-            with blocking():
-                os.fsync(descriptor)
+            os.fsync(descriptor)
 
     def sync_folder(self, folder: str) -> None:
         """Make the folder's entries survive a power cut."""
@@ -364,8 +363,7 @@ class QueueFiles:
             return
         descriptor = os.open(f'{self.root}/{folder}', os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
         try:
-            with blocking():
-                os.fsync(descriptor)
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
 

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator
 
 from ...envelope import BLOCK_SIZE, is_crlf
-from ...threads import blocking
 from .files import QueueFiles
 from .format import EnvelopeBlock, decode, lengths_of
 
@@ -38,8 +37,7 @@ def load(
     if size > LARGE_FILE:
         data = files.read(descriptor, size)
     text = FileText(files, descriptor, at=size, end=os.fstat(descriptor).st_size)
-    with blocking():
-        return decode(data[:size], text), text
+    return decode(data[:size], text), text
 
 
 class FileText:

@@ -14,7 +14,11 @@
 ``tls``              TLSAuthority: certificates, valid and invalid
 ``client``           a client that writes any bytes, to test the server itself
 ``strict_reader``    what is wrong with a message by the RFCs (not about SMTP)
+``model_relay``      a model of a relay without a socket, which knows who has had what
+``wire_rules``       what a client may write, and when
+``links``            a driver of SMTPClient that moves bytes to the model and back
+``drains``           all mail to the model, over as many connections as it takes
 ===================  =========================================================================
 
-Its modules import nothing else of the tests, and nothing of pyramid_sendmail.
+Its modules import nothing else of the tests, and nothing of pyramid_sendmail but in ``drains``.
 """

@@ -11,7 +11,6 @@ import pytest
 from pyramid.registry import Registry
 from pyramid.response import Response
 from webtest import TestApp
-from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from pyramid_sendmail import Message
@@ -177,40 +176,6 @@ def test_processor_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (4, 100, None, None),
     ]
     assert recorders.returned[0].policy.give_up_after == 3600
-
-
-@implementer(IMailEventDispatcher)
-class OwnDispatcher:
-    """A dispatcher of the application's own."""
-
-    failures = 0
-
-    def wants(self, kind: str) -> bool:
-        return False
-
-    def flush(self, timeout: float) -> bool:
-        return True
-
-    def dispatch(self, claim: Any, events: Any) -> None:
-        raise AssertionError
-
-
-def test_senders_and_subscribers_share_a_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The senders of a process share the dispatcher's lock; another dispatcher needs none."""
-    recorders = Calls(monkeypatch, 'OutcomeRecorder')
-    registry = committed(url='null:', queue_path=tmp_path, delivery='direct')
-    lock = registry.getUtility(IMailEventDispatcher).cooperative_lock
-    processor_of(registry)
-    delivery, processor = recorders.returned
-    assert delivery.cooperative_lock is lock
-    assert processor.cooperative_lock is lock
-    config = configured(url='null:', queue_path=tmp_path)
-    config.registry.registerUtility(OwnDispatcher(), IMailEventDispatcher)
-    config.commit()
-    processor_of(config.registry)
-    assert recorders.returned[-1].cooperative_lock is not lock
 
 
 def test_message_settings() -> None:

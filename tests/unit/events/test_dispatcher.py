@@ -51,7 +51,7 @@ from pyramid_sendmail.interfaces import (
 )
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.retry import RetryPolicy
-from pyramid_sendmail.threads import blocking, in_background_thread
+from pyramid_sendmail.threads import in_background_thread
 from tests.support.databases import NOTES, make_notes, notes
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import NOW, Clock, deferred, failed, make_envelope, sent, until
@@ -1293,43 +1293,6 @@ def test_the_backlog_depends_on_the_limit_of_open_files(
     assert EventDispatcher(Registry())._backlog == backlog
 
 
-# The lock that is shared with the senders
-
-
-def test_subscribers_hold_the_lock(application: Application) -> None:
-    """The lock is held while a subscriber runs, and released when no event is left, even if the
-    subscriber raised."""
-
-    def subscriber(event: Any) -> None:
-        application.handled.append(dispatcher.cooperative_lock._lock.locked())
-        raise ZeroDivisionError
-
-    application.subscribe(subscriber)
-    dispatcher = application.dispatcher
-    envelope = make_envelope()
-    dispatcher.dispatch(Claim(envelope), [sent(envelope)])
-    assert dispatcher.flush(WAIT)
-    until(lambda: not dispatcher.cooperative_lock._lock.locked())
-    assert application.handled == [True]
-
-
-def test_a_slow_subscriber_stops_no_worker(application: Application) -> None:
-    """A worker takes the lock while a subscriber waits for that worker."""
-    worked = threading.Event()
-    application.subscribe(lambda event: application.handled.append(worked.wait(WAIT)))
-    dispatcher = application.dispatcher
-    envelope = make_envelope()
-    claim: Any = Claim(envelope)
-    dispatcher.dispatch(claim, [sent(envelope)])
-    until(dispatcher.cooperative_lock._lock.locked)
-    assert not dispatcher.flush(0.01)
-    with dispatcher.cooperative_lock.held():
-        worked.set()
-        assert dispatcher.flush(WAIT)
-    assert application.handled == [True]
-    assert claim.done == [('acknowledge', [sent(envelope).id])]
-
-
 @pytest.mark.parametrize('batch', [1, 10])
 def test_mail_leaves_while_a_subscriber_waits(
     tmp_path: Path, smtp_server: ScriptedSMTPServer, batch: int
@@ -1357,19 +1320,3 @@ def test_mail_leaves_while_a_subscriber_waits(
         sent = {delivery.send(message(f'Number {number}')) for number in range(30)}
     assert processor_of(config.registry).run_once().delivered == 30
     assert set(handled) == sent
-
-
-def test_a_subscriber_that_waits_releases_the_lock(application: Application) -> None:
-    """A call in ``blocking`` inside of a subscriber releases the lock, and takes it again."""
-
-    def subscriber(event: Any) -> None:
-        with blocking():
-            application.handled.append(dispatcher.cooperative_lock._lock.locked())
-        application.handled.append(dispatcher.cooperative_lock._lock.locked())
-
-    application.subscribe(subscriber)
-    dispatcher = application.dispatcher
-    envelope = make_envelope()
-    dispatcher.dispatch(Claim(envelope), [sent(envelope)])
-    assert dispatcher.flush(WAIT)
-    assert application.handled == [False, True]

@@ -39,7 +39,12 @@ class Steered:
 
     def rest(self) -> None:
         """Wait until all workers wait for a permit or for mail."""
-        until(lambda: self.active_queue.waiting == self.workers)
+        if isinstance(self.processor._mailer, SMTPMailer):
+            # The loop has one thread, which looks for work a moment after it was woken.
+            time.sleep(0.1)
+            until(lambda: not self.active_queue.working)
+        else:
+            until(lambda: self.active_queue.waiting == self.workers)
 
     @property
     def active_queue(self) -> ActiveQueue:

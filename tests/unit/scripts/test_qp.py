@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -393,25 +392,6 @@ def test_nohup() -> None:
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.parametrize(('batch', 'interval'), [(1, None), (50, qp.SWITCH_INTERVAL)])
-def test_threads_switch_sooner_beside_batches(batch: int, interval: float | None) -> None:
-    """If events are dispatched in batches, threads switch sooner while the processor runs, and as
-    before after any end of it."""
-    before = sys.getswitchinterval()
-    intervals: list[float] = []
-
-    def run_once(progress: Any, stop: Any) -> Tally:
-        intervals.append(sys.getswitchinterval())
-        raise MailerUnavailable('refused')
-
-    app = application()
-    settings: Any = SimpleNamespace(event_batch=batch, processes=1, rate=None)
-    register_settings(app.registry, settings)
-    assert run('x.ini', '--once', processor=Processor(run_once=run_once), app=app) == 1
-    assert intervals == pytest.approx([interval or before])
-    assert sys.getswitchinterval() == before
 
 
 def test_once_ended_by_a_signal(capsys: pytest.CaptureFixture[str]) -> None:

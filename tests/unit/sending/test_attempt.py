@@ -15,9 +15,7 @@ from pyramid_sendmail.envelope import Envelope, Outcome, Tally
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import IMailer, IMailEventDispatcher, IMailSession
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.sending.attempt import Batch, attempt
-from pyramid_sendmail.sending.outcome import OutcomeRecorder
-from pyramid_sendmail.sending.relay_connection import RelayConnection
+from pyramid_sendmail.sending.attempt import attempt
 from tests.support.attempts import (
     DELIVERED,
     POLICY,
@@ -28,7 +26,6 @@ from tests.support.attempts import (
     lines,
     raises,
 )
-from tests.support.doubles import RecordingMailer
 from tests.support.processors import RecordingDispatcher
 from tests.support.queues import NOW, files, make_envelope
 
@@ -449,34 +446,3 @@ def test_claiming_fails_in_the_middle(world: World) -> None:
         attempt(claims(), world.connection(answers()), world.attempts, world.tally)
     assert world.tally == Tally(delivered=1)
     assert world.claimable() == 1
-
-
-class Forwarding:
-    """A wrapper around a session, which forwards everything."""
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-
-@pytest.mark.parametrize('wrapped', [False, True])
-def test_a_wrapper_does_not_inherit_the_flag(wrapped: bool) -> None:
-    """The lock is held only over a session whose own class is cooperative: others may wait without
-    releasing it."""
-
-    class Session:
-        cooperative = True
-        name = 'session:'
-
-        def send(self, envelopes: Any, *, before_final_dot: Any = None) -> Iterator[Any]:
-            held.append(attempts.cooperative_lock._lock.locked())
-            return iter(())
-
-    held: list[bool] = []
-    attempts = OutcomeRecorder(POLICY, RecordingDispatcher())
-    session = Forwarding(Session()) if wrapped else Session()
-    connection = RelayConnection(RecordingMailer())
-    Batch(iter(()), connection, attempts, Tally()).send(session)
-    assert held == [not wrapped]

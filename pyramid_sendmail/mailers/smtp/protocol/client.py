@@ -13,7 +13,8 @@ from .extensions import Extensions
 from .opening import Handshake, Opening, Wait
 from .relay_memory import RelayMemory
 from .replies import ReplyError, ReplyReader
-from .transfer import MailTransfer, SessionEnd
+from .state import SessionEnd
+from .transfer import MailTransfer
 
 __all__ = ['SMTPClient']
 
@@ -113,7 +114,9 @@ class SMTPClient:
     def may_quit(self) -> bool:
         """Whether QUIT may be sent, as far as the relay is concerned."""
         transfer = self._transfer
-        return self._may_quit and (transfer is None or transfer.may_quit)
+        if transfer is not None and (transfer.in_text or not transfer.may_quit):
+            return False
+        return self._may_quit
 
     @property
     def at_rest(self) -> bool:
@@ -132,11 +135,12 @@ class SMTPClient:
 
     @property
     def timeout(self) -> float:
-        """Seconds in which the next reply must come."""
+        """Seconds in which the next reply must come, or the handshake be done."""
         if self.quitting:
             return self._timeouts.quit
-        if self._wait is not None:
-            return self._wait.timeout
+        step = self.handshake or self._wait
+        if step is not None:
+            return step.timeout
         return self._transfer.timeout if self._transfer is not None else self._timeouts.command
 
     @property
@@ -165,7 +169,8 @@ class SMTPClient:
         self._output.append(b'QUIT\r\n')
 
     def close(self, reason: str = 'the session is closed') -> None:
-        """Nothing more is sent; the driver closes the connection."""
+        """Nothing more is sent; the driver closes the connection. Mails without an outcome are
+        untouched then."""
         self._may_quit = False
         self.reader.clear()
         if self._transfer is not None:
@@ -188,7 +193,10 @@ class SMTPClient:
         return transfer.data_to_send()
 
     def receive_data(self, data: bytes) -> None:
-        """Take bytes from the relay; b'' if it closed the connection."""
+        """Take bytes from the relay; b'' if it closed the connection.
+
+        Raises what reading the text of a mail raises: 354 may be among the bytes.
+        """
         if self.quitting:
             self.replies += 1
             return
@@ -196,7 +204,9 @@ class SMTPClient:
             self.connection_lost(HUNG_UP, hung_up=True)
             return
         self.reader.feed(data)
-        if self._transfer is not None:
+        if self.handshake is not None:
+            self._not_before_handshake()
+        elif self._transfer is not None:
             self._read_replies(self._transfer)
         else:
             self._read_opening()
@@ -249,6 +259,9 @@ class SMTPClient:
             while self._wait is not None and (lines := self.reader.next_lines()) is not None:
                 self.replies += 1
                 self._advance(lines)
+                if self._output and self.reader.unread[:1] in (b'2', b'3'):
+                    # It would be taken for the reply to a command that has not left.
+                    self.connection_lost('the relay sent more replies than it got commands')
         except ReplyError as error:
             self.connection_lost(str(error))
 
@@ -273,10 +286,12 @@ class SMTPClient:
             else:
                 self.handshake = step
                 if self.reader.unread:
-                    # An attacker could have put replies in front of the handshake (CVE-2011-0411).
-                    self.connection_lost(
-                        'the relay sent more than its reply before the TLS handshake'
-                    )
+                    self._not_before_handshake()
+
+    def _not_before_handshake(self) -> None:
+        """Refuse bytes in front of the handshake: an attacker could have put replies there, which
+        would count as if they had come by TLS (CVE-2011-0411)."""
+        self.connection_lost('the relay sent more than its reply before the TLS handshake')
 
     def _failed(self, error: MailerUnavailable) -> None:
         self._output.clear()

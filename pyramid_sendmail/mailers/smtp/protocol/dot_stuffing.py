@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-__all__ = ['stuffed']
+__all__ = ['stuffed', 'stuffed_text']
 
 
 def stuffed(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -17,6 +17,13 @@ def stuffed(blocks: Iterable[bytes]) -> Iterator[bytes]:
         held = _doubled(before, block)
         before = block[-2:] if len(block) > 1 else before[-1:] + block
     yield held + (b'.\r\n' if before == b'\r\n' else b'\r\n.\r\n')
+
+
+def stuffed_text(text: bytes) -> bytes:
+    """Return a whole text with dots at line starts doubled, and CRLF.CRLF at its end."""
+    if b'.' in text:
+        text = _doubled(b'\r\n', text)
+    return text + (b'.\r\n' if text.endswith(b'\r\n') or not text else b'\r\n.\r\n')
 
 
 def _doubled(before: bytes, block: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """From the greeting to the first mail: EHLO, STARTTLS and AUTH (RFC 5321, 3.1; 3207; 4954).
 
-``open_session`` is a generator: it writes commands, and yields what it waits for. So the order of
+``Opening.steps`` is a generator: it writes commands, and yields what it waits for. So the order of
 the steps can be read from top to bottom, although nothing here waits.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, NoReturn
 
 from ....envelope import Reply
@@ -73,7 +73,7 @@ class Opening:
     write: Callable[[bytes], None]
     secure: bool = False
     """Whether the connection is encrypted: to be set after a Handshake."""
-    secrets: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = field(default=(), repr=False)
     """What to mask in the relay's later replies."""
 
     def steps(self) -> Generator[Wait | Handshake, Lines, dict[str, str]]:

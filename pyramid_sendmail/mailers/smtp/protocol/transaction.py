@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from ....envelope import Envelope, Outcome, Verdict
+from ....envelope import Envelope, Outcome, Reply, Verdict
+from .extensions import is_command_error
 
 __all__ = ['Command', 'MailTransaction', 'Stage']
 
@@ -23,7 +24,7 @@ Stage = Literal['waiting', 'commands', 'ready', 'text', 'sent']
 """
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class MailTransaction:
     """A mail on its way, and what is known of its recipients.
 
@@ -77,6 +78,16 @@ class MailTransaction:
         if self.accepted or not self.verdicts:
             return False
         return all(each in self.verdicts for each in self.asked)
+
+    @property
+    def command_error(self) -> Reply | None:
+        """A reply by which all of ``asked`` were refused because of the command."""
+        replies = [self.verdicts[each].reply for each in self.asked if each in self.verdicts]
+        if not replies or len(replies) < len(self.asked):
+            return None
+        if all(reply is not None and is_command_error(reply) for reply in replies):
+            return replies[0]
+        return None
 
     @property
     def refused(self) -> bool:

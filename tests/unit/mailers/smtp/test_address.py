@@ -26,7 +26,6 @@ from pyramid_sendmail.mailers.smtp.connect_race import (
     AddressMemory,
     ConnectRace,
 )
-from pyramid_sendmail.threads import CooperativeLock
 from tests.support.queues import forked, reap, until
 
 SLACK = 1.0
@@ -274,19 +273,6 @@ def test_interrupted(silent: Callable[..., Any]) -> None:
             connect(silent('127.0.0.2'), silent('127.0.0.3'))
     finally:
         signal.signal(signal.SIGALRM, before)
-
-
-def test_a_cooperative_lock_is_released(silent: Callable[..., Any]) -> None:
-    """While a thread resolves and connects, another may compute."""
-    shared, addresses = CooperativeLock(), found(silent())
-
-    def resolve(*_name: object, **_options: object) -> list[AddressInfo]:
-        time.sleep(0.3)
-        return addresses
-
-    with shared.held(), pytest.raises(OSError, match='timed out'):
-        open_socket('relay', 25, 0.3, resolve=resolve)
-    assert shared.worked < 0.25
 
 
 # What is remembered

@@ -20,10 +20,8 @@ from pyramid_sendmail.mailers.smtp.connection import ConnectionLost
 from pyramid_sendmail.mailers.smtp.lmtp import LMTPMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
-from pyramid_sendmail.mailers.smtp.protocol.transfer import (
-    MAX_BYTES_IN_FLIGHT,
-    MAX_PIPELINED_COMMANDS,
-)
+from pyramid_sendmail.mailers.smtp.protocol.flight import MAX_BYTES_IN_FLIGHT
+from pyramid_sendmail.mailers.smtp.protocol.state import MAX_PIPELINED_COMMANDS
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.format import decode

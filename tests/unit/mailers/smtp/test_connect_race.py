@@ -442,7 +442,8 @@ def test_a_remembered_address_that_goes_away() -> None:
         with network.race(memory=memory) as race:
             assert network.run(race).number == 0
         assert network.now - start == pytest.approx(delay + 0.1)
-        assert memory.address == ('192.0.2.0', 25)
+        # The first of the list works: the list decides again.
+        assert memory.address is None
 
 
 def test_a_remembered_address_that_fails_is_forgotten() -> None:
@@ -515,7 +516,8 @@ def test_any_order_of_answers(
         return
     connection: Any = race.take()
     assert network.open() == [connection]
-    assert memory.address == connection.address
+    first = connection.address == ('192.0.2.0', 25)
+    assert memory.address == (None if first else connection.address)
     in_time = [each for each in network.sockets if each.at == ends_at(each, timeout)]
     assert end == connection.at == min(each.at for each in in_time if not each.code)
     assert not connection.code
