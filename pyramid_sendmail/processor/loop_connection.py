@@ -35,7 +35,11 @@ from ..mailers.smtp.resolver import Resolved
 from ..mailers.smtp.tls import remedy as tls_remedy
 from .loop_roles import Poller, Sender
 
+<<<<<<< HEAD
 __all__ = ['LoopConnection']
+=======
+__all__ = ['LoopConnection', 'Poller', 'Sender']
+>>>>>>> looptests
 
 P = ParamSpec('P')
 T = TypeVar('T')
@@ -88,11 +92,15 @@ class LoopConnection:
             return
         client.quit()
         self.state = 'quitting'
+<<<<<<< HEAD
         written = self._write(client.data_to_send())
+=======
+        self._write(client.data_to_send())
+>>>>>>> looptests
         if self._connection is not None:
             self.deadline = self._poller.monotonic() + client.timeout
-        if written:
-            self._watch(EVENT_READ)
+            if not self._connection.unsent:
+                self._watch(EVENT_READ)
 
     def close(self) -> None:
         """Close at once."""

@@ -277,9 +277,8 @@ class ByHand:
                 data = self.relay.recv(65_536)
             except ConnectionResetError:
                 return False
-            if (self._tls is None and self._context is None) or (
-                self._tls is None and self._context is not None and not self._in_tls(data)
-            ):
+            plain = self._context is None or not self._in_tls(data)
+            if self._tls is None and plain:
                 self.received += data
             else:
                 self._incoming.write(data)
@@ -390,7 +389,11 @@ class LoopSession:
         try:
             while self._left:
                 self._handed, self._done = 0, False
+<<<<<<< HEAD
                 # A mailer for each: what it remembers of the relay would change the next session.
+=======
+                # A mailer for each: what it remembers would change the next session.
+>>>>>>> looptests
                 self._mailer = self._make()
                 connection = LoopConnection(self._poller, self._mailer, self)
                 connection.open()

@@ -481,7 +481,10 @@ def test_as_the_session_that_blocks(manner: str, faults: list[Fault]) -> None:
         results = [_without_port(each, server.port) for each in session.run()]
         idle(server)
         assert not server.violations, server.dump()
-        assert [*results, sorted(server.pairs().items()), len(server.messages)] == blocking
+        assert results == blocking[:-2]
+        if 'ambiguous' not in str(results):
+            # What is in doubt may have arrived or not.
+            assert [sorted(server.pairs().items()), len(server.messages)] == blocking[-2:]
 
 
 def _without_port(result: Any, port: int) -> Any:
