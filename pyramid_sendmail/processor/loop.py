@@ -209,11 +209,7 @@ class DeliveryLoop:
             connection.sender.failed(error)
 
     def _read_wake_up(self) -> None:
-<<<<<<< HEAD
         # In this order: a wake-up in between is handled in this turn; a later one wakes again.
-=======
-        # In this order: a wake-up in between is handled in this turn, a later one wakes again.
->>>>>>> looptests
         with suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
         self._woken = False

@@ -35,11 +35,7 @@ from ..mailers.smtp.resolver import Resolved
 from ..mailers.smtp.tls import remedy as tls_remedy
 from .loop_roles import Poller, Sender
 
-<<<<<<< HEAD
 __all__ = ['LoopConnection']
-=======
-__all__ = ['LoopConnection', 'Poller', 'Sender']
->>>>>>> looptests
 
 P = ParamSpec('P')
 T = TypeVar('T')
@@ -92,11 +88,7 @@ class LoopConnection:
             return
         client.quit()
         self.state = 'quitting'
-<<<<<<< HEAD
-        written = self._write(client.data_to_send())
-=======
         self._write(client.data_to_send())
->>>>>>> looptests
         if self._connection is not None:
             self.deadline = self._poller.monotonic() + client.timeout
             if not self._connection.unsent:

@@ -389,11 +389,7 @@ class LoopSession:
         try:
             while self._left:
                 self._handed, self._done = 0, False
-<<<<<<< HEAD
                 # A mailer for each: what it remembers of the relay would change the next session.
-=======
-                # A mailer for each: what it remembers would change the next session.
->>>>>>> looptests
                 self._mailer = self._make()
                 connection = LoopConnection(self._poller, self._mailer, self)
                 connection.open()

@@ -12,6 +12,7 @@
 ``protocol``         SMTP and LMTP without input and output
 ``session``          SMTPSession: the driver of the protocol that blocks
 ``connection``       SMTPConnection: a socket, TLS and time-outs, for that driver
+``nonblocking``      a socket that never blocks, with TLS, for the queue processor's loop
 ===================  =========================================================================
 """
 

@@ -23,13 +23,8 @@ class NonBlockingSocket:
         self.socket = connection
         self.version = ''
         self._rest = memoryview(b'')
-<<<<<<< HEAD
         self._wrote_block = False
         """Whether a block has left since the last reply: the next one waits for room."""
-=======
-        self._sent_block = False
-        """Whether a block has left since bytes came last: the next one waits for room."""
->>>>>>> looptests
 
     @property
     def unsent(self) -> int:
@@ -53,24 +48,11 @@ class NonBlockingSocket:
                 return EVENT_WRITE
         self._wrote_block = self._wrote_block or self.unsent > BLOCK_BYTES
         try:
-<<<<<<< HEAD
             while self._rest:
                 rest = self._rest
                 sent = self.socket.send(rest[:BLOCK_BYTES] if self.version else rest)
                 self._rest = rest[sent:]
                 if self.unsent > BLOCK_BYTES:
-=======
-            if data and len(data) > BLOCK_BYTES and self._sent_block:
-                # Wait, and do not fill the buffer first: the system reports room only when a third
-                # of it is free, which on a slow connection may outlast the time-out. Besides, other
-                # connections have their turn.
-                return EVENT_WRITE
-            self._sent_block = self._sent_block or len(rest) > BLOCK_BYTES
-            while rest:
-                sent = self.socket.send(rest[:BLOCK_BYTES] if self.version else rest)
-                rest = rest[sent:]
-                if len(rest) > BLOCK_BYTES:
->>>>>>> looptests
                     return EVENT_WRITE
         except (BlockingIOError, ssl.SSLWantWriteError):
             return EVENT_WRITE
@@ -86,11 +68,7 @@ class NonBlockingSocket:
         """Return bytes that have come, b'' at the end of the connection, and what to wait for if
         there are none yet. Raises OSError."""
         connection = self.socket
-<<<<<<< HEAD
         self._wrote_block = False
-=======
-        self._sent_block = False
->>>>>>> looptests
         try:
             data = connection.recv(BLOCK_BYTES)
             if isinstance(connection, ssl.SSLSocket):
