@@ -73,22 +73,3 @@ def wrong_ca_file(tmp_path: Path) -> str:
     path = tmp_path / 'other.pem'
     trustme.CA().cert_pem.write_to_path(str(path))
     return str(path)
-
-
-_BEHIND_THE_DOT = pytest.mark.xfail(
-    strict=True, reason='Haraka refuses commands that were pipelined behind the final dot'
-)
-_REFUSED_BEHIND_THE_DOT = (
-    'test_arrives_as_it_was_sent[haraka-',
-    'test_drained[haraka]',
-    'test_each_recipient_on_its_own[haraka]',
-    'test_many_mails[haraka-pipelining]',
-    'test_many_recipients[haraka]',
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what fails until SMTPSession waits for the reply to the final dot."""
-    for item in items:
-        if item.name.startswith(_REFUSED_BEHIND_THE_DOT):
-            item.add_marker(_BEHIND_THE_DOT)

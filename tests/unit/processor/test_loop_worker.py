@@ -158,7 +158,7 @@ def test_421_on_a_fresh_connection(
 ) -> None:
     """The relay is unavailable, the mail untouched; it is sent when the relay answers again."""
     smtp_server.script(verb, reply_then_drop(421, '4.3.2 later'))
-    with setup.running(workers=3):
+    with setup.running(workers=1):
         setup.put_many(3)
         smtp_server.wait_for(3)
         until(lambda: is_empty(setup))
