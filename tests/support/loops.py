@@ -344,7 +344,7 @@ def full_listener() -> Iterator[int]:
 class Names:
     """In place of ``socket.getaddrinfo`` for the host ``relay.test``.
 
-    ``ports``: those of its addresses, for each look-up; the last one lasts. ``hold``: what a
+    ``ports``: those of its addresses, call by call; the last one lasts. ``hold``: what a
     look-up waits for, once ``held_from`` look-ups are over. No ports: the name is not found.
     """
 

@@ -16,6 +16,7 @@ from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.queue import MemoryQueue
 from tests.support.doubles import RecordingMailer
 from tests.support.processors import (
+    READ_ONLY,
     SENDING_RESUMED,
     SENDING_STOPPED,
     FailingQueue,
@@ -258,6 +259,22 @@ def test_a_full_disk(
 
 def on_disk_busy(server: ScriptedSMTPServer) -> bool:
     return server.open_connections > 0
+
+
+def test_a_queue_that_cannot_be_written(
+    on_disk: ProcessorSetup, smtp_server: ScriptedSMTPServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing connects while the queue cannot record what would become of its mail."""
+    on_disk.queue.errors['check_writable'] = READ_ONLY
+    with on_disk.running(workers=2):
+        on_disk.put_many(3)
+        until(lambda: on_disk.queue.calls['check_writable'] >= 3 or smtp_server.connections)
+        assert smtp_server.connections == 0
+        assert log_levels(caplog, SENDING_STOPPED) == ['ERROR']
+        on_disk.queue.errors.clear()
+        smtp_server.wait_for(3)
+        until(lambda: is_empty(on_disk))
+    assert events(on_disk) == {('sent', 1): 3}
 
 
 def test_a_mail_that_cannot_be_marked(
