@@ -94,14 +94,18 @@ class ChildProcess:
 
     def reports(self) -> list[list[Any]]:
         """Return the reports that have come since the last call."""
-        try:
-            while data := self._link.recv(65536):
-                self._received += data
-            self.open = False
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.open = False
+        for _ in range(2):
+            try:
+                while data := self._link.recv(65536):
+                    self._received += data
+                self.open = False
+                break
+            except BlockingIOError:
+                break
+            except OSError:
+                # A child that left something unread: this is said once, and what it has sent may
+                # come behind.
+                self.open = False
         *lines, self._received = self._received.split(b'\n')
         return [json.loads(line) for line in lines]
 

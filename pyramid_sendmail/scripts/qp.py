@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar='N',
         help='processes, instead of mail.processes; auto: one for each core',
     )
-    parser.add_argument('--child', type=SupervisorLink.parse, help=argparse.SUPPRESS)
+    parser.add_argument('--child', type=_child_option, help=argparse.SUPPRESS)
     parser.add_argument('--quiet', action='store_true', help='print errors only')
     parser.add_argument(
         '--version', action='version', version=f'psendmail-qp {version("pyramid_sendmail")}'
@@ -163,6 +163,13 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text)):
         raise argparse.ArgumentTypeError(f'{text!r}: write a number, 1 or more')
     return int(text)
+
+
+def _child_option(text: str) -> SupervisorLink:
+    try:
+        return SupervisorLink.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _processes_option(text: str) -> int:

@@ -43,6 +43,10 @@ from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import SessionOptions, TLSOptions
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.scripts import qp
+from pyramid_sendmail.scripts.children import SupervisorLink
+from pyramid_sendmail.scripts.terminal import Terminal
+from pyramid_sendmail.settings.shares import share_of_settings
+from tests.support.configuration import parse
 from tests.support.doubles import RecordingMailer
 from tests.support.sessions import make_mailer
 
@@ -289,6 +293,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'hostname': '[::1]'}), 'mail.hostname = [::1]', '[IPv6:2001:db8::1]'),
     (Start({'workers': '0'}), 'mail.workers = 0', 'write a number from 1'),
     (Start({'batch': 'all'}), 'mail.batch = all', 'write a number from 1'),
+    (Start({'processes': 'many'}), 'mail.processes = many', 'a number from 1 to 999, or auto'),
     (Start({'rate': '20'}), 'mail.rate = 20', '20/s, 600/m'),
     (Start({'retry': '5'}), 'mail.retry = 5', '90s, 5m, 2h, 3d'),
     (Start({'retry': ','}), 'mail.retry = ,', '1m 5m 15m'),
@@ -764,6 +769,8 @@ PROCESSOR: list[tuple[list[str], str | None, str, str, int]] = [
     ([], None, 'config_uri', 'usage:', 2),
     (['{ini}', '--workers', '0'], INI, "--workers: '0'", '1 or more', 2),
     (['{ini}', '--batch', 'x'], INI, "--batch: 'x'", '1 or more', 2),
+    (['{ini}', '--child=1'], INI, '--child', 'only psendmail-qp itself', 2),
+    (['{ini}', '--child=1/2:999'], INI, '--child', 'only psendmail-qp itself', 2),
     (['{ini}', '--all'], INI, '--all', 'usage:', 2),
     (['{ini}', 'verbose'], INI, "'verbose'", 'key=value', 2),
     (['{ini}'], None, '{ini}', 'No such file', 2),
@@ -944,18 +951,27 @@ def test_the_table_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for moment, _, _ in TRANSACTIONS:
         lines.update(passed(attempted(moment, bound())))
 
-    def complain(text: str, status: int) -> int:
+    def complain(terminal: Terminal, text: str, status: int) -> int:
         # Called where the error is being handled, which becomes an exit status here.
         lines.update(passed(sys.exception()))
         return status
 
-    monkeypatch.setattr(qp, '_fail', complain)
+    monkeypatch.setattr(Terminal, 'fail', complain)
     for argv, ini, _, _, _ in PROCESSOR:
         path = tmp_path / 'app.ini'
         path.unlink(missing_ok=True)
         if ini is not None:
             path.write_text(ini, encoding='utf-8')
         qp.run([each.replace('{ini}', str(path)) for each in argv])
+    for text in ('1', '1/2:999'):
+        # Through argparse, which handles the error itself.
+        with pytest.raises(ValueError, match='only psendmail-qp itself') as refused:
+            SupervisorLink.parse(text)
+        lines.update(passed(refused.value))
+    slow = parse(rate='1/s')
+    with pytest.raises(ConfigurationError, match='restart psendmail-qp') as caught:
+        share_of_settings(slow, 2, 2)
+    lines.update(passed(caught.value))
     forgotten = [
         f'{Path(path).relative_to(PACKAGE)}:{first}: {text}'
         for (path, first, last), text in places.items()

@@ -52,15 +52,20 @@ def test_requested_while_loading() -> None:
     assert signals.number == signal.SIGTERM
 
 
+def _to_this_thread(number: signal.Signals) -> None:
+    """Send a signal to this thread: another one, of the test runner, may not block it."""
+    signal.pthread_kill(threading.get_ident(), number)
+
+
 def test_blocked() -> None:
     """A blocked signal comes when it is unblocked, or at the end."""
     with Signals(wake=lambda: None) as signals:
         with blocked_signals():
-            os.kill(os.getpid(), signal.SIGINT)
+            _to_this_thread(signal.SIGINT)
             assert not signals.number
             unblock_signals()
             assert signals.number == signal.SIGINT
         with blocked_signals():
-            os.kill(os.getpid(), signal.SIGTERM)
+            _to_this_thread(signal.SIGTERM)
             assert signals.number == signal.SIGINT
         assert signals.number == signal.SIGTERM
