@@ -35,6 +35,8 @@ from tests.benchmarks.rounds import (
 from tests.benchmarks.senders import DEFAULT_CONNECTIONS, FLAT, SMTPLIB
 from tests.benchmarks.work import mail_of
 
+pytestmark = pytest.mark.slow
+
 ALL = ('bare', 'pyramid_sendmail', 'peer')
 
 

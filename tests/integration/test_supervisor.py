@@ -67,6 +67,7 @@ def finish(place: Place, message_ids: list[str]) -> None:
 # Together
 
 
+@pytest.mark.slow
 def test_the_setting(place: Place, go_on: threading.Event) -> None:
     """With mail.processes = 3 three children share the queue, and the connections; each mail is
     sent once. They end with the supervisor, and it alone says so."""
@@ -136,6 +137,7 @@ def test_a_low_rate(place: Place) -> None:
 # Children that die
 
 
+@pytest.mark.slow
 def test_a_child_is_killed(place: Place) -> None:
     """It starts again after a second, and all mail is sent once."""
     message_ids = place.put(10)
@@ -168,6 +170,7 @@ def test_a_child_is_killed_with_once(place: Place, go_on: threading.Event) -> No
     assert 'again' not in child.text
 
 
+@pytest.mark.slow
 def test_the_supervisor_is_killed(place: Place, go_on: threading.Event) -> None:
     """Its children finish the mail in flight and end."""
     child, workers, message_ids = busy(place)
@@ -182,6 +185,7 @@ def test_the_supervisor_is_killed(place: Place, go_on: threading.Event) -> None:
 # Stopping
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=['Ctrl-C', 'systemd'])
 def test_all_get_the_signal(place: Place, go_on: threading.Event, number: int) -> None:
     """Ctrl-C in a terminal, or systemd, signals the children too: that is not the second signal.
@@ -199,6 +203,7 @@ def test_all_get_the_signal(place: Place, go_on: threading.Event, number: int) -
     finish(place, message_ids)
 
 
+@pytest.mark.slow
 def test_a_second_signal(place: Place, go_on: threading.Event) -> None:
     """It ends the supervisor and its children at once."""
     child, workers, _ = busy(place)
@@ -246,6 +251,7 @@ def test_a_queue_that_cannot_be_used(place: Place) -> None:
 # The terminal
 
 
+@pytest.mark.slow
 def test_one_bar(place: Place, go_on: threading.Event) -> None:
     """--once on a terminal shows one bar for all children, and their log above it."""
     message_ids = place.put(20)

@@ -164,6 +164,7 @@ def test_a_relay_that_stops_reading() -> None:
         assert hand.sender.verdicts == ['deferred']
 
 
+@pytest.mark.slow
 def test_a_text_larger_than_all_buffers() -> None:
     """A text leaves in parts while the relay reads slowly, and arrives whole."""
     mail = big(3_000_000)

@@ -28,6 +28,8 @@ from tests.support.smtp.drains import (
 )
 from tests.support.smtp.links import Loss
 
+pytestmark = pytest.mark.slow
+
 DRAINS = int(os.environ.get('DRAINS', '45'))
 """How often each policy drains a queue; a run over night takes thousands."""
 

@@ -16,6 +16,8 @@ from tests.support.smtp.drains import POLICIES, check, mail, make_mailer, rules_
 from tests.support.smtp.links import Cut, Link, Result
 from tests.support.smtp.model_relay import Answer, ModelRelay, RelaySession
 
+pytestmark = pytest.mark.slow
+
 TIMEOUTS = Timeouts(connect=1, greeting=2, command=3, data=4, block=5, final=6, quit=7)
 
 HOW = ('closed', 'reset', 'timed out')
