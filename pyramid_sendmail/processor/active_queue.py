@@ -249,7 +249,7 @@ class ActiveQueue:
         end = time.monotonic() + self._idle_timeout
         while not self._closed:
             before_me = len(self._starting) + len(self._waiting) - 1 - self._waiting.index(me)
-            wait = self._rate_limiter.retry_in(before_me + 1) if self._count > before_me else inf
+            wait = self._wait_behind(before_me)
             if not wait:
                 break
             left = end - time.monotonic()
@@ -284,8 +284,12 @@ class ActiveQueue:
         """Return the seconds until another worker may start: 0 for now, infinity without mail.
         ``connected``: see ``start``."""
         with self._lock:
-            ahead = 0 if connected else len(self._starting)
-            return self._rate_limiter.retry_in(ahead + 1) if self._count > ahead else inf
+            return self._wait_behind(0 if connected else len(self._starting))
+
+    def _wait_behind(self, workers: int) -> float:
+        """Return the seconds until there is a ticket with a permit for one more worker than these;
+        infinity without a ticket."""
+        return self._rate_limiter.retry_in(workers + 1) if self._count > workers else inf
 
     def task_done(self, *, retry: bool = False, worker: Hashable = None) -> None:
         """Record that this worker has finished what it took. ``retry``: some of it may still be

@@ -126,7 +126,7 @@ def session_on(
         'smtp://relay:25', timeouts=timeouts, options=SessionOptions(**options), lmtp=lmtp
     )
     client.start(dict.fromkeys(keywords, ''))
-    return SMTPSession(connection, client, timeouts=timeouts)
+    return SMTPSession(connection, client)
 
 
 def send(session: SMTPSession, *envelopes: Envelope) -> list[Outcome]:

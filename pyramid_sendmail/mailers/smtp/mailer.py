@@ -120,7 +120,6 @@ class SMTPMailer:
         session = SMTPSession(
             SMTPConnection(connection, block_timeout=self.timeouts.block),
             client,
-            timeouts=self.timeouts,
         )
         try:
             session.open(self.handshake)

@@ -16,7 +16,6 @@ from ...exceptions import MailerUnavailable, QueueError
 from ...interfaces import IMailSession
 from ..session import BeforeFinalDot, describe_error
 from .connection import ConnectionLost, SMTPConnection
-from .options import Timeouts
 from .protocol.client import SMTPClient
 from .tls import HandshakeSettings
 from .tls import remedy as tls_remedy
@@ -26,14 +25,11 @@ __all__ = ['SMTPSession']
 
 @implementer(IMailSession)
 class SMTPSession:
-    """A session on a connected socket. ``timeouts``: those of the client."""
+    """A session on a connected socket."""
 
-    def __init__(
-        self, connection: SMTPConnection, client: SMTPClient, *, timeouts: Timeouts
-    ) -> None:
+    def __init__(self, connection: SMTPConnection, client: SMTPClient) -> None:
         self._connection = connection
         self._client = client
-        self._timeouts = timeouts
         self._raised = False  # the error of before_final_dot
 
     @property
@@ -92,7 +88,7 @@ class SMTPSession:
         client, connection = self._client, self._connection
         if client.at_rest and not connection.lost:
             client.quit()
-            connection.limit_writes(self._timeouts.quit)
+            connection.limit_writes(client.timeout)
             if self._write_once():
                 self._read_reply()
         self.abandon()

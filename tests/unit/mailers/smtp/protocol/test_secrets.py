@@ -203,9 +203,7 @@ def test_writes_that_fail(mechanism: str, failure: type[OSError]) -> None:
             breaking.breaks(failure(), step, theirs, hello, b'334 \r\n', b'334 \r\n')
             theirs.sendall(b'220 a\r\n')
             mailer = mailer_for(None, mechanism, tls='none', insecure=True)
-            session = SMTPSession(
-                SMTPConnection(breaking, block_timeout=5), mailer.client(), timeouts=PATIENT
-            )
+            session = SMTPSession(SMTPConnection(breaking, block_timeout=5), mailer.client())
             error = raised(partial(session.open, mailer.handshake))
             assert ': AUTH: while sending: ' in str(error)
             assert shown(error) == []
