@@ -309,11 +309,14 @@ class ActiveQueue:
             self._changed.wait_for(lambda: self._closed, seconds)
 
     def join(self, timeout: float) -> bool:
-        """Sleep until no worker works and no ticket is left, or the queue is closed. Return False
-        after ``timeout`` seconds."""
+        """Sleep until every ticket is taken and done, or the queue is closed. Return False after
+        ``timeout`` seconds.
+
+        A worker that still connects has taken none, and is not waited for.
+        """
         with self._changed:
             return self._changed.wait_for(
-                lambda: self._closed or not (self._taken or self._count), timeout
+                lambda: self._closed or not (self._count or any(self._taken.values())), timeout
             )
 
     def close(self) -> None:

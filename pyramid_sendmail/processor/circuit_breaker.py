@@ -11,7 +11,7 @@ from threading import get_ident
 
 from ..exceptions import QueueError
 
-__all__ = ['CROWDED_PAUSE', 'FIRST_PAUSE', 'LONGEST_PAUSE', 'CircuitBreaker']
+__all__ = ['CROWDED_PAUSE', 'FIRST_PAUSE', 'LONGEST_PAUSE', 'PROBE_PATIENCE', 'CircuitBreaker']
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,11 @@ as long, and the longest."""
 
 CROWDED_PAUSE = 30.0
 """Pause, in seconds, of a worker that got no connection while others had one."""
+
+PROBE_PATIENCE = 5.0
+"""Seconds after which another worker may try to connect too, where one that tries stalls: a relay
+whose list of new connections is full loses one of them without a word (listen(2), backlog), and
+RFC 5321, 4.5.3.2.1, waits five minutes for a greeting."""
 
 _VARYING_WORDS = re.compile(
     r"""(?<!\S)
@@ -35,7 +40,8 @@ class CircuitBreaker:
     """Whether the relay is available, as far as the workers know. Thread-safe.
 
     ========= ==============================================================================
-    half-open no worker has a session: one worker at a time may try, the others wait for it
+    half-open no worker has a session: one worker may try, and one more after each
+              PROBE_PATIENCE; the others wait for them
     closed    a worker has a session, so the relay is available: every worker may connect
     open      no worker may connect for a pause that grows; a worker with a session may not
               take further mail
@@ -64,7 +70,8 @@ class CircuitBreaker:
         self._lock = threading.Lock()
         self._times_opened = 0
         self._probing: Hashable = None
-        """The worker that tries to connect while the breaker is half-open."""
+        """The last worker that tries to connect while the breaker is half-open."""
+        self._probing_since = 0.0
         self._sessions: dict[Hashable, int] = {}
         """``_times_opened`` at the moment when each worker opened its session."""
         self._failures = 0
@@ -78,12 +85,14 @@ class CircuitBreaker:
         with self._lock:
             if self._times_opened in self._sessions.values():
                 return 0.0
-            wait = self._open_until - self._monotonic()
+            now = self._monotonic()
+            wait = self._open_until - now
             if wait > 0:
                 return wait
-            if self._probing is not None:
-                return self._pause
-            self._probing = worker
+            wait = self._probing_since + PROBE_PATIENCE - now
+            if self._probing is not None and wait > 0:
+                return wait
+            self._probing, self._probing_since = worker, now
             return 0.0
 
     def session_opened(self, worker: Hashable = None) -> None:

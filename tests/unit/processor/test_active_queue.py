@@ -255,6 +255,20 @@ def test_sleep_and_join(workers: list[WorkerThread]) -> None:
     assert active.closed
 
 
+def test_join_waits_for_no_worker_that_connects() -> None:
+    """What has taken a ticket is waited for until it is done; what only connects, never."""
+    active = ActiveQueue()
+    active.add([fresh('a'), fresh('b')])
+    assert active.start('stalls')
+    assert active.start('sends')
+    assert active.join(0.001) is False, 'tickets are left'
+    while active.pop('sends'):
+        assert active.join(0.001) is False, 'not done'
+    active.task_done(worker='sends')
+    assert active.join(0.001) is True
+    assert active.working == 1
+
+
 def test_examined_once() -> None:
     """Each ticket is returned once by ``not_yet_examined``."""
     active = ActiveQueue()

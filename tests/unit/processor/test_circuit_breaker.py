@@ -8,7 +8,12 @@ import logging
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
-from pyramid_sendmail.processor.circuit_breaker import CROWDED_PAUSE, LONGEST_PAUSE, CircuitBreaker
+from pyramid_sendmail.processor.circuit_breaker import (
+    CROWDED_PAUSE,
+    LONGEST_PAUSE,
+    PROBE_PATIENCE,
+    CircuitBreaker,
+)
 from tests.support.processors import RELAY_REFUSED, WorkerThread
 from tests.support.queues import Clock
 
@@ -42,6 +47,24 @@ def test_a_worker_that_ends_without_a_session_lets_another_try(workers: list[Wor
     assert bob.do(breaker.acquire) > 0
     ann.do(breaker.release)
     assert bob.do(breaker.acquire) == 0
+
+
+def test_a_worker_that_stalls_lets_another_try() -> None:
+    """One more after each PROBE_PATIENCE; the failure of any of them opens the breaker."""
+    clock = Clock(0.0)
+    breaker = CircuitBreaker(clock)
+    for worker in ('ann', 'bob', 'eve'):
+        assert breaker.acquire(worker) == 0
+        assert breaker.acquire('joe') == PROBE_PATIENCE
+        clock.now += 0.75 * PROBE_PATIENCE
+        assert breaker.acquire('joe') == 0.25 * PROBE_PATIENCE
+        clock.now += 0.25 * PROBE_PATIENCE
+    breaker.session_opened('bob')
+    assert breaker.acquire('joe') == 0, 'bob has a session'
+    breaker.release('bob')
+    breaker.record_failure(RELAY_REFUSED, 'ann')
+    clock.now += breaker.retry_in() / 2
+    assert breaker.acquire('joe') == breaker.retry_in() > 0
 
 
 def test_the_pause_grows(caplog: pytest.LogCaptureFixture) -> None:

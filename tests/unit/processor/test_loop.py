@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
+from pyramid_sendmail.processor import circuit_breaker
 from pyramid_sendmail.processor import loop as loop_module
 from pyramid_sendmail.queue import MemoryQueue
 from tests.support.loops import LoopSession, Names, cpu_seconds, full_listener, loop_thread
@@ -140,6 +141,61 @@ def test_a_stalled_connection(
             server.wait_for(33)
             released.set()
     assert max(server.pairs().values()) == 1
+
+
+@pytest.mark.parametrize('once', [True, False])
+@pytest.mark.parametrize('first', [True, False])
+def test_connections_that_get_no_greeting(
+    setup: ProcessorSetup,
+    smtp_server: ScriptedSMTPServer,
+    released: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    first: bool,
+    once: bool,
+) -> None:
+    """All mail leaves over the one that gets it, be it the second, and nothing waits for the
+    others: not the next mail, not the end of a run, not the run with ``--once``."""
+    monkeypatch.setattr(circuit_breaker, 'PROBE_PATIENCE', 0.3)
+    greetings = [hold(released, drop())] * 9
+    greetings.insert(1 if first else 0, as_usual)
+    smtp_server.script('connect', *greetings)
+    setup.mailer = make_mailer(smtp_server.host, smtp_server.port)  # type: ignore[assignment]
+    setup.put_many(40)
+    start = time.monotonic()
+    if once:
+        assert setup.processor(workers=10).run_once().total == 40
+    else:
+        with setup.running(workers=10):
+            smtp_server.wait_for(40)
+            setup.put()
+            smtp_server.wait_for(41)
+    assert time.monotonic() - start < 10, 'no greeting was waited for until its time-out'
+    released.set()
+    assert len(setup.queue) == 0
+
+
+@pytest.mark.parametrize('first', [True, False])
+def test_sessions_that_do_not_open(
+    setup: ProcessorSetup,
+    released: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    first: bool,
+) -> None:
+    """The same of the worker threads, whose mailer blocks."""
+    monkeypatch.setattr(circuit_breaker, 'PROBE_PATIENCE', 0.3)
+    connect = setup.mailer.connect
+
+    def connect_once() -> Any:
+        session = connect()
+        if setup.mailer.connections != 1 + first:
+            released.wait()
+        return session
+
+    monkeypatch.setattr(setup.mailer, 'connect', connect_once)
+    setup.put_many(40)
+    assert setup.processor(workers=4).run_once().total == 40
+    released.set()
+    assert len(setup.mailer.sent) == 40
 
 
 @pytest.mark.parametrize('stall', ['greeting', 'MAIL', 'dot'])
