@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...envelope import Envelope, PendingEvent
 from .claim import MaildirClaim
@@ -61,8 +60,7 @@ _LAST_LINES = re.compile(b'(.*\r\n.*\r\n.*\r\n.*\r\n)' + TO + b'T00000T (.+)' + 
 _OPTIONS = {'queued_at', 'due', 'expires', 'priority', 'subject', 'tag', 'metadata', 'depth'}
 
 
-@dataclass(slots=True)
-class CommonMail:
+class CommonMail(NamedTuple):
     """A file that was read and verified. ``options``: those of _OPTIONS."""
 
     recipient: str

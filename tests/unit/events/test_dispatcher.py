@@ -12,7 +12,6 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -468,7 +467,7 @@ def test_events_are_tried_again_after_growing_pauses(application: Application) -
 
 
 def again(event: PendingEvent, tries: int) -> PendingEvent:
-    return replace(event, tries=tries)
+    return event._replace(tries=tries)
 
 
 def test_after_a_day_an_event_is_given_up(
