@@ -63,6 +63,7 @@ class LoopWorker:
         self._last_connection: LoopConnection | None = None
         """The connection before, which may still wait for the reply to QUIT."""
         self._attempts: Attempts | None = None
+        self._waits_to_connect = False
         self._batch: Batch | None = None
         self._mails_on_session = 0
 
@@ -106,8 +107,14 @@ class LoopWorker:
         else:
             self._connect()
 
+    def go_on(self) -> None:
+        """Connect, if that had to wait and need not any more."""
+        if self._waits_to_connect and not self.leaving:
+            self._connect()
+
     def close(self) -> None:
         """Stop: close the connection, and wait for its QUIT at most."""
+        self._waits_to_connect = False
         connection, self._connection = self._connection, None
         if self._attempts is not None:
             self._attempts.close()
@@ -177,7 +184,7 @@ class LoopWorker:
         assert connection is not None
         if batch is not None and batch.holding:
             # The session is used up, and a mail of the one before is to be sent once more.
-            self._connection = None
+            self._connection, self._last_connection = None, connection
             connection.quit()
             self._connect()
             return
@@ -213,6 +220,10 @@ class LoopWorker:
         self._open(attempts.send(error))
 
     def _connect(self) -> None:
+        """Connect, once the connection before has its reply to QUIT."""
+        self._waits_to_connect = self.leaving
+        if self._waits_to_connect:
+            return
         self._attempts = connection_attempts(self._mailer)
         self._open(next(self._attempts))
 
@@ -241,6 +252,7 @@ class LoopWorker:
     def _give_up(self, error: MailerUnavailable | QueueError) -> None:
         """Release the mail, and leave it to the breaker when to go on."""
         run = self._run
+        self._waits_to_connect = False
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.quit()
