@@ -62,7 +62,7 @@ class EventDispatcher:
     event whose subscriber failed is delivered again. ``clock``: epoch seconds. ``backlog``: how
     many claims may wait for the thread; beyond it they are released, and come back with a later
     scan of the queue. Each keeps a file open, so the default is a quarter of the files that this
-    process may have open, and at most MAX_BACKLOG.
+    process may have open, and at most MAX_BACKLOG. ``base_url``: see EventRequests.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class EventDispatcher:
         policy: RetryPolicy = EVENT_RETRY,
         clock: Callable[[], float] = time.time,
         backlog: int | None = None,
+        base_url: str = '',
     ) -> None:
         self._registry = registry
         self._batch = batch
@@ -80,7 +81,7 @@ class EventDispatcher:
         self._clock = clock
         self._backlog = _default_backlog() if backlog is None else backlog
         self.failures = 0
-        self._requests = EventRequests(registry)
+        self._requests = EventRequests(registry, base_url)
         self._threads = BackgroundThreads(self._reset, self.flush)
         self._reset()
 

@@ -260,6 +260,23 @@ def test_an_application_without_extensions(application: Application) -> None:
         assert not hasattr(request, 'mailer')
 
 
+@pytest.mark.parametrize(
+    ('base_url', 'url'),
+    [
+        ('', 'http://localhost/orders'),
+        ('https://shop.example.org', 'https://shop.example.org/orders'),
+        ('https://shop.example.org:8443/app', 'https://shop.example.org:8443/app/orders'),
+        ('http://[::1]:6543', 'http://[::1]:6543/orders'),
+    ],
+)
+def test_links_begin_with_the_base_url(application: Application, base_url: str, url: str) -> None:
+    """There is no Host header that a link could follow."""
+    application.config.add_route('orders', '/orders')
+    application.config.commit()
+    with EventRequests(application.registry, base_url).event_request() as request:
+        assert request.route_url('orders') == url
+
+
 def test_finished_callbacks_run(application: Application) -> None:
     """Finished callbacks run once, after the commit, also if the subscriber raised."""
     calls: list[str] = []
