@@ -17,6 +17,7 @@ from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.protocol.state import SessionEnd
 from pyramid_sendmail.mailers.smtp.resolver import Resolver
+from pyramid_sendmail.mailers.smtp.token_fetcher import TokenFetcher
 from pyramid_sendmail.processor.loop_connection import LoopConnection
 from tests.support.sessions import make_mailer
 
@@ -41,6 +42,7 @@ class SteppedPoller:
     def __init__(self) -> None:
         self.now = 1000.0
         self.resolver = Resolver()
+        self.token_fetcher = TokenFetcher()
         self.connections: list[LoopConnection] = []
         self.wakes = 0
         """How often a socket was ready."""
