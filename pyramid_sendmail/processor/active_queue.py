@@ -76,17 +76,23 @@ class ActiveQueue:
 
     New and deferred mail is taken in turn, each kind in the order of its tickets, and no faster
     than the rate limiter permits. ``idle_timeout``: see IDLE_TIMEOUT, in seconds. A worker is one
-    connection: ``worker`` identifies it, and None is the calling thread.
+    connection: ``worker`` identifies it, and None is the calling thread. ``monotonic``: the clock
+    of that time-out.
 
     ``on_change``: called when there is more to take, or nothing more ever, without a lock.
     """
 
     def __init__(
-        self, rate_limiter: RateLimiter | None = None, *, idle_timeout: float = IDLE_TIMEOUT
+        self,
+        rate_limiter: RateLimiter | None = None,
+        *,
+        idle_timeout: float = IDLE_TIMEOUT,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.on_change: Callable[[], None] = _nothing
         self._rate_limiter = rate_limiter or RateLimiter()
         self._idle_timeout = idle_timeout
+        self._monotonic = monotonic
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._lanes = {True: _Lane(), False: _Lane()}
@@ -246,13 +252,13 @@ class ActiveQueue:
 
     def _wait_until_wanted(self, me: int) -> bool:
         """Sleep until there is work for this thread; return False after ``idle_timeout``."""
-        end = time.monotonic() + self._idle_timeout
+        end = self._monotonic() + self._idle_timeout
         while not self._closed:
             before_me = len(self._starting) + len(self._waiting) - 1 - self._waiting.index(me)
             wait = self._wait_behind(before_me)
             if not wait:
                 break
-            left = end - time.monotonic()
+            left = end - self._monotonic()
             if left <= 0:
                 return False
             self._changed.wait(min(wait, left))

@@ -50,10 +50,8 @@ class DeliveryLoop:
         queue: IScannableQueue,
         recorder: OutcomeRecorder,
         options: ProcessorOptions,
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.monotonic = monotonic
+        self.monotonic = options.monotonic
         self.resolver = Resolver()
         self.token_fetcher = TokenFetcher()
         self._run = claimer.run

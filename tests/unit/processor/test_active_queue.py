@@ -239,6 +239,20 @@ def test_an_idle_worker_is_notified(workers: list[WorkerThread]) -> None:
     assert workers[0].result() is False
 
 
+def test_idle_by_the_clock(workers: list[WorkerThread]) -> None:
+    """The idle time-out goes by the clock that is given."""
+    clock, idle = Clock(0.0), threading.Event()
+    active = ActiveQueue(idle_timeout=60, monotonic=clock)
+    workers[0].begin(lambda: active.wait_for_work(lambda: 0.0, on_idle=idle.set))
+    until(lambda: active.waiting == 1)
+    assert not idle.is_set()
+    clock.now += 60
+    active.notify_waiters()
+    assert idle.wait(10)
+    active.close()
+    assert workers[0].result() is False
+
+
 def test_sleep_and_join(workers: list[WorkerThread]) -> None:
     """``sleep`` ends when the queue is closed; ``join`` then, or when nothing is left."""
     active = ActiveQueue()
