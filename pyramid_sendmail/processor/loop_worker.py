@@ -288,7 +288,7 @@ class LoopWorker:
         run = self._run
         self.working, self._batch = False, None
         run.breaker.release(self)
-        run.active_queue.task_done(retry=retry or bool(run.breaker.retry_in()), worker=self)
+        run.active_queue.task_done(self, retry=retry or bool(run.breaker.retry_in()))
         if run.active_queue.should_request_refill():
             run.wake()
         self._on_change()

@@ -236,7 +236,7 @@ class QueueProcessor:
                 on_first_page=lambda tickets: run.active_queue.add(tickets, fresh=True),
             )
         except QueueError as error:
-            run.breaker.record_failure(error)
+            run.breaker.record_failure(error, None)
             run.next_scan_at = start + max(run.breaker.retry_in(), ERROR_PAUSE)
             return
         run.active_queue.add(_unfinished(tickets), more=len(tickets) >= limit, fresh=fresh)
