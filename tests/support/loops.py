@@ -238,7 +238,8 @@ class ByHand:
         assert self.relay is not None
         for at in range(0, len(data), self.write_bytes):
             self.relay.send(data[at : at + self.write_bytes])
-            while self.poller.step(0.0005 if self.write_bytes == 1 else 0.005):
+            # On loopback a byte is there at once; to wait for each takes seconds.
+            while self.poller.step(0 if self.write_bytes == 1 else 0.005):
                 pass
 
     def reads(self, text: bytes) -> None:

@@ -128,7 +128,8 @@ def test_a_stalled_connection(
             server.wait_for(1)
             held = stall in ('MAIL', 'text')
             if held:
-                setup.put(sender='stalled@example.org', body='x\r\n' * 2_000_000)
+                lines = 2_000_000 if stall == 'text' else 1
+                setup.put(sender='stalled@example.org', body='x\r\n' * lines)
                 verb = 'MAIL' if stall == 'MAIL' else 'DATA'
                 server.wait_for(lambda server: server.verbs().count(verb) == 2)
             setup.put_many(30)
@@ -136,7 +137,8 @@ def test_a_stalled_connection(
             setup.put()
             server.wait_for(32)
             until(lambda: len(setup.queue) == held)
-            rests(selects)
+            if workers == 4:
+                rests(selects)
             setup.put()
             server.wait_for(33)
             released.set()
