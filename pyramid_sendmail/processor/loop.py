@@ -1,7 +1,8 @@
 """The loop: all connections to the relay, in one thread.
 
 It claims mail, sends it and records what became of it. Nothing in it waits, except for the disk:
-names are resolved by another thread, folders are synced by another, and a third runs subscribers.
+names are resolved, access tokens are fetched, folders are synced and subscribers run in threads of
+their own.
 A slow connection holds up no other one.
 """
 
@@ -22,6 +23,7 @@ from socket import socket
 from ..envelope import Tally
 from ..interfaces import IMailer, IScannableQueue
 from ..mailers.smtp.resolver import Resolver
+from ..mailers.smtp.token_fetcher import TokenFetcher
 from ..sending.outcome import OutcomeRecorder
 from ..threads import BackgroundThread
 from .claims import Claimer
@@ -48,11 +50,10 @@ class DeliveryLoop:
         queue: IScannableQueue,
         recorder: OutcomeRecorder,
         options: ProcessorOptions,
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.monotonic = monotonic
+        self.monotonic = options.monotonic
         self.resolver = Resolver()
+        self.token_fetcher = TokenFetcher()
         self._run = claimer.run
         self._queue = self._run.active_queue
         self._selector = DefaultSelector()
