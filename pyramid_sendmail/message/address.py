@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from email.headerregistry import Address
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
+from ..domains import ascii_domain
 from ..exceptions import MessageError
 from .encoded_words import decode_words
 from .headers import check_text, excerpt
@@ -190,8 +190,7 @@ def check_address(text: str, where: str) -> str:
     """Return the address as SMTP carries it (RFC 5321, 4.1.2), with as few quotes as possible.
 
     A local part may hold UTF-8; it needs a relay with SMTPUTF8 (RFC 6531). A domain that is not
-    ASCII becomes A-labels by the standard library's IDNA 2003; a domain that this conversion would
-    change is refused. Raises MessageError.
+    ASCII becomes A-labels (IDNA 2008). Raises MessageError.
     """
     if len(text) <= 254 and (bare := _BARE_ADDRESS.fullmatch(text)) and len(bare[1]) <= 64:
         if bare[1].startswith('=?') and bare[1].endswith('?='):
@@ -333,24 +332,17 @@ def _dot_atom_fault(local: str) -> str:
 def _check_domain(domain: str, text: str, where: str) -> str:
     if domain.startswith('[') and domain.endswith(']'):
         try:
-            if domain[1:6].lower() == 'ipv6:':
+            if domain[1:6].lower() == 'ipv6:' and '%' not in domain:  # no zone (RFC 5321, 4.1.3)
                 return f'[IPv6:{ipaddress.IPv6Address(domain[6:-1]).compressed}]'
             return f'[{ipaddress.IPv4Address(domain[1:-1])}]'
         except ValueError:
             why = 'a literal is written [192.0.2.1] or [IPv6:2001:db8::1]'
             raise _wrong(text, where, why) from None
-    if not domain.isascii():
-        domain = unicodedata.normalize('NFC', domain).lower()
-        try:
-            ascii_domain = domain.encode('idna').decode('ascii')
-            back = ascii_domain.encode('ascii').decode('idna')
-        except UnicodeError:
-            back = ''
-        if back != domain:
-            raise _wrong(
-                text, where, 'its domain has no certain ASCII form; give the domain as xn--...'
-            )
-        domain = ascii_domain
+    try:
+        domain = ascii_domain(domain)
+    except UnicodeError:
+        why = 'its domain has no certain ASCII form (IDNA 2008); give the domain as xn--...'
+        raise _wrong(text, where, why) from None
     if len(domain) > 253 or not _DOMAIN.fullmatch(domain):
         raise _wrong(text, where, 'the part after the @ is not a domain (RFC 5321, 4.1.2)')
     return domain

@@ -58,7 +58,10 @@ _LABEL = '(?!-)[A-Za-z0-9-]{1,63}(?<!-)'
 
 _HOSTNAME = re.compile(rf'(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*')
 
-_RELAY_HOST = re.compile(r'\w(?:[\w.-]*\w)?\.?')
+_CHARACTER = r'[\w\u0080-\U0010ffff]'
+"""Of a host name in any script. mail.url has the exact check."""
+
+_RELAY_HOST = re.compile(rf'{_CHARACTER}(?:(?:{_CHARACTER}|[.-])*{_CHARACTER})?\.?')
 
 
 def text(value: str) -> str:
@@ -211,7 +214,7 @@ def hostname(value: str) -> str:
 def _address_literal(literal: str) -> str:
     """Return the IP address in brackets, as EHLO has it."""
     try:
-        if literal[:5].lower() == 'ipv6:':
+        if literal[:5].lower() == 'ipv6:' and '%' not in literal:
             return f'[IPv6:{ipaddress.IPv6Address(literal[5:])}]'
         return f'[{ipaddress.IPv4Address(literal)}]'
     except ValueError as error:
@@ -226,7 +229,9 @@ def host(value: str) -> str:
         raise ValueError('write the name of the host alone, and its port as mail.port')
     if ':' in value:
         try:
-            return f'[{ipaddress.IPv6Address(value.removeprefix("[").removesuffix("]"))}]'
+            address = ipaddress.IPv6Address(value.removeprefix('[').removesuffix(']'))
+            # In a URL the % before a zone is written %25 (RFC 6874).
+            return f'[{str(address).replace("%", "%25")}]'
         except ValueError as error:
             raise ValueError('write a host name, or an IPv6 address') from error
     if _RELAY_HOST.fullmatch(value):

@@ -31,6 +31,7 @@ import pyramid_sendmail
 from pyramid_sendmail import Attachment, MailRefused, Message, NoActiveTransaction
 from pyramid_sendmail.config import processor_of
 from pyramid_sendmail.envelope import Reply, Verdict
+from pyramid_sendmail.domains import ascii_domain
 from pyramid_sendmail.exceptions import MailerUnavailable, SendmailError
 from pyramid_sendmail.interfaces import IMailDelivery, IMailQueue
 from pyramid_sendmail.mailers.failover import FailoverMailer
@@ -391,6 +392,10 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'url': 'smtp://a?cafile=/x'}), 'unknown option cafile=', 'ca_file= perhaps'),
     (Start({'url': 'smtp://a?tls'}), 'option tls without a value', 'tls=VALUE'),
     (Start({'url': 'smtp://a?tls=a&tls=b'}), 'option tls= twice', 'once'),
+    (Start({'url': 'smtp://[fe80::1%25]'}), 'mail.url has a bad zone', '[fe80::1%25eth0]'),
+    (Start({'url': 'smtp://é\u00ad.example'}), 'without a certain ASCII form', 'write it as xn--'),
+    (Made(SMTPMailer, 'é\u00ad.example', {'hostname': 'a'}), 'host: ', 'write it as xn--'),
+    (Made(ascii_domain, f'{"é." * 200}example'), 'at most 253 characters', ''),
     (Start({'url': 'smtp://a?tls=none'}), 'option tls=', 'smtp+insecure:'),
     (Start({'url': 'smtp://a?timeout=9'}), 'option timeout=', '90s, 5m'),
     (Start({'url': 'smtp://a?timeout=0s'}), 'option timeout=', 'more than 0s'),
@@ -523,7 +528,8 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (at(f'a@{".".join(["b" * 60] * 5)}'), 'to:', 'is not a domain'),
     (at(f'a@{".".join(["b" * 60] * 4)}.{"b" * 9}'), 'to:', 'longer than 254 bytes'),
     (at('a@[1.2.3]'), 'to:', '[192.0.2.1]'),
-    (at('a@faß.example'), 'to:', 'xn--'),
+    (at('a@fa\u00adß.example'), 'to:', 'xn--'),
+    (at('a@[IPv6:fe80::1%eth0]'), 'to:', '[IPv6:2001:db8::1]'),
     (at('a@b_c.example'), 'to:', 'is not a domain'),
     (at('ann@example.org\r\nBcc: x@example.org'), 'to:', 'has a line break; take it out'),
     (Send({'to': Address('Ann', 'a', 'x y')}), 'to:', 'write name@example.org'),
