@@ -10,6 +10,7 @@
 ``foreign``         messages of other libraries, as bytes
 ``headers``         header lines: what a header may hold, folding, parameters
 ``encoded_words``   text in headers (RFC 2047)
+``text``            what is text, and what only looks like it
 ``address``         addresses as people write them, parsed
 ``address_header``  headers that hold addresses
 ``verify``          the last check of the bytes

@@ -16,6 +16,7 @@ from .foreign import copy_content, serialise
 from .headers import check_text, excerpt, with_parameters
 from .message import Attachment
 from .mime import Part, encoded_part, file_part
+from .text import plain_text
 from .verify import is_sendable, split_lines
 
 __all__ = ['File', 'read_files', 'size_text']
@@ -85,6 +86,7 @@ def _file(attachment: object, max_size: int) -> File:
     if path is not None:
         data = _read_file(path, max_size, where)
     elif isinstance(data, str):
+        data = plain_text(data, where, 'its data')
         charset = dict(parameters).get('charset')
         if charset is None and content_type.startswith('text/'):
             parameters = (*parameters, ('charset', 'utf-8'))
@@ -103,7 +105,7 @@ def _file(attachment: object, max_size: int) -> File:
                 f'{where}: the content_id {excerpt(content_id)} is not printable ASCII without '
                 'blanks; write content_id=\'logo\' and <img src="cid:logo">'
             )
-        content_id = content_id.removeprefix('<').removesuffix('>')
+        content_id = str.__str__(content_id).removeprefix('<').removesuffix('>')
     return File(filename, content_type, parameters, data, content_id)
 
 
@@ -135,7 +137,8 @@ def _content_type(
         if guessed is None or encoding or _cannot_be_attached(guessed):
             guessed = 'application/octet-stream'
         return guessed, ()
-    match = _CONTENT_TYPE.fullmatch(given.strip('; ')) if isinstance(given, str) else None
+    text = str.__str__(given) if isinstance(given, str) else ''
+    match = _CONTENT_TYPE.fullmatch(text.strip('; '))
     if match is None:
         raise MessageError(
             f"{where}: {excerpt(given)} is not a content_type; write 'application/pdf'"

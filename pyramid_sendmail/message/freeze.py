@@ -125,8 +125,6 @@ class EnvelopeFactory:
             raise MessageError(
                 f'expires: {excerpt(expires)} is not after the mail is due; give a later moment'
             )
-        if priority is not None:
-            checked_priority(priority)
         self._check_bytes(frozen)
         return Envelope(
             id=digits[:32],
@@ -137,7 +135,7 @@ class EnvelopeFactory:
             queued_at=now,
             due=due_at,
             expires=expires_at,
-            priority=priority or 'normal',
+            priority='normal' if priority is None else checked_priority(priority),
             subject=frozen.subject,
             tag=frozen.tag,
             metadata=_NO_METADATA if metadata is None else checked_metadata(metadata),
@@ -327,9 +325,10 @@ def _checked_headers(headers: object) -> dict[str, tuple[str, str]]:
     """Return the name and value of each given header, by its name in lower case."""
     if type(headers) is not MappingProxyType and not isinstance(headers, Mapping):
         raise MessageError(f'headers: {excerpt(headers)} is not a dict; give a dict of strings')
-    given: dict[str, tuple[str, str]] = {}
-    for name, value in headers.items():
-        key = check_name(name).lower()
+    given: dict[str, tuple[str, Any]] = {}
+    for written, value in headers.items():
+        name = check_name(written)
+        key = name.lower()
         is_content = key.startswith('content-')
         instead = 'attachments, text and html' if is_content else _ARGUMENTS.get(key)
         if instead:

@@ -25,6 +25,7 @@ import pytest
 import transaction
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
+from translationstring import TranslationString
 from zope.interface import implementer
 
 import pyramid_sendmail
@@ -224,6 +225,15 @@ class Chosen:
 
     def to_message(self) -> EmailMessage:
         return stdlib()
+
+
+class LazyText(str):
+    """A lazy string: its text is that of ``str()``."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return 'Welcome'
 
 
 def at(local: str, **given: Any) -> Send:
@@ -546,6 +556,9 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Send({'headers': {'X-A': 'b', 'x-a': 'c'}}), 'headers: x-a is given twice', 'leave one'),
     (Send({'headers': {'To': 'a@x'}}), 'headers: To', 'use to'),
     (Send({'headers': {'Content-Type': 'a/b'}}), 'headers: Content-Type', 'use attachments'),
+    (Send({'subject': Path('a')}), 'is not a string', 'give str() of it'),
+    (Send({'subject': TranslationString('title')}), 'a translation string', 'localizer.translate('),
+    (Send({'subject': LazyText()}), 'a LazyText whose str() is another text', 'give str() of it'),
     (Send({'headers': {'Message-ID': 'x'}}), "Message-ID: 'x'", 'write <unique@'),
     (Send({'headers': {'Date': 'today'}}), "Date: 'today'", 'format_datetime'),
     (Send({'headers': {'Sender': 'x'}}), "Sender: 'x'", 'write name@example.org'),

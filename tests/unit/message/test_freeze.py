@@ -6,6 +6,7 @@ import re
 import time
 from contextlib import suppress
 from email.headerregistry import Address
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -14,7 +15,16 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.exceptions import MessageError
 from pyramid_sendmail.message import Attachment, EnvelopeFactory
-from tests.support.messages import NOW, assert_refused, email_message, factory, freeze, plain, read
+from tests.support.messages import (
+    NOW,
+    assert_refused,
+    email_message,
+    factory,
+    freeze,
+    legacy_message,
+    plain,
+    read,
+)
 
 
 # What is refused: the input, and what the text must name (the argument, and the remedy).
@@ -389,3 +399,131 @@ def test_no_slow_text(given_: dict[str, Any]) -> None:
         factory.envelope(plain(**given_))
 
     assert time.process_time() - before < 2
+class Word(str, Enum):  # noqa: UP042 - a StrEnum's str() is its value
+    """What a program writes for its kinds of mail."""
+
+    TEXT = 'Welcome'
+    ADDRESS = 'word@example.org'
+    FILE = 'terms.txt'
+    TYPE = 'text/csv'
+    ID = 'logo'
+    NAME = 'X-Kind'
+    PRIORITY = 'high'
+
+
+def test_enum() -> None:
+    """A member of a (str, Enum) class is its value, wherever text is given."""
+    picture = Attachment(Word.FILE, Word.TEXT, content_type=Word.TYPE, content_id=Word.ID)
+    envelope = freeze(
+        plain(
+            subject=Word.TEXT,
+            to=[Word.ADDRESS, (Word.TEXT, 'b@x')],
+            cc=Word.ADDRESS,
+            sender=Word.ADDRESS,
+            text=Word.TEXT,
+            html=Word.TEXT,
+            headers={Word.NAME: Word.TEXT},
+            tag=Word.TEXT,
+            attachments=[picture],
+        ),
+        metadata={Word.NAME: Word.TEXT},
+        priority=Word.PRIORITY,
+    )
+
+    assert b'Word' not in envelope.raw
+    message = read(envelope)
+    assert message['Subject'] == message['X-Kind'] == envelope.subject == envelope.tag == 'Welcome'
+    assert message['To'] == 'word@example.org, Welcome <b@x>'
+    assert envelope.recipients == ('word@example.org', 'b@x')
+    assert envelope.sender == 'word@example.org'
+    (file,) = message.iter_attachments()
+    assert file.get_filename() == 'terms.txt'
+    assert file.get_content_type() == 'text/csv'
+    assert file['Content-ID'] == '<logo>'
+    assert file.get_content().strip() == 'Welcome'
+    for value in (
+        *(envelope.subject, envelope.tag, envelope.sender, *envelope.recipients),
+        *(*envelope.metadata, *envelope.metadata.values(), envelope.priority),
+    ):
+        assert type(value) is str
+
+
+def test_enum_in_another_message() -> None:
+    """So it is in a message of the standard library, old or new."""
+    for message in (legacy_message(('X-Kind', Word.TEXT), payload=Word.TEXT), email_message()):
+        if message['X-Kind'] is None:
+            message['X-Kind'] = Word.TEXT
+            message.set_content(Word.TEXT)
+        envelope = freeze(message)
+        assert b'Word' not in envelope.raw
+        assert read(envelope)['X-Kind'] == 'Welcome'
+        assert read(envelope).get_content().strip() == 'Welcome'
+
+
+class Translation(str):
+    """Like the strings of translationstring and of zope.i18nmessageid: an id."""
+
+    __slots__ = ('default', 'domain', 'mapping')
+
+    def __new__(cls, text: str) -> Translation:
+        self = super().__new__(cls, text)
+        self.domain, self.default, self.mapping = 'shop', 'Welcome', None
+        return self
+
+
+class LazyText(str):
+    """A lazy string that is a str: its own text is empty."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return 'Welcome'
+
+
+class Lazy:
+    """A lazy string that is none."""
+
+    def __str__(self) -> str:
+        return 'Welcome'
+
+
+@pytest.mark.parametrize(
+    ('value', 'named'),
+    [
+        (Translation('title'), 'is a translation string.*request.localizer.translate'),
+        (LazyText(''), r'is a LazyText whose str\(\) is another text; give str\(\) of it'),
+        (Lazy(), r'is not a string; give str\(\) of it'),
+    ],
+)
+@pytest.mark.parametrize(
+    ('where', 'given_'),
+    [
+        ('subject', lambda value: {'subject': value}),
+        ('text', lambda value: {'text': value}),
+        ('html', lambda value: {'html': value}),
+        ('to', lambda value: {'to': [(value, 'a@x')]}),
+        ('to', lambda value: {'to': [('Ann', value)]}),
+        ('headers, X-A', lambda value: {'headers': {'X-A': value}}),
+        ('tag', lambda value: {'tag': value}),
+        ('attachments, filename', lambda value: {'attachments': [Attachment(value, b'')]}),
+    ],
+)
+def test_not_its_own_text(value: Any, named: str, where: str, given_: Any) -> None:
+    """What is no text of its own is refused: it would leave as an id, or empty."""
+    with pytest.raises(MessageError, match=f'^{where}: .*{named}'):
+        factory.envelope(plain(**given_(value)))
+
+
+def test_not_its_own_text_in_other_places() -> None:
+    """So it is in the data of an attachment, in metadata, and in another library's message."""
+    for value in (Translation('title'), LazyText('')):
+        for message, options in (
+            (plain(attachments=[Attachment('a', value)]), {}),
+            (plain(), {'metadata': {'a': value}}),
+            (legacy_message(('X-A', value)), {}),
+            (legacy_message(payload=value), {}),
+        ):
+            with pytest.raises(MessageError, match=r'translation string|another text'):
+                factory.envelope(message, **options)  # type: ignore[arg-type]
+
+
