@@ -6,12 +6,14 @@
         config.include('pyramid_sendmail')
 
     def sign_up(request):
-        message_id = request.mailer.send(
-            Message(subject='Welcome', to='Ann <ann@example.org>', text='Good to see you.')
-        )
+        to = [(request.params['name'], request.params['address'])]
+        message = Message(subject='Welcome', to=to, text='Good to see you.')
+        return {'message_id': request.mailer.send(message)}
 """
 
 from __future__ import annotations
+
+from email.headerregistry import Address
 
 from pyramid.config import Configurator
 from pyramid.request import Request
@@ -31,6 +33,7 @@ from .interfaces import IMailDelivery
 from .message import Attachment, Message
 
 __all__ = [
+    'Address',
     'Attachment',
     'MailAmbiguous',
     'MailRefused',

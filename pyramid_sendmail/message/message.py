@@ -41,30 +41,35 @@ class Attachment:
 class Message:
     """The content of a mail, and its recipients.
 
-    Addresses are a string (one address, or several between commas), an
-    ``email.headerregistry.Address``, or a list of these. ``text``, ``html`` or both must be given.
-    ``headers`` are any other headers, by name; ``tag`` names the kind of mail for the events.
+    Addresses are a string, an ``Address``, or a list, which may also hold pairs of a name and an
+    address: ``[('Ann', 'ann@example.org')]``. A string is one address, so that nothing typed into a
+    form adds a recipient. ``text``, ``html`` or both must be given. ``headers`` are any other
+    headers, by name; those of addresses take what ``to`` takes. ``tag`` names the kind of mail for
+    the events.
 
+    None for ``cc``, ``bcc``, ``reply_to``, ``headers`` and ``attachments`` is as good as nothing.
     Lists and dicts are copied, so later changes of them have no effect. Nothing is verified before
     ``send``.
     """
 
     subject: str = ''
     to: Addresses = ()
-    cc: Addresses = ()
-    bcc: Addresses = ()
-    reply_to: Addresses = ()
+    cc: Addresses | None = ()
+    bcc: Addresses | None = ()
+    reply_to: Addresses | None = ()
     text: str | None = field(default=None, repr=False)
     html: str | None = field(default=None, repr=False)
     sender: Addresses | None = None
-    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS, hash=False)
-    attachments: Iterable[Attachment] = ()
+    headers: Mapping[str, Addresses] | None = field(default_factory=lambda: _NO_HEADERS, hash=False)
+    attachments: Iterable[Attachment] | None = ()
     tag: str | None = None
 
     def __post_init__(self) -> None:
         for name in _LIST_FIELDS:
             value = getattr(self, name)
             kind = type(value)
+            if value is None and name in _OPTIONAL_LISTS:
+                object.__setattr__(self, name, ())
             if kind in _IMMUTABLE:
                 continue
             # A list, as is usual, skips the abstract classes, which cost 3 % of a message.
@@ -72,12 +77,21 @@ class Message:
                 isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
             ):
                 object.__setattr__(self, name, tuple(value))
-        if type(self.headers) is not MappingProxyType and isinstance(self.headers, Mapping):
-            object.__setattr__(self, 'headers', MappingProxyType(dict(self.headers)))
+        if self.headers is None:
+            object.__setattr__(self, 'headers', _NO_HEADERS)
+        elif type(self.headers) is not MappingProxyType and isinstance(self.headers, Mapping):
+            copied = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in self.headers.items()
+            }
+            object.__setattr__(self, 'headers', MappingProxyType(copied))
 
 
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_NO_HEADERS: Mapping[str, Addresses] = MappingProxyType({})
 
 _LIST_FIELDS = ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments')
+
+_OPTIONAL_LISTS = frozenset({'cc', 'bcc', 'reply_to', 'attachments'})
+"""Not ``to``, where None is a recipient that is not known."""
 
 _IMMUTABLE = frozenset({str, tuple, type(None)})

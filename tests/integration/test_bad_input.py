@@ -31,8 +31,8 @@ from zope.interface import implementer
 import pyramid_sendmail
 from pyramid_sendmail import Attachment, MailRefused, Message, NoActiveTransaction
 from pyramid_sendmail.config import processor_of
-from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.domains import ascii_domain
+from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, SendmailError
 from pyramid_sendmail.interfaces import IMailDelivery, IMailQueue
 from pyramid_sendmail.mailers.failover import FailoverMailer
@@ -392,6 +392,10 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'url': 'smtp://re..lay'}), 'mail.url has a bad host', 'letters, digits'),
     (Start({'url': 'smtp://a[b'}), 'mail.url has a bad host', 'in brackets'),
     (Start({'url': 'smtp://[relay]'}), 'mail.url has no IPv6', 'smtp://[2001:db8::25]'),
+    (Start({'url': 'smtp://[fe80::1%25]'}), 'mail.url has a bad zone', '[fe80::1%25eth0]'),
+    (Start({'url': 'smtp://é\u00ad.example'}), 'without a certain ASCII form', 'write it as xn--'),
+    (Made(SMTPMailer, 'é\u00ad.example', {'hostname': 'a'}), 'host: ', 'write it as xn--'),
+    (Made(ascii_domain, f'{"é." * 200}example'), 'at most 253 characters', ''),
     (Start({'url': 'smtp://relay:0'}), 'mail.url has a bad port', 'from 1 to 65535'),
     (Start({'url': f'smtp://a:{SECRET}/@b'}), 'mail.url has a / before the @', '%2F'),
     (Start({'url': 'smtp://a/path'}), 'mail.url has a path', '%2F'),
@@ -402,10 +406,6 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'url': 'smtp://a?cafile=/x'}), 'unknown option cafile=', 'ca_file= perhaps'),
     (Start({'url': 'smtp://a?tls'}), 'option tls without a value', 'tls=VALUE'),
     (Start({'url': 'smtp://a?tls=a&tls=b'}), 'option tls= twice', 'once'),
-    (Start({'url': 'smtp://[fe80::1%25]'}), 'mail.url has a bad zone', '[fe80::1%25eth0]'),
-    (Start({'url': 'smtp://é\u00ad.example'}), 'without a certain ASCII form', 'write it as xn--'),
-    (Made(SMTPMailer, 'é\u00ad.example', {'hostname': 'a'}), 'host: ', 'write it as xn--'),
-    (Made(ascii_domain, f'{"é." * 200}example'), 'at most 253 characters', ''),
     (Start({'url': 'smtp://a?tls=none'}), 'option tls=', 'smtp+insecure:'),
     (Start({'url': 'smtp://a?timeout=9'}), 'option timeout=', '90s, 5m'),
     (Start({'url': 'smtp://a?timeout=0s'}), 'option timeout=', 'more than 0s'),
@@ -508,7 +508,15 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Send({'sender': None}), 'sender: the message has none', 'set mail.default_sender'),
     (Send(stdlib(From='')), 'From: the message has none', 'set mail.default_sender'),
     (Send({'sender': 'team:;'}), 'sender:', 'not an address'),
-    (Send({'sender': 'a@x, b@x'}), 'sender: several addresses', "headers={'Sender'"),
+    (Send({'sender': ['a@x', 'b@x']}), 'sender: several addresses', "headers={'Sender'"),
+    (Send({'sender': 'a@x, b@x'}), "sender: 'a@x, b@x' is not one address", 'give a list'),
+    (at('a@x, Ann <b@x>'), "to: 'a@x, Ann <b@x>' is not one address", 'give a list'),
+    (at('team: a@x;'), "to: 'team: a@x;' is not one address", 'give a list'),
+    (Send({'to': ('Ann', 'ann@x')}), "to: 'Ann' has no @", "[('Ann', 'ann@example.org')]"),
+    (Send({'to': [('Ann', 'a@x', 'b@x')]}), 'is not an address', "a pair ('Ann',"),
+    (Send({'to': [('Ann', 'a@x, b@x')]}), 'to:', 'write name@example.org'),
+    (Send({'headers': {'Errors-To': 'a@x, b@x'}}), 'Errors-To:', 'give a list'),
+    (Send({}, {'recipients': 'a@x, b@x'}), 'option recipients:', 'give a list'),
     (Send({'to': 25}), 'to: 25 holds no addresses', 'give a str'),
     (Send({'to': ['ann@example.org', 25]}), 'to: 25 is not an address', 'give a str'),
     (Send({'to': ['a@x, b@x']}), "to: 'a@x, b@x' is not one address", 'a place in the list'),
@@ -548,6 +556,9 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Send({'subject': 'a\0b'}), 'subject:', 'U+0000; take it out'),
     (Send({'subject': 'a\ud800b'}), 'subject:', 'lone surrogate'),
     (Send({'subject': 3}), 'subject: 3 is not a string', 'give a str'),
+    (Send({'subject': Path('a')}), 'is not a string', 'give str() of it'),
+    (Send({'subject': TranslationString('title')}), 'a translation string', 'localizer.translate('),
+    (Send({'subject': LazyText()}), 'a LazyText whose str() is another text', 'give str() of it'),
     (Send({'headers': [('X-A', 'b')]}), 'headers:', 'give a dict'),
     (Send({'headers': {'X A': 'b'}}), "headers: 'X A'", 'without blanks'),
     (Send({'headers': {'X-A\r\nX-B': 'c'}}), 'headers:', 'without blanks'),
@@ -556,9 +567,6 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Send({'headers': {'X-A': 'b', 'x-a': 'c'}}), 'headers: x-a is given twice', 'leave one'),
     (Send({'headers': {'To': 'a@x'}}), 'headers: To', 'use to'),
     (Send({'headers': {'Content-Type': 'a/b'}}), 'headers: Content-Type', 'use attachments'),
-    (Send({'subject': Path('a')}), 'is not a string', 'give str() of it'),
-    (Send({'subject': TranslationString('title')}), 'a translation string', 'localizer.translate('),
-    (Send({'subject': LazyText()}), 'a LazyText whose str() is another text', 'give str() of it'),
     (Send({'headers': {'Message-ID': 'x'}}), "Message-ID: 'x'", 'write <unique@'),
     (Send({'headers': {'Date': 'today'}}), "Date: 'today'", 'format_datetime'),
     (Send({'headers': {'Sender': 'x'}}), "Sender: 'x'", 'write name@example.org'),

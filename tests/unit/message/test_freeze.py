@@ -55,9 +55,11 @@ BAD_MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({'sender': 'x'}, "sender: 'x'"),
     ({'sender': ''}, 'sender: an empty address'),
     ({'sender': []}, 'sender: .* is not an address or a list'),
-    ({'sender': 'g: a@x;'}, 'sender: .*g: a@x;.* is not an address'),
-    ({'sender': 'a@x, b@x'}, "sender: several .*headers={'Sender'"),
-    ({'sender': 'a@x, b@x', 'headers': {'Sender': 'a@x, b@x'}}, 'Sender: .*exactly one'),
+    ({'sender': 'g: a@x;'}, 'sender: .*g: a@x;.* is not one address'),
+    ({'sender': 'g:;'}, 'sender: .*g:;.* is not an address or a list'),
+    ({'sender': ['a@x', 'b@x']}, "sender: several .*headers={'Sender'"),
+    ({'sender': ['a@x', 'b@x'], 'headers': {'Sender': 'a@x, b@x'}}, 'Sender: .*exactly one'),
+    ({'sender': ['a@x', 'b@x'], 'headers': {'Sender': ['a@x', 'b@x']}}, 'Sender: .*exactly one'),
     ({'subject': 'a\nb'}, 'subject: .*line break; take it out'),
     ({'subject': 'a\rBcc: b@x'}, 'subject: .*line break'),
     ({'subject': 'a\0b'}, r'subject: .*U\+0000'),
@@ -82,6 +84,9 @@ BAD_MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({'headers': {'X-A': 'a\nBcc: b@x'}}, 'headers, X-A: .*line break; take it out'),
     ({'headers': {'X-A': 'a\x01'}}, r'headers, X-A: .*U\+0001'),
     ({'headers': {'X-A': 5}}, 'headers, X-A: 5 is not a string'),
+    ({'headers': {'X-A': ['a']}}, r'headers, X-A: .* is not a string'),
+    ({'headers': {'Errors-To': 'a@x, b@x'}}, 'Errors-To: .* is not one address'),
+    ({'headers': {'Errors-To': 5}}, 'Errors-To: 5 holds no addresses'),
     ({'headers': {'X-A': '1', 'x-a': '2'}}, 'headers: x-a is given twice; leave one out'),
     ({'headers': {'From': 'a@x'}}, 'headers: From cannot be given here; use sender'),
     ({'headers': {'to': 'a@x'}}, 'headers: to cannot be given here; use to'),
@@ -234,7 +239,7 @@ def test_recipients() -> None:
         plain(
             to=['B <b@x.org>', '"Doe, J" <j@x.org>', 'b@X.ORG'],
             cc=[Address('C', 'c', 'x.org'), 'j@x.org'],
-            bcc='secret@x.org, b@x.org, B@x.org',
+            bcc=['secret@x.org', 'b@x.org', 'B@x.org'],
         )
     )
 
@@ -245,6 +250,49 @@ def test_recipients() -> None:
         'j@x.org',
         'b@X.ORG',
     ]
+
+
+EVIL = 'evil@example.net, Ann <ann@example.org>'
+
+
+@pytest.mark.parametrize('field', ['to', 'cc', 'bcc', 'reply_to', 'sender'])
+def test_a_string_is_one_address(field: str) -> None:
+    """No name from a form adds a recipient, a sender or an address for replies."""
+    with pytest.raises(MessageError, match=f'^{field}: .* is not one address; .* give a list'):
+        factory.envelope(plain(**{field: EVIL}))
+
+    name, address = EVIL.split(' <')[0], 'ann@example.org'
+    envelope = freeze(plain(**{'to': [], field: [(name, address)]}), recipients=['b@x'])
+    assert b'"evil@example.net, Ann" <ann@example.org>' in envelope.raw or field == 'bcc'
+
+
+def test_an_option_is_one_address() -> None:
+    """Nor do the options of send, and the recipients of other libraries' messages."""
+    for options in ({'recipients': EVIL}, {'sender': EVIL}, {'recipients': [EVIL]}):
+        with pytest.raises(MessageError, match=r'^option .* one address'):
+            factory.envelope(plain(), **options)
+
+    assert freeze(recipients=[('Miller, Ann', 'a@x'), 'b@x']).recipients == ('a@x', 'b@x')
+
+
+def test_address_headers() -> None:
+    """A header of addresses takes what ``to`` takes: a list for several."""
+    followup = ['list@x', ('Miller, Ann', 'a@x'), Address('B', 'b', 'x')]
+    envelope = freeze(plain(headers={'Mail-Followup-To': followup, 'Sender': [('S', 's@x')]}))
+
+    assert read(envelope)['Mail-Followup-To'] == 'list@x, "Miller, Ann" <a@x>, B <b@x>'
+    assert read(envelope)['Sender'] == 'S <s@x>'
+    assert envelope.recipients == ('ann@example.org',)
+
+
+@pytest.mark.parametrize('name', ['cc', 'bcc', 'reply_to', 'headers', 'attachments'])
+def test_none_is_not_given(name: str) -> None:
+    """None for an argument that may be left out is as good as nothing."""
+    message = plain(**{name: None})
+
+    assert message == plain()
+    head = freeze(message).raw.partition(b'Message-ID')[0]
+    assert head == freeze(plain()).raw.partition(b'Message-ID')[0]
 
 
 def test_only_bcc() -> None:
@@ -366,39 +414,6 @@ class Markup(str):
         return Markup(str(self).join(part.upper() for part in parts))
 
 
-def test_markup() -> None:
-    """A str subclass that escapes other strings is used as plain text."""
-    markup = Markup('a <b> & "c" é')
-
-    envelope = freeze(plain(subject=markup, html=markup, headers={'X-A': markup}))
-
-    assert envelope.subject == read(envelope)['Subject'] == read(envelope)['X-A'] == str(markup)
-    assert type(envelope.subject) is str
-    assert type(freeze(plain(to=Markup('"A & B" <a@x>'))).recipients[0]) is str
-
-
-@pytest.mark.parametrize(
-    'given_',
-    [
-        {'subject': '=?a?q?' * 20_000},
-        {'subject': '=?' * 50_000},
-        {'html': '=' + ' ' * 100_000 + 'cid:'},
-        {'html': 'url(' * 50_000 + 'cid:'},
-        {'attachments': [Attachment('a', b'', content_type='a/b' + ' ' * 50_000 + 'x')]},
-        {'attachments': [Attachment('a', b'', content_type='a/b' + ';a=b' * 20_000 + 'é')]},
-        {'to': '"' + '\\' * 50_000},
-        {'to': '"' + '\\' * 50_000 + '"@x'},
-        {'to': '(' * 100_000},
-        {'to': 'a.' * 50_000 + '@x'},
-    ],
-)
-def test_no_slow_text(given_: dict[str, Any]) -> None:
-    """No text from a visitor takes more than linear time."""
-    before = time.process_time()
-    with suppress(MessageError):
-        factory.envelope(plain(**given_))
-
-    assert time.process_time() - before < 2
 class Word(str, Enum):  # noqa: UP042 - a StrEnum's str() is its value
     """What a program writes for its kinds of mail."""
 
@@ -527,3 +542,36 @@ def test_not_its_own_text_in_other_places() -> None:
                 factory.envelope(message, **options)  # type: ignore[arg-type]
 
 
+def test_markup() -> None:
+    """A str subclass that escapes other strings is used as plain text."""
+    markup = Markup('a <b> & "c" é')
+
+    envelope = freeze(plain(subject=markup, html=markup, headers={'X-A': markup}))
+
+    assert envelope.subject == read(envelope)['Subject'] == read(envelope)['X-A'] == str(markup)
+    assert type(envelope.subject) is str
+    assert type(freeze(plain(to=Markup('"A & B" <a@x>'))).recipients[0]) is str
+
+
+@pytest.mark.parametrize(
+    'given_',
+    [
+        {'subject': '=?a?q?' * 20_000},
+        {'subject': '=?' * 50_000},
+        {'html': '=' + ' ' * 100_000 + 'cid:'},
+        {'html': 'url(' * 50_000 + 'cid:'},
+        {'attachments': [Attachment('a', b'', content_type='a/b' + ' ' * 50_000 + 'x')]},
+        {'attachments': [Attachment('a', b'', content_type='a/b' + ';a=b' * 20_000 + 'é')]},
+        {'to': '"' + '\\' * 50_000},
+        {'to': '"' + '\\' * 50_000 + '"@x'},
+        {'to': '(' * 100_000},
+        {'to': 'a.' * 50_000 + '@x'},
+    ],
+)
+def test_no_slow_text(given_: dict[str, Any]) -> None:
+    """No text from a visitor takes more than linear time."""
+    before = time.process_time()
+    with suppress(MessageError):
+        factory.envelope(plain(**given_))
+
+    assert time.process_time() - before < 2
