@@ -37,8 +37,10 @@ from zope.interface import Interface
 from ..exceptions import MessageError
 from ..interfaces import IMailDelivery, IMailer, IMailEventDispatcher, IMailQueue
 from ..message.address import check_senders
-from ..settings import TABLE, MailSettings, parse_settings
+from ..settings import TABLE, MailSettings
 from ..settings.credentials import mask_url
+from ..settings.overrides import current_overrides
+from ..settings.table import raise_problems, read_settings
 from .factories import (
     IProcessorThread,
     default_delivery,
@@ -49,9 +51,11 @@ from .factories import (
     processor_factory,
     register_processor,
     register_settings,
+    relay_mailer,
     require_queue,
     settings_of,
 )
+from .warnings import warn_of_default_relay, warn_of_lost_mail
 
 __all__ = ['add_directives', 'set_mail_delivery', 'set_mail_queue', 'set_mailer']
 
@@ -167,8 +171,7 @@ def _add_settings(config: Configurator) -> None:
     def register() -> None:
         registry = config.registry
         given = registry.settings or {}
-        settings = parse_settings(given)
-        _check_senders(settings)
+        settings = _parse(config, given)
         register_settings(registry, settings)
         register_processor(registry)
         if registry.queryUtility(IMailEventDispatcher) is None:
@@ -178,12 +181,34 @@ def _add_settings(config: Configurator) -> None:
     config.action(('mail', 'settings'), register, order=SETTINGS, introspectables=(introspectable,))
 
 
-def _check_senders(settings: MailSettings) -> None:
-    """Find a wrong address at start-up, even if the application sets its own delivery."""
-    try:
-        check_senders(settings.default_sender, settings.envelope_sender)
-    except MessageError as error:
-        raise ConfigurationError(str(error)) from error
+def _parse(config: Configurator, given: Mapping[str, object]) -> MailSettings:
+    """Return the settings. Raises one ConfigurationError about all that is wrong with them: the
+    addresses too, and the URL where anything else is, so that one start shows every mistake."""
+    values, problems = read_settings(given, overrides=current_overrides())
+    for names in ({'default_sender'}, {'envelope_sender'}):
+        try:
+            check_senders(**{name: values.get(name) for name in names})
+        except MessageError as error:
+            problem = ConfigurationError(str(error))
+            problem.__cause__ = error
+            problems.append(problem)
+    if problems and 'url' in values and 'hostname' in values and not _has_mailer(config):
+        try:
+            relay_mailer(**{name: values[name] for name in _OF_THE_MAILER})
+        except ConfigurationError as error:
+            problems.append(error)
+    raise_problems(problems)
+    return MailSettings(**values)
+
+
+_OF_THE_MAILER = ('url', 'url_source', 'username', 'password', 'hostname')
+
+
+def _has_mailer(config: Configurator) -> bool:
+    """Return whether the application sets a mailer of its own, now or in this commit."""
+    return config.registry.queryUtility(IMailer) is not None or any(
+        action['discriminator'] == ('mail', 'mailer') for action in config.action_state.actions
+    )
 
 
 def _shown(given: Mapping[str, object], settings: MailSettings) -> dict[str, str]:
@@ -200,15 +225,17 @@ def _add_defaults(config: Configurator) -> None:
     def parts() -> None:
         registry = config.registry
         settings = settings_of(registry)
-        _register_default(config, 'mailer', lambda: default_mailer(registry))
+        if _register_default(config, 'mailer', lambda: default_mailer(registry)):
+            warn_of_default_relay(registry)
         if settings.queue_path is not None:
             _register_default(config, 'queue', lambda: default_queue(registry))
         if settings.processor == 'thread':
             _register_processor_thread(registry)
 
     def delivery() -> None:
-        _register_default(config, 'delivery', lambda: _delivery_of_settings(config))
         registry = config.registry
+        if _register_default(config, 'delivery', lambda: _delivery_of_settings(config)):
+            warn_of_lost_mail(registry)
         if settings_of(registry).processor == 'thread':
             # Here, where every adapter is registered, and not in the first request.
             processor_factory(registry, registry.getUtility(IMailQueue))
@@ -217,13 +244,16 @@ def _add_defaults(config: Configurator) -> None:
     config.action(('mail', 'default delivery'), delivery, order=DEFAULT_DELIVERY)
 
 
-def _register_default(config: Configurator, title: str, make: Maker) -> None:
-    """Register what the settings give, unless the application has set something."""
-    if config.registry.queryUtility(_INTERFACES[title]) is None:
-        _register(config, title, make)
-        introspectable = _introspectable(config, title)
-        introspectable[title] = config.registry.getUtility(_INTERFACES[title])
-        introspectable.register(config.introspector, config.action_info)
+def _register_default(config: Configurator, title: str, make: Maker) -> bool:
+    """Register what the settings give, unless the application has set something. Return whether
+    it is the settings' own."""
+    if config.registry.queryUtility(_INTERFACES[title]) is not None:
+        return False
+    _register(config, title, make)
+    introspectable = _introspectable(config, title)
+    introspectable[title] = config.registry.getUtility(_INTERFACES[title])
+    introspectable.register(config.introspector, config.action_info)
+    return True
 
 
 def _delivery_of_settings(config: Configurator) -> object:

@@ -116,7 +116,7 @@ def parse_address(value: object, where: str) -> str:
     return found[0].address
 
 
-def check_senders(default_sender: str | None, envelope_sender: str | None) -> None:
+def check_senders(default_sender: str | None = None, envelope_sender: str | None = None) -> None:
     """Raise MessageError for values of the settings of these names that are not one address."""
     if default_sender:
         parse_address(default_sender, 'mail.default_sender')

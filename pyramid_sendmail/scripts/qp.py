@@ -25,6 +25,7 @@ from ..envelope import Tally
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailEventDispatcher, IMailQueue, IMailQueueProcessor
 from ..settings import converters
+from ..settings.overrides import overriding
 from ..settings.shares import share, share_of_settings, useful_processes
 from ..settings.table import table_rows
 from .children import SupervisorLink, command_line
@@ -89,7 +90,8 @@ def run(
                 supervisor.follow(signals)
             before = list(global_registries)
             # Keep the application until the end: its registry may not outlive it.
-            app = (load or _load)(arguments.config_uri, _options(arguments.options))
+            with overriding(_overrides(arguments.set)):
+                app = (load or _load)(arguments.config_uri, _variables(arguments.options))
             registry = _registry(app, before, arguments.config_uri)
             if supervisor is None and arguments.processes is None:
                 processes = _processes(registry)
@@ -138,6 +140,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         'options', nargs='*', metavar='key=value', help='variables for the .ini file'
     )
+    parser.add_argument(
+        '--set',
+        action='append',
+        default=[],
+        metavar='KEY=VALUE',
+        help='a mail.* setting, instead of the one in the file: --set mail.url=null:',
+    )
     parser.add_argument('--once', action='store_true', help='send what is due now, then exit')
     parser.add_argument(
         '--workers', type=_count, metavar='N', help='connections at once, instead of mail.workers'
@@ -179,14 +188,36 @@ def _processes_option(text: str) -> int:
         raise argparse.ArgumentTypeError(f'{text!r}: {error}') from error
 
 
-def _options(pairs: Sequence[str]) -> dict[str, str]:
-    options = {}
+def _variables(pairs: Sequence[str]) -> dict[str, str]:
+    """Return the variables for the .ini file."""
+    variables = {}
     for pair in pairs:
         key, equals, value = pair.partition('=')
         if not equals or not key:
             raise UsageError(f'{pair!r}: write variables as key=value')
-        options[key] = value
-    return options
+        if key.startswith('mail.'):
+            # PasteDeploy would take the setting out of the section of the application, and mail
+            # would go to the default relay. The value may be a secret.
+            raise UsageError(
+                f'{key}=: key=value is a variable for the .ini file, and would remove the setting '
+                f'of this name; to override it write --set {key}=VALUE'
+            )
+        variables[key] = value
+    return variables
+
+
+def _overrides(pairs: Sequence[str]) -> dict[str, str]:
+    """Return the settings of ``--set``."""
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition('=')
+        if not equals or not key.startswith('mail.'):
+            raise UsageError(
+                f'--set {key}: write a setting as mail.NAME=VALUE; a variable for the .ini file is '
+                f'written without --set'
+            )
+        settings[key] = value
+    return settings
 
 
 def _load(config_uri: str, options: dict[str, str]) -> object:

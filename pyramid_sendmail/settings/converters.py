@@ -27,6 +27,7 @@ __all__ = [
     'port',
     'processes',
     'rate',
+    'secret_path',
     'size',
     'text',
 ]
@@ -199,6 +200,19 @@ def absolute_path(value: str) -> str:
         f'write an absolute path, such as %(here)s/{name}: '
         f'the web process and psendmail-qp may run in different folders'
     )
+
+
+def secret_path(value: str) -> str:
+    """Return the normalised absolute path of a file with a secret in it.
+
+    Another text is not repeated: it may be the secret itself.
+    """
+    if not os.path.isabs(value):
+        raise ValueError(
+            'write the absolute path of a file, such as %(here)s/mail-password; the password '
+            'itself is mail.password'
+        )
+    return absolute_path(value)
 
 
 def hostname(value: str) -> str:
