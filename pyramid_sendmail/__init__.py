@@ -58,7 +58,9 @@ def includeme(config: Configurator) -> None:
 
     Adds ``request.mailer``, the directives ``config.set_mail_delivery``, ``config.set_mailer`` and
     ``config.set_mail_queue``, and the subscriber predicate ``mail_tag``. Includes ``pyramid_tm``.
-    Starts no thread, opens no connection and creates no file.
+    Starts no thread, opens no connection and creates no file. The commit of the configuration
+    raises ConfigurationError for settings that cannot be used, a queue that is neither there nor
+    can be made included.
     """
     config.include('pyramid_tm')
     add_directives(config)

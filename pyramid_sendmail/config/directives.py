@@ -34,7 +34,7 @@ from pyramid.interfaces import IIntrospectable, INewRequest
 from pyramid.registry import Registry
 from zope.interface import Interface
 
-from ..exceptions import MessageError
+from ..exceptions import MessageError, QueueError
 from ..interfaces import IMailDelivery, IMailer, IMailEventDispatcher, IMailQueue
 from ..message.address import check_senders
 from ..settings import TABLE, MailSettings
@@ -55,7 +55,8 @@ from .factories import (
     require_queue,
     settings_of,
 )
-from .warnings import warn_of_default_relay, warn_of_lost_mail
+from .queue_check import check_queue_folder
+from .warnings import note_missing_sender, warn_of_default_relay, warn_of_lost_mail
 
 __all__ = ['add_directives', 'set_mail_delivery', 'set_mail_queue', 'set_mailer']
 
@@ -227,8 +228,10 @@ def _add_defaults(config: Configurator) -> None:
         settings = settings_of(registry)
         if _register_default(config, 'mailer', lambda: default_mailer(registry)):
             warn_of_default_relay(registry)
-        if settings.queue_path is not None:
-            _register_default(config, 'queue', lambda: default_queue(registry))
+        if settings.queue_path is not None and _register_default(
+            config, 'queue', lambda: default_queue(registry)
+        ):
+            _check_queue(settings.queue_path, group=settings.queue_mode == 'group')
         if settings.processor == 'thread':
             _register_processor_thread(registry)
 
@@ -236,12 +239,23 @@ def _add_defaults(config: Configurator) -> None:
         registry = config.registry
         if _register_default(config, 'delivery', lambda: _delivery_of_settings(config)):
             warn_of_lost_mail(registry)
+            note_missing_sender(registry)
         if settings_of(registry).processor == 'thread':
             # Here, where every adapter is registered, and not in the first request.
             processor_factory(registry, registry.getUtility(IMailQueue))
 
     config.action(('mail', 'default parts'), parts, order=DEFAULT_PARTS)
     config.action(('mail', 'default delivery'), delivery, order=DEFAULT_DELIVERY)
+
+
+def _check_queue(path: str, *, group: bool) -> None:
+    """Find a queue that cannot be used when the process starts, and not at its first mail."""
+    try:
+        check_queue_folder(path, group=group)
+    except QueueError as error:
+        text = str(error)
+        where = '' if 'mail.queue_path' in text else f'mail.queue_path = {path}: '
+        raise ConfigurationError(f'{where}{text}') from error
 
 
 def _register_default(config: Configurator, title: str, make: Maker) -> bool:

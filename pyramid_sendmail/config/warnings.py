@@ -16,7 +16,7 @@ from ..settings.given import text_of
 from ..settings.overrides import current_overrides
 from .factories import settings_of
 
-__all__ = ['warn_of_default_relay', 'warn_of_lost_mail']
+__all__ = ['note_missing_sender', 'warn_of_default_relay', 'warn_of_lost_mail']
 
 log = logging.getLogger(__name__)
 
@@ -57,3 +57,11 @@ def warn_of_lost_mail(registry: Registry) -> None:
         'its way when the process ends. Write mail.queue_path = %%(here)s/mail',
         mailer.name,
     )
+
+
+def note_missing_sender(registry: Registry) -> None:
+    """Log that each message needs a sender of its own. Many applications give one: no warning."""
+    if settings_of(registry).default_sender is None:
+        log.info(
+            'mail.default_sender is not set: send refuses a message without a sender of its own'
+        )

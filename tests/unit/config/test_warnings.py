@@ -101,3 +101,14 @@ def test_no_password(caplog: pytest.LogCaptureFixture) -> None:
 
     assert len(warnings(caplog)) == 1
     assert 's3kr1t' not in caplog.text
+
+
+def test_no_sender(caplog: pytest.LogCaptureFixture) -> None:
+    """That no sender is set is a line of information: many applications give one."""
+    caplog.set_level(logging.INFO)
+    committed(url='null:')
+    assert 'mail.default_sender is not set' in caplog.text
+    assert warnings(caplog) == []
+    caplog.clear()
+    committed(url='null:', default_sender='shop@example.org')
+    assert caplog.text == ''
