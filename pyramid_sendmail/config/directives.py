@@ -38,7 +38,7 @@ from ..exceptions import MessageError, QueueError
 from ..interfaces import IMailDelivery, IMailer, IMailEventDispatcher, IMailQueue
 from ..message.address import check_senders
 from ..settings import TABLE, MailSettings
-from ..settings.credentials import mask_url
+from ..settings.credentials import Values, mask_url
 from ..settings.overrides import current_overrides
 from ..settings.table import raise_problems, read_settings
 from .factories import (
@@ -55,6 +55,7 @@ from .factories import (
     require_queue,
     settings_of,
 )
+from .pyramid_mailer import refuse_pyramid_mailer
 from .queue_check import check_queue_folder
 from .warnings import note_missing_sender, warn_of_default_relay, warn_of_lost_mail
 
@@ -69,6 +70,13 @@ _INTERFACES: Mapping[str, type[Interface]] = {
 }
 
 Maker = Callable[[], object]
+
+Problems = list[ConfigurationError]
+
+
+class _IPartToCome(Interface):
+    """The utility of a part's name says that a directive sets the part: it does so later than the
+    settings are read."""
 
 
 class _IDeliveryMaker(Interface):
@@ -102,6 +110,7 @@ def set_mail_queue(config: Configurator, queue: object) -> None:
 def _set(config: Configurator, title: str, directive: str, part: object, order: int) -> None:
     part = _resolved(config, part, f'config.{directive}')
     introspectable = _introspectable(config, title)
+    config.registry.registerUtility(directive, _IPartToCome, name=title)
 
     def register() -> None:
         _register(config, title, _maker(config.registry, part, title, f'config.{directive}'))
@@ -184,31 +193,56 @@ def _add_settings(config: Configurator) -> None:
 
 def _parse(config: Configurator, given: Mapping[str, object]) -> MailSettings:
     """Return the settings. Raises one ConfigurationError about all that is wrong with them: the
-    addresses too, and the URL where anything else is, so that one start shows every mistake."""
+    addresses and the queue too, and the URL where anything else is, so that one start shows every
+    mistake."""
+    refuse_pyramid_mailer(config.registry)
     values, problems = read_settings(given, overrides=current_overrides())
-    for names in ({'default_sender'}, {'envelope_sender'}):
+    for check in (_check_senders, _check_queue, _check_relay):
         try:
-            check_senders(**{name: values.get(name) for name in names})
-        except MessageError as error:
-            problem = ConfigurationError(str(error))
-            problem.__cause__ = error
-            problems.append(problem)
-    if problems and 'url' in values and 'hostname' in values and not _has_mailer(config):
-        try:
-            relay_mailer(**{name: values[name] for name in _OF_THE_MAILER})
+            check(config, values, problems)
         except ConfigurationError as error:
             problems.append(error)
     raise_problems(problems)
     return MailSettings(**values)
 
 
-_OF_THE_MAILER = ('url', 'url_source', 'username', 'password', 'hostname')
+def _check_senders(config: Configurator, values: Values, problems: Problems) -> None:
+    """Find a wrong address, even if the application sets its own delivery."""
+    for name in ('default_sender', 'envelope_sender'):
+        try:
+            check_senders(**{name: values.get(name)})
+        except MessageError as error:
+            problem = ConfigurationError(str(error))
+            problem.__cause__ = error
+            problems.append(problem)
 
 
-def _has_mailer(config: Configurator) -> bool:
-    """Return whether the application sets a mailer of its own, now or in this commit."""
-    return config.registry.queryUtility(IMailer) is not None or any(
-        action['discriminator'] == ('mail', 'mailer') for action in config.action_state.actions
+def _check_queue(config: Configurator, values: Values, problems: Problems) -> None:
+    """Find a queue that cannot be used when the process starts, and not at its first mail."""
+    path = values.get('queue_path')
+    if path is None or 'queue_mode' not in values or _is_set(config, 'queue'):
+        return
+    try:
+        check_queue_folder(path, group=values['queue_mode'] == 'group')
+    except QueueError as error:
+        text = str(error)
+        where = '' if 'mail.queue_path' in text else f'mail.queue_path = {path}: '
+        raise ConfigurationError(f'{where}{text}') from error
+
+
+def _check_relay(config: Configurator, values: Values, problems: Problems) -> None:
+    """Find a wrong URL beside other problems. Without any, the mailer itself is made later."""
+    if problems and 'url' in values and 'hostname' in values and not _is_set(config, 'mailer'):
+        names = ('url', 'url_source', 'username', 'password', 'hostname')
+        relay_mailer(**{name: values[name] for name in names})
+
+
+def _is_set(config: Configurator, title: str) -> bool:
+    """Return whether the application sets a part of its own, already or in this commit."""
+    registry = config.registry
+    return (
+        registry.queryUtility(_INTERFACES[title]) is not None
+        or registry.queryUtility(_IPartToCome, name=title) is not None
     )
 
 
@@ -228,10 +262,8 @@ def _add_defaults(config: Configurator) -> None:
         settings = settings_of(registry)
         if _register_default(config, 'mailer', lambda: default_mailer(registry)):
             warn_of_default_relay(registry)
-        if settings.queue_path is not None and _register_default(
-            config, 'queue', lambda: default_queue(registry)
-        ):
-            _check_queue(settings.queue_path, group=settings.queue_mode == 'group')
+        if settings.queue_path is not None:
+            _register_default(config, 'queue', lambda: default_queue(registry))
         if settings.processor == 'thread':
             _register_processor_thread(registry)
 
@@ -246,16 +278,6 @@ def _add_defaults(config: Configurator) -> None:
 
     config.action(('mail', 'default parts'), parts, order=DEFAULT_PARTS)
     config.action(('mail', 'default delivery'), delivery, order=DEFAULT_DELIVERY)
-
-
-def _check_queue(path: str, *, group: bool) -> None:
-    """Find a queue that cannot be used when the process starts, and not at its first mail."""
-    try:
-        check_queue_folder(path, group=group)
-    except QueueError as error:
-        text = str(error)
-        where = '' if 'mail.queue_path' in text else f'mail.queue_path = {path}: '
-        raise ConfigurationError(f'{where}{text}') from error
 
 
 def _register_default(config: Configurator, title: str, make: Maker) -> bool:

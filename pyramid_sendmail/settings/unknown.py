@@ -77,7 +77,9 @@ def unknown_settings(
     problems: list[ConfigurationError] = []
     for key in (*sorted(ignored), *settings):
         try:
-            if key in ignored:
+            if key == 'pyramid_mailer.prefix':
+                _check_prefix(settings)
+            elif key in ignored:
                 _check_ignored(key, known)
             elif isinstance(key, str) and key.startswith('mail.') and key not in known:
                 _refuse(key, known)
@@ -93,6 +95,19 @@ def _check_ignored(key: str, known: Collection[str]) -> None:
             f'mail.ignore: {key} is a setting of pyramid_sendmail and is always checked; '
             f'rename the one of your application'
         )
+
+
+def _check_prefix(settings: Mapping[str, object]) -> None:
+    """Refuse the setting by which pyramid_mailer reads settings of other names."""
+    prefix = text_of('pyramid_mailer.prefix', settings['pyramid_mailer.prefix'])
+    if prefix in ('', 'mail.'):
+        return
+    names = sorted(str(key) for key in settings if str(key).startswith(prefix))
+    renamed = f'rename {", ".join(names)} to mail.*, and ' if names else ''
+    raise ConfigurationError(
+        f'pyramid_mailer.prefix = {prefix[:80]}: pyramid_sendmail reads mail.* alone: {renamed}'
+        f'remove this setting'
+    )
 
 
 def _refuse(key: str, known: Collection[str]) -> None:

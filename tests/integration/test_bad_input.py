@@ -27,6 +27,7 @@ from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
 from translationstring import TranslationString
 from zope.interface import implementer
+from zope.interface.interface import InterfaceClass
 
 import pyramid_sendmail
 from pyramid_sendmail import Attachment, MailRefused, Message, NoActiveTransaction
@@ -112,6 +113,26 @@ class Directive:
         config = Configurator(settings={'mail.url': 'null:'})
         config.include('pyramid_sendmail')
         getattr(config, self.name)(self.part)
+        try:
+            config.commit()
+        except ConfigurationError as error:
+            raise getattr(error, 'evalue', error)  # noqa: B904
+
+
+def other_mailer(config: Configurator) -> None:
+    """Register what pyramid_mailer registers."""
+    config.registry.registerUtility(object(), OTHER_MAILER)
+
+
+OTHER_MAILER = InterfaceClass('IMailer', __module__='pyramid_mailer.interfaces')
+
+
+class Prefixed:
+    """The settings are those of pyramid_mailer with another prefix."""
+
+    def __call__(self) -> Any:
+        config = Configurator(settings={'pyramid_mailer.prefix': 'email.', 'mail.url': 'null:'})
+        config.include('pyramid_sendmail')
         try:
             config.commit()
         except ConfigurationError as error:
@@ -273,6 +294,8 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'debug': '1'}), 'mail.debug', 'use logging'),
     (Start({'sendmail_app': '/usr/sbin/sendmail'}), 'mail.sendmail_app', 'mail.url = sendmail:'),
     (Start({'sendmail_template': '{x}'}), 'mail.sendmail_template', 'mail.url = sendmail:'),
+    (Prefixed(), 'pyramid_mailer.prefix = email.', 'remove this setting'),
+    (Directive('include', other_mailer), 'both set request.mailer', "drop config.include('pyr"),
     # Settings: the values
     (Start({'password': SECRET.encode()}), 'mail.password is of the type bytes', 'as a str'),
     (Start({'queue_path': True}), 'mail.queue_path is of the type bool', 'as a str'),
