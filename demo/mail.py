@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from pathlib import Path
 
 from pyramid.renderers import render
 from pyramid.request import Request
@@ -13,8 +12,6 @@ from pyramid_sendmail import Attachment, Message
 from .relay import LATER, REFUSED
 
 __all__ = ['to_later', 'to_unknown', 'welcome']
-
-LOGO = Path(__file__).with_name('static') / 'logo.png'
 
 TERMS = """\
 The terms of the demo
@@ -38,7 +35,7 @@ def welcome(request: Request, name: str, email: str) -> Message:
         text=render('demo:templates/welcome.txt.jinja2', values, request),
         html=render('demo:templates/welcome.html.jinja2', values, request),
         attachments=[
-            Attachment('logo.png', path=LOGO, content_id='logo'),
+            Attachment('logo.png', path='demo:static/logo.png', content_id='logo'),
             Attachment('terms.txt', TERMS.encode(), content_type='text/plain; charset=utf-8'),
         ],
         tag='welcome',

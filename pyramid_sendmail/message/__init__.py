@@ -6,6 +6,7 @@
 ``options``         the options of ``send``
 ``structure``       the MIME structure of our own messages
 ``attachment``      their files
+``asset``           files at a path, or of a package
 ``mime``            their parts, as bytes
 ``foreign``         messages of other libraries, as bytes
 ``headers``         header lines: what a header may hold, folding, parameters

@@ -6,21 +6,59 @@ Nothing is verified here: ``send`` does.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from types import MappingProxyType
+from typing import TypeVar, cast
 
 from .address import Addresses
 
 __all__ = ['Attachment', 'Message']
 
 
+_CALLED_HERE = {
+    'recipients': 'write to=, where several are a list',
+    'body': 'write text=',
+    'extra_headers': 'write headers=',
+    'from_': 'write sender=',
+    'from_email': 'write sender=',
+    'disposition': 'leave it out: a picture that html refers to by its content_id is inline',
+    'transfer_encoding': 'leave it out: the encoding is chosen by the content',
+}
+"""Arguments of other packages, and what to write here."""
+
+_Value = TypeVar('_Value')
+
+
+def _with_remedies(kind: type[_Value]) -> type[_Value]:
+    """Have the constructor say what to write for an argument as pyramid_mailer calls it."""
+    construct = cast(Callable[..., None], kind.__init__)
+
+    @wraps(construct)
+    def __init__(self: _Value, *arguments: object, **named: object) -> None:
+        try:
+            construct(self, *arguments, **named)
+        except TypeError as error:
+            remedies = [f'{name}=: {_CALLED_HERE[name]}' for name in named if name in _CALLED_HERE]
+            if not remedies and arguments and kind is Message:
+                remedies = ['its arguments have names: Message(subject=..., to=..., text=...)']
+            if remedies:
+                raise TypeError(f'{kind.__name__}: {"; ".join(remedies)}') from error
+            raise
+
+    kind.__init__ = __init__  # type: ignore[assignment]
+    return kind
+
+
+@_with_remedies
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """A file that goes with a message: its content, or the path that ``send`` reads it from.
 
     ``filename`` is shown to the reader; None means the last part of ``path``. ``data``: bytes, or
-    a str, which is encoded in UTF-8. ``content_type`` is guessed from the name if it is None.
+    a str, which is encoded in UTF-8. ``path``: absolute, or an asset of a package,
+    ``myapp:static/logo.png``. ``content_type`` is guessed from the name if it is None.
     ``content_id``: the picture's name in ``<img src="cid:...">``; a file that html does not refer
     to is an ordinary attachment.
     """
@@ -37,6 +75,7 @@ class Attachment:
             object.__setattr__(self, 'data', bytes(data))
 
 
+@_with_remedies
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """The content of a mail, and its recipients.

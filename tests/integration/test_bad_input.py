@@ -626,6 +626,9 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (attached('a.txt', f'{SECRET}\ud800'), "attachment 'a.txt'", 'give bytes'),
     (attached('a', path=3), 'attachments, path: 3', 'give a str or a Path'),
     (attached(None, path=NOT_HERE), f"'{NOT_HERE}' cannot be read", 'No such file'),
+    (attached('a', 'a/b', SECRET.encode()), 'attachments, path: a bytes', 'content_type=...'),
+    (attached(None, path='no.such:x'), "'no.such:x' cannot be read: there is no package", ''),
+    (attached(None, path='no/logo.png'), 'the current folder of the process', 'an absolute path'),
     (attached(None, path='/dev'), "'/dev' is not a regular file", 'give the path'),
     (
         Send({'attachments': [Attachment('a', path=HERE)]}, {}, {'max_size': '1K'}),
