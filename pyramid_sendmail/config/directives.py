@@ -39,7 +39,7 @@ from ..interfaces import IMailDelivery, IMailer, IMailEventDispatcher, IMailQueu
 from ..message.address import check_senders
 from ..settings import TABLE, MailSettings
 from ..settings.credentials import Values, mask_url
-from ..settings.overrides import current_overrides
+from ..settings.overrides import current_overrides, is_processor_loading
 from ..settings.table import raise_problems, read_settings
 from .factories import (
     IProcessorThread,
@@ -221,6 +221,8 @@ def _check_queue(config: Configurator, values: Values, problems: Problems) -> No
     """Find a queue that cannot be used when the process starts, and not at its first mail."""
     path = values.get('queue_path')
     if path is None or 'queue_mode' not in values or _is_set(config, 'queue'):
+        return
+    if is_processor_loading():
         return
     try:
         check_queue_folder(path, group=values['queue_mode'] == 'group')

@@ -105,8 +105,6 @@ def run(
             signals.wake = processor.wake
         except (UsageError, ConfigurationError) as error:
             return output.fail(str(error), EXIT_USAGE)
-        except QueueError as error:
-            return output.fail(str(error), EXIT_QUEUE_UNUSABLE)
         except KeyboardInterrupt:
             return signals.status if arguments.once else EXIT_DONE
         try:
@@ -237,10 +235,6 @@ def _load(config_uri: str, options: dict[str, str]) -> object:
     except ConfigurationExecutionError as error:
         if not isinstance(error.evalue, ConfigurationError):
             _unloadable(config_uri, error)
-        cause = error.evalue.__cause__
-        if isinstance(cause, QueueError):
-            # An error of its own: in the chain of this one the other would stand above itself.
-            raise QueueError(cause.errno, cause.strerror, cause.filename) from error
         raise UsageError(f'{config_uri}: {error.evalue}') from error
     except configparser.Error as error:
         raise _unreadable(config_uri, error) from None

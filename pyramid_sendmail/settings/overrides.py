@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ['current_overrides', 'overriding']
+__all__ = ['current_overrides', 'is_processor_loading', 'overriding']
 
-_NONE: Mapping[str, str] = {}
-
-_overrides: ContextVar[Mapping[str, str]] = ContextVar('mail settings', default=_NONE)
+_overrides: ContextVar[Mapping[str, str] | None] = ContextVar('mail settings', default=None)
 
 
 @contextmanager
@@ -29,4 +27,10 @@ def overriding(settings: Mapping[str, str]) -> Iterator[None]:
 
 def current_overrides() -> Mapping[str, str]:
     """Return the settings of the ``overriding`` that is in force."""
-    return _overrides.get()
+    return _overrides.get() or {}
+
+
+def is_processor_loading() -> bool:
+    """Return whether ``psendmail-qp`` loads the application: it looks at the queue itself, and ends
+    with a status of its own where the queue cannot be used."""
+    return _overrides.get() is not None

@@ -316,6 +316,8 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'ssl': '2'}), 'mail.ssl = 2', 'write true or false'),
     (Start({'queue_path': 'var/mail'}), 'mail.queue_path = var/mail', '%(here)s/mail'),
     (Start({'queue_path': '/a\0b'}), 'mail.queue_path', 'printable characters'),
+    (Start({'queue_path': f'{HERE}/mail'}), f'{HERE} is not a folder', 'set mail.queue_path to'),
+    (Start({'queue_path': '/tmp'}), 'every user may write to /tmp', 'set mail.queue_path to'),
     (Start({'password_file': SECRET}), 'mail.password_file: write', '%(here)s/mail-password'),
     (Start({'password': f'{SECRET}\n{SECRET}'}), 'mail.password has a line break', 'one line'),
     (Start({'password': f'"{SECRET}"'}), 'mail.password stands in quotation marks', 'remove them'),
