@@ -40,6 +40,8 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         return cast(BinaryIO, asset.stream())
     except ImportError as error:
         raise FileNotFoundError(f'there is no package {package} ({error})') from error
+    except NotImplementedError as error:
+        raise FileNotFoundError(f'the module {package} has no files') from error
 
 
 def _open_path(path: str | os.PathLike[str]) -> BinaryIO:

@@ -32,6 +32,7 @@ BAD_ATTACHMENTS: list[tuple[Attachment, str]] = [
     (Attachment('a', 'application/pdf', b's3cret'), 'path: a bytes .*Attachment.filename, data, c'),  # type: ignore[arg-type]
     (Attachment('a', path='no.such:a.txt'), "'no.such:a.txt' cannot be read: there is no package"),
     (Attachment('a', path='tests.support:no.txt'), 'the package tests.support has no such file'),
+    (Attachment('a', path='sys:logo.png'), "'sys:logo.png' cannot be read: the module sys has no"),
     (Attachment('a', path='tests:support'), 'the asset tests:support is a folder'),
     (Attachment('a', path='static/no.png'), r"No such file.* in /.*, the current .*'myapp:static/"),
     (Attachment('a', 'x\ud800'), "attachment 'a': its data cannot be encoded in 'utf-8'"),
