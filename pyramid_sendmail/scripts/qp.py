@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from typing import NoReturn
 
@@ -222,6 +222,9 @@ def _overrides(pairs: Sequence[str]) -> dict[str, str]:
 
 def _load(config_uri: str, options: dict[str, str]) -> object:
     """Set up logging as the file says, and return its application."""
+    file = config_uri.partition('#')[0]
+    if os.path.isdir(file):
+        raise UsageError(f'{config_uri}: it is a folder; write the .ini file of the application')
     try:
         setup_logging(config_uri, global_conf=options or None)
     except OSError as error:
@@ -243,8 +246,22 @@ def _load(config_uri: str, options: dict[str, str]) -> object:
     except Exception as error:
         # PasteDeploy raises plain LookupError for a missing section, an application its subclasses.
         if type(error) is LookupError:
-            raise UsageError(f'{config_uri}: {error}') from error
+            raise UsageError(f'{config_uri}: {error}{_applications(file)}') from error
         _unloadable(config_uri, error)
+
+
+def _applications(path: str) -> str:
+    """Return which applications a file has, for an error about one that it has not."""
+    parser = configparser.RawConfigParser(strict=False)
+    with suppress(OSError, ValueError, configparser.Error):
+        parser.read(path, encoding='utf-8')
+    kinds = ('app', 'application', 'composite', 'composit', 'pipeline', 'filter-app')
+    found = [
+        name.strip()
+        for kind, _, name in (section.partition(':') for section in parser.sections())
+        if kind in kinds
+    ]
+    return f'; it has {", ".join(found)}: write {path}#{found[0]}' if found else ''
 
 
 def _unreadable(config_uri: str, error: Exception) -> UsageError:

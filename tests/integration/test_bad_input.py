@@ -841,6 +841,8 @@ PROCESSOR: list[tuple[list[str], str | None, str, str, int]] = [
     (['{ini}', '--set', 'mail.urll=null:'], INI, 'unknown setting mail.urll', 'mail.url?', 2),
     (['{ini}'], None, '{ini}', 'No such file', 2),
     (['{ini}#other'], INI, 'other', '{ini}', 2),
+    (['{ini}#other'], INI, "No section 'other'", 'it has main: write {ini}#main', 2),
+    (['/tmp'], INI, '/tmp: ', 'write the .ini file', 2),
     (['{ini}'], INI, 'no mail queue', 'mail.queue_path = %(here)s/mail', 2),
     (['{ini}'], f'{INI}include =\n', 'does not include', "include('pyramid_sendmail')", 2),
     (['{ini}'], f'{INI}mail.queue_path = mail\n', 'mail.queue_path = mail', '%(here)s/mail', 2),
