@@ -475,6 +475,15 @@ def test_enum_in_another_message() -> None:
         assert read(envelope).get_content().strip() == 'Welcome'
 
 
+def test_enum_as_a_header_of_a_part() -> None:
+    """So are the headers of the parts of such a message."""
+    part = legacy_message(('Content-Type', Word.TYPE), payload='a,b')
+    whole = legacy_message(('Content-Type', 'multipart/mixed; boundary=x'), payload=[part])
+
+    (found,) = read(freeze(whole)).iter_parts()
+    assert found.get_content_type() == 'text/csv'
+
+
 class Translation(str):
     """Like the strings of translationstring and of zope.i18nmessageid: an id."""
 
