@@ -220,7 +220,7 @@ class _OurFolding(Policy):
         return name, value
 
     def header_fetch_parse(self, name: str, value: object) -> str:
-        return str.__str__(value) if isinstance(value, str) else str(value)
+        return str(value)
 
     def fold(self, name: str, value: object) -> str:
         raise AssertionError('this policy writes bytes only')
