@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from email.headerregistry import Address
-from pathlib import Path
 
 from pyramid.renderers import render
 from pyramid.request import Request
@@ -14,8 +12,6 @@ from pyramid_sendmail import Attachment, Message
 from .relay import LATER, REFUSED
 
 __all__ = ['to_later', 'to_unknown', 'welcome']
-
-LOGO = Path(__file__).with_name('static') / 'logo.png'
 
 TERMS = """\
 The terms of the demo
@@ -30,17 +26,16 @@ The terms of the demo
 def welcome(request: Request, name: str, email: str) -> Message:
     """Return a mail with text, html, a picture inside the html, and an attachment.
 
-    The address is given in parts, so that a name cannot add another address.
+    A pair is one recipient: whatever stands in the name, it cannot add another.
     """
-    local, _, domain = email.rpartition('@')
     values = {'name': name, 'email': email}
     return Message(
         subject=f'Welcome, {name}',
-        to=[Address(name, local, domain) if local and domain else email],
+        to=[(name, email)],
         text=render('demo:templates/welcome.txt.jinja2', values, request),
         html=render('demo:templates/welcome.html.jinja2', values, request),
         attachments=[
-            Attachment('logo.png', path=LOGO, content_id='logo'),
+            Attachment('logo.png', path='demo:static/logo.png', content_id='logo'),
             Attachment('terms.txt', TERMS.encode(), content_type='text/plain; charset=utf-8'),
         ],
         tag='welcome',

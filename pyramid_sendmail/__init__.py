@@ -6,12 +6,14 @@
         config.include('pyramid_sendmail')
 
     def sign_up(request):
-        message_id = request.mailer.send(
-            Message(subject='Welcome', to='Ann <ann@example.org>', text='Good to see you.')
-        )
+        to = [(request.params['name'], request.params['address'])]
+        message = Message(subject='Welcome', to=to, text='Good to see you.')
+        return {'message_id': request.mailer.send(message)}
 """
 
 from __future__ import annotations
+
+from email.headerregistry import Address
 
 from pyramid.config import Configurator
 from pyramid.request import Request
@@ -31,6 +33,7 @@ from .interfaces import IMailDelivery
 from .message import Attachment, Message
 
 __all__ = [
+    'Address',
     'Attachment',
     'MailAmbiguous',
     'MailRefused',
@@ -55,7 +58,9 @@ def includeme(config: Configurator) -> None:
 
     Adds ``request.mailer``, the directives ``config.set_mail_delivery``, ``config.set_mailer`` and
     ``config.set_mail_queue``, and the subscriber predicate ``mail_tag``. Includes ``pyramid_tm``.
-    Starts no thread, opens no connection and creates no file.
+    Starts no thread, opens no connection and creates no file. The commit of the configuration
+    raises ConfigurationError for settings that cannot be used, a queue that is neither there nor
+    can be made included.
     """
     config.include('pyramid_tm')
     add_directives(config)

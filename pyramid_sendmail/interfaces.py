@@ -50,7 +50,7 @@ class IMailDelivery(Interface):
         message: Any,
         *,
         sender: str | Address | None = None,
-        recipients: str | Address | Sequence[str | Address] | None = None,
+        recipients: str | Address | Sequence[str | Address | tuple[str | None, str]] | None = None,
         due: datetime | timedelta | None = None,
         expires: datetime | timedelta | None = None,
         priority: Priority | None = None,
@@ -60,7 +60,8 @@ class IMailDelivery(Interface):
 
         ``message``: a :class:`pyramid_sendmail.Message`, an
         :class:`email.message.EmailMessage`, or anything with ``to_message()``.
-        ``sender``, ``recipients``: the SMTP envelope, where it differs from the headers.
+        ``sender``, ``recipients``: the SMTP envelope, where it differs from the headers. A string
+        is one address; several are a list.
         ``due``, ``expires``: an aware datetime, or a timedelta from now; the mail is sent not
         before the one, and never after the other. ``priority``: 'high', 'normal' or 'low'.
         ``metadata``: a small dict of strings, which the events carry.
@@ -74,7 +75,7 @@ class IMailDelivery(Interface):
         message: Any,
         *,
         sender: str | Address | None = None,
-        recipients: str | Address | Sequence[str | Address] | None = None,
+        recipients: str | Address | Sequence[str | Address | tuple[str | None, str]] | None = None,
     ) -> Report:
         """Send at once, whatever happens to any transaction; return a Report.
 

@@ -212,9 +212,10 @@ def test_light_imports(module: str) -> None:
 _START = """
 from time import process_time
 began = process_time()
+import sys
 from pyramid.config import Configurator
 def start(*includes):
-    config = Configurator(settings={'mail.queue_path': '/srv/mail', 'mail.url': 'smtp://relay'})
+    config = Configurator(settings={'mail.queue_path': sys.argv[1], 'mail.url': 'smtp://relay'})
     for include in includes:
         config.include(include)
     config.make_wsgi_app()
@@ -232,7 +233,7 @@ def test_light_start(tmp_path: Path) -> None:
     # The first run compiles the modules.
     for _ in range(4):
         run = subprocess.run(
-            [sys.executable, '-W', 'ignore', '-c', _START],
+            [sys.executable, '-W', 'ignore', '-c', _START, str(tmp_path / 'mail')],
             capture_output=True,
             text=True,
             check=True,

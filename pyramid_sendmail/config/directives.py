@@ -34,11 +34,13 @@ from pyramid.interfaces import IIntrospectable, INewRequest
 from pyramid.registry import Registry
 from zope.interface import Interface
 
-from ..exceptions import MessageError
+from ..exceptions import MessageError, QueueError
 from ..interfaces import IMailDelivery, IMailer, IMailEventDispatcher, IMailQueue
 from ..message.address import check_senders
-from ..settings import TABLE, MailSettings, parse_settings
-from ..settings.credentials import mask_url
+from ..settings import TABLE, MailSettings
+from ..settings.credentials import Values, mask_url
+from ..settings.overrides import current_overrides, is_processor_loading
+from ..settings.table import raise_problems, read_settings
 from .factories import (
     IProcessorThread,
     default_delivery,
@@ -49,9 +51,13 @@ from .factories import (
     processor_factory,
     register_processor,
     register_settings,
+    relay_mailer,
     require_queue,
     settings_of,
 )
+from .pyramid_mailer import refuse_pyramid_mailer
+from .queue_check import check_queue_folder
+from .warnings import note_missing_sender, warn_of_default_relay, warn_of_lost_mail
 
 __all__ = ['add_directives', 'set_mail_delivery', 'set_mail_queue', 'set_mailer']
 
@@ -64,6 +70,13 @@ _INTERFACES: Mapping[str, type[Interface]] = {
 }
 
 Maker = Callable[[], object]
+
+Problems = list[ConfigurationError]
+
+
+class _IPartToCome(Interface):
+    """The utility of a part's name says that a directive sets the part: it does so later than the
+    settings are read."""
 
 
 class _IDeliveryMaker(Interface):
@@ -97,6 +110,7 @@ def set_mail_queue(config: Configurator, queue: object) -> None:
 def _set(config: Configurator, title: str, directive: str, part: object, order: int) -> None:
     part = _resolved(config, part, f'config.{directive}')
     introspectable = _introspectable(config, title)
+    config.registry.registerUtility(directive, _IPartToCome, name=title)
 
     def register() -> None:
         _register(config, title, _maker(config.registry, part, title, f'config.{directive}'))
@@ -167,8 +181,7 @@ def _add_settings(config: Configurator) -> None:
     def register() -> None:
         registry = config.registry
         given = registry.settings or {}
-        settings = parse_settings(given)
-        _check_senders(settings)
+        settings = _parse(config, given)
         register_settings(registry, settings)
         register_processor(registry)
         if registry.queryUtility(IMailEventDispatcher) is None:
@@ -178,12 +191,61 @@ def _add_settings(config: Configurator) -> None:
     config.action(('mail', 'settings'), register, order=SETTINGS, introspectables=(introspectable,))
 
 
-def _check_senders(settings: MailSettings) -> None:
-    """Find a wrong address at start-up, even if the application sets its own delivery."""
+def _parse(config: Configurator, given: Mapping[str, object]) -> MailSettings:
+    """Return the settings. Raises one ConfigurationError about all that is wrong with them: the
+    addresses and the queue too, and the URL where anything else is, so that one start shows every
+    mistake."""
+    refuse_pyramid_mailer(config.registry)
+    values, problems = read_settings(given, overrides=current_overrides())
+    for check in (_check_senders, _check_queue, _check_relay):
+        try:
+            check(config, values, problems)
+        except ConfigurationError as error:
+            problems.append(error)
+    raise_problems(problems)
+    return MailSettings(**values)
+
+
+def _check_senders(config: Configurator, values: Values, problems: Problems) -> None:
+    """Find a wrong address, even if the application sets its own delivery."""
+    for name in ('default_sender', 'envelope_sender'):
+        try:
+            check_senders(**{name: values.get(name)})
+        except MessageError as error:
+            problem = ConfigurationError(str(error))
+            problem.__cause__ = error
+            problems.append(problem)
+
+
+def _check_queue(config: Configurator, values: Values, problems: Problems) -> None:
+    """Find a queue that cannot be used when the process starts, and not at its first mail."""
+    path = values.get('queue_path')
+    if path is None or 'queue_mode' not in values or _is_set(config, 'queue'):
+        return
+    if is_processor_loading():
+        return
     try:
-        check_senders(settings.default_sender, settings.envelope_sender)
-    except MessageError as error:
-        raise ConfigurationError(str(error)) from error
+        check_queue_folder(path, group=values['queue_mode'] == 'group')
+    except QueueError as error:
+        text = str(error)
+        where = '' if 'mail.queue_path' in text else f'mail.queue_path = {path}: '
+        raise ConfigurationError(f'{where}{text}') from error
+
+
+def _check_relay(config: Configurator, values: Values, problems: Problems) -> None:
+    """Find a wrong URL beside other problems. Without any, the mailer itself is made later."""
+    if problems and 'url' in values and 'hostname' in values and not _is_set(config, 'mailer'):
+        names = ('url', 'url_source', 'username', 'password', 'hostname')
+        relay_mailer(**{name: values[name] for name in names})
+
+
+def _is_set(config: Configurator, title: str) -> bool:
+    """Return whether the application sets a part of its own, already or in this commit."""
+    registry = config.registry
+    return (
+        registry.queryUtility(_INTERFACES[title]) is not None
+        or registry.queryUtility(_IPartToCome, name=title) is not None
+    )
 
 
 def _shown(given: Mapping[str, object], settings: MailSettings) -> dict[str, str]:
@@ -200,15 +262,18 @@ def _add_defaults(config: Configurator) -> None:
     def parts() -> None:
         registry = config.registry
         settings = settings_of(registry)
-        _register_default(config, 'mailer', lambda: default_mailer(registry))
+        if _register_default(config, 'mailer', lambda: default_mailer(registry)):
+            warn_of_default_relay(registry)
         if settings.queue_path is not None:
             _register_default(config, 'queue', lambda: default_queue(registry))
         if settings.processor == 'thread':
             _register_processor_thread(registry)
 
     def delivery() -> None:
-        _register_default(config, 'delivery', lambda: _delivery_of_settings(config))
         registry = config.registry
+        if _register_default(config, 'delivery', lambda: _delivery_of_settings(config)):
+            warn_of_lost_mail(registry)
+            note_missing_sender(registry)
         if settings_of(registry).processor == 'thread':
             # Here, where every adapter is registered, and not in the first request.
             processor_factory(registry, registry.getUtility(IMailQueue))
@@ -217,13 +282,16 @@ def _add_defaults(config: Configurator) -> None:
     config.action(('mail', 'default delivery'), delivery, order=DEFAULT_DELIVERY)
 
 
-def _register_default(config: Configurator, title: str, make: Maker) -> None:
-    """Register what the settings give, unless the application has set something."""
-    if config.registry.queryUtility(_INTERFACES[title]) is None:
-        _register(config, title, make)
-        introspectable = _introspectable(config, title)
-        introspectable[title] = config.registry.getUtility(_INTERFACES[title])
-        introspectable.register(config.introspector, config.action_info)
+def _register_default(config: Configurator, title: str, make: Maker) -> bool:
+    """Register what the settings give, unless the application has set something. Return whether
+    it is the settings' own."""
+    if config.registry.queryUtility(_INTERFACES[title]) is not None:
+        return False
+    _register(config, title, make)
+    introspectable = _introspectable(config, title)
+    introspectable[title] = config.registry.getUtility(_INTERFACES[title])
+    introspectable.register(config.introspector, config.action_info)
+    return True
 
 
 def _delivery_of_settings(config: Configurator) -> object:

@@ -42,6 +42,7 @@ __all__ = [
     'processor_of',
     'register_processor',
     'register_settings',
+    'relay_mailer',
     'require_queue',
     'settings_of',
 ]
@@ -73,19 +74,27 @@ def settings_of(registry: Registry) -> MailSettings:
 def default_mailer(registry: Registry) -> IMailer:
     """Return the mailer that ``mail.url`` describes."""
     settings = settings_of(registry)
+    return relay_mailer(
+        url=settings.url,
+        url_source=settings.url_source,
+        username=settings.username,
+        password=settings.password,
+        hostname=settings.hostname,
+    )
+
+
+def relay_mailer(
+    *, url: str, url_source: str, username: str | None, password: str | None, hostname: str
+) -> IMailer:
+    """Return the mailer of a URL that stands in ``url_source``. Raises ConfigurationError."""
     try:
-        return mailer_from_url(
-            settings.url,
-            hostname=settings.hostname,
-            username=settings.username,
-            password=settings.password,
-        )
+        return mailer_from_url(url, hostname=hostname, username=username, password=password)
     except ConfigurationError as error:
-        if settings.url_source == 'mail.url':
+        if url_source == 'mail.url':
             raise
         # Name what the reader has written: mail.host, or MAIL_URL in the environment.
         text = str(error).removeprefix('mail.url').lstrip(':')
-        raise ConfigurationError(f'{settings.url_source}{text}') from error
+        raise ConfigurationError(f'{url_source}{text}') from error
 
 
 def default_queue(registry: Registry) -> MaildirQueue:

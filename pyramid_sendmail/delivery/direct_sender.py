@@ -63,6 +63,8 @@ class DirectSender:
         self._changed = threading.Condition()
         self._scan_at = 0.0 if self._recorder.durable else inf
         self._busy = False
+        self._unanswered = 0
+        """Mails handed over for which there is no outcome yet."""
         self._connected = False
         """Whether this process may have a connection of its own, not one inherited by a fork."""
 
@@ -74,6 +76,7 @@ class DirectSender:
         """Have the mail sent; the event is set when the relay has answered for all of it."""
         answered = threading.Event()
         with self._changed:
+            self._unanswered += len(tickets)
             self._jobs.append(partial(self._send, tickets, answered))
             self._changed.notify_all()
         return answered
@@ -98,6 +101,13 @@ class DirectSender:
                     return
                 self._jobs.append(self._hang_up)
                 self._changed.notify_all()
+        if self._unanswered and not self._recorder.durable:
+            log.error(
+                'the process ends before %s has taken %d mails: not sent and lost: no queue is '
+                'configured (mail.queue_path)',
+                self._mailer.name,
+                self._unanswered,
+            )
 
     def _flush(self, end: float) -> bool:
         dispatcher = self._recorder.dispatcher
@@ -148,6 +158,8 @@ class DirectSender:
             log.exception('%s: sending failed', self._mailer.name)
             self._not_sent(tickets, error)
         finally:
+            with self._changed:
+                self._unanswered -= len(tickets)
             answered.set()
 
     def _attempt(self, tickets: tuple[Ticket, ...]) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from pyramid.exceptions import ConfigurationError
 
+from ..domains import ascii_domain
 from ..settings import converters
 from ..settings.nearest import nearest
 
@@ -41,6 +42,9 @@ _HOST_AND_PORT = re.compile(
 )
 
 _LABEL = '[A-Za-z0-9_-]{1,63}'
+
+_ZONE = re.compile(r'[A-Za-z0-9._~-]+')
+"""RFC 6874, 2: the characters of a zone that need no encoding."""
 
 _HOST_NAME = re.compile(rf'(?!-){_LABEL}(?:\.{_LABEL})*(?<!-)\.?')
 
@@ -202,19 +206,29 @@ def _host_and_port(place: str, default: int, scheme: str) -> tuple[str, int]:
     name = match['name']
     if not name:
         refuse('names no host', f'{scheme}://relay.example.org:{default}')
-    if not name.isascii():
-        try:
-            name = name.encode('idna').decode('ascii')
-        except UnicodeError:
-            name = ''
+    try:
+        name = ascii_domain(name)
+    except UnicodeError:
+        # The error is not chained: it quotes the host, which may be a piece of a password.
+        name = ''
+    if not name:
+        refuse('has a host without a certain ASCII form (IDNA 2008)', 'it as xn--...')
     if not _HOST_NAME.fullmatch(name):
         refuse('has a bad host', f'a name of letters, digits, hyphens and dots: {EXAMPLE_URL}')
     return name, port
 
 
 def _ipv6_address(text: str, example: str) -> str:
+    """Return the address in brackets; behind it may stand a zone, ``%25eth0`` (RFC 6874).
+
+    A bare ``%eth0`` is read as well, as people write it.
+    """
+    address, percent, zone = text.partition('%')
+    zone = unquote(zone.removeprefix('25'))
+    if percent and not _ZONE.fullmatch(zone):
+        refuse('has a bad zone in the brackets', 'the name of an interface: [fe80::1%25eth0]')
     try:
-        return str(ipaddress.IPv6Address(text))
+        return f'{ipaddress.IPv6Address(address)}{percent}{zone}'
     except ValueError:
         refuse('has no IPv6 address in the brackets', example)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from email.headerregistry import Address
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
+from ..domains import ascii_domain
 from ..exceptions import MessageError
 from .encoded_words import decode_words
 from .headers import check_text, excerpt
@@ -29,8 +29,8 @@ __all__ = [
     'parse_list',
 ]
 
-Addresses: TypeAlias = str | Address | Iterable[str | Address]
-"""What ``to``, ``cc``, ``bcc``, ``reply_to`` and ``recipients`` take."""
+Addresses: TypeAlias = str | Address | Iterable[str | Address | tuple[str | None, str]]
+"""What ``to``, ``cc``, ``bcc``, ``reply_to`` and ``recipients`` take: one address, or a list."""
 
 ATOM = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = '[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?'
@@ -69,16 +69,14 @@ class Group(NamedTuple):
 def parse_addresses(value: object, where: str) -> tuple[Mailbox | Group, ...]:
     """Return the addresses of a string, an ``email.headerregistry.Address``, or a list of these.
 
-    A string holds one address or several between commas (RFC 5322, 3.4); names may be encoded
-    (RFC 2047). A string in a list holds exactly one address. ``where`` names the argument in the
-    text of a MessageError.
+    A string holds one address, whatever a form has given, or a group of none; its name may be
+    encoded (RFC 2047). A list may also hold pairs of a name and an address. ``where`` names the
+    argument in the text of a MessageError.
     """
     if value == ():
         return ()
-    if isinstance(value, str):
-        return parse_list(value, where)
-    if isinstance(value, Address):
-        return (_mailbox_of(value, where),)
+    if isinstance(value, str | Address):
+        return _parse_item(value, where)
     if type(value) is not tuple and (
         not isinstance(value, Iterable) or isinstance(value, bytes | bytearray | dict)
     ):
@@ -86,35 +84,39 @@ def parse_addresses(value: object, where: str) -> tuple[Mailbox | Group, ...]:
             f'{where}: {excerpt(value)} holds no addresses; give a str, an '
             'email.headerregistry.Address, or a list of these'
         )
-    found: list[Mailbox | Group] = []
-    for item in value:
-        if isinstance(item, str):
-            # A string in a list must be one address, so that form input cannot add recipients.
-            entries = parse_list(item, where)
-            if len(entries) > 1:
-                raise MessageError(
-                    f'{where}: {excerpt(item)} is not one address; give each a place in the list'
-                )
-            found.extend(entries)
-        elif isinstance(item, Address):
-            found.append(_mailbox_of(item, where))
-        else:
+    return tuple(entry for item in value for entry in _parse_item(item, where))
+
+
+def _parse_item(item: object, where: str) -> tuple[Mailbox | Group, ...]:
+    """Return the entry of one string, Address or pair: at most one recipient."""
+    if isinstance(item, str):
+        entries = parse_list(item, where)
+        if len(entries) > 1 or (isinstance(entries[0], Group) and entries[0].members):
             raise MessageError(
-                f'{where}: {excerpt(item)} is not an address; give a str or an '
-                'email.headerregistry.Address'
+                f'{where}: {excerpt(item)} is not one address; a string is one: give a list, and '
+                'each address a place in the list'
             )
-    return tuple(found)
+        return entries
+    if isinstance(item, Address):
+        return (_mailbox_of(item.display_name, item.addr_spec, where),)
+    if isinstance(item, tuple) and len(item) == 2:
+        name, address = item
+        return (_mailbox_of('' if name is None else name, address, where),)
+    raise MessageError(
+        f'{where}: {excerpt(item)} is not an address; give a str, an '
+        "email.headerregistry.Address, or a pair ('Ann', 'ann@example.org')"
+    )
 
 
 def parse_address(value: object, where: str) -> str:
     """Return the bare address of a string or an ``Address`` that holds exactly one."""
-    found = parse_addresses(value, where)
+    found = parse_list(value, where) if isinstance(value, str) else parse_addresses(value, where)
     if len(found) != 1 or not isinstance(found[0], Mailbox):
         raise MessageError(f'{where}: {excerpt(value)} is not exactly one address; {_REMEDY}')
     return found[0].address
 
 
-def check_senders(default_sender: str | None, envelope_sender: str | None) -> None:
+def check_senders(default_sender: str | None = None, envelope_sender: str | None = None) -> None:
     """Raise MessageError for values of the settings of these names that are not one address."""
     if default_sender:
         parse_address(default_sender, 'mail.default_sender')
@@ -190,8 +192,7 @@ def check_address(text: str, where: str) -> str:
     """Return the address as SMTP carries it (RFC 5321, 4.1.2), with as few quotes as possible.
 
     A local part may hold UTF-8; it needs a relay with SMTPUTF8 (RFC 6531). A domain that is not
-    ASCII becomes A-labels by the standard library's IDNA 2003; a domain that this conversion would
-    change is refused. Raises MessageError.
+    ASCII becomes A-labels (IDNA 2008). Raises MessageError.
     """
     if len(text) <= 254 and (bare := _BARE_ADDRESS.fullmatch(text)) and len(bare[1]) <= 64:
         if bare[1].startswith('=?') and bare[1].endswith('?='):
@@ -231,8 +232,10 @@ def comparison_key(address: str) -> str:
     return f'{local}@{domain.lower()}'
 
 
-def _mailbox_of(value: Address, where: str) -> Mailbox:
-    return Mailbox(check_text(value.display_name, where), check_address(value.addr_spec, where))
+def _mailbox_of(name: object, address: object, where: str) -> Mailbox:
+    """Return the mailbox of a name and a bare address, neither of which can add another."""
+    bare = check_text(address, where).strip(' \t')
+    return Mailbox(check_text(name, where).strip(' '), check_address(bare, where))
 
 
 def _lexemes(text: str, where: str) -> Iterator[_Lexeme]:
@@ -333,24 +336,17 @@ def _dot_atom_fault(local: str) -> str:
 def _check_domain(domain: str, text: str, where: str) -> str:
     if domain.startswith('[') and domain.endswith(']'):
         try:
-            if domain[1:6].lower() == 'ipv6:':
+            if domain[1:6].lower() == 'ipv6:' and '%' not in domain:  # no zone (RFC 5321, 4.1.3)
                 return f'[IPv6:{ipaddress.IPv6Address(domain[6:-1]).compressed}]'
             return f'[{ipaddress.IPv4Address(domain[1:-1])}]'
         except ValueError:
             why = 'a literal is written [192.0.2.1] or [IPv6:2001:db8::1]'
             raise _wrong(text, where, why) from None
-    if not domain.isascii():
-        domain = unicodedata.normalize('NFC', domain).lower()
-        try:
-            ascii_domain = domain.encode('idna').decode('ascii')
-            back = ascii_domain.encode('ascii').decode('idna')
-        except UnicodeError:
-            back = ''
-        if back != domain:
-            raise _wrong(
-                text, where, 'its domain has no certain ASCII form; give the domain as xn--...'
-            )
-        domain = ascii_domain
+    try:
+        domain = ascii_domain(domain)
+    except UnicodeError:
+        why = 'its domain has no certain ASCII form (IDNA 2008); give the domain as xn--...'
+        raise _wrong(text, where, why) from None
     if len(domain) > 253 or not _DOMAIN.fullmatch(domain):
         raise _wrong(text, where, 'the part after the @ is not a domain (RFC 5321, 4.1.2)')
     return domain
@@ -365,8 +361,8 @@ def _without_at(text: str, where: str) -> MessageError:
         return _wrong(text, where, 'it is an encoded word; encode the name alone')
     return MessageError(
         f'{where}: {excerpt(text)} has no @; write name@example.org. For a name and an address use '
-        "Address('Ann', addr_spec='ann@example.org'); in a string, a name with a comma needs "
-        'double quotes'
+        "Address('Ann', addr_spec='ann@example.org') or [('Ann', 'ann@example.org')]; in a string, "
+        'a name with a comma needs double quotes'
     )
 
 

@@ -11,11 +11,13 @@ from email.policy import compat32
 from typing import NamedTuple
 
 from ..exceptions import MessageError
+from .asset import is_asset_spec, open_file
 from .encoded_words import needs_no_encoding
 from .foreign import copy_content, serialise
 from .headers import check_text, excerpt, with_parameters
 from .message import Attachment
 from .mime import Part, encoded_part, file_part
+from .text import plain_text
 from .verify import is_sendable, split_lines
 
 __all__ = ['File', 'read_files', 'size_text']
@@ -85,6 +87,7 @@ def _file(attachment: object, max_size: int) -> File:
     if path is not None:
         data = _read_file(path, max_size, where)
     elif isinstance(data, str):
+        data = plain_text(data, where, 'its data')
         charset = dict(parameters).get('charset')
         if charset is None and content_type.startswith('text/'):
             parameters = (*parameters, ('charset', 'utf-8'))
@@ -103,21 +106,27 @@ def _file(attachment: object, max_size: int) -> File:
                 f'{where}: the content_id {excerpt(content_id)} is not printable ASCII without '
                 'blanks; write content_id=\'logo\' and <img src="cid:logo">'
             )
-        content_id = content_id.removeprefix('<').removesuffix('>')
+        content_id = str.__str__(content_id).removeprefix('<').removesuffix('>')
     return File(filename, content_type, parameters, data, content_id)
 
 
 def _filename(attachment: Attachment) -> str:
     """Return the name that a reader sees, without folders."""
     name, path = attachment.filename, attachment.path
-    if path is not None and not isinstance(path, str | os.PathLike):
+    given: object = path
+    if given is not None and not isinstance(given, str | os.PathLike):
+        # Bytes are the data where the order is that of pyramid_mailer: they are not shown.
+        shown = 'a bytes' if isinstance(given, bytes) else excerpt(given)
         raise MessageError(
-            f'attachments, path: {excerpt(path)} is not a path; give a str or a Path'
+            f'attachments, path: {shown} is not a path; give a str or a Path, and a type as in '
+            'Attachment(filename, data, content_type=...)'
         )
     if name is None:
         if path is None:
             raise MessageError('attachments: one has neither a filename nor a path; give a name')
         name = os.fspath(path)
+        if is_asset_spec(name):
+            name = name.partition(':')[2]
     last = re.split(r'[/\\]', check_text(name, 'attachments, filename'))[-1]
     if last.strip() in ('', '.', '..') or '\t' in last:
         raise MessageError(
@@ -135,7 +144,8 @@ def _content_type(
         if guessed is None or encoding or _cannot_be_attached(guessed):
             guessed = 'application/octet-stream'
         return guessed, ()
-    match = _CONTENT_TYPE.fullmatch(given.strip('; ')) if isinstance(given, str) else None
+    text = str.__str__(given) if isinstance(given, str) else ''
+    match = _CONTENT_TYPE.fullmatch(text.strip('; '))
     if match is None:
         raise MessageError(
             f"{where}: {excerpt(given)} is not a content_type; write 'application/pdf'"
@@ -165,10 +175,10 @@ def size_text(size: int) -> str:
 
 def _read_file(path: str | os.PathLike[str], max_size: int, where: str) -> bytes:
     """Return the content of a file of at most ``max_size`` bytes."""
-    if os.path.exists(path) and not os.path.isfile(path):
+    if not is_asset_spec(path) and os.path.exists(path) and not os.path.isfile(path):
         raise MessageError(f'{where}: {excerpt(path)} is not a regular file; give the path of one')
     try:
-        with open(path, 'rb') as file:
+        with open_file(path) as file:
             data = file.read(max_size + 1)
     except (OSError, ValueError) as error:
         raise MessageError(f'{where}: {excerpt(path)} cannot be read: {error}') from error

@@ -35,6 +35,7 @@ from .headers import (
     with_parameters,
 )
 from .mime import base64_lines, encoded_text
+from .text import plain_text
 from .verify import is_sendable, split_lines
 
 __all__ = ['copy_content', 'header_entries', 'header_line', 'header_text', 'serialise']
@@ -113,6 +114,8 @@ def copy_content(part: AnyMessage, *, root: bool = False, depth: int = 0) -> Ema
         return copied
     # get_payload() decodes; this is what the message holds.
     payload: object = getattr(part, '_payload', None)
+    if isinstance(payload, str):
+        payload = plain_text(payload, 'message', 'the content of a part')
     if isinstance(payload, list):
         for child in payload:
             if not isinstance(child, AnyMessage):
@@ -204,9 +207,7 @@ def _header_source(name: str, value: object) -> str:
             return value.encode()
         except (errors.MessageError, ValueError, LookupError) as error:
             raise MessageError(f'{name}: it cannot be encoded: {error}') from error
-    if not isinstance(value, str):
-        raise MessageError(f'{name}: {excerpt(value)} is not a string; give a str')
-    return value
+    return plain_text(value, name, excerpt(value))
 
 
 class _OurFolding(Policy):

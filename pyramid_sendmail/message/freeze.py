@@ -125,8 +125,6 @@ class EnvelopeFactory:
             raise MessageError(
                 f'expires: {excerpt(expires)} is not after the mail is due; give a later moment'
             )
-        if priority is not None:
-            checked_priority(priority)
         self._check_bytes(frozen)
         return Envelope(
             id=digits[:32],
@@ -137,7 +135,7 @@ class EnvelopeFactory:
             queued_at=now,
             due=due_at,
             expires=expires_at,
-            priority=priority or 'normal',
+            priority='normal' if priority is None else checked_priority(priority),
             subject=frozen.subject,
             tag=frozen.tag,
             metadata=_NO_METADATA if metadata is None else checked_metadata(metadata),
@@ -228,7 +226,11 @@ class EnvelopeFactory:
             if key in ADDRESS_HEADERS:
                 if not texts[key].strip():
                     continue
-                addresses.setdefault(key, []).extend(mailboxes(header_entries(name, value)))
+                found = mailboxes(header_entries(name, value))
+                if not found and key in ('from', 'sender'):
+                    # An empty group, x:;, is no sender: the default one comes in its place.
+                    continue
+                addresses.setdefault(key, []).extend(found)
             if key not in _DROPPED and not key.startswith('content-'):
                 lines.append((name, header_line(name, value)))
         if not addresses.get('from'):
@@ -274,7 +276,7 @@ class EnvelopeFactory:
             )
         return mailboxes(found)
 
-    def _reverse_path(self, senders: Iterable[Mailbox], sender: str | None) -> str:
+    def _reverse_path(self, senders: Iterable[Mailbox], sender: object) -> str:
         """Return the envelope's sender; ``sender`` is the address of the header Sender."""
         first, *others = senders
         if others and sender is None:
@@ -323,24 +325,26 @@ def _chosen(listed: Sequence[Mailbox], send_to: Any) -> tuple[str, ...]:
     return (*known, *sorted(each for each in chosen if comparison_key(each) not in order))
 
 
-def _checked_headers(headers: object) -> dict[str, tuple[str, str]]:
+def _checked_headers(headers: object) -> dict[str, tuple[str, Any]]:
     """Return the name and value of each given header, by its name in lower case."""
     if type(headers) is not MappingProxyType and not isinstance(headers, Mapping):
         raise MessageError(f'headers: {excerpt(headers)} is not a dict; give a dict of strings')
-    given: dict[str, tuple[str, str]] = {}
-    for name, value in headers.items():
-        key = check_name(name).lower()
+    given: dict[str, tuple[str, Any]] = {}
+    for written, value in headers.items():
+        name = check_name(written)
+        key = name.lower()
         is_content = key.startswith('content-')
         instead = 'attachments, text and html' if is_content else _ARGUMENTS.get(key)
         if instead:
             raise MessageError(f'headers: {name} cannot be given here; use {instead}')
         if key in given:
             raise MessageError(f'headers: {name} is given twice; leave one out')
-        given[key] = (name, check_text(value, f'headers, {name}'))
+        are_addresses = key in ADDRESS_HEADERS and not isinstance(value, str)
+        given[key] = (name, value if are_addresses else check_text(value, f'headers, {name}'))
     return given
 
 
-def _given_line(name: str, value: str) -> bytes:
+def _given_line(name: str, value: Any) -> bytes:
     key = name.lower()
     if key in ADDRESS_HEADERS:
         if key == 'sender':

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from ..exceptions import MessageError
 from .encoded_words import LINE_WIDTH, decode_words, encoded_words, looks_encoded, needs_no_encoding
+from .text import plain_text
 
 __all__ = [
     'ADDRESS_HEADERS',
@@ -224,15 +225,14 @@ def check_name(name: object, where: str = 'headers') -> str:
             f'{where}: {excerpt(name)} is not a header name; write printable ASCII without blanks '
             'and colons'
         )
-    return name
+    return str.__str__(name)
 
 
 def check_text(text: object, where: str) -> str:
     """Return ``text`` if it is a string without line breaks and other control characters."""
     if type(text) is str and text.isascii() and text.isprintable():
         return text
-    if not isinstance(text, str):
-        raise MessageError(f'{where}: {excerpt(text)} is not a string; give a str')
+    text = plain_text(text, where, excerpt(text))
     found = None if text.isascii() and text.isprintable() else _CONTROL.search(text)
     if found:
         character = ord(found[0])
@@ -242,8 +242,7 @@ def check_text(text: object, where: str) -> str:
         elif character >= 0xD800:
             what = 'a lone surrogate or a byte that is not UTF-8'
         raise MessageError(f'{where}: {excerpt(text)} has {what}; take it out')
-    # The methods of a subclass such as markupsafe.Markup differ: take its text alone.
-    return text if type(text) is str else str(text)
+    return text
 
 
 def check_message_id(value: str, where: str) -> str:

@@ -11,6 +11,7 @@ from typing import get_args
 from ..envelope import Priority
 from ..exceptions import MessageError
 from .headers import check_text, excerpt
+from .text import plain_text
 
 __all__ = ['checked_metadata', 'checked_priority', 'checked_tag', 'checked_time']
 
@@ -40,20 +41,25 @@ def checked_time(value: datetime | timedelta, where: str, now: float) -> float:
 
 def checked_priority(priority: Priority) -> Priority:
     """Return one of 'high', 'normal' and 'low'."""
-    if priority not in _PRIORITIES:
-        raise MessageError(f"priority: {excerpt(priority)}; write 'high', 'normal' or 'low'")
-    return priority
+    for known in _PRIORITIES:
+        if priority == known:
+            # Not what was given: a member of an Enum is equal to its value, and written otherwise.
+            return known
+    raise MessageError(f"priority: {excerpt(priority)}; write 'high', 'normal' or 'low'")
 
 
 def checked_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
     """Return a read-only copy of a dict of strings of at most METADATA_LIMIT bytes as JSON."""
     if not isinstance(metadata, Mapping):
         raise MessageError(f'metadata: {excerpt(metadata)} is not a dict; give a dict of strings')
+    copied: dict[str, str] = {}
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise MessageError(f'metadata: {excerpt(key)} or its value is not a string; use str()')
+        name = plain_text(key, 'metadata', excerpt(key))
+        copied[name] = plain_text(value, 'metadata', f'the value of {excerpt(key)}')
     try:
-        size = len(json.dumps(dict(metadata), ensure_ascii=False).encode('utf-8'))
+        size = len(json.dumps(copied, ensure_ascii=False).encode('utf-8'))
     except UnicodeEncodeError as error:
         raise MessageError('metadata: it holds a lone surrogate; take it out') from error
     if size > METADATA_LIMIT:
@@ -61,7 +67,7 @@ def checked_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
             f'metadata: {size} bytes as JSON are more than the limit of {METADATA_LIMIT}; keep '
             'an id that leads to the rest'
         )
-    return MappingProxyType(dict(metadata))
+    return MappingProxyType(copied)
 
 
 def checked_tag(tag: object) -> str:
@@ -80,6 +86,6 @@ METADATA_LIMIT = 4096
 TAG_LIMIT = 200
 """Characters of a tag."""
 
-_PRIORITIES = get_args(Priority)
+_PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 _LATEST_TIME = datetime(9999, 1, 1, tzinfo=UTC).timestamp()

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 from ..exceptions import MessageError
 from .attachment import read_files
 from .mime import Part, multipart, text_part
+from .text import plain_text
 
 __all__ = ['content_tree']
 
@@ -55,11 +56,9 @@ def _content_ids(html: object) -> dict[str, None]:
 
 
 def _body(text: object, subtype: str, where: str) -> Part:
-    if not isinstance(text, str):
-        remedy = 'call its render()' if hasattr(text, 'render') else 'give a str'
-        raise MessageError(f'{where}: a {type(text).__name__} is not a string; {remedy}')
+    plain = plain_text(text, where, f'a {type(text).__name__}')
     try:
-        data = text.encode('utf-8')
+        data = plain.encode('utf-8')
     except UnicodeEncodeError as error:
         raise MessageError(
             f'{where}: character {error.start} is a lone surrogate; decode its source with '

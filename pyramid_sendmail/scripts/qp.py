@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from importlib.metadata import version
 from typing import NoReturn
@@ -26,6 +26,7 @@ from ..envelope import Tally
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailEventDispatcher, IMailQueue, IMailQueueProcessor
 from ..settings import converters
+from ..settings.overrides import overriding
 from ..settings.shares import share, share_of_settings, useful_processes
 from ..settings.table import table_rows
 from .children import SupervisorLink, command_line
@@ -92,7 +93,8 @@ def run(
             before = list(global_registries)
             # Keep the application until the end: its registry may not outlive it.
             load = load or partial(_load, quiet=arguments.quiet)
-            app = load(arguments.config_uri, _options(arguments.options))
+            with overriding(_overrides(arguments.set)):
+                app = load(arguments.config_uri, _variables(arguments.options))
             registry = _registry(app, before, arguments.config_uri)
             if supervisor is None and arguments.processes is None:
                 processes = _processes(registry)
@@ -141,6 +143,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         'options', nargs='*', metavar='key=value', help='variables for the .ini file'
     )
+    parser.add_argument(
+        '--set',
+        action='append',
+        default=[],
+        metavar='KEY=VALUE',
+        help='a mail.* setting, instead of the one in the file: --set mail.url=null:',
+    )
     parser.add_argument('--once', action='store_true', help='send what is due now, then exit')
     parser.add_argument(
         '--workers', type=_count, metavar='N', help='connections at once, instead of mail.workers'
@@ -182,18 +191,43 @@ def _processes_option(text: str) -> int:
         raise argparse.ArgumentTypeError(f'{text!r}: {error}') from error
 
 
-def _options(pairs: Sequence[str]) -> dict[str, str]:
-    options = {}
+def _variables(pairs: Sequence[str]) -> dict[str, str]:
+    """Return the variables for the .ini file."""
+    variables = {}
     for pair in pairs:
         key, equals, value = pair.partition('=')
         if not equals or not key:
             raise UsageError(f'{pair!r}: write variables as key=value')
-        options[key] = value
-    return options
+        if key.startswith('mail.'):
+            # PasteDeploy would take the setting out of the section of the application, and mail
+            # would go to the default relay. The value may be a secret.
+            raise UsageError(
+                f'{key}=: key=value is a variable for the .ini file, and would remove the setting '
+                f'of this name; to override it write --set {key}=VALUE'
+            )
+        variables[key] = value
+    return variables
+
+
+def _overrides(pairs: Sequence[str]) -> dict[str, str]:
+    """Return the settings of ``--set``."""
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition('=')
+        if not equals or not key.startswith('mail.'):
+            raise UsageError(
+                f'--set {key}: write a setting as mail.NAME=VALUE; a variable for the .ini file is '
+                f'written without --set'
+            )
+        settings[key] = value
+    return settings
 
 
 def _load(config_uri: str, options: dict[str, str], *, quiet: bool) -> object:
     """Set up logging as the file says, ``quiet`` or not, and return its application."""
+    file = config_uri.partition('#')[0]
+    if os.path.isdir(file):
+        raise UsageError(f'{config_uri}: it is a folder; write the .ini file of the application')
     try:
         setup_logging(config_uri, global_conf=options or None)
     except OSError as error:
@@ -217,8 +251,22 @@ def _load(config_uri: str, options: dict[str, str], *, quiet: bool) -> object:
     except Exception as error:
         # PasteDeploy raises plain LookupError for a missing section, an application its subclasses.
         if type(error) is LookupError:
-            raise UsageError(f'{config_uri}: {error}') from error
+            raise UsageError(f'{config_uri}: {error}{_applications(file)}') from error
         _unloadable(config_uri, error)
+
+
+def _applications(path: str) -> str:
+    """Return which applications a file has, for an error about one that it has not."""
+    parser = configparser.RawConfigParser(strict=False)
+    with suppress(OSError, ValueError, configparser.Error):
+        parser.read(path, encoding='utf-8')
+    kinds = ('app', 'application', 'composite', 'composit', 'pipeline', 'filter-app')
+    found = [
+        name.strip()
+        for kind, _, name in (section.partition(':') for section in parser.sections())
+        if kind in kinds
+    ]
+    return f'; it has {", ".join(found)}: write {path}#{found[0]}' if found else ''
 
 
 def _unreadable(config_uri: str, error: Exception) -> UsageError:

@@ -28,6 +28,7 @@ __all__ = [
     'port',
     'processes',
     'rate',
+    'secret_path',
     'size',
     'text',
 ]
@@ -59,7 +60,10 @@ _LABEL = '(?!-)[A-Za-z0-9-]{1,63}(?<!-)'
 
 _HOSTNAME = re.compile(rf'(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*')
 
-_RELAY_HOST = re.compile(r'\w(?:[\w.-]*\w)?\.?')
+_CHARACTER = r'[\w\u0080-\U0010ffff]'
+"""Of a host name in any script. mail.url has the exact check."""
+
+_RELAY_HOST = re.compile(rf'{_CHARACTER}(?:(?:{_CHARACTER}|[.-])*{_CHARACTER})?\.?')
 
 
 def text(value: str) -> str:
@@ -199,6 +203,19 @@ def absolute_path(value: str) -> str:
     )
 
 
+def secret_path(value: str) -> str:
+    """Return the normalised absolute path of a file with a secret in it.
+
+    Another text is not repeated: it may be the secret itself.
+    """
+    if not os.path.isabs(value):
+        raise ValueError(
+            'write the absolute path of a file, such as %(here)s/mail-password; the password '
+            'itself is mail.password'
+        )
+    return absolute_path(value)
+
+
 def hostname(value: str) -> str:
     """Return our own name, for EHLO and for message ids (RFC 5321, 4.1.2 and 4.1.3)."""
     name = value.removesuffix('.')
@@ -236,7 +253,7 @@ def _parts_of(url: str) -> SplitResult | None:
 def _address_literal(literal: str) -> str:
     """Return the IP address in brackets, as EHLO has it."""
     try:
-        if literal[:5].lower() == 'ipv6:':
+        if literal[:5].lower() == 'ipv6:' and '%' not in literal:
             return f'[IPv6:{ipaddress.IPv6Address(literal[5:])}]'
         return f'[{ipaddress.IPv4Address(literal)}]'
     except ValueError as error:
@@ -251,7 +268,9 @@ def host(value: str) -> str:
         raise ValueError('write the name of the host alone, and its port as mail.port')
     if ':' in value:
         try:
-            return f'[{ipaddress.IPv6Address(value.removeprefix("[").removesuffix("]"))}]'
+            address = ipaddress.IPv6Address(value.removeprefix('[').removesuffix(']'))
+            # In a URL the % before a zone is written %25 (RFC 6874).
+            return f'[{str(address).replace("%", "%25")}]'
         except ValueError as error:
             raise ValueError('write a host name, or an IPv6 address') from error
     if _RELAY_HOST.fullmatch(value):

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from pyramid.exceptions import ConfigurationError
 
 __all__ = [
+    'RELAY_NAMES',
     'SCHEMES',
     'RelaySettings',
     'accepts_credentials',
@@ -49,16 +50,22 @@ _NOT_A_PORT = re.compile(
 blank has cut off."""
 
 
+_BYTE_ORDER_MARK = '\ufeff'
+
 Values = dict[str, Any]
 """The parsed settings, by their names without ``mail.``."""
 
 
+RELAY_NAMES = ('url', 'host', 'port', 'tls', 'ssl', 'username', 'password', 'password_file')
+"""What ``relay_settings`` needs of the settings."""
+
+
 class RelaySettings(NamedTuple):
-    """Where mail goes to, and as whom. ``url`` may hold several URLs; ``source`` is where the
-    reader has written it: 'mail.url', 'mail.host' or 'MAIL_URL'."""
+    """Where mail goes to, and as whom. ``url`` may hold several URLs; ``url_source`` is where the
+    reader has written it: 'mail.url', 'mail.host', 'MAIL_URL' or '--set mail.url'."""
 
     url: str
-    source: str
+    url_source: str
     username: str | None
     password: str | None
 
@@ -95,31 +102,46 @@ def _mask_one(url: str) -> str:
 
 
 def relay_settings(
-    values: Values, given: Mapping[str, str], environ: Mapping[str, str]
+    values: Values,
+    given: Mapping[str, str],
+    environ: Mapping[str, str],
+    overrides: Mapping[str, str],
 ) -> RelaySettings:
     """Combine ``mail.url`` or its older spellings, the credentials and the environment.
 
-    ``given``: the text of each setting, '' if it is not set. Raises ConfigurationError if they
-    contradict each other.
+    ``given``: the text of each setting, '' if it is not set. ``overrides``: those that win over
+    the environment. Raises ConfigurationError if they contradict each other.
     """
     url, source = _written_url(values, given)
     username, password, file = (values[key] for key in ('username', 'password', 'password_file'))
     if password and file:
         raise ConfigurationError('mail.password and mail.password_file: keep one of them')
-    if environ.get('MAIL_URL'):
-        url, source = environ['MAIL_URL'], 'MAIL_URL'
+    if password:
+        password = _checked_secret(password, 'mail.password')
+    for name, text in (
+        ('--set mail.url', overrides.get('mail.url')),
+        ('MAIL_URL', environ.get('MAIL_URL')),
+    ):
+        if text:
+            url, source = text.removeprefix(_BYTE_ORDER_MARK), name
+            break
+    replaced = source in ('MAIL_URL', '--set mail.url')
     accepting = [each for each in split_urls(url) if accepts_credentials(each)]
-    if source == 'MAIL_URL' and all(map(_USERINFO.match, accepting)):
-        # MAIL_URL brings its own credentials.
+    if replaced and all(map(_USERINFO.match, accepting)):
+        # Such a URL brings its own credentials.
         username = password = file = None
     override = environ.get('MAIL_PASSWORD')
+    if overrides.get('mail.password') or overrides.get('mail.password_file'):
+        override = None
     if override and accepting and all(map(_TOKEN.search, accepting)):
         raise ConfigurationError(
             f'MAIL_PASSWORD in the environment, and a token in {source}: keep one of them'
         )
     if not accepting:
         override = None
-    elif override and not (username or password or file):
+    if override:
+        override = _checked_secret(override, 'MAIL_PASSWORD in the environment')
+    if override and not (username or password or file):
         filled = _with_password(split_urls(url), override, source)
         if filled:
             url, override = ' '.join(filled), None
@@ -128,6 +150,23 @@ def relay_settings(
     elif file:
         password = _first_line(file)
     return RelaySettings(url, source, username, password)
+
+
+def _checked_secret(text: str, where: str) -> str:
+    """Return a secret without what is not seen, and was not meant: a byte order mark before it, the
+    line break behind it that ``echo secret | base64`` leaves in a Kubernetes secret.
+
+    Raises ConfigurationError for a line break inside, and for quotation marks around it.
+    """
+    secret = text.removeprefix(_BYTE_ORDER_MARK).rstrip('\r\n')
+    if '\n' in secret or '\r' in secret:
+        raise ConfigurationError(f'{where} has a line break in it: write the password on one line')
+    if len(secret) > 1 and secret[0] == secret[-1] and secret[0] in '"\'':
+        raise ConfigurationError(
+            f'{where} stands in quotation marks, which an ini file or a Docker env file keeps: '
+            f'remove them; if they belong to the password, write it to a mail.password_file'
+        )
+    return secret
 
 
 def _with_password(urls: Sequence[str], password: str, source: str) -> list[str] | None:
@@ -145,9 +184,9 @@ def _with_password(urls: Sequence[str], password: str, source: str) -> list[str]
         return None
     chosen = {number: match for number, match in with_user.items() if not match['password']}
     if not chosen:
-        if source == 'MAIL_URL':
+        if source in ('MAIL_URL', '--set mail.url'):
             raise ConfigurationError(
-                'MAIL_URL and MAIL_PASSWORD in the environment both have a password: keep one '
+                f'{source} and MAIL_PASSWORD in the environment both have a password: keep one '
                 'of them'
             )
         if len(with_user) > 1:
@@ -188,7 +227,8 @@ def _written_url(values: Values, given: Mapping[str, str]) -> tuple[str, str]:
 
 def _first_line(path: str) -> str:
     try:
-        with open(path, encoding='utf-8') as file:
+        # utf-8-sig: an editor may have put a byte order mark before the password.
+        with open(path, encoding='utf-8-sig') as file:
             line = file.readline().rstrip('\r\n')
     except OSError as error:
         raise ConfigurationError(

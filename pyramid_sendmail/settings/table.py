@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,10 +14,20 @@ from pyramid.exceptions import ConfigurationError
 from ..retry import RetryPolicy
 from . import converters
 from .converters import boolean, choice, count, duration, durations, hostname, pause, port, text
-from .credentials import Values, relay_settings
-from .nearest import nearest
+from .credentials import RELAY_NAMES, Values, relay_settings
+from .given import text_of
+from .unknown import unknown_settings
 
-__all__ = ['DEFAULT_URL', 'TABLE', 'MailSettings', 'Setting', 'parse_settings', 'table_rows']
+__all__ = [
+    'DEFAULT_URL',
+    'TABLE',
+    'MailSettings',
+    'Setting',
+    'parse_settings',
+    'raise_problems',
+    'read_settings',
+    'table_rows',
+]
 
 
 class Setting(NamedTuple):
@@ -77,7 +88,7 @@ TABLE: tuple[Setting, ...] = (
     ),
     Setting(
         'mail.password_file',
-        converters.absolute_path,
+        converters.secret_path,
         '',
         'file whose first line is the password',
         'none',
@@ -213,42 +224,6 @@ TABLE: tuple[Setting, ...] = (
     ),
 )
 
-_SWITCHES = (
-    *('mail.tls', 'mail.ssl', 'mail.direct_wait'),
-    *('mail.rate', 'mail.keep_failed', 'mail.queue_sync', 'mail.processor'),  # False means 'off'
-)
-"""The settings for which Python code may give True or False."""
-
-_NOT_OURS = {
-    'mail.keyfile': 'write mail.url = smtps://HOST?client_cert=FILE&client_key=FILE',
-    'mail.certfile': 'write mail.url = smtps://HOST?client_cert=FILE&client_key=FILE',
-    'mail.debug': 'use logging: the loggers below pyramid_sendmail, at DEBUG',
-    'mail.debug_smtp': 'use logging: the loggers below pyramid_sendmail, at DEBUG',
-    'mail.sendmail_app': 'write mail.url = sendmail:/path/to/program',
-    'mail.sendmail_template': 'write mail.url = sendmail:, which gives -i, -f and the recipients',
-}
-"""Settings of pyramid_mailer, and what to do instead."""
-
-_KEEP_MAIL_HERE = (
-    'mail would go to its real recipients; write mail.url = file:///FOLDER to keep mail in a '
-    'folder instead'
-)
-
-_NOT_YET = {
-    'mail.redirect_to': _KEEP_MAIL_HERE,
-    'mail.allow': _KEEP_MAIL_HERE,
-}
-"""Settings of later releases: refused, because ignoring them would send mail to its real
-recipients."""
-
-_MEANT = {
-    'from': 'default_sender',
-    'path': 'queue_path',
-    'queue': 'queue_path',
-    'server': 'host',
-}
-"""What an unknown name stands for, if the most similar name would mislead."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class MailSettings:
@@ -294,29 +269,70 @@ class MailSettings:
 
 
 def parse_settings(
-    settings: Mapping[str, object], environ: Mapping[str, str] | None = None
+    settings: Mapping[str, object],
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
 ) -> MailSettings:
-    """Read the settings of the table. Raises ConfigurationError, naming the setting and a remedy.
+    """Read the settings of the table.
+
+    For the arguments see ``read_settings``. Raises ConfigurationError, which names every setting
+    that is wrong, and a remedy for each.
+    """
+    values, problems = read_settings(settings, environ, overrides)
+    raise_problems(problems)
+    return MailSettings(**values)
+
+
+def read_settings(
+    settings: Mapping[str, object],
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> tuple[Values, list[ConfigurationError]]:
+    """Return the fields of MailSettings, less those that cannot be had, and what is wrong.
 
     Values are text, or what Python code gives instead: numbers, booleans, paths, lists. None and
-    '' mean that a setting is not set. ``environ`` replaces ``os.environ``.
+    '' mean that a setting is not set. ``environ`` replaces ``os.environ``. ``overrides``: settings
+    that win over these and over the environment.
     """
-    environ = os.environ if environ is None else environ
-    _refuse_unknown(settings)
-    given = {row.name: _text_of(row, settings.get(row.name)) for row in TABLE}
-    values: Values = {row.name.removeprefix('mail.'): _value(row, given[row.name]) for row in TABLE}
-    relay = relay_settings(values, given, environ)
-    values.update(
-        url=relay.url,
-        url_source=relay.source,
-        username=relay.username,
-        password=relay.password,
-        hostname=values['hostname'] or _own_hostname(),
-        queue_sync=values['queue_sync'] == 'always',
-    )
-    for spelling in ('host', 'port', 'tls', 'ssl', 'password_file', 'ignore'):
-        del values[spelling]
-    return MailSettings(**values)
+    overrides = overrides or {}
+    # As in MAIL_URL, a mail.url there replaces mail.host, and the credentials where it has some.
+    settings = {**settings, **overrides, 'mail.url': settings.get('mail.url')}
+    problems = unknown_settings(settings, [row.name for row in TABLE])
+    given: dict[str, str] = {}
+    values: Values = {}
+    for row in TABLE:
+        try:
+            given[row.name] = text_of(row.name, settings.get(row.name))
+            values[row.name.removeprefix('mail.')] = _value(row, given[row.name])
+        except ConfigurationError as error:
+            problems.append(error)
+    try:
+        relay = None
+        if all(name in values for name in RELAY_NAMES):
+            relay = relay_settings(
+                values, given, os.environ if environ is None else environ, overrides
+            )
+    except ConfigurationError as error:
+        problems.append(error)
+    for name in RELAY_NAMES:
+        values.pop(name, None)
+    if relay is not None:
+        values.update(relay._asdict())
+    values.pop('ignore', None)
+    if 'hostname' in values:
+        values['hostname'] = values['hostname'] or _own_hostname()
+    if 'queue_sync' in values:
+        values['queue_sync'] = values['queue_sync'] == 'always'
+    return values, problems
+
+
+def raise_problems(problems: Sequence[ConfigurationError]) -> None:
+    """Raise one ConfigurationError about all of the problems, if there is one."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        lines = ''.join(f'\n- {problem}' for problem in problems)
+        raise ConfigurationError(f'{len(problems)} settings are wrong:{lines}')
 
 
 def _value(row: Setting, given: str) -> object:
@@ -326,57 +342,23 @@ def _value(row: Setting, given: str) -> object:
     try:
         return row.convert(written)
     except ValueError as error:
-        # A text with :// may be a URL with a password, in the wrong place.
-        shown = '' if row.secret or '://' in written else f' = {_shortened(written)}'
+        shown = '' if row.secret or _may_hold_secret(row.name, written) else written
+        shown = f' = {_shortened(shown)}' if shown else ''
         raise ConfigurationError(f'{row.name}{shown}: {error}') from error
 
 
-def _refuse_unknown(settings: Mapping[str, object]) -> None:
-    known = {row.name: row for row in TABLE}
-    words = _text_of(known['mail.ignore'], settings.get('mail.ignore')).replace(',', ' ').split()
-    ignored = {f'mail.{word.removeprefix("mail.")}' for word in words}
-    for key in sorted(ignored):
-        if key in known or key in _NOT_YET:
-            raise ConfigurationError(
-                f'mail.ignore: {key} is a setting of pyramid_sendmail and is always checked; '
-                f'rename the one of your application'
-            )
-    for key in settings:
-        if not isinstance(key, str) or not key.startswith('mail.') or key in (*known, *ignored):
-            continue
-        if key in _NOT_YET:
-            raise ConfigurationError(f'{key} is not supported yet: {_NOT_YET[key]}')
-        if key in _NOT_OURS:
-            raise ConfigurationError(f'{key} is a setting of pyramid_mailer: {_NOT_OURS[key]}')
-        name = key.removeprefix('mail.')
-        near = _nearest(name)
-        question = f' Did you mean mail.{near}?' if near else ''
-        raise ConfigurationError(
-            f'unknown setting {key}.{question} If your application owns it, add mail.ignore = '
-            f'{name}'
-        )
+def _may_hold_secret(name: str, written: str) -> bool:
+    """Return whether a text in the wrong place may have a password in it: a URL, USER:PASSWORD@HOST
+    or a part of it, a password where its file is meant."""
+    if '://' in written or '@' in written:
+        return True
+    if name == 'mail.host':
+        return ':' in written and _HOST_AND_PORT.fullmatch(written) is None
+    return name == 'mail.password_file' and not os.path.isabs(written)
 
 
-def _nearest(name: str) -> str:
-    """Return the known name that an unknown one most probably means, or '' if there is none."""
-    known = (row.name.removeprefix('mail.') for row in TABLE)
-    return _MEANT.get(name) or nearest(name, known, cutoff=0.5)
-
-
-def _text_of(row: Setting, value: object) -> str:
-    """Return a value as an ini file would have it; '' for None."""
-    if value is None:
-        return ''
-    if isinstance(value, bool) and row.name in _SWITCHES:
-        return 'true' if value else 'off'
-    if isinstance(value, str):
-        # An ini file is stripped already. In Python code the blanks of a password are meant.
-        return value if row.name == 'mail.password' else value.strip()
-    if isinstance(value, list | tuple):
-        return ' '.join(map(str, value))
-    if isinstance(value, int | float | os.PathLike) and not isinstance(value, bool):
-        return str(value)
-    raise ConfigurationError(f'{row.name} is of the type {type(value).__name__}: give it as a str')
+_HOST_AND_PORT = re.compile(r'[^:]*:[0-9]{1,5}|[0-9A-Fa-f:]*')
+"""What mail.host may show although it has a colon: HOST:PORT, or nearly an IPv6 address."""
 
 
 def _shortened(written: str) -> str:

@@ -162,10 +162,10 @@ def test_a_full_queue_fails_the_request(tmp_path: Path, hook: str | None) -> Non
         attempts.append(1)
         return Response(send(request))
 
-    (tmp_path / 'queue').write_text('a file, where a folder should be')
     site = Site(
         view, hook=hook, queue=False, mail__queue_path=str(tmp_path / 'queue'), configure=with_retry
     )
+    (tmp_path / 'queue').write_text('a file, where a folder should be')
     with pytest.raises(OSError, match='queue'):
         site.get()
     assert attempts == [1]

@@ -25,11 +25,14 @@ import pytest
 import transaction
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
+from translationstring import TranslationString
 from zope.interface import implementer
+from zope.interface.interface import InterfaceClass
 
 import pyramid_sendmail
 from pyramid_sendmail import Attachment, MailRefused, Message, NoActiveTransaction
 from pyramid_sendmail.config import processor_of
+from pyramid_sendmail.domains import ascii_domain
 from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, SendmailError
 from pyramid_sendmail.interfaces import IMailDelivery, IMailQueue
@@ -110,6 +113,26 @@ class Directive:
         config = Configurator(settings={'mail.url': 'null:'})
         config.include('pyramid_sendmail')
         getattr(config, self.name)(self.part)
+        try:
+            config.commit()
+        except ConfigurationError as error:
+            raise getattr(error, 'evalue', error)  # noqa: B904
+
+
+def other_mailer(config: Configurator) -> None:
+    """Register what pyramid_mailer registers."""
+    config.registry.registerUtility(object(), OTHER_MAILER)
+
+
+OTHER_MAILER = InterfaceClass('IMailer', __module__='pyramid_mailer.interfaces')
+
+
+class Prefixed:
+    """The settings are those of pyramid_mailer with another prefix."""
+
+    def __call__(self) -> Any:
+        config = Configurator(settings={'pyramid_mailer.prefix': 'email.', 'mail.url': 'null:'})
+        config.include('pyramid_sendmail')
         try:
             config.commit()
         except ConfigurationError as error:
@@ -225,6 +248,15 @@ class Chosen:
         return stdlib()
 
 
+class LazyText(str):
+    """A lazy string: its text is that of ``str()``."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return 'Welcome'
+
+
 def at(local: str, **given: Any) -> Send:
     return Send({'to': local, **given})
 
@@ -262,6 +294,8 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'debug': '1'}), 'mail.debug', 'use logging'),
     (Start({'sendmail_app': '/usr/sbin/sendmail'}), 'mail.sendmail_app', 'mail.url = sendmail:'),
     (Start({'sendmail_template': '{x}'}), 'mail.sendmail_template', 'mail.url = sendmail:'),
+    (Prefixed(), 'pyramid_mailer.prefix = email.', 'remove this setting'),
+    (Directive('include', other_mailer), 'both set request.mailer', "drop config.include('pyr"),
     # Settings: the values
     (Start({'password': SECRET.encode()}), 'mail.password is of the type bytes', 'as a str'),
     (Start({'queue_path': True}), 'mail.queue_path is of the type bool', 'as a str'),
@@ -282,7 +316,16 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'ssl': '2'}), 'mail.ssl = 2', 'write true or false'),
     (Start({'queue_path': 'var/mail'}), 'mail.queue_path = var/mail', '%(here)s/mail'),
     (Start({'queue_path': '/a\0b'}), 'mail.queue_path', 'printable characters'),
-    (Start({'password_file': 'secret'}), 'mail.password_file = secret', '%(here)s/secret'),
+    (Start({'queue_path': f'{HERE}/mail'}), f'{HERE} is not a folder', 'set mail.queue_path to'),
+    (Start({'queue_path': '/tmp'}), 'every user may write to /tmp', 'set mail.queue_path to'),
+    (Start({'password_file': SECRET}), 'mail.password_file: write', '%(here)s/mail-password'),
+    (Start({'password': f'{SECRET}\n{SECRET}'}), 'mail.password has a line break', 'one line'),
+    (Start({'password': f'"{SECRET}"'}), 'mail.password stands in quotation marks', 'remove them'),
+    (Start({'username': 'ann'}, {'MAIL_PASSWORD': f"'{SECRET}'"}), 'MAIL_PASSWORD in', 'remove'),
+    (Start({'host': f'ann:{SECRET}@relay'}), 'mail.host: ', 'mail.url instead'),
+    (Start({'host': f'ann:{SECRET}'}), 'mail.host: ', 'mail.port'),
+    (Start({'port': f'{SECRET}@relay'}), 'mail.port: ', 'from 1 to 65535'),
+    (Start({'queue': '/x', 'workers': 0}), 'mail.workers = 0', 'mail.queue_path?'),
     (Start({'password_file': NOT_HERE}), f'mail.password_file = {NOT_HERE}', 'or write'),
     (Start({'password_file': '/dev/null'}), 'mail.password_file = /dev/null', 'write the password'),
     (Start({'password_file': sys.executable}), f'= {sys.executable} is not UTF-8', 'first line'),
@@ -400,6 +443,10 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'url': 'smtp://re..lay'}), 'mail.url has a bad host', 'letters, digits'),
     (Start({'url': 'smtp://a[b'}), 'mail.url has a bad host', 'in brackets'),
     (Start({'url': 'smtp://[relay]'}), 'mail.url has no IPv6', 'smtp://[2001:db8::25]'),
+    (Start({'url': 'smtp://[fe80::1%25]'}), 'mail.url has a bad zone', '[fe80::1%25eth0]'),
+    (Start({'url': 'smtp://é\u00ad.example'}), 'without a certain ASCII form', 'write it as xn--'),
+    (Made(SMTPMailer, 'é\u00ad.example', {'hostname': 'a'}), 'host: ', 'write it as xn--'),
+    (Made(ascii_domain, f'{"é." * 200}example'), 'at most 253 characters', ''),
     (Start({'url': 'smtp://relay:0'}), 'mail.url has a bad port', 'from 1 to 65535'),
     (Start({'url': f'smtp://a:{SECRET}/@b'}), 'mail.url has a / before the @', '%2F'),
     (Start({'url': 'smtp://a/path'}), 'mail.url has a path', '%2F'),
@@ -512,7 +559,15 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Send({'sender': None}), 'sender: the message has none', 'set mail.default_sender'),
     (Send(stdlib(From='')), 'From: the message has none', 'set mail.default_sender'),
     (Send({'sender': 'team:;'}), 'sender:', 'not an address'),
-    (Send({'sender': 'a@x, b@x'}), 'sender: several addresses', "headers={'Sender'"),
+    (Send({'sender': ['a@x', 'b@x']}), 'sender: several addresses', "headers={'Sender'"),
+    (Send({'sender': 'a@x, b@x'}), "sender: 'a@x, b@x' is not one address", 'give a list'),
+    (at('a@x, Ann <b@x>'), "to: 'a@x, Ann <b@x>' is not one address", 'give a list'),
+    (at('team: a@x;'), "to: 'team: a@x;' is not one address", 'give a list'),
+    (Send({'to': ('Ann', 'ann@x')}), "to: 'Ann' has no @", "[('Ann', 'ann@example.org')]"),
+    (Send({'to': [('Ann', 'a@x', 'b@x')]}), 'is not an address', "a pair ('Ann',"),
+    (Send({'to': [('Ann', 'a@x, b@x')]}), 'to:', 'write name@example.org'),
+    (Send({'headers': {'Errors-To': 'a@x, b@x'}}), 'Errors-To:', 'give a list'),
+    (Send({}, {'recipients': 'a@x, b@x'}), 'option recipients:', 'give a list'),
     (Send({'to': 25}), 'to: 25 holds no addresses', 'give a str'),
     (Send({'to': ['ann@example.org', 25]}), 'to: 25 is not an address', 'give a str'),
     (Send({'to': ['a@x, b@x']}), "to: 'a@x, b@x' is not one address", 'a place in the list'),
@@ -542,7 +597,8 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (at(f'a@{".".join(["b" * 60] * 5)}'), 'to:', 'is not a domain'),
     (at(f'a@{".".join(["b" * 60] * 4)}.{"b" * 9}'), 'to:', 'longer than 254 bytes'),
     (at('a@[1.2.3]'), 'to:', '[192.0.2.1]'),
-    (at('a@faß.example'), 'to:', 'xn--'),
+    (at('a@fa\u00adß.example'), 'to:', 'xn--'),
+    (at('a@[IPv6:fe80::1%eth0]'), 'to:', '[IPv6:2001:db8::1]'),
     (at('a@b_c.example'), 'to:', 'is not a domain'),
     (at('ann@example.org\r\nBcc: x@example.org'), 'to:', 'has a line break; take it out'),
     (Send({'to': Address('Ann', 'a', 'x y')}), 'to:', 'write name@example.org'),
@@ -551,6 +607,9 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Send({'subject': 'a\0b'}), 'subject:', 'U+0000; take it out'),
     (Send({'subject': 'a\ud800b'}), 'subject:', 'lone surrogate'),
     (Send({'subject': 3}), 'subject: 3 is not a string', 'give a str'),
+    (Send({'subject': Path('a')}), 'is not a string', 'give str() of it'),
+    (Send({'subject': TranslationString('title')}), 'a translation string', 'localizer.translate('),
+    (Send({'subject': LazyText()}), 'a LazyText whose str() is another text', 'give str() of it'),
     (Send({'headers': [('X-A', 'b')]}), 'headers:', 'give a dict'),
     (Send({'headers': {'X A': 'b'}}), "headers: 'X A'", 'without blanks'),
     (Send({'headers': {'X-A\r\nX-B': 'c'}}), 'headers:', 'without blanks'),
@@ -588,6 +647,9 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (attached('a.txt', f'{SECRET}\ud800'), "attachment 'a.txt'", 'give bytes'),
     (attached('a', path=3), 'attachments, path: 3', 'give a str or a Path'),
     (attached(None, path=NOT_HERE), f"'{NOT_HERE}' cannot be read", 'No such file'),
+    (attached('a', 'a/b', SECRET.encode()), 'attachments, path: a bytes', 'content_type=...'),
+    (attached(None, path='no.such:x'), "'no.such:x' cannot be read: there is no package", ''),
+    (attached(None, path='no/logo.png'), 'the current folder of the process', 'an absolute path'),
     (attached(None, path='/dev'), "'/dev' is not a regular file", 'give the path'),
     (
         Send({'attachments': [Attachment('a', path=HERE)]}, {}, {'max_size': '1K'}),
@@ -792,8 +854,14 @@ PROCESSOR: list[tuple[list[str], str | None, str, str, int]] = [
     (['{ini}', '--child=1/2:999'], INI, '--child', 'only psendmail-qp itself', 2),
     (['{ini}', '--all'], INI, '--all', 'usage:', 2),
     (['{ini}', 'verbose'], INI, "'verbose'", 'key=value', 2),
+    (['{ini}', f'mail.password={SECRET}'], INI, 'mail.password=:', '--set mail.password=', 2),
+    (['{ini}', '--set', 'mail.url'], INI, '--set mail.url', 'mail.NAME=VALUE', 2),
+    (['{ini}', '--set', f'region={SECRET}'], INI, '--set region', 'mail.NAME=VALUE', 2),
+    (['{ini}', '--set', 'mail.urll=null:'], INI, 'unknown setting mail.urll', 'mail.url?', 2),
     (['{ini}'], None, '{ini}', 'No such file', 2),
     (['{ini}#other'], INI, 'other', '{ini}', 2),
+    (['{ini}#other'], INI, "No section 'other'", 'it has main: write {ini}#main', 2),
+    (['/tmp'], INI, '/tmp: ', 'write the .ini file', 2),
     (['{ini}'], INI, 'no mail queue', 'mail.queue_path = %(here)s/mail', 2),
     (['{ini}'], f'{INI}include =\n', 'does not include', "include('pyramid_sendmail')", 2),
     (['{ini}'], f'{INI}mail.queue_path = mail\n', 'mail.queue_path = mail', '%(here)s/mail', 2),

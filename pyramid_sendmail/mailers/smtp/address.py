@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
+from ...domains import ascii_domain
 from .connect_race import AddressInfo, AddressMemory, ConnectRace
 
 __all__ = ['Address', 'TCPAddress', 'UnixAddress', 'open_socket']
@@ -19,7 +20,7 @@ __all__ = ['Address', 'TCPAddress', 'UnixAddress', 'open_socket']
 
 @dataclass(frozen=True, slots=True)
 class TCPAddress:
-    """A host name or IP address, and a port.
+    """A host name or IP address, and a port. Raises ValueError for a name without an ASCII form.
 
     ``memory``: which of the host's addresses worked last. It is no part of the value: equal
     addresses have memories of their own.
@@ -33,6 +34,16 @@ class TCPAddress:
 
     remedy: ClassVar[str] = 'see the host and port in mail.url'
     """What to do if nothing listens there."""
+
+    def __post_init__(self) -> None:
+        # The socket and ssl modules would convert by IDNA 2003, and reach the host of another
+        # owner, whose certificate is then the right one.
+        try:
+            object.__setattr__(self, 'host', ascii_domain(self.host))
+        except UnicodeError as error:
+            raise ValueError(
+                f'host: {self.host!r} has no certain ASCII form (IDNA 2008): write it as xn--...'
+            ) from error
 
     @property
     def is_loopback(self) -> bool:

@@ -234,11 +234,12 @@ class TokenFile:
 
     def __call__(self) -> str:
         try:
-            with open(self._path, encoding='ascii') as file:
+            with open(self._path, encoding='utf-8-sig') as file:
                 token = file.readline().strip()
+            token.encode('ascii')
         except OSError as error:
             raise ValueError(f'token_file={self._path}: {error.strerror}') from error
-        except UnicodeDecodeError:
+        except UnicodeError:
             # The error quotes what was read: do not chain it.
             raise ValueError(f'token_file={self._path} is not ASCII') from None
         if not token:

@@ -87,7 +87,8 @@ class SMTPMailer:
         self.timeouts = timeouts
         self._options = options
         self._memory = RelayMemory()
-        self.handshake = HandshakeSettings(self.host.rstrip('.'), tls)
+        # A certificate has no zone: fe80::1%eth0.
+        self.handshake = HandshakeSettings(self.host.partition('%')[0].rstrip('.'), tls)
         if tls.insecure:
             log.warning(
                 '%s: the connection is not encrypted; %s sent in plain text',

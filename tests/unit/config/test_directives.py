@@ -452,3 +452,41 @@ def test_introspectables_without_a_queue(monkeypatch: pytest.MonkeyPatch) -> Non
         'mail.username': 'ann',
         'mail.password': '***',
     }
+
+
+def test_all_mistakes_at_once(tmp_path: Path) -> None:
+    """One error has the settings, the addresses, the queue and the URL."""
+    file = tmp_path / 'file'
+    file.touch()
+    text = failure(
+        configured(
+            url='relay.example.org',
+            default_sender='Shop',
+            envelope_sender='<>',
+            queue_path=str(file),
+            workers='none',
+            maildir='/srv/mail',
+        )
+    )
+    first, *lines = text.splitlines()
+    assert first == '6 settings are wrong:'
+    for begin, line in zip(
+        (
+            '- unknown setting mail.maildir. Did you mean mail.queue_path?',
+            '- mail.workers = none',
+            "- mail.default_sender: 'Shop' has no @",
+            '- mail.envelope_sender: it cannot be the null sender',
+            f'- queue {file} cannot be created: {file} is not a folder',
+            '- mail.url does not say how mail leaves: write smtp:',
+        ),
+        lines,
+        strict=True,
+    ):
+        assert line.startswith(begin)
+
+
+def test_a_url_that_is_not_used(tmp_path: Path) -> None:
+    """The URL of the settings is of no matter where the application sets a mailer."""
+    config = configured(url='relay.example.org', workers='none')
+    config.set_mailer(NullMailer())
+    assert failure(config).startswith('mail.workers = none')

@@ -242,6 +242,27 @@ def test_direct_delivery_waits_no_longer_than_its_timeout(
     assert len(mailer.sent) == 1
 
 
+@pytest.mark.parametrize('durable', [False, True])
+def test_mail_that_is_lost_at_exit(
+    durable: bool, mailer: RecordingMailer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If the process ends before the relay has taken all mail, the log says how many are lost, and
+    which setting keeps such mail. With a queue none is."""
+    direct = Direct(MemoryQueue(), mailer, durable=durable, wait=False)
+    answering = threading.Event()
+    mailer.before = lambda envelope: answering.wait(WAIT)
+    direct.commit(message(), message())
+    direct.commit()
+    direct.sender.finish(0.0)
+    lost = '3 mails: not sent and lost: no queue is configured (mail.queue_path)'
+    assert (lost in caplog.text) is not durable
+    answering.set()
+    caplog.clear()
+    direct.finish()
+    assert 'lost' not in caplog.text
+    assert len(mailer.sent) == 3
+
+
 def test_direct_delivery_never_waits_in_a_background_thread(mailer: RecordingMailer) -> None:
     """Code in a thread of this package, such as a subscriber, does not wait for the relay."""
     direct = Direct(MemoryQueue(), mailer, durable=False)

@@ -18,6 +18,7 @@ def host_name(host: str) -> str | None:
     """Return a host name as IDNA writes it, or None if it is none."""
     try:
         encoded = host.encode('idna').decode('ascii')
+        encoded = encoded if host.isascii() else encoded.lower()
     except UnicodeError:
         return None
     is_name = re.fullmatch(r'(?![-.])[A-Za-z0-9._-]+(?<!-)(?<!-\.)', encoded)
@@ -52,6 +53,50 @@ def test_a_host_is_what_idna_makes_of_it(host: str) -> None:
             parse_url(f'smtp://{host}').host_and_port(25)
     else:
         assert parse_url(f'smtp://{host}').host_and_port(25) == (encoded, 25)
+
+
+@pytest.mark.parametrize(
+    ('host', 'found'),
+    [
+        ('mail.straße.example', 'mail.xn--strae-oqa.example'),
+        ('faß.de', 'xn--fa-hia.de'),
+        ('ελλάδας.gr', 'xn--hxakic4aa6c.gr'),
+        ('क्\u200dष.in', 'xn--11b2ezcw70k.in'),
+    ],
+)
+def test_a_host_is_not_that_of_another_owner(host: str, found: str) -> None:
+    """IDNA 2008 keeps ß, ς and joiners, which IDNA 2003 mapped: to strasse.example, for one."""
+    assert parse_url(f'smtp://{host}').host_and_port(25) == (found, 25)
+
+
+@pytest.mark.parametrize('host', ['a\u200db.é', 'xn--é.de', 'é' * 64, 'é\u00adé.de'])
+def test_a_host_without_a_certain_form(host: str) -> None:
+    """A host that could mean two names is refused, and the text does not show it."""
+    with pytest.raises(ConfigurationError, match=r'IDNA 2008.*write it as xn--') as caught:
+        parse_url(f'smtp://{host}').host_and_port(25)
+    assert host not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ('text', 'found'),
+    [
+        ('fe80::1%25eth0', 'fe80::1%eth0'),
+        ('fe80::1%eth0', 'fe80::1%eth0'),
+        ('fe80::1%2525', 'fe80::1%25'),
+        ('FE80:0::1%25wlan%2D0.1', 'fe80::1%wlan-0.1'),
+    ],
+)
+def test_zone(text: str, found: str) -> None:
+    """The zone of a link-local address stands behind %25 (RFC 6874)."""
+    assert parse_url(f'smtp://[{text}]:26').host_and_port(25) == (found, 26)
+
+
+@pytest.mark.parametrize('text', ['fe80::1%', 'fe80::1%25', 'fe80::1%25a%20b', 'fe80::1%25a%25b'])
+def test_bad_zone(text: str) -> None:
+    """A zone is the name of an interface."""
+    with pytest.raises(ConfigurationError, match=r'zone.*write the name of an interface'):
+        parse_url(f'smtp://[{text}]').host_and_port(25)
 
 
 @hypothesis.given(st.text('aZ1+.-_:/?[]é%', max_size=12))

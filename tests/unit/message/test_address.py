@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.exceptions import MessageError
 from pyramid_sendmail.message.address import (
+    Group,
     Mailbox,
     check_address,
     comparison_key,
@@ -71,6 +72,11 @@ def unfolded(line: bytes) -> str:
         ('jörg@x', [('', 'jörg@x')]),
         ('a@Bücher.Example', [('', 'a@xn--bcher-kva.example')]),
         ('a@i❤.ws', [('', 'a@xn--i-7iq.ws')]),
+        ('a@faß.de', [('', 'a@xn--fa-hia.de')]),
+        ('a@Straße.Example', [('', 'a@xn--strae-oqa.example')]),
+        ('a@ελλάδας.gr', [('', 'a@xn--hxakic4aa6c.gr')]),
+        ('a@ΕΛΛΆΔΑΣ.gr', [('', 'a@xn--hxakic4aa3d.gr')]),
+        ('a@क्\u200dष.in', [('', 'a@xn--11b2ezcw70k.in')]),
         ('a@[127.0.0.1]', [('', 'a@[127.0.0.1]')]),
         ('Ann <a@[IPv6:2001:DB8:0::1]>', [('Ann', 'a@[IPv6:2001:db8::1]')]),
         ('Friends: a@x, "B, C" <b@y>;', [('', 'a@x'), ('B, C', 'b@y')]),
@@ -127,13 +133,17 @@ BAD = [
     ('x' * 65 + '@x', '64 bytes'),
     ('é' * 33 + '@x', '64 bytes'),
     ('x' * 60 + '@' + 'y.' * 100 + 'org', '254 bytes'),
-    ('a@straße.de', 'xn--'),
+    ('a@stra\u00adße.de', 'xn--'),
+    ('a@xn--ß.de', 'xn--'),
+    ('a@' + 'ü.' * 200, 'xn--'),
     ('a@\u3002x.org', 'xn--'),
     ('a@x\u200dy.org', 'xn--'),
-    ('a@bücher..de', 'xn--'),
+    ('a@bücher..de', 'not a domain'),
     ('a@ü' + 'x' * 64, 'xn--'),
     ('a@[127.0.0.256]', 'literal'),
     ('a@[IPv6:zz]', 'literal'),
+    ('a@[IPv6:fe80::1%eth0]', 'literal'),
+    ('a@[IPv6:fe80::1%> BODY=8BITMIME]', 'literal'),
     ('a@[x', 'out of place'),
     ('a@x\r\nRCPT TO:<b@y>', 'line break'),
     ('a@x\0', 'control character U.0000'),
@@ -191,10 +201,85 @@ def test_lists_and_objects() -> None:
     assert parse_addresses((), 'to') == ()
 
 
-def test_an_item_of_a_list_is_one_address() -> None:
-    """A string in a list must be one address, so that form input cannot add recipients."""
-    with pytest.raises(MessageError, match=r"to: 'b@x, c@x' is not one address"):
-        parse_addresses(['a@x', 'b@x, c@x'], 'to')
+SEVERAL = [
+    'b@x, c@x',
+    'evil@example.net, Ann <ann@example.org>',
+    'Friends: b@x, c@x;',
+    'Friends: b@x;',
+    'g:;, b@x',
+]
+
+
+@pytest.mark.parametrize('text', SEVERAL)
+def test_a_string_is_one_address(text: str) -> None:
+    """A string is one address, alone and in a list, so that form input cannot add recipients."""
+    for value in (text, [text], ['a@x', text], (text,)):
+        with pytest.raises(MessageError, match=r'to: .* is not one address; .* a list') as caught:
+            parse_addresses(value, 'to')
+        assert repr(text) in str(caught.value)
+
+
+def test_a_group_of_none() -> None:
+    """A group without members adds no recipient, and may stand in To."""
+    assert parse_addresses('undisclosed-recipients:;', 'to') == (Group('undisclosed-recipients'),)
+
+
+@given(name=st.text(max_size=40), address=st.sampled_from(['ann@example.org', ' ann@example.org ']))
+@example('evil@example.net, Ann', 'ann@example.org')
+@example('Ann <evil@example.net>, "', 'ann@example.org')
+@example('g: evil@example.net;', 'ann@example.org')
+@example('Miller, Ann', 'ann@example.org')
+@example('=?utf-8?q?=2C_evil=40x?=', 'ann@example.org')
+def test_a_pair(name: str, address: str) -> None:
+    """A pair in a list is a name and an address, whatever the name is."""
+    try:
+        (found,) = parse_addresses([(name, address)], 'to')
+    except MessageError as error:
+        assert 'take it out' in str(error)  # noqa: PT017
+        return
+    assert found == Mailbox(name.strip(' '), 'ann@example.org')
+    (read,) = parse_list(unfolded(address_line('To', [found])), 'to')
+    assert read == found
+
+
+def test_pairs_among_others() -> None:
+    """Pairs stand beside strings and Address objects; a name may be None."""
+    found = parse_addresses([(None, 'a@x'), 'B <b@x>', ('', 'c@x'), Address('D', 'd', 'x')], 'to')
+
+    assert found == (
+        Mailbox('', 'a@x'),
+        Mailbox('B', 'b@x'),
+        Mailbox('', 'c@x'),
+        Mailbox('D', 'd@x'),
+    )
+
+
+@pytest.mark.parametrize(
+    ('pair', 'why'),
+    [
+        (('Ann', 'ann@x, evil@x'), "it holds '@'"),
+        (('Ann', 'Ann <ann@x>'), "it holds ' '"),
+        (('Ann', ''), "'' has no @"),
+        (('Ann', None), 'None is not a string'),
+        ((5, 'ann@x'), '5 is not a string'),
+        (('Ann', 'ann@x', 'x'), 'is not an address; give .* a pair'),
+        (['Ann', 'ann@x'], 'is not an address; give .* a pair'),
+        (('Ann\nBcc: evil@x', 'ann@x'), 'a line break'),
+        (('Ann', 'ann@x\nBcc: evil@x'), 'a line break'),
+    ],
+)
+def test_wrong_pairs(pair: Any, why: str) -> None:
+    """The second of a pair is one bare address."""
+    with pytest.raises(MessageError, match=f'^to: .*{why}'):
+        parse_addresses([pair], 'to')
+
+
+def test_a_pair_without_a_list() -> None:
+    """A pair that is not in a list looks like two addresses: the text says how to write it."""
+    with pytest.raises(
+        MessageError, match=r"'Ann' has no @; .* or \[\('Ann', 'ann@example.org'\)\]"
+    ):
+        parse_addresses(('Ann', 'ann@example.org'), 'to')
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import email
 import email.policy
 import os
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyramid import testing
 
 from pyramid_sendmail.exceptions import MessageError
 from pyramid_sendmail.message import Attachment, EnvelopeFactory
@@ -27,6 +29,12 @@ BAD_ATTACHMENTS: list[tuple[Attachment, str]] = [
     (Attachment(5, b'x'), 'attachments, filename: 5 is not a string'),  # type: ignore[arg-type]
     (Attachment('a', 5), "attachment 'a': data is a int; give bytes or a str"),  # type: ignore[arg-type]
     (Attachment('a', path=5), 'attachments, path: 5 is not a path'),  # type: ignore[arg-type]
+    (Attachment('a', 'application/pdf', b's3cret'), 'path: a bytes .*Attachment.filename, data, c'),  # type: ignore[arg-type]
+    (Attachment('a', path='no.such:a.txt'), "'no.such:a.txt' cannot be read: there is no package"),
+    (Attachment('a', path='tests.support:no.txt'), 'the package tests.support has no such file'),
+    (Attachment('a', path='sys:logo.png'), "'sys:logo.png' cannot be read: the module sys has no"),
+    (Attachment('a', path='tests:support'), 'the asset tests:support is a folder'),
+    (Attachment('a', path='static/no.png'), r"No such file.* in /.*, the current .*'myapp:static/"),
     (Attachment('a', 'x\ud800'), "attachment 'a': its data cannot be encoded in 'utf-8'"),
     (Attachment('a', 'é', content_type='text/plain; charset=ascii'), "encoded in 'ascii'; give b"),
     (Attachment('a', 'é', content_type='text/plain; charset=nix'), "encoded in 'nix'"),
@@ -57,6 +65,41 @@ def test_bad_attachment(attachment: Attachment, named: str) -> None:
         freeze(plain(attachments=[attachment]))
 
     assert_refused(caught.value, named)
+
+
+def test_asset() -> None:
+    """A path may be an asset of a package; the package is no part of the name."""
+    for spec, name in (
+        ('tests.support:__init__.py', '__init__.py'),
+        ('demo:static/logo.png', 'logo.png'),
+    ):
+        (part,) = read(freeze(plain(attachments=[Attachment(None, path=spec)]))).iter_attachments()
+        assert part.get_filename() == name
+        package, _, path = spec.partition(':')
+        data = files(package).joinpath(path).read_bytes()
+        assert part.get_payload(decode=True) == data
+
+
+def test_an_asset_that_is_overridden(tmp_path: Path) -> None:
+    """An application may put another file in the place of an asset."""
+    (tmp_path / 'logo.png').write_bytes(b'other')
+    with testing.testConfig() as config:
+        config.override_asset('demo:static/', f'{tmp_path}/')
+        config.commit()
+        attachment = Attachment(None, path='demo:static/logo.png')
+        (part,) = read(freeze(plain(attachments=[attachment]))).iter_attachments()
+    assert part.get_payload(decode=True) == b'other'
+
+
+def test_a_file_with_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose name looks like an asset is read all the same; a large asset is refused."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'demo:x').write_bytes(b'here')
+    (part,) = read(freeze(plain(attachments=[Attachment('x', path='demo:x')]))).iter_attachments()
+    assert part.get_payload(decode=True) == b'here'
+    small = EnvelopeFactory(default_sender='a@x', max_size=1000)
+    with pytest.raises(MessageError, match=r'larger than mail\.max_size'):
+        small.envelope(plain(attachments=[Attachment(None, path='demo:static/logo.png')]))
 
 
 def test_large_file(tmp_path: Path) -> None:

@@ -463,3 +463,17 @@ def test_registry_objects() -> None:
     again = read(envelope)
     assert again['To'].addresses[0].display_name == 'Doe, John ' * 11 + 'Doe, John'
     assert again['X-Text'] == 'é ' * 100
+
+
+@pytest.mark.parametrize('name', ['From', 'Sender'])
+def test_empty_group_as_a_sender(name: str) -> None:
+    """A sender that is an empty group is none: the default sender alone leaves in From."""
+    message = legacy_message((name, 'team:;'))
+
+    envelope = freeze(message)
+
+    assert read(envelope).get_all('From') == ['Shop <shop@example.org>']
+    assert read(envelope)['Sender'] is None
+    assert envelope.sender == 'shop@example.org'
+    with pytest.raises(MessageError, match=r'From: the message has none; .*mail\.default_sender'):
+        EnvelopeFactory().envelope(message)

@@ -6,6 +6,7 @@ import re
 import time
 from contextlib import suppress
 from email.headerregistry import Address
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -14,7 +15,16 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.exceptions import MessageError
 from pyramid_sendmail.message import Attachment, EnvelopeFactory
-from tests.support.messages import NOW, assert_refused, email_message, factory, freeze, plain, read
+from tests.support.messages import (
+    NOW,
+    assert_refused,
+    email_message,
+    factory,
+    freeze,
+    legacy_message,
+    plain,
+    read,
+)
 
 
 # What is refused: the input, and what the text must name (the argument, and the remedy).
@@ -45,9 +55,11 @@ BAD_MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({'sender': 'x'}, "sender: 'x'"),
     ({'sender': ''}, 'sender: an empty address'),
     ({'sender': []}, 'sender: .* is not an address or a list'),
-    ({'sender': 'g: a@x;'}, 'sender: .*g: a@x;.* is not an address'),
-    ({'sender': 'a@x, b@x'}, "sender: several .*headers={'Sender'"),
-    ({'sender': 'a@x, b@x', 'headers': {'Sender': 'a@x, b@x'}}, 'Sender: .*exactly one'),
+    ({'sender': 'g: a@x;'}, 'sender: .*g: a@x;.* is not one address'),
+    ({'sender': 'g:;'}, 'sender: .*g:;.* is not an address or a list'),
+    ({'sender': ['a@x', 'b@x']}, "sender: several .*headers={'Sender'"),
+    ({'sender': ['a@x', 'b@x'], 'headers': {'Sender': 'a@x, b@x'}}, 'Sender: .*exactly one'),
+    ({'sender': ['a@x', 'b@x'], 'headers': {'Sender': ['a@x', 'b@x']}}, 'Sender: .*exactly one'),
     ({'subject': 'a\nb'}, 'subject: .*line break; take it out'),
     ({'subject': 'a\rBcc: b@x'}, 'subject: .*line break'),
     ({'subject': 'a\0b'}, r'subject: .*U\+0000'),
@@ -72,6 +84,9 @@ BAD_MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({'headers': {'X-A': 'a\nBcc: b@x'}}, 'headers, X-A: .*line break; take it out'),
     ({'headers': {'X-A': 'a\x01'}}, r'headers, X-A: .*U\+0001'),
     ({'headers': {'X-A': 5}}, 'headers, X-A: 5 is not a string'),
+    ({'headers': {'X-A': ['a']}}, r'headers, X-A: .* is not a string'),
+    ({'headers': {'Errors-To': 'a@x, b@x'}}, 'Errors-To: .* is not one address'),
+    ({'headers': {'Errors-To': 5}}, 'Errors-To: 5 holds no addresses'),
     ({'headers': {'X-A': '1', 'x-a': '2'}}, 'headers: x-a is given twice; leave one out'),
     ({'headers': {'From': 'a@x'}}, 'headers: From cannot be given here; use sender'),
     ({'headers': {'to': 'a@x'}}, 'headers: to cannot be given here; use to'),
@@ -224,7 +239,7 @@ def test_recipients() -> None:
         plain(
             to=['B <b@x.org>', '"Doe, J" <j@x.org>', 'b@X.ORG'],
             cc=[Address('C', 'c', 'x.org'), 'j@x.org'],
-            bcc='secret@x.org, b@x.org, B@x.org',
+            bcc=['secret@x.org', 'b@x.org', 'B@x.org'],
         )
     )
 
@@ -235,6 +250,49 @@ def test_recipients() -> None:
         'j@x.org',
         'b@X.ORG',
     ]
+
+
+EVIL = 'evil@example.net, Ann <ann@example.org>'
+
+
+@pytest.mark.parametrize('field', ['to', 'cc', 'bcc', 'reply_to', 'sender'])
+def test_a_string_is_one_address(field: str) -> None:
+    """No name from a form adds a recipient, a sender or an address for replies."""
+    with pytest.raises(MessageError, match=f'^{field}: .* is not one address; .* give a list'):
+        factory.envelope(plain(**{field: EVIL}))
+
+    name, address = EVIL.split(' <')[0], 'ann@example.org'
+    envelope = freeze(plain(**{'to': [], field: [(name, address)]}), recipients=['b@x'])
+    assert b'"evil@example.net, Ann" <ann@example.org>' in envelope.raw or field == 'bcc'
+
+
+def test_an_option_is_one_address() -> None:
+    """Nor do the options of send, and the recipients of other libraries' messages."""
+    for options in ({'recipients': EVIL}, {'sender': EVIL}, {'recipients': [EVIL]}):
+        with pytest.raises(MessageError, match=r'^option .* one address'):
+            factory.envelope(plain(), **options)
+
+    assert freeze(recipients=[('Miller, Ann', 'a@x'), 'b@x']).recipients == ('a@x', 'b@x')
+
+
+def test_address_headers() -> None:
+    """A header of addresses takes what ``to`` takes: a list for several."""
+    followup = ['list@x', ('Miller, Ann', 'a@x'), Address('B', 'b', 'x')]
+    envelope = freeze(plain(headers={'Mail-Followup-To': followup, 'Sender': [('S', 's@x')]}))
+
+    assert read(envelope)['Mail-Followup-To'] == 'list@x, "Miller, Ann" <a@x>, B <b@x>'
+    assert read(envelope)['Sender'] == 'S <s@x>'
+    assert envelope.recipients == ('ann@example.org',)
+
+
+@pytest.mark.parametrize('name', ['cc', 'bcc', 'reply_to', 'headers', 'attachments'])
+def test_none_is_not_given(name: str) -> None:
+    """None for an argument that may be left out is as good as nothing."""
+    message = plain(**{name: None})
+
+    assert message == plain()
+    head = freeze(message).raw.partition(b'Message-ID')[0]
+    assert head == freeze(plain()).raw.partition(b'Message-ID')[0]
 
 
 def test_only_bcc() -> None:
@@ -354,6 +412,143 @@ class Markup(str):
 
     def join(self, parts: Any) -> str:
         return Markup(str(self).join(part.upper() for part in parts))
+
+
+class Word(str, Enum):  # noqa: UP042 - a StrEnum's str() is its value
+    """What a program writes for its kinds of mail."""
+
+    TEXT = 'Welcome'
+    ADDRESS = 'word@example.org'
+    FILE = 'terms.txt'
+    TYPE = 'text/csv'
+    ID = 'logo'
+    NAME = 'X-Kind'
+    PRIORITY = 'high'
+
+
+def test_enum() -> None:
+    """A member of a (str, Enum) class is its value, wherever text is given."""
+    picture = Attachment(Word.FILE, Word.TEXT, content_type=Word.TYPE, content_id=Word.ID)
+    envelope = freeze(
+        plain(
+            subject=Word.TEXT,
+            to=[Word.ADDRESS, (Word.TEXT, 'b@x')],
+            cc=Word.ADDRESS,
+            sender=Word.ADDRESS,
+            text=Word.TEXT,
+            html=Word.TEXT,
+            headers={Word.NAME: Word.TEXT},
+            tag=Word.TEXT,
+            attachments=[picture],
+        ),
+        metadata={Word.NAME: Word.TEXT},
+        priority=Word.PRIORITY,
+    )
+
+    assert b'Word' not in envelope.raw
+    message = read(envelope)
+    assert message['Subject'] == message['X-Kind'] == envelope.subject == envelope.tag == 'Welcome'
+    assert message['To'] == 'word@example.org, Welcome <b@x>'
+    assert envelope.recipients == ('word@example.org', 'b@x')
+    assert envelope.sender == 'word@example.org'
+    (file,) = message.iter_attachments()
+    assert file.get_filename() == 'terms.txt'
+    assert file.get_content_type() == 'text/csv'
+    assert file['Content-ID'] == '<logo>'
+    assert file.get_content().strip() == 'Welcome'
+    for value in (
+        *(envelope.subject, envelope.tag, envelope.sender, *envelope.recipients),
+        *(*envelope.metadata, *envelope.metadata.values(), envelope.priority),
+    ):
+        assert type(value) is str
+
+
+def test_enum_in_another_message() -> None:
+    """So it is in a message of the standard library, old or new."""
+    for message in (legacy_message(('X-Kind', Word.TEXT), payload=Word.TEXT), email_message()):
+        if message['X-Kind'] is None:
+            message['X-Kind'] = Word.TEXT
+            message.set_content(Word.TEXT)
+        envelope = freeze(message)
+        assert b'Word' not in envelope.raw
+        assert read(envelope)['X-Kind'] == 'Welcome'
+        assert read(envelope).get_content().strip() == 'Welcome'
+
+
+def test_enum_as_a_header_of_a_part() -> None:
+    """So are the headers of the parts of such a message."""
+    part = legacy_message(('Content-Type', Word.TYPE), payload='a,b')
+    whole = legacy_message(('Content-Type', 'multipart/mixed; boundary=x'), payload=[part])
+
+    (found,) = read(freeze(whole)).iter_parts()
+    assert found.get_content_type() == 'text/csv'
+
+
+class Translation(str):
+    """Like the strings of translationstring and of zope.i18nmessageid: an id."""
+
+    __slots__ = ('default', 'domain', 'mapping')
+
+    def __new__(cls, text: str) -> Translation:
+        self = super().__new__(cls, text)
+        self.domain, self.default, self.mapping = 'shop', 'Welcome', None
+        return self
+
+
+class LazyText(str):
+    """A lazy string that is a str: its own text is empty."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return 'Welcome'
+
+
+class Lazy:
+    """A lazy string that is none."""
+
+    def __str__(self) -> str:
+        return 'Welcome'
+
+
+@pytest.mark.parametrize(
+    ('value', 'named'),
+    [
+        (Translation('title'), 'is a translation string.*request.localizer.translate'),
+        (LazyText(''), r'is a LazyText whose str\(\) is another text; give str\(\) of it'),
+        (Lazy(), r'is not a string; give str\(\) of it'),
+    ],
+)
+@pytest.mark.parametrize(
+    ('where', 'given_'),
+    [
+        ('subject', lambda value: {'subject': value}),
+        ('text', lambda value: {'text': value}),
+        ('html', lambda value: {'html': value}),
+        ('to', lambda value: {'to': [(value, 'a@x')]}),
+        ('to', lambda value: {'to': [('Ann', value)]}),
+        ('headers, X-A', lambda value: {'headers': {'X-A': value}}),
+        ('tag', lambda value: {'tag': value}),
+        ('attachments, filename', lambda value: {'attachments': [Attachment(value, b'')]}),
+    ],
+)
+def test_not_its_own_text(value: Any, named: str, where: str, given_: Any) -> None:
+    """What is no text of its own is refused: it would leave as an id, or empty."""
+    with pytest.raises(MessageError, match=f'^{where}: .*{named}'):
+        factory.envelope(plain(**given_(value)))
+
+
+def test_not_its_own_text_in_other_places() -> None:
+    """So it is in the data of an attachment, in metadata, and in another library's message."""
+    for value in (Translation('title'), LazyText('')):
+        for message, options in (
+            (plain(attachments=[Attachment('a', value)]), {}),
+            (plain(), {'metadata': {'a': value}}),
+            (legacy_message(('X-A', value)), {}),
+            (legacy_message(payload=value), {}),
+        ):
+            with pytest.raises(MessageError, match=r'translation string|another text'):
+                factory.envelope(message, **options)  # type: ignore[arg-type]
 
 
 def test_markup() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
-from pyramid_sendmail.message import Attachment
+from pyramid_sendmail.message import Attachment, Message
 from tests.support.messages import freeze, plain, read
 
 
@@ -43,3 +44,22 @@ def test_mapping_stays_read_only() -> None:
 
     with pytest.raises(TypeError):
         headers['X-A'] = '2'  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ('kind', 'arguments', 'named', 'remedy'),
+    [
+        (Message, (), {'recipients': ['a@x'], 'subject': 'x'}, 'Message: recipients=: write to='),
+        (Message, (), {'body': 'x', 'extra_headers': {}}, 'body=: write text=; .*: write headers='),
+        (Message, ('Hello',), {}, r'Message\(subject=..., to=..., text=...\)'),
+        (Attachment, ('a',), {'disposition': 'inline'}, 'Attachment: disposition=: leave it out'),
+        (Message, (), {'colour': 'red'}, "unexpected keyword argument 'colour'"),
+        (Attachment, (), {}, "missing 1 required positional argument: 'filename'"),
+    ],
+)
+def test_arguments_of_pyramid_mailer(
+    kind: Any, arguments: tuple[Any, ...], named: dict[str, Any], remedy: str
+) -> None:
+    """An argument as pyramid_mailer calls it is an error that names ours."""
+    with pytest.raises(TypeError, match=remedy):
+        kind(*arguments, **named)

@@ -32,6 +32,7 @@ from pyramid_sendmail.interfaces import (
 from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.scripts import qp
+from pyramid_sendmail.settings.overrides import current_overrides
 from tests.support.applications import write_ini
 from tests.support.configuration import parse
 from tests.support.queues import make_envelope
@@ -643,3 +644,32 @@ def test_a_single_percent_sign(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert 'mail.url in [app:main] has a single %' in text
     assert '%%' in text
     assert 'secret' not in text
+
+
+def test_a_setting_among_the_variables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``mail.url=null:`` would remove the setting, and mail would go to localhost: it is refused,
+    and ``--set`` in its place overrides the file and the environment."""
+    path = tmp_path / 'mail'
+    queue = MaildirQueue(str(path))
+    queue.put([make_envelope()]).publish()
+    queue.close()
+    ini = write_ini(
+        tmp_path / 'x.ini',
+        {'mail.url': 'smtp://127.0.0.1:1', 'mail.queue_path': path, 'mail.workers': '1'},
+        use='call:tests.support.applications:quiet',
+    )
+
+    assert qp.run([str(ini), '--once', 'mail.url=null:']) == 2
+    said = capsys.readouterr().err
+    assert 'mail.url=: ' in said
+    assert '--set mail.url=VALUE' in said
+    assert len(list(path.glob('new/*'))) == 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('MAIL_URL', 'smtp://127.0.0.1:1')
+        command = [str(ini), '--once', '--set', 'mail.url=null:', '--set=mail.retry=1h']
+        assert qp.run(command) == 0
+    assert '1 delivered' in capsys.readouterr().err
+    assert list(path.glob('new/*')) == []
+    # Only the application that this run has loaded has the setting.
+    assert current_overrides() == {}

@@ -127,3 +127,23 @@ def test_processes_for_each_core(
 def test_processes(text: str, taken: bool) -> None:
     """More than 999 processes are a mistake."""
     assert takes(converters.processes, text) == taken
+
+
+@pytest.mark.parametrize(
+    ('value', 'found'),
+    [
+        ('fe80::1%eth0', '[fe80::1%25eth0]'),
+        ('[fe80::1%25]', '[fe80::1%2525]'),
+        ('mail.straße.example', 'mail.straße.example'),
+        ('क्\u200dष.in', 'क्\u200dष.in'),
+    ],
+)
+def test_relay_host(value: str, found: str) -> None:
+    """A host is returned as a URL has it: a zone behind %25 (RFC 6874), a name in any script."""
+    assert converters.host(value) == found
+
+
+def test_our_own_address_has_no_zone() -> None:
+    """An address literal of EHLO has no zone (RFC 5321, 4.1.3)."""
+    with pytest.raises(ValueError, match=r'write \[192'):
+        converters.hostname('[IPv6:fe80::1%eth0]')

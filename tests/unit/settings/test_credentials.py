@@ -292,3 +292,57 @@ def test_a_host_and_its_port_are_shown(host: str, port: str, rest: str) -> None:
     """A number after the host is a port, and not masked."""
     for url in (f'smtp://{host}:{port}{rest}', f'smtp://{host}{rest}'):
         assert mask_url(url) == url
+
+
+@pytest.mark.parametrize('around', ['{}\n', '{}\r\n', '\ufeff{}', '\ufeff{}\n\n'])
+def test_what_is_not_seen_is_no_part_of_a_secret(around: str, tmp_path: Path) -> None:
+    """A line break behind a secret, and a byte order mark before it, were not meant."""
+    secret, file = around.format(SECRET), tmp_path / 'password'
+    file.write_text(secret, encoding='utf-8')
+
+    assert relay({'MAIL_PASSWORD': secret}, username='ann')[2] == SECRET
+    assert (
+        relay({'MAIL_PASSWORD': secret}, url='smtp://ann@relay')[0] == f'smtp://ann:{SECRET}@relay'
+    )
+    assert relay(username='ann', password=secret)[2] == SECRET
+    assert relay(username='ann', password_file=file)[2] == SECRET
+    url = around.format('smtp://relay')
+    assert relay({'MAIL_URL': url})[0].strip() == relay(url=url)[0].strip() == 'smtp://relay'
+
+
+def test_blanks_of_a_secret_are_meant() -> None:
+    """Nothing else is taken from a secret; a quotation mark alone is a part of it."""
+    for secret in (' s3kr1t ', '"s3kr1t', "s3'kr1t'", '"', '\u200bs3kr1t'):
+        assert relay({'MAIL_PASSWORD': secret}, username='ann')[2] == secret
+
+
+PRODUCTION = {'username': 'ann', 'password': SECRET, 'host': 'relay', 'port': '587', 'tls': 'true'}
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'environ', 'expected'),
+    [
+        ({'url': 'null:'}, {}, ('null:', None, None)),
+        (
+            {'url': 'null:'},
+            {'MAIL_URL': 'smtp://real', 'MAIL_PASSWORD': 'x'},
+            ('null:', None, None),
+        ),
+        ({'url': 'smtp://test'}, {}, ('smtp://test', 'ann', SECRET)),
+        ({'url': 'smtp://a:b@test'}, {}, ('smtp://a:b@test', None, None)),
+        ({'password': 'new'}, {'MAIL_PASSWORD': 'x'}, (None, 'ann', 'new')),
+        ({'username': 'bob'}, {'MAIL_PASSWORD': 'x'}, (None, 'bob', 'x')),
+        ({'port': '26', 'tls': 'no'}, {}, ('smtp://relay:26', 'ann', SECRET)),
+    ],
+)
+def test_overrides(overrides: dict[str, str], environ: dict[str, str], expected: Any) -> None:
+    """Settings of a command line win over those of the file and of the environment."""
+    settings = parse_settings(
+        {f'mail.{name}': value for name, value in PRODUCTION.items()},
+        environ,
+        {f'mail.{name}': value for name, value in overrides.items()},
+    )
+    url, *credentials = expected
+    assert settings.url == (url or 'smtp://relay:587?tls=required')
+    assert [settings.username, settings.password] == credentials
+    assert settings.url_source == ('--set mail.url' if 'url' in overrides else 'mail.host')

@@ -6,6 +6,7 @@ import copy
 import socket
 from dataclasses import asdict
 from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,100 @@ def test_unknown_setting_names_the_nearest() -> None:
             f'unknown setting mail.{unlike}. If your application owns it, add mail.ignore = '
             f'{unlike}'
         )
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'meant'),
+    [
+        ('sender', 'default_sender'),
+        ('maildir', 'queue_path'),
+        ('user', 'username'),
+        ('queue-dir', 'queue_path'),
+        ('smtp_servr', 'host'),
+        ('passwd', 'password'),
+        ('timeout', 'direct_timeout'),
+        ('defualt_sender', 'default_sender'),
+        ('prot', 'port'),
+        ('worker', 'workers'),
+    ],
+)
+def test_synonyms(wrong: str, meant: str) -> None:
+    """What a setting is called elsewhere, or nearly, leads to it."""
+    assert f'Did you mean mail.{meant}?' in refusal(**{wrong: 'x'})
+
+
+@pytest.mark.parametrize(
+    'wrong', ['region', 'footer', 'logo', 'hidden', 'support', 'team', 'preview', 'x', 'templates']
+)
+def test_nothing_far_fetched(wrong: str) -> None:
+    """A name of the application's own is no misspelt setting of ours."""
+    assert refusal(**{wrong: 'x'}) == (
+        f'unknown setting mail.{wrong}. If your application owns it, add mail.ignore = {wrong}'
+    )
+
+
+def test_all_mistakes_at_once() -> None:
+    """One error names every setting that is wrong, each with its remedy, and no secret."""
+    text = refusal(
+        {'MAIL_PASSWORD': f'"{SECRET}"'},
+        queue='/srv/mail',
+        colour='red',
+        keyfile='x',
+        workers='0',
+        port=True,
+        batch='many',
+        ignore='rate',
+        url='smtp://ann@relay',
+        password=SECRET.encode(),
+    )
+    assert text.splitlines() == [
+        '8 settings are wrong:',
+        '- mail.ignore: mail.rate is a setting of pyramid_sendmail and is always checked; rename '
+        'the one of your application',
+        '- unknown setting mail.queue. Did you mean mail.queue_path? If your application owns it, '
+        'add mail.ignore = queue',
+        '- unknown setting mail.colour. If your application owns it, add mail.ignore = colour',
+        '- mail.keyfile is a setting of pyramid_mailer: write mail.url = '
+        'smtps://HOST?client_cert=FILE&client_key=FILE',
+        '- mail.port is of the type bool: give it as a str',
+        '- mail.password is of the type bytes: give it as a str',
+        '- mail.workers = 0: write a number from 1 to 99999',
+        '- mail.batch = many: write a number from 1 to 99999',
+    ]
+    both = refusal(url='smtp://a', host='a', workers='0')
+    assert 'mail.url and mail.host both name the relay' in both
+    assert 'mail.workers = 0' in both
+
+
+def test_a_password_in_the_wrong_place_is_not_shown() -> None:
+    """A setting that may hold a password, or a piece of one, is not shown by its error."""
+    for name, wrong in (
+        ('host', f'ann:{SECRET}@relay'),
+        ('host', f'ann:{SECRET}'),
+        ('host', f'{SECRET}@relay:25'),
+        ('port', f'{SECRET}@relay:25'),
+        ('hostname', f'ann:{SECRET}@relay'),
+        ('password_file', SECRET),
+        ('password_file', f'etc/{SECRET}'),
+    ):
+        text = refusal(**{name: wrong})
+        assert text.startswith(f'mail.{name}: write ')
+        assert SECRET not in text
+
+
+class Word(str, Enum):  # noqa: UP042 - a StrEnum's str() is its value
+    """Settings that Python code names."""
+
+    URL = 'smtp://relay'
+    PASSWORD = 's3kr1t'
+
+
+def test_enum() -> None:
+    """A member of a (str, Enum) class is its value; a byte order mark is no part of a text."""
+    settings = parse(url=[Word.URL], password=Word.PASSWORD, username='\ufeffann')
+    assert (settings.url, settings.password) == ('smtp://relay', 's3kr1t')
+    assert type(settings.password) is str
+    assert settings.username == 'ann'
 
 
 def test_ignored_settings() -> None:

@@ -274,3 +274,10 @@ def test_a_file_without_a_mode(tmp_path: Path) -> None:
     """The mode is 'auto' where only a file of TLS is given."""
     with pytest.raises(ValueError, match='ca_file='):
         SMTPMailer('relay', hostname='x', ca_file=str(tmp_path / 'missing.pem'))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_token(tmp_path: Path) -> None:
+    """An editor may have put it before the token."""
+    file = tmp_path / 'token'
+    file.write_text('\ufefft0ken\r\n', encoding='utf-8')
+    assert TokenFile(file)() == 't0ken'

@@ -1,0 +1,95 @@
+"""Whether the queue of the settings can be used, as far as a look can tell."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from ..exceptions import QueueError
+from ..queue.maildir.permissions import user_name
+
+__all__ = ['check_queue_folder']
+
+
+def check_queue_folder(path: str, *, group: bool) -> None:
+    """Raise QueueError, with a remedy, for a folder that this process could not use as its queue.
+
+    Nothing is made or changed: the first use does that, and checks everything again. Root may still
+    become the user of the queue, after a server has loaded the application, and is not asked for
+    the owner. ``group``: the members of the folder's group share the queue.
+    """
+    path = path.rstrip('/') or '/'
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        _check_can_be_made(path)
+        return
+    except NotADirectoryError:
+        raise _error(errno.ENOTDIR, path, f'{_existing(path)} is not a folder') from None
+    except OSError as error:
+        raise _error(error.errno or errno.EACCES, path, f'{error.strerror}') from error
+    if stat.S_ISLNK(found.st_mode):
+        raise QueueError(
+            errno.EPERM,
+            f'{path} is a symbolic link; set mail.queue_path to {os.path.realpath(path)}',
+            path,
+        )
+    if not stat.S_ISDIR(found.st_mode):
+        raise _error(errno.ENOTDIR, path, f'{path} is not a folder')
+    if found.st_mode & stat.S_IWOTH:
+        raise QueueError(
+            errno.EPERM,
+            f'every user may write to {path}, and so send mail; chmod o-w {path}, or set '
+            f'mail.queue_path to a folder below it',
+            path,
+        )
+    if os.geteuid() != 0:
+        _check_owner(path, found, group)
+
+
+def _check_owner(path: str, found: os.stat_result, group: bool) -> None:
+    own, owner = user_name(os.geteuid()), user_name(found.st_uid)
+    if not group and found.st_uid != os.geteuid():
+        raise QueueError(
+            errno.EPERM,
+            f'queue {path} belongs to user {owner}, but this process runs as user {own}; run both '
+            f'the application and psendmail-qp as user {owner}, or set mail.queue_mode = group for '
+            f'both',
+            path,
+        )
+    if not _is_usable(path):
+        remedy = f'chmod u+rwx {path}' if found.st_uid == os.geteuid() else 'see mail.queue_mode'
+        raise QueueError(
+            errno.EACCES, f'user {own} may not write to the queue {path}; {remedy}', path
+        )
+
+
+def _check_can_be_made(path: str) -> None:
+    above = _existing(path)
+    if not os.path.isdir(above):
+        raise _error(errno.ENOTDIR, path, f'{above} is not a folder')
+    if not _is_usable(above):
+        own = user_name(os.geteuid())
+        raise _error(errno.EACCES, path, f'user {own} may not write to {above}')
+
+
+def _existing(path: str) -> str:
+    """Return the nearest path above that is there."""
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _is_usable(path: str) -> bool:
+    effective = os.access in os.supports_effective_ids
+    return os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=effective)
+
+
+def _error(number: int, path: str, why: str) -> QueueError:
+    return QueueError(
+        number,
+        f'queue {path} cannot be created: {why}; make the folder for user '
+        f'{user_name(os.geteuid())}, or set mail.queue_path to another',
+        path,
+    )
