@@ -7,7 +7,12 @@
 ``structure``       the MIME structure of our own messages
 ``attachment``      their files
 ``mime``            their parts, as bytes
-``foreign``         messages of other libraries, as bytes
+``foreign``         headers of messages of other libraries; ``foreign_head``, ``foreign_content``
+                    and ``foreign_leaf``: their head, parts and bodies; ``foreign_freeze``: the
+                    whole; ``foreign_parser``: mail that is attached, parsed within bounds
+``verbatim``        what is signed, and leaves as it is
+``frozen``          a message as bytes, before it has an envelope
+``parameters``      parameters of MIME headers
 ``headers``         header lines: what a header may hold, folding, parameters
 ``encoded_words``   text in headers (RFC 2047)
 ``address``         addresses as people write them, parsed

@@ -6,16 +6,16 @@ import mimetypes
 import os
 import re
 import unicodedata
-from email.parser import BytesParser
-from email.policy import compat32
 from typing import NamedTuple
 
 from ..exceptions import MessageError
 from .encoded_words import needs_no_encoding
-from .foreign import copy_content, serialise
-from .headers import check_text, excerpt, with_parameters
+from .foreign_content import ContentWriter
+from .foreign_parser import parse_message
+from .headers import check_text, excerpt
 from .message import Attachment
 from .mime import Part, encoded_part, file_part
+from .parameters import with_parameters
 from .verify import is_sendable, split_lines
 
 __all__ = ['File', 'read_files', 'size_text']
@@ -132,7 +132,8 @@ def _content_type(
     """Return a content type and its parameters, guessed from the file's name if none is given."""
     if given is None:
         guessed, encoding = mimetypes.guess_type(f'./{filename}')
-        if guessed is None or encoding or _cannot_be_attached(guessed):
+        # Nobody has said that it is a mail: it is not parsed, and arrives as it is.
+        if guessed is None or encoding or guessed.startswith(('multipart/', 'message/')):
             guessed = 'application/octet-stream'
         return guessed, ()
     match = _CONTENT_TYPE.fullmatch(given.strip('; ')) if isinstance(given, str) else None
@@ -195,11 +196,13 @@ def _attached_message(data: bytes, filename: str) -> bytes:
     if data.isascii() and is_sendable(data.decode('ascii')):
         return '\r\n'.join(split_lines(data.decode('ascii'))).encode('ascii')
     try:
-        message = serialise(copy_content(BytesParser(policy=compat32).parsebytes(data)))
+        writer = ContentWriter(2 * len(data) + 1000, 'encoded, it is more than twice as large')
+        writer.write(parse_message(data))
     except MessageError as error:
         raise MessageError(
             f'attachment {excerpt(filename)}: {error}; or attach it as application/octet-stream'
         ) from error
+    message = b''.join(writer.pieces)
     if not message.isascii():
         raise MessageError(
             f'attachment {excerpt(filename)}: an address in its headers is not ASCII; attach it as '

@@ -15,6 +15,11 @@ from pyramid_sendmail.exceptions import MessageError
 from pyramid_sendmail.message import Attachment, EnvelopeFactory
 from tests.support.messages import PNG, assert_refused, freeze, plain, read
 
+
+def attached_mail(data: bytes | str) -> Attachment:
+    return Attachment('a.eml', data, content_type='message/rfc822')
+
+
 BAD_ATTACHMENTS: list[tuple[Attachment, str]] = [
     (Attachment('a.txt'), "attachment 'a.txt': give data or path"),
     (Attachment('a.txt', b'x', path='y'), "attachment 'a.txt': give data or path, and not both"),
@@ -44,9 +49,9 @@ BAD_ATTACHMENTS: list[tuple[Attachment, str]] = [
     (Attachment('a', b'x', content_id='a\r\nb'), "'a': the content_id"),
     (Attachment('a', b'x', content_id='<a'), "'a': the content_id '<a'"),
     (Attachment('a', b'x', content_id=5), "'a': the content_id 5"),  # type: ignore[arg-type]
-    (Attachment('a.eml', b'X: \xff\n\n'), "attachment 'a.eml': X: .*application/octet-stream"),
-    (Attachment('a.eml', b'Content-Type: multipart/mixed\n\n\xff'), "'a.eml': .*7 bits"),
-    (Attachment('a.eml', 'To: jörg@x\n\n'), "'a.eml': an address .* not ASCII; attach it as appl"),
+    (attached_mail(b'X: \xff\n\n'), "attachment 'a.eml': X: .*application/octet-stream"),
+    (attached_mail(b'Content-Type: multipart/mixed\n\n\xff'), "'a.eml': .*7 bits"),
+    (attached_mail('To: jörg@x\n\n'), "'a.eml': an address .* not ASCII; attach it as appl"),
 ]
 
 
@@ -151,7 +156,7 @@ def test_any_data(data: bytes) -> None:
 )
 def test_attached_mail(mail: bytes) -> None:
     """A mail is attached as a mail, in lines of 7 bits (RFC 2046, 5.2.1)."""
-    (part,) = read(freeze(plain(attachments=[Attachment('a.eml', mail)]))).iter_attachments()
+    (part,) = read(freeze(plain(attachments=[attached_mail(mail)]))).iter_attachments()
     expected = email.message_from_bytes(mail, policy=email.policy.default)
     inner = part.get_content()
 
