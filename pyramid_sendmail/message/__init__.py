@@ -5,6 +5,7 @@
 ``freeze``          ``EnvelopeFactory``: verifies a message and makes the envelope
 ``options``         the options of ``send``
 ``structure``       the MIME structure of our own messages
+``references``      the pictures that html refers to
 ``attachment``      their files
 ``mime``            their parts, as bytes
 ``foreign``         headers of messages of other libraries; ``foreign_head``, ``foreign_content``

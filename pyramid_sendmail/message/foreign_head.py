@@ -49,7 +49,7 @@ def read_head(
             if lenient:
                 continue
             raise MessageError(f'{name}: the message has more than one (RFC 5322, 3.6)')
-        _read(head, name, value, lenient)
+        says_something = _read(head, name, value, lenient)
         if verbatim is not None:
             if key in _DROPPED - {'mime-version'}:
                 if key in signed:
@@ -59,23 +59,30 @@ def read_head(
                     )
             else:
                 head.lines.append((name, verbatim.line(name, value)))
-        elif key not in _DROPPED and not (key in ADDRESS_HEADERS and not head.texts[key].strip()):
+        elif says_something and key not in _DROPPED:
             line = mended_line(name, value) if lenient else header_line(name, value)
             if line:
                 head.lines.append((name, line))
     return head
 
 
-def _read(head: Head, name: str, value: object, lenient: bool) -> None:
+def _read(head: Head, name: str, value: object, lenient: bool) -> bool:
+    """Add what a header says. Return False for one of addresses that names nobody, and does not
+    leave: an empty one, and an empty group as a sender."""
     key = name.lower()
     try:
         head.texts[key] = header_text(name, value)
-        if key in ADDRESS_HEADERS and head.texts[key].strip():
-            head.addresses.setdefault(key, []).extend(mailboxes(header_entries(name, value)))
+        if key in ADDRESS_HEADERS:
+            empty = not head.texts[key].strip()
+            found = [] if empty else mailboxes(header_entries(name, value))
+            if found:
+                head.addresses.setdefault(key, []).extend(found)
+            return bool(found) or not (empty or key in ('from', 'sender'))
     except MessageError:
         if not lenient:
             raise
         head.texts[key] = mended_text(name, value)
+    return True
 
 
 _SINGLE_HEADERS = frozenset(
