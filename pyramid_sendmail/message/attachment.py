@@ -118,7 +118,13 @@ def _filename(attachment: Attachment) -> str:
         if path is None:
             raise MessageError('attachments: one has neither a filename nor a path; give a name')
         name = os.fspath(path)
-    last = re.split(r'[/\\]', check_text(name, 'attachments, filename'))[-1]
+    text = check_text(name, 'attachments, filename')
+    last = re.split(r'[/\\]', text)[-1]
+    if len(last) > _NAME_LENGTH:
+        raise MessageError(
+            f'attachments, filename: {excerpt(last)} has {len(last)} characters, more than '
+            f'{_NAME_LENGTH}; shorten it'
+        )
     if last.strip() in ('', '.', '..') or '\t' in last:
         raise MessageError(
             f'attachments, filename: {excerpt(name)} is not a file name; give another'
@@ -136,6 +142,11 @@ def _content_type(
         if guessed is None or encoding or guessed.startswith(('multipart/', 'message/')):
             guessed = 'application/octet-stream'
         return guessed, ()
+    if isinstance(given, str) and len(given) > _CONTENT_TYPE_LENGTH:
+        raise MessageError(
+            f'{where}: its content_type has {len(given)} characters, more than '
+            f'{_CONTENT_TYPE_LENGTH}; leave parameters out'
+        )
     match = _CONTENT_TYPE.fullmatch(given.strip('; ')) if isinstance(given, str) else None
     if match is None:
         raise MessageError(
@@ -182,12 +193,20 @@ def _read_file(path: str | os.PathLike[str], max_size: int, where: str) -> bytes
 
 
 def _ascii_name(filename: str) -> str:
-    """Return a short name in ASCII, for mail programs that do not know RFC 2231."""
-    if needs_no_encoding(filename):
-        return filename[:60].rstrip()
-    letters = unicodedata.normalize('NFKD', filename).encode('ascii', 'ignore').decode('ascii')
-    stem, suffix = os.path.splitext(re.sub('[^A-Za-z0-9._-]+', '_', letters))
-    return (stem[:40] + suffix[:20]) or 'file'
+    """Return a short name in ASCII, for mail programs that do not know RFC 2231.
+
+    It has the extension of the file's name, or none: a name that is cut must not make a harmless
+    file of a program.
+    """
+    if needs_no_encoding(filename) and len(filename) <= 60 and '  ' not in filename:
+        return filename
+    stem, suffix = os.path.splitext(filename)
+    if not re.fullmatch('[.][A-Za-z0-9_-]{1,20}', suffix):
+        suffix = ''
+    letters = unicodedata.normalize('NFKD', stem).encode('ascii', 'ignore').decode('ascii')
+    # A dot within the stem could become the beginning of an extension.
+    stem = re.sub('[^A-Za-z0-9_-]+', '_', letters)[:40].strip('_')
+    return (stem or 'file') + suffix
 
 
 def _attached_message(data: bytes, filename: str) -> bytes:
@@ -210,6 +229,11 @@ def _attached_message(data: bytes, filename: str) -> bytes:
         )
     return message
 
+
+_NAME_LENGTH = 1000
+"""Characters of a file name. No file system has longer ones."""
+
+_CONTENT_TYPE_LENGTH = 2000
 
 _CONTENT_ID = re.compile(r"""<[!#-&(-;=?-~]+>|[!#-&(-;=?-~]+""")
 

@@ -594,6 +594,12 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
         'is larger than mail.max_size = 1K; ',
         'send a link',
     ),
+    (attached('x' * 1001, ''), "filename: 'xxx", 'shorten it'),
+    (
+        attached('a', '', content_type='a/b' + '; a=b' * 400),
+        "attachment 'a': its content_type has 2003 characters",
+        'leave parameters out',
+    ),
     (attached('a.pdf', '', content_type='pdf'), "'pdf' is not a content_type", 'application/'),
     (
         attached('a', '', content_type='multipart/mixed'),

@@ -24,7 +24,6 @@ def grows_linearly(work: Callable[[int], object], size: int) -> bool:
     A ratio, and no limit in seconds: a slow machine changes both. A disturbance changes one of
     them, so that one try in which the factor is kept is enough; quadratic work never keeps it.
     """
-    gc.collect()
     gc.disable()
     try:
         for _ in range(TRIES):
