@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from email.message import Message as AnyMessage
 from email.parser import BytesParser
-from email.policy import Policy, compat32
+from email.policy import compat32
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,7 @@ def parse_message(data: bytes) -> AnyMessage:
 class _BoundedPart(AnyMessage):
     """A part that counts itself. ``counter``: the number of parts so far."""
 
-    def __init__(self, counter: list[int], policy: Policy[Any] = compat32) -> None:
+    def __init__(self, counter: list[int], policy: Any = compat32) -> None:
         super().__init__(policy)
         self._counter = counter
         self._depth = 0

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.headerregistry import Address
 from email.message import Message as AnyMessage
-from types import MappingProxyType
 from typing import Any
 
-from ..envelope import Envelope, Priority
+from ..envelope import Envelope, Priority, ReadOnlyDict
 from ..exceptions import MessageError
 from .address import (
     Addresses,
@@ -257,7 +256,7 @@ class EnvelopeFactory:
 
 def _checked_headers(headers: object) -> dict[str, tuple[str, str]]:
     """Return the name and value of each given header, by its name in lower case."""
-    if type(headers) is not MappingProxyType and not isinstance(headers, Mapping):
+    if type(headers) is not ReadOnlyDict and not isinstance(headers, Mapping):
         raise MessageError(f'headers: {excerpt(headers)} is not a dict; give a dict of strings')
     given: dict[str, tuple[str, str]] = {}
     for name, value in headers.items():
@@ -285,7 +284,7 @@ def _given_line(name: str, value: str) -> bytes:
     return unstructured_line(name, value)
 
 
-_NO_METADATA: Mapping[str, str] = MappingProxyType({})
+_NO_METADATA: Mapping[str, str] = ReadOnlyDict()
 
 _ARGUMENTS = {
     'from': 'sender',

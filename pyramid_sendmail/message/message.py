@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
+from ..envelope import ReadOnlyDict
 from .address import Addresses
 
 __all__ = ['Attachment', 'Message']
@@ -72,11 +72,11 @@ class Message:
                 isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
             ):
                 object.__setattr__(self, name, tuple(value))
-        if type(self.headers) is not MappingProxyType and isinstance(self.headers, Mapping):
-            object.__setattr__(self, 'headers', MappingProxyType(dict(self.headers)))
+        if type(self.headers) is not ReadOnlyDict and isinstance(self.headers, Mapping):
+            object.__setattr__(self, 'headers', ReadOnlyDict(self.headers))
 
 
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_NO_HEADERS: Mapping[str, str] = ReadOnlyDict()
 
 _LIST_FIELDS = ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments')
 
