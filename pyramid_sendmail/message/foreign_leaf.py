@@ -63,7 +63,8 @@ def leaf_body(kind: str, content_type: str, encodings: list[str], payload: str) 
         exact = _BARE_LINE_ENDS.search(payload) is not None
     else:
         # Lines of other kinds than text have a bare CR only where it is content.
-        exact = not is_text and (wrong or re.search('\r(?!\n)', payload) is not None)
+        bare = re.search('\r(?!\n)', payload) is not None
+        exact = _is_wide(charset) or (not is_text and (wrong or bare))
     if exact:
         return Leaf(base64_lines(data), 'base64')
     if stays:
@@ -73,12 +74,15 @@ def leaf_body(kind: str, content_type: str, encodings: list[str], payload: str) 
 
 
 def _encoded(kind: str, charset: str | None, data: bytes) -> Leaf:
-    # The line ends of UTF-16 and UTF-32 are other bytes than those of ASCII.
-    wide = (charset or '').lower().startswith(('utf-16', 'utf-32', 'utf16', 'utf32', 'ucs', 'u16'))
-    if kind.startswith('text/') and b'\0' not in data and not wide:
+    if kind.startswith('text/') and b'\0' not in data and not _is_wide(charset):
         encoding, body = encoded_text(data)
         return Leaf(body, encoding)
     return Leaf(base64_lines(data), 'base64')
+
+
+def _is_wide(charset: str | None) -> bool:
+    """Return whether the line ends of a charset are other bytes than those of ASCII."""
+    return (charset or '').lower().startswith(('utf-16', 'utf-32', 'utf16', 'utf32', 'ucs', 'u16'))
 
 
 def _is_base64(payload: str) -> bool:

@@ -33,6 +33,7 @@ class VerbatimWriter:
         self, add: Callable[[bytes], None], policy: Any, *, what: str, remedy: str
     ) -> None:
         self._add = add
+        self._folds = not isinstance(policy, EmailPolicy)
         self._policy = policy if isinstance(policy, EmailPolicy) else EmailPolicy()
         self._what = what
         self._remedy = remedy
@@ -50,7 +51,12 @@ class VerbatimWriter:
             header_source(name, value)
             text = f'{name}: {value.encode(maxlinelen=width)}'
         else:
-            text = f'{name}: {header_source(name, value)}'
+            source = header_source(name, value)
+            text = f'{name}: {source}'
+            # The older classes fold what a program has set; a parser keeps folded lines.
+            if self._folds and 0 < width < len(text) and len(source.splitlines()) < 2:
+                source = Header(source, header_name=name).encode(maxlinelen=width)
+            text = text if name.lower() == 'dkim-signature' else f'{name}: {source}'
         first, *others = split_lines(text.rstrip('\r\n'))
         if any(not line.strip(' \t') or line[0] not in ' \t' for line in others):
             raise MessageError(f'{name}: its value has a line break; take it out')
