@@ -138,7 +138,7 @@ def _content_type(
     """Return a content type and its parameters, guessed from the file's name if none is given."""
     if given is None:
         guessed, encoding = mimetypes.guess_type(f'./{filename}')
-        # Nobody has said that it is a mail: it is not parsed, and arrives as it is.
+        # A name does not say that it is a mail: it is not parsed, and arrives as it is.
         if guessed is None or encoding or guessed.startswith(('multipart/', 'message/')):
             guessed = 'application/octet-stream'
         return guessed, ()

@@ -67,8 +67,8 @@ def read_head(
 
 
 def _read(head: Head, name: str, value: object, lenient: bool) -> bool:
-    """Add what a header says. Return False for one of addresses that names nobody, and does not
-    leave: an empty one, and an empty group as a sender."""
+    """Add what a header says. Return False for one of addresses that does not leave: an empty
+    one, and an empty group as a sender."""
     key = name.lower()
     try:
         head.texts[key] = header_text(name, value)

@@ -146,7 +146,7 @@ def test_one_attachment_has_one_extension(name: str, short: str | None) -> None:
     ],
 )
 def test_a_guessed_mail_is_a_file(name: str, data: bytes) -> None:
-    """Nobody said that mail.eml is a mail: it is not parsed, and arrives byte for byte."""
+    """A name does not say that mail.eml is a mail: it is not parsed, and arrives byte for byte."""
     (part,) = read(freeze(plain(attachments=[Attachment(name, data)]))).iter_attachments()
 
     assert part.get_content_type() == 'application/octet-stream'

@@ -235,7 +235,7 @@ SIGNATURE = (
 
 def dkim_messages() -> Iterator[Any]:
     modern = email_message(
-        Subject='Grüße an alle, und noch viel mehr Worte als in eine Zeile gehen'
+        Subject='Grüße to all, and many more words than a line has room for, in the middle'
     )
     modern.set_content('Grüße, ' * 30, cte='quoted-printable')
     modern.add_alternative('<p>Hello', subtype='html')
@@ -318,7 +318,7 @@ def test_signed_content_of_a_program() -> None:
     [
         (b'From: J\xfcrgen <j@x>', b'From: '),
         (b'From: a@x\nFrom: b@x', b'From: a@x\r\n'),
-        (b'From: nobody at all', b'From: nobody at all\r\n'),
+        (b'From: no address at all', b'From: no address at all\r\n'),
         (b'From: a@x\nSubject: a\nSubject: b', b'Subject: a\r\n'),
         (b'From: a@x\nSubject: Gr\xfc\xdfe', b'Subject: =?utf-8?b?R3LDvMOfZQ==?=\r\n'),
         (b'From: a@x\nDate: yesterday', b'Date: yesterday\r\n'),
