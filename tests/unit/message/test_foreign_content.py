@@ -432,3 +432,34 @@ def test_shapes_stay() -> None:
     """A message of other libraries keeps its parts."""
     for message in dkim_messages():
         assert shape(read(freeze(message))) == shape(message)
+
+
+def test_composite_parts_have_no_encoding() -> None:
+    """A multipart without a type gets one, and an encoding that only its parts can have is taken
+    back."""
+    inner = legacy_message(('Content-Type', 'text/plain'), payload='é')
+    outer = legacy_message(('Content-Transfer-Encoding', 'base64'), payload=[inner])
+    mail = 'To: a@x\nContent-Type: message/rfc822\nContent-Transfer-Encoding: 8bit\n\nX-A: b\n\nx'
+
+    assert shape(read(freeze(outer))) == {'multipart/mixed': ['text/plain']}
+    for given in (outer, parsed(mail)):
+        assert read(freeze(given))['Content-Transfer-Encoding'] == '7bit'
+
+
+def test_a_boundary_in_sections() -> None:
+    """A boundary that RFC 2231 has split is read."""
+    text = "To: a@x\nContent-Type: multipart/mixed; boundary*1=c; boundary*0*=us-ascii''a%62\n\n"
+
+    message = parsed(f'{text}--abc\n\nx\n--abc--\n', email.policy.compat32)
+
+    assert b'--abc--\r\n' in freeze(message).raw
+
+
+def test_a_name_that_is_none_in_a_part() -> None:
+    """A header whose name cannot leave is left out of a part of a message that is sent on."""
+    inner = legacy_message(('X ä', 'y'), ('X-B', 'z'))
+    outer = legacy_message(('Content-Type', 'multipart/mixed; boundary=b'), payload=[inner])
+
+    raw = freeze(outer, sender='s@x', recipients='r@x').raw
+
+    assert b'--b\r\nTo: a@x\r\nX-B: z\r\n\r\nx\r\n--b--' in raw
