@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 __all__ = [
     'BLOCK_SIZE',
@@ -14,6 +13,7 @@ __all__ = [
     'Outcome',
     'PendingEvent',
     'Priority',
+    'ReadOnlyDict',
     'Reply',
     'Report',
     'Status',
@@ -58,6 +58,21 @@ _SMALL_SIZE = 8 * 1024
 _BARE_CR = re.compile(rb'\r(?!\n)')
 
 
+class ReadOnlyDict(dict[str, Any]):
+    """A dict that refuses changes. It can be pickled and copied, as ``MappingProxyType`` cannot."""
+
+    __slots__ = ()
+
+    def _refuse(self, *arguments: Any, **named: Any) -> Any:
+        raise TypeError('this dict cannot be changed; make another by dict()')
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[ReadOnlyDict], tuple[dict[str, Any]]]:
+        return type(self), (dict(self),)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
     """A mail as it leaves: sender, recipients, the exact bytes, and the options for a queue.
@@ -85,9 +100,7 @@ class Envelope:
     priority: Priority = 'normal'
     subject: str = field(default='', repr=False)
     tag: str | None = None
-    metadata: Mapping[str, str] = field(
-        default_factory=lambda: MappingProxyType({}), repr=False, hash=False
-    )
+    metadata: Mapping[str, str] = field(default_factory=ReadOnlyDict, repr=False, hash=False)
     depth: int = 0
     """Double-bounce depth (RFC 5321, 6.3): 1 for a failure notice, which a subscriber of an error
     or deferred event sends; 2 for mail caused by the failure of a failure notice."""

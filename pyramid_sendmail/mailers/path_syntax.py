@@ -18,9 +18,17 @@ _PATH = re.compile(
 )
 
 
-@lru_cache(maxsize=256)
+_CACHED_LENGTH = 320
+"""Characters of the longest address whose answer is kept in memory."""
+
+
 def is_valid_path(address: str) -> bool:
     """Return whether an address may stand between ``<`` and ``>`` (RFC 5321, 4.1.2; 6531, 3.3)."""
+    return (_is_valid if len(address) <= _CACHED_LENGTH else _is_valid.__wrapped__)(address)
+
+
+@lru_cache(maxsize=256)
+def _is_valid(address: str) -> bool:
     try:
         address.encode()
     except UnicodeEncodeError:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-from .address import ATOM, Group, Mailbox, escape_quotes
+from .address import ATOM, CACHED_LENGTH, Group, Mailbox, escape_quotes
 from .encoded_words import LINE_WIDTH, encoded_words, needs_no_encoding
 from .headers import fold
 
@@ -20,7 +20,12 @@ def address_line(name: str, entries: Iterable[Mailbox | Group]) -> bytes:
     not ASCII makes a line of UTF-8 (RFC 6532).
     """
     entries = tuple(entries)
-    return _cached_line(name, entries) if len(entries) == 1 else _address_line(name, entries)
+    if len(entries) == 1:
+        (entry,) = entries
+        # A long name, and a group of any size, would stay in memory.
+        if isinstance(entry, Mailbox) and len(entry.name) <= CACHED_LENGTH:
+            return _cached_line(name, entries)
+    return _address_line(name, entries)
 
 
 def _address_line(name: str, entries: tuple[Mailbox | Group, ...]) -> bytes:

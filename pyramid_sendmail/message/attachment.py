@@ -6,17 +6,17 @@ import mimetypes
 import os
 import re
 import unicodedata
-from email.parser import BytesParser
-from email.policy import compat32
 from typing import NamedTuple
 
 from ..exceptions import MessageError
 from .asset import is_asset_spec, open_file
 from .encoded_words import needs_no_encoding
-from .foreign import copy_content, serialise
-from .headers import check_text, excerpt, with_parameters
+from .foreign_content import ContentWriter
+from .foreign_parser import parse_message
+from .headers import check_text, excerpt
 from .message import Attachment
 from .mime import Part, encoded_part, file_part
+from .parameters import with_parameters
 from .text import plain_text
 from .verify import is_sendable, split_lines
 
@@ -127,7 +127,13 @@ def _filename(attachment: Attachment) -> str:
         name = os.fspath(path)
         if is_asset_spec(name):
             name = name.partition(':')[2]
-    last = re.split(r'[/\\]', check_text(name, 'attachments, filename'))[-1]
+    text = check_text(name, 'attachments, filename')
+    last = re.split(r'[/\\]', text)[-1]
+    if len(last) > _NAME_LENGTH:
+        raise MessageError(
+            f'attachments, filename: {excerpt(last)} has {len(last)} characters, more than '
+            f'{_NAME_LENGTH}; shorten it'
+        )
     if last.strip() in ('', '.', '..') or '\t' in last:
         raise MessageError(
             f'attachments, filename: {excerpt(name)} is not a file name; give another'
@@ -141,10 +147,16 @@ def _content_type(
     """Return a content type and its parameters, guessed from the file's name if none is given."""
     if given is None:
         guessed, encoding = mimetypes.guess_type(f'./{filename}')
-        if guessed is None or encoding or _cannot_be_attached(guessed):
+        # A name does not say that it is a mail: it is not parsed, and arrives as it is.
+        if guessed is None or encoding or guessed.startswith(('multipart/', 'message/')):
             guessed = 'application/octet-stream'
         return guessed, ()
     text = str.__str__(given) if isinstance(given, str) else ''
+    if len(text) > _CONTENT_TYPE_LENGTH:
+        raise MessageError(
+            f'{where}: its content_type has {len(text)} characters, more than '
+            f'{_CONTENT_TYPE_LENGTH}; leave parameters out'
+        )
     match = _CONTENT_TYPE.fullmatch(text.strip('; '))
     if match is None:
         raise MessageError(
@@ -191,12 +203,20 @@ def _read_file(path: str | os.PathLike[str], max_size: int, where: str) -> bytes
 
 
 def _ascii_name(filename: str) -> str:
-    """Return a short name in ASCII, for mail programs that do not know RFC 2231."""
-    if needs_no_encoding(filename):
-        return filename[:60].rstrip()
-    letters = unicodedata.normalize('NFKD', filename).encode('ascii', 'ignore').decode('ascii')
-    stem, suffix = os.path.splitext(re.sub('[^A-Za-z0-9._-]+', '_', letters))
-    return (stem[:40] + suffix[:20]) or 'file'
+    """Return a short name in ASCII, for mail programs that do not know RFC 2231.
+
+    It has the extension of the file's name, or none: a name that is cut must not make a harmless
+    file of a program.
+    """
+    if needs_no_encoding(filename) and len(filename) <= 60 and '  ' not in filename:
+        return filename
+    stem, suffix = os.path.splitext(filename)
+    if not re.fullmatch('[.][A-Za-z0-9_-]{1,20}', suffix):
+        suffix = ''
+    letters = unicodedata.normalize('NFKD', stem).encode('ascii', 'ignore').decode('ascii')
+    # A dot within the stem could become the beginning of an extension.
+    stem = re.sub('[^A-Za-z0-9_-]+', '_', letters)[:40].strip('_')
+    return (stem or 'file') + suffix
 
 
 def _attached_message(data: bytes, filename: str) -> bytes:
@@ -205,11 +225,13 @@ def _attached_message(data: bytes, filename: str) -> bytes:
     if data.isascii() and is_sendable(data.decode('ascii')):
         return '\r\n'.join(split_lines(data.decode('ascii'))).encode('ascii')
     try:
-        message = serialise(copy_content(BytesParser(policy=compat32).parsebytes(data)))
+        writer = ContentWriter(2 * len(data) + 1000, 'encoded, it is more than twice as large')
+        writer.write(parse_message(data))
     except MessageError as error:
         raise MessageError(
             f'attachment {excerpt(filename)}: {error}; or attach it as application/octet-stream'
         ) from error
+    message = b''.join(writer.pieces)
     if not message.isascii():
         raise MessageError(
             f'attachment {excerpt(filename)}: an address in its headers is not ASCII; attach it as '
@@ -217,6 +239,11 @@ def _attached_message(data: bytes, filename: str) -> bytes:
         )
     return message
 
+
+_NAME_LENGTH = 1000
+"""Characters of a file name. No file system has longer ones."""
+
+_CONTENT_TYPE_LENGTH = 2000
 
 _CONTENT_ID = re.compile(r"""<[!#-&(-;=?-~]+>|[!#-&(-;=?-~]+""")
 

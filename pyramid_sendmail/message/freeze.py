@@ -7,33 +7,33 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from email.headerregistry import Address
 from email.message import Message as AnyMessage
-from types import MappingProxyType
 from typing import Any
 
-from ..envelope import Envelope, Priority
+from ..envelope import Envelope, Priority, ReadOnlyDict
 from ..exceptions import MessageError
 from .address import (
     Addresses,
     Group,
     Mailbox,
     check_senders,
-    comparison_key,
     mailboxes,
     parse_address,
     parse_addresses,
 )
 from .address_header import address_line
 from .attachment import size_text
-from .foreign import copy_content, header_entries, header_line, header_text, serialise
+from .foreign_freeze import ForeignFreezer
+from .frozen import MIME_VERSION, Frozen, unique_addresses
 from .headers import (
     ADDRESS_HEADERS,
     check_date,
+    check_header_size,
     check_message_id,
     check_name,
     check_text,
@@ -49,22 +49,6 @@ from .structure import content_tree
 from .verify import verify
 
 __all__ = ['EnvelopeFactory']
-
-
-@dataclass(slots=True)
-class _Frozen:
-    """A message as bytes, and what it says about its envelope."""
-
-    raw: bytes
-    message_id: str
-    sender: str
-    recipients: tuple[str, ...]
-    subject: str
-    tag: str | None
-    unverified: bytes
-    """The headers and parts that contain application data: ``verify`` reads them."""
-    names: list[str]
-    """The names of the headers in ``unverified``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +90,15 @@ class EnvelopeFactory:
         # One system call for both ids; neither reveals anything about the other.
         digits = os.urandom(28).hex()
         message_id = f'<{digits[32:]}.{int(now * 1000):x}@{self.hostname}>'
-        frozen = self._freeze(message, message_id, now)
-        reverse_path = frozen.sender
+        reverse_path = None
         if sender is not None:
             reverse_path = parse_address(sender, 'option sender') if sender != '' else ''
+        sent_on = None if recipients is None else reverse_path
+        frozen = self._freeze(message, message_id, now, sent_on)
         forward_paths = frozen.recipients
         if recipients is not None:
             given = parse_addresses(recipients, 'option recipients')
-            forward_paths = _unique_addresses(mailboxes(given))
+            forward_paths = unique_addresses(mailboxes(given))
         if not forward_paths:
             raise MessageError(
                 'to: the message has no recipient; give to, cc, bcc or the option recipients (which'
@@ -129,7 +114,7 @@ class EnvelopeFactory:
         return Envelope(
             id=digits[:32],
             message_id=frozen.message_id,
-            sender=reverse_path,
+            sender=frozen.sender if reverse_path is None else reverse_path,
             recipients=forward_paths,
             raw=frozen.raw,
             queued_at=now,
@@ -142,18 +127,21 @@ class EnvelopeFactory:
             depth=depth,
         )
 
-    def _freeze(self, message: object, message_id: str, now: float) -> _Frozen:
-        """Return a message of any kind as bytes; ``message_id`` is used if it has none."""
+    def _freeze(self, message: object, message_id: str, now: float, sent_on: str | None) -> Frozen:
+        """Return a message of any kind as bytes; ``message_id`` is used if it has none.
+
+        ``sent_on``: the sender of an envelope that is given apart from the message.
+        """
         if isinstance(message, Message):
             return self._freeze_own(message, message_id, now)
         if isinstance(message, AnyMessage):
-            return self._freeze_foreign(message, None, message_id, now)
+            return self._freeze_foreign(message, None, message_id, now, sent_on)
         to_message = getattr(message, 'to_message', None)
         if not isinstance(message, type) and callable(to_message):
             given = self._converted(message)
             if isinstance(given, AnyMessage):
                 send_to = getattr(message, 'send_to', None)
-                return self._freeze_foreign(given, send_to, message_id, now)
+                return self._freeze_foreign(given, send_to, message_id, now, sent_on)
             raise MessageError(
                 f'message: to_message() of {type(message).__name__} gave a '
                 f'{type(given).__name__}; it has to give an email.message.EmailMessage'
@@ -174,7 +162,7 @@ class EnvelopeFactory:
         converted: object = message.to_message()
         return converted
 
-    def _freeze_own(self, message: Message, message_id: str, now: float) -> _Frozen:
+    def _freeze_own(self, message: Message, message_id: str, now: float) -> Frozen:
         to = parse_addresses(message.to, 'to')
         cc = parse_addresses(message.cc, 'cc')
         bcc = parse_addresses(message.bcc, 'bcc')
@@ -188,7 +176,7 @@ class EnvelopeFactory:
             head['To'] = address_line('To', to or (Group('undisclosed-recipients'),))
         if cc:
             head['Cc'] = address_line('Cc', cc)
-        subject = check_text(message.subject, 'subject')
+        subject = check_header_size('subject', check_text(message.subject, 'subject'))
         head['Subject'] = unstructured_line('Subject', subject)
         for name, value in given.values():
             head[name] = _given_line(name, value)
@@ -204,63 +192,29 @@ class EnvelopeFactory:
             pieces.append(f'Message-ID: {message_id}\r\n'.encode('ascii'))
         if 'auto-submitted' not in given:
             pieces.append(b'Auto-Submitted: auto-generated\r\n')
-        raw = b''.join([*pieces, _MIME_VERSION, *content.pieces])
+        raw = b''.join([*pieces, MIME_VERSION, *content.pieces])
         sender = self._reverse_path(senders, given.get('sender', (None, None))[1])
-        recipients = _unique_addresses(mailboxes([*to, *cc, *bcc]))
+        recipients = unique_addresses(mailboxes([*to, *cc, *bcc]))
         tag = None if message.tag is None else checked_tag(message.tag)
         names = [*head, *content.names]
-        return _Frozen(raw, message_id, sender, recipients, subject, tag, unverified, names)
+        return Frozen(raw, message_id, sender, recipients, subject, tag, unverified, names)
 
     def _freeze_foreign(
-        self, message: AnyMessage, send_to: Any, message_id: str, now: float
-    ) -> _Frozen:
-        """``send_to``: the recipients, if the message names them apart from its headers."""
-        lines: list[tuple[str, bytes]] = []
-        texts: dict[str, str] = {}
-        addresses: dict[str, list[Mailbox]] = {}
-        for name, value in message.raw_items():
-            key = check_name(name, 'message').lower()
-            if key in _SINGLE_HEADERS and key in texts:
-                raise MessageError(f'{name}: the message has more than one (RFC 5322, 3.6)')
-            texts[key] = header_text(name, value)
-            if key in ADDRESS_HEADERS:
-                if not texts[key].strip():
-                    continue
-                found = mailboxes(header_entries(name, value))
-                if not found and key in ('from', 'sender'):
-                    # An empty group, x:;, is no sender: the default one comes in its place.
-                    continue
-                addresses.setdefault(key, []).extend(found)
-            if key not in _DROPPED and not key.startswith('content-'):
-                lines.append((name, header_line(name, value)))
-        if not addresses.get('from'):
-            addresses['from'] = self._senders(None, 'From')
-            lines.insert(0, ('From', address_line('From', addresses['from'])))
-        if 'date' not in texts:
-            lines.append(('Date', date_line(now)))
-        else:
-            check_date(texts['date'], 'Date')
-        if 'message-id' not in texts:
-            lines.append(('Message-ID', structured_line('Message-ID', message_id)))
-        sender = addresses.get('sender', ())
-        if len(sender) > 1:
-            raise MessageError('Sender: it holds several addresses; give one (RFC 5322, 3.6.2)')
-        content = copy_content(message, root=True)
-        names, written = zip(*lines, strict=True)
-        raw = b''.join([*written, _MIME_VERSION, serialise(content)])
-        if not raw.endswith(b'\r\n'):
-            raw += b'\r\n'
-        listed = _listed_recipients(addresses)
-        return _Frozen(
-            raw,
-            check_message_id(texts.get('message-id', message_id), 'Message-ID'),
-            self._reverse_path(addresses['from'], sender[0].address if sender else None),
-            _unique_addresses(listed) if send_to is None else _chosen(listed, send_to),
-            check_text(texts.get('subject', ''), 'Subject'),
-            None,
-            raw,
-            [*names, 'MIME-Version', *content.keys()],
-        )
+        self, message: AnyMessage, send_to: Any, message_id: str, now: float, sent_on: str | None
+    ) -> Frozen:
+        """Return a message of another library as bytes. See ForeignFreezer."""
+        return ForeignFreezer(
+            message,
+            send_to,
+            message_id,
+            now,
+            self.max_size,
+            f'message: its content has more bytes than mail.max_size = {size_text(self.max_size)}; '
+            'send less, or raise the setting',
+            sent_on,
+            self._senders,
+            self._reverse_path,
+        ).freeze()
 
     def _senders(self, given: Addresses | None, where: str) -> list[Mailbox]:
         if given is None:
@@ -288,7 +242,7 @@ class EnvelopeFactory:
             return parse_address(self.envelope_sender, 'mail.envelope_sender')
         return parse_address(sender, 'Sender') if others else first.address
 
-    def _check_bytes(self, frozen: _Frozen) -> None:
+    def _check_bytes(self, frozen: Frozen) -> None:
         size = len(frozen.raw)
         if size > self.max_size:
             raise MessageError(
@@ -298,36 +252,9 @@ class EnvelopeFactory:
         verify(frozen.unverified, frozen.names)
 
 
-def _unique_addresses(found: Sequence[Mailbox]) -> tuple[str, ...]:
-    if len(found) == 1:
-        return (found[0].address,)
-    addresses: dict[str, str] = {}
-    for mailbox in found:
-        addresses.setdefault(comparison_key(mailbox.address), mailbox.address)
-    return tuple(addresses.values())
-
-
-def _listed_recipients(addresses: Mapping[str, Sequence[Mailbox]]) -> list[Mailbox]:
-    # A resent message may carry older recipients: the option recipients has to name the new ones.
-    if 'resent-to' in addresses or 'resent-cc' in addresses:
-        return []
-    keys = ('to', 'cc', 'bcc', 'resent-bcc')
-    return [mailbox for key in keys for mailbox in addresses.get(key, ())]
-
-
-def _chosen(listed: Sequence[Mailbox], send_to: Any) -> tuple[str, ...]:
-    """Return the recipients that ``send_to`` names: first those in the headers, in their order."""
-    chosen = _unique_addresses(mailboxes(parse_addresses(send_to, 'send_to')))
-    order = {comparison_key(each): number for number, each in enumerate(_unique_addresses(listed))}
-    known = [address for address in chosen if comparison_key(address) in order]
-    known.sort(key=lambda address: order[comparison_key(address)])
-    # send_to may be a set, whose order is accidental: sort the others.
-    return (*known, *sorted(each for each in chosen if comparison_key(each) not in order))
-
-
 def _checked_headers(headers: object) -> dict[str, tuple[str, Any]]:
     """Return the name and value of each given header, by its name in lower case."""
-    if type(headers) is not MappingProxyType and not isinstance(headers, Mapping):
+    if type(headers) is not ReadOnlyDict and not isinstance(headers, Mapping):
         raise MessageError(f'headers: {excerpt(headers)} is not a dict; give a dict of strings')
     given: dict[str, tuple[str, Any]] = {}
     for written, value in headers.items():
@@ -340,7 +267,12 @@ def _checked_headers(headers: object) -> dict[str, tuple[str, Any]]:
         if key in given:
             raise MessageError(f'headers: {name} is given twice; leave one out')
         are_addresses = key in ADDRESS_HEADERS and not isinstance(value, str)
-        given[key] = (name, value if are_addresses else check_text(value, f'headers, {name}'))
+        given[key] = (
+            name,
+            value
+            if are_addresses
+            else check_header_size(name, check_text(value, f'headers, {name}')),
+        )
     return given
 
 
@@ -357,21 +289,7 @@ def _given_line(name: str, value: Any) -> bytes:
     return unstructured_line(name, value)
 
 
-_NO_METADATA: Mapping[str, str] = MappingProxyType({})
-
-_MIME_VERSION = b'MIME-Version: 1.0\r\n'
-
-_SINGLE_HEADERS = frozenset(
-    {
-        *('from', 'sender', 'reply-to', 'to', 'cc', 'subject', 'date', 'message-id'),
-        *('in-reply-to', 'references', 'mime-version', 'content-type', 'content-disposition'),
-        *('content-transfer-encoding', 'content-id'),
-    }
-)
-
-_DROPPED = frozenset({'bcc', 'resent-bcc', 'return-path', 'mime-version'})
-"""Headers of foreign messages that do not leave: blind copies; Return-Path, which the last relay
-writes (RFC 5321, 4.4); MIME-Version, which is written anew."""
+_NO_METADATA: Mapping[str, str] = ReadOnlyDict()
 
 _ARGUMENTS = {
     'from': 'sender',

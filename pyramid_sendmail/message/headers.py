@@ -9,11 +9,10 @@ library's folding is not used: releases still in use let an encoded line break t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from functools import lru_cache
-from urllib.parse import quote
 
 from ..exceptions import MessageError
 from .encoded_words import LINE_WIDTH, decode_words, encoded_words, looks_encoded, needs_no_encoding
@@ -21,7 +20,9 @@ from .text import plain_text
 
 __all__ = [
     'ADDRESS_HEADERS',
+    'LINE_LIMIT',
     'check_date',
+    'check_header_size',
     'check_message_id',
     'check_name',
     'check_text',
@@ -33,17 +34,20 @@ __all__ = [
     'structured_line',
     'unfold',
     'unstructured_line',
-    'with_parameters',
 ]
 
 LINE_LIMIT = 998
 """Bytes of a line without its CRLF (RFC 5322, 2.1.1)."""
 
+HEADER_SIZE = 100_000
+"""Characters of a header. Many relays keep no more of one (Postfix: header_size_limit)."""
+
+ADDRESS_HEADER_SIZE = 1_000_000
+"""Characters of a header with addresses."""
+
 _CONTROL = re.compile('[\0-\x08\n-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
 _NAME = re.compile('[!-9;-~]+')
-
-_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]+")
 
 _MESSAGE_ID = re.compile(r'<[!-;=?A-~]+@(?:[!-;=?A-Z^-~]+|\[[!-Z^-~]*\])>')
 
@@ -52,6 +56,8 @@ _DATE = re.compile(
     r'(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) [0-9]{4} '
     r'[0-9]{2}:[0-9]{2}(?::[0-9]{2})? (?:[+-][0-9]{4}|UT|GMT|[ECMP][SD]T)(?: *\([ -~]*\))?'
 )
+
+_BREAKS = re.compile(r'\\.|"|[ \t]+|[\r\n]+|,')
 
 _IDENTIFIERS = frozenset(
     {
@@ -107,7 +113,8 @@ def unstructured_line(name: str, text: str) -> bytes:
 
 
 def structured_line(name: str, text: str) -> bytes:
-    """Return a header of identifiers or tokens: never encoded, folded at blanks only.
+    """Return a header of identifiers or tokens: never encoded, folded at blanks outside of quotes,
+    and behind the commas of addresses.
 
     Raises MessageError for text that is not ASCII, and for more bytes without a blank than a line
     can hold.
@@ -122,14 +129,14 @@ def structured_line(name: str, text: str) -> bytes:
         )
     if len(name) + len(text) + 2 <= LINE_WIDTH:
         return f'{name}: {text}\r\n'.encode('ascii')
-    return fold(name, re.findall('[ \t]+[^ \t]+', f' {text}'))
+    return fold(name, _tokens(text, name.lower() in ADDRESS_HEADERS))
 
 
 def preserved_line(name: str, value: str) -> bytes:
     """Return a header that another program has written, and perhaps folded and encoded.
 
-    ASCII stays as it is, folded anew only if a line is too long. Other characters are read as
-    text, raw bytes as UTF-8, and encoded.
+    ASCII stays as it is, folded anew only if a line is too long or ends inside quotes. Other
+    characters are read as text, raw bytes as UTF-8, and encoded.
     """
     if value.isascii() and value.isprintable() and len(name) + len(value) + 2 <= LINE_WIDTH:
         return f'{name}: {value}\r\n'.encode('ascii')
@@ -140,7 +147,8 @@ def preserved_line(name: str, value: str) -> bytes:
             return structured_line(name, text)
         return unstructured_line(name, decode_words(text))
     lines = re.split('\r\n|\r|\n', f'{name}: {value}'.rstrip('\r\n'))
-    if all(line.strip() and len(line) <= LINE_WIDTH + 2 for line in lines):
+    fits = all(line.strip() and len(line) <= LINE_WIDTH + 2 for line in lines)
+    if fits and (len(lines) == 1 or '"' not in value or not _breaks_in_quotes(value)):
         return ''.join(f'{line}\r\n' for line in lines).encode('ascii')
     return structured_line(name, text)
 
@@ -187,31 +195,6 @@ def unfold(value: str) -> str:
     return value
 
 
-def with_parameters(name: str, value: str, parameters: Iterable[tuple[str, str]]) -> str:
-    """Return ``value`` and its parameters, folded, for the header ``name`` (RFC 2045, 5.1).
-
-    Text that is not ASCII, and a long file name, is written by RFC 2231 in sections that fit on a
-    line and hold whole characters.
-    """
-    pieces = [value]
-    for key, text in parameters:
-        check_text(text, f'{name}, {key}')
-        if not _TOKEN.fullmatch(key):
-            raise MessageError(f'{name}: {excerpt(key)} is not a parameter name (RFC 2045)')
-        long = 64 if key in ('filename', 'name') else 900
-        if needs_no_encoding(text) and '  ' not in text and len(text) <= long:
-            escaped = text.replace('\\', '\\\\').replace('"', '\\"')
-            pieces.append(f'{key}="{escaped}"')
-        else:
-            pieces.extend(_parameter_sections(key, text))
-    line, *rest = [f'{piece};' for piece in pieces[:-1]] + pieces[-1:]
-    for piece in rest:
-        room = LINE_WIDTH - 1 if '\n' in line else LINE_WIDTH - len(name) - 3
-        short = len(line.rpartition('\n')[2]) + len(piece) <= room
-        line += (' ' if short else '\r\n ') + piece
-    return line
-
-
 def holds_identifiers(name: str) -> bool:
     """Return whether the header ``name`` holds identifiers or tokens, which are never encoded."""
     name = name.lower()
@@ -242,6 +225,18 @@ def check_text(text: object, where: str) -> str:
         elif character >= 0xD800:
             what = 'a lone surrogate or a byte that is not UTF-8'
         raise MessageError(f'{where}: {excerpt(text)} has {what}; take it out')
+    return text
+
+
+def check_header_size(name: str, text: str) -> str:
+    """Return ``text`` if it is not longer than a header may be, so that no text keeps ``send``
+    busy."""
+    limit = ADDRESS_HEADER_SIZE if name.lower() in ADDRESS_HEADERS else HEADER_SIZE
+    if len(text) > limit:
+        raise MessageError(
+            f'{name}: {len(text)} characters are more than a header can have, {limit}; shorten it, '
+            'or move it into the text or an attachment'
+        )
     return text
 
 
@@ -288,15 +283,45 @@ def excerpt(value: object, limit: int = 60) -> str:
     return text
 
 
-def _parameter_sections(key: str, text: str) -> list[str]:
-    """Return a parameter as RFC 2231 writes it: ``key*0*=...``, ``key*1*=...``."""
-    sections = ["utf-8''"]
-    for character in text:
-        # Letters, digits and _.-~ are never quoted.
-        piece = quote(character, safe='!#$&+^`{|}')
-        if len(sections[-1]) + len(piece) > LINE_WIDTH - len(key) - 8:
-            sections.append('')
-        sections[-1] += piece
-    if len(sections) == 1:
-        return [f'{key}*={sections[0]}']
-    return [f'{key}*{index}*={section}' for index, section in enumerate(sections)]
+def _tokens(text: str, commas: bool) -> list[str]:
+    """Return the tokens of a header between which it may be folded, each with its leading blanks.
+
+    A quoted string is never split: many readers do not find a boundary or a file name again that
+    was folded. ``commas``: a token ends behind a comma, too.
+    """
+    tokens: list[str] = []
+    start = 0
+    for found in _outside_quotes(text):
+        at = found.start()
+        if found[0] == ',':
+            at = found.end()
+            # A blank behind a comma begins the next token by itself.
+            if not commas or text[at : at + 1] in ('', ' ', '\t'):
+                continue
+        if at > start:
+            tokens.append(text[start:at])
+            start = at
+    if text[start:].strip(' \t'):
+        tokens.append(text[start:])
+    return [token if token[0] in ' \t' else f' {token}' for token in tokens if token.strip(' \t')]
+
+
+def _outside_quotes(text: str) -> Iterator[re.Match[str]]:
+    """Yield each run of blanks, each line break and each comma that no quotes are around."""
+    inside: list[re.Match[str]] | None = None
+    for found in _BREAKS.finditer(text):
+        if found[0] == '"':
+            inside = [] if inside is None else None
+        elif found[0][0] != '\\':
+            if inside is None:
+                yield found
+            else:
+                inside.append(found)
+    # A last quote without its end is an ordinary character.
+    yield from inside or ()
+
+
+def _breaks_in_quotes(value: str) -> bool:
+    """Return whether a folded header has a line break inside quotes."""
+    breaks = len(re.findall('[\r\n]+', value))
+    return breaks > sum(found[0][0] in '\r\n' for found in _outside_quotes(value))

@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
-from types import MappingProxyType
 from typing import TypeVar, cast
 
+from ..envelope import ReadOnlyDict
 from .address import Addresses
 
 __all__ = ['Attachment', 'Message']
@@ -118,15 +118,15 @@ class Message:
                 object.__setattr__(self, name, tuple(value))
         if self.headers is None:
             object.__setattr__(self, 'headers', _NO_HEADERS)
-        elif type(self.headers) is not MappingProxyType and isinstance(self.headers, Mapping):
+        elif type(self.headers) is not ReadOnlyDict and isinstance(self.headers, Mapping):
             copied = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in self.headers.items()
             }
-            object.__setattr__(self, 'headers', MappingProxyType(copied))
+            object.__setattr__(self, 'headers', ReadOnlyDict(copied))
 
 
-_NO_HEADERS: Mapping[str, Addresses] = MappingProxyType({})
+_NO_HEADERS: Mapping[str, Addresses] = ReadOnlyDict()
 
 _LIST_FIELDS = ('to', 'cc', 'bcc', 'reply_to', 'sender', 'attachments')
 

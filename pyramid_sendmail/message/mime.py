@@ -9,7 +9,8 @@ from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
 
-from .headers import preserved_line, with_parameters
+from .headers import preserved_line
+from .parameters import with_parameters
 
 __all__ = [
     'Part',
@@ -18,6 +19,7 @@ __all__ = [
     'encoded_text',
     'file_part',
     'multipart',
+    'new_boundary',
     'text_part',
 ]
 
@@ -71,8 +73,7 @@ def _header_block(
 
 def multipart(subtype: str, parts: Iterable[Part], *parameters: tuple[str, str]) -> Part:
     """Return a multipart with these parts (RFC 2046, 5.1.1); ``parameters`` of its type."""
-    # '=_' occurs in neither quoted-printable nor base64 (RFC 2045, 6.7); the rest is random.
-    boundary = f'=_{secrets.token_hex(16)}'
+    boundary = new_boundary()
     value = with_parameters(
         'Content-Type', f'multipart/{subtype}', [*parameters, ('boundary', boundary)]
     )
@@ -85,6 +86,12 @@ def multipart(subtype: str, parts: Iterable[Part], *parameters: tuple[str, str])
         unverified += (delimiter, b'\r\n', part.unverified)
     pieces += (delimiter, b'--\r\n')
     return Part(tuple(pieces), b''.join(unverified), ('Content-Type',))
+
+
+def new_boundary() -> str:
+    """Return a boundary of a multipart that no part contains."""
+    # '=_' occurs in neither quoted-printable nor base64 (RFC 2045, 6.7); the rest is random.
+    return f'=_{secrets.token_hex(16)}'
 
 
 def encoded_text(data: bytes) -> tuple[str, bytes]:

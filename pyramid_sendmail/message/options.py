@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
 from typing import get_args
 
-from ..envelope import Priority
+from ..envelope import Priority, ReadOnlyDict
 from ..exceptions import MessageError
 from .headers import check_text, excerpt
 from .text import plain_text
@@ -67,7 +66,7 @@ def checked_metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
             f'metadata: {size} bytes as JSON are more than the limit of {METADATA_LIMIT}; keep '
             'an id that leads to the rest'
         )
-    return MappingProxyType(copied)
+    return ReadOnlyDict(copied)
 
 
 def checked_tag(tag: object) -> str:

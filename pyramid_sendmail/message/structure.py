@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import html as markup
-import re
-from urllib.parse import unquote
-
 from ..exceptions import MessageError
 from .attachment import read_files
 from .mime import Part, multipart, text_part
+from .references import references_of
 from .text import plain_text
 
 __all__ = ['content_tree']
@@ -26,13 +23,15 @@ def content_tree(text: object, html: object, attachments: object, max_size: int)
     if html is None and attachments == ():
         return _body(text, 'plain', 'text')
     files = read_files(attachments, max_size)
-    wanted = _content_ids(html)
-    for content_id in wanted:
-        if content_id not in {file.content_id for file in files}:
+    pictures, links = references_of(html)
+    given = {file.content_id for file in files}
+    for content_id in pictures:
+        if content_id not in given:
             raise MessageError(
                 f'html: it refers to cid:{content_id}, which no attachment has as its content_id; '
                 f'add Attachment(..., content_id={content_id!r})'
             )
+    wanted = pictures | links
     inline = [file for file in files if file.content_id in wanted]
     bodies = [] if text is None else [_body(text, 'plain', 'text')]
     if html is not None:
@@ -48,13 +47,6 @@ def content_tree(text: object, html: object, attachments: object, max_size: int)
     return multipart('mixed', [tree, *others])
 
 
-def _content_ids(html: object) -> dict[str, None]:
-    """Return the content ids that html refers to, each once, in their order."""
-    if not isinstance(html, str) or b'cid:' not in html.encode('utf-8', 'replace').lower():
-        return {}
-    return dict.fromkeys(unquote(markup.unescape(found)) for found in _CID.findall(html))
-
-
 def _body(text: object, subtype: str, where: str) -> Part:
     plain = plain_text(text, where, f'a {type(text).__name__}')
     try:
@@ -67,6 +59,3 @@ def _body(text: object, subtype: str, where: str) -> Part:
     if data and not data.endswith((b'\n', b'\r')):
         data += b'\n'
     return text_part(subtype, data)
-
-
-_CID = re.compile(r"""(?:=|\burl\()\s*(?:["']\s*)?cid:([^"'\s)>]+)""", re.IGNORECASE)

@@ -60,7 +60,7 @@ _LABEL = '(?!-)[A-Za-z0-9-]{1,63}(?<!-)'
 
 _HOSTNAME = re.compile(rf'(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*')
 
-_CHARACTER = r'[\w\u0080-\U0010ffff]'
+_CHARACTER = r'[^\x00-/:-@\[-\^`{-\x7f]'
 """Of a host name in any script. mail.url has the exact check."""
 
 _RELAY_HOST = re.compile(rf'{_CHARACTER}(?:(?:{_CHARACTER}|[.-])*{_CHARACTER})?\.?')

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, asdict, replace
+from typing import Any
 
 import pytest
 
-from pyramid_sendmail.envelope import Envelope
+from pyramid_sendmail.envelope import Envelope, ReadOnlyDict
 
 ENVELOPE = Envelope(
     id='0' * 32,
@@ -34,3 +38,36 @@ def test_the_repr_hides_the_content() -> None:
     """A log that shows an envelope shows neither its bytes nor its subject."""
     assert 'A: b' not in repr(ENVELOPE)
     assert 'subject' not in repr(ENVELOPE)
+
+
+def test_a_copy_of_an_envelope() -> None:
+    """An envelope with metadata can be pickled and copied, and the copy is read-only, too."""
+    given = replace(ENVELOPE, metadata=ReadOnlyDict(order='17'))
+    for made in (pickle.loads(pickle.dumps(given)), copy.deepcopy(given), copy.copy(given)):
+        assert made == given
+        with pytest.raises(TypeError, match='cannot be changed'):
+            made.metadata.update(order='18')
+    assert asdict(given)['metadata'] == {'order': '17'}
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda given: given.__setitem__('a', 'c'),
+        lambda given: given.__delitem__('a'),
+        lambda given: given.__ior__({'a': 'c'}),
+        lambda given: given.clear(),
+        lambda given: given.pop('a'),
+        lambda given: given.popitem(),
+        lambda given: given.setdefault('b', 'c'),
+        lambda given: given.update(a='c'),
+    ],
+)
+def test_a_read_only_dict(change: Callable[[Any], Any]) -> None:
+    """No method changes it."""
+    given = ReadOnlyDict(a='b')
+
+    with pytest.raises(TypeError, match='cannot be changed; make another'):
+        change(given)
+
+    assert given == {'a': 'b'}

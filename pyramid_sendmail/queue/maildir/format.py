@@ -25,10 +25,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
-from ...envelope import Envelope, PendingEvent, StoredEnvelope, Text
+from ...envelope import Envelope, PendingEvent, ReadOnlyDict, StoredEnvelope, Text
 from ..ticket import milliseconds
 from .reply_slot import ReplyEntry, lost_reply, read_slot, slot_length, write_slot
 
@@ -376,7 +375,7 @@ def read_fixed(fixed: bytes) -> tuple[str, str, str, dict[str, Any]]:
     options, end = _read_json(json_text)
     if end != len(json_text):
         raise Unreadable('its envelope is damaged')
-    options['metadata'] = MappingProxyType(options['metadata'])
+    options['metadata'] = ReadOnlyDict(options['metadata'])
     return id, message_id, sender, options
 
 

@@ -54,13 +54,18 @@ def slot_length(recipients: int) -> int:
 def write_slot(entries: Sequence[ReplyEntry], recipients: int) -> bytes:
     """Return the lines for at most as many entries as there are recipients."""
     if not entries:
-        return _empty(_lines(recipients))
+        lines = _lines(recipients)
+        # The lines of a mail to thousands are not kept in memory.
+        return _empty(lines) if lines <= _CACHED_LINES else _empty.__wrapped__(lines)
     size = _lines(recipients) * LINE_WIDTH
     for width in (size, 512, 256, 128, 64, 32, 16, 8, 0):
         text = _json(entries, width)
         if len(text) <= size:
             return _written(text.ljust(size))
     raise AssertionError('there are more entries than recipients')
+
+
+_CACHED_LINES = 16
 
 
 @lru_cache(maxsize=8)

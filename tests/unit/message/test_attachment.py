@@ -17,6 +17,11 @@ from pyramid_sendmail.exceptions import MessageError
 from pyramid_sendmail.message import Attachment, EnvelopeFactory
 from tests.support.messages import PNG, assert_refused, freeze, plain, read
 
+
+def attached_mail(data: bytes | str) -> Attachment:
+    return Attachment('a.eml', data, content_type='message/rfc822')
+
+
 BAD_ATTACHMENTS: list[tuple[Attachment, str]] = [
     (Attachment('a.txt'), "attachment 'a.txt': give data or path"),
     (Attachment('a.txt', b'x', path='y'), "attachment 'a.txt': give data or path, and not both"),
@@ -52,9 +57,9 @@ BAD_ATTACHMENTS: list[tuple[Attachment, str]] = [
     (Attachment('a', b'x', content_id='a\r\nb'), "'a': the content_id"),
     (Attachment('a', b'x', content_id='<a'), "'a': the content_id '<a'"),
     (Attachment('a', b'x', content_id=5), "'a': the content_id 5"),  # type: ignore[arg-type]
-    (Attachment('a.eml', b'X: \xff\n\n'), "attachment 'a.eml': X: .*application/octet-stream"),
-    (Attachment('a.eml', b'Content-Type: multipart/mixed\n\n\xff'), "'a.eml': .*7 bits"),
-    (Attachment('a.eml', 'To: jörg@x\n\n'), "'a.eml': an address .* not ASCII; attach it as appl"),
+    (attached_mail(b'X: \xff\n\n'), "attachment 'a.eml': X: .*application/octet-stream"),
+    (attached_mail(b'Content-Type: multipart/mixed\n\n\xff'), "'a.eml': .*7 bits"),
+    (attached_mail('To: jörg@x\n\n'), "'a.eml': an address .* not ASCII; attach it as appl"),
 ]
 
 
@@ -143,6 +148,54 @@ def test_attachment_names(attachment: Attachment, kind: str, name: str) -> None:
     assert (part.get_content_type(), part.get_filename()) == (kind, name)
 
 
+@pytest.mark.parametrize(
+    ('name', 'short'),
+    [
+        ('invoice.pdf', 'invoice.pdf'),
+        ('invoice.pdf' + ' ' * 60 + '.exe', 'invoice_pdf.exe'),
+        ('a  b.pdf', 'a_b.pdf'),
+        ('quarterly report of the year ' * 4 + '.pdf', None),
+        ('Übersicht.csv', 'Ubersicht.csv'),
+        ('日本.txt', 'file.txt'),
+        ('日本', 'file'),
+        ('archive.tar.gz.日本', 'archive_tar_gz'),
+        ('a.exe\u202efdp.日本', 'a_exefdp'),
+        ('é.' + 'x' * 50, 'e'),
+        ('x' * 59 + '.pdf', 'x' * 40 + '.pdf'),
+        ('x' * 100, 'x' * 40),
+        ('.htaccess' + 'x' * 60, 'htaccess' + 'x' * 31),
+    ],
+)
+def test_one_attachment_has_one_extension(name: str, short: str | None) -> None:
+    """``name=`` never has another extension than ``filename=``: none, where it cannot be kept."""
+    (part,) = read(freeze(plain(attachments=[Attachment(name, b'x')]))).iter_attachments()
+
+    found = part['Content-Type'].params['name']
+    assert part.get_filename() == name
+    assert os.path.splitext(found)[1] in ('', os.path.splitext(name)[1])
+    if short is not None:
+        assert found == short
+
+
+@pytest.mark.parametrize('name', ['mail.eml', 'page.mht', 'page.mhtml', 'news.nws'])
+@pytest.mark.parametrize(
+    'data',
+    [
+        b'\xff\xfe\x00no mail at all',
+        b'From: J\xfcrgen <j@example.org>\r\nSubject: x\r\n\r\nhello\r\n',
+        'From: jürgen@example.org\n\nhello\n'.encode(),
+        b'Subject: x\n\nline ends of LF\n',
+        b'Content-Type: multipart/mixed; a="' + b';' * 200_000 + b'\n\n\xff',
+    ],
+)
+def test_a_guessed_mail_is_a_file(name: str, data: bytes) -> None:
+    """A name does not say that mail.eml is a mail: it is not parsed, and arrives byte for byte."""
+    (part,) = read(freeze(plain(attachments=[Attachment(name, data)]))).iter_attachments()
+
+    assert part.get_content_type() == 'application/octet-stream'
+    assert part.get_payload(decode=True) == data
+
+
 def test_attachment_from_path(tmp_path: Path) -> None:
     """A file is read by send, and named after its path."""
     path = tmp_path / 'Grüße.bin'
@@ -194,7 +247,7 @@ def test_any_data(data: bytes) -> None:
 )
 def test_attached_mail(mail: bytes) -> None:
     """A mail is attached as a mail, in lines of 7 bits (RFC 2046, 5.2.1)."""
-    (part,) = read(freeze(plain(attachments=[Attachment('a.eml', mail)]))).iter_attachments()
+    (part,) = read(freeze(plain(attachments=[attached_mail(mail)]))).iter_attachments()
     expected = email.message_from_bytes(mail, policy=email.policy.default)
     inner = part.get_content()
 

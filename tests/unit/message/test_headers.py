@@ -25,7 +25,6 @@ from pyramid_sendmail.message.headers import (
     structured_line,
     unfold,
     unstructured_line,
-    with_parameters,
 )
 
 TEXT = st.text(
@@ -174,37 +173,6 @@ def test_unfold() -> None:
     assert unfold('a\nb') == 'a\nb'
     assert unfold('\udcc3\udca9') == 'é'
     assert unfold('\udcff') == '\udcff'
-
-
-def _is_no_msg_id(name: str) -> bool:
-    """Return whether the old reader keeps a name: it strips angle brackets around a whole one."""
-    return not (name.startswith('<') and name.endswith('>'))
-
-
-@given(TEXT.filter(lambda text: text.strip() == text and text != '').filter(_is_no_msg_id))
-@example('x' * 300 + '.pdf')
-@example('ü' * 300 + '.pdf')
-@example('a"b\\c.pdf')
-@example("it's 100%.pdf")
-@example('=?utf-8?q?x?=.pdf')
-def test_file_name_round_trip(name: str) -> None:
-    """Any file name is read back exactly, by the new reader and the old one (RFC 2231)."""
-    value = with_parameters('Content-Disposition', 'attachment', [('filename', name)])
-    line = preserved_line('Content-Disposition', value)
-
-    assert max(map(len, line.split(b'\r\n'))) <= 78
-    for policy in (email.policy.default, email.policy.compat32):
-        message = email.message_from_bytes(line + b'\r\n', policy=policy)
-        assert message.get_filename() == name
-        assert message.get_content_disposition() == 'attachment'
-
-
-def test_parameters_are_checked() -> None:
-    """A line break in a parameter's name or value is refused."""
-    with pytest.raises(MessageError, match=r'Content-Type, name.*line break'):
-        with_parameters('Content-Type', 'text/plain', [('name', 'a\r\nBcc: x')])
-    with pytest.raises(MessageError, match=r'Content-Type.*parameter'):
-        with_parameters('Content-Type', 'text/plain', [('a b', 'x')])
 
 
 @pytest.mark.parametrize('name', ['', 'a b', 'a:', 'a\r\nBcc', 'é', 'a\0', None, 5])

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
 from collections.abc import Mapping
+from dataclasses import asdict
+from email.headerregistry import Address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +42,28 @@ def test_generators_can_be_sent_twice() -> None:
     message = plain(to=(address for address in ('a@x', 'b@x')))
 
     assert freeze(message).recipients == freeze(message).recipients == ('a@x', 'b@x')
+
+
+@pytest.mark.parametrize(
+    'message',
+    [
+        plain(),
+        plain(
+            to=[Address('Ann', 'ann', 'example.org'), 'b@x'],
+            html='<p>',
+            headers={'X-A': 'b'},
+            attachments=[Attachment('a.txt', b'x'), Attachment(None, path=Path('a'))],
+        ),
+    ],
+)
+def test_a_message_is_a_value(message: Message) -> None:
+    """A message can be pickled, copied and made a dict: task queues and sessions do."""
+    assert pickle.loads(pickle.dumps(message)) == message
+    assert copy.deepcopy(message) == copy.copy(message) == message
+    assert asdict(message)['headers'] == message.headers
+    assert json.loads(json.dumps(asdict(message)['headers'])) == dict(message.headers)
+    with pytest.raises(TypeError):
+        copy.deepcopy(message).headers['X-A'] = '2'  # type: ignore[index]
 
 
 def test_mapping_stays_read_only() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
 from typing import Any
 
 import pytest
 
+from pyramid_sendmail.envelope import ReadOnlyDict
 from pyramid_sendmail.exceptions import MessageError
 from tests.support.messages import NOW, assert_refused, freeze, plain
 
@@ -62,6 +62,6 @@ def test_options() -> None:
     assert (envelope.due, envelope.expires) == (NOW + 3600, NOW + 7200)
     assert (envelope.priority, envelope.tag, envelope.depth) == ('low', 'welcome', 1)
     assert envelope.metadata == {'user': '5'}
-    assert isinstance(envelope.metadata, MappingProxyType)
+    assert isinstance(envelope.metadata, ReadOnlyDict)
     assert freeze(due=datetime(2020, 1, 1, tzinfo=UTC)).due == NOW
     assert freeze(recipients=['Z <z@x>', 'z@X']).recipients == ('z@x',)

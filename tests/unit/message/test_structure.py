@@ -113,6 +113,61 @@ def test_structures(given_: dict[str, Any], expected: Any) -> None:
             assert part.get_content_disposition() == ('inline' if inline else 'attachment')
 
 
+@pytest.mark.parametrize(
+    'html',
+    [
+        '<a href="https://example.org/?q=cid:123">x</a>',
+        "<a href='https://example.org/a?x=1&amp;ref=cid:9'>x</a>",
+        '<a href="cid:missing">a link from another mail</a>',
+        '<p>write a=cid:logo into the template</p>',
+        '<p data-note="use src=cid:logo">x</p>',
+        '<p>&lt;img src="cid:logo"&gt;</p>',
+        '<p>style: url(cid:logo)</p>',
+        '<textarea><img src="cid:logo"></textarea>',
+        '<title><img src="cid:logo"></title><script>x = "<img src=cid:logo>"</script>',
+        '<!-- <img src="cid:logo"> -->',
+        '<!-- <img src="cid:logo">',
+        '1 < 2 <3 src=cid:logo',
+        '<img src="cid:">',
+        '<img alt="cid:logo" title=cid:logo>',
+    ],
+)
+def test_what_refers_to_no_picture(html: str) -> None:
+    """What a visitor can write into a page that is escaped makes send raise nothing."""
+    assert shape(read(freeze(plain(text=None, html=html)))) == 'text/html'
+
+
+@pytest.mark.parametrize(
+    'html',
+    [
+        '<img src="cid:a">',
+        "<IMG\n SRC = 'CID:a'>",
+        '<img src=cid:a>',
+        '<img/src=cid:a>',
+        '<img alt=">" src="cid:a">',
+        '<img src="&#99;id:a" title="cid:x">',
+        '<body background="cid:a">',
+        '<video poster="cid:a"></video>',
+        '<object data=cid:a></object>',
+        '<svg><image xlink:href="cid:a"/></svg>',
+        '<img srcset="x.png 1x, cid:a 2x">',
+        '<style>p { background: url( "cid:a" ) }</style>',
+        '<p style="background-image:URL(cid:a)">x</p>',
+        '<!--[if gte mso 9]><v:fill src="cid:a" /><![endif]-->',
+        '<a href="cid:a">the plan</a>',
+        '<textarea>x</textarea><img src="cid:a">',
+        '<!-- x --><img src="cid:a">',
+    ],
+)
+def test_what_refers_to_a_picture(html: str) -> None:
+    """References stand in tags and in style, however these are written."""
+    file = Attachment('a.gif', b'x', content_id='a')
+
+    message = read(freeze(plain(text=None, html=html, attachments=[file])))
+
+    assert shape(message) == {'multipart/related': ['text/html', 'image/gif']}
+
+
 def test_words_are_no_references() -> None:
     """Prose that mentions cid: refers to no picture."""
     freeze(plain(html='<p>Write cid:logo, or (cid:x)</p>'))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 from email import message_from_bytes
 from email.header import Header
@@ -16,7 +17,9 @@ import pytest
 
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue.maildir.legacy import _envelope
 from tests.support.folders import folder as tmp_path
+from tests.support.growth import grows_linearly
 from tests.support.queues import NOW, Clock, claimed, crashes, files, sent
 
 __all__ = ['tmp_path']
@@ -160,6 +163,65 @@ def test_what_names_no_envelope_is_foreign(queue: MaildirQueue, data: bytes) -> 
         claimed(queue)
     assert caught.value.raw == data
     assert files(queue) == [f'failed/{OLD}']
+
+
+@pytest.mark.parametrize(
+    'head',
+    [
+        'Content-Type: multipart/mixed; a="{";"*n}',
+        'Content-Type: multipart/signed; boundary=q; {"x"*80}=y{"; a=b"*n}',
+        'Subject: {"=?utf-8?q?"*n}',
+        'Subject: {"=?utf-8?q?=C3=A9?= "*n}',
+        'Message-ID: {"<"*n}',
+        'X-Zope-To: {"=?utf-8?q?=C3=A9?= "*n}',
+        'X-Zope-To: {"("*n}',
+        'X-Zope-To: {"a:"*n}',
+        'X-Zope-To: {"<"*n}',
+        'X-Zope-To: {", "*n}',
+        'X-Zope-To: {"a b"*n}',
+        'X-Zope-From: {"("*n}{")"*n}',
+    ],
+)
+def test_headers_that_keep_a_parser_busy(head: str) -> None:
+    """Twice as long a header takes at most three times as long to adopt, and raises nothing."""
+
+    def adopted(size: int) -> None:
+        text = re.sub('{(.*?)\\*(.*?)}', lambda found: _repeated(found, size), head)
+        _envelope(f'{text}\n'.encode() + ZOPE, NOW)
+
+    assert grows_linearly(adopted, 30_000)
+
+
+def _repeated(found: re.Match[str], size: int) -> str:
+    return found[1].strip('"') * (size if found[2] == 'n' else int(found[2]))
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '{},' * 30_000,
+        '{}, ' * 30_000,
+        'Ann B <{}>, ' * 30_000,
+    ],
+)
+def test_many_recipients_of_an_old_mail(text: str) -> None:
+    """A long list is read whole."""
+    recipients = [f'a{number}@example.org' for number in range(30_000)]
+    data = f'X-Zope-From: a@x\nX-Zope-To: {text.format(*recipients)}\n\nx'
+
+    envelope = _envelope(data.encode(), NOW)
+
+    assert envelope is not None
+    assert list(envelope.recipients) == recipients
+
+
+@pytest.mark.parametrize('text', ['(' * 10_000, 'a:' * 9_000, '"a, b" <a@x>, ' * 5_000])
+def test_recipients_that_cannot_be_read(queue: MaildirQueue, text: str) -> None:
+    """A list that the parser gives up on makes the mail a damaged one; the others are sent."""
+    _lay(queue, f'X-Zope-From: a@x\nX-Zope-To: {text}\n\nx'.encode())
+
+    with pytest.raises(DamagedMail):
+        claimed(queue)
 
 
 @pytest.mark.slow
