@@ -157,10 +157,12 @@ def _calls(place: Place, files: int) -> tuple[int, float]:
         run(contender('fill', folder / 'production.ini', '2k', files, 86_400))
         trace = folder / 'trace'
         child = start(['strace', '-f', '-q', '-e', 'trace=%%stat', '-o', str(trace), *command])
+        fifo = folder / 'mail/trigger'
         try:
+            until(fifo.exists, seconds=60.0)
             first = _quiet(trace)
             for _ in range(_LOOKS):
-                _wake(folder / 'mail/trigger')
+                _wake(fifo)
                 after = _quiet(trace)
         finally:
             _stop(child)
