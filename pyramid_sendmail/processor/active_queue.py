@@ -210,6 +210,13 @@ class ActiveQueue:
         with self._changed:
             self._lane(ticket).note_contention()
 
+    def backlog(self, now: float) -> tuple[int, float]:
+        """Return how many tickets are here, and for how many seconds the oldest has been due.
+        ``now``: in epoch seconds."""
+        with self._lock:
+            dues = [ticket.due for lane in self._lanes.values() for ticket in lane]
+        return len(dues), max(now - min(dues), 0.0) if dues else 0.0
+
     def not_yet_examined(self) -> list[Ticket]:
         """Return the tickets that are here and that no earlier call returned, in order."""
         with self._changed:

@@ -10,13 +10,26 @@ from random import random
 
 from ..exceptions import QueueError
 
-__all__ = ['CROWDED_PAUSE', 'FIRST_PAUSE', 'LONGEST_PAUSE', 'PROBE_PATIENCE', 'CircuitBreaker']
+__all__ = [
+    'CROWDED_PAUSE',
+    'FIRST_PAUSE',
+    'LONGEST_PAUSE',
+    'PROBE_PATIENCE',
+    'CircuitBreaker',
+    'span_text',
+]
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds until an unavailable relay is tried again: the first pause, from which on each is twice
 as long, and the longest."""
+
+REMINDERS = (60.0, 300.0, 900.0)
+"""Seconds from the start of an outage to further lines in the log."""
+
+REMINDER_INTERVAL = 3_600.0
+"""Seconds between the lines after that."""
 
 CROWDED_PAUSE = 30.0
 """Pause, in seconds, of a worker that got no connection while others had one."""
@@ -25,6 +38,15 @@ PROBE_PATIENCE = 5.0
 """Seconds after which another worker may try to connect too, where one that tries stalls: a relay
 whose list of new connections is full loses one of them without a word (listen(2), backlog), and
 RFC 5321, 4.5.3.2.1, waits five minutes for a greeting."""
+
+
+def span_text(seconds: float) -> str:
+    """Return a length of time in words, as '12 min'."""
+    for unit, size in (('d', 86_400), ('h', 3_600), ('min', 60)):
+        if seconds >= 2 * size:
+            return f'{seconds / size:.0f} {unit}'
+    return f'{max(seconds, 0.0):.0f} s'
+
 
 _VARYING_WORDS = re.compile(
     r"""(?<!\S)
@@ -49,7 +71,8 @@ class CircuitBreaker:
     ``relay``: the name of the relay, for the log. ``pause``: see FIRST_PAUSE, in seconds.
     ``chance()``, between 0 and 1, makes each pause up to a fifth shorter or longer, so that
     processors that lost the relay together do not come back together. The log has one line for
-    each change and for each new reason.
+    each change and for each new reason, and is reminded of an outage that lasts. ``backlog()``
+    returns how many mails wait, and for how many seconds the oldest of them.
 
     A worker is one connection: ``worker`` identifies it.
     """
@@ -61,11 +84,13 @@ class CircuitBreaker:
         relay: str = '',
         pause: float = FIRST_PAUSE,
         chance: Callable[[], float] = random,
+        backlog: Callable[[], tuple[int, float]] = lambda: (0, 0.0),
     ) -> None:
         self._monotonic = monotonic
         self._relay = relay
         self._pause = pause
         self._chance = chance
+        self._backlog = backlog
         self._lock = threading.Lock()
         self._times_opened = 0
         self._probing: Hashable = None
@@ -74,6 +99,8 @@ class CircuitBreaker:
         self._sessions: dict[Hashable, int] = {}
         """``_times_opened`` at the moment when each worker opened its session."""
         self._failures = 0
+        self._failing_since = 0.0
+        self._remind_at = 0.0
         self._open_until = 0.0
         self._reason = ''
         self._part = ''
@@ -114,12 +141,14 @@ class CircuitBreaker:
                 return  # the breaker opened after this session
             failures, self._failures = self._failures, 0
             part, self._reason, self._part = self._part, '', ''
+            lasted = span_text(self._monotonic() - self._failing_since)
         if not failures:
             return
         if part == 'queue':
             log.warning('queue can be written again after %d failed attempts', failures)
         else:
-            log.warning('relay %s answers again after %d failed attempts', self._relay, failures)
+            text = 'relay %s answers again after %d failed attempts in %s'
+            log.warning(text, self._relay, failures, lasted)
 
     def release(self, worker: Hashable) -> None:
         """Record that this worker has no session and does not try to open one."""
@@ -146,15 +175,32 @@ class CircuitBreaker:
             if not (crowded or known):
                 pause = min(self._pause * 2.0 ** min(self._failures, 20), LONGEST_PAUSE)
                 self._open_until = now + pause * (0.8 + 0.4 * self._chance())
+                if not self._failures:
+                    self._failing_since, self._remind_at = now, now + REMINDERS[0]
                 self._failures += 1
                 self._times_opened += 1
                 known = self._reason == reason
                 self._reason, self._part = reason, part
+            lasted, next_try = now - self._failing_since, self._open_until - now
+            remind = not crowded and now >= self._remind_at
+            if remind:
+                later = [each for each in REMINDERS if each > lasted]
+                self._remind_at = self._failing_since + later[0] if later else now
+                self._remind_at += 0 if later else REMINDER_INTERVAL
         if crowded:
             log.info('no further connection, other workers continue: %s', error)
             return CROWDED_PAUSE
-        level = logging.DEBUG if known else logging.ERROR
-        log.log(level, '%s unavailable, mail stays queued: %s', part, error)
+        if remind:
+            waiting, oldest = self._backlog()
+            log.error(
+                '%s still unavailable, after %d failed attempts in %s; mails that wait: %d, the '
+                'oldest for %s; next try in %d s: %s',
+                *(part, self._failures, span_text(lasted)),
+                *(waiting, span_text(oldest), next_try, error),
+            )
+        else:
+            level = logging.DEBUG if known else logging.ERROR
+            log.log(level, '%s unavailable, mail stays queued: %s', part, error)
         return 0.0
 
     def retry_in(self) -> float:

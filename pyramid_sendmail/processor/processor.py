@@ -126,16 +126,25 @@ class QueueProcessor:
     def _begin(self, stop: threading.Event, *, once: bool) -> Run:
         """Start what sends."""
         options, mailer = self.options, self._mailer
+        clock, monotonic = self._recorder.clock, self._monotonic
+        active_queue = ActiveQueue(
+            self._rate_limiter, idle_timeout=options.idle, monotonic=monotonic
+        )
+        breaker = CircuitBreaker(
+            monotonic,
+            relay=mailer.name,
+            pause=options.pause,
+            chance=options.chance,
+            backlog=lambda: active_queue.backlog(clock()),
+        )
         run = Run(
             self._queue,
-            ActiveQueue(self._rate_limiter, idle_timeout=options.idle, monotonic=self._monotonic),
-            CircuitBreaker(
-                self._monotonic, relay=mailer.name, pause=options.pause, chance=options.chance
-            ),
+            active_queue,
+            breaker,
             stop=stop,
             once=once,
-            clock=self._recorder.clock,
-            monotonic=self._monotonic,
+            clock=clock,
+            monotonic=monotonic,
         )
         self.current = run
         self._claimer = Claimer(run, self._queue, self._dispatcher, self._recorder.clock)

@@ -293,6 +293,15 @@ def test_join_waits_for_no_worker_that_connects() -> None:
     assert active.working == 1
 
 
+def test_the_backlog() -> None:
+    """How many tickets wait, and for how long the oldest."""
+    active = ActiveQueue()
+    assert active.backlog(100.0) == (0, 0.0)
+    active.add([fresh('a')._replace(due=40.0), retried('b')._replace(due=70.0)])
+    assert active.backlog(100.0) == (2, 60.0)
+    assert active.backlog(30.0) == (2, 0.0)
+
+
 def test_examined_once() -> None:
     """Each ticket is returned once by ``not_yet_examined``."""
     active = ActiveQueue()

@@ -13,6 +13,7 @@ from pyramid_sendmail.processor.circuit_breaker import (
     LONGEST_PAUSE,
     PROBE_PATIENCE,
     CircuitBreaker,
+    span_text,
 )
 from tests.support.processors import RELAY_REFUSED
 from tests.support.queues import Clock
@@ -66,11 +67,12 @@ def test_a_worker_that_stalls_lets_another_try() -> None:
 
 
 def test_the_pause_grows(caplog: pytest.LogCaptureFixture) -> None:
-    """Pauses of 1, 2, 4 ... seconds, at most five minutes, a fifth more or less; one log line."""
+    """Pauses of 1, 2, 4 ... seconds, at most a minute, a fifth more or less; one log line at first,
+    and a reminder after one, five and fifteen minutes."""
     caplog.set_level(logging.INFO)
     clock = Clock(0.0)
     breaker = CircuitBreaker(clock, relay='smtp://relay.example.org:25')
-    for step in range(12):
+    for step in range(8):
         assert breaker.acquire('ann') == 0
         assert breaker.record_failure(RELAY_REFUSED, 'ann') == 0
         pause = min(2.0**step, LONGEST_PAUSE)
@@ -78,17 +80,53 @@ def test_the_pause_grows(caplog: pytest.LogCaptureFixture) -> None:
         assert breaker.acquire('ann') == breaker.retry_in()
         clock.now += breaker.retry_in()
     assert breaker.retry_in() == 0
-    assert levels(caplog) == ['ERROR']
+    assert 100 < clock.now < 300
+    assert levels(caplog) == ['ERROR'] * 2
     assert 'Connection refused' in caplog.text
     breaker.acquire('ann')
     breaker.session_opened('ann')
     breaker.record_success('ann')
     breaker.record_success('ann')
-    assert levels(caplog) == ['ERROR', 'WARNING']
-    assert 'relay smtp://relay.example.org:25 answers again after 12 failed attempts' in caplog.text
+    assert levels(caplog) == ['ERROR', 'ERROR', 'WARNING']
+    assert 'relay smtp://relay.example.org:25 answers again after 8 failed attempts' in caplog.text
     breaker.record_failure(RELAY_REFUSED, 'ann')
     assert breaker.retry_in() <= 1.2, 'it starts over'
-    assert levels(caplog) == ['ERROR', 'WARNING', 'ERROR']
+    assert levels(caplog) == ['ERROR', 'ERROR', 'WARNING', 'ERROR']
+
+
+def test_an_outage_is_not_forgotten(caplog: pytest.LogCaptureFixture) -> None:
+    """The log has a line after 1, 5 and 15 minutes, then every hour: since when, how many attempts,
+    how much mail waits and how old it is, when the next try is, and why."""
+    clock = Clock(0.0)
+    breaker = CircuitBreaker(clock, chance=lambda: 0.5, backlog=lambda: (7, clock.now + 90))
+    logged: list[tuple[float, str]] = []
+    while clock.now < 4 * 3600:
+        breaker.acquire('ann')
+        caplog.clear()
+        breaker.record_failure(RELAY_REFUSED, 'ann')
+        logged += [(clock.now, text) for text in caplog.messages]
+        clock.now += breaker.retry_in()
+    first, *reminders = logged
+    assert first[0] == 0
+    assert 'mails that wait' not in first[1]
+    planned = [60, 300, 900, 4500, 8100, 11_700]
+    assert len(reminders) == len(planned)
+    for (at, text), wanted in zip(reminders, planned, strict=True):
+        # An attempt a minute: the hourly lines drift by less than one each.
+        assert wanted <= at < wanted + 4 * LONGEST_PAUSE
+        assert text.endswith('next try in 60 s: ' + str(RELAY_REFUSED)) or at < 120
+    assert reminders[1][1].startswith(
+        'relay still unavailable, after 11 failed attempts in 5 min; '
+    )
+    assert 'mails that wait: 7, the oldest for 7 min; next try' in reminders[1][1]
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'text'),
+    [(-1, '0 s'), (119, '119 s'), (120, '2 min'), (7199, '120 min'), (7200, '2 h'), (3e5, '3 d')],
+)
+def test_lengths_of_time(seconds: float, text: str) -> None:
+    assert span_text(seconds) == text
 
 
 def test_a_new_reason_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -104,7 +142,7 @@ def test_a_new_reason_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     ):
         breaker.acquire('ann')
         breaker.record_failure(error, 'ann')
-        clock.now += 1000
+        clock.now += 50
     assert levels(caplog) == ['ERROR'] * 3
     assert 'see mail.password' in caplog.text
 
@@ -162,7 +200,7 @@ def test_what_counts_as_a_new_reason(
     for text in (first, second, second):
         breaker.acquire('ann')
         breaker.record_failure(MailerUnavailable(text), 'ann')
-        clock.now += 1000
+        clock.now += 20
     assert levels(caplog) == ['ERROR'] * lines + ['DEBUG'] * (3 - lines)
     assert first in caplog.text
     assert second in caplog.text, 'the debug line has the whole text'
@@ -177,7 +215,7 @@ def test_a_session_alone_proves_nothing(caplog: pytest.LogCaptureFixture) -> Non
         breaker.session_opened('ann')
         breaker.record_failure(MailerUnavailable('530'), 'ann')
         assert breaker.retry_in() >= 0.8 * 2.0**step
-        clock.now += 100
+        clock.now += breaker.retry_in()
     assert levels(caplog) == ['ERROR']
 
 
