@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from random import random
 
 from ..exceptions import QueueError
+from ..sending.refusals import EveryMailRefused
 
 __all__ = [
     'CROWDED_PAUSE',
@@ -68,6 +69,9 @@ class CircuitBreaker:
               take further mail
     ========= ==============================================================================
 
+    After EveryMailRefused a session proves nothing: the breaker stays half-open until a mail has
+    another outcome.
+
     ``relay``: the name of the relay, for the log. ``pause``: see FIRST_PAUSE, in seconds.
     ``chance()``, between 0 and 1, makes each pause up to a fifth shorter or longer, so that
     processors that lost the relay together do not come back together. The log has one line for
@@ -96,6 +100,8 @@ class CircuitBreaker:
         self._probing: Hashable = None
         """The last worker that tries to connect while the breaker is half-open."""
         self._probing_since = 0.0
+        self._on_trial = False
+        """Whether a session alone does not close the breaker."""
         self._sessions: dict[Hashable, int] = {}
         """``_times_opened`` at the moment when each worker opened its session."""
         self._failures = 0
@@ -108,7 +114,7 @@ class CircuitBreaker:
     def acquire(self, worker: Hashable) -> float:
         """Return 0 if this worker may connect now, else the seconds until it should ask again."""
         with self._lock:
-            if self._times_opened in self._sessions.values():
+            if self._times_opened in self._sessions.values() and not self._on_trial:
                 return 0.0
             now = self._monotonic()
             wait = self._open_until - now
@@ -124,7 +130,8 @@ class CircuitBreaker:
         """Record that this worker has a session."""
         with self._lock:
             self._sessions[worker] = self._times_opened
-            self._stop_probing(worker)
+            if not self._on_trial:
+                self._stop_probing(worker)
 
     def allows(self, worker: Hashable) -> bool:
         """Return whether this worker may take another mail: the breaker did not open since its
@@ -139,6 +146,7 @@ class CircuitBreaker:
         with self._lock:
             if self._sessions.get(worker) != self._times_opened:
                 return  # the breaker opened after this session
+            self._on_trial = False
             failures, self._failures = self._failures, 0
             part, self._reason, self._part = self._part, '', ''
             lasted = span_text(self._monotonic() - self._failing_since)
@@ -168,7 +176,9 @@ class CircuitBreaker:
         with self._lock:
             self._sessions.pop(worker, None)
             self._stop_probing(worker)
-            crowded = part == 'relay' and self._times_opened in self._sessions.values()
+            everything = isinstance(error, EveryMailRefused)
+            others = self._times_opened in self._sessions.values()
+            crowded = part == 'relay' and others and not everything
             now = self._monotonic()
             # Another worker failed a moment ago, and has logged it.
             known = bool(self._failures and self._open_until > now)
@@ -179,6 +189,7 @@ class CircuitBreaker:
                     self._failing_since, self._remind_at = now, now + REMINDERS[0]
                 self._failures += 1
                 self._times_opened += 1
+                self._on_trial = everything
                 known = self._reason == reason
                 self._reason, self._part = reason, part
             lasted, next_try = now - self._failing_since, self._open_until - now
@@ -199,7 +210,8 @@ class CircuitBreaker:
                 *(waiting, span_text(oldest), next_try, error),
             )
         else:
-            level = logging.DEBUG if known else logging.ERROR
+            level = logging.CRITICAL if everything else logging.ERROR
+            level = logging.DEBUG if known else level
             log.log(level, '%s unavailable, mail stays queued: %s', part, error)
         return 0.0
 

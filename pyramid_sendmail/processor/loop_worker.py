@@ -102,7 +102,7 @@ class LoopWorker:
         self.began_at = self._poller.monotonic()
         self._queue.check_writable()
         self._recorder.write_unrecorded()
-        self._batch = Batch(self._claims, self, self._recorder, self._tally)
+        self._batch = Batch(self._claims, self, self._recorder, self._tally, self._run.refusals)
         if self.has_session:
             assert self._connection is not None
             self._start_session()
@@ -177,7 +177,8 @@ class LoopWorker:
         return self._batch.next_envelope() if self._batch is not None else None
 
     def record(self, outcome: Outcome) -> None:
-        """Record the outcome of the first mail without one. Raises QueueError."""
+        """Record the outcome of the first mail without one. Raises QueueError, and
+        MailerUnavailable if the relay refuses every mail."""
         assert self._batch is not None
         self._batch.record(outcome)
         self._run.breaker.record_success(self)

@@ -25,6 +25,7 @@ from ..interfaces import (
 from ..mailers.attempts import can_be_driven
 from ..queue.ticket import Ticket
 from ..sending.outcome import OutcomeRecorder, report_settled
+from ..sending.refusals import Refusals
 from ..sending.relay_connection import RelayConnection
 from ..threads import BackgroundThread
 from .active_queue import ActiveQueue
@@ -141,6 +142,7 @@ class QueueProcessor:
             self._queue,
             active_queue,
             breaker,
+            Refusals(mailer.name),
             stop=stop,
             once=once,
             clock=clock,

@@ -12,6 +12,7 @@ from ..envelope import Tally
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IScannableQueue
 from ..queue.ticket import Ticket
+from ..sending.refusals import Refusals
 from .active_queue import ActiveQueue
 from .circuit_breaker import CircuitBreaker
 
@@ -52,6 +53,7 @@ class Run:
         queue: IScannableQueue,
         active_queue: ActiveQueue,
         breaker: CircuitBreaker,
+        refusals: Refusals,
         *,
         stop: threading.Event,
         once: bool,
@@ -60,6 +62,7 @@ class Run:
     ) -> None:
         self.active_queue = active_queue
         self.breaker = breaker
+        self.refusals = refusals
         self.stop = stop
         self.once = once
         self.error: MailerUnavailable | QueueError | None = None

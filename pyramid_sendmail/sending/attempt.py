@@ -16,6 +16,7 @@ from ..envelope import Envelope, Outcome, Tally, Verdict
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailClaim, IMailSession
 from .outcome import OutcomeRecorder, report_settled
+from .refusals import Refusals
 from .relay_connection import RelayConnection
 
 __all__ = ['Batch', 'attempt']
@@ -28,6 +29,7 @@ def attempt(
     connection: RelayConnection,
     recorder: OutcomeRecorder,
     tally: Tally,
+    refusals: Refusals | None = None,
 ) -> None:
     """Send each claimed mail once, pulling the claims one by one; settle and count each.
 
@@ -36,7 +38,7 @@ def attempt(
     that was not sent is released unchanged. Raises QueueError if an outcome could not be written.
     Each claim pulled is settled, released, or kept in ``recorder.unrecorded``.
     """
-    batch = Batch(claims, connection, recorder, tally)
+    batch = Batch(claims, connection, recorder, tally, refusals)
     try:
         while batch.send_over(connection, connection.session(holding=batch.holding)):
             pass
@@ -79,11 +81,13 @@ class Batch:
         relay: Relay,
         recorder: OutcomeRecorder,
         tally: Tally,
+        refusals: Refusals | None = None,
     ) -> None:
         self._source = iter(claims)
         self._relay = relay
         self._recorder = recorder
         self._tally = tally
+        self._refusals = refusals
         self._name = relay.name
         self._pulled: deque[IMailClaim] = deque()
         self._resend: deque[IMailClaim] = deque()
@@ -147,9 +151,15 @@ class Batch:
         return None
 
     def record(self, outcome: Outcome) -> None:
-        """Record the outcome of the first mail without one. Raises QueueError."""
+        """Record the outcome of the first mail without one. Raises QueueError, and
+        EveryMailRefused if the relay is at fault and not the mail."""
         self._relay.record_answer()
+        error = None
+        if self._refusals is not None:
+            outcome, error = self._refusals.judge(outcome)
         self._record_first(outcome)
+        if error is not None:
+            raise error
 
     def session_ended(self, *, stale: bool) -> bool:
         """The session took no more mail, and the mails without an answer are untouched. Return

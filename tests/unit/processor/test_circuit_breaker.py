@@ -15,6 +15,7 @@ from pyramid_sendmail.processor.circuit_breaker import (
     CircuitBreaker,
     span_text,
 )
+from pyramid_sendmail.sending.refusals import EveryMailRefused
 from tests.support.processors import RELAY_REFUSED
 from tests.support.queues import Clock
 
@@ -92,6 +93,31 @@ def test_the_pause_grows(caplog: pytest.LogCaptureFixture) -> None:
     breaker.record_failure(RELAY_REFUSED, 'ann')
     assert breaker.retry_in() <= 1.2, 'it starts over'
     assert levels(caplog) == ['ERROR', 'ERROR', 'WARNING', 'ERROR']
+
+
+def test_a_relay_that_refuses_every_mail_is_on_trial(caplog: pytest.LogCaptureFixture) -> None:
+    """The breaker opens although other workers have sessions; after the pause one worker at a time
+    tries, and its session proves nothing until a mail has another outcome. CRITICAL once."""
+    error = EveryMailRefused('relay: 554 denied')
+    clock = Clock(0.0)
+    breaker = CircuitBreaker(clock)
+    for worker in ('ann', 'bob'):
+        breaker.acquire('ann')
+        breaker.session_opened(worker)
+    assert breaker.record_failure(error, 'ann') == 0
+    assert not breaker.allows('bob')
+    for _ in range(2):
+        clock.now += breaker.retry_in()
+        assert breaker.acquire('ann') == 0
+        breaker.session_opened('ann')
+        assert breaker.acquire('bob') > 0
+        assert breaker.record_failure(error, 'ann') == 0
+    clock.now += breaker.retry_in()
+    assert breaker.acquire('ann') == 0
+    breaker.session_opened('ann')
+    breaker.record_success('ann')
+    assert breaker.acquire('bob') == 0
+    assert levels(caplog) == ['CRITICAL', 'WARNING']
 
 
 def test_an_outage_is_not_forgotten(caplog: pytest.LogCaptureFixture) -> None:
