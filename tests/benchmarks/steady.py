@@ -137,7 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = measure(folder, arguments.minutes, arguments.rate)
     print(text(found) + ('' if is_flat(found) else ' (NOT MET)'))
     if arguments.json:
-        data = json.loads(arguments.json.read_text(encoding='utf-8'))
+        path = arguments.json
+        data = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {'rows': []}
         write(arguments.json, {**data, 'steady': {'machine': about, **found}})
     return 0
 
