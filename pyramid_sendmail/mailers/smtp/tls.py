@@ -111,6 +111,7 @@ def client_context(
         raise ValueError(f'ca_file={ca_file} cannot be used: {_reason(error)}') from error
     context.sslsocket_class = _Socket
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.hostname_checks_common_name = False  # RFC 9525, 2
     if client_cert is not None:
         try:
             context.load_cert_chain(client_cert, client_key, password=_no_password)
@@ -152,7 +153,10 @@ def remedy(error: BaseException, *, speaks_tls: bool = False) -> str:
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code in _WRONG_NAME:
-            return 'write the name that its certificate carries as the host in mail.url'
+            return (
+                'write the name that its certificate carries as the host in mail.url; a common '
+                'name alone does not count (RFC 9525)'
+            )
         if error.verify_code in _EXPIRED:
             return 'its certificate must be renewed, or the clock here is wrong'
         return 'for an authority of your own add ?ca_file=/path/to/ca.pem to mail.url'

@@ -31,6 +31,10 @@ class TLSAuthority:
         """Return a context with a valid certificate for another host."""
         return self.context('elsewhere.example.org')
 
+    def common_name(self) -> ssl.SSLContext:
+        """Return a context whose certificate has the right name, as common name alone."""
+        return _context(self._authority.issue_cert(common_name='localhost'))
+
     def expired(self) -> ssl.SSLContext:
         """Return a context with a certificate that ended yesterday."""
         now = datetime.now(UTC)

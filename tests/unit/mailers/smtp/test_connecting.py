@@ -303,6 +303,16 @@ def test_bad_certificate(
     assert PASSWORD not in text
 
 
+@pytest.mark.parametrize('tls', ['starttls', 'implicit'])
+def test_a_common_name_alone(relay: Start, tls_authority: TLSAuthority, tls: Any) -> None:
+    """The right name as common name is no name (RFC 9525, 2), and the error says so."""
+    server = relay(tls=tls, context=tls_authority.common_name())
+    options = {'tls': tls, 'ca_file': str(tls_authority.path)}
+    text = refused(mailer(server, host='localhost', **options))
+    assert 'certificate verify failed' in text
+    assert 'a common name alone does not count' in text
+
+
 def test_old_tls_is_refused(relay: Start, tls_authority: TLSAuthority) -> None:
     """TLS 1.1 and older is refused."""
     assert client_context().minimum_version == ssl.TLSVersion.TLSv1_2
