@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -204,7 +203,7 @@ class MaildirClaim:
     def _remove(self) -> None:
         self._open_descriptor()
         try:
-            os.unlink(self._files.path(self._folder, self._name))
+            self._files.unlink(self._folder, self._name)
         except OSError as error:
             # The file is found again, here or where a person has put it: it must say that the mail
             # is not to be sent again.

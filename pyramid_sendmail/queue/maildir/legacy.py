@@ -7,7 +7,6 @@ encoded by RFC 2047. The recipients are separated by commas.
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 from contextlib import suppress
@@ -42,8 +41,7 @@ def adopt(files: QueueFiles, ticket: Ticket, data: bytes, now: float) -> Ticket 
         return None
     name = file_name(envelope, due=now, attempt=0).text
     folder = FOLDER_OF[ticket.state]
-    temporary = files.path('tmp', name)
-    descriptor = files.create(temporary)
+    descriptor = files.create('tmp', name)
     if descriptor is None:
         return ticket
     try:
@@ -54,7 +52,7 @@ def adopt(files: QueueFiles, ticket: Ticket, data: bytes, now: float) -> Ticket 
         files.rename(folder, ticket.order, 'new', name)
     except BaseException:
         with suppress(FileNotFoundError):
-            os.unlink(temporary)
+            files.unlink('tmp', name)
         raise
     finally:
         files.close(descriptor)

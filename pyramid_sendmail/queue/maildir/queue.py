@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from zope.interface import implementer
 
@@ -25,6 +26,7 @@ from .files import QueueFiles
 from .format import STATE_AT, EnvelopeBlock, Unreadable
 from .large_text import LARGE_FILE, load
 from .legacy import adopt
+from .probes import prove_locks, prove_writable, sweep
 from .recovery import recover, set_aside
 from .scan import ScanLimits, Scanner
 from .staging import StagedMail
@@ -56,15 +58,19 @@ class MaildirQueue:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.path = path
-        self._in_doubt = in_doubt
         self._hold_ambiguous = hold_ambiguous
         self._longest = longest
         self._clock = clock
-        self._files = QueueFiles(path, sync=sync, group=group)
-        self._wake_up = WakeUp(f'{path}/trigger', self._files.permissions.file)
+        self._files = QueueFiles(path, sync=sync, group=group, clock=clock)
+        self._wake_up = WakeUp(self._files)
         self._dead_letters = DeadLetters(self._files)
         self._scanner = Scanner(
-            self._files, limits=limits, longest=longest, clock=clock, recover=self._recover
+            self._files,
+            limits=limits,
+            longest=longest,
+            clock=clock,
+            # Not a method: a queue that refers to itself keeps its folders open for longer.
+            recover=partial(recover, self._files, send_in_doubt=in_doubt == 'send', clock=clock),
         )
         self._browser = MaildirBrowser(self._files, self._wake_up, clock)
 
@@ -85,13 +91,17 @@ class MaildirQueue:
         all_events: bool = False,
         on_first_page: Callable[[list[Ticket]], None] | None = None,
     ) -> tuple[list[Ticket], float | None]:
+        if fresh:
+            self._files.folders.ready()
+        else:
+            self._files.folders.check()
         try:
             return self._scanner.scan(
                 now, limit=limit, fresh=fresh, all_events=all_events, on_first_page=on_first_page
             )
         except FileNotFoundError:
             # A folder was missing. It is there now, so the next scan is due at once.
-            self._files.prepare()
+            self._files.folders.prepare()
             return [], now
         except OSError as error:
             raise self._files.error('cannot be read', error) from error
@@ -99,14 +109,10 @@ class MaildirQueue:
     def next_page(self, limit: int) -> list[Ticket]:
         return self._scanner.next_page(limit)
 
-    def _recover(self) -> None:
-        recover(self._files, send_in_doubt=self._in_doubt == 'send', clock=self._clock)
-
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MaildirClaim | None:
-        path = self._files.path(FOLDER_OF[ticket.state], ticket.order)
         try:
             try:
-                descriptor = self._files.open(path)
+                descriptor = self._files.open(FOLDER_OF[ticket.state], ticket.order)
             except ValueError as error:
                 self._set_aside(ticket, str(error), b'')
                 return None
@@ -205,13 +211,13 @@ class MaildirQueue:
             raise DamagedMail(name, reason, raw)
 
     def check_writable(self) -> None:
-        self._files.prove_writable()
+        prove_writable(self._files)
 
     def prepare(self) -> None:
-        self._files.prepare()
-        self._files.sweep()
-        self._files.prove_writable()
-        self._files.prove_locks()
+        self._files.folders.prepare()
+        sweep(self._files)
+        prove_writable(self._files)
+        prove_locks(self._files)
         try:
             self._wake_up.listen()
         except OSError as error:
@@ -235,6 +241,7 @@ class MaildirQueue:
 
     def close(self) -> None:
         self._wake_up.close()
+        self._files.folders.close()
 
     def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
         return self._browser.mails(state)

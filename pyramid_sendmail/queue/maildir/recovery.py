@@ -30,8 +30,7 @@ def recover(files: QueueFiles, *, send_in_doubt: bool, clock: Callable[[], float
     OSError over a single transaction.
     """
     try:
-        with os.scandir(f'{files.root}/tmp') as entries:
-            names = [entry.name for entry in entries if not entry.name.startswith('.')]
+        names = [name for name in files.names('tmp') if not name.startswith('.')]
     except FileNotFoundError:
         return False
     groups: dict[str, list[str]] = {}
@@ -55,9 +54,8 @@ def _recover(
     send_in_doubt: bool,
     clock: Callable[[], float],
 ) -> bool:
-    path = files.path('tmp', record)
     try:
-        descriptor = files.open(path)
+        descriptor = files.open('tmp', record)
     except ValueError as error:
         log.error('%s in tmp/ cannot be recovered: %s', record, error)
         return False
@@ -65,19 +63,19 @@ def _recover(
         if descriptor is not None:
             state = os.pread(descriptor, 1, STATE_AT) or b'W'
             # List again under the lock: more files may have been made.
-            names = [name for name in os.listdir(f'{files.root}/tmp') if record_of(name) == record]
-        elif os.path.lexists(path):
+            names = [name for name in files.names('tmp') if record_of(name) == record]
+        elif files.holds('tmp', record):
             return False  # its process is alive
         else:
             # Moved a moment ago, after the other files; or removed by a person.
             state = b'?'
-            names = [name for name in names if os.path.lexists(files.path('tmp', name))]
+            names = [name for name in names if files.holds('tmp', name)]
         # The record last: if this process dies, the next recovery finds it.
         for name in sorted(names, key=lambda name: (name == record, name)):
             own = name.partition('.')[0]
             if state == b'W':
                 with suppress(FileNotFoundError):
-                    os.unlink(files.path('tmp', name))
+                    files.unlink('tmp', name)
             elif state == b'C' or send_in_doubt:
                 files.rename('tmp', name, 'new', own)
                 log.warning('%s: its process died during the commit; published now', own)
@@ -95,7 +93,7 @@ def _hold(files: QueueFiles, name: str, descriptor: int | None, clock: Callable[
     """Move a mail that is in doubt out of ``tmp/``, with a pending error event."""
     id = name.partition('.')[0].rpartition('-')[2]
     try:
-        own = descriptor if descriptor is not None else files.open(files.path('tmp', name))
+        own = descriptor if descriptor is not None else files.open('tmp', name)
     except ValueError as error:
         set_aside(files, 'tmp', name, str(error))
         return
@@ -127,7 +125,7 @@ def set_aside(files: QueueFiles, folder: str, name: str, reason: str) -> str | N
     Return its name there, or None if it is gone or cannot be moved. Never raises an OSError.
     """
     target, number = name, 0
-    while os.path.lexists(files.path('failed', target)):
+    while files.holds('failed', target):
         number += 1
         target = f'{name}.{number}'
     # The reason first: after a crash the next process writes it again.
@@ -140,7 +138,7 @@ def set_aside(files: QueueFiles, folder: str, name: str, reason: str) -> str | N
         moved = False
     if not moved:
         with suppress(OSError):
-            os.unlink(files.path('reasons', f'{target}.txt'))
+            files.unlink('reasons', f'{target}.txt')
         return None
     kind = 'damaged mail' if parse(name) else 'foreign file'
     log.error('%r is a %s, moved from %s/ to failed/: %s', name, kind, folder, reason)

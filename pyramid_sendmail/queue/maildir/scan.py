@@ -23,7 +23,7 @@ from typing import NamedTuple
 from ..ticket import Ticket, alternate, time_text
 from .filename import FOLDER_OF, match_name, ticket_of
 from .files import QueueFiles
-from .format import Unreadable, decode
+from .format import decode
 from .large_text import LARGE_FILE
 
 __all__ = ['FolderScan', 'ReadAhead', 'ScanLimits', 'Scanner']
@@ -88,9 +88,9 @@ class Scanner:
         on_first_page: Callable[[list[Ticket]], None] | None,
     ) -> tuple[list[Ticket], float | None]:
         """See IScannableQueue. Raises OSError."""
-        root, kept = self._files.root, max(limit, self._limits.names)
-        done = FolderScan(root, 'done', limit=limit)
-        new, cur = (FolderScan(root, folder, limit=kept) for folder in ('new', 'cur'))
+        files, kept = self._files, max(limit, self._limits.names)
+        done = FolderScan(files, 'done', limit=limit)
+        new, cur = (FolderScan(files, folder, limit=kept) for folder in ('new', 'cur'))
         first_page_at = time.monotonic() + self._limits.first_page_after
 
         def pause() -> None:
@@ -150,9 +150,9 @@ class Scanner:
         for name, file in suspects.items():
             pause()
             try:
-                with open(self._files.path('new', name), 'rb') as opened:
-                    asked_for = decode(opened.read()).envelope.not_before
-            except (OSError, Unreadable):
+                data = self._files.read_unlocked('new', name)
+                asked_for = decode(data).envelope.not_before
+            except (OSError, ValueError):
                 new.add_later(name)
                 continue
             if asked_for:
@@ -165,8 +165,8 @@ class Scanner:
 class FolderScan:
     """The first names in a folder that are due, at most ``limit``, and the time of the next one."""
 
-    def __init__(self, root: str, folder: str, *, limit: int) -> None:
-        self._path = f'{root}/{folder}'
+    def __init__(self, files: QueueFiles, folder: str, *, limit: int) -> None:
+        self._files = files
         self.folder = folder
         self._limit = limit
         self._names: list[str] = []
@@ -207,7 +207,7 @@ class FolderScan:
         caller then calls ``add_due`` or ``add_later``. ``pause`` is called now and then.
         """
         latest, too_late = time_text(now), time_text(latest_retry)
-        with os.scandir(self._path) as entries:
+        with self._files.entries(self.folder) as entries:
             while block := list(islice(entries, _PAUSE_INTERVAL)):
                 for entry in block:
                     name = entry.name
@@ -278,4 +278,4 @@ class ReadAhead:
         if len(names) == _READAHEAD_FILES:
             self._requested[folder] = names[-1]
             for each in names:
-                self._files.begin_read(self._files.path(folder, each), LARGE_FILE)
+                self._files.begin_read(folder, each, LARGE_FILE)

@@ -52,7 +52,10 @@ class Calls:
 
     def _wrapper(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(target: Any, *args: Any, **options: Any) -> Any:
+            folder = options.get('dir_fd', options.get('src_dir_fd'))
             path = os.readlink(f'/proc/self/fd/{target}') if isinstance(target, int) else target
+            if folder is not None:
+                path = os.readlink(f'/proc/self/fd/{folder}') + f'/{target}'
             path = '/'.join(Path(path).parts[-2:])
             error = self.failing(name, path)
             if error:
@@ -343,10 +346,10 @@ def test_an_interrupted_publish_is_completed_by_any_call(
     put = queue.put(_three())
     rename, calls = os.rename, 0
 
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args: Any, **folders: int) -> None:
         nonlocal calls
         calls += 1
-        rename(*args)
+        rename(*args, **folders)
         if calls == nth:
             raise KeyboardInterrupt
 

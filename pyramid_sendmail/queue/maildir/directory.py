@@ -1,0 +1,107 @@
+"""An open folder: what lies in it is reached by its descriptor, never by its path.
+
+Another user who shares the queue can put a symbolic link in the place of a folder at any time. A
+path would follow it, into a folder of this user's; a descriptor stays with the folder that was
+checked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+__all__ = ['Directory']
+
+_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Directory:
+    """A folder, open until the object is gone.
+
+    So a thread that works in a folder does not lose it when another thread finds the queue's folder
+    replaced and opens the new one. ``inside``: the folder that it lies in; without it ``name`` is a
+    path. Raises OSError, also for a symbolic link.
+    """
+
+    __slots__ = ('_descriptor',)
+
+    def __init__(self, name: str, *, inside: Directory | None = None) -> None:
+        self._descriptor = -1
+        if inside is None:
+            self._descriptor = os.open(name, _FLAGS)
+        else:
+            self._descriptor = os.open(name, _FLAGS, dir_fd=inside._descriptor)
+
+    def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]  # os may be gone
+        if self._descriptor >= 0:
+            with suppress(OSError):
+                close(self._descriptor)
+
+    def stat(self) -> os.stat_result:
+        """Return what is known about the folder itself."""
+        return os.fstat(self._descriptor)
+
+    def chmod(self, mode: int) -> None:
+        os.fchmod(self._descriptor, mode)
+
+    def sync(self) -> None:
+        """Make the folder's entries survive a power cut."""
+        os.fsync(self._descriptor)
+
+    def open(self, name: str, flags: int, mode: int = 0o600) -> int:
+        return os.open(name, flags, mode, dir_fd=self._descriptor)
+
+    def lstat(self, name: str) -> os.stat_result:
+        return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a file, a folder or a link of that name."""
+        try:
+            self.lstat(name)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def may_write(self, name: str) -> bool:
+        """Whether this user may list the folder of that name, and change what is in it."""
+        return os.access(name, os.R_OK | os.W_OK | os.X_OK, dir_fd=self._descriptor)
+
+    def mkdir(self, name: str, mode: int) -> None:
+        os.mkdir(name, mode, dir_fd=self._descriptor)
+
+    def mkfifo(self, name: str, mode: int) -> None:
+        os.mkfifo(name, mode, dir_fd=self._descriptor)
+
+    def unlink(self, name: str) -> None:
+        os.unlink(name, dir_fd=self._descriptor)
+
+    def rename(self, name: str, to: Directory, new_name: str) -> None:
+        os.rename(name, new_name, src_dir_fd=self._descriptor, dst_dir_fd=to._descriptor)
+
+    def link(self, name: str, new_name: str) -> None:
+        """Give a file of the folder a second name there."""
+        os.link(
+            name,
+            new_name,
+            src_dir_fd=self._descriptor,
+            dst_dir_fd=self._descriptor,
+            follow_symlinks=False,
+        )
+
+    @contextmanager
+    def entries(self) -> Iterator[Iterator[os.DirEntry[str]]]:
+        """List the folder. The entries can be used until the end of the context."""
+        # Opened anew: two listings that share an open folder, in two threads or in a forked child
+        # as well, would share its position.
+        descriptor = os.open('.', _FLAGS, dir_fd=self._descriptor)
+        try:
+            with os.scandir(descriptor) as entries:
+                yield entries
+        finally:
+            os.close(descriptor)
+
+    def names(self) -> list[str]:
+        """Return the names of all that lies in the folder."""
+        with self.entries() as entries:
+            return [entry.name for entry in entries]
