@@ -154,6 +154,8 @@ class Watch:
         if not isinstance(path, str | os.PathLike):
             return None
         text = str(os.fspath(path)).removesuffix('/.')
+        if text.startswith('/proc/self/fd/'):
+            text = os.readlink(text)
         if text == self._root:
             return '/'
         if not text.startswith(f'{self._root}/'):

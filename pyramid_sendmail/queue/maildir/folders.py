@@ -11,18 +11,20 @@ from contextlib import suppress
 
 from ...exceptions import QueueError
 from .directory import Directory
-from .parents import parents_text
+from .parents import parents_of, state_of
 from .permissions import Permissions
+from .recognition import FOLDERS, require_queue
 
-__all__ = ['FOLDERS', 'QueueFolders']
+__all__ = ['QueueFolders']
 
 log = logging.getLogger(__name__)
 
-FOLDERS = ('tmp', 'new', 'cur', 'done', 'failed')
 _REASONS = 'reasons'
 
 _CHECK_INTERVAL = 30.0
-"""Seconds after which a process that puts mail looks again at who may write to the folders."""
+"""Seconds after which a process looks again at who may write to the folders."""
+
+_State = tuple[int, int, int, int, int]
 
 _REMEDIES = {
     errno.ENOSPC: 'make room on the disk',
@@ -46,8 +48,11 @@ class QueueFolders:
         self._open: dict[str, Directory] = {}
         self._owner: int | None = None
         """The user for whom the queue was prepared."""
-        self._state: tuple[tuple[tuple[int, ...], ...], str] = ((), '')
-        """What ``check`` compares: identity, owner and mode of all that leads to a file."""
+        self._paths = [self._path, *[f'{self._path}/{name}' for name in FOLDERS]]
+        self._state: list[_State] = []
+        """What ``check`` compares: identity, owner and mode of the folders at ``_paths``."""
+        self._above: list[tuple[int | str, ...]] = []
+        """The same of the folders above the queue."""
         self._new: tuple[int, int] | None = None
         """Device and inode of ``new/``, once the queue is prepared."""
         self._checked_at = 0.0
@@ -69,31 +74,37 @@ class QueueFolders:
         """
         if self._owner != os.geteuid():
             self.prepare()
-        elif abs(self._clock() - self._checked_at) >= _CHECK_INTERVAL:
+        elif self._is_check_due():
             self.check()
         elif self._new != _identity(f'{self._root}/new'):
             self._mend()
 
     def check(self) -> None:
-        """Look at owner and mode of each folder, and of those above the queue; prepare the queue
-        anew if anything has changed. Raises QueueError."""
+        """Look at owner and mode of each folder, and now and then of those above the queue; prepare
+        the queue anew if anything has changed. Raises QueueError."""
         if self._owner != os.geteuid():
             self.prepare()
             return
-        try:
-            found = [os.lstat(f'{self._path}/{name}') for name in FOLDERS]
-            state = _state_of([os.lstat(self._path), *found]), parents_text(self._path)
-        except OSError:
-            state = (), ''
-        if state == self._state:
+        state: list[_State] = []
+        above = self._above
+        with suppress(OSError):
+            state = [_state_of(os.lstat(path)) for path in self._paths]
+            if self._is_check_due():
+                above = state_of(parents_of(self._path))
+        if state == self._state and above == self._above:
             reasons = self._open.get(_REASONS)
             if reasons is not None and _identity(f'{self._path}/{_REASONS}') != _key(reasons):
                 del self._open[_REASONS]
-            self._checked_at = self._clock()
-        elif [each[:2] for each in state[0]] == [each[:2] for each in self._state[0]]:
+        elif [each[:2] for each in state] == [each[:2] for each in self._state]:
             self.prepare()
         else:
             self._mend()
+        if self._is_check_due():
+            self._checked_at = self._clock()
+
+    def _is_check_due(self) -> bool:
+        # The clock may be set back.
+        return abs(self._clock() - self._checked_at) >= _CHECK_INTERVAL
 
     def _mend(self) -> None:
         self.prepare()
@@ -108,12 +119,19 @@ class QueueFolders:
         permissions, root = self._permissions, self._root
         self._owner = None
         try:
+            parents = parents_of(self._path)
+            permissions.check_parents(root, parents)
             top = permissions.open_root(root)
+            if not parents or parents[-1].entry != self._path:
+                parents = parents_of(self._path)
+            permissions.check_parents(root, parents, group=top.found.st_gid)
+            if not self._state:  # a queue in use may have lost its folders
+                require_queue(root, top)
             found = {name: permissions.open_folder(root, top, name) for name in FOLDERS}
-            states = [each.stat() for each in (top, *found.values())]
+            self._above = state_of(parents)
+            self._state = [_state_of(each.found) for each in (top, *found.values())]
             with suppress(FileNotFoundError, NotADirectoryError):  # nothing is written to a file
                 found[_REASONS] = permissions.open_folder(root, top, _REASONS, make=False)
-            self._state = _state_of(states), parents_text(self._path)
         except QueueError:
             raise
         except OSError as error:
@@ -159,11 +177,8 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _key(directory: Directory) -> tuple[int, int]:
-    found = directory.stat()
-    return found.st_dev, found.st_ino
+    return _state_of(directory.found)[:2]
 
 
-def _state_of(found: list[os.stat_result]) -> tuple[tuple[int, ...], ...]:
-    return tuple(
-        [(each.st_dev, each.st_ino, each.st_mode, each.st_uid, each.st_gid) for each in found]
-    )
+def _state_of(found: os.stat_result) -> _State:
+    return found.st_dev, found.st_ino, found.st_mode, found.st_uid, found.st_gid

@@ -9,18 +9,34 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ...exceptions import QueueError
 from .users import group_name, primary_group, user_name
 
-__all__ = ['check_parents', 'make_parents', 'parents_text', 'suspicious_parents']
+__all__ = [
+    'Parent',
+    'check_parents',
+    'make_parents',
+    'parents_of',
+    'state_of',
+    'suspicious_parents',
+]
 
 _LINKS = 40
 """Symbolic links that are followed at most, as by the system."""
 
-_Entry = tuple[os.stat_result, str, os.stat_result]
-"""The folder; a path in it on the way to the queue; and what that is: a folder or a link."""
+
+class Parent(NamedTuple):
+    """A folder above the queue."""
+
+    path: str
+    folder: os.stat_result
+    entry: str
+    """A path in it, on the way to the queue: another folder, a link, or the queue's folder."""
+    found: os.stat_result | None
+    """What ``entry`` is; None if nothing is there yet."""
 
 
 def make_parents(path: str) -> None:
@@ -38,10 +54,10 @@ def make_parents(path: str) -> None:
             return
 
 
-def _entries(path: str) -> Iterator[_Entry]:
-    """Iterate over what leads to a path, and over the path itself as far as it is there."""
+def parents_of(path: str) -> list[Parent]:
+    """Return the folders that lead to a path, as far as they are there. Raises OSError."""
     here, folder = '/', os.lstat('/')
-    names, links = path.split('/')[::-1], 0
+    names, links, parents = path.split('/')[::-1], 0, []
     while names:
         name = names.pop()
         if name in ('', '.'):
@@ -54,10 +70,9 @@ def _entries(path: str) -> Iterator[_Entry]:
         try:
             found = os.lstat(entry)
         except FileNotFoundError:
-            # It is made in this folder.
-            yield folder, entry, folder
-            return
-        yield folder, entry, found
+            parents.append(Parent(here, folder, entry, None))
+            break
+        parents.append(Parent(here, folder, entry, found))
         if names and stat.S_ISLNK(found.st_mode):
             links += 1
             if links > _LINKS:
@@ -68,28 +83,26 @@ def _entries(path: str) -> Iterator[_Entry]:
             names.extend(target.split('/')[::-1])
         else:
             here, folder = entry, found
+    return parents
 
 
-def parents_text(path: str) -> str:
-    """Return owner and mode of all that leads to a path, to compare with a later call."""
-    return ' '.join(
-        f'{folder.st_dev}.{folder.st_ino}.{folder.st_mode:o}.{folder.st_uid}.{folder.st_gid}'
-        f'.{found.st_uid}'
-        for folder, _, found in _entries(path)
-    )
+def state_of(parents: Sequence[Parent]) -> list[tuple[int | str, ...]]:
+    """Return identity, owner and mode of the folders, to compare with a later call."""
+    return [
+        (path, folder.st_dev, folder.st_ino, folder.st_mode, folder.st_uid, folder.st_gid)
+        for path, folder, _, _ in parents
+    ]
 
 
-def check_parents(root: str, path: str, *, owner: int | None) -> None:
+def check_parents(root: str, parents: Sequence[Parent]) -> None:
     """Check that not every user can replace the queue, or a folder or link that leads to it.
 
-    ``owner``: the user that the queue belongs to, if there is one yet. Raises QueueError with a
-    remedy, and other OSErrors.
+    Raises QueueError, with a remedy.
     """
-    trusted = {0, os.geteuid(), os.lstat('/').st_uid, owner}
-    for folder, entry, found in _entries(path):
+    trusted = _trusted(parents)
+    for above, folder, entry, found in parents:
         if not folder.st_mode & stat.S_IWOTH:
             continue
-        above = os.path.dirname(entry)
         if not folder.st_mode & stat.S_ISVTX:
             raise QueueError(
                 errno.EPERM,
@@ -97,7 +110,7 @@ def check_parents(root: str, path: str, *, owner: int | None) -> None:
                 f'chmod o-w {above}, or set mail.queue_path to another folder',
                 root,
             )
-        if found.st_uid not in trusted and entry != path:
+        if found is not None and found.st_uid not in trusted:
             raise QueueError(
                 errno.EPERM,
                 f'{entry}, which leads to the queue {root}, belongs to user '
@@ -107,24 +120,30 @@ def check_parents(root: str, path: str, *, owner: int | None) -> None:
             )
 
 
-def suspicious_parents(root: str, path: str, *, group: int) -> list[str]:
+def suspicious_parents(root: str, parents: Sequence[Parent], *, group: int) -> list[str]:
     """Return a text for each folder above the queue in which another user or group may replace what
-    leads to it. ``group``: that of the queue. Raises OSError."""
-    user, own = os.geteuid(), {0, group, primary_group()}
-    trusted = {0, user, os.lstat('/').st_uid}
-    texts = []
-    for folder, entry, _ in _entries(path):
-        above = os.path.dirname(entry)
+    leads to it. ``group``: that of the queue."""
+    trusted, own, texts = _trusted(parents), {0, group, primary_group()}, []
+    for above, folder, _, _ in parents:
         shared = folder.st_mode & (stat.S_IWGRP | stat.S_ISVTX) == stat.S_IWGRP
         if shared and folder.st_gid not in own:
             who, remedy = f'the group {group_name(folder.st_gid)}', f'chmod g-w {above}'
         elif folder.st_uid not in trusted:
-            owner = user_name(folder.st_uid)
-            who, remedy = f'user {owner}, to whom it belongs,', f'chown {user_name(user)} {above}'
+            who = f'user {user_name(folder.st_uid)}, to whom it belongs,'
+            remedy = f'chown {user_name(os.geteuid())} {above}'
         else:
             continue
         texts.append(
             f'{who} may write to {above}, and so replace the queue {root}; {remedy}, or set '
             'mail.queue_path to another folder'
         )
-    return list(dict.fromkeys(texts))
+    return texts
+
+
+def _trusted(parents: Sequence[Parent]) -> set[int]:
+    """Return the users that may own a folder above the queue: root, this user, and the one to whom
+    the queue belongs."""
+    # In a container the folder / may belong to the user that stands for root.
+    trusted = {0, os.geteuid(), *[each.folder.st_uid for each in parents[:1]]}
+    trusted.update([each.found.st_uid for each in parents[-1:] if each.found is not None])
+    return trusted

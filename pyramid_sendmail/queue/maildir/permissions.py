@@ -11,11 +11,12 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 
 from ...exceptions import QueueError
 from .directory import Directory
-from .parents import check_parents, make_parents, suspicious_parents
+from .parents import Parent, check_parents, make_parents, suspicious_parents
 from .users import group_name, user_name
 
 __all__ = ['Permissions']
@@ -57,14 +58,11 @@ class Permissions:
     def open_root(self, root: str) -> Directory:
         """Open the queue's folder; make it, and the folders above it, if it is missing.
 
-        Checks that this user may use the queue, and that no other user may or can replace it.
-        Raises QueueError, with a remedy, and other OSErrors.
+        Checks that this user may use the queue. Raises QueueError, with a remedy, and other
+        OSErrors.
         """
         # With a slash at the end, a link would be followed.
-        path = root.rstrip('/') or '/'
-        with suppress(FileNotFoundError):
-            check_parents(root, path, owner=_owner(path))
-        made = False
+        path, made = root.rstrip('/') or '/', False
         try:
             directory = _opened(root, path)
         except PermissionError:
@@ -80,15 +78,26 @@ class Permissions:
             directory = _opened(root, path)
         if made:
             directory.chmod(self.folder)
-        found = directory.stat()
+        found = directory.found
         _check_safe(root, path, found)
         self._check_user(root, found)
         self._check_group(root, path, directory, found, found.st_gid)
-        for text in suspicious_parents(root, path, group=found.st_gid):
+        return directory
+
+    def check_parents(
+        self, root: str, parents: Sequence[Parent], *, group: int | None = None
+    ) -> None:
+        """Check that not every user can replace the queue; log once who else can.
+
+        ``group``: that of the queue; None if there is none yet. Raises QueueError, with a remedy.
+        """
+        check_parents(root, parents)
+        if group is None:
+            return
+        for text in suspicious_parents(root, parents, group=group):
             if text not in self._warned:
                 self._warned.add(text)
                 log.warning('%s', text)
-        return directory
 
     def open_folder(self, root: str, top: Directory, name: str, *, make: bool = True) -> Directory:
         """Open a folder of the queue, and check it as ``open_root`` does; ``make`` it if it is
@@ -97,7 +106,7 @@ class Permissions:
         try:
             directory = _opened(root, path, name, top)
         except PermissionError as error:
-            self._check_group(root, path, None, top.lstat(name), top.stat().st_gid)
+            self._check_group(root, path, None, top.lstat(name), top.found.st_gid)
             raise PermissionError(errno.EACCES, f'{name}/ is not writable') from error
         except FileNotFoundError:
             if not make:
@@ -108,9 +117,9 @@ class Permissions:
             directory = _opened(root, path, name, top)
         if made:
             directory.chmod(self.folder)
-        found = directory.stat()
+        found = directory.found
         _check_safe(root, path, found)
-        self._check_group(root, path, directory, found, top.stat().st_gid)
+        self._check_group(root, path, directory, found, top.found.st_gid)
         return directory
 
     def _check_user(self, root: str, found: os.stat_result) -> None:
@@ -155,7 +164,7 @@ class Permissions:
             # The files before the folder: after a crash the next start repeats it.
             self._share_files(directory, group)
             directory.chmod(self.folder)
-            found = directory.stat()
+            found = directory.found
         if found.st_mode & _SHARED_OF != _SHARED:
             raise QueueError(
                 errno.EPERM,
@@ -177,13 +186,6 @@ class Permissions:
                             os.fchmod(descriptor, self.file)
                     finally:
                         os.close(descriptor)
-
-
-def _owner(path: str) -> int | None:
-    try:
-        return os.lstat(path).st_uid
-    except FileNotFoundError:
-        return None
 
 
 def _opened(

@@ -8,18 +8,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import threading
 from contextlib import suppress
 
 from ...exceptions import QueueError
 from .files import FLAGS, QueueFiles
-from .folders import FOLDERS
+from .recognition import FOLDERS, is_probe
 
-__all__ = ['is_probe', 'prove_locks', 'prove_writable', 'sweep']
-
-is_probe = re.compile(r'(?:lock-)?probe-[0-9]+-[0-9]+|making-[0-9a-f.-]+').fullmatch
-"""Return a match for the name of a probe, or of a file that is being made, else None."""
+__all__ = ['prove_locks', 'prove_writable', 'sweep']
 
 
 def prove_locks(files: QueueFiles) -> None:
@@ -63,9 +59,13 @@ def prove_writable(files: QueueFiles) -> None:
     QueueError."""
     name = f'probe-{os.getpid()}-{threading.get_ident()}'
     try:
-        files.folders.ready()
-        root = files.folders.directory('')
-        descriptor = root.open(name, FLAGS | os.O_CREAT)
+        try:
+            root = files.folders.directory('')
+            descriptor = root.open(name, FLAGS | os.O_CREAT)
+        except FileNotFoundError:  # the queue's folder was removed
+            files.folders.prepare()
+            root = files.folders.directory('')
+            descriptor = root.open(name, FLAGS | os.O_CREAT)
         try:
             try:
                 _write(descriptor, b' ' * 4096)

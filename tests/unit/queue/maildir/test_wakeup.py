@@ -228,3 +228,47 @@ def test_a_publish_wakes_a_processor_that_sleeps(tmp_path: Path) -> None:
     thread.join()
     assert found == [1]
     queue.close()
+
+
+@pytest.mark.parametrize('case', ['removed', 'exchanged', 'the whole queue'])
+def test_a_trigger_that_is_removed_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    """Under a running processor: the next scan and wait notice it, say so, and mail wakes it."""
+    queue = MaildirQueue(str(tmp_path / 'queue'), clock=Clock())
+    queue.prepare()
+    path = tmp_path / 'queue' / 'trigger'
+    if case == 'the whole queue':
+        path.parent.rename(tmp_path / 'old')
+    else:
+        path.unlink()
+    if case == 'exchanged':
+        os.mkfifo(path, 0o600)
+    queue.scan(NOW)
+    assert queue.wait(0) is True, 'mail may have come meanwhile'
+    assert 'trigger was removed or replaced' in caplog.text
+    caplog.clear()
+    assert queue.wait(0) is False
+    MaildirQueue(queue.path).put([make_envelope()]).publish()
+    assert queue.wait(30) is True
+    assert not caplog.records
+    queue.close()
+
+
+def test_a_trigger_that_cannot_be_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file took its place: a line says that the regular scan has to do; when the file has gone,
+    the FIFO is back."""
+    queue = MaildirQueue(str(tmp_path / 'queue'), clock=Clock())
+    queue.prepare()
+    path = tmp_path / 'queue' / 'trigger'
+    path.unlink()
+    path.write_text('')
+    assert queue.wait(0) is False
+    assert 'new mail is only noticed by the regular scan' in caplog.text
+    path.unlink()
+    assert queue.wait(0) is True
+    MaildirQueue(queue.path).put([make_envelope()]).publish()
+    assert queue.wait(30) is True
+    queue.close()
