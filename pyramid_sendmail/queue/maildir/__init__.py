@@ -13,6 +13,7 @@
 ``history``       the attempts of a mail, as text for people, in ``reasons/``
 ``large_text``    load a mail; a large message stays in its file
 ``format``        the file: envelope block and message
+``options``       the fixed lines of the block: id, sender, options
 ``reply_slot``    the part of the block with replies of pending events
 ``filename``      the name of a file: priority, due time, attempt, id
 ``wakeup``        the FIFO that wakes a sleeping processor

@@ -37,7 +37,7 @@ from .filename import NEVER, PRIORITY_OF, STATE_OF, FileName, file_name, parse
 from .files import QueueFiles
 from .format import STATE_AT, EnvelopeBlock, decode
 from .history import append_history, read_history, remove_history
-from .large_text import load
+from .large_text import load, read_mail
 from .users import user_name
 from .wakeup import WakeUp
 
@@ -218,7 +218,7 @@ class MaildirBrowser:
         reason = ''
         for _ in range(_READS):
             try:
-                block = decode(self._files.read_unlocked(_FOLDERS[info.state], info.key))
+                block = decode(read_mail(self._files, _FOLDERS[info.state], info.key))
             except FileNotFoundError:
                 return None
             except ValueError as error:

@@ -24,10 +24,11 @@ class Directory:
     path. Raises OSError, also for a symbolic link.
     """
 
-    __slots__ = ('_descriptor', 'found')
+    __slots__ = ('_descriptor', '_sync_failed', 'found')
 
     def __init__(self, name: str, *, inside: Directory | None = None) -> None:
         self._descriptor = -1
+        self._sync_failed = False
         if inside is None:
             self._descriptor = os.open(name, _FLAGS)
         else:
@@ -46,7 +47,16 @@ class Directory:
 
     def sync(self) -> None:
         """Make the folder's entries survive a power cut."""
-        os.fsync(self._descriptor)
+        if self._sync_failed:
+            # The system may report an error only once for an open file.
+            anew = Directory('.', inside=self)
+            anew.sync()
+            return
+        try:
+            os.fsync(self._descriptor)
+        except OSError:
+            self._sync_failed = True
+            raise
 
     def open(self, name: str, flags: int, mode: int = 0o600) -> int:
         return os.open(name, flags, mode, dir_fd=self._descriptor)

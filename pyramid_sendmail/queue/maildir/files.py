@@ -14,6 +14,7 @@ from math import inf
 
 from ...exceptions import QueueError
 from ...threads import after_fork
+from ..history import printable
 from .directory import Directory
 from .folders import QueueFolders
 from .permissions import Permissions
@@ -24,7 +25,8 @@ __all__ = ['FLAGS', 'QueueFiles']
 log = logging.getLogger(__name__)
 
 _LOGGED_NAMES = 1_000
-"""Files that only another user can read, at most, of which each is logged once."""
+"""Files, at most, of which each is logged once: those that only another user can read, and the
+like."""
 
 _CAN_ADVISE = hasattr(os, 'posix_fadvise')
 
@@ -181,14 +183,20 @@ class QueueFiles:
         return descriptor
 
     def _log_left(self, path: str, reason: str) -> None:
-        if path not in self._logged and len(self._logged) < _LOGGED_NAMES:
-            self._logged.add(path)
+        if self.first_time(path):
             log.error(
                 '%s stays where it is: %s; chmod 660 it, and set mail.queue_mode = group for every '
                 'process that puts mail there',
-                path,
+                printable(path),
                 reason,
             )
+
+    def first_time(self, name: str) -> bool:
+        """Whether a file has not been logged yet, by this name; False once very many were."""
+        if name in self._logged or len(self._logged) >= _LOGGED_NAMES:
+            return False
+        self._logged.add(name)
+        return True
 
     def open_reason(self, name: str, flags: int) -> int:
         """Open a file of ``reasons/`` for writing; create it and the folder if needed."""

@@ -20,16 +20,22 @@ into ``D``, which would lose the mail.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from ...envelope import Envelope, PendingEvent, StoredEnvelope, Text
 from ..ticket import milliseconds
+from .options import (
+    CONTROL,
+    VERSION,
+    Unreadable,
+    fixed_part,
+    read_fixed,
+    require_version,
+)
 from .reply_slot import ReplyEntry, lost_reply, read_slot, slot_length, write_slot
 
 __all__ = [
@@ -40,21 +46,19 @@ __all__ = [
     'STATE',
     'STATE_AT',
     'TO',
-    'VERSION',
     'EnvelopeBlock',
     'LargeText',
     'Unreadable',
+    'check_length',
     'checksum_of',
     'decode',
     'encode',
     'lengths_of',
     'lengths_text',
     'new_block',
-    'read_fixed',
     'recipient_line',
 ]
 
-VERSION = b'1'
 LETTERS = {'sent': 'd', 'error': 'f', 'deferred': 'T'}
 
 FIRST = b'X-Envelope: '
@@ -68,19 +72,8 @@ _SUM_END = _SUM_AT + 64
 STATE_AT = _SUM_END + len(END + STATE)
 _STATE_END = STATE_AT + 1 + 1 + 15 + 1 + 15
 SLOT_AT = _STATE_END + len(END)
-_FIXED = re.compile(
-    'X-Envelope-Id: (.*)\r\n'
-    'X-Envelope-Message-Id: (.*)\r\n'
-    'X-Envelope-From: (.*)\r\n'
-    'X-Envelope-Options: ((?s:.*))\r\n'
-)
 _MARKS = re.compile(r'X-Envelope-To: ([T?dfDF])([0-9]{5})\1 (.+)\r\n')
 _MARK_LENGTH = len('X-Envelope-To: T00000T \r\n')
-_read_json = json.JSONDecoder().raw_decode
-
-
-class Unreadable(ValueError):
-    """The bytes are not a whole and undamaged mail of ours; the text says why."""
 
 
 class LargeText(Text, Protocol):
@@ -230,38 +223,13 @@ def encode(envelope: Envelope, state: str) -> bytes:
 def new_block(envelope: Envelope, state: str) -> bytes:
     """Return the envelope block of a new mail; the message follows it in the file."""
     recipients, raw = envelope.recipients, envelope.raw
-    fixed = (
-        f'X-Envelope-Id: {envelope.id}\r\n'
-        f'X-Envelope-Message-Id: {envelope.message_id}\r\n'
-        f'X-Envelope-From: {envelope.sender}\r\n'
-        f'X-Envelope-Options: {_folded(_options(envelope))}\r\n'
-    ).encode()
+    fixed = fixed_part(envelope)
     lines = ''.join([f'X-Envelope-To: T00000T {to}\r\n' for to in recipients]).encode()
     slot = write_slot((), len(recipients))
     lengths = lengths_text(SLOT_AT + len(slot) + len(fixed) + len(lines), len(raw))
     checksum = checksum_of(lengths, fixed, recipients, raw)
     mutable_part = _state_line(state, envelope.queued_at, 0.0)
     return b''.join((FIRST, lengths, checksum, END, STATE, mutable_part, slot, fixed, lines))
-
-
-def _options(envelope: Envelope) -> str:
-    """Return the options as JSON, built by hand: ``json.dumps`` would take as long as the rest of
-    the block."""
-    tag, metadata, expires = envelope.tag, envelope.metadata, envelope.expires
-    queued_at = due = repr(envelope.queued_at)
-    if envelope.due != envelope.queued_at:
-        due = repr(envelope.due)
-    return (
-        f'{{"queued_at": {queued_at}, "due": {due}, '
-        f'"expires": {"null" if expires is None else repr(expires)}, '
-        f'"priority": {_json(envelope.priority)}, '
-        f'"subject": {_json(envelope.subject)}, "tag": {"null" if tag is None else _json(tag)}, '
-        f'"metadata": {json.dumps(dict(metadata)) if metadata else "{}"}, '
-        f'"depth": {envelope.depth}}}'
-    )
-
-
-_json = json.encoder.encode_basestring_ascii
 
 
 def _state_line(state: str, since: float, retry_at: float) -> bytes:
@@ -282,14 +250,21 @@ def lengths_of(data: bytes) -> tuple[int, int]:
     line. Raises Unreadable."""
     if not data.startswith(FIRST):
         raise Unreadable('it is not a file of this queue' if data else 'it is empty')
+    require_version(data)
     try:
         version, block_length, message_length = data[_LENGTHS_AT:_SUM_AT].split()
         size, rest = int(block_length), int(message_length)
     except ValueError:
         raise Unreadable('its first line is damaged') from None
     if version != VERSION:
-        raise Unreadable(f'its format, version {version.decode("ascii", "replace")}, is unknown')
+        raise Unreadable('its first line is damaged')
     return size, rest
+
+
+def check_length(length: int, size: int, rest: int) -> None:
+    """Raise Unreadable unless a file has the length that its first line says."""
+    if length != size + rest:
+        raise Unreadable(f'it has {length} bytes, but its first line says {size + rest}')
 
 
 def decode(data: bytes, text: LargeText | None = None) -> EnvelopeBlock:
@@ -298,9 +273,7 @@ def decode(data: bytes, text: LargeText | None = None) -> EnvelopeBlock:
     ``text``: the message, if it stays in the file; ``data`` is the envelope block then.
     """
     size, rest = lengths_of(data)
-    length = len(data) if text is None else len(data) + text.size
-    if length != size + rest:
-        raise Unreadable(f'it has {length} bytes, but its first line says {size + rest}')
+    check_length(len(data) if text is None else len(data) + text.size, size, rest)
     try:
         return _decode(data, size, text)
     except (ValueError, IndexError, KeyError, TypeError) as error:
@@ -351,7 +324,8 @@ def _read_recipients(lines: bytes) -> tuple[list[str], list[int], list[str]]:
     recipients = [recipient for _, _, recipient in marks]
     # There must be nothing else between them.
     length = _MARK_LENGTH * len(marks) + sum(map(len, recipients))
-    if length != len(text) or max(pointers) >= len(marks):
+    whole = length == len(text) and max(pointers) < len(marks)
+    if not whole or CONTROL.search(''.join(recipients)):
         raise Unreadable('the line of a recipient is damaged')
     return letters, pointers, recipients
 
@@ -362,22 +336,6 @@ def _envelope(fixed: bytes, recipients: Iterable[str], text: bytes | LargeText) 
     if isinstance(text, bytes):
         return Envelope(raw=text, **options)
     return StoredEnvelope(text=text, **options)
-
-
-def read_fixed(fixed: bytes) -> tuple[str, str, str, dict[str, Any]]:
-    """Return what the lines after the slot say: id, message_id, sender and the options. Raises
-    ValueError, KeyError or TypeError."""
-    lines = _FIXED.fullmatch(fixed.decode())
-    if lines is None:
-        raise Unreadable('its envelope is damaged')
-    id, message_id, sender, json_text = lines.groups()
-    # JSON has no line breaks: the folding put them there, in front of a blank.
-    json_text = json_text.replace('\r\n', '')
-    options, end = _read_json(json_text)
-    if end != len(json_text):
-        raise Unreadable('its envelope is damaged')
-    options['metadata'] = MappingProxyType(options['metadata'])
-    return id, message_id, sender, options
 
 
 def checksum_of(
@@ -392,8 +350,3 @@ def checksum_of(
     if text is not None:
         text.survey(digest.update)
     return digest.hexdigest().encode()
-
-
-def _folded(text: str) -> str:
-    """Fold at blanks, so that any mail program accepts the line (RFC 5322, 2.1.1)."""
-    return text if len(text) <= 800 else re.sub(r'(.{800,}?) (?=[^ ])', '\\1\r\n ', text)

@@ -21,11 +21,17 @@ from .filename import FOLDER_OF, file_name, ticket_of
 from .files import QueueFiles
 from .format import STATE_AT, encode
 
-__all__ = ['adopt']
+__all__ = ['adopt', 'is_theirs']
 
 _ENVELOPE = re.compile(rb'(?im)^X-(?:Zope|Actually)-(From|To):(.*\r\n(?:[ \t].*\r\n)*)')
+_TO = re.compile(rb'(?im)^X-(?:Zope|Actually)-To:')
 _LINE_END = re.compile(rb'\r\n|\r|\n')
 _MESSAGE_ID = re.compile(r'<[!-;=?-~]+>')
+
+
+def is_theirs(head: bytes) -> bool:
+    """Whether a file that begins so may be a mail of theirs. The lines are among its headers."""
+    return _TO.search(_LINE_END.sub(b'\n', head).partition(b'\n\n')[0]) is not None
 
 
 def adopt(files: QueueFiles, ticket: Ticket, data: bytes, now: float) -> Ticket | None:

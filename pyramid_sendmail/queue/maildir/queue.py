@@ -6,6 +6,7 @@ atomic rename. A claim is a lock on the file itself, which the system releases i
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from ...envelope import Envelope
 from ...exceptions import DamagedMail
 from ...interfaces import IBrowsableQueue, IScannableQueue
 from ..browsing import MailDetails, MailInfo, MailState, QueueStats
+from ..history import printable
 from ..ticket import Ticket
 from .browser import MaildirBrowser
 from .claim import ClaimedFile, MaildirClaim
@@ -23,9 +25,10 @@ from .common_path import CommonClaim, CommonMail, is_due_and_untried, read_commo
 from .dead_letters import DeadLetters
 from .filename import FOLDER_OF, NAME_LENGTH, FileName, file_name, parse
 from .files import QueueFiles
-from .format import STATE_AT, EnvelopeBlock, Unreadable
+from .format import STATE_AT, EnvelopeBlock
 from .large_text import LARGE_FILE, load
-from .legacy import adopt
+from .legacy import adopt, is_theirs
+from .options import NewerFormat, Unreadable
 from .probes import prove_locks, prove_writable, sweep
 from .recovery import recover, set_aside
 from .scan import ScanLimits, Scanner
@@ -33,6 +36,11 @@ from .staging import StagedMail
 from .wakeup import WakeUp
 
 __all__ = ['MaildirQueue']
+
+log = logging.getLogger(__name__)
+
+_DAMAGED_SIZE = 1024 * 1024
+"""Bytes of a damaged or foreign file that its error event has, at most."""
 
 
 @implementer(IScannableQueue, IBrowsableQueue)
@@ -139,12 +147,16 @@ class MaildirQueue:
                 if mail is not None:
                     return self._claim_common(name, descriptor, mail, now)
             block, text = load(self._files, descriptor, data)
+        except NewerFormat as error:
+            self._leave(ticket, str(error))
+            return None
         except Unreadable as error:
-            data = self._files.read(descriptor)
-            adopted = adopt(self._files, ticket, data, now)
-            if adopted is not None:
-                return self.claim(adopted, settled=settled)
-            self._set_aside(ticket, str(error), data)
+            # The head decides: a foreign file may be of any size.
+            if is_theirs(data):
+                adopted = adopt(self._files, ticket, self._files.read(descriptor), now)
+                if adopted is not None:
+                    return self.claim(adopted, settled=settled)
+            self._set_aside(ticket, str(error), self._files.read(descriptor, _DAMAGED_SIZE))
             return None
         schedule, renamed = parse(name), len(name) != NAME_LENGTH
         if schedule is None:
@@ -204,6 +216,15 @@ class MaildirQueue:
         block.since = min(block.since, now)
         if block.retry_at > now + self._longest + 1:
             block.retry_at = now
+
+    def _leave(self, ticket: Ticket, reason: str) -> None:
+        """Leave a mail of a newer release where it is; no scan of this process finds it again."""
+        if self._scanner.leave(ticket.order):
+            log.warning(
+                '%s stays in the queue for a process of a newer release, which has written it: %s',
+                printable(ticket.order),
+                reason,
+            )
 
     def _set_aside(self, ticket: Ticket, reason: str, raw: bytes) -> None:
         name = set_aside(self._files, FOLDER_OF[ticket.state], ticket.order, reason)
