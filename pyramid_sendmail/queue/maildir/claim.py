@@ -233,7 +233,7 @@ class MaildirClaim:
         self._folder, self._name = folder, name
 
     def release(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
+        descriptor = self._descriptor
         if descriptor is None:
             return
         if self._text is not None:
@@ -242,7 +242,10 @@ class MaildirClaim:
             # If this fails, ``S`` stays and counts as an attempt. Ambiguous mail stays ambiguous.
             with suppress(OSError):
                 self._files.write(descriptor, self._before.encode(), STATE_AT)
-        self._files.close(descriptor)
+        # As in StagedMail: an interrupt leaves the file unlocked, or the next call unlocks it.
+        self._files.unlock(descriptor)
+        self._descriptor = None
+        self._files.close(descriptor, locked=False)
 
     def _write(self, data: bytes, at: int) -> None:
         self._files.write(self._descriptor, data, at)

@@ -36,10 +36,10 @@ class Directory:
         self.found = os.fstat(self._descriptor)
         """What the folder was when it was opened, or when ``chmod`` had changed it."""
 
-    def __del__(self, close=os.close) -> None:  # type: ignore[no-untyped-def]  # os may be gone
+    def __del__(self) -> None:
         if self._descriptor >= 0:
             with suppress(OSError):
-                close(self._descriptor)
+                os.close(self._descriptor)
 
     def chmod(self, mode: int) -> None:
         os.fchmod(self._descriptor, mode)
@@ -87,16 +87,6 @@ class Directory:
 
     def rename(self, name: str, to: Directory, new_name: str) -> None:
         os.rename(name, new_name, src_dir_fd=self._descriptor, dst_dir_fd=to._descriptor)
-
-    def link(self, name: str, new_name: str) -> None:
-        """Give a file of the folder a second name there."""
-        os.link(
-            name,
-            new_name,
-            src_dir_fd=self._descriptor,
-            dst_dir_fd=self._descriptor,
-            follow_symlinks=False,
-        )
 
     @contextmanager
     def entries(self) -> Iterator[Iterator[os.DirEntry[str]]]:

@@ -233,15 +233,23 @@ class QueueFiles:
             return None
         return here.st_size
 
-    def close(self, descriptor: int) -> None:
-        """Unlock and close. Never raises."""
-        if self._open.pop(descriptor, None) is None:
+    def unlock(self, descriptor: int) -> None:
+        """Unlock an open file, which may be unlocked already. Never raises an OSError."""
+        if descriptor not in self._open:
             return  # inherited by a fork, and closed after it
         try:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         except OSError as error:
-            # The close below unlocks as well, unless a forked child has the file open.
+            # The close unlocks as well, unless a forked child has the file open.
             log.debug('%s: a file could not be unlocked: %s', self.root, error)
+
+    def close(self, descriptor: int, *, locked: bool = True) -> None:
+        """Unlock and close. Never raises an OSError. ``locked``: False after ``unlock``."""
+        # In this order: an interrupt between the two leaves no file locked.
+        if locked:
+            self.unlock(descriptor)
+        if self._open.pop(descriptor, None) is None:
+            return
         try:
             os.close(descriptor)
         except OSError as error:

@@ -27,7 +27,7 @@ from .filename import FOLDER_OF, NAME_LENGTH, FileName, file_name, parse
 from .files import QueueFiles
 from .format import STATE_AT, EnvelopeBlock
 from .large_text import LARGE_FILE, load
-from .legacy import adopt, is_theirs
+from .legacy import InUse, adopt, is_theirs
 from .options import NewerFormat, Unreadable
 from .probes import prove_locks, prove_writable, sweep
 from .recovery import recover, set_aside
@@ -153,7 +153,12 @@ class MaildirQueue:
         except Unreadable as error:
             # The head decides: a foreign file may be of any size.
             if is_theirs(data):
-                adopted = adopt(self._files, ticket, self._files.read(descriptor), now)
+                try:
+                    adopted = adopt(self._files, ticket, self._files.read(descriptor), now)
+                except InUse as reason:
+                    if self._files.first_time(name):
+                        log.warning('%s stays in %s/ for now: %s', printable(name), folder, reason)
+                    return None
                 if adopted is not None:
                     return self.claim(adopted, settled=settled)
             self._set_aside(ticket, str(error), self._files.read(descriptor, _DAMAGED_SIZE))

@@ -165,10 +165,13 @@ class StagedMail:
                 'the transaction of %s committed; the mail is kept, see mail.in_doubt',
                 ', '.join(f'{envelope.message_id} ({envelope.id})' for envelope in self._envelopes),
             )
-        self._record = None
-        self._files.close(record)
+        # The record is forgotten when it is unlocked: until then a call after an interrupt
+        # unlocks it. A file that stayed locked could not be claimed while this process lives.
+        self._files.unlock(record)
         if self._outcome == 'published':
             self._wake_up.notify()
+        self._record = None
+        self._files.close(record, locked=False)
 
     def _publish(self, record: int) -> None:
         try:
