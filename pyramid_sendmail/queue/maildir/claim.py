@@ -106,7 +106,7 @@ class MaildirClaim:
         letters = self._block.letters.copy()
         try:
             self._block.mark(recipients, '?')
-            self._write(self._block.recipient_lines(), self._block.recipients_at)
+            self._write(*self._block.lines_of(recipients))
             if self._sync_ambiguous:
                 self._sync()
         except OSError as error:
@@ -122,9 +122,10 @@ class MaildirClaim:
 
     def clear_ambiguous(self) -> None:
         letters = self._block.letters.copy()
-        self._block.letters = ['T' if letter == '?' else letter for letter in letters]
+        marked = _recipients(self._block, '?')
+        self._block.mark(marked, 'T')
         try:
-            self._write(self._block.recipient_lines(), self._block.recipients_at)
+            self._write(*self._block.lines_of(marked))
         except OSError:
             self._block.letters = letters
 
