@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ...exceptions import QueueError
-from .users import group_name, primary_group, user_name
+from .users import group_name, user_name
 
 __all__ = [
     'Parent',
@@ -123,7 +123,7 @@ def check_parents(root: str, parents: Sequence[Parent]) -> None:
 def suspicious_parents(root: str, parents: Sequence[Parent], *, group: int) -> list[str]:
     """Return a text for each folder above the queue in which another user or group may replace what
     leads to it. ``group``: that of the queue."""
-    trusted, own, texts = _trusted(parents), {0, group, primary_group()}, []
+    trusted, own, texts = _trusted(parents), {0, group, os.getegid()}, []
     for above, folder, _, _ in parents:
         shared = folder.st_mode & (stat.S_IWGRP | stat.S_ISVTX) == stat.S_IWGRP
         if shared and folder.st_gid not in own:

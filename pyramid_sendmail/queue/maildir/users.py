@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import grp
-import os
 import pwd
 
-__all__ = ['group_name', 'primary_group', 'user_name']
+__all__ = ['group_name', 'user_name']
 
 
 def user_name(number: int) -> str:
@@ -23,11 +22,3 @@ def group_name(number: int) -> str:
         return grp.getgrgid(number).gr_name
     except KeyError:
         return str(number)
-
-
-def primary_group() -> int:
-    """Return the number of the group that this process's user has of its own."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_gid
-    except KeyError:
-        return os.getegid()
