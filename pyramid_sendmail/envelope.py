@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 __all__ = [
     'BLOCK_SIZE',
@@ -210,8 +210,7 @@ Outcome = Mapping[str, Verdict]
 """The result of an attempt: a verdict for each recipient of the envelope."""
 
 
-@dataclass(frozen=True, slots=True)
-class PendingEvent:
+class PendingEvent(NamedTuple):
     """An event that no subscriber has committed yet: recipients of one mail with the same result.
 
     The queue keeps it, so that it can be dispatched again, each time under the same ``id``.

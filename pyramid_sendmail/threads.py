@@ -77,6 +77,11 @@ class BackgroundThreads:
                 self._threads[name] = thread
             return thread
 
+    def forget(self, name: str) -> None:
+        """The thread with this name is about to end: the next ``start`` starts another one."""
+        with self._lock:
+            self._threads.pop(name, None)
+
     def _forked(self) -> None:
         self._threads = {}
         self._lock = threading.Lock()

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import version
 from pathlib import Path
@@ -59,7 +60,8 @@ def rows() -> list[Row]:
 ROWS = rows()
 
 
-def modules() -> dict[str, ast.Module]:
+@cache
+def modules() -> Mapping[str, ast.Module]:
     """Return the syntax tree of each module, by its name within the package.
 
     The name of a package ends in a dot; '' is our own __init__.
@@ -281,10 +283,12 @@ def test_nothing_is_loaded_in_a_commit(settings: list[str], tmp_path: Path) -> N
 def test_protocol_without_input_and_output() -> None:
     """What speaks SMTP imports no socket, no clock, no thread and no file: drivers have these."""
     forbidden = {'asyncio', 'io', 'os', 'select', 'selectors', 'socket', 'ssl', 'threading', 'time'}
-    names = [name for name in modules() if name.startswith('mailers.smtp.protocol.')]
-    assert len(names) > 1
-    for name in names:
-        tops = {target.partition('.')[0] for target in imports(name, modules()[name])}
+    trees = {
+        name: tree for name, tree in modules().items() if name.startswith('mailers.smtp.protocol.')
+    }
+    assert len(trees) > 1
+    for name, tree in trees.items():
+        tops = {target.partition('.')[0] for target in imports(name, tree)}
         assert not tops & forbidden, name
 
 

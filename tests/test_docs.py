@@ -1008,6 +1008,7 @@ def test_dead_letter_in_python(capsys: pytest.CaptureFixture[str]) -> None:
     assert RELAYS[-1].accepted('ann@example.org') == 1
 
 
+@pytest.mark.slow
 def test_types() -> None:
     """mypy finds nothing wrong in the examples."""
     pytest.importorskip('mypy', reason="pip install -e '.[lint]'")

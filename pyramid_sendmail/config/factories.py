@@ -147,7 +147,8 @@ def _envelope_factory(settings: MailSettings) -> EnvelopeFactory:
 
 def default_dispatcher(registry: Registry) -> IMailEventDispatcher:
     """Return the dispatcher that runs the subscribers of the registry in a thread."""
-    return EventDispatcher(registry, batch=settings_of(registry).event_batch)
+    settings = settings_of(registry)
+    return EventDispatcher(registry, batch=settings.event_batch, base_url=settings.base_url or '')
 
 
 def default_processor_thread(registry: Registry) -> ProcessorThread:

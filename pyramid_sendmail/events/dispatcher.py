@@ -8,12 +8,16 @@ the mail nor the request that sent it.
 from __future__ import annotations
 
 import logging
+import os
 import resource
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from typing import Any, NamedTuple, cast
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple, NoReturn, cast
 
 from pyramid.registry import Registry
 from pyramid.request import Request
@@ -22,7 +26,8 @@ from zope.interface import implementedBy, implementer
 from ..envelope import Envelope, PendingEvent
 from ..interfaces import IMailClaim, IMailEventDispatcher
 from ..retry import EVENT_RETRY, RetryPolicy
-from ..threads import BackgroundThreads
+from ..threads import BackgroundThread, BackgroundThreads
+from .failures import FailureLog, StallWatch
 from .loop_guard import depth as _depth
 from .request import EventRequests
 from .types import KINDS, event_of
@@ -31,10 +36,15 @@ __all__ = ['EventDispatcher']
 
 log = logging.getLogger(__name__)
 
+THREAD = 'pyramid_sendmail events'
+
 GATHER_TIME = 0.01
 """Seconds for which events wait until they make a batch, at most. Without it the thread would find
 few at a time: a drain of 2,000 mails, with batches of 50 and a commit each, has 0.55 times the
 pace. An event that has a transaction of its own would gain nothing by it, and does not wait."""
+
+IDLE_TIME = 60.0
+"""Seconds without events after which the thread ends; the next event starts another one."""
 
 MAX_BACKLOG = 1_000
 """Claims that may wait for the thread, at most."""
@@ -56,13 +66,14 @@ class Delivery(NamedTuple):
 
 @implementer(IMailEventDispatcher)
 class EventDispatcher:
-    """See IMailEventDispatcher. The first event starts the thread, and the first after a fork.
+    """See IMailEventDispatcher. The first event starts the thread, and the first after a fork or
+    after IDLE_TIME without events.
 
     ``batch``: how many events share a request and a transaction, at most. ``policy``: when an
     event whose subscriber failed is delivered again. ``clock``: epoch seconds. ``backlog``: how
     many claims may wait for the thread; beyond it they are released, and come back with a later
     scan of the queue. Each keeps a file open, so the default is a quarter of the files that this
-    process may have open, and at most MAX_BACKLOG.
+    process may have open, and at most MAX_BACKLOG. ``base_url``: see EventRequests.
     """
 
     def __init__(
@@ -73,6 +84,7 @@ class EventDispatcher:
         policy: RetryPolicy = EVENT_RETRY,
         clock: Callable[[], float] = time.time,
         backlog: int | None = None,
+        base_url: str = '',
     ) -> None:
         self._registry = registry
         self._batch = batch
@@ -80,7 +92,9 @@ class EventDispatcher:
         self._clock = clock
         self._backlog = _default_backlog() if backlog is None else backlog
         self.failures = 0
-        self._requests = EventRequests(registry)
+        self._requests = EventRequests(registry, base_url)
+        self._failures = FailureLog()
+        self._watch = StallWatch(EventDispatcher._run_subscribers.__code__)
         self._threads = BackgroundThreads(self._reset, self.flush)
         self._reset()
 
@@ -101,7 +115,7 @@ class EventDispatcher:
                 if len(self._waiting) in (1, self._batch):
                     self._changed.notify_all()
         if accepted:
-            self._threads.start('pyramid_sendmail events', self._run)
+            self._threads.start(THREAD, self._run)
         else:
             claim.release()
 
@@ -110,17 +124,29 @@ class EventDispatcher:
             return self._changed.wait_for(lambda: not self._waiting and not self._busy, timeout)
 
     def _run(self) -> None:
-        while True:
-            self._wait_for_events()
-            self._handle(self._take())
+        stop = threading.Event()
+        watch = partial(self._watch.run, threading.get_ident(), stop)
+        BackgroundThread(target=watch, name=f'{THREAD} watch', daemon=True).start()
+        try:
+            while self._wait_for_events():
+                self._handle(self._take())
+        finally:
+            stop.set()
 
-    def _wait_for_events(self) -> None:
-        """Wait for a claim with events, and for at most GATHER_TIME for a batch."""
+    def _wait_for_events(self) -> bool:
+        """Wait for a claim with events, and for at most GATHER_TIME for a batch. Return False after
+        IDLE_TIME without one."""
+        if not self._waiting:
+            self._failures.flush()
         with self._changed:
             self._busy = False
             self._changed.notify_all()
-            self._changed.wait_for(lambda: bool(self._waiting))
+            if not self._changed.wait_for(lambda: bool(self._waiting), IDLE_TIME):
+                # Within the lock: the next event must not count on this thread.
+                self._threads.forget(THREAD)
+                return False
             self._changed.wait_for(lambda: len(self._waiting) >= self._batch, GATHER_TIME)
+        return True
 
     def _take(self) -> list[Work]:
         """Return as many claims as make a batch, and at least one."""
@@ -235,17 +261,15 @@ class EventDispatcher:
             with self._requests.event_request() as request:
                 self._run_subscribers(batch, request)
                 committed = True
-        except BaseException:
-            # sys.exit() in a subscriber must not end the thread.
-            log.exception(
-                '%s: %s', batch[0].envelope.message_id, self._failure(batch, committed=committed)
-            )
+        except BaseException as error:  # noqa: BLE001 - sys.exit() must not end the thread
+            what = self._failure(batch, committed=committed)
+            self._failures.add(f'{batch[0].envelope.message_id}: {what}', error)
         finally:
             _depth.reset(before)
         return committed
 
     def _run_subscribers(self, batch: Sequence[Delivery], request: Request) -> None:
-        manager = request.tm
+        manager, pid = request.tm, os.getpid()
         request.environ['tm.active'] = True
         request.environ['tm.manager'] = manager
         transaction = manager.begin()
@@ -253,16 +277,23 @@ class EventDispatcher:
             transaction.note(_note(batch))
             for event, envelope in batch:
                 depth = _depth.set(_depth_of(event, envelope))
+                self._watch.begin(f'{envelope.message_id}: {event.kind} event {event.id}')
                 self._registry.notify(event_of(event, envelope, request))
                 _depth.reset(depth)
+                if os.getpid() != pid:
+                    raise RuntimeError('a subscriber has returned in a process that it forked')
                 if len(batch) > 1 and manager.get() is not transaction:
                     raise RuntimeError('a subscriber has ended the transaction of several events')
             _deactivate(request)
             manager.commit()
-        except BaseException:
+        except BaseException as error:
+            if os.getpid() != pid:
+                _end_forked_child(error)
             _deactivate(request)
             manager.abort()
             raise
+        finally:
+            self._watch.end()
 
     def _failure(self, batch: Sequence[Delivery], *, committed: bool) -> str:
         """Return what the log says of a batch that failed: what happened, and what happens next."""
@@ -280,6 +311,20 @@ class EventDispatcher:
             elif not self._is_last_try(event):
                 then += f'; next try in {self._delay(event):g} s'
         return f'{what} ({event.kind} event {event.id}{others}); {then}'
+
+
+def _end_forked_child(error: BaseException) -> NoReturn:
+    """End a process that a subscriber has forked, as the end of its main thread would: the
+    transaction and the events are those of the parent."""
+    status = 1
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    else:
+        log.error('a process that a subscriber has forked ends', exc_info=error)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(status)
 
 
 def _depth_of(event: PendingEvent, envelope: Envelope) -> int:

@@ -19,17 +19,20 @@ class EventRequests:
     Pyramid makes a class for each request, with the properties that extensions give it. That costs
     more than everything else about an event: here requests share the class that Pyramid has made
     for the first one.
+
+    ``base_url``: what the URLs that they make begin with; '' for Pyramid's http://localhost.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, base_url: str = '') -> None:
         self._registry = registry
+        self._options = {'base_url': base_url} if base_url else {}
         self._classes: dict[type, tuple[Mapping[str, object], type]] = {}
 
     @contextmanager
     def event_request(self) -> Iterator[Request]:
         """Push a new request on the thread's stack; at the end run its finished callbacks."""
         factory = self._registry.queryUtility(IRequestFactory, default=Request)
-        request = factory.blank('/')
+        request = factory.blank('/', **self._options)
         request.registry = self._registry
         with RequestContext(request):
             self._extend(request)

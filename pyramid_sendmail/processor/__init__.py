@@ -10,6 +10,7 @@ docs/explanation/design.rst draws the walk of a mail, with every thread in it.
 ``loop``             all connections by SMTP and LMTP, in one thread
 ``loop_worker``      a worker of the loop: one connection at a time
 ``loop_connection``  a connection of the loop, which never blocks
+``token_request``    the wait for an access token, in front of a connection
 ``loop_roles``       what a connection needs of the loop, and of its worker
 ``worker_pool``      for mailers that block: a thread for each connection
 ``active_queue``     the tickets that the workers share, in memory

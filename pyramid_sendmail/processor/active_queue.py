@@ -9,7 +9,6 @@ from heapq import heappop, heappush
 from itertools import chain
 from math import inf
 from random import shuffle
-from threading import get_ident
 
 from ..queue.ticket import Ticket
 from .rate_limiter import RateLimiter
@@ -76,17 +75,22 @@ class ActiveQueue:
 
     New and deferred mail is taken in turn, each kind in the order of its tickets, and no faster
     than the rate limiter permits. ``idle_timeout``: see IDLE_TIMEOUT, in seconds. A worker is one
-    connection: ``worker`` identifies it, and None is the calling thread.
+    connection: ``worker`` identifies it. ``monotonic``: the clock of that time-out.
 
     ``on_change``: called when there is more to take, or nothing more ever, without a lock.
     """
 
     def __init__(
-        self, rate_limiter: RateLimiter | None = None, *, idle_timeout: float = IDLE_TIMEOUT
+        self,
+        rate_limiter: RateLimiter | None = None,
+        *,
+        idle_timeout: float = IDLE_TIMEOUT,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.on_change: Callable[[], None] = _nothing
         self._rate_limiter = rate_limiter or RateLimiter()
         self._idle_timeout = idle_timeout
+        self._monotonic = monotonic
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._lanes = {True: _Lane(), False: _Lane()}
@@ -100,7 +104,7 @@ class ActiveQueue:
         """The tickets that each worker has taken."""
         self._starting: set[Hashable] = set()
         """Workers that have not taken a ticket yet."""
-        self._waiting: list[int] = []
+        self._waiting: list[Hashable] = []
         self._closed = False
         self._scan_was_cut = False
         self._low_mark = 0
@@ -168,11 +172,10 @@ class ActiveQueue:
             self._changed.notify_all()
         self.on_change()
 
-    def pop(self, worker: Hashable = None) -> Ticket | None:
+    def pop(self, worker: Hashable) -> Ticket | None:
         """Return the next ticket, or None if there is no ticket or no permit. Never wait."""
-        me = get_ident() if worker is None else worker
         with self._lock:
-            self._starting.discard(me)
+            self._starting.discard(worker)
             if self._closed or not self._count:
                 return None
             permit = self._rate_limiter.acquire()
@@ -182,7 +185,7 @@ class ActiveQueue:
             self._new_next = not self._new_next
             ticket = lane.pop()
             self._count -= 1
-            self._taken.setdefault(me, []).append(ticket)
+            self._taken.setdefault(worker, []).append(ticket)
             self._permits[ticket] = permit
             return ticket
 
@@ -215,7 +218,9 @@ class ActiveQueue:
             self._examined = present
             return sorted(found, key=lambda ticket: ticket.order)
 
-    def wait_for_work(self, acquire: Callable[[], float], *, on_idle: Callable[[], None]) -> bool:
+    def wait_for_work(
+        self, worker: Hashable, acquire: Callable[[], float], *, on_idle: Callable[[], None]
+    ) -> bool:
         """Sleep until there is a ticket with a permit and ``acquire()`` returns 0. Return False
         when the queue is closed.
 
@@ -224,35 +229,34 @@ class ActiveQueue:
         there are tickets and permits, so that one mail opens one connection. The worker that
         worked last starts first, because it still has a session.
         """
-        me = get_ident()
         while True:
             with self._changed:
-                self._waiting.append(me)
+                self._waiting.append(worker)
                 try:
-                    wanted = self._wait_until_wanted(me)
+                    wanted = self._wait_until_wanted(worker)
                     if self._closed:
                         return False
                     if wanted:
                         wait = acquire()
                         if not wait:
-                            self._taken[me] = []
-                            self._starting.add(me)
+                            self._taken[worker] = []
+                            self._starting.add(worker)
                             return True
                         self._changed.wait(wait)
                 finally:
-                    self._waiting.remove(me)
+                    self._waiting.remove(worker)
             if not wanted:
                 on_idle()
 
-    def _wait_until_wanted(self, me: int) -> bool:
-        """Sleep until there is work for this thread; return False after ``idle_timeout``."""
-        end = time.monotonic() + self._idle_timeout
+    def _wait_until_wanted(self, worker: Hashable) -> bool:
+        """Sleep until there is work for this worker; return False after ``idle_timeout``."""
+        end = self._monotonic() + self._idle_timeout
         while not self._closed:
-            before_me = len(self._starting) + len(self._waiting) - 1 - self._waiting.index(me)
+            before_me = len(self._starting) + len(self._waiting) - 1 - self._waiting.index(worker)
             wait = self._wait_behind(before_me)
             if not wait:
                 break
-            left = end - time.monotonic()
+            left = end - self._monotonic()
             if left <= 0:
                 return False
             self._changed.wait(min(wait, left))
@@ -291,15 +295,14 @@ class ActiveQueue:
         infinity without a ticket."""
         return self._rate_limiter.retry_in(workers + 1) if self._count > workers else inf
 
-    def task_done(self, *, retry: bool = False, worker: Hashable = None) -> None:
+    def task_done(self, worker: Hashable, *, retry: bool = False) -> None:
         """Record that this worker has finished what it took. ``retry``: some of it may still be
         in the queue."""
-        me = get_ident() if worker is None else worker
         with self._changed:
-            for ticket in self._taken.pop(me, ()):
+            for ticket in self._taken.pop(worker, ()):
                 self._known.discard(ticket)
                 self._permits.pop(ticket, None)
-            self._starting.discard(me)
+            self._starting.discard(worker)
             self._retry_wanted = self._retry_wanted or retry
             self._changed.notify_all()
 

@@ -7,7 +7,6 @@ import re
 import threading
 from collections.abc import Callable, Hashable
 from random import random
-from threading import get_ident
 
 from ..exceptions import QueueError
 
@@ -52,7 +51,7 @@ class CircuitBreaker:
     processors that lost the relay together do not come back together. The log has one line for
     each change and for each new reason.
 
-    A worker is one connection: ``worker`` identifies it, and None is the calling thread.
+    A worker is one connection: ``worker`` identifies it.
     """
 
     def __init__(
@@ -79,9 +78,8 @@ class CircuitBreaker:
         self._reason = ''
         self._part = ''
 
-    def acquire(self, worker: Hashable = None) -> float:
+    def acquire(self, worker: Hashable) -> float:
         """Return 0 if this worker may connect now, else the seconds until it should ask again."""
-        worker = get_ident() if worker is None else worker
         with self._lock:
             if self._times_opened in self._sessions.values():
                 return 0.0
@@ -95,25 +93,22 @@ class CircuitBreaker:
             self._probing, self._probing_since = worker, now
             return 0.0
 
-    def session_opened(self, worker: Hashable = None) -> None:
+    def session_opened(self, worker: Hashable) -> None:
         """Record that this worker has a session."""
-        worker = get_ident() if worker is None else worker
         with self._lock:
             self._sessions[worker] = self._times_opened
             self._stop_probing(worker)
 
-    def allows(self, worker: Hashable = None) -> bool:
+    def allows(self, worker: Hashable) -> bool:
         """Return whether this worker may take another mail: the breaker did not open since its
         session was opened."""
         # Asked for every mail. Only its own thread writes this entry, so no lock is needed.
-        worker = get_ident() if worker is None else worker
         return self._sessions.get(worker) == self._times_opened
 
-    def record_success(self, worker: Hashable = None) -> None:
+    def record_success(self, worker: Hashable) -> None:
         """Record that mail of this worker was answered: the relay is available."""
         if not self._failures:
             return  # the usual case, without the lock
-        worker = get_ident() if worker is None else worker
         with self._lock:
             if self._sessions.get(worker) != self._times_opened:
                 return  # the breaker opened after this session
@@ -126,15 +121,14 @@ class CircuitBreaker:
         else:
             log.warning('relay %s answers again after %d failed attempts', self._relay, failures)
 
-    def release(self, worker: Hashable = None) -> None:
+    def release(self, worker: Hashable) -> None:
         """Record that this worker has no session and does not try to open one."""
-        worker = get_ident() if worker is None else worker
         with self._lock:
             self._sessions.pop(worker, None)
             self._stop_probing(worker)
 
-    def record_failure(self, error: Exception, worker: Hashable = None) -> float:
-        """Record that this worker could not go on.
+    def record_failure(self, error: Exception, worker: Hashable) -> float:
+        """Record that this worker could not go on. None is no worker: the scan.
 
         If other workers still have sessions, the relay accepts no more of them: return the
         seconds that this worker alone should pause. Otherwise open the breaker and return 0. A
@@ -142,7 +136,6 @@ class CircuitBreaker:
         """
         reason = _VARYING_WORDS.sub('', str(error))
         part = 'queue' if isinstance(error, QueueError) else 'relay'
-        worker = get_ident() if worker is None else worker
         with self._lock:
             self._sessions.pop(worker, None)
             self._stop_probing(worker)

@@ -73,10 +73,10 @@ class DueClaims(Iterator[IMailClaim]):
     """Claims due mail one by one for a worker. Never waits.
 
     It ends when no mail is left, the breaker opens, or there is no permit; and goes on when there
-    is mail again. ``worker``: identifies the worker; None is the calling thread.
+    is mail again. ``worker``: identifies the worker.
     """
 
-    def __init__(self, claimer: Claimer, worker: Hashable = None) -> None:
+    def __init__(self, claimer: Claimer, worker: Hashable) -> None:
         self._claimer = claimer
         self._run = claimer.run
         self._worker = worker

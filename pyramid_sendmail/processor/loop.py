@@ -1,7 +1,8 @@
 """The loop: all connections to the relay, in one thread.
 
 It claims mail, sends it and records what became of it. Nothing in it waits, except for the disk:
-names are resolved by another thread, folders are synced by another, and a third runs subscribers.
+names are resolved, access tokens are fetched, folders are synced and subscribers run in threads of
+their own.
 A slow connection holds up no other one.
 """
 
@@ -22,10 +23,11 @@ from socket import socket
 from ..envelope import Tally
 from ..interfaces import IMailer, IScannableQueue
 from ..mailers.smtp.resolver import Resolver
+from ..mailers.smtp.token_fetcher import TokenFetcher
 from ..sending.outcome import OutcomeRecorder
 from ..threads import BackgroundThread
 from .claims import Claimer
-from .loop_roles import Watcher
+from .loop_roles import Sender, Watcher
 from .loop_worker import LoopWorker
 from .options import ProcessorOptions
 
@@ -48,11 +50,10 @@ class DeliveryLoop:
         queue: IScannableQueue,
         recorder: OutcomeRecorder,
         options: ProcessorOptions,
-        *,
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.monotonic = monotonic
+        self.monotonic = options.monotonic
         self.resolver = Resolver()
+        self.token_fetcher = TokenFetcher()
         self._run = claimer.run
         self._queue = self._run.active_queue
         self._selector = DefaultSelector()
@@ -181,7 +182,7 @@ class DeliveryLoop:
             if owner is None:
                 self._read_wake_up()
             elif owner.state != 'closed':
-                self._guarded(owner, partial(owner.on_ready, key.fileobj))
+                self._guarded(owner.sender, partial(owner.on_ready, key.fileobj))
                 if owner.state == 'closed':
                     self._look_for_work()
         while self._calls:
@@ -192,7 +193,7 @@ class DeliveryLoop:
         earliest = inf
         for connection in list(self._connections):
             if connection.deadline <= now:
-                self._guarded(connection, connection.on_deadline)
+                self._guarded(connection.sender, connection.on_deadline)
                 earliest = now
             if connection.state == 'closed':
                 self._connections.discard(connection)
@@ -201,12 +202,12 @@ class DeliveryLoop:
                 earliest = min(earliest, connection.deadline)
         return earliest
 
-    def _guarded(self, connection: Watcher, call: Callable[[], object]) -> None:
-        """Call, and have the worker of the connection bear what goes wrong."""
+    def _guarded(self, worker: Sender, call: Callable[[], object]) -> None:
+        """Call, and have the worker bear what goes wrong."""
         try:
             call()
         except Exception as error:  # noqa: BLE001 - the worker logs it
-            connection.sender.failed(error)
+            worker.failed(error)
 
     def _read_wake_up(self) -> None:
         # In this order: a wake-up in between is handled in this turn; a later one wakes again.
@@ -221,6 +222,8 @@ class DeliveryLoop:
         """Have workers begin, as many as there is mail for and the breaker allows: first those
         that have a connection."""
         self._assign_at = inf
+        for worker in self._workers:
+            self._guarded(worker, worker.go_on)
         if self._queue.closed:
             return
         self._forget_overdue(now)
@@ -240,10 +243,7 @@ class DeliveryLoop:
             if not self._queue.start(worker, connected=connected):
                 self._run.breaker.release(worker)
                 return
-            try:
-                worker.begin()
-            except Exception as error:  # noqa: BLE001 - the worker logs it
-                worker.failed(error)
+            self._guarded(worker, worker.begin)
 
     def _forget_overdue(self, now: float) -> None:
         """Keep no mail for workers that take long to connect."""

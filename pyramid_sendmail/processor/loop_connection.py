@@ -209,10 +209,9 @@ class LoopConnection:
             if not self._exchange_mails(client, sender):
                 return
             data = self._calling(client.data_to_send)
-            if data:
-                if not self._write(data):
-                    return
-            elif not client.outcomes and client.end is None:
+            if data and not self._write(data):
+                return
+            if client.waits or not (data or client.outcomes or client.end):
                 break
         if self.state == 'speaking':
             self._wait(client)

@@ -11,6 +11,7 @@ from ..exceptions import MailerUnavailable
 from ..mailers.session import BeforeFinalDot
 from ..mailers.smtp.protocol.state import SessionEnd
 from ..mailers.smtp.resolver import Resolver
+from ..mailers.smtp.token_fetcher import TokenFetcher
 
 __all__ = ['Poller', 'Sender', 'Watcher']
 
@@ -39,6 +40,7 @@ class Poller(Protocol):
     """What a connection needs of its loop."""
 
     resolver: Resolver
+    token_fetcher: TokenFetcher
 
     def monotonic(self) -> float:
         """Return the time of the deadlines, in seconds."""

@@ -18,6 +18,7 @@ from ..sending.outcome import OutcomeRecorder
 from .claims import Claimer, DueClaims
 from .loop_connection import LoopConnection
 from .loop_roles import Poller
+from .token_request import TokenRequest
 
 __all__ = ['LoopWorker']
 
@@ -59,10 +60,13 @@ class LoopWorker:
         self._idle = idle
         self._on_change = on_change
         self._claims = DueClaims(claimer, self)
+        self._token_request: TokenRequest | None = None
+        """What comes before a connection with an access token."""
         self._connection: LoopConnection | None = None
         self._last_connection: LoopConnection | None = None
         """The connection before, which may still wait for the reply to QUIT."""
         self._attempts: Attempts | None = None
+        self._waits_to_connect = False
         self._batch: Batch | None = None
         self._mails_on_session = 0
 
@@ -106,8 +110,15 @@ class LoopWorker:
         else:
             self._connect()
 
+    def go_on(self) -> None:
+        """Connect, if that had to wait and need not any more."""
+        if self._waits_to_connect and not self.leaving:
+            self._connect()
+
     def close(self) -> None:
         """Stop: close the connection, and wait for its QUIT at most."""
+        self._waits_to_connect = False
+        self._stop_fetching()
         connection, self._connection = self._connection, None
         if self._attempts is not None:
             self._attempts.close()
@@ -177,7 +188,7 @@ class LoopWorker:
         assert connection is not None
         if batch is not None and batch.holding:
             # The session is used up, and a mail of the one before is to be sent once more.
-            self._connection = None
+            self._connection, self._last_connection = None, connection
             connection.quit()
             self._connect()
             return
@@ -213,10 +224,24 @@ class LoopWorker:
         self._open(attempts.send(error))
 
     def _connect(self) -> None:
+        """Connect, once the connection before has its reply to QUIT."""
+        self._waits_to_connect = self.leaving
+        if self._waits_to_connect:
+            return
         self._attempts = connection_attempts(self._mailer)
         self._open(next(self._attempts))
 
     def _open(self, mailer: SMTPMailer) -> None:
+        bearer = mailer.bearer
+        if bearer is None:
+            self._open_connection(mailer)
+            return
+        self._token_request = TokenRequest(
+            self._poller, mailer, bearer, self, then=self._open_connection
+        )
+        self._token_request.open()
+
+    def _open_connection(self, mailer: SMTPMailer) -> None:
         self._connection = LoopConnection(self._poller, mailer, self)
         self._connection.open()
 
@@ -226,7 +251,14 @@ class LoopWorker:
         self._run.breaker.session_opened(self)
         self._on_change()
 
+    def _stop_fetching(self) -> None:
+        """Take no token any more that is being fetched."""
+        request, self._token_request = self._token_request, None
+        if request is not None:
+            request.close()
+
     def _session_failed(self, reason: str) -> None:
+        self._stop_fetching()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -241,6 +273,8 @@ class LoopWorker:
     def _give_up(self, error: MailerUnavailable | QueueError) -> None:
         """Release the mail, and leave it to the breaker when to go on."""
         run = self._run
+        self._waits_to_connect = False
+        self._stop_fetching()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.quit()
@@ -266,7 +300,7 @@ class LoopWorker:
         run = self._run
         self.working, self._batch = False, None
         run.breaker.release(self)
-        run.active_queue.task_done(retry=retry or bool(run.breaker.retry_in()), worker=self)
+        run.active_queue.task_done(self, retry=retry or bool(run.breaker.retry_in()))
         if run.active_queue.should_request_refill():
             run.wake()
         self._on_change()

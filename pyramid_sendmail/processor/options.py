@@ -40,7 +40,7 @@ class ProcessorOptions(NamedTuple):
     ``keep_failed``: age at which a dead letter is removed, or None to keep them. ``poll``,
     ``limit``, ``grace``, ``event_page``: see POLL_INTERVAL, ACTIVE_QUEUE_LIMIT, SHUTDOWN_GRACE,
     EVENT_PAGE. ``pause``, ``chance``: see CircuitBreaker. ``idle``: see IDLE_TIMEOUT.
-    ``monotonic``: the clock for all of these.
+    ``monotonic``: the clock for all of these, and for the time-outs of connections.
     """
 
     workers: int = 4

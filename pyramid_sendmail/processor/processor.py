@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -129,7 +128,7 @@ class QueueProcessor:
         options, mailer = self.options, self._mailer
         run = Run(
             self._queue,
-            ActiveQueue(self._rate_limiter, idle_timeout=options.idle),
+            ActiveQueue(self._rate_limiter, idle_timeout=options.idle, monotonic=self._monotonic),
             CircuitBreaker(
                 self._monotonic, relay=mailer.name, pause=options.pause, chance=options.chance
             ),
@@ -166,7 +165,7 @@ class QueueProcessor:
         assert run is not None
         run.close()
         called_before = self._shutdown_at is not None
-        self._shutdown_at = self._shutdown_at or time.monotonic() + grace
+        self._shutdown_at = self._shutdown_at or self._monotonic() + grace
         late = self._senders.stop(self._grace_left)
         if late and not called_before:
             log.warning(
@@ -178,7 +177,7 @@ class QueueProcessor:
     def _grace_left(self) -> float:
         """Return the seconds until the shutdown time ends. Subscribers share it with the mail in
         flight."""
-        return max((self._shutdown_at or 0.0) - time.monotonic(), 0.0)
+        return max((self._shutdown_at or 0.0) - self._monotonic(), 0.0)
 
     @property
     def mails_left(self) -> int:
@@ -237,7 +236,7 @@ class QueueProcessor:
                 on_first_page=lambda tickets: run.active_queue.add(tickets, fresh=True),
             )
         except QueueError as error:
-            run.breaker.record_failure(error)
+            run.breaker.record_failure(error, None)
             run.next_scan_at = start + max(run.breaker.retry_in(), ERROR_PAUSE)
             return
         run.active_queue.add(_unfinished(tickets), more=len(tickets) >= limit, fresh=fresh)
@@ -318,8 +317,8 @@ class QueueProcessor:
     def _wait_for_subscribers(self, run: Run) -> None:
         """Wait until all events are dispatched, at most the grace; the rest is dispatched again
         later."""
-        end = time.monotonic() + self.options.grace
-        while not (run.stop.is_set() or self._dispatcher.flush(0.1)) and time.monotonic() < end:
+        end = self._monotonic() + self.options.grace
+        while not (run.stop.is_set() or self._dispatcher.flush(0.1)) and self._monotonic() < end:
             pass
 
 

@@ -181,5 +181,6 @@ class Run:
 
     def fail(self, error: MailerUnavailable | QueueError) -> None:
         """End ``run_once`` with this error: it tries an unavailable relay once."""
-        self.error = self.error or error
+        # The frames of a sending thread hold what the relay has said, which may echo a password.
+        self.error = self.error or error.with_traceback(None)
         self.active_queue.close()

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from ..envelope import Tally
 from ..exceptions import MailerUnavailable, QueueError
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class WorkerPool:
-    """The workers of one run. See Senders."""
+    """The workers of one run, each named by its connection. See Senders."""
 
     def __init__(
         self,
@@ -69,16 +70,17 @@ class WorkerPool:
 
     def _work(self, connection: RelayConnection, tally: Tally) -> None:
         run, queue = self._run, self._run.active_queue
-        while queue.wait_for_work(run.breaker.acquire, on_idle=connection.close):
+        acquire = partial(run.breaker.acquire, connection)
+        while queue.wait_for_work(connection, acquire, on_idle=connection.close):
             try:
                 pause = self._drain(connection, tally)
             except Exception as error:
                 log.exception('a worker failed and continues')
-                pause = run.breaker.record_failure(error)
+                pause = run.breaker.record_failure(error, connection)
                 if run.once:
                     run.fail(MailerUnavailable(f'a worker failed: {error!r}'))
-            run.breaker.release()
-            queue.task_done(retry=bool(pause or run.breaker.retry_in()))
+            run.breaker.release(connection)
+            queue.task_done(connection, retry=bool(pause or run.breaker.retry_in()))
             if queue.should_request_refill():
                 run.wake()
             if pause:
@@ -96,16 +98,18 @@ class WorkerPool:
             claims = _AnsweredClaims(self._claimer, connection)
             attempt(claims, connection, self._recorder, tally)
             if connection.mails_total > before:
-                run.breaker.record_success()
+                run.breaker.record_success(connection)
         except (MailerUnavailable, QueueError) as error:
-            return self._end_drain(error)
+            return self._end_drain(error, connection)
         return 0.0
 
-    def _end_drain(self, error: MailerUnavailable | QueueError) -> float:
+    def _end_drain(
+        self, error: MailerUnavailable | QueueError, connection: RelayConnection
+    ) -> float:
         run = self._run
         if run.active_queue.closed:
             return 0.0
-        pause = run.breaker.record_failure(error)
+        pause = run.breaker.record_failure(error, connection)
         if run.once and not pause:
             # Do this first, so that no other worker connects in the meantime.
             run.fail(error)
@@ -119,7 +123,7 @@ class _AnsweredClaims(DueClaims):
     """Due claims, which tell the breaker of the session, and of each mail that was answered."""
 
     def __init__(self, claimer: Claimer, connection: RelayConnection) -> None:
-        super().__init__(claimer)
+        super().__init__(claimer, connection)
         self._connection = connection
         self._before = connection.mails_total
         self._begun = False
@@ -127,11 +131,11 @@ class _AnsweredClaims(DueClaims):
     def __next__(self) -> IMailClaim:
         if not self._begun:
             self._begun = True
-            self._run.breaker.session_opened()
+            self._run.breaker.session_opened(self._connection)
             self._run.active_queue.notify_waiters()
         if self._connection.mails_total > self._before:
             self._before = self._connection.mails_total
-            self._run.breaker.record_success()
+            self._run.breaker.record_success(self._connection)
         return super().__next__()
 
 

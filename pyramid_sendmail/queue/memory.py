@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 
 from zope.interface import implementer
 
@@ -270,7 +269,7 @@ class MemoryClaim:
         failed = {event.id for event in events}
         mail = self._mail
         mail.pending_events = [
-            replace(event, tries=event.tries + 1) if event.id in failed else event
+            event._replace(tries=event.tries + 1) if event.id in failed else event
             for event in mail.pending_events
         ]
         mail.due = min(due, mail.retry_at) if mail.retry_at else due

@@ -10,7 +10,6 @@ import math
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
@@ -20,7 +19,7 @@ from typing import Any, Protocol
 from ..envelope import Tally
 from .children import ChildProcess, Command
 from .signals import EXIT_SIGNAL, Signals, unblock_signals
-from .terminal import Terminal, no_progress
+from .terminal import Terminal, no_progress, print_line
 
 __all__ = ['FIRST_PAUSE', 'HEALTHY_AFTER', 'LONGEST_PAUSE', 'Supervisor', 'supervise']
 
@@ -309,7 +308,7 @@ class _Waiter:
         signal.signal(signal.SIGCHLD, self._handler_before)
         signal.set_wakeup_fd(self._wakeup_before)
         if self._line:
-            _print(self._line)
+            print_line(self._line.decode(errors='replace'))
         for descriptor in (self._signals, self._on_signal, self._lines, self.output):
             if descriptor is not None:
                 os.close(descriptor)
@@ -325,11 +324,7 @@ class _Waiter:
         if self._lines is not None:
             *lines, self._line = (self._line + _read(self._lines)).split(b'\n')
             for line in lines:
-                _print(line)
-
-
-def _print(line: bytes) -> None:
-    print(line.decode(errors='replace'), file=sys.stderr)
+                print_line(line.decode(errors='replace'))
 
 
 def _read(descriptor: int) -> bytes:

@@ -1,17 +1,30 @@
-"""What ``psendmail-qp`` prints: its lines on stderr, and a progress bar on a terminal."""
+"""What ``psendmail-qp`` prints: its lines on stderr, and a progress bar on a terminal.
+
+Mail leaves whether or not they can be printed: stderr may be closed, a pipe without a reader, or a
+file on a full disk.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Protocol
 
 from ..envelope import Tally
 
-__all__ = ['Output', 'Progress', 'Terminal', 'no_progress']
+__all__ = [
+    'Output',
+    'Progress',
+    'Terminal',
+    'no_progress',
+    'print_line',
+    'print_only_errors',
+    'standard_streams',
+]
 
 Progress = Callable[[Tally, int], None]
 
@@ -48,7 +61,7 @@ class Terminal:
         return sys.stderr.isatty() and not self.quiet
 
     def say(self, text: str) -> None:
-        print(f'psendmail-qp: {text}', file=sys.stderr)
+        print_line(f'psendmail-qp: {text}')
 
     def begin(self, queue: str, *, is_new: bool, once: bool, processes: int = 1) -> None:
         if self.quiet:
@@ -78,6 +91,43 @@ class Terminal:
     def fail(self, text: str, status: int) -> int:
         self.say(text)
         return status
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """Open what our parent has closed: no file or socket of ours may get the number of stderr, and
+    what is printed must go somewhere. What cannot be printed at the end is lost."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+    sys.stdout = sys.stdout or open(1, 'w', closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, 'w', closefd=False)  # noqa: SIM115
+    try:
+        yield
+    finally:
+        try:
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            # The interpreter would fail to flush it too, and end with status 120.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def print_line(text: str) -> None:
+    """Print a line on stderr, if that is possible."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def print_only_errors() -> None:
+    """Have the log print errors only; what it writes into files stays as it is."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = [each for logger in loggers for each in getattr(logger, 'handlers', ())]
+    for handler in (*handlers, logging.lastResort):
+        stream = getattr(handler, 'stream', None)
+        if stream in (sys.stdout, sys.stderr) and handler.level < logging.ERROR:
+            handler.setLevel(logging.ERROR)
 
 
 def no_progress(tally: Tally, left: int) -> None:

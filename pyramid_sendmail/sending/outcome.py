@@ -90,11 +90,18 @@ class OutcomeRecorder:
         envelope = claim.envelope
         number = claim.attempt + 1
         groups = _by_verdict(claim.todo, outcome)
-        now, delay = 0.0, None
-        if groups[0][0].status != 'delivered' or len(groups) > 1:
-            now = self.clock()
-            # The age of a mail with ``due`` counts from then.
-            delay = self.policy.delay(number, now - max(claim.since, envelope.not_before))
+        first, recipients = groups[0]
+        if first.status == 'delivered' and len(groups) == 1:
+            # Almost every mail.
+            id = f'{envelope.id}-{number}-sent-0'
+            event = PendingEvent(
+                id, 'sent', recipients, number, mailer, first.reply, permanent=False
+            )
+            self._log(event, first, envelope)
+            return [event], None
+        now = self.clock()
+        # The age of a mail with ``due`` counts from then.
+        delay = self.policy.delay(number, now - max(claim.since, envelope.not_before))
         next_try = None if delay is None else now + delay
         retry_at = None
         events: list[PendingEvent] = []

@@ -9,6 +9,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable
+from urllib.parse import SplitResult, urlsplit
 
 from pyramid.settings import falsey, truthy
 
@@ -206,6 +207,30 @@ def hostname(value: str) -> str:
     if _HOSTNAME.fullmatch(name):
         return name
     raise ValueError('write a host name of letters, digits, hyphens and dots')
+
+
+def base_url(value: str) -> str:
+    """Return the URL of the application's root, without a slash at its end."""
+    parts = _parts_of(value)
+    if parts is None or not (parts.scheme in ('http', 'https') and parts.hostname):
+        raise ValueError(
+            "write the URL of the application's root, as people open it: https://shop.example.org"
+        )
+    if parts.query or parts.fragment or '@' in parts.netloc:
+        raise ValueError('write scheme, host and path alone: https://shop.example.org/app')
+    return value.rstrip('/')
+
+
+def _parts_of(url: str) -> SplitResult | None:
+    """Return the parts of a URL, or None if it is none."""
+    if not url.isprintable() or ' ' in url or not url.isascii():
+        return None
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises ValueError
+    except ValueError:
+        return None
+    return parts
 
 
 def _address_literal(literal: str) -> str:

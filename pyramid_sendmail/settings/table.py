@@ -106,6 +106,14 @@ TABLE: tuple[Setting, ...] = (
         "the host's name",
     ),
     Setting(
+        'mail.base_url',
+        converters.base_url,
+        '',
+        'the URL of the application as people open it, ``https://shop.example.org``: '
+        '``event.request`` of a subscriber makes links under it',
+        '``http://localhost``',
+    ),
+    Setting(
         'mail.workers',
         count,
         '4',
@@ -257,6 +265,7 @@ class MailSettings:
     default_sender: str | None
     envelope_sender: str | None
     hostname: str
+    base_url: str | None
     workers: int
     processes: int
     batch: int

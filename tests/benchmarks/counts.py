@@ -1,11 +1,12 @@
-"""What a mail costs in instructions of the processor and in system calls: figures that are the same
-on a busy machine.
+"""What a mail costs in instructions of the processor, steps of the interpreter and system calls:
+figures that are the same on a busy machine.
 
 ``python -m tests.benchmarks.counts`` prints them; tests/test_cost.py holds them to limits.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,9 +20,9 @@ from tests.benchmarks.contenders.counted import PHASES
 from tests.benchmarks.processes import ROOT, Absent, contender
 from tests.benchmarks.sinks import Sink, relay
 
-__all__ = ['MAILS', 'instructions', 'system_calls']
+__all__ = ['MAILS', 'instructions', 'steps', 'system_calls']
 
-MAILS = {'valgrind': 50, 'strace': 60}
+MAILS = {'valgrind': 50, 'strace': 60, 'steps': 200}
 """Mails in each phase: valgrind takes its time."""
 
 _MARK = 'getpriority'
@@ -46,6 +47,15 @@ def instructions() -> dict[str, float]:
             phase: _total(path.read_text()) / MAILS['valgrind']
             for phase, path in zip(PHASES, numbered, strict=True)
         }
+
+
+def steps() -> dict[str, float]:
+    """Steps of the interpreter (opcodes) a mail in each phase."""
+    with tempfile.TemporaryDirectory() as folder, relay() as sink:
+        found: dict[str, float] = json.loads(
+            _run([*_command(folder, sink, MAILS['steps']), 'steps'])
+        )
+    return found
 
 
 def _total(dump: str) -> int:
@@ -92,7 +102,8 @@ def _command(folder: str, sink: Sink, mails: int) -> list[str]:
     return contender('counted', folder, sink.port, mails)
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> bytes:
+    """Return what it prints."""
     own = {'PYTHONHASHSEED': '0', 'PYTHONWARNINGS': 'ignore'}
     done = subprocess.run(
         command,
@@ -104,6 +115,7 @@ def _run(command: list[str]) -> None:
     )
     if done.returncode:
         raise RuntimeError(f'{command} ended with {done.returncode}: {done.stderr[-2000:]!r}')
+    return done.stdout
 
 
 def main() -> int:
@@ -113,6 +125,8 @@ def main() -> int:
         for phase, count in found.items():
             share = count / found['reference']
             print(f'{phase:10} {count:12,.0f} instructions a mail {share:8.3f} of the reference')
+        for phase, count in steps().items():
+            print(f'{phase:10} {count:12,.0f} steps of the interpreter a mail')
         for phase, calls in system_calls().items():
             each = ', '.join(
                 f'{calls[name]:.2f} {name}'

@@ -1,5 +1,6 @@
 """What a mail costs, in figures that a busy machine does not change: instructions of the processor,
-as a share of what the standard library needs to write the same message, and system calls.
+as a share of what the standard library needs to write the same message, steps of the interpreter,
+and system calls.
 
 ``python -m tests.benchmarks.counts`` prints what they are now. Where they are less, or more for a
 good reason, write them here.
@@ -14,8 +15,11 @@ import pytest
 from tests.benchmarks import counts
 from tests.benchmarks.processes import Absent
 
-INSTRUCTIONS = {'build': 0.042, 'send': 0.113, 'drain': 0.130}
+INSTRUCTIONS = {'build': 0.042, 'send': 0.113, 'drain': 0.122}
 """A mail, as a part of the reference, with CPython 3.11."""
+
+STEPS = {'build': 1_390, 'send': 3_600, 'drain': 3_570}
+"""Steps of the interpreter a mail, with CPython 3.11."""
 
 CALLS = {'send': 18.0, 'drain': 14.5}
 """System calls a mail, those left out that only wait for another thread."""
@@ -37,6 +41,16 @@ def test_instructions() -> None:
         pytest.skip(str(reason))
     for phase, before in INSTRUCTIONS.items():
         assert found[phase] / found['reference'] <= before * MORE, phase
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info[:2] != VERSION, reason='the figures are those of CPython 3.11')
+def test_steps() -> None:
+    """The same, of the interpreter: what a change of the code alone adds."""
+    found = counts.steps()
+    for phase, before in STEPS.items():
+        assert found[phase] <= before * MORE, phase
 
 
 @pytest.mark.timeout(600)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +163,7 @@ def test_the_history_has_each_attempt_that_failed_and_each_hold(
     envelope = case.put(ANN, BOB)
     until = NOW + 60
     first = deferred(envelope, BOB, until=until, group=1)
-    case.settle(envelope, sent(envelope, ANN), replace(first, reason='a\nb'), retry_at=until)
+    case.settle(envelope, sent(envelope, ANN), first._replace(reason='a\nb'), retry_at=until)
     case.clock.now = until
     assert case.queue.hold(case.info(envelope), 'ask\r\nthe\u2028customer\x1b[2J')
     assert case.queue.release(case.info(envelope))
@@ -314,7 +313,7 @@ def test_a_held_mail_for_later_is_retried_now(case: Case) -> None:
 def test_an_ambiguous_dead_letter_is_retried(case: Case, reason: str) -> None:
     """Recipients that may have the mail are tried again: a person has decided so."""
     envelope = case.put(ANN, BOB)
-    event = replace(failed(envelope, BOB, group=1), reply=None, reason=reason, permanent=False)
+    event = failed(envelope, BOB, group=1)._replace(reply=None, reason=reason, permanent=False)
     case.settle(envelope, sent(envelope, ANN), event)
     assert case.queue.retry(case.info(envelope))
     claim = case.claim(envelope)

@@ -699,7 +699,7 @@ def test_events_of_an_earlier_attempt_stay_what_they_were(case: Case) -> None:
     case.clock.now = NOW + 60
     claim = claimed(case.reopen(), NOW + 60)
     assert claim.pending_events == first[:1]
-    second = replace(sent(envelope, 'b@example.org', attempt=2), mailer='smtp://second.example.org')
+    second = sent(envelope, 'b@example.org', attempt=2)._replace(mailer='smtp://second.example.org')
     claim.settle([second])
     claim.release()
     claim = claimed(case.reopen(), NOW + 60)
@@ -718,11 +718,11 @@ def test_events_to_retry_come_back_later(case: Case) -> None:
     case.clock.now = NOW + 5
     claim = claimed(case.reopen(), NOW + 5)
     assert claim.todo == ()
-    assert claim.pending_events == [replace(sent(envelope), tries=1)]
+    assert claim.pending_events == [sent(envelope)._replace(tries=1)]
     claim.retry_events(claim.pending_events, NOW + 10)
     case.clock.now = NOW + 10
     claim = claimed(case.reopen(), NOW + 10)
-    assert claim.pending_events == [replace(sent(envelope), tries=2)]
+    assert claim.pending_events == [sent(envelope)._replace(tries=2)]
     claim.acknowledge(claim.pending_events)
     assert _gone(case)
 
@@ -823,8 +823,8 @@ def _events(envelope: Envelope, todo: Any, words: list[str], attempt: int) -> li
             kind = failed if word == 'error' else deferred
             event = kind(envelope, to, attempt=attempt, group=group)
             text = f'5.1.1 <{to}>: user unknown'
-            event = replace(event, reply=Reply(550, text), reason=f'550 {text}')
-            events.append(replace(event, retry_at=None))
+            event = event._replace(reply=Reply(550, text), reason=f'550 {text}')
+            events.append(event._replace(retry_at=None))
     return events
 
 
@@ -856,7 +856,7 @@ def test_what_is_in_doubt_does_not_expire(case: Case) -> None:
     claim.acknowledge(claim.pending_events)
     for reason in ('ambiguous: the line was lost', 'given up: ambiguous: the line was lost'):
         envelope = _queued(case)
-        event = replace(failed(envelope), reply=None, reason=reason, permanent=False)
+        event = failed(envelope)._replace(reply=None, reason=reason, permanent=False)
         claimed(case.queue).settle([event], report=False)
     assert case.queue.purge_failed(time.time() + 60) == 0
     assert len(case.dead()) == 3

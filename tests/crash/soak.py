@@ -1,12 +1,13 @@
-"""The queue under everything at once: killed and stopped processes, clocks that jump, a bad relay.
+"""The queue under everything at once: killed and stopped processes, clocks that jump, bad relays.
 
 ``python -m tests.crash.soak --mails 10000 --processors 4 --seed 7``
 
 Producers commit and abort transactions of mail and of rows in a database of their own; some are
 killed, in the middle of a commit perhaps. Processors drain the queue, tell their subscribers, and
 are killed, stopped and started again. The clock of all of them is stepped, by seconds and by years.
-Two relays, one with PIPELINING, answer as chance has it. ``audit`` says what must be true in the
-end.
+Each processor has a relay, every other one with PIPELINING, which answers as chance has it: some
+connections stall at the greeting, at MAIL, in the text or before the reply to the final dot, and
+some are slow. ``audit`` says what must be true in the end.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from typing import Any
 
 from pyramid_sendmail.queue import MaildirQueue
 from tests.crash.audit import audit
-from tests.crash.soak_parts import SharedClock, make_queue, misbehave, process, produce
-from tests.support.smtp.server import EXTENSIONS, ScriptedSMTPServer
+from tests.crash.soak_parts import SharedClock, make_queue, process, produce
+from tests.crash.soak_relay import STALLS, SoakRelay
 
 __all__ = ['Options', 'Soak', 'main', 'run']
 
@@ -68,9 +69,9 @@ class Soak:
         self._context = multiprocessing.get_context('forkserver')
         self._context.set_forkserver_preload(['tests.crash.soak_parts'])
         self._serial = options.seed * 1_000_000
-        self._servers = [
-            ScriptedSMTPServer(),
-            ScriptedSMTPServer(extensions=[each for each in EXTENSIONS if each != 'PIPELINING']),
+        self._relays = [
+            SoakRelay(options.seed + number, pipelining=not number % 2)
+            for number in range(options.processors)
         ]
 
     def run(self) -> dict[str, int]:
@@ -78,9 +79,8 @@ class Soak:
         queue = make_queue(self.root, self.clock)
         queue.prepare()
         (self.root / 'ledger').touch()
-        for number, server in enumerate(self._servers):
-            misbehave(server, self.options.seed + number)
-            server.start()
+        for relay in self._relays:
+            relay.server.start()
         self._processors = [self._processor(n) for n in range(self.options.processors)]
         self._producers = [self._producer() for _ in range(self.options.producers)]
         try:
@@ -96,10 +96,21 @@ class Soak:
             for child in (*self._processors, *self._producers):
                 child.kill()
                 child.join()
-            for server in self._servers:
-                server.stop()
+            for relay in self._relays:
+                relay.server.stop()
             queue.close()
-        return {**self.counts, **audit(self.root, self._servers)}
+        audited = audit(self.root, [relay.server for relay in self._relays])
+        return {**self.counts, **self._stalls(), **audited}
+
+    def _stalls(self) -> dict[str, int]:
+        """How often connections have stalled, and how many mails passed one at best."""
+        relays = self._relays
+        figures = {}
+        for phase in STALLS:
+            figures[f'stalls: {phase}'] = sum(each.stalls[phase] for each in relays)
+            figures[f'beside: {phase}'] = max(each.beside[phase] for each in relays)
+        figures['slow replies'] = sum(each.slow_replies for each in relays)
+        return figures
 
     def _start(self, work: Callable[..., None], *arguments: object) -> Any:
         self._serial += 1
@@ -108,7 +119,7 @@ class Soak:
         return child
 
     def _processor(self, number: int) -> Any:
-        return self._start(process, self._servers[number % 2].url)
+        return self._start(process, self._relays[number].server.url)
 
     def _producer(self) -> Any:
         return self._start(produce)

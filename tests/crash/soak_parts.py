@@ -1,4 +1,4 @@
-"""Who takes part in a soak: producers, processors, the clock that they share, relays."""
+"""Who takes part in a soak: producers, processors, and the clock that they share."""
 
 from __future__ import annotations
 
@@ -30,23 +30,17 @@ from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.retry import RetryPolicy
 from pyramid_sendmail.sending.outcome import OutcomeRecorder
-from tests.support.smtp.server import (
-    Action,
-    ScriptedSMTPServer,
-    accept_then,
-    delay,
-    drop,
-    reply,
-    reply_then_drop,
-    reset,
-)
+from tests.crash.soak_relay import BULK_SENDER, TIMEOUT, WORKERS
 
-__all__ = ['SharedClock', 'make_queue', 'misbehave', 'process', 'produce']
+__all__ = ['SharedClock', 'make_queue', 'process', 'produce']
 
 POLICY = RetryPolicy(delays=(0.2, 0.5), give_up_after=86400.0)
 EVENTS = RetryPolicy(delays=(0.2,), give_up_after=1e12, jitter=0.0)
 BACKLOG = 400
 """Mails in new/ at which producers wait."""
+
+LINES, BULK_LINES = 20, 80_000
+"""Lines of a mail; a large one does not fit into the buffers of a socket."""
 
 CREATE = (
     'CREATE TABLE IF NOT EXISTS orders (message_id TEXT)',
@@ -121,6 +115,7 @@ def produce(root: Path, seed: int) -> None:
     connect = database(root / f'orders-{seed}')
     ledger = os.open(root / 'ledger', os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     manager = transaction.TransactionManager(explicit=True)
+    is_bulk = chance.random() < 0.3
     while not (root / 'enough').exists():
         if len(os.listdir(root / 'mail' / 'new')) > BACKLOG:
             time.sleep(0.05)
@@ -130,8 +125,12 @@ def produce(root: Path, seed: int) -> None:
         for _ in range(chance.choice((1, 1, 1, 2, 5))):
             to = [f'{_mailbox(chance)}@example.org' for _ in range(chance.choice((1, 1, 2, 4)))]
             message = Message(
-                subject='Soak', sender='shop@example.org', to=to, text='.A line.\n' * 20
+                subject='Soak',
+                sender=BULK_SENDER if is_bulk else 'shop@example.org',
+                to=to,
+                text='.A line.\n' * (BULK_LINES if is_bulk else LINES),
             )
+            is_bulk = chance.random() < 0.01
             message_id = delivery.bind(manager).send(message)
             os.write(ledger, f'{message_id} {" ".join(dict.fromkeys(to))}\n'.encode())
             session.execute(text('INSERT INTO orders VALUES (:id)'), {'id': message_id})
@@ -152,7 +151,11 @@ def process(root: Path, url: str, seed: int) -> None:
     clock = SharedClock(root / 'clock')
     connect = database(root / 'events')
     config = Configurator(
-        settings={'mail.url': url, 'mail.hostname': 'web.example.org', 'tm.manager_hook': _manager}
+        settings={
+            'mail.url': f'{url}?timeout={TIMEOUT}s',
+            'mail.hostname': 'web.example.org',
+            'tm.manager_hook': _manager,
+        }
     )
     dispatcher = EventDispatcher(config.registry, policy=EVENTS, clock=clock)
     config.registry.registerUtility(dispatcher, IMailEventDispatcher)
@@ -186,7 +189,7 @@ def process(root: Path, url: str, seed: int) -> None:
         config.registry.getUtility(IMailer),
         dispatcher,
         OutcomeRecorder(POLICY, dispatcher, clock=clock),
-        ProcessorOptions(batch=20, poll=0.5, pause=0.05),
+        ProcessorOptions(workers=WORKERS, batch=20, poll=0.5, pause=0.05),
     )
     stop = threading.Event()
 
@@ -200,47 +203,3 @@ def process(root: Path, url: str, seed: int) -> None:
 
 def _manager(request: Any) -> Any:
     return transaction.TransactionManager(explicit=True)
-
-
-def misbehave(server: ScriptedSMTPServer, seed: int) -> None:
-    """Have a relay answer by chance; what begins with 'nobody' is refused always."""
-    chance = random.Random(seed)
-    lock = threading.Lock()
-
-    def one_of(*actions: tuple[float, Action]) -> Callable[[Any], Action | None]:
-        def choose(_session: Any) -> Action | None:
-            with lock:
-                left = chance.random()
-            for share, action in actions:
-                left -= share
-                if left < 0:
-                    return action
-            return None
-
-        return choose
-
-    busy = reply_then_drop(421, '4.3.2 closing')
-    server.always('connect', one_of((0.02, busy), (0.01, reply(554, 'no')), (0.01, drop())))
-    server.always(
-        'MAIL',
-        one_of(
-            (0.02, reply(451, '4.3.0 later')), (0.005, busy), (0.005, drop()), (0.2, delay(0.01))
-        ),
-    )
-    server.always(
-        'RCPT', one_of((0.03, reply(450, '4.2.0 greylisted')), (0.005, busy), (0.005, reset()))
-    )
-    server.always('RCPT', reply(550, '5.1.1 no such user'), match='nobody')
-    server.always('DATA', one_of((0.01, reply(451, '4.3.0 later')), (0.005, busy), (0.005, drop())))
-    server.always(
-        'dot',
-        one_of(
-            (0.02, reply(451, '4.3.0 later')),
-            (0.01, reply(554, '5.6.0 not that')),
-            (0.01, accept_then(drop())),
-            (0.01, accept_then(reset())),
-            (0.01, drop()),
-            (0.005, busy),
-            (0.4, delay(0.03)),
-        ),
-    )

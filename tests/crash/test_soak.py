@@ -21,6 +21,7 @@ import pytest
 from pyramid_sendmail.queue import MaildirQueue
 from tests.crash.audit import audit
 from tests.crash.counts import Tell
+from tests.crash.soak_relay import STALLS, WORKERS
 from tests.support.queues import NOW, claimed, failed, make_envelope, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,7 @@ FLOOR = 200
 
 
 SIZES = {
-    'four': ['--mails', '10000'] if SOAK else ['--mails', '3000', '--seconds', '30'],
+    'four': ['--mails', '10000'] if SOAK else ['--mails', '2000', '--seconds', '12'],
     'eight': ['--mails', '5000', '--processors', '8'],
 }
 
@@ -41,9 +42,10 @@ SIZES = {
 @pytest.mark.timeout(2400 if SOAK else 300)
 @pytest.mark.parametrize('size', SIZES if SOAK else ['four'])
 def test_soak(tell: Tell, size: str) -> None:
-    """Processors and producers are killed and stopped, their clock is stepped, relays fail: each
-    committed mail arrives or lies in failed/, only mail that was called ambiguous arrives twice,
-    subscribers receive the end of each, and no other file stays behind."""
+    """Processors and producers are killed and stopped, their clock is stepped, relays fail, stall
+    and are slow: each committed mail arrives or lies in failed/, only mail that was called
+    ambiguous arrives twice, subscribers receive the end of each, no other file stays behind, and a
+    connection that stalls holds up no other."""
     seed = os.environ.get('TEST_SEED', str(random.SystemRandom().randrange(10**6)))
     program = [sys.executable, '-W', 'ignore', '-m', 'tests.crash.soak', '--seed', seed]
     done = subprocess.Popen(
@@ -65,7 +67,12 @@ def test_soak(tell: Tell, size: str) -> None:
     assert done.returncode == 0, output
     figures = {name: int(count) for count, name in re.findall(r'^ *(\d+) (.+)$', output, re.M)}
     assert figures['mails given to send'] >= FLOOR
-    assert min(figures[name] for name in ('kills', 'stops', 'steps', 'producers killed')) > 0
+    happened = ('kills', 'stops', 'steps', 'producers killed', 'slow replies')
+    assert min(figures[name] for name in happened) > 0
+    assert min(figures[f'stalls: {phase}'] for phase in STALLS) > 0
+    # A loop that stands still while a connection stalls has no more than this in flight.
+    in_flight = len(STALLS) * (WORKERS - 1)
+    assert sum(figures[f'beside: {phase}'] for phase in STALLS) > in_flight
 
 
 def _lives(group: int) -> bool:

@@ -106,6 +106,7 @@ def test_once(place: Place, go_on: threading.Event) -> None:
     assert sorted(name.split('/')[0] for name in files(place.queue)) == ['cur', 'failed']
 
 
+@pytest.mark.slow
 def test_once_without_mail(place: Place) -> None:
     """With --once and no mail the first child is the only one: the application loads once."""
     child = place.once(place.ini(), '--processes', 8)
@@ -117,6 +118,7 @@ def test_once_without_mail(place: Place) -> None:
     assert place.server.connections == 0
 
 
+@pytest.mark.slow
 def test_a_low_rate(place: Place) -> None:
     """The processes never send more than mail.rate together: fewer of them are started."""
     place.put(4)
@@ -158,6 +160,7 @@ def pids(child: Child) -> set[int]:
     return {each.pid for each in psutil.Process(child.process.pid).children()}
 
 
+@pytest.mark.slow
 def test_a_child_is_killed_with_once(place: Place, go_on: threading.Event) -> None:
     """It does not start again, and its end is the exit status."""
     place.put(3)
@@ -220,6 +223,7 @@ def test_a_second_signal(place: Place, go_on: threading.Event) -> None:
 # Trouble
 
 
+@pytest.mark.slow
 def test_no_relay(place: Place) -> None:
     """With --once the exit status is 1, and the reason is printed once."""
     place.server.stop()
@@ -240,6 +244,7 @@ def test_settings_that_are_wrong(place: Place) -> None:
     assert 'mail.retry' in line
 
 
+@pytest.mark.slow
 def test_a_queue_that_cannot_be_used(place: Place) -> None:
     """Exit status 3, and the reason is printed once."""
     (place.path / 'mail').write_text('not a folder')

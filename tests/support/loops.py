@@ -17,6 +17,7 @@ from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.protocol.state import SessionEnd
 from pyramid_sendmail.mailers.smtp.resolver import Resolver
+from pyramid_sendmail.mailers.smtp.token_fetcher import TokenFetcher
 from pyramid_sendmail.processor.loop_connection import LoopConnection
 from tests.support.sessions import make_mailer
 
@@ -41,6 +42,7 @@ class SteppedPoller:
     def __init__(self) -> None:
         self.now = 1000.0
         self.resolver = Resolver()
+        self.token_fetcher = TokenFetcher()
         self.connections: list[LoopConnection] = []
         self.wakes = 0
         """How often a socket was ready."""
@@ -236,7 +238,8 @@ class ByHand:
         assert self.relay is not None
         for at in range(0, len(data), self.write_bytes):
             self.relay.send(data[at : at + self.write_bytes])
-            while self.poller.step(0.0005 if self.write_bytes == 1 else 0.005):
+            # On loopback a byte is there at once; to wait for each takes seconds.
+            while self.poller.step(0 if self.write_bytes == 1 else 0.005):
                 pass
 
     def reads(self, text: bytes) -> None:

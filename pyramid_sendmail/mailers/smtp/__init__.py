@@ -8,6 +8,7 @@
 ``connect_race``     connect to the first of several addresses that answers
 ``options``          what a caller may choose: TLS, time-outs, how to speak
 ``tls``              TLS contexts, and what to do when a handshake fails
+``token_fetcher``    access tokens, fetched in helper threads
 ``authentication``   user names, passwords and access tokens (AUTH)
 ``protocol``         SMTP and LMTP without input and output
 ``session``          SMTPSession: the driver of the protocol that blocks

@@ -20,7 +20,9 @@ __all__ = [
     'Token',
     'TokenFile',
     'choose_mechanisms',
+    'describe_no_token',
     'make_identity',
+    'obtain_proof',
 ]
 
 Token = Callable[[], str]
@@ -150,9 +152,15 @@ class Bearer:
 
 
 class BearerProof:
-    """A user name and an access token; the repr shows neither."""
+    """A user name and an access token, for one connection; the repr shows neither."""
 
     __slots__ = ('_response', '_token')
+
+    secret_name: ClassVar[str] = Bearer.secret_name
+
+    mechanisms: ClassVar[tuple[str, ...]] = Bearer.mechanisms
+
+    options: ClassVar[str] = Bearer.options
 
     def __init__(self, username: str, token: str) -> None:
         self._token = token
@@ -160,6 +168,10 @@ class BearerProof:
 
     def __repr__(self) -> str:
         return 'BearerProof(...)'
+
+    def proof(self) -> BearerProof:
+        """See Credentials."""
+        return self
 
     def exchange(self, mechanism: str) -> Exchange:
         """See Credentials."""
@@ -187,9 +199,22 @@ class BearerProof:
         return _longest_first({self._token, self._response, _base64(self._token.encode())})
 
 
-Identity = Credentials | Bearer
+Identity = Credentials | Bearer | BearerProof
 
 Proof = Credentials | BearerProof
+
+
+def obtain_proof(identity: Identity) -> Proof | str:
+    """Return what to present on one connection, or in words why there is nothing."""
+    try:
+        return identity.proof()
+    except Exception as error:  # noqa: BLE001 - whatever the application's function raises
+        return describe_no_token(error)
+
+
+def describe_no_token(error: BaseException) -> str:
+    """Return in words what the function for an access token has raised."""
+    return ' '.join(f'there is no token: {error} ({type(error).__name__})'.split())
 
 
 class TokenFile:

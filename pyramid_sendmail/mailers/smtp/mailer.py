@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from copy import copy
 from typing import Unpack
 
 from zope.interface import implementer
@@ -12,7 +13,7 @@ from ...exceptions import MailerUnavailable
 from ...interfaces import ISMTPMailer
 from ..session import describe_error
 from .address import Address, TCPAddress
-from .authentication import Identity, make_identity
+from .authentication import Bearer, Identity, make_identity
 from .connection import SMTPConnection
 from .options import (
     DEFAULT_SESSION,
@@ -154,6 +155,21 @@ class SMTPMailer:
             )
         )
         return client
+
+    @property
+    def bearer(self) -> Bearer | None:
+        """What returns the access token of each connection, if there is one: it may block."""
+        return self._identity if isinstance(self._identity, Bearer) else None
+
+    def with_identity(self, identity: Identity) -> SMTPMailer:
+        """Return the same mailer, with another identity."""
+        mailer = copy(self)
+        mailer._identity = identity
+        return mailer
+
+    def token_error(self, detail: str) -> MailerUnavailable:
+        """Return the error for a connection for which there is no access token."""
+        return MailerUnavailable(f'{self.name}: AUTH: {detail}; see {Bearer.options}')
 
     def connect_error(self, error: Exception) -> MailerUnavailable:
         """Return the error for an address to which there is no connection."""

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...envelope import Envelope, PendingEvent
 from .claim import MaildirClaim
@@ -58,8 +57,7 @@ _LAST_LINES = re.compile(b'(.*\r\n.*\r\n.*\r\n.*\r\n)' + TO + b'T00000T (.+)' + 
 """The lines after the slot: the four fixed ones, none of them folded, and a recipient."""
 
 
-@dataclass(slots=True)
-class CommonMail:
+class CommonMail(NamedTuple):
     """A file that was read and verified. ``options``: those of OPTIONS."""
 
     recipient: str

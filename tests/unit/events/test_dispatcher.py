@@ -12,7 +12,6 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +260,23 @@ def test_an_application_without_extensions(application: Application) -> None:
         assert not hasattr(request, 'mailer')
 
 
+@pytest.mark.parametrize(
+    ('base_url', 'url'),
+    [
+        ('', 'http://localhost/orders'),
+        ('https://shop.example.org', 'https://shop.example.org/orders'),
+        ('https://shop.example.org:8443/app', 'https://shop.example.org:8443/app/orders'),
+        ('http://[::1]:6543', 'http://[::1]:6543/orders'),
+    ],
+)
+def test_links_begin_with_the_base_url(application: Application, base_url: str, url: str) -> None:
+    """There is no Host header that a link could follow."""
+    application.config.add_route('orders', '/orders')
+    application.config.commit()
+    with EventRequests(application.registry, base_url).event_request() as request:
+        assert request.route_url('orders') == url
+
+
 def test_finished_callbacks_run(application: Application) -> None:
     """Finished callbacks run once, after the commit, also if the subscriber raised."""
     calls: list[str] = []
@@ -468,7 +484,7 @@ def test_events_are_tried_again_after_growing_pauses(application: Application) -
 
 
 def again(event: PendingEvent, tries: int) -> PendingEvent:
-    return replace(event, tries=tries)
+    return event._replace(tries=tries)
 
 
 def test_after_a_day_an_event_is_given_up(

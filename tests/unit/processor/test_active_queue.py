@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 from pyramid_sendmail.processor.active_queue import CONTENTION_BLOCK, ActiveQueue
@@ -22,7 +23,7 @@ def retried(name: str) -> Ticket:
 
 def taken(active: ActiveQueue) -> list[str]:
     names = []
-    while (ticket := active.pop()) is not None:
+    while (ticket := active.pop('ann')) is not None:
         names.append(ticket.order)
     return names
 
@@ -44,8 +45,8 @@ def test_random_order_after_a_contention() -> None:
     for _ in range(2):
         active = ActiveQueue()
         active.add([fresh(name) for name in names])
-        active.note_contention(active.pop())
-        blocks.append([active.pop().order for _ in range(CONTENTION_BLOCK)])
+        active.note_contention(active.pop('ann'))
+        blocks.append([active.pop('ann').order for _ in range(CONTENTION_BLOCK)])
         assert sorted(blocks[-1]) == names[1 : CONTENTION_BLOCK + 1]
         assert len(active) == CONTENTION_BLOCK + 8
         assert taken(active) == names[CONTENTION_BLOCK + 1 :]
@@ -59,10 +60,10 @@ def test_urgent_mail_first_after_a_contention() -> None:
     active.add([fresh(name) for name in urgent])
     active.add([fresh(f'5-{number:02d}') for number in range(10)])
     active.note_contention(fresh('1'))
-    assert all(active.pop().order in urgent for _ in range(5))
+    assert all(active.pop('ann').order in urgent for _ in range(5))
     active.add([fresh('0')], fresh=True)
-    assert active.pop() == fresh('0')
-    assert all(active.pop().order in urgent for _ in range(5))
+    assert active.pop('ann') == fresh('0')
+    assert all(active.pop('ann').order in urgent for _ in range(5))
     assert len(active.not_yet_examined()) == 10
     assert taken(active) == [f'5-{number:02d}' for number in range(10)]
 
@@ -79,7 +80,7 @@ def test_a_refund_wakes_workers_with_a_rate_only() -> None:
     for rate, count in ((None, 0), ((1, 10), 1)):
         active = ActiveQueue(RateLimiter(rate))
         active.add([fresh('a')])
-        ticket = active.pop()
+        ticket = active.pop('ann')
         active._changed = Counting()
         active.refund(ticket)
         assert len(woken) == count
@@ -91,10 +92,10 @@ def test_nothing_twice() -> None:
     for _ in range(2):
         active.add([fresh('a'), fresh('b')])
     assert len(active) == 2
-    assert active.pop() == fresh('a')
+    assert active.pop('ann') == fresh('a')
     active.add([fresh('a'), fresh('b')])
     assert taken(active) == ['b']
-    active.task_done()
+    active.task_done('ann')
     active.add([fresh('a')])
     assert taken(active) == ['a']
 
@@ -118,17 +119,17 @@ def test_a_refill_is_requested_in_time() -> None:
     assert not active.should_request_refill()
     active.add([fresh(f'{number:02d}') for number in range(16)], more=True)
     for _ in range(13):
-        active.pop()
+        active.pop('ann')
         assert not active.exhausted
         assert not active.should_request_refill()
-    active.pop()
+    active.pop('ann')
     assert len(active) == 2
     assert active.running_low
     assert [active.should_request_refill(), active.should_request_refill()] == [True, False]
     # The first page of an unfinished scan, or new mail.
     active.add([fresh('a')], fresh=True)
     assert not active.exhausted
-    active.pop()
+    active.pop('ann')
     assert [active.should_request_refill(), active.should_request_refill()] == [True, False]
     active.add([])
     assert not active.exhausted
@@ -139,13 +140,13 @@ def test_a_released_mail_is_requested_again_behind_new_mail() -> None:
     """A refill for released mail that found new mail first is requested again."""
     active = ActiveQueue()
     active.add([retried('a')])
-    active.pop()
-    active.task_done(retry=True)
+    active.pop('ann')
+    active.task_done('ann', retry=True)
     assert active.should_request_refill()
     active.add([fresh('b')], fresh=True)
     assert not active.exhausted
-    active.pop()
-    active.task_done()
+    active.pop('ann')
+    active.task_done('ann')
     assert active.should_request_refill()
 
 
@@ -155,9 +156,9 @@ def test_known_tickets() -> None:
     assert not active.knows(fresh('a'))
     active.add([fresh('a')])
     assert active.knows(fresh('a'))
-    active.pop()
+    active.pop('ann')
     assert active.knows(fresh('a'))
-    active.task_done()
+    active.task_done('ann')
     assert not active.knows(fresh('a'))
 
 
@@ -165,8 +166,8 @@ def test_a_released_mail_is_requested() -> None:
     """Mail that was taken and released is found again without waiting for the poll."""
     active = ActiveQueue()
     active.add([fresh('a')])
-    active.pop()
-    active.task_done(retry=True)
+    active.pop('ann')
+    active.task_done('ann', retry=True)
     assert active.exhausted
 
 
@@ -174,11 +175,11 @@ def test_one_mail_starts_one_worker(workers: list[WorkerThread]) -> None:
     """No more workers start than there are tickets."""
     active = ActiveQueue()
 
-    def work() -> Any:
-        return active.wait_for_work(lambda: 0.0, on_idle=lambda: None)
+    def work(worker: WorkerThread) -> Any:
+        return active.wait_for_work(worker, lambda: 0.0, on_idle=lambda: None)
 
     for worker in workers:
-        worker.begin(work)
+        worker.begin(partial(work, worker))
     active.add([fresh('a')])
     until(lambda: active.working == 1)
     active.add([fresh('a')])
@@ -194,22 +195,22 @@ def test_the_last_worker_starts_first(workers: list[WorkerThread]) -> None:
     it is busy."""
     active = ActiveQueue()
 
-    def work() -> Any:
-        return active.wait_for_work(lambda: 0.0, on_idle=lambda: None)
+    def work(worker: WorkerThread) -> Any:
+        return active.wait_for_work(worker, lambda: 0.0, on_idle=lambda: None)
 
     for number, worker in enumerate(workers, 1):
-        worker.begin(work)
+        worker.begin(partial(work, worker))
         until(lambda number=number: active.waiting == number)  # type: ignore[misc]
     last = workers[-1]
     for name in 'abc':
         active.add([fresh(name)])
         assert last.result() is True
-        assert last.do(active.pop) == fresh(name)
+        assert active.pop(last) == fresh(name)
         assert active.waiting == 2
         if name == 'c':
             break
-        last.do(active.task_done)
-        last.begin(work)
+        active.task_done(last)
+        last.begin(partial(work, last))
         until(lambda: active.waiting == 3)
     active.add([fresh('d')])
     assert workers[1].result() is True
@@ -223,7 +224,7 @@ def test_a_waiting_worker_asks_again(workers: list[WorkerThread]) -> None:
     active.add([fresh('a')])
     answers = [0.0, 3600.0]
     worker = workers[0]
-    worker.begin(lambda: active.wait_for_work(answers.pop, on_idle=lambda: None))
+    worker.begin(lambda: active.wait_for_work('ann', answers.pop, on_idle=lambda: None))
     until(lambda: len(answers) == 1)
     active.notify_waiters()
     assert worker.result() is True
@@ -233,10 +234,33 @@ def test_an_idle_worker_is_notified(workers: list[WorkerThread]) -> None:
     """After the idle time-out ``on_idle`` is called, without a lock."""
     active = ActiveQueue(idle_timeout=0.01)
     idle = threading.Event()
-    workers[0].begin(lambda: active.wait_for_work(lambda: 0.0, on_idle=idle.set))
+    workers[0].begin(lambda: active.wait_for_work('ann', lambda: 0.0, on_idle=idle.set))
     assert idle.wait(10)
     active.close()
     assert workers[0].result() is False
+
+
+def test_idle_by_the_clock(workers: list[WorkerThread]) -> None:
+    """The idle time-out goes by the clock that is given."""
+    clock, idle = Clock(0.0), threading.Event()
+    active = ActiveQueue(idle_timeout=60, monotonic=clock)
+    workers[0].begin(lambda: active.wait_for_work('ann', lambda: 0.0, on_idle=idle.set))
+    until(lambda: active.waiting == 1)
+    assert not idle.is_set()
+    clock.now += 60
+    active.notify_waiters()
+    assert idle.wait(10)
+    active.close()
+    assert workers[0].result() is False
+
+
+def test_two_workers_of_one_thread() -> None:
+    """A worker is named by its caller: what one has finished, another may still be working on."""
+    active = ActiveQueue()
+    active.add([fresh('a'), fresh('b')])
+    assert [active.pop('ann'), active.pop('bob')] == [fresh('a'), fresh('b')]
+    active.task_done('ann')
+    assert [active.knows(fresh('a')), active.knows(fresh('b'))] == [False, True]
 
 
 def test_sleep_and_join(workers: list[WorkerThread]) -> None:
@@ -251,7 +275,7 @@ def test_sleep_and_join(workers: list[WorkerThread]) -> None:
     active.close()
     assert workers[0].result() is None
     assert workers[1].result() is True
-    assert active.pop() is None
+    assert active.pop('ann') is None
     assert active.closed
 
 
@@ -264,7 +288,7 @@ def test_join_waits_for_no_worker_that_connects() -> None:
     assert active.join(0.001) is False, 'tickets are left'
     while active.pop('sends'):
         assert active.join(0.001) is False, 'not done'
-    active.task_done(worker='sends')
+    active.task_done('sends')
     assert active.join(0.001) is True
     assert active.working == 1
 
@@ -291,7 +315,7 @@ def test_no_ticket_without_a_permit() -> None:
     active.add([fresh(name) for name in 'abcd'])
     assert taken(active) == ['a', 'b']
     assert len(active) == 2
-    active.task_done()
+    active.task_done('ann')
     assert taken(active) == []
     clock.now += 1
     assert taken(active) == ['c', 'd']
@@ -301,13 +325,13 @@ def test_a_refunded_permit_is_used_again() -> None:
     """The permit of a mail that was not sent is given to another mail, once."""
     active, _ = with_rate(1)
     active.add([fresh('a'), fresh('b'), fresh('c')])
-    assert active.pop() == fresh('a')
+    assert active.pop('ann') == fresh('a')
     for _ in range(2):
         active.refund(fresh('a'))
     assert taken(active) == ['b']
     active.refund(fresh('c'))
     assert taken(active) == []
-    active.task_done()
+    active.task_done('ann')
     active.refund(fresh('b'))
     assert taken(active) == [], 'another mail has it now'
 
@@ -316,12 +340,12 @@ def test_one_permit_starts_one_worker(workers: list[WorkerThread]) -> None:
     """No more workers start than there are permits, so that no connection is opened in vain."""
     active, clock = with_rate(2)
 
-    def work() -> Any:
-        return active.wait_for_work(lambda: 0.0, on_idle=lambda: None)
+    def work(worker: WorkerThread) -> Any:
+        return active.wait_for_work(worker, lambda: 0.0, on_idle=lambda: None)
 
     active.add([fresh(name) for name in 'abc'])
     for worker in workers:
-        worker.begin(work)
+        worker.begin(partial(work, worker))
     until(lambda: (active.working, active.waiting) == (2, 1))
     active.notify_waiters()
     clock.now += 0.5
@@ -335,12 +359,12 @@ def test_a_worker_that_waits_for_a_permit_gets_it(workers: list[WorkerThread]) -
     active = ActiveQueue(RateLimiter((20, 1)))
     active.add([fresh(f'{number:02}') for number in range(30)])
     assert len(taken(active)) == 20
-    workers[0].begin(lambda: active.wait_for_work(lambda: 0.0, on_idle=lambda: None))
+    workers[0].begin(lambda: active.wait_for_work('ann', lambda: 0.0, on_idle=lambda: None))
     assert workers[0].result() is True
     active, _ = with_rate(1, 3600)
     active.add([fresh('a'), fresh('b')])
-    active.pop()
-    workers[1].begin(lambda: active.wait_for_work(lambda: 0.0, on_idle=lambda: None))
+    active.pop('ann')
+    workers[1].begin(lambda: active.wait_for_work('bob', lambda: 0.0, on_idle=lambda: None))
     until(lambda: active.waiting == 1)
     active.refund(fresh('a'))
     assert workers[1].result() is True
@@ -350,9 +374,9 @@ def test_a_worker_that_waits_long_for_a_permit_is_idle(workers: list[WorkerThrea
     """At one mail an hour ``on_idle`` is called in between; ``close`` ends the wait at once."""
     active, _ = with_rate(1, 3600, idle_timeout=0.01)
     active.add([fresh('a'), fresh('b')])
-    active.pop()
+    active.pop('ann')
     idle = threading.Event()
-    workers[0].begin(lambda: active.wait_for_work(lambda: 0.0, on_idle=idle.set))
+    workers[0].begin(lambda: active.wait_for_work('ann', lambda: 0.0, on_idle=idle.set))
     assert idle.wait(10)
     active.close()
     assert workers[0].result() is False
@@ -362,7 +386,7 @@ def test_a_ticket_that_was_put_back_is_taken_again() -> None:
     """It keeps its place in the order, and its permit is free again."""
     active, _ = with_rate(1)
     active.add([fresh('a'), fresh('b')])
-    assert active.pop() == fresh('a')
+    assert active.pop('ann') == fresh('a')
     active.put_back(fresh('a'))
     assert len(active) == 2
     assert taken(active) == ['a']
@@ -372,7 +396,7 @@ def test_nothing_is_put_back_after_the_end() -> None:
     """A closed queue keeps no ticket."""
     active = ActiveQueue()
     active.add([fresh('a')])
-    active.pop()
+    active.pop('ann')
     active.close()
     active.put_back(fresh('a'))
     assert len(active) == 0

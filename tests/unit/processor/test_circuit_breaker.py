@@ -14,7 +14,7 @@ from pyramid_sendmail.processor.circuit_breaker import (
     PROBE_PATIENCE,
     CircuitBreaker,
 )
-from tests.support.processors import RELAY_REFUSED, WorkerThread
+from tests.support.processors import RELAY_REFUSED
 from tests.support.queues import Clock
 
 
@@ -22,31 +22,29 @@ def levels(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.levelname for record in caplog.records]
 
 
-def test_one_worker_tries_first(workers: list[WorkerThread]) -> None:
+def test_one_worker_tries_first() -> None:
     """Without a session one worker at a time tries, so an unavailable relay costs one connect."""
     breaker = CircuitBreaker(Clock(0.0))
-    ann, bob, eve = workers
-    assert ann.do(breaker.acquire) == 0
-    assert bob.do(breaker.acquire) > 0
-    ann.do(breaker.session_opened)
-    assert bob.do(breaker.acquire) == 0
-    assert eve.do(breaker.acquire) == 0, 'any worker, since one has a session'
-    for worker in (ann, bob):
-        worker.do(breaker.session_opened)
-        worker.do(breaker.release)
-    assert bob.do(breaker.acquire) == 0
-    assert ann.do(breaker.acquire) > 0, 'no worker has a session any more'
+    assert breaker.acquire('ann') == 0
+    assert breaker.acquire('bob') > 0
+    breaker.session_opened('ann')
+    assert breaker.acquire('bob') == 0
+    assert breaker.acquire('eve') == 0, 'any worker, since one has a session'
+    for worker in ('ann', 'bob'):
+        breaker.session_opened(worker)
+        breaker.release(worker)
+    assert breaker.acquire('bob') == 0
+    assert breaker.acquire('ann') > 0, 'no worker has a session any more'
 
 
-def test_a_worker_that_ends_without_a_session_lets_another_try(workers: list[WorkerThread]) -> None:
+def test_a_worker_that_ends_without_a_session_lets_another_try() -> None:
     """The other workers do not wait for ever for one that failed for another reason."""
     breaker = CircuitBreaker(Clock(0.0))
-    ann, bob, _ = workers
-    ann.do(breaker.acquire)
-    bob.do(breaker.release)
-    assert bob.do(breaker.acquire) > 0
-    ann.do(breaker.release)
-    assert bob.do(breaker.acquire) == 0
+    breaker.acquire('ann')
+    breaker.release('bob')
+    assert breaker.acquire('bob') > 0
+    breaker.release('ann')
+    assert breaker.acquire('bob') == 0
 
 
 def test_a_worker_that_stalls_lets_another_try() -> None:
@@ -73,22 +71,22 @@ def test_the_pause_grows(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock(0.0)
     breaker = CircuitBreaker(clock, relay='smtp://relay.example.org:25')
     for step in range(12):
-        assert breaker.acquire() == 0
-        assert breaker.record_failure(RELAY_REFUSED) == 0
+        assert breaker.acquire('ann') == 0
+        assert breaker.record_failure(RELAY_REFUSED, 'ann') == 0
         pause = min(2.0**step, LONGEST_PAUSE)
         assert 0.8 * pause <= breaker.retry_in() <= 1.2 * pause
-        assert breaker.acquire() == breaker.retry_in()
+        assert breaker.acquire('ann') == breaker.retry_in()
         clock.now += breaker.retry_in()
     assert breaker.retry_in() == 0
     assert levels(caplog) == ['ERROR']
     assert 'Connection refused' in caplog.text
-    breaker.acquire()
-    breaker.session_opened()
-    breaker.record_success()
-    breaker.record_success()
+    breaker.acquire('ann')
+    breaker.session_opened('ann')
+    breaker.record_success('ann')
+    breaker.record_success('ann')
     assert levels(caplog) == ['ERROR', 'WARNING']
     assert 'relay smtp://relay.example.org:25 answers again after 12 failed attempts' in caplog.text
-    breaker.record_failure(RELAY_REFUSED)
+    breaker.record_failure(RELAY_REFUSED, 'ann')
     assert breaker.retry_in() <= 1.2, 'it starts over'
     assert levels(caplog) == ['ERROR', 'WARNING', 'ERROR']
 
@@ -104,8 +102,8 @@ def test_a_new_reason_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         MailerUnavailable('535; see mail.password'),
         RELAY_REFUSED,
     ):
-        breaker.acquire()
-        breaker.record_failure(error)
+        breaker.acquire('ann')
+        breaker.record_failure(error, 'ann')
         clock.now += 1000
     assert levels(caplog) == ['ERROR'] * 3
     assert 'see mail.password' in caplog.text
@@ -117,8 +115,8 @@ def test_chance_spreads_the_pauses(chance: float) -> None:
     clock = Clock(0.0)
     breaker = CircuitBreaker(clock, chance=lambda: chance)
     for step in range(40):
-        breaker.acquire()
-        breaker.record_failure(RELAY_REFUSED)
+        breaker.acquire('ann')
+        breaker.record_failure(RELAY_REFUSED, 'ann')
         pause = min(2.0**step, LONGEST_PAUSE)
         assert breaker.retry_in() == pytest.approx(pause * (0.8 + 0.4 * chance))
         clock.now += breaker.retry_in() + 1e-6
@@ -162,8 +160,8 @@ def test_what_counts_as_a_new_reason(
     clock = Clock(0.0)
     breaker = CircuitBreaker(clock)
     for text in (first, second, second):
-        breaker.acquire()
-        breaker.record_failure(MailerUnavailable(text))
+        breaker.acquire('ann')
+        breaker.record_failure(MailerUnavailable(text), 'ann')
         clock.now += 1000
     assert levels(caplog) == ['ERROR'] * lines + ['DEBUG'] * (3 - lines)
     assert first in caplog.text
@@ -175,65 +173,54 @@ def test_a_session_alone_proves_nothing(caplog: pytest.LogCaptureFixture) -> Non
     clock = Clock(0.0)
     breaker = CircuitBreaker(clock)
     for step in range(5):
-        assert breaker.acquire() == 0
-        breaker.session_opened()
-        breaker.record_failure(MailerUnavailable('530'))
+        assert breaker.acquire('ann') == 0
+        breaker.session_opened('ann')
+        breaker.record_failure(MailerUnavailable('530'), 'ann')
         assert breaker.retry_in() >= 0.8 * 2.0**step
         clock.now += 100
     assert levels(caplog) == ['ERROR']
 
 
-def test_workers_that_fail_together_count_once(
-    workers: list[WorkerThread], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_workers_that_fail_together_count_once(caplog: pytest.LogCaptureFixture) -> None:
     """Workers that fail at the same time count as one failure, with one log line."""
     caplog.set_level(logging.DEBUG)
     breaker = CircuitBreaker(Clock(0.0))
-    ann, bob, _ = workers
-    ann.do(breaker.acquire)
-    ann.do(breaker.session_opened)
-    bob.do(breaker.acquire)
-    ann.do(lambda: breaker.record_failure(RELAY_REFUSED))
-    bob.do(lambda: breaker.record_failure(MailerUnavailable('421 4.3.2 closing')))
+    breaker.acquire('ann')
+    breaker.session_opened('ann')
+    breaker.acquire('bob')
+    breaker.record_failure(RELAY_REFUSED, 'ann')
+    breaker.record_failure(MailerUnavailable('421 4.3.2 closing'), 'bob')
     assert breaker.retry_in() <= 1.2
     assert levels(caplog) == ['ERROR', 'DEBUG']
 
 
-def test_a_relay_that_takes_few_connections_is_available(
-    workers: list[WorkerThread], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_relay_that_takes_few_connections_is_available(caplog: pytest.LogCaptureFixture) -> None:
     """A worker that gets no connection while others have one pauses alone; the breaker stays
     closed, and the log reports no unavailable relay."""
     caplog.set_level(logging.INFO)
     breaker = CircuitBreaker(Clock(0.0))
-    ann, bob, eve = workers
-    ann.do(breaker.acquire)
-    ann.do(breaker.session_opened)
-    bob.do(breaker.acquire)
-    assert (
-        bob.do(lambda: breaker.record_failure(MailerUnavailable('421 too many'))) == CROWDED_PAUSE
-    )
+    breaker.acquire('ann')
+    breaker.session_opened('ann')
+    breaker.acquire('bob')
+    assert breaker.record_failure(MailerUnavailable('421 too many'), 'bob') == CROWDED_PAUSE
     assert breaker.retry_in() == 0
-    assert ann.do(breaker.allows)
-    assert eve.do(breaker.acquire) == 0
+    assert breaker.allows('ann')
+    assert breaker.acquire('eve') == 0
     assert levels(caplog) == ['INFO']
 
 
-def test_a_queue_that_cannot_be_used_stops_all_workers(
-    workers: list[WorkerThread], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_queue_that_cannot_be_used_stops_all_workers(caplog: pytest.LogCaptureFixture) -> None:
     """A worker with a session takes no further mail, and its next answer does not close the
     breaker."""
     breaker = CircuitBreaker(Clock(0.0))
-    ann, bob, _ = workers
-    for worker in (ann, bob):
-        worker.do(breaker.acquire)
-        worker.do(breaker.session_opened)
-    assert ann.do(lambda: breaker.record_failure(QueueError(errno.ENOSPC, 'full'))) == 0
-    assert not bob.do(breaker.allows)
-    bob.do(breaker.record_success)
+    for worker in ('ann', 'bob'):
+        breaker.acquire(worker)
+        breaker.session_opened(worker)
+    assert breaker.record_failure(QueueError(errno.ENOSPC, 'full'), 'ann') == 0
+    assert not breaker.allows('bob')
+    breaker.record_success('bob')
     assert breaker.retry_in() > 0
-    assert bob.do(breaker.acquire) > 0
+    assert breaker.acquire('bob') > 0
     assert levels(caplog) == ['ERROR']
 
 
@@ -241,12 +228,12 @@ def test_a_queue_that_works_again_is_logged(caplog: pytest.LogCaptureFixture) ->
     """The log tells a queue that failed from a relay that failed."""
     clock = Clock(0.0)
     breaker = CircuitBreaker(clock, relay='smtp://relay.example.org:25')
-    breaker.acquire()
-    breaker.record_failure(QueueError(errno.ENOSPC, 'full'))
+    breaker.acquire('ann')
+    breaker.record_failure(QueueError(errno.ENOSPC, 'full'), 'ann')
     clock.now += 10
-    breaker.acquire()
-    breaker.session_opened()
-    breaker.record_success()
+    breaker.acquire('ann')
+    breaker.session_opened('ann')
+    breaker.record_success('ann')
     assert [record.getMessage() for record in caplog.records] == [
         'queue unavailable, mail stays queued: full',
         'queue can be written again after 1 failed attempts',

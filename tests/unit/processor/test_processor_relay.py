@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -202,8 +203,8 @@ def test_run_once_sends_what_a_worker_released(
     recorded = threading.Event()
     record_failure = CircuitBreaker.record_failure
 
-    def record(breaker: CircuitBreaker, error: Exception) -> float:
-        pause = record_failure(breaker, error)
+    def record(breaker: CircuitBreaker, error: Exception, worker: Hashable) -> float:
+        pause = record_failure(breaker, error, worker)
         recorded.set()
         return pause
 

@@ -39,13 +39,13 @@ class Place:
     def work(self, tickets: list[Ticket], *, more: bool) -> None:
         """Send what is due, and remove it unless it is stuck."""
         self.active_queue.add(tickets, more=more)
-        while (ticket := self.active_queue.pop()) is not None:
+        while (ticket := self.active_queue.pop('ann')) is not None:
             self.tried.append(ticket.order)
             path = Path(self.queue.path, FOLDER_OF[ticket.state], ticket.order)
             if path.exists() and ticket.order not in self.stuck:
                 path.unlink()
                 self.taken.append(ticket.order)
-        self.active_queue.task_done()
+        self.active_queue.task_done('ann')
 
 
 @pytest.fixture(params=[0.0, 60.0])
@@ -115,7 +115,7 @@ def test_mail_in_flight_is_not_returned_again(place: Place) -> None:
     single_pass = place.single_pass()
     first = single_pass.scan(10)
     place.active_queue.add(first)
-    while place.active_queue.pop():
+    while place.active_queue.pop('ann'):
         pass
     place.put(5)
     assert single_pass.more

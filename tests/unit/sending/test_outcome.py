@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -344,7 +343,7 @@ def test_tally(kinds: list[Any], tally: Tally) -> None:
     """A mail counts once: as deferred, else as failed, else as delivered."""
     event = PendingEvent(id='x', kind='sent', recipients=(), attempt=1, mailer='')
     count = Tally()
-    count.count([replace(event, kind=kind) for kind in kinds])
+    count.count([event._replace(kind=kind) for kind in kinds])
     assert count == tally
     assert count.total == 1
     count.add(tally)

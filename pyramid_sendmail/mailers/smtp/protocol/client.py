@@ -9,6 +9,7 @@ from ....envelope import Envelope, Outcome
 from ....exceptions import MailerUnavailable
 from ...session import BeforeFinalDot
 from ..options import DEFAULT_SESSION, DEFAULT_TIMEOUTS, SessionOptions, Timeouts
+from .common_exchange import REPLIES, CommonExchange
 from .extensions import Extensions
 from .opening import Handshake, Opening, Wait
 from .relay_memory import RelayMemory
@@ -67,7 +68,7 @@ class SMTPClient:
         self._opening: Opening | None = None
         self._steps: Steps | None = None
         self._wait: Wait | None = None
-        self._transfer: MailTransfer | None = None
+        self._common: CommonExchange | None = None
         self._may_quit = True
         self.quitting = False
 
@@ -84,7 +85,7 @@ class SMTPClient:
     def start(self, extensions: Mapping[str, str]) -> None:
         """Begin with the first mail: what comes before was done. ``extensions``: the keywords of
         EHLO, with their parameters."""
-        self._transfer = MailTransfer(
+        transfer = MailTransfer(
             self.name,
             Extensions(extensions, self._options),
             self.reader,
@@ -94,21 +95,33 @@ class SMTPClient:
             secure=self._secure,
             lmtp=self._lmtp,
         )
-        self.outcomes = self._transfer.outcomes
+        self.outcomes = transfer.outcomes
+        self._common = CommonExchange(transfer)
+
+    @property
+    def _transfer(self) -> MailTransfer | None:
+        """The general code, which is in charge from now on; None before ``start``."""
+        common = self._common
+        if common is None:
+            return None
+        if common.active:
+            common.leave()
+        return common.transfer
 
     @property
     def ready(self) -> bool:
         """Whether mail may be sent."""
-        return self._transfer is not None
+        return self._common is not None
 
     @property
     def end(self) -> SessionEnd | None:
-        return self._transfer.end if self._transfer is not None else None
+        return self._common.transfer.end if self._common is not None else None
 
     @property
     def idle(self) -> bool:
         """Whether no mail waits for its outcome."""
-        return self._transfer is None or self._transfer.idle
+        common = self._common
+        return common is None or not (common.active or common.transfer.mails)
 
     @property
     def may_quit(self) -> bool:
@@ -129,39 +142,56 @@ class SMTPClient:
         return self.may_quit
 
     @property
+    def waits(self) -> bool:
+        """Whether certainly nothing can be done before a reply comes."""
+        common = self._common
+        return common is not None and common.active and common.waiting and not self.outcomes
+
+    @property
     def wants_mail(self) -> bool:
         """Whether another mail may be handed to ``send`` now."""
-        return self._transfer is not None and self._transfer.wants_mail
+        common = self._common
+        if common is None:
+            return False
+        return common.wants_mail if common.active else common.transfer.wants_mail
 
     @property
     def timeout(self) -> float:
         """Seconds in which the next reply must come, or the handshake be done."""
+        common = self._common
+        if common is not None and common.active and common.waiting:
+            return self._timeouts.final
         if self.quitting:
             return self._timeouts.quit
         step = self.handshake or self._wait
         if step is not None:
             return step.timeout
-        return self._transfer.timeout if self._transfer is not None else self._timeouts.command
+        return self._timeouts.command if common is None else common.transfer.timeout
 
     @property
     def before_final_dot(self) -> BeforeFinalDot | None:
         """See IMailSession.send."""
-        return self._transfer.before_final_dot if self._transfer is not None else None
+        return self._common.transfer.before_final_dot if self._common is not None else None
 
     @before_final_dot.setter
     def before_final_dot(self, call: BeforeFinalDot | None) -> None:
-        assert self._transfer is not None
-        self._transfer.before_final_dot = call
+        assert self._common is not None
+        self._common.transfer.before_final_dot = call
 
     def send(self, envelope: Envelope) -> None:
         """Take a mail, where ``wants_mail`` is true."""
-        assert self._transfer is not None
-        self._transfer.send(envelope)
+        common = self._common
+        assert common is not None
+        if common.active:
+            common.send(envelope)
+        else:
+            common.transfer.send(envelope)
 
     def source_failed(self, error: BaseException) -> bool:
         """There is no further mail, because of an error. Return whether the mails in flight are
         finished first; the error is that of ``end`` then."""
-        return self._transfer is not None and self._transfer.source_failed(error)
+        transfer = self._transfer
+        return transfer is not None and transfer.source_failed(error)
 
     def quit(self) -> None:
         """Say QUIT, where ``may_quit`` is true, and wait for the reply."""
@@ -173,8 +203,9 @@ class SMTPClient:
         untouched then."""
         self._may_quit = False
         self.reader.clear()
-        if self._transfer is not None:
-            self._transfer.close(reason)
+        transfer = self._transfer
+        if transfer is not None:
+            transfer.close(reason)
 
     def data_to_send(self) -> bytes:
         """Return bytes to write now, b'' if there are none; ask again when they have left.
@@ -185,9 +216,12 @@ class SMTPClient:
             data = b''.join(self._output)
             self._output.clear()
             return data
-        transfer = self._transfer
-        if transfer is None or self.quitting:
+        common = self._common
+        if common is None or self.quitting:
             return b''
+        if common.active:
+            return common.data_to_send()
+        transfer = common.transfer
         if self.reader.unread and transfer.awaiting_reply:
             self._read_replies(transfer)
         return transfer.data_to_send()
@@ -197,6 +231,10 @@ class SMTPClient:
 
         Raises what reading the text of a mail raises: 354 may be among the bytes.
         """
+        common = self._common
+        if common is not None and common.waiting and common.active and common.receive(data):
+            self.replies += REPLIES
+            return
         if self.quitting:
             self.replies += 1
             return
@@ -206,8 +244,11 @@ class SMTPClient:
         self.reader.feed(data)
         if self.handshake is not None:
             self._not_before_handshake()
-        elif self._transfer is not None:
-            self._read_replies(self._transfer)
+        elif common is not None:
+            if common.active:
+                common.leave()
+            self._read_replies(common.transfer)
+            common.enter()
         else:
             self._read_opening()
 
@@ -222,8 +263,9 @@ class SMTPClient:
     def write_failed(self, reason: str, unsent: int, remedy: str = '') -> None:
         """The last ``data_to_send`` could not be written. ``reason``: in words. ``unsent``: how
         many bytes of it certainly did not leave."""
-        if self._transfer is not None and not self.quitting:
-            self._transfer.write_failed(reason, unsent)
+        transfer = self._transfer
+        if transfer is not None and not self.quitting:
+            transfer.write_failed(reason, unsent)
         else:
             self.connection_lost(reason, remedy=remedy)
 
@@ -235,8 +277,9 @@ class SMTPClient:
         """Nothing more will come. ``hung_up``: the relay closed the connection. ``remedy``: what
         to do about it."""
         self._may_quit = False
-        if self._transfer is not None:
-            self._transfer.connection_lost(reason, hung_up=hung_up)
+        transfer = self._transfer
+        if transfer is not None:
+            transfer.connection_lost(reason, hung_up=hung_up)
         elif self.error is None and self._opening is not None:
             wait = self.handshake or self._wait
             assert wait is not None

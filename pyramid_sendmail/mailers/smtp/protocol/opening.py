@@ -14,7 +14,7 @@ from typing import NamedTuple, NoReturn
 from ....envelope import Reply
 from ....exceptions import MailerUnavailable
 from ..address import Address
-from ..authentication import Identity, Proof, choose_mechanisms
+from ..authentication import Identity, Proof, choose_mechanisms, obtain_proof
 from ..options import Timeouts, TLSOptions
 from .extensions import starttls_remedy
 from .replies import reply_text
@@ -160,9 +160,9 @@ class Opening:
             supported = ' or '.join(identity.mechanisms)
             offer = offered[:_MAX_OFFER_CHARACTERS] or 'no mechanism'
             self._fail('AUTH', f'the relay offers {offer}, and not {supported}')
-        proof, problem = _proof(identity)
-        if proof is None:
-            self._fail('AUTH', problem, f'see {identity.options}')
+        proof = obtain_proof(identity)
+        if isinstance(proof, str):
+            self._fail('AUTH', proof, f'see {identity.options}')
         reply = Reply(0, '')
         for mechanism in mechanisms:
             reply = yield from self._exchange(proof, mechanism)
@@ -203,11 +203,3 @@ class Opening:
 
 def _reply(lines: Lines) -> Reply:
     return Reply(lines[0], reply_text(lines[1]))
-
-
-def _proof(identity: Identity) -> tuple[Proof | None, str]:
-    """Return what to present, or why there is nothing."""
-    try:
-        return identity.proof(), ''
-    except Exception as error:  # noqa: BLE001 - whatever the application's function raises
-        return None, ' '.join(f'there is no token: {error} ({type(error).__name__})'.split())

@@ -83,6 +83,15 @@ class ReplyReader:
         found = self.next_lines()
         return None if found is None else Reply(found[0], reply_text(found[1]))
 
+    def reply_of_line(self, line: bytes) -> Reply | None:
+        """Return the reply that is this line, without its LF, where nothing is unread. Raises
+        ReplyError."""
+        reply = self._cached_replies.get(line)
+        if reply is None:
+            self._lines.append(line)
+            reply = self.next_reply()
+        return reply
+
     def next_lines(self) -> tuple[int, list[str]] | None:
         """Return code and the text of each line of the next reply, or None. Raises ReplyError."""
         while self._lines:

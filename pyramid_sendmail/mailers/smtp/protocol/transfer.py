@@ -25,9 +25,9 @@ from .state import UNASKED_REPLY, TransferChoices, TransferState
 from .text import OutgoingText
 from .transaction import Command, MailTransaction
 
-__all__ = ['MailTransfer']
+__all__ = ['END_BYTES', 'MailTransfer']
 
-_END_BYTES = 5  # CRLF.CRLF
+END_BYTES = 5  # CRLF.CRLF
 
 
 class MailTransfer(TransferState):
@@ -50,8 +50,8 @@ class MailTransfer(TransferState):
         super().__init__(name, extensions, reader, **choices)
         self._flight = Flight(self) if self.window > 1 else None
         self._urgent = b''
-        self._text: OutgoingText | None = None
-        self._dot_bytes = inf
+        self.text: OutgoingText | None = None  # the rest of that of ``at``
+        self.dot_bytes = inf
         """How many bytes of the last output stand from the end of the text on; inf: none."""
 
     # What the driver asks and says
@@ -69,8 +69,8 @@ class MailTransfer(TransferState):
         last = mails[-1]
         # The last of the text is about to leave, and the next mail's commands with it.
         return (
-            self._text is not None
-            and self._text.at_end
+            self.text is not None
+            and self.text.at_end
             and not last.todo
             and self.pipelines
             and self.memory.pipelines_behind_dot
@@ -132,12 +132,12 @@ class MailTransfer(TransferState):
         mail = self.at or self._begin_next()
         if mail is None:
             return b''
-        if self._text is not None:
-            return self._next_text(mail, self._text)
+        if self.text is not None:
+            return self._next_text(mail, self.text)
         if flight is not None and mail.stage == 'ready':
             return flight.fill(mail)
         if self.unsent and len(self.awaiting) <= self.max_pipelined // 2:
-            self._dot_bytes = inf
+            self.dot_bytes = inf
             return self.next_group(mail)
         return b''
 
@@ -176,7 +176,7 @@ class MailTransfer(TransferState):
         if self._flight is not None and self._flight.active:
             self.cut = reason
             self._flight.cut_short(unsent)
-        elif finals and unsent < self._dot_bytes:
+        elif finals and unsent < self.dot_bytes:
             self.cut = reason
             self.awaiting = deque(finals)
             finals[0].mail.replies_due = len(finals)
@@ -254,14 +254,14 @@ class MailTransfer(TransferState):
             return b''
         # From here on the queue knows that the mail may have left.
         mail.accepted, mail.ambiguous, mail.stage = [], True, 'sent'
-        self._text = None
+        self.text = None
         self.in_transaction = False
         groups = [(each,) for each in recipients] if self.lmtp else [recipients]
         self.awaiting.extend([Command('.', b'', mail, recipients=group) for group in groups])
         mail.replies_due += len(groups)
         self.at = None
         following = self._following(mail)
-        self._dot_bytes = _END_BYTES + len(following)
+        self.dot_bytes = END_BYTES + len(following)
         return text.next_part() + following
 
     def _following(self, mail: MailTransaction) -> bytes:
@@ -287,7 +287,7 @@ class MailTransfer(TransferState):
             if self.has_unread(text_follows=verb == 'DATA'):
                 self.connection_lost(UNASKED_REPLY)
             elif verb == 'DATA':
-                mail.stage, self._text = 'text', OutgoingText(mail.envelope)
+                mail.stage, self.text = 'text', OutgoingText(mail.envelope)
             else:
                 self.accept(command)
         elif is_session_failure(reply):
@@ -390,7 +390,7 @@ class MailTransfer(TransferState):
 
     def stop(self, reason: str, *, stale: bool, error: BaseException | None = None) -> None:
         """See TransferState."""
-        self._text = None
+        self.text = None
         super().stop(reason, stale=stale, error=error)
 
     def _on_reply_in_flight(self, command: Command, reply: Reply) -> None:

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def _dead(queue: Any, *events: PendingEvent, **options: Any) -> Envelope:
 
 
 def _reason(reason: str, **options: Any) -> PendingEvent:
-    return replace(failed(make_envelope()), reply=None, reason=reason, permanent=False, **options)
+    return failed(make_envelope())._replace(reply=None, reason=reason, permanent=False, **options)
 
 
 def _reasons(queue: MaildirQueue) -> list[str]:
@@ -156,7 +155,7 @@ def test_one_ambiguous_recipient_keeps_the_mail(queue: MaildirQueue) -> None:
     claimed(queue).settle(
         [
             failed(envelope, 'a@example.org'),
-            replace(_reason('ambiguous: silence'), recipients=('b@example.org',)),
+            _reason('ambiguous: silence')._replace(recipients=('b@example.org',)),
         ],
         report=False,
     )

@@ -260,7 +260,7 @@ def test_long_replies_are_cut_to_fit() -> None:
         failed(envelope, to, group=n, text='ünïcode ' * 500)
         for n, to in enumerate(envelope.recipients)
     ]
-    block.settle([replace(event, mailer='relay ' * 100) for event in events])
+    block.settle([event._replace(mailer='relay ' * 100) for event in events])
     found = decode(data[:STATE_AT] + block.mutable_part() + envelope.raw).pending_events()
     assert [(event.id, event.recipients) for event in found] == [
         (event.id, event.recipients) for event in events
@@ -323,9 +323,9 @@ def test_reasons_are_kept_exactly() -> None:
     block, data = _encoded(envelope, 'C')
     reply = Reply(550, 'no')
     events = [
-        replace(failed(envelope, 'a@example.org', group=0), reply=reply, reason='550 no'),
-        replace(failed(envelope, 'b@example.org', group=1), reply=reply, reason='given up: 550 no'),
-        replace(failed(envelope, 'c@example.org', group=2), reply=reply, reason=''),
+        failed(envelope, 'a@example.org', group=0)._replace(reply=reply, reason='550 no'),
+        failed(envelope, 'b@example.org', group=1)._replace(reply=reply, reason='given up: 550 no'),
+        failed(envelope, 'c@example.org', group=2)._replace(reply=reply, reason=''),
     ]
     block.settle(events)
     assert decode(data[:STATE_AT] + block.mutable_part() + envelope.raw).pending_events() == events

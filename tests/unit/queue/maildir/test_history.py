@@ -6,7 +6,6 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,12 +195,12 @@ def test_what_a_crash_has_interrupted_is_said(queue: MaildirQueue, clock: Clock)
         pass
     claim = claimed(queue)
     assert claim.interrupted == 'sending'
-    stopped = replace(deferred(envelope), reply=None, reason='a process stopped')
+    stopped = deferred(envelope)._replace(reply=None, reason='a process stopped')
     claim.settle([stopped], retry_at=NOW + 60, report=False)
     clock.now += 60
     claim = claimed(queue, clock())
     claim.settle(
-        [replace(failed(envelope, attempt=2), reply=None, reason='ambiguous: the line was lost')],
+        [failed(envelope, attempt=2)._replace(reply=None, reason='ambiguous: the line was lost')],
         report=False,
     )
     first, second = _lines(queue, envelope)
@@ -223,7 +222,7 @@ def test_files_are_the_users_alone(queue: MaildirQueue) -> None:
 
 
 def _event(**options: Any) -> PendingEvent:
-    return replace(failed(make_envelope()), **options)
+    return failed(make_envelope())._replace(**options)
 
 
 def test_a_line_is_bounded_and_keeps_its_reason() -> None:

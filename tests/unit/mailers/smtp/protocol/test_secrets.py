@@ -18,6 +18,8 @@ from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.connection import SMTPConnection
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.session import SMTPSession
+from pyramid_sendmail.queue import MemoryQueue
+from tests.support.processors import ProcessorSetup
 from tests.support.sessions import PATIENT, TINY, make_mailer
 from tests.support.smtp.server import (
     Action,
@@ -173,6 +175,32 @@ def test_auth_that_fails_by_tls(
     timeouts = TINY._replace(command=1.0) if end == 'silent' else PATIENT
     mailer = mailer_for(server, mechanism, ca_file=str(tls_authority.path), timeouts=timeouts)
     error = raised(mailer.connect)
+    assert ': AUTH' in str(error)
+    assert shown(error) == []
+
+
+@pytest.mark.parametrize('end', ['closed', '535 with the secrets', 'function'])
+@pytest.mark.parametrize('mechanism', MECHANISMS)
+def test_auth_that_fails_in_the_loop(start_smtp_server: Start, mechanism: str, end: str) -> None:
+    """So in a queue processor, which fetches tokens in another thread; and if what is fetched is no
+    token."""
+    server = start_smtp_server(
+        auth={USER: PASSWORD}, auth_mechanisms=(mechanism,), auth_required=True
+    )
+    mailer = mailer_for(server, mechanism, tls='none', insecure=True)
+    if end == 'function':
+        mailer = make_mailer(
+            *(server.host, server.port),
+            tls='none',
+            insecure=True,
+            username=USER,
+            token=lambda: f'{TOKEN} ',
+        )
+    server.script('AUTH', ENDS['closed'] if end == 'closed' else reply(535, *ECHOED[mechanism]))
+    setup = ProcessorSetup(MemoryQueue())
+    setup.mailer = mailer  # type: ignore[assignment]
+    setup.put()
+    error = raised(lambda: setup.processor().run_once())
     assert ': AUTH' in str(error)
     assert shown(error) == []
 
