@@ -21,8 +21,12 @@ log = logging.getLogger(__name__)
 
 _REASONS = 'reasons'
 
-_CHECK_INTERVAL = 30.0
-"""Seconds after which a process looks again at who may write to the folders."""
+_CHECK_INTERVAL = 1.0
+"""Seconds after which a put or a claim looks again at all folders. More often would cost each mail
+six system calls."""
+
+_PARENTS_INTERVAL = 30.0
+"""Seconds after which a process looks again at the folders above the queue."""
 
 _State = tuple[int, int, int, int, int]
 
@@ -55,7 +59,7 @@ class QueueFolders:
         """The same of the folders above the queue."""
         self._new: tuple[int, int] | None = None
         """Device and inode of ``new/``, once the queue is prepared."""
-        self._checked_at = 0.0
+        self._checked_at = self._parents_checked_at = 0.0
 
     def directory(self, folder: str) -> Directory:
         """Return an open folder; '' is that of the queue. Raises OSError."""
@@ -68,28 +72,34 @@ class QueueFolders:
 
     def ready(self) -> None:
         """Prepare the folders, once for each user of the process; later on notice if they were
-        replaced, or are open to others now. Raises QueueError.
+        replaced, or are open to others now. Raises QueueError and other OSErrors.
 
-        One system call, save every _CHECK_INTERVAL seconds.
+        Two system calls, save every _CHECK_INTERVAL seconds.
         """
         if self._owner != os.geteuid():
             self.prepare()
-        elif self._is_check_due():
+        elif self._is_due(self._checked_at, _CHECK_INTERVAL):
             self.check()
         elif self._new != _identity(f'{self._root}/new'):
             self._mend()
 
+    def look(self) -> None:
+        """Do as ``check`` does, at most every _CHECK_INTERVAL seconds."""
+        if self._is_due(self._checked_at, _CHECK_INTERVAL):
+            self.check()
+
     def check(self) -> None:
         """Look at owner and mode of each folder, and now and then of those above the queue; prepare
-        the queue anew if anything has changed. Raises QueueError."""
+        the queue anew if anything has changed. Raises QueueError and other OSErrors."""
         if self._owner != os.geteuid():
             self.prepare()
             return
         state: list[_State] = []
-        above = self._above
+        above, now = self._above, self._clock()
+        is_parents_due = self._is_due(self._parents_checked_at, _PARENTS_INTERVAL)
         with suppress(OSError):
             state = [_state_of(os.lstat(path)) for path in self._paths]
-            if self._is_check_due():
+            if is_parents_due:
                 above = state_of(parents_of(self._path))
         if state == self._state and above == self._above:
             reasons = self._open.get(_REASONS)
@@ -99,12 +109,13 @@ class QueueFolders:
             self.prepare()
         else:
             self._mend()
-        if self._is_check_due():
-            self._checked_at = self._clock()
+        self._checked_at = now
+        if is_parents_due:
+            self._parents_checked_at = now
 
-    def _is_check_due(self) -> bool:
+    def _is_due(self, at: float, interval: float) -> bool:
         # The clock may be set back.
-        return abs(self._clock() - self._checked_at) >= _CHECK_INTERVAL
+        return abs(self._clock() - at) >= interval
 
     def _mend(self) -> None:
         self.prepare()
@@ -115,7 +126,11 @@ class QueueFolders:
         )
 
     def prepare(self) -> None:
-        """Make the folders that are missing, and check their permissions. Raises QueueError."""
+        """Make the folders that are missing, and check their permissions.
+
+        Raises QueueError; for a queue that was prepared before, other OSErrors as well: the caller
+        knows what it cannot do.
+        """
         permissions, root = self._permissions, self._root
         self._owner = None
         try:
@@ -135,10 +150,13 @@ class QueueFolders:
         except QueueError:
             raise
         except OSError as error:
+            if self._state:
+                raise
             raise self.error('cannot be created', error) from error
         self._open = {'': top, **found}
         self._new = _key(found['new'])
-        self._owner, self._checked_at = os.geteuid(), self._clock()
+        self._owner = os.geteuid()
+        self._checked_at = self._parents_checked_at = self._clock()
 
     def make_reasons(self) -> Directory:
         """Make ``reasons/``, which was missing or was removed. Raises OSError."""
@@ -159,7 +177,12 @@ class QueueFolders:
         self._open, self._owner = {}, None
 
     def error(self, what: str, error: OSError) -> QueueError:
-        """Return a QueueError that says what the queue cannot do, why, and the remedy."""
+        """Return a QueueError that says what the queue cannot do, why, and the remedy.
+
+        A QueueError that the folders have raised says more: its text is kept.
+        """
+        if isinstance(error, QueueError):
+            return QueueError(error.errno, error.strerror, self._root)
         reason = error.strerror or str(error)
         if error.errno == errno.EROFS:
             reason = 'the file system is read-only'

@@ -99,18 +99,24 @@ class MaildirQueue:
         all_events: bool = False,
         on_first_page: Callable[[list[Ticket]], None] | None = None,
     ) -> tuple[list[Ticket], float | None]:
-        if fresh:
-            self._files.folders.ready()
-        else:
-            self._files.folders.check()
+        folders = self._files.folders
         try:
-            return self._scanner.scan(
-                now, limit=limit, fresh=fresh, all_events=all_events, on_first_page=on_first_page
-            )
-        except FileNotFoundError:
-            # A folder was missing. It is there now, so the next scan is due at once.
-            self._files.folders.prepare()
-            return [], now
+            try:
+                if fresh:
+                    folders.ready()
+                else:
+                    folders.check()
+                return self._scanner.scan(
+                    now,
+                    limit=limit,
+                    fresh=fresh,
+                    all_events=all_events,
+                    on_first_page=on_first_page,
+                )
+            except FileNotFoundError:
+                # A folder was missing. It is there now, so the next scan is due at once.
+                folders.prepare()
+                return [], now
         except OSError as error:
             raise self._files.error('cannot be read', error) from error
 
@@ -119,6 +125,7 @@ class MaildirQueue:
 
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MaildirClaim | None:
         try:
+            self._files.folders.look()
             try:
                 descriptor = self._files.open(FOLDER_OF[ticket.state], ticket.order)
             except ValueError as error:
@@ -240,7 +247,10 @@ class MaildirQueue:
         prove_writable(self._files)
 
     def prepare(self) -> None:
-        self._files.folders.prepare()
+        try:
+            self._files.folders.prepare()
+        except OSError as error:
+            raise self._files.error('cannot be created', error) from error
         sweep(self._files)
         prove_writable(self._files)
         prove_locks(self._files)

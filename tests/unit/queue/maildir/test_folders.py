@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,22 @@ def test_a_queue_that_was_exchanged_is_used_at_once(queue: MaildirQueue, clock: 
     MaildirQueue(queue.path, clock=clock).prepare()
     _publish(queue)
     assert len(files(queue)) == 1
+
+
+def test_a_claim_is_made_in_the_queue_that_is_there(queue: MaildirQueue, clock: Clock) -> None:
+    """A queue that was copied to another disk under a running process is the one whose mail is
+    sent: a claim in the old one would leave the copy to be sent again."""
+    _publish(queue)
+    [ticket], _ = queue.scan(NOW)
+    root = Path(queue.path)
+    old = root.rename(root.parent / 'old')
+    shutil.copytree(old, root, ignore=shutil.ignore_patterns('trigger'))
+    clock.now += 1
+    claim = queue.claim(ticket)
+    assert claim is not None
+    claim.settle([sent(claim.envelope)], report=False)
+    assert files(queue) == []
+    assert len(list(Path(old, 'new').iterdir())) == 1
 
 
 def test_a_browser_sees_the_queue_that_is_there(queue: MaildirQueue, clock: Clock) -> None:
