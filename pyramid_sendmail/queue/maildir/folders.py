@@ -104,7 +104,7 @@ class QueueFolders:
         if state == self._state and above == self._above:
             reasons = self._open.get(_REASONS)
             if reasons is not None and _identity(f'{self._path}/{_REASONS}') != _key(reasons):
-                del self._open[_REASONS]
+                self._open.pop(_REASONS, None)  # another thread may have been here
         elif [each[:2] for each in state] == [each[:2] for each in self._state]:
             self.prepare()
         else:
