@@ -143,7 +143,7 @@ def test_a_removed_folder_is_made_again(
     (name, *_) = files(queue)
     assert name.startswith('new/')
     assert queue.claim(queue.scan(NOW)[0][0]) is not None
-    assert not caplog.records, 'it is told once'
+    assert not caplog.records, 'it is logged once'
 
 
 def test_a_queue_that_was_exchanged_is_used_at_once(queue: MaildirQueue, clock: Clock) -> None:

@@ -147,10 +147,10 @@ def test_a_long_name_is_put_aside(queue: MaildirQueue, length: int, letter: str)
     assert reasons == set(os.listdir(f'{queue.path}/failed'))
 
 
-def test_what_cannot_be_put_aside_is_told_once(
+def test_what_cannot_be_put_aside_is_logged_once(
     queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not with each look."""
+    """Not with each scan."""
     Path(queue.path, 'new', 'foreign').write_text('?')
 
     def rename(*args: Any, **folders: int) -> None:

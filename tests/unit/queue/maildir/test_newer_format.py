@@ -99,8 +99,8 @@ def test_a_transaction_of_a_newer_release_stays_in_tmp(
     queue.scan(NOW)
     queue.scan(NOW)
     assert path.exists()
-    told = [record for record in caplog.records if 'stays in tmp/' in record.getMessage()]
-    assert len(told) == 1
+    logged = [record for record in caplog.records if 'stays in tmp/' in record.getMessage()]
+    assert len(logged) == 1
 
 
 def test_a_person_sees_why(queue: MaildirQueue) -> None:

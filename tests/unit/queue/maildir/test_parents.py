@@ -69,7 +69,7 @@ def test_a_parent_is_looked_at_again(root: Path) -> None:
 
 
 def test_what_a_link_leads_through_is_looked_at(root: Path, tmp_path: Path) -> None:
-    """A link above the queue is accepted, if nobody else may write to the folders behind it."""
+    """A link above the queue is accepted, if no other user may write to the folders behind it."""
     target = tmp_path / 'disk' / 'app'
     target.mkdir(parents=True)
     root.parent.rmdir()

@@ -74,7 +74,7 @@ def test_a_half_made_queue_is_made(root: Path, names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize('old', [False, True])
 def test_a_queue_with_mail_in_it_is_one(root: Path, old: bool) -> None:
-    """Mail of ours or of the ancestors is enough, even beside a file of somebody else."""
+    """Mail of ours or of the ancestors is enough, even beside a foreign file."""
     if old:
         _lay(root, 'new/1700000000.77.host.5', 'tmp/x', 'new/notes.txt')
         (root / 'new/1700000000.77.host.5').write_bytes(OLD)
