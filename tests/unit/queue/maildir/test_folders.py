@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,25 @@ def test_a_claim_is_made_in_the_queue_that_is_there(queue: MaildirQueue, clock: 
     assert len(list(Path(old, 'new').iterdir())) == 1
 
 
+@pytest.mark.parametrize('folder', ['failed', 'cur'])
+def test_an_outcome_that_has_no_folder(queue: MaildirQueue, clock: Clock, folder: str) -> None:
+    """A folder was removed under a running process and a file lies there: the outcome stays in the
+    mail's file, the error says what is wrong, and the mail is not sent again."""
+    _publish(queue)
+    claim = claimed(queue)
+    path = Path(queue.path, folder)
+    path.rmdir()
+    path.write_text('not a folder')
+    events = [(failed if folder == 'failed' else deferred)(claim.envelope)]
+    with pytest.raises(QueueError, match=rf'cannot record .*: {path} is not a folder; see mail'):
+        claim.settle(events, report=False, retry_at=NOW + 60 if folder == 'cur' else None)
+    claim.release()
+    path.unlink()
+    [ticket], _ = queue.scan(NOW)
+    found = queue.claim(ticket)
+    assert found is None or found.todo == ()
+
+
 def test_a_browser_sees_the_queue_that_is_there(queue: MaildirQueue, clock: Clock) -> None:
     """A page that lists the queue shows the folder that has its path now, and makes none."""
     _publish(queue)
@@ -186,18 +206,26 @@ def test_a_browser_sees_the_queue_that_is_there(queue: MaildirQueue, clock: Cloc
 def test_a_folder_that_is_opened_to_all_is_noticed_while_running(
     queue: MaildirQueue, clock: Clock
 ) -> None:
-    """Owner and mode are looked at again: at a scan at once, at a put after a while."""
-    Path(queue.path, 'new').chmod(0o777)
-    with pytest.raises(QueueError, match='chmod o-w'):
-        queue.scan(NOW)
-    with pytest.raises(QueueError, match='chmod o-w'):
-        queue.put([make_envelope()])
-    Path(queue.path, 'new').chmod(0o700)
-    _publish(queue)
-    Path(queue.path, 'new').chmod(0o777)
-    clock.now -= 60
-    with pytest.raises(QueueError, match='chmod o-w'):
-        queue.put([make_envelope()])
+    """Owner and mode are looked at again: at a scan at once, at a put and a claim within a second.
+    The error says once what is wrong."""
+    new = Path(queue.path, 'new')
+    put = queue.put([make_envelope()])
+    put.publish()
+    uses: list[tuple[float, Callable[[], object]]] = [
+        (0, lambda: queue.scan(NOW)),
+        (1, lambda: queue.claim(put.tickets[0])),
+        (1, lambda: queue.put([make_envelope()])),
+        (-1, lambda: queue.put([make_envelope()])),
+    ]
+    for passed, use in uses:
+        _publish(queue)
+        new.chmod(0o777)
+        clock.now += passed
+        with pytest.raises(QueueError, match=rf'^every user may write to {new}, .*below it$'):
+            use()
+        with pytest.raises(QueueError, match='^every user may write to '):
+            queue.put([make_envelope()])
+        new.chmod(0o700)
 
 
 def test_a_child_opens_its_own_folders(queue: MaildirQueue) -> None:
