@@ -223,7 +223,7 @@ def test_a_folder_that_is_opened_to_all_is_noticed_while_running(
         clock.now += passed
         with pytest.raises(QueueError, match=rf'^every user may write to {new}, .*below it$'):
             use()
-        with pytest.raises(QueueError, match='^every user may write to '):
+        with pytest.raises(QueueError, match=r'^every user may write to '):
             queue.put([make_envelope()])
         new.chmod(0o700)
 
