@@ -84,9 +84,16 @@ class QueueFolders:
             self._mend()
 
     def look(self) -> None:
-        """Do as ``check`` does, at most every _CHECK_INTERVAL seconds."""
+        """Do as ``check`` does before a claim, at most every _CHECK_INTERVAL seconds.
+
+        The errno is ESTALE: EACCES and EPERM would say that a processor should try the next file.
+        """
         if self._is_due(self._checked_at, _CHECK_INTERVAL):
-            self.check()
+            try:
+                self.check()
+            except OSError as error:
+                found = self.error('cannot be claimed from', error)
+                raise QueueError(errno.ESTALE, found.strerror, self._root) from error
 
     def check(self) -> None:
         """Look at owner and mode of each folder, and now and then of those above the queue; prepare

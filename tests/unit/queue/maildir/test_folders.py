@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
+from pyramid_sendmail.processor.claims import SINGLE_FILE_ERRNOS
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.directory import Directory
 from tests.support.folders import folder as tmp_path
@@ -226,6 +227,18 @@ def test_a_folder_that_is_opened_to_all_is_noticed_while_running(
         with pytest.raises(QueueError, match=r'^every user may write to '):
             queue.put([make_envelope()])
         new.chmod(0o700)
+
+
+def test_a_folder_that_cannot_be_used_ends_the_claims(queue: MaildirQueue, clock: Clock) -> None:
+    """A processor tries the next file after an error of one file, but not after one of the queue:
+    each mail of a long queue would be a line of the log."""
+    put = queue.put([make_envelope()])
+    put.publish()
+    _replace(queue, 'new')
+    clock.now += 1
+    with pytest.raises(QueueError, match='new is a symbolic link; remove') as raised:
+        queue.claim(put.tickets[0])
+    assert raised.value.errno not in SINGLE_FILE_ERRNOS
 
 
 def test_a_child_opens_its_own_folders(queue: MaildirQueue) -> None:
