@@ -54,6 +54,15 @@ def _replace(queue: MaildirQueue, folder: str) -> Path:
     return target
 
 
+_scandir = os.scandir
+
+
+def _scandir_without_proc(path: Any) -> Any:
+    if isinstance(path, str):
+        raise FileNotFoundError(path)
+    return _scandir(path)
+
+
 def _publish(queue: MaildirQueue) -> None:
     queue.put([make_envelope()]).publish()
 
@@ -146,6 +155,33 @@ def test_a_removed_folder_is_made_again(
     assert name.startswith('new/')
     assert queue.claim(queue.scan(NOW)[0][0]) is not None
     assert not caplog.records, 'it is logged once'
+
+
+def test_a_folder_is_removed_during_a_scan(
+    queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made again, and the next scan is due at once."""
+
+    def remove() -> None:
+        queue.close()  # in another thread
+        Path(queue.path, 'new').rmdir()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(queue._files.folders, 'check', remove)
+        assert queue.scan(NOW) == ([], NOW)
+    _publish(queue)
+    assert len(queue.scan(NOW)[0]) == 1
+
+
+def test_a_history_is_written_where_people_look(queue: MaildirQueue) -> None:
+    """The folder of the histories was moved away: the next scan notices it."""
+    reasons = Path(queue.path, 'reasons')
+    for n in range(2):
+        _publish(queue)
+        _fail(queue)
+        assert len(list(reasons.iterdir())) == 1
+        reasons.rename(reasons.with_name(f'reasons-{n}'))
+        queue.scan(NOW)
 
 
 def test_a_queue_that_was_exchanged_is_used_at_once(queue: MaildirQueue, clock: Clock) -> None:
@@ -265,14 +301,7 @@ def test_a_queue_that_is_gone_keeps_nothing_open(tmp_path: Path) -> None:
 def test_listings_without_proc(queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no /proc a folder is listed by its descriptor."""
     _publish(queue)
-    real = os.scandir
-
-    def scandir(path: Any) -> Any:
-        if isinstance(path, str):
-            raise FileNotFoundError(path)
-        return real(path)
-
-    monkeypatch.setattr(os, 'scandir', scandir)
+    monkeypatch.setattr(os, 'scandir', _scandir_without_proc)
     before = len(os.listdir('/proc/self/fd'))
     directory = Directory(f'{queue.path}/new')
     assert directory.names() == directory.names() != []

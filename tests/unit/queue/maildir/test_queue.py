@@ -188,8 +188,10 @@ def test_check_tells_what_is_in_the_way(
             queue.check_writable()
     Path(queue.path, 'failed').rmdir()
     Path(queue.path, 'failed').write_text('')
-    with pytest.raises(QueueError, match='cannot be created'):
+    with pytest.raises(QueueError, match=r'cannot record .*: .*/failed is not a folder; see mail'):
         queue.check_writable()
+    with pytest.raises(QueueError, match=r'cannot be created: .*/failed is not a folder; see mail'):
+        queue.prepare()
 
 
 def test_the_queue_says_what_it_is(queue: MaildirQueue) -> None:
