@@ -47,7 +47,7 @@ class QueueError(SendmailError, OSError):
 class DamagedMail(SendmailError, ValueError):
     """A file in the queue is not a mail of this package; it was moved to ``failed/``.
 
-    ``raw`` is the file's content, ``name`` its new name.
+    ``raw`` is the file's content, at most its first megabyte; ``name`` its new name.
     """
 
     def __init__(self, name: str, reason: str, raw: bytes) -> None:

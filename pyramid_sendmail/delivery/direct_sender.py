@@ -15,6 +15,7 @@ from zope.interface import implementer
 from ..envelope import PendingEvent, Tally, Verdict
 from ..exceptions import DamagedMail, MailerUnavailable, QueueError
 from ..interfaces import IMailClaim, IMailer, IScannableQueue
+from ..queue.history import printable
 from ..queue.ticket import Ticket
 from ..sending.attempt import attempt
 from ..sending.outcome import OutcomeRecorder, report_settled
@@ -182,7 +183,7 @@ class DirectSender:
         try:
             claim = self._queue.claim(ticket)
         except DamagedMail as error:
-            log.error('%s', error)
+            log.error('%s', printable(str(error)))
             return None
         return None if claim is None else DirectClaim(claim, self.scan, self._recorder.clock)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterator
 
 from ..exceptions import DamagedMail, QueueError
 from ..interfaces import IMailClaim, IMailEventDispatcher, IScannableQueue
+from ..queue.history import printable
 from ..queue.ticket import Ticket
 from ..sending.outcome import report_settled
 from .run import Run
@@ -51,10 +52,13 @@ class Claimer:
             if error.errno not in SINGLE_FILE_ERRNOS:
                 raise
             if self.run.first_time(ticket):
-                log.error('%s cannot be claimed and stays in the queue: %s', ticket.order, error)
+                name = printable(ticket.order)
+                log.error('%s cannot be claimed and stays in the queue: %s', name, error)
         except Exception:
             if self.run.first_time(ticket):
-                log.exception('%s cannot be claimed and stays in the queue', ticket.order)
+                log.exception(
+                    '%s cannot be claimed and stays in the queue', printable(ticket.order)
+                )
         return None
 
     def settle_without_relay(self) -> None:

@@ -9,6 +9,7 @@ from zope.interface import implementer
 from ..envelope import Envelope, PendingEvent
 from ..exceptions import DamagedMail
 from ..interfaces import IMailClaim, IMailEventDispatcher
+from ..queue.history import printable
 from ..queue.ticket import Ticket
 from .run import Run
 
@@ -118,15 +119,15 @@ class DamagedClaim:
 def dispatch_damaged(error: DamagedMail, dispatcher: IMailEventDispatcher, *, now: float) -> None:
     """Dispatch the error event of a damaged file. ``now``: epoch seconds."""
     envelope = Envelope(
-        id=error.name,
-        message_id=error.name,
+        id=printable(error.name),
+        message_id=printable(error.name),
         sender='',
         recipients=(),
         raw=error.raw,
         queued_at=now,
     )
     event = PendingEvent(
-        id=f'{error.name}-0-error-0',
+        id=f'{printable(error.name)}-0-error-0',
         kind='error',
         recipients=(),
         attempt=0,

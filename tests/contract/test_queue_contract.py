@@ -20,6 +20,7 @@ from pyramid_sendmail.envelope import Envelope, PendingEvent, Priority, Reply
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.interfaces import IMailClaim, IScannableQueue, IStagedMail
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from pyramid_sendmail.queue.maildir.filename import ticket_of
 from pyramid_sendmail.queue.maildir.scan import ScanLimits
 from tests.support.folders import folder as tmp_path
 from tests.support.queues import (
@@ -396,11 +397,13 @@ def test_an_empty_queue_has_nothing_due(case: Case) -> None:
 
 
 def _unusable(path: Path) -> MaildirQueue:
-    """A queue with one mail, of which ``path`` is not a folder any more."""
-    queue = MaildirQueue(str(path.parent), clock=Clock())
+    """A queue with one mail, of which ``path`` has not been a folder for a second."""
+    clock = Clock()
+    queue = MaildirQueue(str(path.parent), clock=clock)
     queue.put([make_envelope()]).publish()
     path.rename(path.with_name('hidden'))
     path.write_text('not a folder')
+    clock.now += 1
     return queue
 
 
@@ -418,14 +421,12 @@ def test_a_queue_that_cannot_be_scanned(tmp_path: Path, folder: str) -> None:
 
 def test_a_queue_that_cannot_be_claimed_from(tmp_path: Path) -> None:
     """A claim raises QueueError; the mail can be claimed when the queue is usable again."""
-    queue = MaildirQueue(str(tmp_path / 'queue'), clock=Clock())
-    put = queue.put([make_envelope()])
-    put.publish()
     path = tmp_path / 'queue' / 'new'
-    path.rename(path.with_name('hidden'))
-    path.write_text('not a folder')
+    queue = _unusable(path)
+    [name] = path.with_name('hidden').iterdir()
+    ticket = ticket_of('new', name.name)
     with pytest.raises(QueueError, match=r'cannot be claimed from: .*; '):
-        queue.claim(put.tickets[0])
+        queue.claim(ticket)
     path.unlink()
     path.with_name('hidden').rename(path)
     claimed(queue).release()
@@ -438,11 +439,11 @@ def test_a_put_that_fails_keeps_no_mail(tmp_path: Path, monkeypatch: pytest.Monk
     envelopes = [make_envelope() for _ in range(3)]
     create, made = queue._files.create, []
 
-    def full(path: str) -> int | None:
+    def full(folder: str, name: str) -> int | None:
         if len(made) == 2:
             raise OSError(28, 'No space left on device')
-        made.append(path)
-        return create(path)
+        made.append(name)
+        return create(folder, name)
 
     monkeypatch.setattr(queue._files, 'create', full)
     with pytest.raises(QueueError, match='No space left on device; make room on the disk'):

@@ -22,12 +22,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue.maildir.recognition import FOLDERS
 from tests.crash.audit import audit
 from tests.crash.soak_parts import SharedClock, make_queue, process, produce
 from tests.crash.soak_relay import STALLS, SoakRelay
@@ -189,15 +191,18 @@ def _go_on(child: Any) -> None:
 
 
 def _nothing_held(pid: int, path: str) -> None:
-    """No descriptor of a process is a mail's; there are no more than an idle processor needs."""
+    """No descriptor of a process is a mail's; there are no more than an idle processor needs: the
+    folders of the queue, each once, and its FIFO."""
     names = []
     for link in Path(f'/proc/{pid}/fd').iterdir():
         try:
             names.append(os.readlink(link))
         except FileNotFoundError:
             continue
-    held = [name for name in names if name.startswith(path) and '/trigger' not in name]
-    assert not held, f'a processor holds {held}'
+    held = Counter(name for name in names if name.startswith(path))
+    idle = {path, *[f'{path}/{name}' for name in (*FOLDERS, 'reasons', 'trigger')]}
+    assert held.keys() <= idle, f'a processor holds {held}'
+    assert not held or max(held.values()) == 1, f'a processor holds {held}'
     assert len(names) < 60, f'a processor has {len(names)} descriptors: {names}'
 
 

@@ -153,7 +153,9 @@ class Watch:
         """What a path concerns, or None."""
         if not isinstance(path, str | os.PathLike):
             return None
-        text = str(os.fspath(path))
+        text = str(os.fspath(path)).removesuffix('/.')
+        if text.startswith('/proc/self/fd/'):
+            text = os.readlink(text)
         if text == self._root:
             return '/'
         if not text.startswith(f'{self._root}/'):
@@ -170,7 +172,7 @@ class Watch:
             if isinstance(target, int):
                 place, key = self._places.get(target, (None, 0))
             else:
-                place, key = self._place(target), 0
+                place, key = self._place(_path(target, options)), 0
             if place is None:
                 return function(*arguments, **options)
             descriptor = target if isinstance(target, int) else None
@@ -194,7 +196,10 @@ class Watch:
 
     def _scandir(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def watched(path: Any = '.') -> Any:
-            place = self._place(path)
+            if isinstance(path, int):
+                place, _ = self._places.get(path, (None, 0))
+            else:
+                place = self._place(path)
             if place is None:
                 return function(path)
             entries = self._ask('scandir', place, None, 0, function, (path,), {})
@@ -204,6 +209,16 @@ class Watch:
 
     def entry(self, place: str, function: Callable[[], Any]) -> Any:
         return self._ask('readdir', place, None, 0, function, (), {})
+
+
+def _path(target: Any, options: dict[str, Any]) -> Any:
+    """The path of a file that a call names in an open folder."""
+    folder = options.get('dir_fd')
+    if folder is None:
+        folder = options.get('src_dir_fd')
+    if folder is None:
+        return target
+    return f'{os.readlink(f"/proc/self/fd/{folder}")}/{target}'
 
 
 class _Entries:

@@ -89,7 +89,7 @@ PROMISES: dict[str, frozenset[str]] = {
         # Its callers take care of an OSError.
         'sync': ('OSError, done',),
         'pull': ('quiet, done',),
-        'wait': ('OSError, done',),
+        'wait': ('OSError, done', 'quiet, done'),
     }.items()
 }
 """By phase: what is raised ('quiet': nothing), 'kept' where the outcome of a mail could not be
@@ -124,7 +124,7 @@ RECORDS = ('pwrite new', 'fsync new', 'rename new')
 PAIRS = {
     'adopt': 226,
     'attempt': 477,
-    'check_writable': 113,
+    'check_writable': 89,
     'claim and release': 72,
     'discard one': 32,
     'discard three': 48,
@@ -162,6 +162,7 @@ in each part). Fewer mean that a call is no longer watched."""
 
 NEVER = {
     'link': 'a rename publishes, also where the file system has no links',
+    'listdir': 'scandir lists a folder',
     'fdatasync': 'a new file needs its length on disk as well',
     'ftruncate': 'a file never changes its length',
     'posix_fallocate': 'the vote writes every byte that is ever needed',

@@ -18,7 +18,7 @@ __all__ = ['folder']
 FLOORS = {
     'adopt': 60,
     'attempt': 251,
-    'check_writable': 28,
+    'check_writable': 26,
     'claim and release': 24,
     'discard one': 21,
     'discard three': 28,

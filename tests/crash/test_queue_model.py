@@ -36,9 +36,11 @@ from hypothesis.stateful import (
 from pyramid_sendmail.envelope import Envelope, PendingEvent, Reply
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from pyramid_sendmail.queue.maildir.directory import Directory
 from pyramid_sendmail.queue.maildir.filename import FOLDER_OF, ticket_of
-from pyramid_sendmail.queue.maildir.files import FOLDERS, QueueFiles
+from pyramid_sendmail.queue.maildir.files import QueueFiles
 from pyramid_sendmail.queue.maildir.format import decode
+from pyramid_sendmail.queue.maildir.recognition import FOLDERS
 from pyramid_sendmail.queue.ticket import Ticket
 from tests.crash.counts import Tell
 from tests.support.folders import folder as tmp_path
@@ -436,11 +438,11 @@ class StuckFiles(QueueFiles):
     stuck = False
     meanwhile: Callable[[], object] | None = None
 
-    def _locked(self, descriptor: int, path: str) -> int | None:
+    def _locked(self, descriptor: int, directory: Directory, name: str) -> int | None:
         meanwhile, self.meanwhile = self.meanwhile, None
         if meanwhile is not None:
             meanwhile()
-        return super()._locked(descriptor, path)
+        return super()._locked(descriptor, directory, name)
 
     def rename(self, folder: str, name: str, to: str, new_name: str) -> bool:
         if self.stuck:
@@ -633,11 +635,11 @@ class QueueMachine(RuleBasedStateMachine):
             left = [moved]
             rename = os.rename
 
-            def moving(source: str, target: str) -> None:
+            def moving(source: str, target: str, **folders: int) -> None:
                 if not left[0]:
                     os._exit(0)
                 left[0] -= 1
-                rename(source, target)
+                rename(source, target, **folders)
 
             os.rename = moving  # type: ignore[assignment]
             put.publish()

@@ -105,13 +105,13 @@ def test_a_release_unlocks_what_a_child_shares(tmp_path: Path) -> None:
     queue.put([make_envelope()]).publish()
     (ticket,), _ = queue.scan(NOW)
     store = QueueFiles(queue.path)
-    path = store.path(FOLDER_OF[ticket.state], ticket.order)
-    descriptor = store.open(path)
+    folder, name = FOLDER_OF[ticket.state], ticket.order
+    descriptor = store.open(folder, name)
     assert descriptor is not None
     shared = os.dup(descriptor)
     try:
         store.close(descriptor)
-        again = store.open(path)
+        again = store.open(folder, name)
         assert again is not None
         store.close(again)
     finally:
@@ -174,11 +174,11 @@ class Busy(QueueFiles):
 
     late = ''
 
-    def open(self, path: str) -> int | None:
+    def open(self, folder: str, name: str) -> int | None:
         if self.late:
-            Path(path).with_name(self.late).write_bytes(b'half a mail')
+            Path(self.path(folder, self.late)).write_bytes(b'half a mail')
             self.late = ''
-        return super().open(path)
+        return super().open(folder, name)
 
 
 def test_recovery_lists_again_behind_the_lock(tmp_path: Path) -> None:
@@ -201,10 +201,11 @@ def test_recovery_lists_again_behind_the_lock(tmp_path: Path) -> None:
 def test_a_new_file_is_new(tmp_path: Path) -> None:
     """What lies where a new file is to be is never written over."""
     store = QueueFiles(str(tmp_path))
-    path = tmp_path / 'other'
+    path = tmp_path / 'tmp' / 'other'
+    path.parent.mkdir()
     path.write_bytes(b'not ours')
     with pytest.raises(FileExistsError):
-        store.create(str(path))
+        store.create('tmp', 'other')
     assert path.read_bytes() == b'not ours'
 
 
@@ -221,10 +222,10 @@ def test_letters_are_written_before_the_rename(
     found: list[tuple[str, str]] = []
     rename = os.rename
 
-    def noting(source: str, target: str) -> None:
-        block = decode(Path(source).read_bytes())
+    def noting(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        block = decode(Path(f'/proc/self/fd/{src_dir_fd}', source).read_bytes())
         found.append((block.state, ''.join(block.letters)))
-        rename(source, target)
+        rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
     monkeypatch.setattr(os, 'rename', noting)
     events = [
@@ -241,7 +242,7 @@ def test_letters_are_written_before_the_rename(
 def test_a_signal_wakes_a_child(tmp_path: Path) -> None:
     """In a forked child, whose parent listens too, a signal handler's wake ends the wait that it
     interrupts."""
-    trigger = WakeUp(str(tmp_path / 'trigger'))
+    trigger = WakeUp(QueueFiles(str(tmp_path)))
     trigger.listen()
 
     def work() -> None:

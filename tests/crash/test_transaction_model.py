@@ -44,7 +44,8 @@ from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.envelope import Envelope, PendingEvent
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
-from pyramid_sendmail.queue.maildir.files import FOLDERS, QueueFiles
+from pyramid_sendmail.queue.maildir.files import QueueFiles
+from pyramid_sendmail.queue.maildir.recognition import FOLDERS
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER
 from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from tests.crash.counts import Tell

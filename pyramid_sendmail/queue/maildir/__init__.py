@@ -13,10 +13,17 @@
 ``history``       the attempts of a mail, as text for people, in ``reasons/``
 ``large_text``    load a mail; a large message stays in its file
 ``format``        the file: envelope block and message
+``options``       the fixed lines of the block: id, sender, options
 ``reply_slot``    the part of the block with replies of pending events
 ``filename``      the name of a file: priority, due time, attempt, id
 ``wakeup``        the FIFO that wakes a sleeping processor
+``probes``        prove that locks work and that an outcome can be recorded
 ``files``         open, lock, write, sync, rename: the operations on the file system
+``folders``       the folders: opened, checked, and checked again while they are in use
+``recognition``   recognize a folder that is no queue
 ``permissions``   which users may use the queue
+``parents``       the folders above the queue: who may replace it
+``directory``     an open folder, in which no link is followed
+``users``         names of users and groups
 ================  ==================================================================
 """

@@ -37,8 +37,8 @@ from .filename import NEVER, PRIORITY_OF, STATE_OF, FileName, file_name, parse
 from .files import QueueFiles
 from .format import STATE_AT, EnvelopeBlock, decode
 from .history import append_history, read_history, remove_history
-from .large_text import load
-from .permissions import user_name
+from .large_text import load, read_mail
+from .users import user_name
 from .wakeup import WakeUp
 
 __all__ = ['MaildirBrowser']
@@ -159,16 +159,16 @@ class MaildirBrowser:
             if claimed is None:
                 return False
             _, block = claimed
-            path = self._files.path(_FOLDERS[mail.state], mail.key)
+            folder = _FOLDERS[mail.state]
             try:
                 # The history first: after a crash, nothing would remove one without a mail.
-                os.lstat(path)
+                self._files.lstat(folder, mail.key)
                 remove_history(self._files, block.envelope)
-                os.unlink(path)
+                self._files.unlink(folder, mail.key)
             except FileNotFoundError:
                 # A person has moved it since it was opened.
                 return False
-            self._files.sync_folder(_FOLDERS[mail.state])
+            self._files.sync_folder(folder)
             log.warning('%s: %s', block.envelope.message_id, dropped_text(_unsent(block)))
         return True
 
@@ -197,7 +197,8 @@ class MaildirBrowser:
 
     def _names(self, folder: str) -> list[str]:
         try:
-            names = os.listdir(f'{self._files.root}/{folder}')
+            self._files.folders.refresh()
+            names = self._files.names(folder)
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -214,11 +215,10 @@ class MaildirBrowser:
 
     def _details(self, info: MailInfo) -> MailDetails | None:
         """Return None if the file has gone or moved meanwhile."""
-        path = self._files.path(_FOLDERS[info.state], info.key)
         reason = ''
         for _ in range(_READS):
             try:
-                block = decode(self._files.read_unlocked(path))
+                block = decode(read_mail(self._files, _FOLDERS[info.state], info.key))
             except FileNotFoundError:
                 return None
             except ValueError as error:
@@ -262,9 +262,9 @@ class MaildirBrowser:
             if not self._exists():
                 yield None
                 return
-            self._files.ready()
+            self._files.folders.ready()
             try:
-                descriptor = self._files.open(self._files.path(folder, mail.key))
+                descriptor = self._files.open(folder, mail.key)
                 if descriptor is None:
                     yield None
                     return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -107,7 +106,7 @@ class MaildirClaim:
         letters = self._block.letters.copy()
         try:
             self._block.mark(recipients, '?')
-            self._write(self._block.recipient_lines(), self._block.recipients_at)
+            self._write(*self._block.lines_of(recipients))
             if self._sync_ambiguous:
                 self._sync()
         except OSError as error:
@@ -123,9 +122,10 @@ class MaildirClaim:
 
     def clear_ambiguous(self) -> None:
         letters = self._block.letters.copy()
-        self._block.letters = ['T' if letter == '?' else letter for letter in letters]
+        marked = _recipients(self._block, '?')
+        self._block.mark(marked, 'T')
         try:
-            self._write(self._block.recipient_lines(), self._block.recipients_at)
+            self._write(*self._block.lines_of(marked))
         except OSError:
             self._block.letters = letters
 
@@ -204,7 +204,7 @@ class MaildirClaim:
     def _remove(self) -> None:
         self._open_descriptor()
         try:
-            os.unlink(self._files.path(self._folder, self._name))
+            self._files.unlink(self._folder, self._name)
         except OSError as error:
             # The file is found again, here or where a person has put it: it must say that the mail
             # is not to be sent again.
@@ -234,7 +234,7 @@ class MaildirClaim:
         self._folder, self._name = folder, name
 
     def release(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
+        descriptor = self._descriptor
         if descriptor is None:
             return
         if self._text is not None:
@@ -243,7 +243,10 @@ class MaildirClaim:
             # If this fails, ``S`` stays and counts as an attempt. Ambiguous mail stays ambiguous.
             with suppress(OSError):
                 self._files.write(descriptor, self._before.encode(), STATE_AT)
-        self._files.close(descriptor)
+        # As in StagedMail: an interrupt leaves the file unlocked, or the next call unlocks it.
+        self._files.unlock(descriptor)
+        self._descriptor = None
+        self._files.close(descriptor, locked=False)
 
     def _write(self, data: bytes, at: int) -> None:
         self._files.write(self._descriptor, data, at)

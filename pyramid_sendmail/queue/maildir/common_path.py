@@ -28,14 +28,13 @@ from .format import (
     STATE,
     STATE_AT,
     TO,
-    VERSION,
     EnvelopeBlock,
     checksum_of,
     lengths_text,
-    read_fixed,
     recipient_line,
 )
 from .large_text import LARGE_FILE
+from .options import CONTROL, OPTIONS, VERSION, read_fixed
 from .reply_slot import write_slot
 
 __all__ = ['CommonClaim', 'CommonMail', 'is_due_and_untried', 'read_common']
@@ -57,11 +56,9 @@ _FIXED_AT = SLOT_AT + len(_NO_REPLIES)
 _LAST_LINES = re.compile(b'(.*\r\n.*\r\n.*\r\n.*\r\n)' + TO + b'T00000T (.+)' + END)
 """The lines after the slot: the four fixed ones, none of them folded, and a recipient."""
 
-_OPTIONS = {'queued_at', 'due', 'expires', 'priority', 'subject', 'tag', 'metadata', 'depth'}
-
 
 class CommonMail(NamedTuple):
-    """A file that was read and verified. ``options``: those of _OPTIONS."""
+    """A file that was read and verified. ``options``: those of OPTIONS."""
 
     recipient: str
     raw: bytes
@@ -124,7 +121,7 @@ def read_common(data: bytes) -> CommonMail | None:
         id, message_id, sender, options = read_fixed(fixed)
     except (ValueError, KeyError, TypeError):
         return None
-    if options.keys() != _OPTIONS:
+    if options.keys() != OPTIONS or CONTROL.search(recipient):
         return None
     return CommonMail(recipient, raw, fixed, id, message_id, sender, options, int(since) / 1000)
 

@@ -36,11 +36,7 @@ class DeadLetters:
         Raises OSError; a file that caused one is skipped from then on.
         """
         opened = removed = 0
-        try:
-            entries = os.scandir(f'{self._files.root}/failed')
-        except FileNotFoundError:
-            return 0
-        with entries:
+        with suppress(FileNotFoundError), self._files.entries('failed') as entries:
             for entry in entries:
                 name = entry.name
                 schedule = parse(name)
@@ -69,8 +65,7 @@ class DeadLetters:
     def _remove(self, name: str, before: float) -> bool:
         """Remove a mail that is not claimed and needs no decision of a person; return whether it
         was removed. Raises ValueError if the file is not a mail of ours, and OSError."""
-        path = self._files.path('failed', name)
-        descriptor = self._files.open(path)
+        descriptor = self._files.open('failed', name)
         if descriptor is None:
             return False
         try:
@@ -83,9 +78,9 @@ class DeadLetters:
                 self._keep(name)
                 return False
             # The history first: after a crash, nothing would remove one without a mail.
-            os.lstat(path)
+            self._files.lstat('failed', name)
             remove_history(self._files, block.envelope)
-            os.unlink(path)
+            self._files.unlink('failed', name)
         finally:
             self._files.close(descriptor)
         log.info(

@@ -6,41 +6,34 @@ import errno
 import fcntl
 import logging
 import os
-import re
 import stat
-import threading
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from math import inf
 
 from ...exceptions import QueueError
 from ...threads import after_fork
-from .permissions import Permissions, user_name
+from ..history import printable
+from .directory import Directory
+from .folders import QueueFolders
+from .permissions import Permissions
+from .users import user_name
 
-__all__ = ['FOLDERS', 'QueueFiles']
+__all__ = ['FLAGS', 'QueueFiles']
 
 log = logging.getLogger(__name__)
 
-FOLDERS = ('tmp', 'new', 'cur', 'done', 'failed')
-_REASONS = 'reasons'
-
-_PROBE = re.compile(r'(?:lock-)?probe-[0-9]+-[0-9]+|making-[0-9a-f.-]+')
-
 _LOGGED_NAMES = 1_000
-"""Files that only another user can read, at most, of which each is logged once."""
-
-_REMEDIES = {
-    errno.ENOSPC: 'make room on the disk',
-    errno.EDQUOT: 'raise the quota of this user',
-    errno.EROFS: 'mount it read-write, or set mail.queue_path to another disk',
-    errno.EACCES: 'give this user the right to write there',
-    errno.EMFILE: 'raise the limit of open files (ulimit -n)',
-}
+"""Files, at most, of which each is logged once: those that only another user can read, and the
+like."""
 
 _CAN_ADVISE = hasattr(os, 'posix_fadvise')
 
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
-_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""How a file is opened that is read and written: a link is refused, a FIFO not waited for."""
 
 _NOT_PLAIN = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
 """What ``open`` answers for a link, a socket, a folder."""
@@ -52,165 +45,124 @@ class QueueFiles:
     ``sync``: False leaves out every fsync. ``group``: see Permissions. A lock (flock) belongs to an
     open file, which a forked child shares: so the child closes what it inherited, and the parent
     unlocks a file before it closes it.
+
+    Files are reached through open folders: see Directory.
     """
 
-    def __init__(self, root: str, *, sync: bool = True, group: bool = False) -> None:
+    def __init__(
+        self,
+        root: str,
+        *,
+        sync: bool = True,
+        group: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.root = root
         self.sync = sync
         self.permissions = Permissions(group)
+        self.folders = QueueFolders(root, self.permissions, clock)
         self._open: dict[int, int] = {}
         """Sizes of open files; they never change."""
         self._logged: set[str] = set()
-        self._owner: int | None = None
         after_fork(self.close_inherited)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.root!r})'
 
     def path(self, folder: str, name: str) -> str:
+        """Return the path of a file, for texts."""
         return f'{self.root}/{folder}/{name}'
-
-    def ready(self) -> None:
-        """Prepare the folders, once for each user of the process. Raises QueueError."""
-        if self._owner != os.geteuid():
-            self.prepare()
-
-    def prepare(self) -> None:
-        """Make the folders that are missing, and check their permissions. Raises QueueError."""
-        folders = [f'{self.root}/{name}' for name in FOLDERS]
-        try:
-            self.permissions.prepare(self.root, folders, besides=f'{self.root}/{_REASONS}')
-        except QueueError:
-            raise
-        except OSError as error:
-            raise self.error('cannot be created', error) from error
-        self._owner = os.geteuid()
-
-    def prove_locks(self) -> None:
-        """Prove that a second open of a locked file is refused its lock."""
-        path = f'{self.root}/lock-probe-{os.getpid()}-{threading.get_ident()}'
-        descriptors: list[int] = []
-        try:
-            while True:
-                descriptors.append(os.open(path, _FLAGS | os.O_CREAT, 0o600))
-                # The second open must not create the file: two files would not exclude each other.
-                with suppress(FileNotFoundError):  # another process's sweep has removed it
-                    descriptors.append(os.open(path, _FLAGS))
-                    break
-                os.close(descriptors.pop())
-            fcntl.flock(descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            try:
-                fcntl.flock(descriptors[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
-            raise QueueError(
-                errno.ENOLCK,
-                f'queue {self.root}: locks (flock) have no effect on this file system, so mail '
-                'could be sent twice; set mail.queue_path to a local disk',
-                self.root,
-            )
-        except QueueError:
-            raise
-        except OSError as error:
-            raise self.error('cannot lock its files', error) from error
-        finally:
-            with suppress(OSError):
-                os.unlink(path)
-            for descriptor in descriptors:
-                with suppress(OSError):
-                    os.close(descriptor)
-
-    def prove_writable(self) -> None:
-        """Prove, on a probe beside the folders, that a file can be made, written and removed."""
-        path = f'{self.root}/probe-{os.getpid()}-{threading.get_ident()}'
-        try:
-            descriptor = os.open(path, _FLAGS | os.O_CREAT, 0o600)
-            try:
-                try:
-                    _write(descriptor, b' ' * 4096)
-                finally:
-                    os.close(descriptor)
-            finally:
-                with suppress(FileNotFoundError):  # another process's sweep has removed it
-                    os.unlink(path)
-            for folder in FOLDERS:
-                path = f'{self.root}/{folder}'
-                if not os.path.isdir(path):
-                    self.prepare()
-                if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-                    raise PermissionError(errno.EACCES, f'{folder}/ is not writable')
-        except QueueError:
-            raise
-        except OSError as error:
-            raise self.error('cannot record the outcome of its mail', error) from error
-
-    def sweep(self) -> None:
-        """Remove the probes that dead processes left. Removing one that is in use does no harm."""
-        with suppress(OSError):
-            for name in os.listdir(self.root):
-                if _PROBE.fullmatch(name):
-                    with suppress(FileNotFoundError):
-                        os.unlink(f'{self.root}/{name}')
 
     def rename(self, folder: str, name: str, to: str, new_name: str) -> bool:
         """Move a file; return False if it is gone. Make the folder if it was removed."""
-        source = self.path(folder, name)
+        source, target = self.folders.directory(folder), self.folders.directory(to)
         try:
-            os.rename(source, self.path(to, new_name))
+            source.rename(name, target, new_name)
         except FileNotFoundError:
-            if not os.path.lexists(source):
+            if not source.holds(name):
                 return False
-            self.prepare()
-            os.rename(source, self.path(to, new_name))
+            self.folders.prepare()
+            source, target = self.folders.directory(folder), self.folders.directory(to)
+            source.rename(name, target, new_name)
         return True
 
-    def create(self, path: str) -> int | None:
+    def unlink(self, folder: str, name: str) -> None:
+        directory = self.folders.directory(folder)
+        directory.unlink(name)
+
+    def lstat(self, folder: str, name: str) -> os.stat_result:
+        directory = self.folders.directory(folder)
+        return directory.lstat(name)
+
+    def holds(self, folder: str, name: str) -> bool:
+        """Whether a folder holds something of that name. Never raises an OSError."""
+        try:
+            self.lstat(folder, name)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    @contextmanager
+    def entries(self, folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        """List a folder. Raises FileNotFoundError if it is missing, and other OSErrors."""
+        directory = self.folders.directory(folder)
+        with directory.entries() as entries:
+            yield entries
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of all that lies in a folder. Raises as ``entries`` does."""
+        directory = self.folders.directory(folder)
+        return directory.names()
+
+    def create(self, folder: str, name: str) -> int | None:
         """Create a file and lock it; return None if another process locked it first.
 
         Raises FileExistsError and other OSErrors.
         """
+        directory = self.folders.directory(folder)
         if self.permissions.group:
-            descriptor = self._create_shared(path)
+            descriptor = self._create_shared(directory, name)
         else:
-            descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+            descriptor = directory.open(name, FLAGS | os.O_CREAT | os.O_EXCL)
             self._open[descriptor] = 0
         try:
-            return None if self._locked(descriptor, path) is None else descriptor
+            return None if self._locked(descriptor, directory, name) is None else descriptor
         except BaseException:
             with suppress(OSError):
-                os.unlink(path)
+                directory.unlink(name)
             raise
 
-    def _create_shared(self, path: str) -> int:
+    def _create_shared(self, directory: Directory, name: str) -> int:
         """Create a file that gets its mode before its name, so that the other user of a shared
         queue never finds one that is unreadable. ``sweep`` removes what a dead process leaves."""
-        making = f'{self.root}/making-{os.path.basename(path)}'
+        root, making = self.folders.directory(''), f'making-{name}'
         while True:
-            descriptor = os.open(making, _FLAGS | os.O_CREAT | os.O_EXCL, self.permissions.file)
+            descriptor = root.open(making, FLAGS | os.O_CREAT | os.O_EXCL, self.permissions.file)
             self._open[descriptor] = 0
             try:
                 os.fchmod(descriptor, self.permissions.file)
-                if os.path.lexists(path):
-                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
-                os.rename(making, path)
+                if directory.holds(name):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+                root.rename(making, directory, name)
             except BaseException as error:
                 self.close(descriptor)
                 try:
-                    os.unlink(making)
+                    root.unlink(making)
                 except FileNotFoundError:
                     if isinstance(error, FileNotFoundError):
                         continue  # another process's sweep has removed it
                 raise
             return descriptor
 
-    def open(self, path: str) -> int | None:
+    def open(self, folder: str, name: str) -> int | None:
         """Open and lock an existing file; return None if it is gone or locked by another process.
 
         Raises ValueError for something that cannot be used as a mail. In a shared queue a file
         that only another user can read is left to the processes of that user: returns None.
         """
+        directory = self.folders.directory(folder)
         try:
-            descriptor = os.open(path, _FLAGS)
+            descriptor = directory.open(name, FLAGS)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -220,42 +172,48 @@ class QueueFiles:
                 reason = f'it may not be read and written by user {user_name(os.geteuid())}'
                 if not self.permissions.group:
                     raise ValueError(reason) from error
-                self._log_left(path, reason)
+                self._log_left(self.path(folder, name), reason)
                 return None
             raise
         self._open[descriptor] = 0
-        size = self._locked(descriptor, path)
+        size = self._locked(descriptor, directory, name)
         if size is None:
             return None
         self._open[descriptor] = size
         return descriptor
 
     def _log_left(self, path: str, reason: str) -> None:
-        if path not in self._logged and len(self._logged) < _LOGGED_NAMES:
-            self._logged.add(path)
+        if self.first_time(path):
             log.error(
                 '%s stays where it is: %s; chmod 660 it, and set mail.queue_mode = group for every '
                 'process that puts mail there',
-                path,
+                printable(path),
                 reason,
             )
 
+    def first_time(self, name: str) -> bool:
+        """Whether a file has not been logged yet, by this name; False once very many were."""
+        if name in self._logged or len(self._logged) >= _LOGGED_NAMES:
+            return False
+        self._logged.add(name)
+        return True
+
     def open_reason(self, name: str, flags: int) -> int:
         """Open a file of ``reasons/`` for writing; create it and the folder if needed."""
-        path = f'{self.root}/{_REASONS}/{name}'
         flags |= os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            descriptor = os.open(path, flags, self.permissions.file)
+            directory = self.folders.directory('reasons')
+            descriptor = directory.open(name, flags, self.permissions.file)
         except FileNotFoundError:
-            self.permissions.make(os.path.dirname(path))
-            descriptor = os.open(path, flags, self.permissions.file)
+            directory = self.folders.make_reasons()
+            descriptor = directory.open(name, flags, self.permissions.file)
         self.permissions.opened(descriptor)
         return descriptor
 
-    def _locked(self, descriptor: int, path: str) -> int | None:
+    def _locked(self, descriptor: int, directory: Directory, name: str) -> int | None:
         """Lock an open file; return its size in bytes, or close it and return None.
 
-        After the lock the path must still name this file: between the open and the lock another
+        After the lock the name must still be this file's: between the open and the lock another
         process may have removed it, or moved it after settling the mail.
         """
         try:
@@ -263,7 +221,7 @@ class QueueFiles:
             here = os.fstat(descriptor)
             if not stat.S_ISREG(here.st_mode):
                 raise ValueError('it is not a plain file')
-            there = os.stat(path, follow_symlinks=False)
+            there = directory.lstat(name)
         except (BlockingIOError, FileNotFoundError):
             self.close(descriptor)
             return None
@@ -275,27 +233,36 @@ class QueueFiles:
             return None
         return here.st_size
 
-    def close(self, descriptor: int) -> None:
-        """Unlock and close. Never raises."""
-        if self._open.pop(descriptor, None) is None:
+    def unlock(self, descriptor: int) -> None:
+        """Unlock an open file, which may be unlocked already. Never raises an OSError."""
+        if descriptor not in self._open:
             return  # inherited by a fork, and closed after it
         try:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         except OSError as error:
-            # The close below unlocks as well, unless a forked child has the file open.
+            # The close unlocks as well, unless a forked child has the file open.
             log.debug('%s: a file could not be unlocked: %s', self.root, error)
+
+    def close(self, descriptor: int, *, locked: bool = True) -> None:
+        """Unlock and close. Never raises an OSError. ``locked``: False after ``unlock``."""
+        # In this order: an interrupt between the two leaves no file locked.
+        if locked:
+            self.unlock(descriptor)
+        if self._open.pop(descriptor, None) is None:
+            return
         try:
             os.close(descriptor)
         except OSError as error:
             log.debug('%s: a file could not be closed: %s', self.root, error)
 
-    def read_unlocked(self, path: str, limit: int = -1) -> bytes:
+    def read_unlocked(self, folder: str, name: str, limit: int = -1) -> bytes:
         """Read a file, or its first ``limit`` bytes, without a lock; never wait for a FIFO.
 
         Raises ValueError if it is not a plain file, and OSError.
         """
+        directory = self.folders.directory(folder)
         try:
-            descriptor = os.open(path, _READ_FLAGS)
+            descriptor = directory.open(name, _READ_FLAGS)
         except OSError as error:
             if error.errno in _NOT_PLAIN:
                 raise ValueError('it is not a plain file') from error
@@ -342,12 +309,13 @@ class QueueFiles:
                 # For data that is not yet on the disk, this only starts the write-back.
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def begin_read(self, path: str, size: int) -> None:
+    def begin_read(self, folder: str, name: str, size: int) -> None:
         """Have the system start to read the first ``size`` bytes of a file. A hint; never raises
         an OSError."""
         if _CAN_ADVISE:
             with suppress(OSError):
-                descriptor = os.open(path, _READ_FLAGS)
+                directory = self.folders.directory(folder)
+                descriptor = directory.open(name, _READ_FLAGS)
                 try:
                     os.posix_fadvise(descriptor, 0, size, os.POSIX_FADV_WILLNEED)
                 finally:
@@ -359,21 +327,13 @@ class QueueFiles:
 
     def sync_folder(self, folder: str) -> None:
         """Make the folder's entries survive a power cut."""
-        if not self.sync:
-            return
-        descriptor = os.open(f'{self.root}/{folder}', os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        if self.sync:
+            directory = self.folders.directory(folder)
+            directory.sync()
 
     def error(self, what: str, error: OSError) -> QueueError:
-        """Return a QueueError that says what the queue cannot do, why, and the remedy."""
-        reason = error.strerror or str(error)
-        if error.errno == errno.EROFS:
-            reason = 'the file system is read-only'
-        remedy = _REMEDIES.get(error.errno or 0, 'see mail.queue_path')
-        return QueueError(error.errno, f'queue {self.root} {what}: {reason}; {remedy}', self.root)
+        """See QueueFolders.error."""
+        return self.folders.error(what, error)
 
     def close_inherited(self) -> None:
         """Close what the parent of this process has open. Called in a forked child."""
@@ -381,8 +341,5 @@ class QueueFiles:
             with suppress(OSError):
                 os.close(descriptor)
         self._open.clear()
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
+        # A child that becomes a daemon closes all descriptors: it opens its own.
+        self.folders.close()

@@ -36,7 +36,7 @@ def append_history(files: QueueFiles, id: str, lines: Iterable[str]) -> None:
 def read_history(files: QueueFiles, id: str) -> tuple[str, ...]:
     """Return the lines of the history with that id; none if there is none, or it is unreadable."""
     with suppress(OSError, ValueError):
-        data = files.read_unlocked(f'{files.root}/reasons/{id}.txt', HISTORY_SIZE)
+        data = files.read_unlocked('reasons', f'{id}.txt', HISTORY_SIZE)
         return tuple(data.decode('utf-8', 'replace').splitlines())
     return ()
 
@@ -44,4 +44,4 @@ def read_history(files: QueueFiles, id: str) -> tuple[str, ...]:
 def remove_history(files: QueueFiles, envelope: Envelope) -> None:
     """Remove the history of a mail that is gone, if there is one. Never raises an OSError."""
     with suppress(OSError):
-        os.unlink(f'{files.root}/reasons/{envelope.id}.txt')
+        files.unlink('reasons', f'{envelope.id}.txt')

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 
 from ...envelope import BLOCK_SIZE, is_crlf
 from .files import QueueFiles
-from .format import EnvelopeBlock, decode, lengths_of
+from .format import EnvelopeBlock, check_length, decode, lengths_of
 
-__all__ = ['LARGE_FILE', 'FileText', 'load']
+__all__ = ['LARGE_FILE', 'FileText', 'load', 'read_mail']
 
 LARGE_FILE = 4 * BLOCK_SIZE
 """Bytes of a file from which on its message is not held in memory."""
@@ -33,11 +33,24 @@ def load(
         data = files.read(descriptor, LARGE_FILE)
     if len(data) < LARGE_FILE:
         return decode(data), None
-    size, _ = lengths_of(data)
+    size, rest = lengths_of(data)
+    end = os.fstat(descriptor).st_size
+    check_length(end, size, rest)
     if size > LARGE_FILE:
         data = files.read(descriptor, size)
-    text = FileText(files, descriptor, at=size, end=os.fstat(descriptor).st_size)
+    text = FileText(files, descriptor, at=size, end=end)
     return decode(data[:size], text), text
+
+
+def read_mail(files: QueueFiles, folder: str, name: str) -> bytes:
+    """Read a mail without a lock, but no more of a foreign file than its head.
+
+    Raises Unreadable, ValueError if it is not a plain file, and OSError.
+    """
+    data = files.read_unlocked(folder, name, LARGE_FILE)
+    if len(data) == LARGE_FILE:
+        data = files.read_unlocked(folder, name, sum(lengths_of(data)) + 1)
+    return data
 
 
 class FileText:

@@ -9,7 +9,7 @@ Whatever the headers hold, they are read in linear time, and no mail stops the o
 
 from __future__ import annotations
 
-import os
+import errno
 import re
 import secrets
 from binascii import a2b_base64, a2b_qp
@@ -22,21 +22,34 @@ from .filename import FOLDER_OF, file_name, ticket_of
 from .files import QueueFiles
 from .format import STATE_AT, encode
 
-__all__ = ['adopt']
+__all__ = ['InUse', 'adopt', 'is_theirs']
 
-_ENVELOPE = re.compile(rb'(?im)^X-(?:Zope|Actually)-(From|To):(.*\r\n(?:[ \t].*\r\n)*)')
+_ENVELOPE = re.compile(rb'(?im)^X-(Zope|Actually)-(From|To):(.*\r\n(?:[ \t].*\r\n)*)')
+_TO = re.compile(rb'(?im)^X-(?:Zope|Actually)-To:')
 _HEADERS = re.compile(rb'(?im)^(Message-ID|Subject):(.*\r\n(?:[ \t].*\r\n)*)')
 _WORD = re.compile(r'=\?([^?*\s]+)(?:\*[^?\s]*)?\?([bBqQ])\?([^?\s]*)\?=')
 _ADDRESS = re.compile(r'([^\s"<>():;\\]+)|[^"<>():;\\@]*<([^\s"<>():;\\]+)>')
 _PARSED = 20_000
 """Characters of a list of addresses that the standard library parses, in more than linear time."""
 _LINE_END = re.compile(rb'\r\n|\r|\n')
+_SENDING_TIME = 3 * 3600.0
+"""Seconds for which their lock counts (their MAX_SEND_TIME)."""
+
 _MESSAGE_ID = re.compile(r'<[!-;=?-~]+>')
+
+
+class InUse(OSError):
+    """A process of zope.sendmail or repoze.sendmail may be sending a mail at this moment."""
+
+
+def is_theirs(head: bytes) -> bool:
+    """Whether a file that begins so may be a mail of theirs. The lines are among its headers."""
+    return _TO.search(_LINE_END.sub(b'\n', head).partition(b'\n\n')[0]) is not None
 
 
 def adopt(files: QueueFiles, ticket: Ticket, data: bytes, now: float) -> Ticket | None:
     """Convert a locked file of theirs into one of ours; return its ticket, or None if the file is
-    not one of theirs.
+    not one of theirs. Raises InUse if one of their processes may be sending it.
 
     The new file replaces the old one by one rename, under the old name, and is then renamed to its
     own: after a crash there is one mail, in one form or the other. Until the first rename the new
@@ -47,8 +60,9 @@ def adopt(files: QueueFiles, ticket: Ticket, data: bytes, now: float) -> Ticket 
         return None
     name = file_name(envelope, due=now, attempt=0).text
     folder = FOLDER_OF[ticket.state]
-    temporary = files.path('tmp', name)
-    descriptor = files.create(temporary)
+    lock = f'.sending-{ticket.order}'
+    is_locked = _require_free(files, folder, lock, now)
+    descriptor = files.create('tmp', name)
     if descriptor is None:
         return ticket
     try:
@@ -57,22 +71,47 @@ def adopt(files: QueueFiles, ticket: Ticket, data: bytes, now: float) -> Ticket 
         files.rename('tmp', name, folder, ticket.order)
         files.write(descriptor, b'C', STATE_AT)
         files.rename(folder, ticket.order, 'new', name)
+        if is_locked:
+            # It has a copy of the mail.
+            with suppress(FileNotFoundError):
+                files.unlink(folder, lock)
     except BaseException:
         with suppress(FileNotFoundError):
-            os.unlink(temporary)
+            files.unlink('tmp', name)
         raise
     finally:
         files.close(descriptor)
     return ticket_of('new', name)
 
 
+def _require_free(files: QueueFiles, folder: str, lock: str, now: float) -> bool:
+    """Raise InUse if a file is locked as they do: by a second name, which counts for three hours of
+    the file's time of change. Return whether an old lock is there. Raises OSError."""
+    try:
+        locked_at = files.lstat(folder, lock).st_mtime
+    except FileNotFoundError:
+        return False
+    # After a clock was set back, a time to come must not keep the mail for longer.
+    if abs(now - locked_at) < _SENDING_TIME:
+        raise InUse(errno.EBUSY, 'a process of zope.sendmail or repoze.sendmail is sending it')
+    return True
+
+
 def _envelope(data: bytes, now: float) -> Envelope | None:
     head, blank, body = _LINE_END.sub(b'\r\n', data).partition(b'\r\n\r\n')
     head += b'\r\n'
-    found = {name.lower(): _text(value) for name, value in reversed(_ENVELOPE.findall(head))}
+    # zope.sendmail puts its lines before the headers, repoze.sendmail behind them. Lines of the
+    # same names elsewhere are the message's own.
+    lines = list(_ENVELOPE.finditer(head))
+    if lines and lines[0].start() == 0 and lines[0][1].lower() == b'zope':
+        lines = [line for line in lines[:2] if line[1].lower() == b'zope']
+    else:
+        lines = [line for line in lines if line[1].lower() == b'actually'][-2:]
+    found = {line[2].lower(): _text(line[3]) for line in lines}
     if found.keys() != {b'from', b'to'}:
         return None
-    head = _ENVELOPE.sub(b'', head)
+    for line in reversed(lines):
+        head = head[: line.start()] + head[line.end() :]
     sender = next(iter(_addresses(found[b'from'])), '')
     recipients = tuple(dict.fromkeys(_addresses(found[b'to'])))
     if not recipients or not all(to.isprintable() for to in (sender, *recipients)):

@@ -1,22 +1,27 @@
 """Who may use a queue: its owner alone, or every member of its folder's group.
 
 Every user that can put a file into a queue can send mail in the application's name. So a folder
-that others may write to is refused, and so is a link, because others may point it elsewhere. The
-folders above the queue are the administrator's: there a link is accepted.
+that others may write to is refused, and so is a link, because others may point it elsewhere.
+``parents`` looks at the folders above the queue.
 """
 
 from __future__ import annotations
 
 import errno
-import grp
+import logging
 import os
-import pwd
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 
 from ...exceptions import QueueError
+from .directory import Directory
+from .parents import Parent, check_parents, make_parents, suspicious_parents
+from .users import group_name, user_name
 
-__all__ = ['Permissions', 'user_name']
+__all__ = ['Permissions']
+
+log = logging.getLogger(__name__)
 
 _SHARED, _SHARED_OF = stat.S_ISGID | stat.S_IRWXG, stat.S_ISGID | stat.S_IRWXG | stat.S_ISVTX
 """The bits that a shared folder must have, and those that are compared. In a sticky folder a user
@@ -29,10 +34,11 @@ class Permissions:
     """The modes of files and folders. ``group``: the members of the group of the queue's folder
     share the queue."""
 
-    __slots__ = ('group',)
+    __slots__ = ('_warned', 'group')
 
     def __init__(self, group: bool = False) -> None:
         self.group = group
+        self._warned: set[str] = set()
 
     @property
     def file(self) -> int:
@@ -43,34 +49,81 @@ class Permissions:
         """Includes the setgid bit: files that are made in a folder get the folder's group."""
         return 0o2770 if self.group else 0o700
 
-    def make(self, path: str) -> os.stat_result:
-        """Make a folder if nothing is there, with its mode whatever the umask.
-
-        Return the lstat of what is there, which may be a link. Raises OSError.
-        """
-        with suppress(FileNotFoundError):
-            return os.lstat(path)
-        with suppress(FileExistsError):  # another process was quicker
-            os.makedirs(path, 0o700)
-            os.chmod(path, self.folder)
-        return os.lstat(path)
-
     def opened(self, descriptor: int) -> None:
         """Set the mode of a new file, whatever the umask. Another user's file has it already."""
         if self.group:
             with suppress(PermissionError):
                 os.fchmod(descriptor, self.file)
 
-    def prepare(self, root: str, folders: list[str], *, besides: str) -> None:
-        """Make what is missing; check that this user may use the queue and no other user may.
+    def open_root(self, root: str) -> Directory:
+        """Open the queue's folder; make it, and the folders above it, if it is missing.
 
-        ``besides``: a folder that need not exist. Raises QueueError, with a remedy, and other
+        Checks that this user may use the queue. Raises QueueError, with a remedy, and other
         OSErrors.
         """
-        # With a slash at the end, lstat would follow a link.
-        path = root.rstrip('/') or '/'
-        found = self.make(path)
+        # With a slash at the end, a link would be followed.
+        path, made = root.rstrip('/') or '/', False
+        try:
+            directory = _opened(root, path)
+        except PermissionError:
+            found = os.lstat(path)
+            self._check_user(root, found)
+            self._check_group(root, path, None, found, found.st_gid)
+            raise
+        except FileNotFoundError:
+            make_parents(path)
+            with suppress(FileExistsError):  # another process was quicker
+                os.mkdir(path, 0o700)
+                made = True
+            directory = _opened(root, path)
+        if made:
+            directory.chmod(self.folder)
+        found = directory.found
         _check_safe(root, path, found)
+        self._check_user(root, found)
+        self._check_group(root, path, directory, found, found.st_gid)
+        return directory
+
+    def check_parents(
+        self, root: str, parents: Sequence[Parent], *, group: int | None = None
+    ) -> None:
+        """Check that not every user can replace the queue; log once who else can.
+
+        ``group``: that of the queue; None if there is none yet. Raises QueueError, with a remedy.
+        """
+        check_parents(root, parents)
+        if group is None:
+            return
+        for text in suspicious_parents(root, parents, group=group):
+            if text not in self._warned:
+                self._warned.add(text)
+                log.warning('%s', text)
+
+    def open_folder(self, root: str, top: Directory, name: str, *, make: bool = True) -> Directory:
+        """Open a folder of the queue, and check it as ``open_root`` does; ``make`` it if it is
+        missing. Raises QueueError and other OSErrors."""
+        path, made = f'{root}/{name}', False
+        try:
+            directory = _opened(root, path, name, top)
+        except PermissionError as error:
+            self._check_group(root, path, None, top.lstat(name), top.found.st_gid)
+            raise PermissionError(errno.EACCES, f'{name}/ is not writable') from error
+        except FileNotFoundError:
+            if not make:
+                raise
+            with suppress(FileExistsError):
+                top.mkdir(name, 0o700)
+                made = True
+            directory = _opened(root, path, name, top)
+        if made:
+            directory.chmod(self.folder)
+        found = directory.found
+        _check_safe(root, path, found)
+        self._check_group(root, path, directory, found, top.found.st_gid)
+        return directory
+
+    def _check_user(self, root: str, found: os.stat_result) -> None:
+        """Check that this user may use the queue."""
         if self.group:
             _check_member(root, found)
         elif found.st_uid != os.geteuid():
@@ -81,27 +134,18 @@ class Permissions:
                 f'user {user_name(found.st_uid)}, or set mail.queue_mode = group for both',
                 root,
             )
-        self._check_group(root, path, found, found.st_gid)
-        for folder in folders:
-            self._check_folder(root, folder, self.make(folder), found.st_gid)
-        with suppress(FileNotFoundError):
-            beside = os.lstat(besides)
-            if not stat.S_ISREG(beside.st_mode):  # in a file nothing can be written: no harm
-                self._check_folder(root, besides, beside, found.st_gid)
 
-    def _check_folder(self, root: str, path: str, found: os.stat_result, group: int) -> None:
-        _check_safe(root, path, found)
-        self._check_group(root, path, found, group)
-
-    def _check_group(self, root: str, path: str, found: os.stat_result, group: int) -> None:
+    def _check_group(
+        self, root: str, path: str, directory: Directory | None, found: os.stat_result, group: int
+    ) -> None:
         """Check that only the owner may write to a folder; or share it with the group, if this
-        process runs as its owner, and check that."""
+        process runs as its owner, and check that. ``directory``: None if it cannot be opened."""
         if not self.group:
             if found.st_mode & stat.S_IWGRP:
                 # Files made by this process would be readable by its own user alone.
                 raise QueueError(
                     errno.EPERM,
-                    f'the group {_group_name(found.st_gid)} may write to {path}; set '
+                    f'the group {group_name(found.st_gid)} may write to {path}; set '
                     f'mail.queue_mode = group if another user shares the queue, else chmod g-w '
                     f'{root} {root}/*',
                     root,
@@ -110,37 +154,51 @@ class Permissions:
         if found.st_gid != group:
             raise QueueError(
                 errno.EPERM,
-                f'{path} belongs to group {_group_name(found.st_gid)}, but the queue to group '
-                f'{_group_name(group)}; chgrp -R {_group_name(group)} {root}',
+                f'{path} belongs to group {group_name(found.st_gid)}, but the queue to group '
+                f'{group_name(group)}; chgrp -R {group_name(group)} {root}',
                 root,
             )
         if found.st_mode & _SHARED_OF == _SHARED:
             return
-        if os.geteuid() in (0, found.st_uid):
+        if directory is not None and os.geteuid() in (0, found.st_uid):
             # The files before the folder: after a crash the next start repeats it.
-            self._share_files(path, group)
-            os.chmod(path, self.folder)
-        if os.lstat(path).st_mode & _SHARED_OF != _SHARED:
+            self._share_files(directory, group)
+            directory.chmod(self.folder)
+            found = directory.found
+        if found.st_mode & _SHARED_OF != _SHARED:
             raise QueueError(
                 errno.EPERM,
-                f'the group {_group_name(group)} cannot share {path}; chmod {self.folder:o} '
+                f'the group {group_name(group)} cannot share {path}; chmod {self.folder:o} '
                 f'{path}, or start the process of user {user_name(found.st_uid)} first, which does '
                 'so',
                 root,
             )
 
-    def _share_files(self, folder: str, group: int) -> None:
+    def _share_files(self, directory: Directory, group: int) -> None:
         """Give the group the files that were made while the folder was private: mail, and the
         wake-up FIFO."""
-        with os.scandir(folder) as entries:
+        with directory.entries() as entries:
             for entry in entries:
                 with suppress(OSError):  # it is gone, a folder, or another user's
-                    descriptor = os.open(entry.path, _FLAGS)
+                    descriptor = directory.open(entry.name, _FLAGS)
                     try:
                         if os.fstat(descriptor).st_gid == group:
                             os.fchmod(descriptor, self.file)
                     finally:
                         os.close(descriptor)
+
+
+def _opened(
+    root: str, path: str, name: str | None = None, inside: Directory | None = None
+) -> Directory:
+    """Open a folder. Raises QueueError for a link, and OSError."""
+    try:
+        return Directory(path if name is None else name, inside=inside)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EACCES):
+            found = os.lstat(path) if name is None or inside is None else inside.lstat(name)
+            _check_safe(root, path, found)
+        raise
 
 
 def _check_safe(root: str, path: str, found: os.stat_result) -> None:
@@ -167,7 +225,7 @@ def _check_member(root: str, found: os.stat_result) -> None:
     user = os.geteuid()
     if user == 0 or found.st_gid in (os.getegid(), *os.getgroups()):
         return
-    group, name = _group_name(found.st_gid), user_name(user)
+    group, name = group_name(found.st_gid), user_name(user)
     remedy = f'usermod -aG {group} {name}, and start it again'
     if found.st_gid == 0:
         # The group of root, by default; a user that joined it would get more rights than mail.
@@ -178,18 +236,3 @@ def _check_member(root: str, found: os.stat_result) -> None:
         f'{remedy}',
         root,
     )
-
-
-def user_name(number: int) -> str:
-    """Return the name of a user, or the number if there is none."""
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)
-
-
-def _group_name(number: int) -> str:
-    try:
-        return grp.getgrgid(number).gr_name
-    except KeyError:
-        return str(number)

@@ -6,8 +6,10 @@ atomic rename. A claim is a lock on the file itself, which the system releases i
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from zope.interface import implementer
 
@@ -15,6 +17,7 @@ from ...envelope import Envelope
 from ...exceptions import DamagedMail
 from ...interfaces import IBrowsableQueue, IScannableQueue
 from ..browsing import MailDetails, MailInfo, MailState, QueueStats
+from ..history import printable
 from ..ticket import Ticket
 from .browser import MaildirBrowser
 from .claim import ClaimedFile, MaildirClaim
@@ -22,15 +25,22 @@ from .common_path import CommonClaim, CommonMail, is_due_and_untried, read_commo
 from .dead_letters import DeadLetters
 from .filename import FOLDER_OF, NAME_LENGTH, FileName, file_name, parse
 from .files import QueueFiles
-from .format import STATE_AT, EnvelopeBlock, Unreadable
+from .format import STATE_AT, EnvelopeBlock
 from .large_text import LARGE_FILE, load
-from .legacy import adopt
+from .legacy import InUse, adopt, is_theirs
+from .options import NewerFormat, Unreadable
+from .probes import prove_locks, prove_writable, sweep
 from .recovery import recover, set_aside
 from .scan import ScanLimits, Scanner
 from .staging import StagedMail
 from .wakeup import WakeUp
 
 __all__ = ['MaildirQueue']
+
+log = logging.getLogger(__name__)
+
+_DAMAGED_SIZE = 1024 * 1024
+"""Bytes of a damaged or foreign file that its error event has, at most."""
 
 
 @implementer(IScannableQueue, IBrowsableQueue)
@@ -56,15 +66,19 @@ class MaildirQueue:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.path = path
-        self._in_doubt = in_doubt
         self._hold_ambiguous = hold_ambiguous
         self._longest = longest
         self._clock = clock
-        self._files = QueueFiles(path, sync=sync, group=group)
-        self._wake_up = WakeUp(f'{path}/trigger', self._files.permissions.file)
+        self._files = QueueFiles(path, sync=sync, group=group, clock=clock)
+        self._wake_up = WakeUp(self._files)
         self._dead_letters = DeadLetters(self._files)
         self._scanner = Scanner(
-            self._files, limits=limits, longest=longest, clock=clock, recover=self._recover
+            self._files,
+            limits=limits,
+            longest=longest,
+            clock=clock,
+            # Not a method: a queue that refers to itself keeps its folders open for longer.
+            recover=partial(recover, self._files, send_in_doubt=in_doubt == 'send', clock=clock),
         )
         self._browser = MaildirBrowser(self._files, self._wake_up, clock)
 
@@ -85,28 +99,35 @@ class MaildirQueue:
         all_events: bool = False,
         on_first_page: Callable[[list[Ticket]], None] | None = None,
     ) -> tuple[list[Ticket], float | None]:
+        folders = self._files.folders
         try:
-            return self._scanner.scan(
-                now, limit=limit, fresh=fresh, all_events=all_events, on_first_page=on_first_page
-            )
-        except FileNotFoundError:
-            # A folder was missing. It is there now, so the next scan is due at once.
-            self._files.prepare()
-            return [], now
+            try:
+                if fresh:
+                    folders.ready()
+                else:
+                    folders.check()
+                return self._scanner.scan(
+                    now,
+                    limit=limit,
+                    fresh=fresh,
+                    all_events=all_events,
+                    on_first_page=on_first_page,
+                )
+            except FileNotFoundError:
+                # A folder was missing. It is there now, so the next scan is due at once.
+                folders.prepare()
+                return [], now
         except OSError as error:
             raise self._files.error('cannot be read', error) from error
 
     def next_page(self, limit: int) -> list[Ticket]:
         return self._scanner.next_page(limit)
 
-    def _recover(self) -> None:
-        recover(self._files, send_in_doubt=self._in_doubt == 'send', clock=self._clock)
-
     def claim(self, ticket: Ticket, *, settled: bool = False) -> MaildirClaim | None:
-        path = self._files.path(FOLDER_OF[ticket.state], ticket.order)
         try:
+            self._files.folders.look()
             try:
-                descriptor = self._files.open(path)
+                descriptor = self._files.open(FOLDER_OF[ticket.state], ticket.order)
             except ValueError as error:
                 self._set_aside(ticket, str(error), b'')
                 return None
@@ -133,12 +154,21 @@ class MaildirQueue:
                 if mail is not None:
                     return self._claim_common(name, descriptor, mail, now)
             block, text = load(self._files, descriptor, data)
+        except NewerFormat as error:
+            self._leave(ticket, str(error))
+            return None
         except Unreadable as error:
-            data = self._files.read(descriptor)
-            adopted = adopt(self._files, ticket, data, now)
-            if adopted is not None:
-                return self.claim(adopted, settled=settled)
-            self._set_aside(ticket, str(error), data)
+            # The head decides: a foreign file may be of any size.
+            if is_theirs(data):
+                try:
+                    adopted = adopt(self._files, ticket, self._files.read(descriptor), now)
+                except InUse as reason:
+                    if self._files.first_time(name):
+                        log.warning('%s stays in %s/ for now: %s', printable(name), folder, reason)
+                    return None
+                if adopted is not None:
+                    return self.claim(adopted, settled=settled)
+            self._set_aside(ticket, str(error), self._files.read(descriptor, _DAMAGED_SIZE))
             return None
         schedule, renamed = parse(name), len(name) != NAME_LENGTH
         if schedule is None:
@@ -199,19 +229,31 @@ class MaildirQueue:
         if block.retry_at > now + self._longest + 1:
             block.retry_at = now
 
+    def _leave(self, ticket: Ticket, reason: str) -> None:
+        """Leave a mail of a newer release where it is; no scan of this process finds it again."""
+        if self._scanner.leave(ticket.order):
+            log.warning(
+                '%s stays in the queue for a process of a newer release, which has written it: %s',
+                printable(ticket.order),
+                reason,
+            )
+
     def _set_aside(self, ticket: Ticket, reason: str, raw: bytes) -> None:
         name = set_aside(self._files, FOLDER_OF[ticket.state], ticket.order, reason)
         if name is not None:
             raise DamagedMail(name, reason, raw)
 
     def check_writable(self) -> None:
-        self._files.prove_writable()
+        prove_writable(self._files)
 
     def prepare(self) -> None:
-        self._files.prepare()
-        self._files.sweep()
-        self._files.prove_writable()
-        self._files.prove_locks()
+        try:
+            self._files.folders.prepare()
+        except OSError as error:
+            raise self._files.error('cannot be created', error) from error
+        sweep(self._files)
+        prove_writable(self._files)
+        prove_locks(self._files)
         try:
             self._wake_up.listen()
         except OSError as error:
@@ -235,6 +277,7 @@ class MaildirQueue:
 
     def close(self) -> None:
         self._wake_up.close()
+        self._files.folders.close()
 
     def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
         return self._browser.mails(state)

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from itertools import chain, islice
 from math import inf
@@ -23,13 +23,16 @@ from typing import NamedTuple
 from ..ticket import Ticket, alternate, time_text
 from .filename import FOLDER_OF, match_name, ticket_of
 from .files import QueueFiles
-from .format import Unreadable, decode
-from .large_text import LARGE_FILE
+from .format import decode
+from .large_text import LARGE_FILE, read_mail
 
 __all__ = ['FolderScan', 'ReadAhead', 'ScanLimits', 'Scanner']
 
 _PAUSE_INTERVAL = 1_000
 """Files read between two calls of ``pause``."""
+
+_LEFT_NAMES = 50_000
+"""Files that are left out of scans, at most."""
 
 _LAST = '\U0010ffff'
 """Sorts after every file name."""
@@ -74,6 +77,7 @@ class Scanner:
         self._clock = clock
         self._recover = recover
         self._verified: set[int] = set()
+        self._left: set[str] = set()
         self._rest: Iterator[Ticket] = iter(())
         self._lock = threading.Lock()
         self.read_ahead = ReadAhead(files)
@@ -88,9 +92,11 @@ class Scanner:
         on_first_page: Callable[[list[Ticket]], None] | None,
     ) -> tuple[list[Ticket], float | None]:
         """See IScannableQueue. Raises OSError."""
-        root, kept = self._files.root, max(limit, self._limits.names)
-        done = FolderScan(root, 'done', limit=limit)
-        new, cur = (FolderScan(root, folder, limit=kept) for folder in ('new', 'cur'))
+        files, kept = self._files, max(limit, self._limits.names)
+        done = FolderScan(files, 'done', limit=limit, left=self._left)
+        new, cur = (
+            FolderScan(files, folder, limit=kept, left=self._left) for folder in ('new', 'cur')
+        )
         first_page_at = time.monotonic() + self._limits.first_page_after
 
         def pause() -> None:
@@ -130,6 +136,14 @@ class Scanner:
         with self._lock:
             return list(islice(self._rest, limit))
 
+    def leave(self, name: str) -> bool:
+        """Leave a file out of all further scans; return False if it is left out already."""
+        if name in self._left:
+            return False
+        if len(self._left) < _LEFT_NAMES:
+            self._left.add(name)
+        return True
+
     def _is_suspect(self, suspects: dict[str, int], here: str, entry: os.DirEntry[str]) -> bool:
         """Whether a new mail's time in the future may come from a wrong clock.
 
@@ -150,9 +164,8 @@ class Scanner:
         for name, file in suspects.items():
             pause()
             try:
-                with open(self._files.path('new', name), 'rb') as opened:
-                    asked_for = decode(opened.read()).envelope.not_before
-            except (OSError, Unreadable):
+                asked_for = decode(read_mail(self._files, 'new', name)).envelope.not_before
+            except (OSError, ValueError):
                 new.add_later(name)
                 continue
             if asked_for:
@@ -163,10 +176,16 @@ class Scanner:
 
 
 class FolderScan:
-    """The first names in a folder that are due, at most ``limit``, and the time of the next one."""
+    """The first names in a folder that are due, at most ``limit``, and the time of the next one.
 
-    def __init__(self, root: str, folder: str, *, limit: int) -> None:
-        self._path = f'{root}/{folder}'
+    ``left``: names that are left out.
+    """
+
+    def __init__(
+        self, files: QueueFiles, folder: str, *, limit: int, left: Container[str] = ()
+    ) -> None:
+        self._files = files
+        self._left = left
         self.folder = folder
         self._limit = limit
         self._names: list[str] = []
@@ -207,7 +226,7 @@ class FolderScan:
         caller then calls ``add_due`` or ``add_later``. ``pause`` is called now and then.
         """
         latest, too_late = time_text(now), time_text(latest_retry)
-        with os.scandir(self._path) as entries:
+        with self._files.entries(self.folder) as entries:
             while block := list(islice(entries, _PAUSE_INTERVAL)):
                 for entry in block:
                     name = entry.name
@@ -226,7 +245,7 @@ class FolderScan:
 
     def add_due(self, name: str) -> None:
         """Add a name that is due."""
-        if not name.startswith('.'):
+        if not name.startswith('.') and name not in self._left:
             self._names.append(name)
             # Seldom enough to be cheap, and often enough to bound the memory.
             if len(self._names) > self._limit + self._limit // 4:
@@ -278,4 +297,4 @@ class ReadAhead:
         if len(names) == _READAHEAD_FILES:
             self._requested[folder] = names[-1]
             for each in names:
-                self._files.begin_read(self._files.path(folder, each), LARGE_FILE)
+                self._files.begin_read(folder, each, LARGE_FILE)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -65,7 +64,7 @@ class StagedMail:
     def write(self) -> None:
         """Write and sync every file. Raises QueueError and leaves no file then."""
         try:
-            self._files.ready()
+            self._files.folders.ready()
             self._write()
         except BaseException as error:
             self.discard()
@@ -80,17 +79,16 @@ class StagedMail:
         try:
             record = self._create(self._moves[-1][0])
         except FileNotFoundError:
-            self._files.prepare()
+            self._files.folders.prepare()
             record = self._create(self._moves[-1][0])
         self._record = record
         for _, name in self._moves:
             # A rename would silently replace a mail of the same name.
-            path = self._files.path('new', name)
             try:
-                os.lstat(path)
+                self._files.lstat('new', name)
             except FileNotFoundError:
                 continue
-            raise FileExistsError(errno.EEXIST, 'a mail of the same name is queued', path)
+            raise FileExistsError(errno.EEXIST, 'a mail of the same name is queued', name)
         self._fill(record, first, 'W')
         if others:
             self._write_others(others)
@@ -131,16 +129,15 @@ class StagedMail:
         A recovery in another process may lock the new file first, take it for an old one and
         remove it: the name is free again a moment later, so try again.
         """
-        path = self._files.path('tmp', name)
         for _ in range(1000):
             try:
-                descriptor = self._files.create(path)
+                descriptor = self._files.create('tmp', name)
             except FileExistsError:
                 time.sleep(0.001)
             else:
                 if descriptor is not None:
                     return descriptor
-        raise FileExistsError(errno.EEXIST, 'another process keeps this file', path)
+        raise FileExistsError(errno.EEXIST, 'another process keeps this file', name)
 
     def publish(self) -> None:
         self._end('published')
@@ -168,10 +165,13 @@ class StagedMail:
                 'the transaction of %s committed; the mail is kept, see mail.in_doubt',
                 ', '.join(f'{envelope.message_id} ({envelope.id})' for envelope in self._envelopes),
             )
-        self._record = None
-        self._files.close(record)
+        # The record is forgotten when it is unlocked: until then a call after an interrupt
+        # unlocks it. A file that stayed locked could not be claimed while this process lives.
+        self._files.unlock(record)
         if self._outcome == 'published':
             self._wake_up.notify()
+        self._record = None
+        self._files.close(record, locked=False)
 
     def _publish(self, record: int) -> None:
         try:
@@ -211,7 +211,7 @@ class StagedMail:
                 self._files.write(record, b'W', STATE_AT)
             for temporary, _ in self._moves:
                 with suppress(FileNotFoundError):
-                    os.unlink(self._files.path('tmp', temporary))
+                    self._files.unlink('tmp', temporary)
         except Exception:
             log.exception(
                 'aborted mail is left in tmp/ of %s; the next queue processor removes it',

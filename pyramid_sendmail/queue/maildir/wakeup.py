@@ -8,20 +8,24 @@ import select
 import stat
 from contextlib import suppress
 
+from .files import QueueFiles
+
 __all__ = ['WakeUp']
 
 log = logging.getLogger(__name__)
 
+_NAME = 'trigger'
+
+_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+
 
 class WakeUp:
-    """A named pipe beside the folders. If it fails, mail is sent later, never lost.
+    """A named pipe beside the folders. If it fails, mail is sent later, never lost."""
 
-    ``mode``: the permissions of the pipe, whatever the umask.
-    """
-
-    def __init__(self, path: str, mode: int = 0o600) -> None:
-        self._path = path
-        self._mode = mode
+    def __init__(self, files: QueueFiles) -> None:
+        self._folders = files.folders
+        self._path = f'{files.root}/{_NAME}'
+        self._mode = files.permissions.file
         self._pid = 0
         self._fifo: int | None = None
         self._own: tuple[int, int] | None = None
@@ -30,9 +34,8 @@ class WakeUp:
     def notify(self) -> None:
         """Wake a processor, if one waits, in whatever process. Never raises, never blocks."""
         try:
-            descriptor = os.open(
-                self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
-            )
+            root = self._folders.directory('')
+            descriptor = root.open(_NAME, os.O_WRONLY | _FLAGS)
         except OSError:
             return
         try:
@@ -47,6 +50,8 @@ class WakeUp:
     def wait(self, timeout: float) -> bool:
         """Sleep until ``notify`` or ``wake``; return False after ``timeout`` seconds."""
         self.listen()
+        # What came meanwhile made no noise: the caller scans again.
+        self._woken = self._reopened() or self._woken
         assert self._own is not None
         poll = select.poll()
         descriptors = [self._own[0]]
@@ -73,13 +78,22 @@ class WakeUp:
         if self._own is not None and self._pid == os.getpid():
             return
         self.close()
-        own = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._own, self._pid = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC), os.getpid()
+        self._listen()
+        if self._fifo is None:
+            log.warning(
+                '%s cannot be used as a wake-up FIFO: new mail is only noticed by the regular scan',
+                self._path,
+            )
+
+    def _listen(self) -> None:
+        """Make the FIFO if it is missing, and open it if possible."""
         with suppress(OSError):
-            os.mkfifo(self._path, self._mode)
-            os.chmod(self._path, self._mode)
-        with suppress(OSError):
+            root = self._folders.directory('')
+            with suppress(FileExistsError):
+                root.mkfifo(_NAME, self._mode)
             # Open for reading and writing: the pipe never reports an end when writers come and go.
-            fifo = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fifo = root.open(_NAME, os.O_RDWR | _FLAGS)
             mode = os.fstat(fifo).st_mode
             if stat.S_ISFIFO(mode):
                 self._fifo = fifo
@@ -87,12 +101,30 @@ class WakeUp:
                     os.fchmod(fifo, self._mode)  # only its owner succeeds
             else:
                 os.close(fifo)
-        if self._fifo is None:
+
+    def _reopened(self) -> bool:
+        """Open the FIFO again if it was removed or replaced; return whether that was so. Never
+        raises an OSError."""
+        fifo = self._fifo
+        try:
+            root = self._folders.directory('')
+            there = root.lstat(_NAME)
+            if fifo is not None and os.path.samestat(there, os.fstat(fifo)):
+                return False
+        except OSError:
+            pass  # it was removed
+        self._fifo = None
+        self._listen()
+        if fifo is not None:
+            os.close(fifo)
             log.warning(
-                '%s cannot be used as a wake-up FIFO: new mail is only noticed by the regular scan',
+                '%s was removed or replaced while this process was using it; %s',
                 self._path,
+                'new mail is only noticed by the regular scan'
+                if self._fifo is None
+                else 'it was opened again, and made if it was missing',
             )
-        self._own, self._pid = own, os.getpid()
+        return self._fifo is not None
 
     def close(self) -> None:
         descriptors = [*(self._own or ()), self._fifo]

@@ -712,10 +712,13 @@ def test_what_a_stopped_process_has_left_is_found(
     os.close(put._record)
     rename, failures = os.rename, [OSError(errno.EIO, 'input/output error')] * 2 * stuck
 
-    def failing(source: str, target: str) -> None:
-        if '/queue/tmp/' in source and '/done/' in target and failures:
+    def failing(source: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        folders = [
+            Path(f'/proc/self/fd/{each}').resolve().name for each in (src_dir_fd, dst_dir_fd)
+        ]
+        if folders == ['tmp', 'done'] and failures:
             raise failures.pop()
-        rename(source, target)
+        rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
     monkeypatch.setattr(os, 'rename', failing)
     durable.commit()

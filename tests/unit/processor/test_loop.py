@@ -248,9 +248,11 @@ def test_one_clock(setup: ProcessorSetup, smtp_server: ScriptedSMTPServer) -> No
         assert processor.mails_left == 1
         later(Timeouts().command, lambda: smtp_server.messages)
         until(lambda: is_empty(setup))
+        # On a busy machine more than one attempt has timed out by then.
+        before = smtp_server.verbs().count('MAIL')
         smtp_server.always('MAIL', hang())
         setup.put()
-        smtp_server.wait_for(lambda server: server.verbs().count('MAIL') == 3)
+        smtp_server.wait_for(lambda server: server.verbs().count('MAIL') > before)
         stopping = threading.Thread(target=processor.shut_down, args=(60,))
         stopping.start()
         until(lambda: processor.current.active_queue.closed)  # type: ignore[union-attr]

@@ -393,9 +393,9 @@ def test_partly_delivered_letters_are_synced_before_the_rename(
     calls: list[str] = []
     real = os.rename
 
-    def rename(source: str, target: str) -> None:
+    def rename(source: str, target: str, **folders: int) -> None:
         calls.append('rename')
-        real(source, target)
+        real(source, target, **folders)
 
     monkeypatch.setattr(os, 'fsync', lambda descriptor: calls.append('fsync'))
     monkeypatch.setattr(os, 'rename', rename)

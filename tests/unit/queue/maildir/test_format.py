@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyramid_sendmail.envelope import Envelope, Reply
-from pyramid_sendmail.exceptions import DamagedMail
+from pyramid_sendmail.exceptions import DamagedMail, MessageError
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir import format as module
 from pyramid_sendmail.queue.maildir.format import (
@@ -30,6 +30,7 @@ from pyramid_sendmail.queue.maildir.format import (
     Unreadable,
     decode,
     encode,
+    lengths_text,
 )
 from pyramid_sendmail.queue.ticket import milliseconds
 from tests.support.queues import NOW, Clock, claimed, failed, files, make_envelope, sent, the_file
@@ -432,3 +433,75 @@ def test_a_time_in_a_file_is_never_later_than_it_is(now: float) -> None:
     written = milliseconds(now) / 1000
     assert now - 0.001 < written <= now
     assert milliseconds(written) / 1000 == written
+
+
+class Reads(str):
+    """A recipient that counts how often it is compared or hashed."""
+
+    __slots__ = ()
+    count = 0
+
+    def __hash__(self) -> int:
+        Reads.count += 1
+        return super().__hash__()
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other)
+
+
+def _work(recipients: int) -> int:
+    """Settle a mail with a reply of its own for each recipient; return the work that took."""
+    names = tuple(Reads(f'a{n}@example.org') for n in range(recipients))
+    envelope = replace(make_envelope(), recipients=names)
+    block = replace(decode(encode(envelope, 'C')), envelope=envelope)
+    events = [failed(envelope, to, group=n) for n, to in enumerate(names)]
+    Reads.count = 0
+    block.settle(events)
+    for event in events:
+        block.mark(event.recipients, 'F')
+    return Reads.count
+
+
+def test_as_many_replies_as_recipients_are_linear_work() -> None:
+    """Twice the recipients are twice the work, not four times."""
+    assert _work(400) < 2.5 * _work(200)
+
+
+def test_marks_of_a_part_write_that_part() -> None:
+    """A mail in transactions of a hundred writes a hundred lines for each, at their place."""
+    envelope = make_envelope(*(f'{"é" * (n % 7)}a{n}@example.org' for n in range(1000)))
+    data = encode(envelope, 'C')
+    block = decode(data)
+    written = 0
+    for at in range(0, 1000, 100):
+        part = envelope.recipients[at : at + 100]
+        block.mark(part, '?')
+        lines, place = block.lines_of(part)
+        data = data[:place] + lines + data[place + len(lines) :]
+        written += len(lines)
+    assert decode(data).letters == ['?'] * 1000
+    assert written == len(block.recipient_lines())
+    assert block.lines_of(()) == (b'', block.recipients_at)
+
+
+def test_what_does_not_fit_its_field_is_refused_before_the_commit() -> None:
+    """The length of the block has eight digits, the message's twelve."""
+    assert lengths_text(10**8 - 1, 10**12 - 1)
+    for block, message in ((10**8, 1), (1, 10**12)):
+        with pytest.raises(MessageError, match='send it to fewer'):
+            lengths_text(block, message)
+
+
+def test_more_replies_than_a_pointer_can_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last ones share a reply, each recipient keeps its outcome, and the file stays whole."""
+    monkeypatch.setattr('pyramid_sendmail.queue.maildir.format._LAST_POINTER', 3)
+    envelope = make_envelope(*(f'a{n}@example.org' for n in range(8)))
+    data = encode(envelope, 'C')
+    block = decode(data)
+    block.settle([failed(envelope, to, group=n) for n, to in enumerate(envelope.recipients)])
+    data = data[:STATE_AT] + block.mutable_part() + envelope.raw
+    read = decode(data)
+    assert read.letters == ['f'] * 8
+    assert read.pointers == [0, 1, 2, 3, 3, 3, 3, 3]
+    assert [len(event.recipients) for event in read.pending_events()] == [1, 1, 1, 5]
+    assert read.pending_events()[-1].reason == 'the reply was lost'

@@ -129,13 +129,13 @@ def test_the_first_delivery_leaves_and_costs_nothing(
     touched = []
     unlink = os.unlink
 
-    def noting(path: str) -> None:
-        touched.append(path)
-        unlink(path)
+    def noting(name: str, *, dir_fd: int) -> None:
+        touched.append(os.readlink(f'/proc/self/fd/{dir_fd}'))
+        unlink(name, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, 'unlink', noting)
     claim.settle([sent(claim.envelope)], report=False)
-    assert [Path(path).parent.name for path in touched] == ['new']
+    assert touched == [f'{queue.path}/new']
     assert not Path(queue.path, 'reasons').exists()
 
 
@@ -320,6 +320,7 @@ def test_a_full_disk_is_no_error_of_the_mail(
     """ENOSPC while the line is written leaves the mail deferred, and no descriptor open."""
     full = os.open('/dev/full', os.O_WRONLY)
     envelope = _put(queue)
+    queue._files.folders.make_reasons()
     claim = claimed(queue)
     before = set(os.listdir('/proc/self/fd'))
     write = os.write

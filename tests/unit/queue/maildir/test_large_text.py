@@ -133,7 +133,7 @@ TEXTS = st.lists(
 @pytest.fixture(scope='module')
 def store(tmp_path_factory: pytest.TempPathFactory) -> QueueFiles:
     store = QueueFiles(str(tmp_path_factory.mktemp('store')), sync=False)
-    store.prepare()
+    store.folders.prepare()
     return store
 
 
@@ -144,7 +144,7 @@ def test_a_survey_sees_across_the_borders_of_blocks(
     """Line ends, 8-bit bytes and where the headers end are found wherever a block ends."""
     path = store.path('tmp', 'text')
     Path(path).write_bytes(b'#' * before + text)
-    descriptor = store.open(path)
+    descriptor = store.open('tmp', 'text')
     assert descriptor is not None
     stored = FileText(store, descriptor, at=before, end=before + len(text), block=size)
     seen: list[bytes] = []

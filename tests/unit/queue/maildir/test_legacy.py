@@ -305,3 +305,51 @@ def test_two_processors_adopt_a_mail_once(queue: MaildirQueue) -> None:
     assert other.claim(ticket) is None
     assert [other.claim(each) for each in other.scan(NOW)[0]] == [None]
     claim.release()
+
+
+@pytest.mark.parametrize('age', [0, 60, 2 * 3600, -60])
+def test_a_fresh_lock_of_theirs_is_left_alone(
+    queue: MaildirQueue, caplog: pytest.LogCaptureFixture, age: float
+) -> None:
+    """A process of the ancestors that still runs is sending the mail: it stays, one line says why,
+    and it is taken when the lock is old. Then nothing is left of the lock."""
+    _lay(queue, ZOPE)
+    path, lock = Path(queue.path, 'new', OLD), Path(queue.path, 'new', f'.sending-{OLD}')
+    os.link(path, lock)
+    os.utime(path, (NOW - age, NOW - age))
+    for _ in range(2):
+        assert [queue.claim(ticket) for ticket in queue.scan(NOW)[0]] == [None]
+    assert path.read_bytes() == ZOPE
+    assert lock.exists()
+    assert len(caplog.records) == 1
+    os.utime(path, (NOW - 4 * 3600, NOW - 4 * 3600))
+    claim = claimed(queue)
+    assert not lock.exists()
+    claim.settle([sent(claim.envelope)], report=False)
+    assert files(queue) == []
+
+
+def test_a_lock_of_the_year_3000_keeps_no_mail(queue: MaildirQueue) -> None:
+    """A clock that was wrong when they locked the mail does not stop it for ever."""
+    _lay(queue, ZOPE)
+    path = Path(queue.path, 'new', OLD)
+    os.link(path, path.with_name(f'.sending-{OLD}'))
+    os.utime(path, (NOW + 10**9, NOW + 10**9))
+    claimed(queue).release()
+
+
+@pytest.mark.parametrize('kind', ['zope', 'repoze'])
+def test_lines_of_the_message_name_no_recipient(queue: MaildirQueue, kind: str) -> None:
+    """A message with such lines of its own goes to those of its envelope, and keeps its lines."""
+    own = b'X-Actually-From: evil@example.net\nX-Actually-To: evil@example.net\n'
+    own += b'X-Zope-From: evil@example.net\nX-Zope-To: evil@example.net\n'
+    head, blank, body = MAIL.partition(b'\n\n')
+    if kind == 'zope':
+        begin, end = b'X-Zope-From: shop@example.org\nX-Zope-To: ann@example.org\n', b''
+    else:
+        begin, end = b'', b'X-Actually-From: shop@example.org\nX-Actually-To: ann@example.org\n'
+    _lay(queue, begin + own + head + b'\n' + end + blank[1:] + body)
+    claim = claimed(queue)
+    assert (claim.envelope.sender, claim.todo) == ('shop@example.org', ('ann@example.org',))
+    assert claim.envelope.raw == (own + MAIL).replace(b'\n', b'\r\n')
+    claim.release()

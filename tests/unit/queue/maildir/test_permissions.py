@@ -19,6 +19,7 @@ from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.filename import ticket_of
 from pyramid_sendmail.queue.maildir.files import QueueFiles
 from pyramid_sendmail.queue.maildir.permissions import Permissions
+from pyramid_sendmail.queue.maildir.probes import sweep
 from pyramid_sendmail.queue.maildir.wakeup import WakeUp
 from tests.support.queues import (
     NOW,
@@ -117,7 +118,7 @@ def switched(place: Path) -> Path:
     """A private queue of WEB, with queued mail, a dead letter and a FIFO, that was given to the
     group and has not been used by it yet."""
     root = place / 'queue'
-    place.chmod(0o777)
+    place.chmod(0o1777)
 
     def live_alone() -> None:
         queue = open_queue(root, group=False)
@@ -248,7 +249,7 @@ def test_a_user_outside_the_group_is_refused(shared: Path) -> None:
 @as_root
 def test_a_private_queue_of_another_user_is_refused(place: Path) -> None:
     """The error names both users and the two remedies."""
-    place.chmod(0o777)
+    place.chmod(0o1777)
     become(WEB, lambda: open_queue(place / 'queue', group=False).prepare())
     with pytest.raises(
         QueueError, match=rf'belongs to user {WEB[0]}, .* as user root; .*queue_mode'
@@ -446,7 +447,7 @@ def test_a_file_that_is_swept_away_while_it_is_made_is_made_again(
         real(descriptor, mode)
         if swept < 3:
             swept += 1
-            open_queue(tmp_path / 'queue')._files.sweep()
+            sweep(open_queue(tmp_path / 'queue')._files)
 
     monkeypatch.setattr(os, 'fchmod', fchmod)
     queue.put([make_envelope()]).publish()
@@ -457,12 +458,13 @@ def test_a_file_that_is_swept_away_while_it_is_made_is_made_again(
 def test_a_new_file_of_a_shared_queue_is_new(tmp_path: Path) -> None:
     """What lies where it is to be is never written over, and nothing is left of the attempt."""
     store = QueueFiles(str(tmp_path), group=True)
-    path = tmp_path / 'other'
+    path = tmp_path / 'tmp' / 'other'
+    path.parent.mkdir()
     path.write_bytes(b'of another user')
     with pytest.raises(FileExistsError):
-        store.create(str(path))
+        store.create('tmp', 'other')
     assert path.read_bytes() == b'of another user'
-    assert list(tmp_path.iterdir()) == [path]
+    assert [*tmp_path.rglob('*')] == [path.parent, path]
 
 
 def test_a_shared_queue_whose_folder_was_removed_is_made_again(tmp_path: Path) -> None:
@@ -481,7 +483,7 @@ def test_a_trigger_of_the_other_kind_is_put_right(tmp_path: Path, mode: int) -> 
     path = tmp_path / 'trigger'
     os.mkfifo(path, 0o600)
     path.chmod(0o606)
-    trigger = WakeUp(str(path), mode)
+    trigger = WakeUp(QueueFiles(str(path.parent), group=mode == 0o660))
     trigger.listen()
     trigger.close()
     assert stat.S_IMODE(path.stat().st_mode) == mode
@@ -491,7 +493,7 @@ def test_a_trigger_of_the_other_kind_is_put_right(tmp_path: Path, mode: int) -> 
 def test_the_owner_puts_the_modes_right(shared: Path) -> None:
     """A private queue becomes a shared one when its owner says so; others can only ask for it."""
     shutil.rmtree(shared)
-    shared.parent.chmod(0o777)
+    shared.parent.chmod(0o1777)
     become(WEB, lambda: open_queue(shared, group=False).prepare())
     for path in [shared, *shared.iterdir()]:
         os.chown(path, -1, GROUP)

@@ -183,13 +183,15 @@ def test_check_tells_what_is_in_the_way(
 ) -> None:
     """A folder that cannot be created, and one that the system says is not writable, are errors."""
     with monkeypatch.context() as patch:
-        patch.setattr(os, 'access', lambda path, mode: not path.endswith('/done'))
+        patch.setattr(os, 'access', lambda name, mode, *, dir_fd: name != 'done')
         with pytest.raises(QueueError, match='done/ is not writable'):
             queue.check_writable()
     Path(queue.path, 'failed').rmdir()
     Path(queue.path, 'failed').write_text('')
-    with pytest.raises(QueueError, match='cannot be created'):
+    with pytest.raises(QueueError, match=r'cannot record .*: .*/failed is not a folder; see mail'):
         queue.check_writable()
+    with pytest.raises(QueueError, match=r'cannot be created: .*/failed is not a folder; see mail'):
+        queue.prepare()
 
 
 def test_the_queue_says_what_it_is(queue: MaildirQueue) -> None:
@@ -516,18 +518,18 @@ def test_two_processors_move_a_folder_to_failed_once(
     Path(queue.path, 'new', 'foreign').mkdir()
     (ticket,), _ = queue.scan(NOW)
     other = MaildirQueue(queue.path, clock=Clock())
-    real = os.path.lexists
+    real = os.stat
     raced: list[str] = []
 
-    def lexists(path: str) -> bool:
+    def stat(name: str, **options: Any) -> os.stat_result:
         if not raced:
-            raced.append(path)
+            raced.append(name)
             with pytest.raises(DamagedMail):
                 other.claim(ticket)
-        return real(path)
+        return real(name, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os.path, 'lexists', lexists)
+        patch.setattr(os, 'stat', stat)
         assert queue.claim(ticket) is None
     assert files(queue) == ['failed/foreign']
 
@@ -543,7 +545,7 @@ def test_a_file_that_cannot_be_moved_to_failed_stops_nothing(
     foreign = Path(queue.path, 'new', 'foreign')
     foreign.mkdir() if kind == 'folder' else foreign.write_text('?')
 
-    def rename(*args: str) -> None:
+    def rename(*args: str, **folders: int) -> None:
         raise OSError(errno.EBUSY, 'Device or resource busy')
 
     (ticket,), _ = queue.scan(NOW)
@@ -587,10 +589,10 @@ def test_a_file_that_may_not_be_opened_is_moved_to_failed(
     (ticket,), _ = queue.scan(NOW)
     real = os.open
 
-    def denied(path: str, *args: Any) -> int:
+    def denied(path: str, *args: Any, **options: Any) -> int:
         if path.endswith(ticket.order):
             raise PermissionError(errno.EACCES, 'Permission denied')
-        return real(path, *args)
+        return real(path, *args, **options)
 
     monkeypatch.setattr(os, 'open', denied)
     with pytest.raises(DamagedMail, match='may not be read and written'):
@@ -619,7 +621,7 @@ def test_other_errors_of_open_are_errors_of_the_queue(
     queue.put([make_envelope()]).publish()
     (ticket,), _ = queue.scan(NOW)
 
-    def cannot(*args: Any) -> int:
+    def cannot(*args: Any, **options: Any) -> int:
         raise OSError(errno.EMFILE, 'Too many open files')
 
     with monkeypatch.context() as patch:

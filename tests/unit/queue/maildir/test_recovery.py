@@ -232,10 +232,10 @@ def test_an_error_in_one_transaction_stops_no_other(
     _left_behind(path, 'C')
     rename = os.rename
 
-    def failing(source: str, target: str) -> None:
+    def failing(source: str, target: str, **folders: int) -> None:
         if ENVELOPES[1].id in source:
             raise OSError(errno.EIO, 'Input/output error')
-        rename(source, target)
+        rename(source, target, **folders)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, 'rename', failing)
@@ -255,13 +255,13 @@ def test_a_transaction_that_ends_during_a_recovery_is_left_alone(
     queue = _queue(path, in_doubt=in_doubt)
     put = queue.put(ENVELOPES)
     opened = os.open
-    record = str(path / 'tmp' / put.tickets[0].order)
+    record = put.tickets[0].order
 
-    def racing(name: str, *args: Any) -> int:
+    def racing(name: str, *args: Any, **options: Any) -> int:
         if name == record:
             monkeypatch.setattr(os, 'open', opened)
             put.publish()
-        return opened(name, *args)
+        return opened(name, *args, **options)
 
     monkeypatch.setattr(os, 'open', racing)
     assert {ticket.state for ticket in queue.scan(NOW)[0]} == {'new'}
@@ -273,7 +273,7 @@ def test_a_locked_follower_is_left_for_later(path: Path) -> None:
     _left_behind(path, 'V')
     (follower, _) = (file for file in (path / 'tmp').iterdir() if '.' in file.name)
     queue = _queue(path)
-    descriptor = queue._files.open(str(follower))
+    descriptor = queue._files.open('tmp', follower.name)
     assert descriptor is not None
     assert len(_queue(path).scan(NOW)[0]) == 2
     queue._files.close(descriptor)

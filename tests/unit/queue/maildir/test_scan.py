@@ -12,6 +12,7 @@ import pytest
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir import scan as scan_module
 from pyramid_sendmail.queue.maildir.filename import parse, ticket_of
+from pyramid_sendmail.queue.maildir.files import QueueFiles
 from pyramid_sendmail.queue.maildir.scan import FolderScan, ScanLimits
 from pyramid_sendmail.queue.ticket import Ticket
 from tests.support.queues import NOW, Clock, claimed, deferred, make_envelope
@@ -62,7 +63,7 @@ def test_a_folder_scan_agrees_with_parsing_each_name(
         (tmp_path / folder / a_name(chance, folder=folder)).touch()
     latest_retry = NOW + LONGEST + 1
 
-    scan = FolderScan(str(tmp_path), folder, limit=limit)
+    scan = FolderScan(QueueFiles(str(tmp_path)), folder, limit=limit)
     assert not scan
     scan.read(NOW, latest_retry=latest_retry, pause=no_pause)
 
@@ -86,7 +87,7 @@ def test_a_folder_scan_agrees_with_parsing_each_name(
 
 def test_few_names_are_kept(tmp_path: Path) -> None:
     """However many mails are due, a scan keeps at most a quarter more than were asked for."""
-    scan = FolderScan(str(tmp_path), 'new', limit=100)
+    scan = FolderScan(QueueFiles(str(tmp_path)), 'new', limit=100)
     names = [f'{number:05d}' for number in random.Random(1).sample(range(20_000), 20_000)]
     for name in names:
         scan.add_due(name)

@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from tests.support.queues import (
     forked,
     make_envelope,
     reap,
+    sent,
     until,
 )
 
@@ -52,7 +54,10 @@ class Calls:
 
     def _wrapper(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(target: Any, *args: Any, **options: Any) -> Any:
+            folder = options.get('dir_fd', options.get('src_dir_fd'))
             path = os.readlink(f'/proc/self/fd/{target}') if isinstance(target, int) else target
+            if folder is not None:
+                path = os.readlink(f'/proc/self/fd/{folder}') + f'/{target}'
             path = '/'.join(Path(path).parts[-2:])
             error = self.failing(name, path)
             if error:
@@ -343,10 +348,10 @@ def test_an_interrupted_publish_is_completed_by_any_call(
     put = queue.put(_three())
     rename, calls = os.rename, 0
 
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args: Any, **folders: int) -> None:
         nonlocal calls
         calls += 1
-        rename(*args)
+        rename(*args, **folders)
         if calls == nth:
             raise KeyboardInterrupt
 
@@ -530,3 +535,71 @@ def test_recovery_leaves_a_live_writer_alone(queue: MaildirQueue) -> None:
     until(lambda: len(queue.scan(NOW)[0]) == 120)
     assert len(files(queue)) == 120
     assert all(path.startswith('new/') for path in files(queue))
+
+
+class Interrupting:
+    """Raises KeyboardInterrupt at the nth line of the queue's modules, as Ctrl-C may."""
+
+    def __init__(self, nth: int) -> None:
+        self.left = nth
+
+    def __call__(self, frame: Any, event: str, argument: object) -> Any:
+        if '/queue/maildir/' not in frame.f_code.co_filename:
+            return None
+        if event == 'line':
+            self.left -= 1
+            if not self.left:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self
+
+    def during(self, work: Callable[[], object]) -> bool:
+        """Return whether the interrupt came."""
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            work()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+
+def test_an_interrupt_leaves_no_file_locked(queue: MaildirQueue) -> None:
+    """Wherever the interrupt comes in finish, the call that follows it completes the rest: all mail
+    can be claimed while this process lives, and a processor was woken."""
+    other = MaildirQueue(queue.path, clock=Clock())
+    nth = 1
+    while True:
+        put = queue.put([make_envelope(), make_envelope()])
+        interrupted = Interrupting(nth).during(put.publish)
+        put.publish()
+        assert queue.wait(0) is True
+        claims = [other.claim(ticket) for ticket in other.scan(NOW)[0]]
+        assert len(claims) == 2, nth
+        for claim in claims:
+            assert claim is not None, nth
+            claim.settle([sent(claim.envelope)], report=False)
+        if not interrupted:
+            break
+        nth += 1
+    assert nth > 40
+
+
+def test_an_interrupted_release_leaves_no_file_locked(queue: MaildirQueue) -> None:
+    """A second release unlocks what the first one did not."""
+    queue.put([make_envelope()]).publish()
+    other = MaildirQueue(queue.path, clock=Clock())
+    nth = 1
+    while True:
+        claim = claimed(queue)
+        interrupted = Interrupting(nth).during(claim.release)
+        claim.release()
+        again = other.claim(other.scan(NOW)[0][0])
+        assert again is not None, nth
+        again.release()
+        if not interrupted:
+            break
+        nth += 1
+    assert nth > 8

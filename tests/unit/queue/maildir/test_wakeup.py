@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue.maildir.files import QueueFiles
 from pyramid_sendmail.queue.maildir.wakeup import WakeUp
 from tests.support.queues import NOW, Clock, forked, make_envelope, reap, until
 
@@ -38,10 +39,10 @@ def _wait(wake_up: WakeUp) -> tuple[threading.Thread, list[float]]:
 
 def test_a_pull_wakes_another_process_at_once(path: Path) -> None:
     """A publish in one process ends the sleep of another without delay."""
-    wake_up = WakeUp(str(path))
+    wake_up = WakeUp(QueueFiles(str(path.parent)))
     wake_up.listen()
     thread, woken = _wait(wake_up)
-    assert reap(forked(WakeUp(str(path)).notify)) == 0
+    assert reap(forked(WakeUp(QueueFiles(str(path.parent))).notify)) == 0
     pulled = time.monotonic()
     thread.join()
     assert woken[0] - pulled < 1
@@ -50,10 +51,10 @@ def test_a_pull_wakes_another_process_at_once(path: Path) -> None:
 
 def test_a_pull_before_the_wait_is_not_missed(path: Path) -> None:
     """What is published between a scan of the queue and the sleep after it ends the sleep."""
-    wake_up = WakeUp(str(path))
+    wake_up = WakeUp(QueueFiles(str(path.parent)))
     wake_up.listen()
     for _ in range(3):
-        WakeUp(str(path)).notify()
+        WakeUp(QueueFiles(str(path.parent))).notify()
     assert wake_up.wait(30) is True
     assert wake_up.wait(0) is False, 'one wake-up for both'
     wake_up.close()
@@ -61,10 +62,10 @@ def test_a_pull_before_the_wait_is_not_missed(path: Path) -> None:
 
 def test_the_wait_costs_no_processor_time(path: Path) -> None:
     """Writers that come and go leave no end of file that would turn the sleep into a busy loop."""
-    wake_up = WakeUp(str(path))
+    wake_up = WakeUp(QueueFiles(str(path.parent)))
     wake_up.listen()
     for _ in range(3):
-        WakeUp(str(path)).notify()
+        WakeUp(QueueFiles(str(path.parent))).notify()
         assert wake_up.wait(30) is True
     before = resource.getrusage(resource.RUSAGE_THREAD)
     assert wake_up.wait(0.3) is False
@@ -77,7 +78,7 @@ def test_it_is_private(path: Path) -> None:
     """No other user can wake this process, nor listen."""
     old = os.umask(0)
     try:
-        wake_up = WakeUp(str(path))
+        wake_up = WakeUp(QueueFiles(str(path.parent)))
         wake_up.listen()
     finally:
         os.umask(old)
@@ -89,21 +90,21 @@ def test_it_is_private(path: Path) -> None:
 
 def test_without_a_listener(path: Path) -> None:
     """A pull without a wake_up, and one without a listener, does nothing and does not wait."""
-    WakeUp(str(path)).notify()
+    WakeUp(QueueFiles(str(path.parent))).notify()
     assert not path.exists()
     os.mkfifo(path)
-    WakeUp(str(path)).notify()
+    WakeUp(QueueFiles(str(path.parent))).notify()
 
 
 def test_a_full_trigger_does_not_stop_a_publisher(path: Path) -> None:
     """As long as the listener does not read, pulls are dropped; it is awake by then anyway."""
-    wake_up = WakeUp(str(path))
+    wake_up = WakeUp(QueueFiles(str(path.parent)))
     wake_up.listen()
     descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
     with suppress(BlockingIOError):
         while os.write(descriptor, b'\0' * 4096):
             pass
-    WakeUp(str(path)).notify()
+    WakeUp(QueueFiles(str(path.parent))).notify()
     os.close(descriptor)
     assert wake_up.wait(30) is True
     wake_up.close()
@@ -123,8 +124,8 @@ def test_what_is_no_pipe_costs_time_not_mail(
         if kind == 'link to a pipe':
             os.mkfifo(target)
         path.symlink_to(target)
-    wake_up = WakeUp(str(path))
-    WakeUp(str(path)).notify()
+    wake_up = WakeUp(QueueFiles(str(path.parent)))
+    WakeUp(QueueFiles(str(path.parent))).notify()
     assert wake_up.wait(0) is False
     assert wake_up.wait(0) is False
     assert caplog.text.count('cannot be used as a wake-up FIFO') == 1
@@ -139,7 +140,7 @@ def test_a_pipe_that_cannot_be_written_stops_no_publisher(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A listener that goes at the wrong moment is not an error of the commit."""
-    wake_up = WakeUp(str(path))
+    wake_up = WakeUp(QueueFiles(str(path.parent)))
     wake_up.listen()
 
     def write(descriptor: int, data: bytes) -> int:
@@ -147,7 +148,7 @@ def test_a_pipe_that_cannot_be_written_stops_no_publisher(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, 'write', write)
-        WakeUp(str(path)).notify()
+        WakeUp(QueueFiles(str(path.parent))).notify()
         wake_up.wake()
     wake_up.close()
     wake_up.close()
@@ -155,8 +156,9 @@ def test_a_pipe_that_cannot_be_written_stops_no_publisher(
 
 def test_close_gives_up_everything(path: Path) -> None:
     """close leaves no descriptor, and the wake_up can be used again."""
+    wake_up = WakeUp(QueueFiles(str(path.parent)))
+    wake_up.notify()  # opens the folder, which is not the FIFO's
     before = len(os.listdir('/proc/self/fd'))
-    wake_up = WakeUp(str(path))
     for _ in range(2):
         wake_up.listen()
         wake_up.listen()
@@ -167,7 +169,7 @@ def test_close_gives_up_everything(path: Path) -> None:
 
 def test_a_child_listens_for_itself(path: Path) -> None:
     """After a fork the child's wake wakes the child, and the parent sleeps on."""
-    wake_up = WakeUp(str(path))
+    wake_up = WakeUp(QueueFiles(str(path.parent)))
     wake_up.listen()
 
     def work() -> None:
@@ -176,14 +178,14 @@ def test_a_child_listens_for_itself(path: Path) -> None:
 
     assert reap(forked(work)) == 0
     assert wake_up.wait(0) is False
-    WakeUp(str(path)).notify()
+    WakeUp(QueueFiles(str(path.parent))).notify()
     assert wake_up.wait(30) is True
     wake_up.close()
 
 
 def test_another_reader_may_be_quicker(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processors wake at one ``notify``, and one of them finds the pipe empty: no error."""
-    wake_up = WakeUp(str(path))
+    wake_up = WakeUp(QueueFiles(str(path.parent)))
     wake_up.listen()
     other = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
@@ -198,7 +200,7 @@ def test_another_reader_may_be_quicker(path: Path, monkeypatch: pytest.MonkeyPat
             return ready
 
     real = select.poll
-    WakeUp(str(path)).notify()
+    WakeUp(QueueFiles(str(path.parent))).notify()
     with monkeypatch.context() as patch:
         patch.setattr(select, 'poll', Racing)
         assert wake_up.wait(30) is True
@@ -225,4 +227,48 @@ def test_a_publish_wakes_a_processor_that_sleeps(tmp_path: Path) -> None:
     until(lambda: found)
     thread.join()
     assert found == [1]
+    queue.close()
+
+
+@pytest.mark.parametrize('case', ['removed', 'exchanged', 'the whole queue'])
+def test_a_trigger_that_is_removed_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    """Under a running processor: the next scan and wait notice it, say so, and mail wakes it."""
+    queue = MaildirQueue(str(tmp_path / 'queue'), clock=Clock())
+    queue.prepare()
+    path = tmp_path / 'queue' / 'trigger'
+    if case == 'the whole queue':
+        path.parent.rename(tmp_path / 'old')
+    else:
+        path.unlink()
+    if case == 'exchanged':
+        os.mkfifo(path, 0o600)
+    queue.scan(NOW)
+    assert queue.wait(0) is True, 'mail may have come meanwhile'
+    assert 'trigger was removed or replaced' in caplog.text
+    caplog.clear()
+    assert queue.wait(0) is False
+    MaildirQueue(queue.path).put([make_envelope()]).publish()
+    assert queue.wait(30) is True
+    assert not caplog.records
+    queue.close()
+
+
+def test_a_trigger_that_cannot_be_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file took its place: a line says that the regular scan has to do; when the file has gone,
+    the FIFO is back."""
+    queue = MaildirQueue(str(tmp_path / 'queue'), clock=Clock())
+    queue.prepare()
+    path = tmp_path / 'queue' / 'trigger'
+    path.unlink()
+    path.write_text('')
+    assert queue.wait(0) is False
+    assert 'new mail is only noticed by the regular scan' in caplog.text
+    path.unlink()
+    assert queue.wait(0) is True
+    MaildirQueue(queue.path).put([make_envelope()]).publish()
+    assert queue.wait(30) is True
     queue.close()
