@@ -7,7 +7,7 @@ import os
 import stat
 
 from ..exceptions import QueueError
-from ..queue.maildir.permissions import user_name
+from ..queue.maildir.users import user_name
 
 __all__ = ['check_queue_folder']
 
