@@ -11,8 +11,6 @@ from typing import NamedTuple
 from ..exceptions import MessageError
 from .asset import is_asset_spec, open_file
 from .encoded_words import needs_no_encoding
-from .foreign_content import ContentWriter
-from .foreign_parser import parse_message
 from .headers import check_text, excerpt
 from .message import Attachment
 from .mime import Part, encoded_part, file_part
@@ -224,6 +222,10 @@ def _attached_message(data: bytes, filename: str) -> bytes:
     encoding of its parts (RFC 2046, 5.2.1)."""
     if data.isascii() and is_sendable(data.decode('ascii')):
         return '\r\n'.join(split_lines(data.decode('ascii'))).encode('ascii')
+    # Hardly any application needs these, and each would start more slowly.
+    from .foreign_content import ContentWriter
+    from .foreign_parser import parse_message
+
     try:
         writer = ContentWriter(2 * len(data) + 1000, 'encoded, it is more than twice as large')
         writer.write(parse_message(data))

@@ -23,13 +23,17 @@ class WakeUp:
     """A named pipe beside the folders. If it fails, mail is sent later, never lost."""
 
     def __init__(self, files: QueueFiles) -> None:
+        self._fifo: int | None = None
+        self._own: tuple[int, int] | None = None
         self._folders = files.folders
         self._path = f'{files.root}/{_NAME}'
         self._mode = files.permissions.file
         self._pid = 0
-        self._fifo: int | None = None
-        self._own: tuple[int, int] | None = None
         self._woken = False
+
+    def __del__(self) -> None:
+        # A queue that is dropped, as by each test of an application, leaves no pipe open.
+        self.close()
 
     def notify(self) -> None:
         """Wake a processor, if one waits, in whatever process. Never raises, never blocks."""

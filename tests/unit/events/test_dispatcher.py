@@ -128,7 +128,7 @@ class Application:
         return [envelope.subject for envelope in self.mailer.sent]
 
 
-def message(subject: str, to: str = 'ann@example.org') -> Message:
+def message(subject: str, to: str | list[str] = 'ann@example.org') -> Message:
     return Message(subject=subject, to=to, text='Hi', sender='shop@example.org')
 
 
@@ -1219,7 +1219,7 @@ def test_from_the_relay_to_the_subscriber(application: Application) -> None:
         application.subscribe(application.handled.append, cls)
     with transaction.manager:
         message_id = application.delivery.send(
-            message('Hello', 'ann@example.org, bob@example.org'), metadata={'order': '7'}
+            message('Hello', ['ann@example.org', 'bob@example.org']), metadata={'order': '7'}
         )
     application.delivery.flush(WAIT)
     events = {type(event): event for event in application.handled}

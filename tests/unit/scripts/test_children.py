@@ -117,7 +117,9 @@ def test_a_child_that_reads_nothing() -> None:
     code = """
 import os, sys, select
 link = int(sys.argv[1].rpartition(':')[2])
-select.select([link], [], [])
+poll = select.poll()
+poll.register(link, select.POLLIN)
+poll.poll()
 os.write(link, b'["error", "x"]\\n')
 """
     child = ChildProcess(Command([sys.executable, '-S', '-c', code], []), 1, 2)

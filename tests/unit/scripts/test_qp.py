@@ -363,6 +363,8 @@ def test_events_that_subscribers_failed_to_handle(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     """SIGTERM, SIGINT and SIGHUP stop it with status 0 and a line, and it restores the handlers."""
+    # The tests may run under nohup.
+    started_with = signal.signal(number, signal.SIG_DFL)
     before = signal.getsignal(number)
 
     def work(processor: Processor, stop: threading.Event) -> None:
@@ -378,6 +380,7 @@ def test_signals(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert run('x.ini', '--quiet', processor=Processor(run=work)) == 0
     assert capsys.readouterr().err == ''
+    signal.signal(number, started_with)
 
 
 def test_nohup() -> None:

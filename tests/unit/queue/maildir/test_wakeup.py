@@ -167,6 +167,19 @@ def test_close_gives_up_everything(path: Path) -> None:
         assert len(os.listdir('/proc/self/fd')) == before
 
 
+def test_a_queue_that_is_dropped_leaves_nothing_open(path: Path) -> None:
+    """An application that makes many queues, as tests do, does not run out of descriptors."""
+    before = len(os.listdir('/proc/self/fd'))
+    for _ in range(3):
+        queue = MaildirQueue(str(path.parent), sync=False)
+        queue.prepare()
+        queue.wait(0)
+        queue.put([make_envelope()]).publish()
+        assert len(os.listdir('/proc/self/fd')) > before
+        del queue
+    assert len(os.listdir('/proc/self/fd')) == before
+
+
 def test_a_child_listens_for_itself(path: Path) -> None:
     """After a fork the child's wake wakes the child, and the parent sleeps on."""
     wake_up = WakeUp(QueueFiles(str(path.parent)))
