@@ -195,9 +195,8 @@ class CircuitBreaker:
             lasted, next_try = now - self._failing_since, self._open_until - now
             remind = not crowded and now >= self._remind_at
             if remind:
-                later = [each for each in REMINDERS if each > lasted]
-                self._remind_at = self._failing_since + later[0] if later else now
-                self._remind_at += 0 if later else REMINDER_INTERVAL
+                later = (self._failing_since + each for each in REMINDERS if each > lasted)
+                self._remind_at = next(later, now + REMINDER_INTERVAL)
         if crowded:
             log.info('no further connection, other workers continue: %s', error)
             return CROWDED_PAUSE

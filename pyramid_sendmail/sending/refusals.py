@@ -55,8 +55,7 @@ class Refusals:
 
     def judge(self, outcome: Outcome) -> tuple[Outcome, EveryMailRefused | None]:
         """Return the outcome that counts, and the error if the relay refuses every mail."""
-        reply = _only_refusal(outcome)
-        words = '' if reply is None else _same_words(reply)
+        reply, words = _only_refusal(outcome)
         if not (words or self._count):
             return outcome, None  # the usual case, without the lock
         with self._lock:
@@ -75,18 +74,20 @@ class Refusals:
         return dict.fromkeys(outcome, verdict), error
 
 
-def _only_refusal(outcome: Outcome) -> Reply | None:
-    """Return the reply by which all recipients were refused for good, in the same words."""
+def _only_refusal(outcome: Outcome) -> tuple[Reply | None, str]:
+    """Return the reply by which all recipients were refused for good, in the same words, and what
+    is compared of it."""
     found: Reply | None = None
+    words = ''
     for verdict in outcome.values():
         reply = verdict.reply
         if verdict.status != 'failed' or reply is None:
-            return None
+            return None, ''
         if found is None:
             found, words = reply, _same_words(reply)
         elif reply != found and _same_words(reply) != words:
-            return None
-    return found
+            return None, ''
+    return found, words
 
 
 def _same_words(reply: Reply) -> str:

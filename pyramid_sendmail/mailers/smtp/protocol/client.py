@@ -145,7 +145,7 @@ class SMTPClient:
     def waits(self) -> bool:
         """Whether certainly nothing can be done before a reply comes."""
         common = self._common
-        return common is not None and common.active and common.waiting and not self.outcomes
+        return common is not None and common.waiting and not self.outcomes
 
     @property
     def wants_mail(self) -> bool:
@@ -159,7 +159,7 @@ class SMTPClient:
     def timeout(self) -> float:
         """Seconds in which the next reply must come, or the handshake be done."""
         common = self._common
-        if common is not None and common.active and common.waiting:
+        if common is not None and common.waiting:
             return self._timeouts.final
         if self.quitting:
             return self._timeouts.quit
@@ -232,7 +232,7 @@ class SMTPClient:
         Raises what reading the text of a mail raises: 354 may be among the bytes.
         """
         common = self._common
-        if common is not None and common.waiting and common.active and common.receive(data):
+        if common is not None and common.waiting and common.receive(data):
             self.replies += REPLIES
             return
         if self.quitting:

@@ -126,7 +126,7 @@ class CommonExchange:
 
     def leave(self) -> None:
         """Leave everything to the general code."""
-        self.active = False
+        waiting, self.waiting, self.active = self.waiting, False, False
         transfer, first, second = self.transfer, self._first, self._second
         mail = MailTransaction(first, {}, [], answered=True)
         transfer.mails.append(mail)
@@ -134,7 +134,7 @@ class CommonExchange:
         if second is not None:
             follower = MailTransaction(second, {}, list(second.recipients))
             transfer.mails.append(follower)
-        if not self.waiting:
+        if not waiting:
             mail.stage, mail.accepted = 'text', list(first.recipients)
             transfer.at, transfer.text = mail, OutgoingText(first)
             return
