@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 
 from ..exceptions import QueueError
+from ..queue.maildir.permissions import check_owner, check_safe
 from ..queue.maildir.users import user_name
 
 __all__ = ['check_queue_folder']
@@ -29,35 +29,18 @@ def check_queue_folder(path: str, *, group: bool) -> None:
         raise _error(errno.ENOTDIR, path, f'{_existing(path)} is not a folder') from None
     except OSError as error:
         raise _error(error.errno or errno.EACCES, path, f'{error.strerror}') from error
-    if stat.S_ISLNK(found.st_mode):
-        raise QueueError(
-            errno.EPERM,
-            f'{path} is a symbolic link; set mail.queue_path to {os.path.realpath(path)}',
-            path,
-        )
-    if not stat.S_ISDIR(found.st_mode):
-        raise _error(errno.ENOTDIR, path, f'{path} is not a folder')
-    if found.st_mode & stat.S_IWOTH:
-        raise QueueError(
-            errno.EPERM,
-            f'every user may write to {path}, and so send mail; chmod o-w {path}, or set '
-            f'mail.queue_path to a folder below it',
-            path,
-        )
+    try:
+        check_safe(path, path, found)
+    except NotADirectoryError:
+        raise _error(errno.ENOTDIR, path, f'{path} is not a folder') from None
     if os.geteuid() != 0:
         _check_owner(path, found, group)
 
 
 def _check_owner(path: str, found: os.stat_result, group: bool) -> None:
-    own, owner = user_name(os.geteuid()), user_name(found.st_uid)
-    if not group and found.st_uid != os.geteuid():
-        raise QueueError(
-            errno.EPERM,
-            f'queue {path} belongs to user {owner}, but this process runs as user {own}; run both '
-            f'the application and psendmail-qp as user {owner}, or set mail.queue_mode = group for '
-            f'both',
-            path,
-        )
+    if not group:
+        check_owner(path, found)
+    own = user_name(os.geteuid())
     if not _is_usable(path):
         remedy = f'chmod u+rwx {path}' if found.st_uid == os.geteuid() else 'see mail.queue_mode'
         raise QueueError(

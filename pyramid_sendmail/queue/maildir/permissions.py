@@ -19,7 +19,7 @@ from .directory import Directory
 from .parents import Parent, check_parents, make_parents, suspicious_parents
 from .users import group_name, user_name
 
-__all__ = ['Permissions']
+__all__ = ['Permissions', 'check_owner', 'check_safe']
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Permissions:
         if made:
             directory.chmod(self.folder)
         found = directory.found
-        _check_safe(root, path, found)
+        check_safe(root, path, found)
         self._check_user(root, found)
         self._check_group(root, path, directory, found, found.st_gid)
         return directory
@@ -118,7 +118,7 @@ class Permissions:
         if made:
             directory.chmod(self.folder)
         found = directory.found
-        _check_safe(root, path, found)
+        check_safe(root, path, found)
         self._check_group(root, path, directory, found, top.found.st_gid)
         return directory
 
@@ -126,14 +126,8 @@ class Permissions:
         """Check that this user may use the queue."""
         if self.group:
             _check_member(root, found)
-        elif found.st_uid != os.geteuid():
-            raise QueueError(
-                errno.EPERM,
-                f'queue {root} belongs to user {user_name(found.st_uid)}, but this process runs as '
-                f'user {user_name(os.geteuid())}; run both the application and psendmail-qp as '
-                f'user {user_name(found.st_uid)}, or set mail.queue_mode = group for both',
-                root,
-            )
+        else:
+            check_owner(root, found)
 
     def _check_group(
         self, root: str, path: str, directory: Directory | None, found: os.stat_result, group: int
@@ -197,11 +191,23 @@ def _opened(
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EACCES):
             found = os.lstat(path) if name is None or inside is None else inside.lstat(name)
-            _check_safe(root, path, found)
+            check_safe(root, path, found)
         raise
 
 
-def _check_safe(root: str, path: str, found: os.stat_result) -> None:
+def check_owner(root: str, found: os.stat_result) -> None:
+    """Check that the queue belongs to this user."""
+    if found.st_uid != os.geteuid():
+        raise QueueError(
+            errno.EPERM,
+            f'queue {root} belongs to user {user_name(found.st_uid)}, but this process runs as '
+            f'user {user_name(os.geteuid())}; run both the application and psendmail-qp as '
+            f'user {user_name(found.st_uid)}, or set mail.queue_mode = group for both',
+            root,
+        )
+
+
+def check_safe(root: str, path: str, found: os.stat_result) -> None:
     """Check that a path is a folder that only its owner and group may write to."""
     if stat.S_ISLNK(found.st_mode):
         remedy = f'set mail.queue_path to {os.path.realpath(path)}'
