@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 __all__ = [
     'BLOCK_SIZE',
@@ -20,8 +20,10 @@ __all__ = [
     'StoredEnvelope',
     'Tally',
     'Text',
+    'TextTraits',
     'Verdict',
     'is_crlf',
+    'traits_of',
 ]
 
 BLOCK_SIZE = 64 * 1024
@@ -58,6 +60,29 @@ _SMALL_SIZE = 8 * 1024
 _BARE_CR = re.compile(rb'\r(?!\n)')
 
 
+class TextTraits(NamedTuple):
+    """What has to be known of a text before it is sent."""
+
+    has_crlf: bool
+    """All line ends are CRLF."""
+    has_dots: bool
+    """A line begins with a dot."""
+    is_ascii: bool
+    has_ascii_head: bool
+    """The headers are ASCII."""
+
+
+def traits_of(text: bytes) -> TextTraits:
+    """Find out what a whole text is like."""
+    is_ascii = text.isascii()
+    return TextTraits(
+        is_crlf(text),
+        text.startswith(b'.') or b'\r\n.' in text,
+        is_ascii,
+        is_ascii or text.partition(b'\r\n\r\n')[0].isascii(),
+    )
+
+
 class ReadOnlyDict(dict[str, Any]):
     """A dict that refuses changes. It can be pickled and copied, as ``MappingProxyType`` cannot."""
 
@@ -73,8 +98,15 @@ class ReadOnlyDict(dict[str, Any]):
         return type(self), (dict(self),)
 
 
+class _Traits:
+    """Room for what is known of an envelope's text. It is no field: an envelope is the same with it
+    and without it."""
+
+    __slots__ = ('_traits',)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Envelope:
+class Envelope(_Traits):
     """A mail as it leaves: sender, recipients, the exact bytes, and the options for a queue.
 
     ``send`` fixes all of it; a retry sends the same bytes under the same ``message_id``. Times
@@ -116,21 +148,36 @@ class Envelope:
         """The length of ``raw`` in bytes."""
         return len(self.raw)
 
+    def know(self, traits: TextTraits | None) -> Self:
+        """Remember what ``raw`` is like, and return the envelope. A copy by ``replace``, which may
+        have another text, does not know it."""
+        object.__setattr__(self, '_traits', traits)
+        return self
+
+    @property
+    def traits(self) -> TextTraits:
+        """What ``raw`` is like; found out each time, if it is not known."""
+        return getattr(self, '_traits', None) or traits_of(self.raw)
+
     @property
     def is_ascii(self) -> bool:
         """Whether ``raw`` is ASCII."""
-        return self.raw.isascii()
+        return self.traits.is_ascii
 
     @property
     def has_ascii_head(self) -> bool:
         """Whether the headers are ASCII."""
-        raw = self.raw
-        return raw.isascii() or raw.partition(b'\r\n\r\n')[0].isascii()
+        return self.traits.has_ascii_head
 
     @property
     def has_crlf(self) -> bool:
         """Whether all line ends are CRLF."""
-        return is_crlf(self.raw)
+        return self.traits.has_crlf
+
+    @property
+    def has_dots(self) -> bool:
+        """Whether a line begins with a dot."""
+        return self.traits.has_dots
 
     def blocks(self) -> Iterator[bytes]:
         """Yield ``raw`` in blocks of at most BLOCK_SIZE bytes."""
@@ -147,9 +194,7 @@ class Text(Protocol):
     """
 
     size: int
-    is_ascii: bool
-    has_ascii_head: bool
-    has_crlf: bool
+    traits: TextTraits
 
     def blocks(self) -> Iterator[bytes]: ...
 
@@ -177,16 +222,8 @@ class StoredEnvelope(Envelope):
         return self.text.size
 
     @property
-    def is_ascii(self) -> bool:
-        return self.text.is_ascii
-
-    @property
-    def has_ascii_head(self) -> bool:
-        return self.text.has_ascii_head
-
-    @property
-    def has_crlf(self) -> bool:
-        return self.text.has_crlf
+    def traits(self) -> TextTraits:
+        return self.text.traits
 
     def blocks(self) -> Iterator[bytes]:
         return self.text.blocks()

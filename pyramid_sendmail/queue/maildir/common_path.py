@@ -16,44 +16,38 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
+from zlib import crc32
 
-from ...envelope import Envelope, PendingEvent
+from ...envelope import Envelope, PendingEvent, TextTraits
 from .claim import MaildirClaim
 from .filename import NAME_LENGTH, match_name
 from .files import QueueFiles
+from .first_line import LINE, TRAITS, lengths_text, rest_sum
 from .format import (
     END,
-    FIRST,
     SLOT_AT,
     STATE,
     STATE_AT,
     TO,
     EnvelopeBlock,
-    checksum_of,
-    lengths_text,
     recipient_line,
 )
 from .large_text import LARGE_FILE
-from .options import CONTROL, OPTIONS, VERSION, read_fixed
+from .options import CONTROL, OPTIONS, read_fixed
 from .reply_slot import write_slot
 
 __all__ = ['CommonClaim', 'CommonMail', 'is_due_and_untried', 'read_common']
 
-_FIRST_LINES = re.compile(
-    FIRST
-    + (b'(' + VERSION + b' [0-9]{8} [0-9]{12} )([0-9a-f]{64})')
-    + END
-    + STATE
-    + b'C ([0-9]{15}) 000000000000000'
-    + END
-)
+_FIRST_LINES = re.compile(LINE.pattern + STATE + b'C ([0-9]{15}) 000000000000000' + END)
 """The lines before the slot; their length does not vary."""
 
 _NO_REPLIES = write_slot((), 1)
 
 _FIXED_AT = SLOT_AT + len(_NO_REPLIES)
 
-_LAST_LINES = re.compile(b'(.*\r\n.*\r\n.*\r\n.*\r\n)' + TO + b'T00000T (.+)' + END)
+_LAST_LINES = re.compile(
+    b'(.*\r\n.*\r\n.*\r\n.*\r\n(?:X-Envelope-Padding:.*\r\n)*)' + TO + b'T00000T (.+)' + END
+)
 """The lines after the slot: the four fixed ones, none of them folded, and a recipient."""
 
 
@@ -62,6 +56,7 @@ class CommonMail(NamedTuple):
 
     recipient: str
     raw: bytes
+    traits: TextTraits
     fixed: bytes
     id: str
     message_id: str
@@ -85,7 +80,7 @@ class CommonMail(NamedTuple):
             tag=options['tag'],
             metadata=options['metadata'],
             depth=options['depth'],
-        )
+        ).know(self.traits)
 
 
 def is_due_and_untried(name: str, now: float) -> bool:
@@ -108,22 +103,28 @@ def read_common(data: bytes) -> CommonMail | None:
     last = _LAST_LINES.match(data, _FIXED_AT)
     if first is None or last is None or not data.startswith(_NO_REPLIES, SLOT_AT):
         return None
-    lengths, checksum, since = first.groups()
+    start, message_sum, rest, text, since = first.groups()
     fixed, to = last.groups()
     size = last.end()
-    if lengths != lengths_text(size, len(data) - size) or len(data) >= LARGE_FILE:
-        return None
     raw = data[size:]
+    if (
+        not start.startswith(lengths_text(size, len(raw)))
+        or len(data) >= LARGE_FILE
+        or int(message_sum, 16) != crc32(raw)
+        or int(rest, 16) != rest_sum(start, text, fixed, to)
+    ):
+        return None
     try:
         recipient = to.decode()
-        if checksum != checksum_of(lengths, fixed, (recipient,), raw):
-            return None
         id, message_id, sender, options = read_fixed(fixed)
     except (ValueError, KeyError, TypeError):
         return None
-    if options.keys() != OPTIONS or CONTROL.search(recipient):
+    traits = TRAITS.get(text)
+    if traits is None or options.keys() != OPTIONS or CONTROL.search(recipient):
         return None
-    return CommonMail(recipient, raw, fixed, id, message_id, sender, options, int(since) / 1000)
+    return CommonMail(
+        recipient, raw, traits, fixed, id, message_id, sender, options, int(since) / 1000
+    )
 
 
 class CommonClaim(MaildirClaim):

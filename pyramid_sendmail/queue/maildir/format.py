@@ -1,7 +1,7 @@
 """The file of a queued mail: an envelope block of ``X-Envelope`` header lines, then the message.
 
 The file is a plain ``.eml``. Its first line has the format's version, the lengths of block and
-message in bytes, and a SHA-256 over everything except what changes in place:
+message, and checksums over everything except what changes in place (see first_line):
 
 =====================  ==========================================================================
 state line             the mail's letter; when its retry policy began to count; when it is due
@@ -21,74 +21,54 @@ into ``D``, which would lose the mail.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import accumulate
-from typing import Literal, Protocol
+from typing import Literal
 
-from ...envelope import Envelope, PendingEvent, StoredEnvelope, Text
-from ...exceptions import MessageError
+from ...envelope import Envelope, PendingEvent, StoredEnvelope, TextTraits
 from ..ticket import milliseconds
-from .options import (
-    CONTROL,
-    VERSION,
-    Unreadable,
-    fixed_part,
-    read_fixed,
-    require_version,
+from .first_line import (
+    FIRST_LENGTH,
+    LargeText,
+    check_length,
+    first_line,
+    lengths_of,
+    verify,
 )
+from .options import CONTROL, Unreadable, fixed_part, read_fixed
 from .reply_slot import ReplyEntry, lost_reply, read_slot, slot_length, write_slot
 
 __all__ = [
     'END',
-    'FIRST',
     'LETTERS',
     'SLOT_AT',
     'STATE',
     'STATE_AT',
     'TO',
     'EnvelopeBlock',
-    'LargeText',
     'Unreadable',
-    'check_length',
-    'checksum_of',
     'decode',
     'encode',
-    'lengths_of',
-    'lengths_text',
     'new_block',
     'recipient_line',
 ]
 
 LETTERS = {'sent': 'd', 'error': 'f', 'deferred': 'T'}
 
-FIRST = b'X-Envelope: '
 STATE = b'X-Envelope-State: '
 TO = b'X-Envelope-To: '
 END = b'\r\n'
 
-_LENGTHS_AT = len(FIRST)
-_SUM_AT = _LENGTHS_AT + len(b'1 00000000 000000000000 ')
-_SUM_END = _SUM_AT + 64
-STATE_AT = _SUM_END + len(END + STATE)
+STATE_AT = FIRST_LENGTH + len(STATE)
 _STATE_END = STATE_AT + 1 + 1 + 15 + 1 + 15
 SLOT_AT = _STATE_END + len(END)
-_LONGEST_BLOCK, _LONGEST_MESSAGE = 10**8 - 1, 10**12 - 1
 
 _LAST_POINTER = 10**5 - 1
 """Replies beyond this one share it."""
 
 _MARKS = re.compile(r'X-Envelope-To: ([T?dfDF])([0-9]{5})\1 (.+)\r\n')
 _MARK_LENGTH = len('X-Envelope-To: T00000T \r\n')
-
-
-class LargeText(Text, Protocol):
-    """The text of a message that stays in its file."""
-
-    def survey(self, update: Callable[[bytes], object]) -> None:
-        """Read the text once and call ``update`` with each block. Afterwards the attributes that
-        Text promises are set."""
 
 
 @dataclass(slots=True)
@@ -264,10 +244,15 @@ def new_block(envelope: Envelope, state: str) -> bytes:
     fixed = fixed_part(envelope)
     lines = ''.join([f'X-Envelope-To: T00000T {to}\r\n' for to in recipients]).encode()
     slot = write_slot((), len(recipients))
-    lengths = lengths_text(SLOT_AT + len(slot) + len(fixed) + len(lines), len(raw))
-    checksum = checksum_of(lengths, fixed, recipients, raw)
+    first = first_line(
+        SLOT_AT + len(slot) + len(fixed) + len(lines),
+        fixed,
+        '\n'.join(recipients).encode(),
+        raw,
+        envelope.traits,
+    )
     mutable_part = _state_line(state, envelope.queued_at, 0.0)
-    return b''.join((FIRST, lengths, checksum, END, STATE, mutable_part, slot, fixed, lines))
+    return b''.join((first, STATE, mutable_part, slot, fixed, lines))
 
 
 def _state_line(state: str, since: float, retry_at: float) -> bytes:
@@ -276,40 +261,6 @@ def _state_line(state: str, since: float, retry_at: float) -> bytes:
 
 def recipient_line(letter: str, pointer: int, to: str) -> bytes:
     return f'X-Envelope-To: {letter}{pointer:05d}{letter} {to}\r\n'.encode()
-
-
-def lengths_text(block_length: int, message_length: int) -> bytes:
-    """Return what the first line says before the checksum."""
-    if block_length > _LONGEST_BLOCK or message_length > _LONGEST_MESSAGE:
-        # Eight and twelve digits: a longer number would make the file unreadable after the commit.
-        raise MessageError(
-            f'recipients: with {block_length} bytes of recipients and options, and a message of '
-            f'{message_length} bytes, the mail is too large for the queue; send it to fewer '
-            'recipients at once'
-        )
-    return b'%b %08d %012d ' % (VERSION, block_length, message_length)
-
-
-def lengths_of(data: bytes) -> tuple[int, int]:
-    """Return the lengths of the envelope block and of the message, in bytes, from the file's first
-    line. Raises Unreadable."""
-    if not data.startswith(FIRST):
-        raise Unreadable('it is not a file of this queue' if data else 'it is empty')
-    require_version(data)
-    try:
-        version, block_length, message_length = data[_LENGTHS_AT:_SUM_AT].split()
-        size, rest = int(block_length), int(message_length)
-    except ValueError:
-        raise Unreadable('its first line is damaged') from None
-    if version != VERSION:
-        raise Unreadable('its first line is damaged')
-    return size, rest
-
-
-def check_length(length: int, size: int, rest: int) -> None:
-    """Raise Unreadable unless a file has the length that its first line says."""
-    if length != size + rest:
-        raise Unreadable(f'it has {length} bytes, but its first line says {size + rest}')
 
 
 def decode(data: bytes, text: LargeText | None = None) -> EnvelopeBlock:
@@ -334,12 +285,10 @@ def _decode(data: bytes, size: int, text: LargeText | None) -> EnvelopeBlock:
         raise Unreadable('its envelope names no recipient')
     fixed = data[at:to_at]
     letters, pointers, recipients = _read_recipients(data[to_at:size])
-    raw = data[size:]
-    lengths = data[_LENGTHS_AT:_SUM_AT]
-    if data[_SUM_AT:_SUM_END] != checksum_of(lengths, fixed, recipients, raw, text):
-        raise Unreadable('its checksum does not match: it was damaged or changed')
-    # The checksum does not cover these line ends.
-    if data[_SUM_END:STATE_AT] != END + STATE or data[_STATE_END:SLOT_AT] != END:
+    message = data[size:] if text is None else text
+    traits = verify(data, fixed, recipients, message)
+    # The checksums do not cover these names and line ends.
+    if data[FIRST_LENGTH:STATE_AT] != STATE or data[_STATE_END:SLOT_AT] != END:
         raise Unreadable('its state line is damaged')
     state, since, retry_at = data[STATE_AT:_STATE_END].decode().split(' ')
     if state not in ('W', 'V', 'C', 'S'):
@@ -350,7 +299,7 @@ def _decode(data: bytes, size: int, text: LargeText | None) -> EnvelopeBlock:
             lost_reply(group) for group in range(len(entries), max(settled, default=-1) + 1)
         ]
     return EnvelopeBlock(
-        _envelope(fixed, recipients, raw if text is None else text),
+        _envelope(fixed, recipients, message, traits),
         fixed,
         state=state,
         since=int(since) / 1000,
@@ -375,23 +324,11 @@ def _read_recipients(lines: bytes) -> tuple[list[str], list[int], list[str]]:
     return letters, pointers, recipients
 
 
-def _envelope(fixed: bytes, recipients: Iterable[str], text: bytes | LargeText) -> Envelope:
+def _envelope(
+    fixed: bytes, recipients: Iterable[str], text: bytes | LargeText, traits: TextTraits | None
+) -> Envelope:
     id, message_id, sender, options = read_fixed(fixed)
     options.update(id=id, message_id=message_id, sender=sender, recipients=tuple(recipients))
     if isinstance(text, bytes):
-        return Envelope(raw=text, **options)
+        return Envelope(raw=text, **options).know(traits)
     return StoredEnvelope(text=text, **options)
-
-
-def checksum_of(
-    lengths: bytes,
-    fixed: bytes,
-    recipients: Iterable[str],
-    raw: bytes,
-    text: LargeText | None = None,
-) -> bytes:
-    digest = sha256(b''.join((lengths, fixed, '\n'.join(recipients).encode())))
-    digest.update(raw)
-    if text is not None:
-        text.survey(digest.update)
-    return digest.hexdigest().encode()

@@ -11,9 +11,10 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 
-from ...envelope import BLOCK_SIZE, is_crlf
+from ...envelope import BLOCK_SIZE, TextTraits, is_crlf
 from .files import QueueFiles
-from .format import EnvelopeBlock, check_length, decode, lengths_of
+from .first_line import check_length, lengths_of
+from .format import EnvelopeBlock, decode
 
 __all__ = ['LARGE_FILE', 'FileText', 'load', 'read_mail']
 
@@ -63,9 +64,8 @@ class FileText:
         self, files: QueueFiles, descriptor: int, *, at: int, end: int, block: int = BLOCK_SIZE
     ) -> None:
         self.size = end - at
-        self.is_ascii = True
-        self.has_ascii_head = True
-        self.has_crlf = True
+        self.traits = TextTraits(False, True, False, False)
+        """Set by ``verify``."""
         self._files = files
         self._descriptor: int | None = descriptor
         self._at = at
@@ -92,17 +92,20 @@ class FileText:
 
     def survey(self, update: Callable[[bytes], object]) -> None:
         """See LargeText."""
-        head, before, cut = True, b'', b''
+        is_ascii = has_ascii_head = has_crlf = True
+        has_dots, head, before, cut, end = False, True, b'', b'', b'\r\n'
         for block in self.blocks():
             update(block)
-            self.is_ascii = self.is_ascii and block.isascii()
+            is_ascii = is_ascii and block.isascii()
             if head:
                 # The empty line that ends the headers may stand in two blocks.
                 before += block
                 start, blank, _ = before.partition(b'\r\n\r\n')
-                self.has_ascii_head = self.has_ascii_head and start.isascii()
+                has_ascii_head = has_ascii_head and start.isascii()
                 head, before = not blank, before[-3:]
+            has_dots = has_dots or b'\r\n.' in end + block
+            end = (end + block)[-2:]
             whole = cut + block
             cut = b'\r' if whole.endswith(b'\r') else b''
-            self.has_crlf = self.has_crlf and is_crlf(whole.removesuffix(cut))
-        self.has_crlf = self.has_crlf and not cut
+            has_crlf = has_crlf and is_crlf(whole.removesuffix(cut))
+        self.traits = TextTraits(has_crlf and not cut, has_dots, is_ascii, has_ascii_head)

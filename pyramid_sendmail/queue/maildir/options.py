@@ -26,7 +26,8 @@ __all__ = [
     'require_version',
 ]
 
-VERSION = b'1'
+VERSION = b'2'
+"""Of the files that this release writes. It reads version 1, too: see first_line."""
 
 OPTIONS = frozenset(
     ('queued_at', 'due', 'expires', 'priority', 'subject', 'tag', 'metadata', 'depth')
@@ -47,7 +48,8 @@ _FIXED = re.compile(
     'X-Envelope-Id: ([0-9a-f]{32})\r\n'
     f'X-Envelope-Message-Id: ({_TEXT})\r\n'
     f'X-Envelope-From: ({_TEXT})\r\n'
-    'X-Envelope-Options: ((?s:.*))\r\n'
+    'X-Envelope-Options: ((?s:.*?))\r\n'
+    '(?:X-Envelope-Padding: *\r\n)*'
 )
 _NEWER = re.compile(rb'X-Envelope: ([0-9]{1,4}) ')
 _LATEST = 1e12

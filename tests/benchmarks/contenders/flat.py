@@ -27,14 +27,15 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import lru_cache
-from hashlib import sha256
+from zlib import crc32
 
 _SYNC_EVERY = 100
 _TIMEOUT = 300.0
 _OPEN = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _NAME = re.compile(r'[159]-([0-9]{15})-0000-[0-9a-f]{32}')
 _BLOCK = re.compile(
-    rb'X-Envelope: (1 ([0-9]{8}) ([0-9]{12}) )([0-9a-f]{64})\r\n'
+    rb'X-Envelope: (2 ([0-9]{8}) ([0-9]{12}) message=([0-9a-f]{8})) rest=([0-9a-f]{8}) '
+    rb'(crlf no-dots ascii {15})\r\n'
     rb'X-Envelope-State: (C) [0-9]{15} ([0-9]{15})\r\n'
     rb'X-Envelope-Outcome: \[\[\]\] {972}\r\n'
     rb'(X-Envelope-Id: [0-9a-f]{32}\r\n'
@@ -111,34 +112,24 @@ def claimed(folder: str, name: str) -> Mail:
     block = _BLOCK.match(data)
     if block is None:
         raise Unusual(f'{path} is no ordinary mail')
-    lengths, size, rest, checksum, _, retry_at, fixed, sender, words, _, to = block.groups()
+    start, size, rest, text_sum, rest_sum, traits, _, retry_at, fixed, sender, words, _, to = (
+        block.groups()
+    )
     text = data[block.end() :]
     if int(size) != block.end() or int(rest) != len(text) or int(retry_at):
         raise Unusual(f'{path} is no ordinary mail')
-    digest = sha256(lengths + fixed + to)
-    digest.update(text)
-    if digest.hexdigest().encode() != checksum:
+    if (int(text_sum, 16), int(rest_sum, 16)) != (crc32(text), crc32(start + traits + fixed + to)):
         raise Unusual(f'{path} is damaged')
     options = json.loads(words.decode())
     if options['expires'] is not None or options['due'] > now:
         raise Unusual(f'{path} expires, or is due later')
     if not ordinary(sender) or not ordinary(to):
         raise Unusual(f'{path} has an unusual address')
-    ends = text.count(b'\r\n')
-    if not text.isascii() or not ends == text.count(b'\n') == text.count(b'\r'):
-        raise Unusual(f'{path} has 8-bit or bare line ends')
     if not text.endswith(b'\r\n'):
         raise Unusual(f'{path} ends within a line')
-    os.pwrite(file, b'S', block.start(5))
+    os.pwrite(file, b'S', block.start(7))
     commands = b'MAIL FROM:<%b> SIZE=%d\r\nRCPT TO:<%b>\r\nDATA\r\n' % (sender, len(text), to)
-    return Mail(path, file, block.start(10), commands, text)
-
-
-def stuffed(text: bytes) -> bytes:
-    """Double the dots at the beginning of lines."""
-    if b'\n.' in text:
-        text = text.replace(b'\n.', b'\n..')
-    return b'.' + text if text[:1] == b'.' else text
+    return Mail(path, file, block.start(12), commands, text)
 
 
 def send_all(connection: Connection, data: bytes) -> None:
@@ -187,7 +178,7 @@ def step(connection: Connection, mails: Iterator[Mail]) -> bool:
     if mail is not None:
         after = next(mails, None)
         os.pwrite(mail.file, b'?00000?', mail.mark_at)
-        text = stuffed(mail.text) + b'.\r\n'
+        text = mail.text + b'.\r\n'
         send_all(connection, text + after.commands if after else text)
         connection.expected = b'2223' if after else b'2'
         connection.before, connection.mail = mail, after

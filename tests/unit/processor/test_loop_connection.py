@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pyramid_sendmail.envelope import StoredEnvelope
+from pyramid_sendmail.envelope import StoredEnvelope, TextTraits
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
 from pyramid_sendmail.mailers.smtp.tls import client_context
@@ -315,7 +315,7 @@ def test_a_reply_that_nothing_asked_for() -> None:
 class VanishingText:
     """A text whose file is gone after the first block."""
 
-    size, is_ascii, has_ascii_head, has_crlf = 200_000, True, True, True
+    size, traits = 200_000, TextTraits(True, False, True, True)
 
     def blocks(self) -> Any:
         yield b'Subject: gone\r\n\r\n' + b'x\r\n' * 20_000

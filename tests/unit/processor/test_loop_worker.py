@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pyramid_sendmail.envelope import Envelope, StoredEnvelope
+from pyramid_sendmail.envelope import Envelope, StoredEnvelope, TextTraits
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.mailers.failover import FailoverMailer
 from pyramid_sendmail.queue import MemoryQueue
@@ -312,7 +312,7 @@ def test_a_mail_that_cannot_be_marked(
 class UnreadableText:
     """A text that cannot be read to its end."""
 
-    size, is_ascii, has_ascii_head, has_crlf = 200_000, True, True, True
+    size, traits = 200_000, TextTraits(True, False, True, True)
 
     def blocks(self) -> Iterator[bytes]:
         yield b'Subject: hello\r\n\r\n'

@@ -98,7 +98,7 @@ class CommonExchange:
         if self._second is None or not transfer.memory.pipelines_behind_dot:
             self.leave()
             return transfer.data_to_send()
-        text = stuffed_text(first.raw)
+        text = stuffed_text(first)
         try:
             if transfer.before_final_dot is not None:
                 transfer.before_final_dot(first, first.recipients)

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from ....envelope import Envelope
+
 __all__ = ['stuffed', 'stuffed_text']
 
 
-def stuffed(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the blocks with dots at line starts doubled; the last block ends with CRLF.CRLF."""
+def stuffed(blocks: Iterable[bytes], *, has_dots: bool = True) -> Iterator[bytes]:
+    """Yield the blocks with dots at line starts doubled; the last block ends with CRLF.CRLF.
+
+    ``has_dots``: False if no line begins with a dot.
+    """
     # The text begins at a line start.
     before, held = b'\r\n', b''
     for block in blocks:
         if held:
             yield held
-        held = _doubled(before, block)
+        held = _doubled(before, block) if has_dots else block
         before = block[-2:] if len(block) > 1 else before[-1:] + block
     yield held + (b'.\r\n' if before == b'\r\n' else b'\r\n.\r\n')
 
 
-def stuffed_text(text: bytes) -> bytes:
+def stuffed_text(envelope: Envelope) -> bytes:
     """Return a whole text with dots at line starts doubled, and CRLF.CRLF at its end."""
-    if b'.' in text:
+    text = envelope.raw
+    if envelope.has_dots:
         text = _doubled(b'\r\n', text)
     return text + (b'.\r\n' if text.endswith(b'\r\n') or not text else b'\r\n.\r\n')
 

@@ -23,9 +23,9 @@ class OutgoingText:
         self._parts: Iterator[bytes] = iter(())
         self._following: bytes | None = None
         if envelope.size <= LAST_BYTES:
-            self._part = stuffed_text(envelope.raw)
+            self._part = stuffed_text(envelope)
         else:
-            self._parts = stuffed(envelope.blocks())
+            self._parts = stuffed(envelope.blocks(), has_dots=envelope.has_dots)
             self._part = next(self._parts)
             self._look_ahead()
 

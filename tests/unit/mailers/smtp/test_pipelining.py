@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pyramid_sendmail.envelope import Envelope, Outcome, Reply, StoredEnvelope, Verdict
+from pyramid_sendmail.envelope import Envelope, Outcome, Reply, StoredEnvelope, TextTraits, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.mailers.smtp.protocol.state import MAX_PIPELINED_COMMANDS
@@ -344,7 +344,7 @@ def test_cut_at_every_byte_of_three_mails(
 
 
 class _UnreadableText:
-    size, is_ascii, has_ascii_head, has_crlf = 200_000, True, True, True
+    size, traits = 200_000, TextTraits(True, False, True, True)
 
     def blocks(self) -> Iterator[bytes]:
         yield RAW

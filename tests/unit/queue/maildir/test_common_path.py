@@ -26,17 +26,12 @@ from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir import queue as queue_module
 from pyramid_sendmail.queue.maildir.common_path import CommonClaim, read_common
 from pyramid_sendmail.queue.maildir.filename import ticket_of
-from pyramid_sendmail.queue.maildir.format import (
-    Unreadable,
-    checksum_of,
-    decode,
-    encode,
-    lengths_of,
-    lengths_text,
-)
+from pyramid_sendmail.queue.maildir.first_line import lengths_of
+from pyramid_sendmail.queue.maildir.format import Unreadable, decode, encode
 from pyramid_sendmail.queue.maildir.large_text import LARGE_FILE
 from tests.crash.place import Lines
 from tests.crash.syscalls import Call, Watch
+from tests.support.formats import block_end, version_1, with_checksums
 from tests.support.queues import NOW, Clock, claimed, deferred, failed, make_envelope, sent
 
 FOLDERS = ('tmp', 'new', 'cur', 'done', 'failed', 'reasons')
@@ -162,6 +157,8 @@ RECIPES = {
         for history in HISTORIES
     },
     'later': (mail(due=NOW + 60), _untouched),
+    'old': (mail(), _untouched),
+    'old, deferred': (mail('a@example.org', 'b@example.org'), _deferred),
 }
 
 
@@ -178,7 +175,7 @@ def file_of(name: str) -> File:
             for each in ('new', 'cur', 'done', 'failed')
             for found in (Path(queue.path) / each).iterdir()
         ]
-        return file
+        return file._replace(data=version_1(file.data)) if name.startswith('old') else file
 
 
 def general_code() -> Any:
@@ -192,32 +189,17 @@ PLAIN = File('new', f'5-{NOW * 1000:015.0f}-0000-{ID}', encode(COMMON['plain'], 
 # Mutations
 
 
-def with_checksum(data: bytes) -> bytes:
-    """Have the first line say what is true of the rest: as if it had been made so."""
-    end = _block_end(data)
-    to = re.compile(b'\r\n(?=X-Envelope-To: )').search(data, 0, end)
-    slot = [*re.compile(b'X-Envelope-Outcome: .*\r\n').finditer(data, 0, end)]
-    if to is None or not slot:
-        return data
-    fixed = data[slot[-1].end() : to.end()]
-    recipients = re.findall(b'X-Envelope-To: .{7} (.+)\r\n', data[to.end() : end])
-    lengths = lengths_text(end, len(data) - end)
-    try:
-        names = [each.decode() for each in recipients]
-    except UnicodeDecodeError:
-        return data
-    checksum = checksum_of(lengths, fixed, names, data[end:])
-    return b'X-Envelope: ' + lengths + checksum + data[data.index(b'\r\n') :]
-
-
-def _block_end(data: bytes) -> int:
-    """Return where the lines of the envelope end."""
-    match = re.match(b'(?:(?:X-Envelope| ).*\n)*', data)
-    assert match is not None
-    return match.end()
-
-
 FIELDS = {
+    rb'(Envelope: )2': [b'1', b'3', b'0', b' '],
+    rb'(message=)[0-9a-f]{8}': [b'00000000', b'FFFFFFFF', b'0x000000', b' ' * 8],
+    rb'(rest=)[0-9a-f]{8}': [b'00000000', b'+0000000'],
+    rb'(rest=.{8} )[^\r]{20}': [
+        b'crlf dots ascii     ',
+        b'no-crlf no-dots asci',
+        b'crlf no-dots 8bit   ',
+        b'crlf no-dots utf-8  ',
+    ],
+    rb'(rest=.*)\r\n': [b'\n\n', b'  '],
     rb'(State: )\w ': [b'W ', b'V ', b'C ', b'S ', b'X ', b'c '],
     rb'(State: \w )[0-9]{15}': [
         *(b'%015d' % (NOW * 1000 + step) for step in (-60_000, -3, -2, 1, 2, 3, 5_000)),
@@ -246,6 +228,12 @@ FIELDS = {
     rb'(, )"depth": .': [b'"raw": 1', b'"depth": null'],
     rb'(, )"tag": [^,]*, ': [b''],
     rb'("depth": .})': [b' ', b'}', b'\r\n ', b'\r\nX-Envelope-More: yes'],
+    rb'(Options: [^\r]*\r\n)': [
+        b'X-Envelope-Padding: ' + b' ' * 900 + b'\r\n',
+        b'X-Envelope-Padding: \r\n' * 3,
+        b'X-Envelope-Padding: x\r\n',
+        b'X-Envelope-Pad: \r\n',
+    ],
     rb'(Envelope-To: )T00000T': [
         *(b'D00000D', b'd00000d', b'f00000f', b'F00000F', b'?00000?', b'T00001T', b'T0000OT'),
         *(b'T00000D', b'D00000T', b'x00000x', b'T00000t'),
@@ -281,7 +269,7 @@ def mutated(draw: st.DrawFn) -> File:
         pattern = draw(st.sampled_from([*FIELDS]))
         text = draw(st.sampled_from(FIELDS[pattern]))
         data = re.sub(pattern, lambda found, text=text: found[1] + text, file.data, count=1)
-        file = file._replace(data=with_checksum(data) if draw(st.integers(0, 3)) else data)
+        file = file._replace(data=with_checksums(data) if draw(st.integers(0, 3)) else data)
     if not draw(st.integers(0, 9)):
         file = file._replace(data=draw(_damaged(file.data)))
     return file
@@ -291,7 +279,7 @@ def _damaged(data: bytes) -> st.SearchStrategy[bytes]:
     def changed(at: int, dropped: int, more: bytes) -> bytes:
         return data[:at] + more + data[at + dropped :]
 
-    places = st.integers(0, min(len(data), _block_end(data) + 100))
+    places = st.integers(0, min(len(data), block_end(data) + 100))
     return st.one_of(
         places.map(lambda at: data[:at]),
         st.binary(min_size=1, max_size=40).map(lambda more: data + more),
@@ -608,7 +596,7 @@ def test_every_flipped_byte_of_the_head(name: str) -> None:
     """A damaged file is never common, unless the general code reads it all the same."""
     data = file_of(name).data
     assert _agree(data)
-    for at in range(_block_end(data)):
+    for at in range(block_end(data)):
         for flip in (1, 2, 4, 8, 16, 32, 64, 128, 255):
             changed = bytearray(data)
             changed[at] ^= flip
@@ -631,7 +619,7 @@ def test_every_field_replaced(pattern: bytes) -> None:
         for text in FIELDS[pattern]:
             data = re.sub(pattern, lambda found, text=text: found[1] + text, file.data, count=1)
             _agree(data)
-            _agree(with_checksum(data))
+            _agree(with_checksums(data))
 
 
 def test_a_large_file_is_not_common(path: str) -> None:
@@ -647,7 +635,7 @@ def test_a_large_file_is_not_common(path: str) -> None:
 
 def test_a_fitting_checksum_makes_a_file_that_is_read() -> None:
     """The mutations reach what stands behind the checksum."""
-    data = with_checksum(PLAIN.data.replace(b'"depth": 0', b'"depth": 5'))
+    data = with_checksums(PLAIN.data.replace(b'"depth": 0', b'"depth": 5'))
     assert decode(data).envelope.depth == 5
     assert lengths_of(data) == lengths_of(PLAIN.data)
     assert json.dumps(5) in repr(read_common(data))

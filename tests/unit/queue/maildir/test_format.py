@@ -20,19 +20,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyramid_sendmail.envelope import Envelope, Reply
+from pyramid_sendmail.envelope import Envelope, Reply, traits_of
 from pyramid_sendmail.exceptions import DamagedMail, MessageError
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir import format as module
+from pyramid_sendmail.queue.maildir.first_line import lengths_text
 from pyramid_sendmail.queue.maildir.format import (
     STATE_AT,
     EnvelopeBlock,
     Unreadable,
     decode,
     encode,
-    lengths_text,
 )
 from pyramid_sendmail.queue.ticket import milliseconds
+from tests.support.formats import version_1, with_checksums
 from tests.support.queues import NOW, Clock, claimed, failed, files, make_envelope, sent, the_file
 
 ID = '0123456789abcdef0123456789abcdef'
@@ -48,11 +48,9 @@ def _encoded(envelope: Envelope, state: str) -> tuple[EnvelopeBlock, bytes]:
 
 
 def test_the_bytes_of_a_file_are_fixed() -> None:
-    """Version 1 of the format, to the byte: files of an old version must stay readable."""
+    """Both versions of the format, to the byte: files of an old version must stay readable."""
     raw = _small().raw
-    assert encode(_small(), 'V') == (
-        b'X-Envelope: 1 00001565 000000000137 '
-        b'e1aa0f84896ae94e1d1c591dd963d3ea4a5b0bf4474662b8bfdeed7fc136f2a0\r\n'
+    after_first_line = (
         b'X-Envelope-State: V 001700000000000 000000000000000\r\n'
         b'X-Envelope-Outcome: [[]]' + b' ' * 972 + b'\r\n'
         b'X-Envelope-Id: 0123456789abcdef0123456789abcdef\r\n'
@@ -63,6 +61,16 @@ def test_the_bytes_of_a_file_are_fixed() -> None:
         b'X-Envelope-To: T00000T ann@example.org\r\n'
         b'X-Envelope-To: T00000T bob@example.org\r\n' + raw
     )
+    assert encode(_small(), 'V') == (
+        b'X-Envelope: 2 00001565 000000000137 '
+        b'message=3933e41c rest=4b60547a crlf no-dots ascii               \r\n' + after_first_line
+    )
+    old = (
+        b'X-Envelope: 1 00001565 000000000137 '
+        b'e1aa0f84896ae94e1d1c591dd963d3ea4a5b0bf4474662b8bfdeed7fc136f2a0\r\n' + after_first_line
+    )
+    assert decode(old).envelope == _small()
+    assert old == version_1(encode(_small(), 'V'))
 
 
 def test_options_are_the_json_that_the_library_writes() -> None:
@@ -201,9 +209,13 @@ def test_every_truncation_is_found() -> None:
 @pytest.mark.parametrize(
     ('old', 'new', 'words'),
     [
-        (b'X-Envelope: 1', b'X-Envelope: 2', 'version 2'),
-        (b'X-Envelope: 1 0', b'X-Envelope: 1 x', 'first line'),
-        (b'X-Envelope: 1', b'From: x', 'not a file of this queue'),
+        (b'X-Envelope: 2', b'X-Envelope: 3', 'version 3'),
+        (b'X-Envelope: 2', b'X-Envelope: 1', 'checksum'),
+        (b'X-Envelope: 2', b'X-Envelope: 0', 'first line'),
+        (b'X-Envelope: 2 0', b'X-Envelope: 2 x', 'first line'),
+        (b' message=', b' massage=', 'first line'),
+        (b' no-dots', b'    dots', 'checksum'),
+        (b'X-Envelope: 2', b'From: x', 'not a file of this queue'),
         (b'-To: T00000T ann', b'-To: D00000T ann', 'recipient'),
         (b'-To: T00000T ann', b'-To: T00002T ann', 'recipient'),
         (b'-To: T00000T ann', b'-To: x00000x ann', 'recipient'),
@@ -225,16 +237,43 @@ def test_damage_is_named(old: bytes, new: bytes, words: str) -> None:
 
 def test_an_unknown_option_is_damage() -> None:
     """A file of a later minor version, with an option that we do not know, is not guessed at."""
-    envelope = make_envelope()
-    data = encode(envelope, 'C')
-    changed = data.replace(b'"depth"', b'"width"')
-    size = len(data) - len(envelope.raw)
-    fixed = changed[changed.index(b'X-Envelope-Id') : changed.index(b'X-Envelope-To')]
-    lengths = changed[len(b'X-Envelope: ') : changed.index(b'\r\n') - 64]
-    checksum = module.checksum_of(lengths, fixed, envelope.recipients, changed[size:])
-    at = changed.index(b'\r\n') - 64
+    data = encode(make_envelope(), 'C')
     with pytest.raises(Unreadable, match='width'):
-        decode(changed[:at] + checksum + changed[at + 64 :])
+        decode(with_checksums(data.replace(b'"depth"', b'"width"')))
+
+
+def test_padding_means_nothing() -> None:
+    """Lines of blanks behind the options, so that a file can have the length of another one."""
+    envelope = make_envelope(metadata={'note': 'word ' * 400})
+    data = encode(envelope, 'C')
+    padding = (b'X-Envelope-Padding: ' + b' ' * 900 + b'\r\n') * 4
+    padded = with_checksums(data.replace(b'X-Envelope-To', padding + b'X-Envelope-To', 1))
+    assert len(padded) == len(data) + len(padding)
+    assert decode(padded).envelope == envelope
+    with pytest.raises(Unreadable, match='damaged'):
+        decode(with_checksums(padded.replace(b'Padding:  ', b'Padding: x')))
+
+
+@pytest.mark.parametrize(
+    ('raw', 'words'),
+    [
+        (b'A: b\r\n\r\nHello.\r\n', 'crlf no-dots ascii'),
+        (b'A: b\r\n\r\n.\r\n', 'crlf dots ascii'),
+        (b'.', 'crlf dots ascii'),
+        (b'A: b\n\nHello\n.\n', 'no-crlf no-dots ascii'),
+        ('A: b\r\n\r\nGrüße.\r\n'.encode(), 'crlf no-dots ascii-head'),
+        ('Ä: b\r\n\r\n.Grüße\r'.encode(), 'no-crlf dots 8bit'),
+    ],
+)
+def test_what_the_message_is_like(raw: bytes, words: str) -> None:
+    """It stands in the first line, and nothing looks through the message again."""
+    envelope = replace(make_envelope(), raw=raw)
+    data = encode(envelope, 'C')
+    assert data.split(b'\r\n')[0].endswith(f' {words}'.ljust(34).encode())
+    found = decode(data).envelope
+    assert found._traits == envelope.traits
+    assert replace(found, raw=b'.').traits == traits_of(b'.')
+    assert decode(version_1(data)).envelope.traits == envelope.traits
 
 
 def test_forty_different_replies_are_kept_apart() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir.format import checksum_of, decode, encode, lengths_text
+from pyramid_sendmail.queue.maildir.format import decode, encode
 from pyramid_sendmail.queue.maildir.options import OPTIONS, RESERVED, read_fixed
 from tests.support.folders import folder as tmp_path
+from tests.support.formats import with_checksums
 from tests.support.queues import NOW, Clock, claimed, files, make_envelope
 
 __all__ = ['tmp_path']
@@ -28,15 +29,10 @@ def newer(kind: str, id: str, state: str = 'C') -> bytes:
     envelope = make_envelope(id=id)
     data = encode(envelope, state)
     if kind == 'version':
-        return data.replace(b'X-Envelope: 1 ', b'X-Envelope: 2 sizes: ')
+        return data.replace(b'X-Envelope: 2 ', b'X-Envelope: 3 sizes: ')
     block = decode(data)
     fixed = block.fixed.replace(b'"depth": 0}', f'"depth": 0, "{kind}": "x"}}'.encode())
-    size = len(data) - len(envelope.raw) + len(fixed) - len(block.fixed)
-    lengths = lengths_text(size, len(envelope.raw))
-    checksum = checksum_of(lengths, fixed, envelope.recipients, envelope.raw)
-    begin = len(b'X-Envelope: ')
-    data = data.replace(block.fixed, fixed)
-    return data[:begin] + lengths + checksum + data[begin + len(lengths + checksum) :]
+    return with_checksums(data.replace(block.fixed, fixed))
 
 
 def name(id: str) -> str:
@@ -131,11 +127,7 @@ def test_an_option_of_a_wrong_type_is_damage(queue: MaildirQueue, option: str, v
     begin = block.fixed.index(f'"{option}": '.encode())
     end = block.fixed.index(b', "', begin)
     fixed = block.fixed[:begin] + f'"{option}": {value}'.encode() + block.fixed[end:]
-    size = len(data) - len(envelope.raw) + len(fixed) - len(block.fixed)
-    lengths = lengths_text(size, len(envelope.raw))
-    head = lengths + checksum_of(lengths, fixed, envelope.recipients, envelope.raw)
-    data = data.replace(block.fixed, fixed)
-    data = data[: len(b'X-Envelope: ')] + head + data[len(b'X-Envelope: ' + head) :]
+    data = with_checksums(data.replace(block.fixed, fixed))
     Path(queue.path, 'new', name(envelope.id)).write_bytes(data)
     with pytest.raises(ValueError, match='damaged'):
         claimed(queue)
