@@ -15,10 +15,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from math import inf
 from selectors import EVENT_READ, DefaultSelector
 from socket import socket
+from typing import ParamSpec
 
 from ..envelope import Tally
 from ..interfaces import IMailer, IScannableQueue
@@ -34,6 +34,8 @@ from .options import ProcessorOptions
 __all__ = ['TICKET_PATIENCE', 'DeliveryLoop']
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec('P')
 
 TICKET_PATIENCE = 1.0
 """Seconds for which a mail is kept for a worker that connects: so one mail opens one connection,
@@ -66,6 +68,8 @@ class DeliveryLoop:
         """Whether the pipe is closed: its numbers may be those of other files."""
         self._assign_at = 0.0
         """When to look for work for the workers again."""
+        self._check_at = 0.0
+        """When to look at the deadlines of all connections again: no one is earlier."""
         self._ended = False
         self._tally: Tally = self._run.new_tally()
         self._workers = [
@@ -120,6 +124,7 @@ class DeliveryLoop:
 
     def add(self, connection: Watcher) -> None:
         self._connections.add(connection)
+        self._check_at = 0.0
 
     def watch(self, connection: socket, events: int, owner: Watcher) -> None:
         known = self._selector.get_map()
@@ -157,6 +162,7 @@ class DeliveryLoop:
         """Return whether nothing is left to do: the queue is closed, and all connections are."""
         if not self._queue.closed:
             return False
+        self._check_at = 0.0
         for worker in self._workers:
             if worker.working and not worker.mails:
                 worker.close()  # it connects, and holds no mail
@@ -174,19 +180,24 @@ class DeliveryLoop:
         now = self.monotonic()
         if self._assign_at <= now:
             self._assign(now)
-        deadline = self._check_deadlines(now)
-        wait = 0.0 if self._calls else min(deadline, self._assign_at) - now
+            self._check_at = 0.0
+        if self._check_at <= now:
+            self._check_at = self._check_deadlines(now)
+        wait = 0.0 if self._calls else min(self._check_at, self._assign_at) - now
         ready = self._selector.select(None if wait == inf else max(wait, 0.0))
         for key, _ in ready:
             owner: Watcher | None = key.data
             if owner is None:
                 self._read_wake_up()
             elif owner.state != 'closed':
-                self._guarded(owner.sender, partial(owner.on_ready, key.fileobj))
+                self._guarded(owner.sender, owner.on_ready, key.fileobj)
                 if owner.state == 'closed':
                     self._look_for_work()
+                elif owner.deadline < self._check_at:
+                    self._check_at = owner.deadline
         while self._calls:
             self._calls.popleft()()
+            self._check_at = 0.0
 
     def _check_deadlines(self, now: float) -> float:
         """Have what is overdue handled; return the earliest deadline, now if something was."""
@@ -202,10 +213,12 @@ class DeliveryLoop:
                 earliest = min(earliest, connection.deadline)
         return earliest
 
-    def _guarded(self, worker: Sender, call: Callable[[], object]) -> None:
+    def _guarded(
+        self, worker: Sender, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
         """Call, and have the worker bear what goes wrong."""
         try:
-            call()
+            call(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - the worker logs it
             worker.failed(error)
 

@@ -181,7 +181,8 @@ def test_a_read_only_file_system(small_disk: Path, caplog: pytest.LogCaptureFixt
     setup.put_many(3)
     with setup.running(poll=0.02, pause=0.05):
         until(lambda: setup.mailer.connections >= 1)
-        subprocess.run(['mount', '-o', 'remount,ro', str(small_disk)], check=True)
+        # It is busy while the processor has just opened a file.
+        until(lambda: not subprocess.call(['mount', '-o', 'remount,ro', str(small_disk)]))
         setup.mailer.unavailable = None
         until(lambda: 'read-only' in caplog.text)
         connections = setup.mailer.connections
