@@ -103,7 +103,8 @@ def default_queue(registry: Registry) -> MaildirQueue:
     assert settings.queue_path is not None
     return MaildirQueue(
         settings.queue_path,
-        sync=settings.queue_sync,
+        sync=settings.queue_sync != 'off',
+        late_sync=settings.queue_sync == 'vote',
         group=settings.queue_mode == 'group',
         in_doubt=settings.in_doubt,
         hold_ambiguous=settings.ambiguous == 'hold',

@@ -89,7 +89,7 @@ def choice(*words: str) -> Callable[[str], str]:
             word = 'off'
         if word in words:
             return word
-        raise ValueError(f'write {" or ".join(words)}')
+        raise ValueError(f'write {", ".join(words[:-1])} or {words[-1]}')
 
     return convert
 

@@ -176,9 +176,11 @@ TABLE: tuple[Setting, ...] = (
     Setting('mail.max_size', converters.size, '25M', '``send`` refuses larger messages'),
     Setting(
         'mail.queue_sync',
-        choice('always', 'off'),
+        choice('always', 'vote', 'off'),
         'always',
-        '``off`` skips every fsync: for tests and development',
+        'what a commit waits for: ``always``, that its mail is published on the disk; ``vote``, '
+        'that it is on the disk: after a power cut, mail of the last 50 ms may be in doubt (see '
+        '``mail.in_doubt``), and none is lost; ``off``, for nothing: for tests and development',
     ),
     Setting(
         'mail.queue_mode',
@@ -251,7 +253,7 @@ class MailSettings:
     give_up_after: float
     keep_failed: float | None
     max_size: int
-    queue_sync: bool
+    queue_sync: str
     queue_mode: str
     in_doubt: str
     ambiguous: str
@@ -321,8 +323,6 @@ def read_settings(
     values.pop('ignore', None)
     if 'hostname' in values:
         values['hostname'] = values['hostname'] or _own_hostname()
-    if 'queue_sync' in values:
-        values['queue_sync'] = values['queue_sync'] == 'always'
     return values, problems
 
 

@@ -27,6 +27,7 @@ from .filename import FOLDER_OF, NAME_LENGTH, FileName, file_name, parse
 from .files import QueueFiles
 from .format import STATE_AT, EnvelopeBlock
 from .large_text import LARGE_FILE, load
+from .late_sync import LateSync
 from .legacy import InUse, adopt, is_theirs
 from .options import NewerFormat, Unreadable
 from .probes import prove_locks, prove_writable, sweep
@@ -47,7 +48,8 @@ _DAMAGED_SIZE = 1024 * 1024
 class MaildirQueue:
     """See IScannableQueue.
 
-    ``path``: an absolute path. ``sync``: False leaves out every fsync. ``group``: see Permissions.
+    ``path``: an absolute path. ``sync``: False leaves out every fsync. ``late_sync``: leave the
+    sync of what was published to another thread: see LateSync. ``group``: see Permissions.
     ``in_doubt``: 'hold' or 'send' mail that is in doubt. ``hold_ambiguous``: sync the mark that a
     final dot is about to be sent. ``longest``: the longest delay of the retry policy in seconds;
     a retry later than that is due now, since a wrong clock must have written its time.
@@ -58,6 +60,7 @@ class MaildirQueue:
         path: str,
         *,
         sync: bool = True,
+        late_sync: bool = False,
         group: bool = False,
         in_doubt: str = 'hold',
         hold_ambiguous: bool = False,
@@ -70,6 +73,9 @@ class MaildirQueue:
         self._longest = longest
         self._clock = clock
         self._files = QueueFiles(path, sync=sync, group=group, clock=clock)
+        self._late_sync = None
+        if sync and late_sync:
+            self._late_sync = LateSync(partial(self._files.sync_folder, 'new'), path)
         self._wake_up = WakeUp(self._files)
         self._dead_letters = DeadLetters(self._files)
         self._scanner = Scanner(
@@ -86,7 +92,7 @@ class MaildirQueue:
         return f'{type(self).__name__}({self.path!r})'
 
     def put(self, envelopes: Sequence[Envelope]) -> StagedMail:
-        staged = StagedMail(self._files, self._wake_up, envelopes)
+        staged = StagedMail(self._files, self._wake_up, envelopes, self._late_sync)
         staged.write()
         return staged
 

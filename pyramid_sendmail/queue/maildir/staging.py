@@ -30,6 +30,7 @@ from ..ticket import Ticket
 from .filename import name_of_new, ticket_of
 from .files import QueueFiles
 from .format import STATE_AT, new_block
+from .late_sync import LateSync
 from .wakeup import WakeUp
 
 __all__ = ['StagedMail']
@@ -45,10 +46,18 @@ _SEPARATE_WRITE_SIZE = 256 * 1024
 
 @implementer(IStagedMail)
 class StagedMail:
-    """See IStagedMail. ``write`` is the first phase."""
+    """See IStagedMail. ``write`` is the first phase. ``late_sync``: syncs what was published, in
+    place of ``publish``."""
 
-    def __init__(self, files: QueueFiles, wake_up: WakeUp, envelopes: Sequence[Envelope]) -> None:
+    def __init__(
+        self,
+        files: QueueFiles,
+        wake_up: WakeUp,
+        envelopes: Sequence[Envelope],
+        late_sync: LateSync | None = None,
+    ) -> None:
         self._files = files
+        self._late_sync = late_sync
         self._wake_up = wake_up
         self._envelopes = envelopes
         self._record: int | None = None
@@ -194,6 +203,9 @@ class StagedMail:
             )
 
     def _sync(self) -> None:
+        if self._late_sync is not None:
+            self._late_sync.request()
+            return
         try:
             self._files.sync_folder('new')
         except OSError:

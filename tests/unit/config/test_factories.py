@@ -109,10 +109,13 @@ def test_with_a_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sends_by(delivery, recording)
     assert puts_into(queue, registry)
     committed(queue_path=tmp_path, queue_mode='group')
+    committed(queue_path=tmp_path, queue_sync='vote')
+    assert calls.arguments.pop()['late_sync'] is True
     assert calls.arguments == [
         {
             'path': str(tmp_path),
             'sync': False,
+            'late_sync': False,
             'group': False,
             'in_doubt': 'send',
             'hold_ambiguous': True,
@@ -121,6 +124,7 @@ def test_with_a_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         {
             'path': str(tmp_path),
             'sync': True,
+            'late_sync': False,
             'group': True,
             'in_doubt': 'hold',
             'hold_ambiguous': False,
