@@ -78,17 +78,27 @@ def _owned(folder: Path) -> Iterator[None]:
 
 
 def _refuse_busy_ports(locations: Locations) -> None:
-    """Raise OSError, naming the port, if another process listens on it."""
+    """Raise OSError, naming the port and a pair that is free, if another process listens on it."""
     for what, port in (('the page', locations.web_port), ('the relay', locations.relay_port)):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(('127.0.0.1', port))
-            except OSError as error:
-                raise OSError(
-                    f'port {port} for {what} cannot be used ({error.strerror}). Choose another '
-                    f'pair of ports: DEMO_PORT={locations.web_port + 10} make demo'
-                ) from error
+        error = _error_of(port)
+        if error is not None:
+            pairs = range(locations.web_port + 10, 65535, 10)
+            other = next((p for p in pairs if not _error_of(p) and not _error_of(p + 1)), 0)
+            raise OSError(
+                f'port {port} for {what} cannot be used ({error.strerror}). Choose another '
+                f'pair of ports: DEMO_PORT={other or "..."} make demo'
+            ) from error
+
+
+def _error_of(port: int) -> OSError | None:
+    """Return the error of listening on a port of loopback, or None."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(('127.0.0.1', port))
+        except OSError as error:
+            return error
+    return None
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -152,6 +162,8 @@ class Part:
             return
         if self.process is not None:
             await self._ended(now, asked=bool(self._kill_at))
+        if not wanted:
+            self._due, self._pause = now, FIRST_PAUSE
         if wanted and now >= self._due:
             await self.start()
 
@@ -161,7 +173,6 @@ class Part:
         await self._copied()
         if asked:
             print(f'demo: {self.name} is stopped', flush=True)
-            self._due = now
         else:
             if now - self._started > LONGEST_PAUSE:
                 self._pause = FIRST_PAUSE

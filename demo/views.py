@@ -17,6 +17,7 @@ from pyramid.httpexceptions import HTTPNotFound, HTTPSeeOther
 from pyramid.request import Request
 from pyramid.response import Response
 
+from pyramid_sendmail import MessageError
 from pyramid_sendmail.interfaces import IMailQueue
 
 from .code import source_of
@@ -69,10 +70,11 @@ def sign_up(request: Request) -> Any:
     if not name:
         return _page(request, 'Please enter your name.', email=email, wrong='name')
     try:
-        # A bad address raises an error here, before anything is queued.
         message_id = request.mailer.send(welcome(request, name, email))
-    except ValueError as error:
-        return _page(request, str(error), name=name, email=email, wrong='email')
+    except MessageError:
+        # Nothing is queued. What the exception says is for developers.
+        error = f'No mail can be sent to {name} <{email}>: please check the address.'
+        return _page(request, error, name=name, email=email, wrong='email')
     request.dbsession.add(
         SignUp(at=time.time(), name=name, email=email, message_id=message_id),
     )

@@ -49,6 +49,7 @@ const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString();
 const size = (bytes) => (bytes < 1024 ? `${bytes} bytes` : `${(bytes / 1024).toFixed(1)} KB`);
 const pause = (seconds) =>
   seconds < 0.9995 ? `${Math.max(1, Math.round(seconds * 1000))} ms` : `${seconds.toFixed(1)} s`;
+const short = (text) => (text.length > 40 ? `${text.slice(0, 39)}…` : text);
 const times = (count) => (count === 1 ? 'once' : `${count} times`);
 
 const FOLDERS = {
@@ -152,7 +153,7 @@ function outcome(row, status) {
   const result = row.kind === 'sent' && mail
     ? `at the relay ${pause(mail.received_at - row.queued_at)} after send()`
     : `${row.kind}: ${row.reply || row.reason}`;
-  return `“${row.subject}” ${result}; its event in the database ${pause(row.at - row.queued_at)} after send().`;
+  return `“${short(row.subject)}” ${result}; its event in the database ${pause(row.at - row.queued_at)} after send().`;
 }
 
 // Say what the events since the last response were about, if there are any.
@@ -164,7 +165,7 @@ function tell(status) {
   if (fresh <= 0) return;
   play('event', MOODS[row.kind]);
   say(at('last'), fresh === 1 ? outcome(row, status)
-    : `${top - before} events since the button, the last one: “${row.subject}” ${row.kind}. Still queued: ${status.counts.queued}.`);
+    : `${top - before} events since the button, the last one: “${short(row.subject)}” ${row.kind}. Still queued: ${status.counts.queued}.`);
 }
 
 const SWITCHES = { processor: 'processor', relay: 'smtp' }; // part: its station
@@ -203,7 +204,7 @@ function show(status) {
 }
 
 function pulse(live) {
-  say(at('pulse'), live ? 'live' : 'the demo does not respond');
+  say(at('pulse'), live ? 'live' : 'no response');
   at('pulse').className = live ? 'live' : 'lost';
 }
 
@@ -286,4 +287,5 @@ document.addEventListener('submit', async (event) => {
   }
 });
 
+at('counts').hidden = false;
 watch();
