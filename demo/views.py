@@ -82,7 +82,7 @@ def sign_up(request: Request) -> Any:
 
 
 def send_and_raise(request: Request) -> Any:
-    """Do the same, then raise: neither the row nor the mail is left."""
+    """Send a welcome mail and write a row, then raise: neither is left."""
     message_id = request.mailer.send(welcome(request, 'Ann', 'ann@example.org'))
     request.dbsession.add(
         SignUp(at=time.time(), name='Ann', email='ann@example.org', message_id=message_id),
