@@ -24,7 +24,6 @@ from typing import Any
 
 import psutil
 import pytest
-import webtest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,12 +67,12 @@ def free_pair() -> int:
 class Demo:
     """The supervisor as a child, and what one does with the page."""
 
-    def __init__(self, var: Path, port: int) -> None:
+    def __init__(self, var: Path, port: int, *command: str) -> None:
         self.address = f'http://127.0.0.1:{port}'
         self.var = var
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, '-m', 'demo.run'],
+            command or [sys.executable, '-m', 'demo.run'],
             cwd=ROOT,
             env={**os.environ, 'DEMO_PORT': str(port), 'DEMO_VAR': str(var)},
             stdin=subprocess.DEVNULL,
@@ -97,6 +96,13 @@ class Demo:
     def ready(self) -> None:
         eventually(lambda: 'Open http' in self.output or self.process.poll() is not None, 'ready')
         assert self.process.poll() is None, self.output
+
+    def responds(self) -> bool:
+        assert self.process.poll() is None, self.output
+        try:
+            return self.get('/')[0] == 200
+        except OSError:
+            return False
 
     def family(self) -> list[psutil.Process]:
         """The supervisor's children."""
@@ -527,22 +533,17 @@ def test_two_demos_share_nothing() -> None:
 
 def test_without_a_supervisor(tmp_path: Path) -> None:
     """Where each part is started by hand, the page has no buttons to stop one."""
-    from demo import main
-
-    settings = {
-        'mail.queue_path': str(tmp_path / 'mail'),
-        'mail.url': 'null:',
-        'mail.default_sender': 'demo@example.org',
-        'sqlalchemy.url': f'sqlite:///{tmp_path}/demo.sqlite',
-        'demo.folder': str(tmp_path),
-        'tm.manager_hook': 'pyramid_tm.explicit_manager',
-    }
-    app = webtest.TestApp(main({}, **settings))
-    assert app.get('/status.json').json['parts'] == {}
-    forms = app.get('/').forms
-    assert 'refuse' in forms
-    assert 'processor' not in forms
-    app.post('/processor/stop', status=404)
+    pserve = str(Path(sys.executable).with_name('pserve'))
+    web = Demo(tmp_path / 'var', free_pair(), pserve, 'demo/development.ini')
+    try:
+        eventually(web.responds, 'the page')
+        assert web.status()['parts'] == {}
+        page = web.get('/')[2].decode()
+        assert 'action="/refuse"' in page
+        assert 'id="processor"' not in page
+        assert web.post('/processor/stop')[0] == 404
+    finally:
+        web.end()
 
 
 def test_a_supervisor_that_was_killed(tmp_path: Path) -> None:
