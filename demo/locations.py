@@ -44,7 +44,8 @@ class Locations:
 
     @property
     def folder(self) -> Path:
-        return self.var or ROOT / 'demo' / 'var'
+        """One for each port: demos that run at the same time share nothing."""
+        return self.var or ROOT / 'demo' / 'var' / str(self.web_port)
 
     @property
     def delivered(self) -> Path:
@@ -56,8 +57,8 @@ class Locations:
         moved = dict(settings)
         if self.port is not None:
             moved['mail.url'] = f'smtp://127.0.0.1:{self.relay_port}'
-        if self.var is not None:
+        if self.port is not None or self.var is not None:
             moved['mail.queue_path'] = str(self.folder / 'mail')
             moved['sqlalchemy.url'] = f'sqlite:///{self.folder / "demo.sqlite"}'
-            moved['demo.delivered'] = str(self.delivered)
+            moved['demo.folder'] = str(self.folder)
         return moved

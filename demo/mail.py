@@ -11,7 +11,7 @@ from pyramid_sendmail import Attachment, Message
 
 from .relay import LATER, REFUSED
 
-__all__ = ['to_later', 'to_unknown', 'welcome']
+__all__ = ['reminder', 'to_later', 'to_unknown', 'welcome']
 
 TERMS = """\
 The terms of the demo
@@ -59,4 +59,14 @@ def to_later() -> Message:
         to=[f'ann-{secrets.token_hex(3)}@{LATER}'],
         text='The relay replied 451 at first: not now. The mail waited in the queue; here it is.',
         tag='deferred',
+    )
+
+
+def reminder(number: int) -> Message:
+    """Return one of many mails."""
+    return Message(
+        subject=f'Reminder {number}',
+        to=f'reader-{number}@example.org',
+        text=f'This is mail {number} of one transaction. All of them leave, or none.',
+        tag='reminder',
     )

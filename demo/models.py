@@ -39,12 +39,14 @@ class LogEntry(Base):
     """What a subscriber wrote about an event."""
 
     __tablename__ = 'log'
+    # The page looks for ids that are greater than those it has shown.
+    __table_args__ = ({'sqlite_autoincrement': True},)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     at: Mapped[float]
     kind: Mapped[str]
     event_id: Mapped[str] = mapped_column(unique=True)
-    """An event may be dispatched again: its id makes the second time harmless."""
+    """An event may be dispatched again, with the same id."""
     message_id: Mapped[str]
     queued_at: Mapped[float]
     recipients: Mapped[str]
@@ -61,7 +63,7 @@ def includeme(config: Configurator) -> None:
     settings = config.registry.settings
     database = make_url(settings['sqlalchemy.url']).database
     if database:
-        Path(database).parent.mkdir(parents=True, exist_ok=True)
+        Path(database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = engine_from_config(settings, 'sqlalchemy.')
     _create(engine)
     factory = sessionmaker(engine)

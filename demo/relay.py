@@ -73,7 +73,7 @@ class Relay:
 
 async def serve(folder: Path, port: int) -> None:
     """Listen on loopback until SIGTERM or SIGINT."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from base64 import b64encode
 from collections.abc import Iterator
@@ -17,34 +18,50 @@ from typing import Any
 from pyramid.request import Request
 from sqlalchemy import func, select
 
+from pyramid_sendmail.interfaces import IMailQueue
+
 from .models import LogEntry, SignUp
+from .parts import Parts
 
 __all__ = ['Delivered', 'content_of', 'read_delivered', 'status']
 
-SHOWN_ROWS = 20
+SHOWN_ROWS = 15
+
+TEXT_STYLE = 'margin:0;font:14px/1.5 monospace;white-space:pre-wrap;overflow-wrap:anywhere'
 
 # <priority>-<due in milliseconds>-<attempt>-<id>, and for a transaction's further mails, while
 # they are in tmp/, a dot and the first one's name.
-_NAME = re.compile(r'\d-(\d+)-(\d+)-[0-9a-f]+(?:\..+)?')
+_NAME = re.compile(r'\d-(\d+)-(\d+)-([0-9a-f]+)(?:\..+)?')
 
 
 def status(request: Request) -> dict[str, Any]:
     """Return all that the page shows, newest first, as JSON. Times are epoch seconds."""
     settings = request.registry.settings
-    queue = Path(settings['mail.queue_path'])
+    queue, folder = Path(settings['mail.queue_path']), Path(settings['demo.folder'])
     session = request.dbsession
-    log = session.scalars(select(LogEntry).order_by(LogEntry.id.desc()).limit(2 * SHOWN_ROWS))
+    log = session.scalars(select(LogEntry).order_by(LogEntry.id.desc()).limit(SHOWN_ROWS))
     people = session.scalars(select(SignUp).order_by(SignUp.id.desc()).limit(SHOWN_ROWS))
+    events = session.execute(
+        select(LogEntry.kind, func.count().label('mails')).group_by(LogEntry.kind)
+    )
+    queued = [(name, file) for name in ('tmp', 'new', 'cur', 'done') for file in _in(queue, name)]
+    failed = [('failed', file) for file in _in(queue, 'failed')][::-1]
+    delivered = sorted((folder / 'delivered').glob('[0-9]*'), reverse=True)
     return {
-        'queued': [mail for name in ('tmp', 'new', 'cur', 'done') for mail in _in(queue, name)],
-        'failed': list(_in(queue, 'failed'))[::-1][:SHOWN_ROWS],
-        'delivered': [
-            mail.facts(request) for mail in _newest(Path(settings['demo.delivered']), SHOWN_ROWS)
-        ],
+        'parts': {name: part._asdict() for name, part in Parts(folder).read().items()},
+        'queued': list(_mails(queue, queued)),
+        'failed': [_with_reason(request, mail) for mail in _mails(queue, failed)],
+        'delivered': [mail.facts(request) for mail in _newest(delivered)],
         'log': [_row(entry) for entry in log],
         'signups': {
             'count': session.scalar(select(func.count(SignUp.id))),
             'newest': [{'at': one.at, 'name': one.name, 'email': one.email} for one in people],
+        },
+        'counts': {
+            'queued': len(queued),
+            'failed': len(failed),
+            'delivered': len(delivered),
+            'events': {row.kind: row.mails for row in events},
         },
     }
 
@@ -66,16 +83,19 @@ def _row(entry: LogEntry) -> dict[str, Any]:
     }
 
 
-def _in(queue: Path, folder: str) -> Iterator[dict[str, Any]]:
-    """Yield the mails of one folder in the order of delivery: a file's name is its schedule."""
+def _in(queue: Path, folder: str) -> list[str]:
+    """Return the files of one folder in the order of delivery: a file's name is its schedule."""
     try:
-        names = sorted(path.name for path in (queue / folder).iterdir())
+        return sorted(filter(_NAME.fullmatch, os.listdir(queue / folder)))
     except FileNotFoundError:
-        return
-    for name in names:
+        return []
+
+
+def _mails(queue: Path, files: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """Yield the first mails of the queue, each given by its folder and name."""
+    for folder, name in files[:SHOWN_ROWS]:
         match = _NAME.fullmatch(name)
-        if match is None:
-            continue
+        assert match is not None
         try:
             with (queue / folder / name).open('rb') as file:
                 head = file.read(65536)
@@ -86,6 +106,7 @@ def _in(queue: Path, folder: str) -> Iterator[dict[str, Any]]:
         yield {
             'folder': folder,
             'name': name,
+            'id': match[3],
             'due': int(match[1]) / 1000,
             'attempt': int(match[2]),
             'message_id': str(mail.get('Message-ID', '')),
@@ -96,6 +117,12 @@ def _in(queue: Path, folder: str) -> Iterator[dict[str, Any]]:
             ],
             'subject': str(mail.get('Subject', '')),
         }
+
+
+def _with_reason(request: Request, mail: dict[str, Any]) -> dict[str, Any]:
+    """Return a dead letter, and why it is one."""
+    details = request.registry.getUtility(IMailQueue).get(mail['id'])
+    return mail | {'reason': '' if details is None else details.reason}
 
 
 def content_of(part: EmailMessage) -> bytes:
@@ -130,7 +157,7 @@ class Delivered:
         html = self.body('html')
         if html is None:
             text = escape(self.body('plain') or '')
-            return f'<!doctype html><pre style="white-space:pre-wrap">{text}</pre>'
+            return f'<!doctype html><pre style="{TEXT_STYLE}">{text}</pre>'
         for part in self.parts:
             content_id = str(part.get('Content-ID', '')).strip().strip('<>')
             if content_id:
@@ -183,8 +210,8 @@ def _read(path: Path) -> Delivered:
     return Delivered(path.name, path.read_bytes())
 
 
-def _newest(folder: Path, count: int) -> Iterator[Delivered]:
-    for path in sorted(folder.glob('[0-9]*'), reverse=True)[:count]:
-        mail = read_delivered(folder, path.name)
+def _newest(paths: list[Path]) -> Iterator[Delivered]:
+    for path in paths[:SHOWN_ROWS]:
+        mail = read_delivered(path.parent, path.name)
         if mail is not None:
             yield mail

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from pyramid.config import Configurator
-from sqlalchemy import select
+from sqlalchemy import delete
 
 from pyramid_sendmail.interfaces import (
     IMailDeferredEvent,
@@ -20,30 +20,33 @@ from pyramid_sendmail.interfaces import (
 
 from .models import LogEntry
 
-__all__ = ['on_deferred', 'on_error', 'on_sent']
+__all__ = ['on_deferred', 'on_error', 'on_sent', 'write']
 
 
 def on_sent(event: Any) -> None:
     """Write that the relay has accepted it."""
-    _write(event, 'sent', reply=str(event.reply))
+    write(event, 'sent', reply=str(event.reply))
 
 
 def on_deferred(event: Any) -> None:
     """Write that the queue processor will try again."""
-    _write(event, 'deferred', reason=event.reason, retry_at=event.retry_at)
+    write(event, 'deferred', reason=event.reason, retry_at=event.retry_at)
 
 
 def on_error(event: Any) -> None:
     """Write that it will never arrive; an application would mark the address as bad."""
-    _write(event, 'error', reply=str(event.reply or ''), reason=event.reason)
+    write(event, 'error', reply=str(event.reply or ''), reason=event.reason)
 
 
-def _write(
+def write(
     event: IMailEvent, kind: str, reply: str = '', reason: str = '', retry_at: float | None = None
 ) -> None:
+    """Write a row in the event's own transaction.
+
+    An event may be dispatched again, after a crash for example: the row replaces the first one.
+    """
     session = event.request.dbsession
-    if session.scalar(select(LogEntry.id).where(LogEntry.event_id == event.id)) is not None:
-        return
+    session.execute(delete(LogEntry).where(LogEntry.event_id == event.id))
     session.add(
         LogEntry(
             at=time.time(),

@@ -12,6 +12,7 @@ from zope.interface import implementer
 
 from ..envelope import Envelope, Outcome, Reply, Verdict
 from ..exceptions import MailerUnavailable
+from ..folders import make_private_folder
 from ..interfaces import IMailer, IMailSession
 from .path_syntax import is_valid_path
 from .session import BeforeFinalDot, ClosableSession, describe_error
@@ -24,7 +25,8 @@ class FileMailer:
     """Writes each mail as a ``.eml`` file into the Maildir at ``path``, and makes it if missing.
 
     A file holds ``Return-Path``, an ``X-Envelope-To`` line for each recipient, and the exact
-    bytes. Files are 0600, folders 0700. Raises ValueError for a path that is not absolute.
+    bytes. Files are 0600, folders 0700, and missing folders above are made 0755 at most. Raises
+    ValueError for a path that is not absolute.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -39,8 +41,9 @@ class FileMailer:
     def connect(self) -> FileSession:
         """See IMailer."""
         with _reachable(self.name):
-            for folder in ('', 'tmp', 'new', 'cur'):
-                os.makedirs(os.path.join(self._path, folder), mode=0o700, exist_ok=True)
+            make_private_folder(self._path)
+            for folder in ('tmp', 'new', 'cur'):
+                make_private_folder(os.path.join(self._path, folder))
         return FileSession(self._path, name=self.name)
 
 

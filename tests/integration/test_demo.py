@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
+import html
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +17,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +67,19 @@ def free_pair() -> int:
 class Demo:
     """The supervisor as a child, and what one does with the page."""
 
-    def __init__(self, var: Path, port: int) -> None:
+    def __init__(self, var: Path, port: int, *command: str) -> None:
         self.address = f'http://127.0.0.1:{port}'
+        self.var = var
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, '-m', 'demo.run'],
+            command or [sys.executable, '-m', 'demo.run'],
             cwd=ROOT,
             env={**os.environ, 'DEMO_PORT': str(port), 'DEMO_VAR': str(var)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            umask=0,
         )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -89,6 +96,13 @@ class Demo:
     def ready(self) -> None:
         eventually(lambda: 'Open http' in self.output or self.process.poll() is not None, 'ready')
         assert self.process.poll() is None, self.output
+
+    def responds(self) -> bool:
+        assert self.process.poll() is None, self.output
+        try:
+            return self.get('/')[0] == 200
+        except OSError:
+            return False
 
     def family(self) -> list[psutil.Process]:
         """The supervisor's children."""
@@ -130,6 +144,29 @@ class Demo:
         assert code == 200, body
         status: dict[str, Any] = json.loads(body)
         return status
+
+    def part(self, name: str) -> dict[str, Any]:
+        """A part of the demo, as the page shows it; nothing while the page does not respond."""
+        try:
+            part: dict[str, Any] = self.status()['parts'].get(name, {})
+        except OSError:
+            return {}
+        return part
+
+    def runs(self, name: str, *, other_than: int = 0) -> dict[str, Any]:
+        """Wait until a part runs, as another process than before."""
+
+        def scan() -> Any:
+            part = self.part(name)
+            return part.get('state') == 'running' and part['pid'] != other_than and part
+
+        part: dict[str, Any] = eventually(scan, f'{name} runs\n{self.output}')
+        return part
+
+    def switch(self, name: str, action: str, state: str) -> None:
+        """Press a part's button, and wait until it has taken effect."""
+        assert self.post(f'/{name}/{action}')[0] == 303
+        eventually(lambda: self.part(name).get('state') == state, f'{name} is {state}')
 
     def logged(self, kind: str, recipient: str) -> dict[str, Any]:
         """The row that a subscriber wrote, once it is there."""
@@ -222,6 +259,14 @@ def test_bad_sign_up(demo: Demo, fields: dict[str, str], said: str) -> None:
     assert len(after['delivered']) == len(before['delivered'])
 
 
+def test_the_wrong_field_is_marked(demo: Demo) -> None:
+    """The page marks the field that the error is about, and no other."""
+    for fields, wrong in (({'email': 'ann@example.org'}, 'name'), ({'name': 'Ann'}, 'email')):
+        page = demo.post('/signup', **fields)[2].decode()
+        marked = re.findall(r'<input name="(\w+)"[^>]*aria-invalid="true"', page)
+        assert marked == [wrong]
+
+
 def test_raise(demo: Demo) -> None:
     """A view that raises after it has sent leaves neither a row nor a mail."""
     before = demo.status()
@@ -270,6 +315,122 @@ def test_defer(demo: Demo) -> None:
     assert demo.status()['queued'] == []
 
 
+def test_send_a_hundred_to_a_stopped_processor(demo: Demo) -> None:
+    """Mail waits, as files, while the processor is stopped, and all of it leaves when it is
+    started; the page counts all, and lists some."""
+
+    def sent(status: dict[str, Any]) -> int:
+        count: int = status['counts']['events'].get('sent', 0)
+        return count
+
+    before = demo.status()
+    demo.switch('processor', 'stop', 'stopped')
+    assert demo.post('/hundred')[0] == 303
+    status = demo.status()
+    assert status['counts']['queued'] == 100
+    assert 0 < len(status['queued']) < 100
+    assert {mail['folder'] for mail in status['queued']} == {'new'}
+    assert status['parts']['processor']['state'] == 'stopped'
+    demo.switch('processor', 'start', 'running')
+    eventually(
+        lambda: sent(demo.status()) == sent(before) + 100,
+        f'a hundred events\n{demo.output}',
+    )
+    status = demo.status()
+    assert status['counts']['queued'] == 0
+    assert status['counts']['delivered'] == min(before['counts']['delivered'] + 100, 200)
+    assert 0 < len(status['delivered']) < 100
+    assert 0 < len(status['log']) < 100
+
+
+def test_relay_down(demo: Demo) -> None:
+    """Mail waits while the relay is down, without an attempt, and arrives when it is up."""
+    demo.switch('relay', 'stop', 'stopped')
+    demo.post('/signup', name='Ann', email='patient@example.org')
+    eventually(lambda: 'relay unavailable' in demo.output, 'relay unavailable')
+    [mail] = demo.status()['queued']
+    assert (mail['folder'], mail['attempt']) == ('new', 0)
+    demo.switch('relay', 'start', 'running')
+    assert demo.logged('sent', 'patient@example.org')['attempt'] == 1
+
+
+@pytest.mark.parametrize('path', ['/processor/pause', '/web/stop', '/supervisor/stop'])
+def test_what_cannot_be_stopped(demo: Demo, path: str) -> None:
+    """Only a part that the page has a button for is stopped."""
+    assert demo.post(path)[0] == 404
+    assert {part['state'] for part in demo.status()['parts'].values()} == {'running'}
+
+
+def test_dead_letter(demo: Demo) -> None:
+    """A dead letter is shown with its reason; retried, it has an outcome again; dropped, it is
+    gone, and a second press does no harm."""
+
+    def dead_letters() -> dict[str, Any]:
+        return {mail['id']: mail for mail in demo.status()['failed']}
+
+    def newest_event() -> int:
+        rows = demo.status()['log']
+        ids = [row['id'] for row in rows if row['message_id'] == letter['message_id']]
+        return max(ids, default=0)
+
+    before = dead_letters()
+    demo.post('/refuse')
+    [id] = eventually(lambda: dead_letters().keys() - before.keys(), 'a dead letter')
+    letter = dead_letters()[id]
+    assert letter['reason'].startswith('550 5.1.1')
+    first = eventually(newest_event, 'an event')
+    assert demo.post(f'/failed/{id}/retry')[0] == 303
+    eventually(lambda: newest_event() > first, f'another event\n{demo.output}')
+    eventually(lambda: id in dead_letters(), 'dead again')
+    for _ in range(2):
+        assert demo.post(f'/failed/{id}/drop')[0] == 303
+        assert id not in dead_letters()
+    assert demo.post(f'/failed/{id}/retry')[0] == 303
+    assert demo.status()['queued'] == []
+
+
+def test_code_behind_each_button(demo: Demo) -> None:
+    """Each button of the page has its source beside it: the view, and what it calls."""
+    page = demo.get('/')[2].decode()
+    code = dict(re.findall(r'id="code-(\w+)" .*?<code>(.*?)</code>', page, re.DOTALL))
+    assert set(code) == {*re.findall(r'<form [^>]*id="(\w+)"', page), 'failed'}
+    assert set(code) == set(re.findall(r'popovertarget="code-(\w+)">', page))
+    for text in code.values():
+        source = html.unescape(text)
+        for part in source.split('\n\n\n'):
+            name, _, function = part.partition('\n')
+            assert function.rstrip('\n') in (ROOT / name.removeprefix('# ')).read_text()
+    for name, line in {
+        'signup': 'request.mailer.send(welcome(request, name, email))',
+        'hundred': 'request.mailer.send(reminder(number))',
+        'failed': 'queue.retry(mail.info)',
+    }.items():
+        assert line in html.unescape(code[name])
+
+
+@pytest.mark.parametrize('path', ['raise', 'refuse', 'defer', 'hundred', 'signup'])
+def test_back_to_the_button(demo: Demo, path: str) -> None:
+    """Without JavaScript, too, one comes back to the button that one pressed."""
+    _, headers, page = demo.post(f'/{path}', name='Ann', email='ann@example.org')
+    if path == 'raise':
+        assert 'href="/#raise"' in page.decode()
+    else:
+        assert urllib.parse.urlsplit(headers['Location']).fragment == path
+    assert f'id="{path}"' in demo.get('/')[2].decode()
+
+
+def test_text_alone_wraps() -> None:
+    """Mail of text alone is shown as text, and neither a long line nor a long word is cut off."""
+    from demo.status import Delivered
+
+    mail = EmailMessage()
+    mail.set_content('A <long> line. ' * 40 + 'x' * 400)
+    page = Delivered('1', b'{}\n' + mail.as_bytes()).page()
+    assert 'A &lt;long&gt; line.' in page
+    assert 'white-space:pre-wrap' in page
+    assert 'overflow-wrap:anywhere' in page
+
+
 def test_nothing_from_outside(demo: Demo) -> None:
     """The page works without a network: it names no other host, and its policy allows none."""
     code, headers, page = demo.get('/')
@@ -286,13 +447,15 @@ def test_nothing_from_outside(demo: Demo) -> None:
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_everything(tmp_path: Path, number: int) -> None:
-    """Ctrl-C and SIGTERM end all processes, with exit status 0, and the next start goes on."""
+    """Ctrl-C and SIGTERM end all processes, with exit status 0, and the next start goes on: a part
+    that was stopped runs again, and mail that waited leaves."""
     var = tmp_path / 'var'
     first = Demo(var, free_pair())
     try:
         first.ready()
         family = first.family()
         assert len(family) == 3
+        first.switch('processor', 'stop', 'stopped')
         first.post('/signup', name='Ann', email='ann@example.org')
         first.process.send_signal(number)
         assert first.wait() == 0, first.output
@@ -303,38 +466,116 @@ def test_a_signal_stops_everything(tmp_path: Path, number: int) -> None:
     try:
         second.ready()
         assert second.status()['signups']['count'] == 1
+        second.runs('processor')
         second.logged('sent', 'ann@example.org')
     finally:
         second.end()
 
 
-def test_a_part_that_dies_stops_the_rest(tmp_path: Path) -> None:
-    """The supervisor says which part ended, stops the others, and fails."""
-    demo = Demo(tmp_path / 'var', free_pair())
+def test_a_killed_part_starts_again(demo: Demo) -> None:
+    """Whatever is killed runs again, as another process, and mail leaves."""
+    killed = {name: demo.runs(name)['pid'] for name in ('processor', 'relay', 'web')}
+    for pid in killed.values():
+        psutil.Process(pid).kill()
+    for name, pid in killed.items():
+        demo.runs(name, other_than=pid)
+        assert f'demo: {name} ended with exit status -9; it is started again in' in demo.output
+    demo.post('/signup', name='Ann', email='after-all@example.org')
+    demo.logged('sent', 'after-all@example.org')
+
+
+def test_a_part_that_cannot_start(tmp_path: Path) -> None:
+    """The supervisor says which part ended at the start, stops the others, and fails."""
+    (tmp_path / 'mail').write_text('no folder')
+    demo = Demo(tmp_path, free_pair())
     try:
-        demo.ready()
-        family = demo.family()
-        [processor] = [child for child in family if 'psendmail-qp' in ' '.join(child.cmdline())]
-        processor.kill()
         assert demo.wait() == 1
-        assert 'demo: processor ended with exit status -9' in demo.output
-        assert psutil.wait_procs(family, timeout=0)[1] == []
+        assert re.search(r'demo: (web|processor) ended with exit status \d', demo.output)
+        assert 'the other parts are stopped' in demo.output
     finally:
         demo.end()
 
 
+def test_another_demo_has_the_folder(demo: Demo) -> None:
+    """A second demo with the same DEMO_VAR does not start; the first one goes on."""
+    second = Demo(demo.var, free_pair())
+    try:
+        assert second.wait() == 1
+        assert f'demo: another demo uses {demo.var}; choose another folder' in second.output
+        assert 'Traceback' not in second.output
+    finally:
+        second.end()
+    assert {part['state'] for part in demo.status()['parts'].values()} == {'running'}
+
+
+def test_the_folder_is_private(demo: Demo) -> None:
+    """Under a umask of 0, as here, nothing of the demo is open to other users."""
+    for path in [demo.var, *demo.var.rglob('*')]:
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_two_demos_share_nothing() -> None:
+    """Each port has a folder of its own; that of development.ini is the one of the usual port."""
+    from demo.locations import Locations
+
+    ini = configparser.ConfigParser({'here': str(ROOT / 'demo')})
+    ini.read(ROOT / 'demo' / 'development.ini')
+    names = ('mail.url', 'mail.queue_path', 'sqlalchemy.url', 'demo.folder')
+    usual = {name: ini['app:main'][name] for name in names}
+    assert Locations.from_environment({}).applied_to(usual) == usual
+    assert Locations.from_environment({'DEMO_PORT': '6543'}).applied_to({}) == usual
+    other = Locations.from_environment({'DEMO_PORT': '7000'}).applied_to({})
+    assert set(other) == set(usual)
+    assert not set(other.values()) & set(usual.values())
+    for name in names[1:]:
+        assert str(ROOT / 'demo' / 'var' / '7000') in other[name]
+
+
+def test_without_a_supervisor(tmp_path: Path) -> None:
+    """Where each part is started by hand, the page has no buttons to stop one."""
+    pserve = str(Path(sys.executable).with_name('pserve'))
+    web = Demo(tmp_path / 'var', free_pair(), pserve, 'demo/development.ini')
+    try:
+        eventually(web.responds, 'the page')
+        assert web.status()['parts'] == {}
+        page = web.get('/')[2].decode()
+        assert 'action="/refuse"' in page
+        assert 'id="processor"' not in page
+        assert web.post('/processor/stop')[0] == 404
+    finally:
+        web.end()
+
+
+def test_a_supervisor_that_was_killed(tmp_path: Path) -> None:
+    """What it wrote is no longer believed."""
+    from demo.parts import Parts, PartState
+
+    parts = Parts(tmp_path)
+    parts.write({'relay': PartState('running', 1)})
+    assert parts.read() == {'relay': PartState('running', 1)}
+    with subprocess.Popen([sys.executable, '-c', '']) as process:
+        process.wait()
+    state = (tmp_path / 'parts.json').read_text()
+    (tmp_path / 'parts.json').write_text(state.replace(str(os.getpid()), str(process.pid)))
+    assert parts.read() == {}
+
+
 @pytest.mark.parametrize('offset', [0, 1])
 def test_a_busy_port(tmp_path: Path, offset: int) -> None:
-    """A port in use is named, with the remedy; nothing is started."""
+    """A port in use is named, with a pair of ports that is free; nothing is started."""
     port = free_pair()
-    with socket.create_server(('127.0.0.1', port + offset)):
+    with ExitStack() as held:
+        held.enter_context(socket.create_server(('127.0.0.1', port + offset)))
+        with suppress(OSError):  # it is in use already
+            held.enter_context(socket.create_server(('127.0.0.1', port + 10)))
         demo = Demo(tmp_path / 'var', port)
         try:
             assert demo.wait() == 1
         finally:
             demo.end()
     assert f'port {port + offset} ' in demo.output
-    assert 'DEMO_PORT=' in demo.output
+    [other] = re.findall(r'DEMO_PORT=(\d+) make demo', demo.output)
+    assert int(other) not in (port, port + 10)
     assert 'Traceback' not in demo.output
     assert not (tmp_path / 'var').exists()
 

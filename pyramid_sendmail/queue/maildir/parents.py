@@ -18,7 +18,6 @@ from .users import group_name, user_name
 __all__ = [
     'Parent',
     'check_parents',
-    'make_parents',
     'parents_of',
     'state_of',
     'suspicious_parents',
@@ -37,21 +36,6 @@ class Parent(NamedTuple):
     """A path in it, on the way to the queue: another folder, a link, or the queue's folder."""
     found: os.stat_result | None
     """What ``entry`` is; None if nothing is there yet."""
-
-
-def make_parents(path: str) -> None:
-    """Make the missing folders above a path: 0755, or less by the umask. Raises OSError."""
-    parent = os.path.dirname(path)
-    try:
-        os.mkdir(parent, 0o755)
-    except FileExistsError:
-        return
-    except FileNotFoundError:
-        make_parents(parent)
-        try:
-            os.mkdir(parent, 0o755)
-        except FileExistsError:  # another process was quicker
-            return
 
 
 def parents_of(path: str) -> list[Parent]:

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from ...exceptions import QueueError
+from ...folders import make_parents
 from .directory import Directory
-from .parents import Parent, check_parents, make_parents, suspicious_parents
+from .parents import Parent, check_parents, suspicious_parents
 from .users import group_name, user_name
 
 __all__ = ['Permissions', 'check_owner', 'check_safe']

@@ -67,15 +67,21 @@ def test_mail_programs_read_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('umask', [0o000, 0o022, 0o077])
 def test_only_the_owner_may_read(tmp_path: Path, umask: int) -> None:
-    """Files are 0600 and folders 0700, whatever the umask."""
+    """Files are 0600 and folders 0700, and others may not write to those above, whatever the
+    umask and the spelling of the path."""
     before = os.umask(umask)
     try:
         send(tmp_path / 'deep' / 'mail')
+        FileMailer(f'{tmp_path}/deep/other//').connect()
+        FileMailer(f'{tmp_path}/new/deep/mail/').connect()
     finally:
         os.umask(before)
     [path] = (tmp_path / 'deep' / 'mail' / 'new').iterdir()
-    for folder in [path.parent, path.parent.parent]:
+    mails = [path.parent.parent, tmp_path / 'deep' / 'other', tmp_path / 'new' / 'deep' / 'mail']
+    for folder in [each for mail in mails for each in (mail, *mail.iterdir())]:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for above in {each.parent for each in mails} | {tmp_path / 'new'}:
+        assert stat.S_IMODE(above.stat().st_mode) == 0o755 & ~umask
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
