@@ -11,7 +11,7 @@ from math import inf
 from random import shuffle
 
 from ..queue.ticket import Ticket
-from .rate_limiter import RateLimiter
+from ..sending.rate_limiter import RateLimiter
 
 __all__ = ['CONTENTION_BLOCK', 'IDLE_TIMEOUT', 'ActiveQueue']
 

@@ -24,16 +24,16 @@ from ..interfaces import (
 )
 from ..mailers.attempts import can_be_driven
 from ..queue.ticket import Ticket
+from ..sending.circuit_breaker import CircuitBreaker
 from ..sending.outcome import OutcomeRecorder, report_settled
+from ..sending.rate_limiter import RateLimiter
 from ..sending.refusals import Refusals
 from ..sending.relay_connection import RelayConnection
 from ..threads import BackgroundThread
 from .active_queue import ActiveQueue
-from .circuit_breaker import CircuitBreaker
 from .claims import Claimer
 from .loop import DeliveryLoop
 from .options import ProcessorOptions
-from .rate_limiter import RateLimiter
 from .run import EVENT_RETRY_DELAY, Run, Senders
 from .single_pass import SinglePassScan
 from .worker_pool import WorkerPool

@@ -12,9 +12,9 @@ from ..envelope import Tally
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IScannableQueue
 from ..queue.ticket import Ticket
+from ..sending.circuit_breaker import CircuitBreaker
 from ..sending.refusals import Refusals
 from .active_queue import ActiveQueue
-from .circuit_breaker import CircuitBreaker
 
 __all__ = ['EVENT_RETRY_DELAY', 'Run', 'Senders']
 

@@ -1,15 +1,15 @@
-"""The circuit breaker of a queue processor: whether a worker may use the relay now."""
+"""The circuit breaker: whether a worker of a queue processor, or direct delivery, may use the relay
+now."""
 
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Callable, Hashable
 from random import random
 
 from ..exceptions import QueueError
-from ..sending.refusals import EveryMailRefused
+from .refusals import VARYING_WORDS, EveryMailRefused
 
 __all__ = [
     'CROWDED_PAUSE',
@@ -47,15 +47,6 @@ def span_text(seconds: float) -> str:
         if seconds >= 2 * size:
             return f'{seconds / size:.0f} {unit}'
     return f'{max(seconds, 0.0):.0f} s'
-
-
-_VARYING_WORDS = re.compile(
-    r"""(?<!\S)
-    (?! (\d{3} | \d\.\d{1,3}\.\d{1,3}) [,:;]? (?!\S) )  # a reply code, and an enhanced one
-    \S*\d\S*""",
-    re.VERBOSE,
-)
-"""Words ignored when two refusals are compared: times and session numbers."""
 
 
 class CircuitBreaker:
@@ -171,7 +162,7 @@ class CircuitBreaker:
         seconds that this worker alone should pause. Otherwise open the breaker and return 0. A
         QueueError always opens it.
         """
-        reason = _VARYING_WORDS.sub('', str(error))
+        reason = VARYING_WORDS.sub('', str(error))
         part = 'queue' if isinstance(error, QueueError) else 'relay'
         with self._lock:
             self._sessions.pop(worker, None)
@@ -181,8 +172,8 @@ class CircuitBreaker:
             crowded = part == 'relay' and others and not everything
             now = self._monotonic()
             # Another worker failed a moment ago, and has logged it.
-            known = bool(self._failures and self._open_until > now)
-            if not (crowded or known):
+            known = crowded or bool(self._failures and self._open_until > now)
+            if not known:
                 pause = min(self._pause * 2.0 ** min(self._failures, 20), LONGEST_PAUSE)
                 self._open_until = now + pause * (0.8 + 0.4 * self._chance())
                 if not self._failures:
@@ -193,14 +184,14 @@ class CircuitBreaker:
                 known = self._reason == reason
                 self._reason, self._part = reason, part
             lasted, next_try = now - self._failing_since, self._open_until - now
-            remind = not crowded and now >= self._remind_at
-            if remind:
+            due = not crowded and now >= self._remind_at
+            if due:
                 later = (self._failing_since + each for each in REMINDERS if each > lasted)
                 self._remind_at = next(later, now + REMINDER_INTERVAL)
         if crowded:
             log.info('no further connection, other workers continue: %s', error)
             return CROWDED_PAUSE
-        if remind:
+        if due and known:
             waiting, oldest = self._backlog()
             log.error(
                 '%s still unavailable, after %d failed attempts in %s; mails that wait: %d, the '
