@@ -199,6 +199,9 @@ class ActiveQueue:
     def put_back(self, ticket: Ticket) -> None:
         """Let another worker take a ticket that was taken and for which no mail was sent."""
         with self._changed:
+            for taken in self._taken.values():
+                if ticket in taken:
+                    taken.remove(ticket)
             if not self._closed:
                 self._add(ticket)
                 self._changed.notify_all()

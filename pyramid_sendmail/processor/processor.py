@@ -29,6 +29,7 @@ from ..sending.outcome import OutcomeRecorder, report_settled
 from ..sending.rate_limiter import RateLimiter
 from ..sending.refusals import Refusals
 from ..sending.relay_connection import RelayConnection
+from ..sending.throttling import Throttle
 from ..threads import BackgroundThread
 from .active_queue import ActiveQueue
 from .claims import Claimer
@@ -78,8 +79,11 @@ class QueueProcessor:
         self._dispatcher = dispatcher
         self._recorder = recorder
         self._monotonic = self.options.monotonic
-        # Kept over several runs: a restart must not exceed the rate.
-        self._rate_limiter = RateLimiter(self.options.rate, monotonic=self._monotonic)
+        # Both are kept over several runs: a restart must not exceed the rate.
+        self._throttle = Throttle(mailer.name, pause=self.options.pause, monotonic=self._monotonic)
+        self._rate_limiter = RateLimiter(
+            self.options.rate, throttle=self._throttle, monotonic=self._monotonic
+        )
         self._purge_at = float('-inf')
 
     def wake(self) -> None:
@@ -143,6 +147,7 @@ class QueueProcessor:
             active_queue,
             breaker,
             Refusals(mailer.name),
+            self._throttle,
             stop=stop,
             once=once,
             clock=clock,

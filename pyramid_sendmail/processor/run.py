@@ -14,6 +14,7 @@ from ..interfaces import IScannableQueue
 from ..queue.ticket import Ticket
 from ..sending.circuit_breaker import CircuitBreaker
 from ..sending.refusals import Refusals
+from ..sending.throttling import Throttle
 from .active_queue import ActiveQueue
 
 __all__ = ['EVENT_RETRY_DELAY', 'Run', 'Senders']
@@ -54,6 +55,7 @@ class Run:
         active_queue: ActiveQueue,
         breaker: CircuitBreaker,
         refusals: Refusals,
+        throttle: Throttle,
         *,
         stop: threading.Event,
         once: bool,
@@ -63,6 +65,7 @@ class Run:
         self.active_queue = active_queue
         self.breaker = breaker
         self.refusals = refusals
+        self.throttle = throttle
         self.stop = stop
         self.once = once
         self.error: MailerUnavailable | QueueError | None = None
@@ -135,10 +138,11 @@ class Run:
     def claim_released(self, ticket: Ticket) -> None:
         """Record that a claim was released without an attempt.
 
-        ``run_once`` returns a ticket once, so put it back for another worker. Otherwise the next
-        scan finds the mail again.
+        ``run_once`` returns a ticket once, so put it back for another worker. So does a mail that
+        was throttled, which is among the first after the pause. Otherwise the next scan finds the
+        mail again.
         """
-        if self.once:
+        if self.once or self.throttle.retry_in():
             self.active_queue.put_back(ticket)
         else:
             self.active_queue.refund(ticket)

@@ -7,6 +7,7 @@ decides when the relay may be used, for the queue processor and for direct deliv
 ``outcome``           classifies each answer, records it, dispatches the events
 ``circuit_breaker``   pauses while the relay is unavailable
 ``refusals``          a relay that refuses every mail in the same words
-``rate_limiter``      ``mail.rate``
+``rate_limiter``      ``mail.rate``, and the pace of a relay that throttles
+``throttling``        a relay that says that mail comes too fast
 ====================  ==========================================================
 """

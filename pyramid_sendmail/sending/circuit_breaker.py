@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 from random import random
 
 from ..exceptions import QueueError
-from .refusals import VARYING_WORDS, EveryMailRefused
+from .refusals import VARYING_WORDS, EveryMailRefused, NoMailTaken
 
 __all__ = [
     'CROWDED_PAUSE',
@@ -60,7 +60,7 @@ class CircuitBreaker:
               take further mail
     ========= ==============================================================================
 
-    After EveryMailRefused a session proves nothing: the breaker stays half-open until a mail has
+    After NoMailTaken a session proves nothing: the breaker stays half-open until a mail has
     another outcome.
 
     ``relay``: the name of the relay, for the log. ``pause``: see FIRST_PAUSE, in seconds.
@@ -167,7 +167,7 @@ class CircuitBreaker:
         with self._lock:
             self._sessions.pop(worker, None)
             self._stop_probing(worker)
-            everything = isinstance(error, EveryMailRefused)
+            everything = isinstance(error, NoMailTaken)
             others = self._times_opened in self._sessions.values()
             crowded = part == 'relay' and others and not everything
             now = self._monotonic()
@@ -200,7 +200,8 @@ class CircuitBreaker:
                 *(waiting, span_text(oldest), next_try, error),
             )
         else:
-            level = logging.CRITICAL if everything else logging.ERROR
+            critical = isinstance(error, EveryMailRefused)
+            level = logging.CRITICAL if critical else logging.ERROR
             level = logging.DEBUG if known else level
             log.log(level, '%s unavailable, mail stays queued: %s', part, error)
         return 0.0

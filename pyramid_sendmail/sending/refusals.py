@@ -13,7 +13,7 @@ import threading
 from ..envelope import Outcome, Reply, Verdict
 from ..exceptions import MailerUnavailable
 
-__all__ = ['IN_A_ROW', 'VARYING_WORDS', 'EveryMailRefused', 'Refusals']
+__all__ = ['IN_A_ROW', 'VARYING_WORDS', 'EveryMailRefused', 'NoMailTaken', 'Refusals']
 
 IN_A_ROW = 5
 """Mails that are refused in the same words, one after the other, until it is the relay's fault."""
@@ -43,7 +43,11 @@ _UNKNOWN_USER = re.compile(
 )
 
 
-class EveryMailRefused(MailerUnavailable):
+class NoMailTaken(MailerUnavailable):
+    """The relay opens sessions, and takes no mail over them."""
+
+
+class EveryMailRefused(NoMailTaken):
     """The relay refuses every mail in the same words."""
 
 
