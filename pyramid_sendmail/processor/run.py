@@ -135,14 +135,18 @@ class Run:
         """Have an event found again that the full backlog rejected."""
         self.due_again(self._clock() + EVENT_RETRY_DELAY)
 
+    def put_back(self, ticket: Ticket) -> None:
+        """Record that a claim was released because the mail was throttled: it is among the first
+        after the pause."""
+        self.active_queue.put_back(ticket)
+
     def claim_released(self, ticket: Ticket) -> None:
         """Record that a claim was released without an attempt.
 
-        ``run_once`` returns a ticket once, so put it back for another worker. So does a mail that
-        was throttled, which is among the first after the pause. Otherwise the next scan finds the
-        mail again.
+        ``run_once`` returns a ticket once, so put it back for another worker. Otherwise the next
+        scan finds the mail again.
         """
-        if self.once or self.throttle.retry_in():
+        if self.once:
             self.active_queue.put_back(ticket)
         else:
             self.active_queue.refund(ticket)

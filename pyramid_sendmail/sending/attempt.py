@@ -171,6 +171,8 @@ class Batch:
         throttled: tuple[str, ...] = ()
         if self._throttle is not None:
             throttled = self._throttle.judge(self._pulled[0].envelope.id, outcome)
+            if len(throttled) < len(outcome) and not self._recorder.durable:
+                throttled = ()  # a part of a mail cannot wait: no queue keeps it
             if throttled:
                 self.error = self.error or self._throttle.error
         if self._refusals is not None and not throttled:
@@ -195,7 +197,9 @@ class Batch:
             return False
         self.error = self.error or self._throttle.error
         self._clear_ambiguous()
-        self.release()
+        self._send_again()
+        while self._resend:
+            _put_back(self._resend.pop())  # the first one last: it is put back in front
         return True
 
     def _send_again(self) -> None:
@@ -249,7 +253,7 @@ class Batch:
         if throttled and len(throttled) == len(claim.todo):
             if self._ambiguous.pop(claim.envelope.id, None):
                 claim.clear_ambiguous()
-            claim.release()
+            _put_back(claim)
             return
         try:
             self._recorder.record_outcome(
@@ -283,6 +287,12 @@ class Batch:
         self._resend.clear()
         for claim in left:
             claim.release()
+
+
+def _put_back(claim: IMailClaim) -> None:
+    """Release a claim whose mail was throttled. Those of a processor and of direct delivery have a
+    place where it waits for the end of the pause."""
+    getattr(claim, 'put_back', claim.release)()
 
 
 def _for_todo(claim: IMailClaim) -> Envelope:

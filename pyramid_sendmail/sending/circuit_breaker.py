@@ -63,7 +63,8 @@ class CircuitBreaker:
     After NoMailTaken a session proves nothing: the breaker stays half-open until a mail has
     another outcome.
 
-    ``relay``: the name of the relay, for the log. ``pause``: see FIRST_PAUSE, in seconds.
+    ``relay``: the name of the relay, and ``consequence``: what an outage means for mail, for the
+    log. ``pause``: see FIRST_PAUSE, in seconds.
     ``chance()``, between 0 and 1, makes each pause up to a fifth shorter or longer, so that
     processors that lost the relay together do not come back together. The log has one line for
     each change and for each new reason, and is reminded of an outage that lasts. ``backlog()``
@@ -78,12 +79,14 @@ class CircuitBreaker:
         *,
         relay: str = '',
         pause: float = FIRST_PAUSE,
+        consequence: str = 'mail stays queued',
         chance: Callable[[], float] = random,
         backlog: Callable[[], tuple[int, float]] = lambda: (0, 0.0),
     ) -> None:
         self._monotonic = monotonic
         self._relay = relay
         self._pause = pause
+        self._consequence = consequence
         self._chance = chance
         self._backlog = backlog
         self._lock = threading.Lock()
@@ -203,8 +206,13 @@ class CircuitBreaker:
             critical = isinstance(error, EveryMailRefused)
             level = logging.CRITICAL if critical else logging.ERROR
             level = logging.DEBUG if known else level
-            log.log(level, '%s unavailable, mail stays queued: %s', part, error)
+            log.log(level, '%s unavailable, %s: %s', part, self._consequence, error)
         return 0.0
+
+    @property
+    def failures(self) -> int:
+        """How many attempts have failed since the last success."""
+        return self._failures
 
     def retry_in(self) -> float:
         """Return the seconds until the next try; 0 if the breaker is not open."""

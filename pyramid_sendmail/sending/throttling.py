@@ -31,7 +31,7 @@ FULL_PACE_TIME = 3 * RECOVERY_TIME
 """Seconds without a throttling reply until there is no limit any more, if mail was taken meanwhile.
 The pace is twice what the relay took by then."""
 
-SLOWEST_PACE = 0.5
+SLOWEST_PACE = 1.0
 """Mails a second, at least, to begin with."""
 
 BURST_TIME = 0.1
@@ -69,7 +69,7 @@ _TOO_FAST = re.compile(
     | \bvolume\b
     | \bconcurrent\sconnections\b
     | \bmessages\sper\s(?:second|minute|hour|day)\b
-    | \b(?:daily|hourly|messag(?:e|es|ing)|mails?|e-?mails?|sending|send|submission|sender
+    | \b(?:daily|hourly|messages?|messaging|mails?|e-?mails?|sending|send|submission|sender
         |concurrent|connections?|thread)\s(?:(?!size)\w+\s)?(?:limits?|quota)\b
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -81,8 +81,8 @@ mailcow and hosting providers have them: tests/unit/sending/test_throttling.py q
 def is_throttling(reply: Reply | None) -> bool:
     """Return whether a reply says that mail comes too fast, whatever the mail.
 
-    A temporary one, with 4.7.28 (IANA, enhanced status codes: unsolicited mail rate) or 432
-    (Exchange Online), or with words of the rate. A reply about a recipient never is: by its
+    A temporary one, with 4.7.28 (IANA, enhanced status codes: unsolicited mail rate), with 432
+    4.3.2 (Exchange Online), or with words of the rate. A reply about a recipient never is: by its
     enhanced code (RFC 3463, X.1.x and X.2.x), or by its words; nor one about a single session or
     transaction (X.5.x).
     """
@@ -93,7 +93,8 @@ def is_throttling(reply: Reply | None) -> bool:
         return False
     if _RECIPIENT.search(reply.text) or _SESSION.search(reply.text):
         return False
-    if reply.code == 432 or (code is not None and code.group(1, 2) == ('7', '28')):
+    numbers = code.group(1, 2) if code is not None else ()
+    if numbers == ('7', '28') or (reply.code == 432 and numbers == ('3', '2')):
         return True
     return _TOO_FAST.search(reply.text) is not None
 
