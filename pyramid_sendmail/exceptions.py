@@ -7,7 +7,7 @@ both ``except SendmailError`` and ``except OSError`` work. Settings raise Pyrami
 
 from __future__ import annotations
 
-from .envelope import Report
+from .envelope import Reply, Report
 
 __all__ = [
     'DamagedMail',
@@ -61,12 +61,13 @@ class MailerUnavailable(SendmailError, ConnectionError):
     """There is no session with the relay. The state of every mail is unchanged.
 
     ``stale``: the connection had carried a mail before, so the next step is to try once more at
-    once, on a new connection.
+    once, on a new connection. ``reply``: that by which the relay ended the session, if it did.
     """
 
-    def __init__(self, message: str, *, stale: bool = False) -> None:
+    def __init__(self, message: str, *, stale: bool = False, reply: Reply | None = None) -> None:
         super().__init__(message)
         self.stale = stale
+        self.reply = reply
 
 
 class MailRefused(SendmailError, OSError):

@@ -100,7 +100,8 @@ class IDirectMailDelivery(IMailDelivery):
     """Hands mail to the relay at commit, from a thread of its own.
 
     With ``mail.queue_path``, mail that cannot be sent now stays in the queue; without it, mail is
-    sent at most once.
+    sent at most once. While the relay is unavailable, mail waits in memory for the next try, and is
+    lost with its error event if that fails; so is what does not fit into memory.
     """
 
     def flush(timeout: float) -> bool:

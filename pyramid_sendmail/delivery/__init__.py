@@ -7,6 +7,7 @@ queued         ``QueuedMailDelivery`` puts mail into the queue at commit; ``Boun
                ``request.mailer``
 direct         ``DirectMailDelivery`` hands mail to the relay at commit
 direct_sender  the sending thread of direct delivery
+direct_claim   its claims, which report when an event is due again
 data_manager   the mail of one transaction: two-phase commit, savepoints
 send_now       sending at once, without a transaction
 ============== ==================================================================================

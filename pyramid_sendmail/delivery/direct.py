@@ -13,6 +13,7 @@ from ..envelope import Envelope
 from ..exceptions import MessageError
 from ..interfaces import IDirectMailDelivery, IMailer, IScannableQueue, IStagedMail
 from ..message import EnvelopeFactory
+from ..sending.circuit_breaker import FIRST_PAUSE
 from ..sending.outcome import OutcomeRecorder
 from ..threads import in_background_thread
 from .data_manager import Transaction
@@ -30,6 +31,7 @@ class DirectMailDelivery(QueuedMailDelivery):
 
     ``recorder``: its ``durable`` says whether the queue keeps mail that cannot be sent now.
     ``wait``: whether the commit waits for the relay's answer, for at most ``timeout`` seconds.
+    ``pause``: see CircuitBreaker.
     """
 
     def __init__(
@@ -41,13 +43,14 @@ class DirectMailDelivery(QueuedMailDelivery):
         *,
         wait: bool = True,
         timeout: float = 30.0,
+        pause: float = FIRST_PAUSE,
         sent: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(queue, mailer, envelope_factory, sent=sent)
         self._recorder = recorder
         self._wait = wait
         self._timeout = timeout
-        self._sender = DirectSender(queue, mailer, recorder)
+        self._sender = DirectSender(queue, mailer, recorder, pause=pause)
 
     def flush(self, timeout: float) -> bool:
         return self._sender.flush(timeout)
@@ -68,7 +71,8 @@ class DirectMailDelivery(QueuedMailDelivery):
 
     def on_published(self, transaction: Transaction, staged: IStagedMail) -> None:
         """See TransactionalDelivery: hand the mail to the sending thread."""
-        answered = self._sender.hand_over(staged.tickets)
+        size = 0 if self._recorder.durable else getattr(staged, 'size', 0)
+        answered = self._sender.hand_over(staged.tickets, size)
         if self._wait and not in_background_thread():
             transaction.addAfterCommitHook(self._await_answer, (answered,))
 

@@ -1,6 +1,7 @@
 """The queue processor: it scans a queue, and sends what is due over several connections.
 
-docs/explanation/design.rst draws the walk of a mail, with every thread in it.
+docs/explanation/design.rst draws the walk of a mail, with every thread in it. What decides when the
+relay may be used, the circuit breaker and the rate limiter, is in ``sending``.
 
 ==================== ============================================================
 ``processor``        scans, and plans scans, syncs and the end
@@ -14,8 +15,6 @@ docs/explanation/design.rst draws the walk of a mail, with every thread in it.
 ``loop_roles``       what a connection needs of the loop, and of its worker
 ``worker_pool``      for mailers that block: a thread for each connection
 ``active_queue``     the tickets that the workers share, in memory
-``rate_limiter``     ``mail.rate``
-``circuit_breaker``  pauses while the relay is unavailable
 ``tracked_claim``    claims that report when they are due again
 ``single_pass``      the scan of ``psendmail-qp --once``
 ``thread``           ``mail.processor = thread``

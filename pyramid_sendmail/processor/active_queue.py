@@ -11,7 +11,7 @@ from math import inf
 from random import shuffle
 
 from ..queue.ticket import Ticket
-from .rate_limiter import RateLimiter
+from ..sending.rate_limiter import RateLimiter
 
 __all__ = ['CONTENTION_BLOCK', 'IDLE_TIMEOUT', 'ActiveQueue']
 
@@ -199,6 +199,9 @@ class ActiveQueue:
     def put_back(self, ticket: Ticket) -> None:
         """Let another worker take a ticket that was taken and for which no mail was sent."""
         with self._changed:
+            for taken in self._taken.values():
+                if ticket in taken:
+                    taken.remove(ticket)
             if not self._closed:
                 self._add(ticket)
                 self._changed.notify_all()

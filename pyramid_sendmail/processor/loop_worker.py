@@ -102,7 +102,10 @@ class LoopWorker:
         self.began_at = self._poller.monotonic()
         self._queue.check_writable()
         self._recorder.write_unrecorded()
-        self._batch = Batch(self._claims, self, self._recorder, self._tally, self._run.refusals)
+        run = self._run
+        self._batch = Batch(
+            self._claims, self, self._recorder, self._tally, run.refusals, run.throttle
+        )
         if self.has_session:
             assert self._connection is not None
             self._start_session()
@@ -177,16 +180,19 @@ class LoopWorker:
         return self._batch.next_envelope() if self._batch is not None else None
 
     def record(self, outcome: Outcome) -> None:
-        """Record the outcome of the first mail without one. Raises QueueError, and
-        MailerUnavailable if the relay refuses every mail."""
+        """Record the outcome of the first mail without one. Raises QueueError."""
         assert self._batch is not None
         self._batch.record(outcome)
-        self._run.breaker.record_success(self)
+        if self._batch.error is None:
+            self._run.breaker.record_success(self)
 
     def out_of_work(self) -> None:
-        """Every mail has its outcome, and there is no further one now."""
+        """Every mail has its outcome, and there is no further one now. Raises MailerUnavailable if
+        the relay refuses or throttles every mail."""
         connection, batch = self._connection, self._batch
         assert connection is not None
+        if batch is not None and batch.error is not None:
+            raise batch.error
         if batch is not None and batch.holding:
             # The session is used up, and a mail of the one before is to be sent once more.
             self._connection, self._last_connection = None, connection
@@ -208,7 +214,9 @@ class LoopWorker:
             return
         if end.error is not None:
             raise end.error
-        if not batch.waiting:
+        if not batch.waiting or batch.session_throttled(end.reply):
+            if batch.error is not None:
+                raise batch.error
             # It takes further mail over another connection.
             self._finish()
         elif batch.session_ended(stale=end.stale and self._mails_on_session > 0):

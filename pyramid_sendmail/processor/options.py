@@ -7,8 +7,8 @@ from collections.abc import Callable
 from random import random
 from typing import NamedTuple
 
+from ..sending.circuit_breaker import FIRST_PAUSE
 from .active_queue import IDLE_TIMEOUT
-from .circuit_breaker import FIRST_PAUSE
 
 __all__ = [
     'ACTIVE_QUEUE_LIMIT',

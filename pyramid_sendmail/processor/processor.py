@@ -24,16 +24,17 @@ from ..interfaces import (
 )
 from ..mailers.attempts import can_be_driven
 from ..queue.ticket import Ticket
+from ..sending.circuit_breaker import CircuitBreaker
 from ..sending.outcome import OutcomeRecorder, report_settled
+from ..sending.rate_limiter import RateLimiter
 from ..sending.refusals import Refusals
 from ..sending.relay_connection import RelayConnection
+from ..sending.throttling import Throttle
 from ..threads import BackgroundThread
 from .active_queue import ActiveQueue
-from .circuit_breaker import CircuitBreaker
 from .claims import Claimer
 from .loop import DeliveryLoop
 from .options import ProcessorOptions
-from .rate_limiter import RateLimiter
 from .run import EVENT_RETRY_DELAY, Run, Senders
 from .single_pass import SinglePassScan
 from .worker_pool import WorkerPool
@@ -78,8 +79,11 @@ class QueueProcessor:
         self._dispatcher = dispatcher
         self._recorder = recorder
         self._monotonic = self.options.monotonic
-        # Kept over several runs: a restart must not exceed the rate.
-        self._rate_limiter = RateLimiter(self.options.rate, monotonic=self._monotonic)
+        # Both are kept over several runs: a restart must not exceed the rate.
+        self._throttle = Throttle(mailer.name, pause=self.options.pause, monotonic=self._monotonic)
+        self._rate_limiter = RateLimiter(
+            self.options.rate, throttle=self._throttle, monotonic=self._monotonic
+        )
         self._purge_at = float('-inf')
 
     def wake(self) -> None:
@@ -143,6 +147,7 @@ class QueueProcessor:
             active_queue,
             breaker,
             Refusals(mailer.name),
+            self._throttle,
             stop=stop,
             once=once,
             clock=clock,

@@ -12,9 +12,10 @@ from ..envelope import Tally
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IScannableQueue
 from ..queue.ticket import Ticket
+from ..sending.circuit_breaker import CircuitBreaker
 from ..sending.refusals import Refusals
+from ..sending.throttling import Throttle
 from .active_queue import ActiveQueue
-from .circuit_breaker import CircuitBreaker
 
 __all__ = ['EVENT_RETRY_DELAY', 'Run', 'Senders']
 
@@ -54,6 +55,7 @@ class Run:
         active_queue: ActiveQueue,
         breaker: CircuitBreaker,
         refusals: Refusals,
+        throttle: Throttle,
         *,
         stop: threading.Event,
         once: bool,
@@ -63,6 +65,7 @@ class Run:
         self.active_queue = active_queue
         self.breaker = breaker
         self.refusals = refusals
+        self.throttle = throttle
         self.stop = stop
         self.once = once
         self.error: MailerUnavailable | QueueError | None = None
@@ -131,6 +134,11 @@ class Run:
     def event_rejected(self) -> None:
         """Have an event found again that the full backlog rejected."""
         self.due_again(self._clock() + EVENT_RETRY_DELAY)
+
+    def put_back(self, ticket: Ticket) -> None:
+        """Record that a claim was released because the mail was throttled: it is among the first
+        after the pause."""
+        self.active_queue.put_back(ticket)
 
     def claim_released(self, ticket: Ticket) -> None:
         """Record that a claim was released without an attempt.

@@ -73,6 +73,12 @@ class TrackedClaim:
         self._claim.retry_events(events, due)
         self._run.due_again(due)
 
+    def put_back(self) -> None:
+        """Release the claim of a mail that was throttled."""
+        self._settled = True  # its ticket is not to be scanned for
+        self.release()
+        self._run.put_back(self._ticket)
+
     def release(self) -> None:
         self._claim.release()
         if self._event_pending:

@@ -96,7 +96,7 @@ class WorkerPool:
             with self._recording:
                 self._recorder.write_unrecorded()
             claims = _AnsweredClaims(self._claimer, connection)
-            attempt(claims, connection, self._recorder, tally, run.refusals)
+            attempt(claims, connection, self._recorder, tally, run.refusals, run.throttle)
             if connection.mails_total > before:
                 run.breaker.record_success(connection)
         except (MailerUnavailable, QueueError) as error:

@@ -153,12 +153,13 @@ class MemoryQueue:
 
 @implementer(IStagedMail)
 class MemoryStagedMail:
-    """See IStagedMail."""
+    """See IStagedMail. ``size``: the bytes of its mails, which are in memory alone."""
 
     def __init__(self, store: MemoryStore, envelopes: tuple[Envelope, ...]) -> None:
         self._store = store
         self._envelopes = envelopes
         self._outcome = ''
+        self.size = sum(envelope.size for envelope in envelopes)
         self.tickets = tuple(
             ticket_for('new', envelope, due=envelope.due, attempt=0) for envelope in envelopes
         )

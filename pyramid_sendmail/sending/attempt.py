@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from ..envelope import Envelope, Outcome, Tally, Verdict
+from ..envelope import Envelope, Outcome, Reply, Tally, Verdict
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IMailClaim, IMailSession
 from .outcome import OutcomeRecorder, report_settled
-from .refusals import Refusals
+from .refusals import NoMailTaken, Refusals
 from .relay_connection import RelayConnection
+from .throttling import Throttle
 
 __all__ = ['Batch', 'attempt']
 
@@ -30,15 +31,16 @@ def attempt(
     recorder: OutcomeRecorder,
     tally: Tally,
     refusals: Refusals | None = None,
+    throttle: Throttle | None = None,
 ) -> None:
     """Send each claimed mail once, pulling the claims one by one; settle and count each.
 
     Returns at the end of the claims, when the session has sent its batch, or when the session has
     failed: call it again for the rest. Raises MailerUnavailable if the relay cannot be used; mail
-    that was not sent is released unchanged. Raises QueueError if an outcome could not be written.
-    Each claim pulled is settled, released, or kept in ``recorder.unrecorded``.
+    that was not sent, or throttled, is released unchanged. Raises QueueError if an outcome could
+    not be written. Each claim pulled is settled, released, or kept in ``recorder.unrecorded``.
     """
-    batch = Batch(claims, connection, recorder, tally, refusals)
+    batch = Batch(claims, connection, recorder, tally, refusals, throttle)
     try:
         while batch.send_over(connection, connection.session(holding=batch.holding)):
             pass
@@ -82,12 +84,17 @@ class Batch:
         recorder: OutcomeRecorder,
         tally: Tally,
         refusals: Refusals | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
         self._source = iter(claims)
         self._relay = relay
         self._recorder = recorder
         self._tally = tally
         self._refusals = refusals
+        self._throttle = throttle
+        self.error: NoMailTaken | None = None
+        """The relay is at fault and not the mails: no more are sent, and those in flight get their
+        outcomes before it is raised."""
         self._name = relay.name
         self._pulled: deque[IMailClaim] = deque()
         self._resend: deque[IMailClaim] = deque()
@@ -116,6 +123,9 @@ class Batch:
             try:
                 outcome = next(outcomes, None)
             except MailerUnavailable as error:
+                if self.session_throttled(error.reply):
+                    connection.close()
+                    break
                 if not self.session_ended(stale=error.stale and connection.mails_on_session > 0):
                     raise
                 connection.close()
@@ -133,6 +143,8 @@ class Batch:
                     self.session_failed('the session ended without an answer')
                 break
             self.record(outcome)
+        if self.error is not None:
+            raise self.error
         return self.holding
 
     def session_opened(self) -> None:
@@ -141,6 +153,8 @@ class Batch:
 
     def next_envelope(self) -> Envelope | None:
         """Return the next mail to send; None if there is none now, or the session is used up."""
+        if self.error is not None:
+            return None
         while self._resend or not self._relay.is_used_up(len(self._pulled)):
             claim = self._resend.popleft() if self._resend else next(self._source, None)
             if claim is None:
@@ -151,15 +165,20 @@ class Batch:
         return None
 
     def record(self, outcome: Outcome) -> None:
-        """Record the outcome of the first mail without one. Raises QueueError, and
-        EveryMailRefused if the relay is at fault and not the mail."""
+        """Record the outcome of the first mail without one. Raises QueueError. ``error`` is set if
+        the relay is at fault and not the mail."""
         self._relay.record_answer()
-        error = None
-        if self._refusals is not None:
+        throttled: tuple[str, ...] = ()
+        if self._throttle is not None:
+            throttled = self._throttle.judge(self._pulled[0].envelope.id, outcome)
+            if len(throttled) < len(outcome) and not self._recorder.durable:
+                throttled = ()  # a part of a mail cannot wait: no queue keeps it
+            if throttled:
+                self.error = self.error or self._throttle.error
+        if self._refusals is not None and not throttled:
             outcome, error = self._refusals.judge(outcome)
-        self._record_first(outcome)
-        if error is not None:
-            raise error
+            self.error = self.error or error
+        self._record_first(outcome, throttled)
 
     def session_ended(self, *, stale: bool) -> bool:
         """The session took no more mail, and the mails without an answer are untouched. Return
@@ -168,6 +187,20 @@ class Batch:
         if stale:
             self._send_again()
         return stale
+
+    def session_throttled(self, reply: Reply | None) -> bool:
+        """Return whether the relay ended the session by a reply that throttles. The mails without
+        an answer are released untouched then, to be sent after the pause."""
+        if reply is None or self._throttle is None or not self._pulled:
+            return False
+        if not self._throttle.slows(self._pulled[0].envelope.id, reply):
+            return False
+        self.error = self.error or self._throttle.error
+        self._clear_ambiguous()
+        self._send_again()
+        while self._resend:
+            _put_back(self._resend.pop())  # the first one last: it is put back in front
+        return True
 
     def _send_again(self) -> None:
         self._resend.extendleft(reversed(self._pulled))
@@ -215,10 +248,17 @@ class Batch:
             if self._ambiguous.pop(claim.envelope.id, None):
                 claim.clear_ambiguous()
 
-    def _record_first(self, outcome: Outcome) -> None:
+    def _record_first(self, outcome: Outcome, throttled: Collection[str] = ()) -> None:
         claim = self._pulled.popleft()
+        if throttled and len(throttled) == len(claim.todo):
+            if self._ambiguous.pop(claim.envelope.id, None):
+                claim.clear_ambiguous()
+            _put_back(claim)
+            return
         try:
-            self._recorder.record_outcome(claim, outcome, self._name, self._tally)
+            self._recorder.record_outcome(
+                claim, outcome, self._name, self._tally, throttled=throttled
+            )
         except QueueError:
             raise  # the recorder keeps the claim
         except Exception:
@@ -247,6 +287,12 @@ class Batch:
         self._resend.clear()
         for claim in left:
             claim.release()
+
+
+def _put_back(claim: IMailClaim) -> None:
+    """Release a claim whose mail was throttled. Those of a processor and of direct delivery have a
+    place where it waits for the end of the pause."""
+    getattr(claim, 'put_back', claim.release)()
 
 
 def _for_todo(claim: IMailClaim) -> Envelope:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -25,6 +25,10 @@ _LEVELS: dict[Kind, int] = {
     'error': logging.ERROR,
 }
 
+THROTTLED_DELAY = 1.0
+"""Seconds until recipients are due again that the relay throttled. The pause of the mailer may be
+longer."""
+
 _NO_VERDICT = Verdict('deferred', None, 'the mailer gave no answer for this recipient')
 
 
@@ -34,6 +38,8 @@ class Unrecorded(NamedTuple):
     claim: IMailClaim
     events: list[PendingEvent]
     retry_at: float | None
+    silent: Set[str]
+    """The ids of the events that are not dispatched."""
 
 
 @dataclass(slots=True)
@@ -63,19 +69,28 @@ class OutcomeRecorder:
             del self.unrecorded[0]
 
     def record_outcome(
-        self, claim: IMailClaim, outcome: Outcome, mailer: str, tally: Tally | None = None
+        self,
+        claim: IMailClaim,
+        outcome: Outcome,
+        mailer: str,
+        tally: Tally | None = None,
+        *,
+        throttled: Collection[str] = (),
     ) -> None:
         """Classify an outcome, log it, count it, write it to the queue and dispatch its events.
 
-        Raises QueueError if it cannot be written; the claim is kept in ``unrecorded`` then.
+        ``throttled``: recipients that the relay throttled, beside others that it did not: they are
+        due again in a moment, and no event is dispatched for them. Raises QueueError if it cannot
+        be written; the claim is kept in ``unrecorded`` then.
         """
-        events, retry_at = self._classify(claim, outcome, mailer)
+        events, retry_at = self._classify(claim, outcome, mailer, throttled)
+        silent = {event.id for event in events if event.recipients[0] in throttled}
         if tally is not None:
             tally.count(events)
         try:
-            self._write(claim, events, retry_at)
+            self._write(claim, events, retry_at, silent)
         except QueueError:
-            self.unrecorded.append(Unrecorded(claim, events, retry_at))
+            self.unrecorded.append(Unrecorded(claim, events, retry_at, silent))
             log.critical(
                 '%s: outcome could not be written to the queue; sending stops until it can',
                 claim.envelope.message_id,
@@ -83,7 +98,7 @@ class OutcomeRecorder:
             raise
 
     def _classify(
-        self, claim: IMailClaim, outcome: Outcome, mailer: str
+        self, claim: IMailClaim, outcome: Outcome, mailer: str, throttled: Collection[str]
     ) -> tuple[list[PendingEvent], float | None]:
         """Return one event for all recipients with the same answer, and the time at which the
         mail is due again."""
@@ -106,9 +121,12 @@ class OutcomeRecorder:
         retry_at = None
         events: list[PendingEvent] = []
         for verdict, recipients in groups:
-            kind = self._kind(verdict, delay)
-            if kind == 'deferred':
-                retry_at = next_try
+            waits = recipients[0] in throttled
+            kind = 'deferred' if waits else self._kind(verdict, delay)
+            if waits:
+                retry_at = now + THROTTLED_DELAY
+            elif kind == 'deferred':
+                retry_at = retry_at or next_try
             event = PendingEvent(
                 id=f'{envelope.id}-{number}-{kind}-{len(events)}',
                 kind=kind,
@@ -120,7 +138,8 @@ class OutcomeRecorder:
                 permanent=verdict.status == 'failed',
                 retry_at=next_try if kind == 'deferred' else None,
             )
-            self._log(event, verdict, envelope)
+            if not waits:
+                self._log(event, verdict, envelope)
             events.append(event)
         return events, retry_at
 
@@ -131,12 +150,20 @@ class OutcomeRecorder:
             return 'error'
         return 'error' if verdict.status == 'ambiguous' and self.ambiguous == 'hold' else 'deferred'
 
-    def _write(self, claim: IMailClaim, events: list[PendingEvent], retry_at: float | None) -> None:
+    def _write(
+        self,
+        claim: IMailClaim,
+        events: list[PendingEvent],
+        retry_at: float | None,
+        silent: Set[str] = frozenset(),
+    ) -> None:
         # Events of earlier attempts are dispatched again, and not settled again.
-        pending: Sequence[PendingEvent] = events
+        pending = events
+        if silent:
+            pending = [event for event in events if event.id not in silent]
         if older := claim.pending_events:
             known = {event.id for event in events}
-            pending = [event for event in older if event.id not in known] + events
+            pending = [event for event in older if event.id not in known] + pending
         wanted = any(map(self.dispatcher.wants, {event.kind for event in pending}))
         claim.settle(events, retry_at=retry_at, report=wanted)
         if wanted:

@@ -13,13 +13,21 @@ import threading
 from ..envelope import Outcome, Reply, Verdict
 from ..exceptions import MailerUnavailable
 
-__all__ = ['IN_A_ROW', 'EveryMailRefused', 'Refusals']
+__all__ = ['IN_A_ROW', 'VARYING_WORDS', 'EveryMailRefused', 'NoMailTaken', 'Refusals']
 
 IN_A_ROW = 5
 """Mails that are refused in the same words, one after the other, until it is the relay's fault."""
 
-_VARYING_WORDS = re.compile(r'(?<!\S)\S*[\d@]\S*')
-"""Addresses, times, session numbers: anything with a digit or an @."""
+_CODE = r'[2-5]\d\d[,:;]?(?!\S)'
+
+_ENHANCED = r'[245]\.\d{1,3}\.\d{1,3}[,:;]?(?!\S)'
+
+VARYING_WORDS = re.compile(
+    rf'(?<!\S)(?!{_ENHANCED}|(?:(?<=answered )|(?<=: )|(?<!.)){_CODE})\S*[\d@]\S*', re.DOTALL
+)
+"""What does not count where the words of two refusals are compared: addresses, times, session
+numbers. A reply code, which stands at the start, behind 'answered' or behind a colon, does count,
+and an enhanced one."""
 
 _ENHANCED_CODE = re.compile(r'5\.(\d{1,3})\.(\d{1,3})\b')
 
@@ -35,7 +43,11 @@ _UNKNOWN_USER = re.compile(
 )
 
 
-class EveryMailRefused(MailerUnavailable):
+class NoMailTaken(MailerUnavailable):
+    """The relay opens sessions, and takes no mail over them."""
+
+
+class EveryMailRefused(NoMailTaken):
     """The relay refuses every mail in the same words."""
 
 
@@ -98,5 +110,4 @@ def _same_words(reply: Reply) -> str:
             return ''
     elif code[1] == '2' or (code[1] == '1' and code[2] not in _SENDERS_FAULT):
         return ''
-    words = _VARYING_WORDS.sub('', reply.text).split()
-    return ' '.join([str(reply.code), code[0] if code else '', *words])
+    return ' '.join(VARYING_WORDS.sub('', str(reply)).split())

@@ -126,7 +126,9 @@ class SMTPSession:
             self._raised = True
             raise end.error
         if not client.idle or (source is not None and next(source, None) is not None):
-            raise MailerUnavailable(f'{client.name}: {end.reason}', stale=end.stale)
+            raise MailerUnavailable(
+                f'{client.name}: {end.reason}', stale=end.stale, reply=end.reply
+            )
 
     def _write_once(self) -> bool:
         """Write what may leave now; return whether there was anything."""

@@ -10,23 +10,19 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transaction import TransactionManager
-from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from pyramid_sendmail import (
     MailerUnavailable,
-    Message,
     MessageError,
     QueueError,
 )
-from pyramid_sendmail.delivery.direct import DirectMailDelivery
 from pyramid_sendmail.envelope import Envelope, PendingEvent, Reply, Verdict
 from pyramid_sendmail.interfaces import (
     IDirectMailDelivery,
@@ -35,76 +31,17 @@ from pyramid_sendmail.interfaces import (
 )
 from pyramid_sendmail.mailers.factory import mailer_from_url
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
-from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
-from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
 from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from pyramid_sendmail.threads import BackgroundThread
+from tests.support.direct import WAIT, Direct, message
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import files, make_envelope, until
 from tests.support.smtp.server import ScriptedSMTPServer, drop, reply
 
-WAIT = 10.0
-
 REFUSED = Verdict('failed', Reply(550, '5.1.1 no such user'))
 LATER = Verdict('deferred', Reply(450, '4.2.0 greylisted'))
 NO_ANSWER = Verdict('ambiguous', None, 'no answer to the whole message')
-
-
-def message(subject: str = 'Hello', to: Any = 'ann@example.org') -> Message:
-    return Message(subject=subject, to=to, text='Hi', sender='shop@example.org')
-
-
-@implementer(IMailEventDispatcher)
-class Dispatcher:
-    """Handles events in the sending thread; ``handle`` returns whether it has handled them."""
-
-    def __init__(self) -> None:
-        self.handled: list[tuple[str, PendingEvent]] = []
-        self.handle: Callable[[Any, Sequence[PendingEvent]], bool] = lambda claim, events: True
-
-    def wants(self, kind: str) -> bool:
-        return True
-
-    def dispatch(self, claim: Any, events: Sequence[PendingEvent]) -> None:
-        if self.handle(claim, events):
-            self.handled += [(claim.envelope.subject, event) for event in events]
-            lasting = [event for event in events if event.kind != 'deferred']
-            if lasting:
-                claim.acknowledge(lasting)
-
-    failures = 0
-
-    def flush(self, timeout: float) -> bool:
-        return True
-
-    @property
-    def kinds(self) -> list[tuple[str, str]]:
-        return [(subject, event.kind) for subject, event in self.handled]
-
-
-class Direct:
-    """A direct delivery and everything around it."""
-
-    def __init__(self, queue: Any, mailer: Any, *, durable: bool, **options: Any) -> None:
-        self.queue = queue
-        self.mailer = mailer
-        self.dispatcher = Dispatcher()
-        policy = RetryPolicy() if durable else AT_ONCE_OR_NEVER
-        self.recorder = OutcomeRecorder(policy, self.dispatcher, durable=durable)
-        self.manager = TransactionManager(explicit=True)
-        self.delivery = DirectMailDelivery(
-            queue, mailer, EnvelopeFactory(), self.recorder, **options
-        )
-        self.sender = self.delivery._sender
-        self.bound = self.delivery.bind(self.manager)
-
-    def commit(self, *messages: Message, **options: Any) -> list[str]:
-        with self.manager:
-            return [self.bound.send(each, **options) for each in messages or [message()]]
-
-    def finish(self) -> None:
-        self.sender.finish(WAIT)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from pyramid_sendmail.processor.active_queue import CONTENTION_BLOCK, ActiveQueue
-from pyramid_sendmail.processor.rate_limiter import RateLimiter
 from pyramid_sendmail.queue.ticket import Ticket
+from pyramid_sendmail.sending.rate_limiter import RateLimiter
 from tests.support.processors import WorkerThread
 from tests.support.queues import Clock, until
 

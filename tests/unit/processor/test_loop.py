@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from pyramid_sendmail.exceptions import MailerUnavailable
 from pyramid_sendmail.mailers.smtp.options import SessionOptions, Timeouts
-from pyramid_sendmail.processor import circuit_breaker
 from pyramid_sendmail.processor import loop as loop_module
 from pyramid_sendmail.queue import MemoryQueue
+from pyramid_sendmail.sending import circuit_breaker
 from tests.support.loops import LoopSession, Names, cpu_seconds, full_listener, loop_thread
 from tests.support.pipelining import ANSWERS, Fault, mails, outcomes_of, script_actions
 from tests.support.processors import ProcessorSetup, is_empty, make_maildir

@@ -13,9 +13,9 @@ import pytest
 
 from pyramid_sendmail.envelope import Envelope, Tally
 from pyramid_sendmail.exceptions import MailerUnavailable
-from pyramid_sendmail.processor.circuit_breaker import CircuitBreaker
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.retry import RetryPolicy
+from pyramid_sendmail.sending.circuit_breaker import CircuitBreaker
 from tests.support.doubles import RecordingMailer
 from tests.support.processors import (
     DEFERRED,

@@ -302,7 +302,7 @@ def test_recording_fails_for_an_interrupted_mail(
     connection = on_disk.connection(answers())
     with pytest.raises(QueueError):
         attempt(map(full, on_disk.claims()), connection, on_disk.attempts, on_disk.tally)
-    [(claim, _, retry_at)] = on_disk.attempts.unrecorded
+    [(claim, _, retry_at, _)] = on_disk.attempts.unrecorded
     assert retry_at == NOW + 60
     assert claim.releases == 0  # type: ignore[attr-defined]
     full.broken = False

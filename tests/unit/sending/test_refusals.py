@@ -48,6 +48,7 @@ def statuses(refusals: Refusals, *outcomes: dict[str, Verdict]) -> list[str]:
         ('5.7.1 Service unavailable, client host [192.0.2.1] blocked using x.example.net', 554),
         ('5.1.8 <{}>: sender address rejected: domain not found', 550),
         ('Transaction failed {}', 554),
+        ('5.4.5 limit of 500 mails, and this is the {}', 550),
         ('no', 552),
     ],
 )
@@ -55,7 +56,8 @@ def test_the_same_words(text: str, code: int) -> None:
     """From the fifth mail in a row on it is not the mail's fault: it is deferred, with the words
     and what to do. Addresses and numbers may differ."""
     refusals = Refusals('smtp://relay.example.org:25')
-    outcomes = [refused(text, f'user{number}@example.org', code=code) for number in range(8)]
+    outcomes = [refused(text, f'user{number}@example.org', code=code) for number in range(4)]
+    outcomes += [refused(text, str(number), code=code) for number in range(501, 505)]
     first = ['failed'] * (IN_A_ROW - 1)
     assert statuses(refusals, *outcomes) == first + ['deferred!'] * (9 - IN_A_ROW)
     judged, error = refusals.judge(refused(text, 'a@x', 'b@x', code=code))

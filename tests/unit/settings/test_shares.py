@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyramid.exceptions import ConfigurationError
 
-from pyramid_sendmail.processor.rate_limiter import RateLimiter
+from pyramid_sendmail.sending.rate_limiter import RateLimiter
 from pyramid_sendmail.settings.shares import share, share_of_settings, useful_processes
 from tests.support.configuration import parse
 from tests.support.queues import Clock

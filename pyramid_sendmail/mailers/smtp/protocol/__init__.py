@@ -41,7 +41,8 @@ lost after the final dot       ambiguous for the accepted recipients
 2xx to the final dot           delivered: the accepted recipients
 =============================  =============================================================
 
-Only the first digit of other codes counts (RFC 5321, 4.2.1). A time-out, a line that is no reply,
+Only the first digit of other codes counts (RFC 5321, 4.2.1); ``sending.throttling`` reads the words
+of deferred ones. A time-out, a line that is no reply,
 a reply that makes no sense in its place and one without a command count as a lost connection. By
 LMTP each accepted recipient has a reply of its own to the final dot.
 

@@ -161,7 +161,7 @@ class Flight:
             known = reply.code // 100 in (2, 4, 5)
             return UNASKED_REPLY if known else f'the relay answered {verb} with {reply}'
         if reply.code == 421:
-            state.closing = state.closing or f'{verb} was answered {reply}'
+            state.announce_closing(reply, f'{verb} was answered {reply}')
             self.complete = True
         if verb == 'BDAT':
             state.has_answered, state.in_transaction = True, reply.code >= 400
@@ -187,6 +187,7 @@ class Flight:
                 session_failure_reason(verb, reply, secure=state.secure),
                 reply.code in (421, 452, 503),
             )
+            state.ended_by = state.ended_by or reply
             state.in_transaction = state.in_transaction and verb == 'RCPT'
             self.complete = True
         else:

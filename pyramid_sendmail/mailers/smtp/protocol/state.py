@@ -42,12 +42,13 @@ class SessionEnd(NamedTuple):
     """Why nothing more can be sent. Mails without an outcome are untouched.
 
     ``stale``: the connection was of an earlier time, and another one may do. ``error``: what
-    ``before_final_dot`` raised.
+    ``before_final_dot`` raised. ``reply``: that by which the relay ended the session, if it did.
     """
 
     reason: str
     stale: bool
     error: BaseException | None = None
+    reply: Reply | None = None
 
 
 class TransferChoices(TypedDict):
@@ -73,6 +74,7 @@ class TransferState:
     ``has_answered``   the relay has answered for a mail
     ``cut``            why the last write failed: nothing more leaves, replies may still come
     ``closing``        the 421 by which the relay announced that it closes
+    ``ended_by``       the reply by which the relay ended the session
     ``window``         how many mails may be in flight by BDAT
     ================== ====================================================================
     """
@@ -106,6 +108,7 @@ class TransferState:
         self.has_answered = False
         self.cut = ''
         self.closing = ''
+        self.ended_by: Reply | None = None
 
     @property
     def pipelines(self) -> bool:
@@ -213,7 +216,7 @@ class TransferState:
 
     def defer_rest(self, mail: MailTransaction, reason: str) -> None:
         """Defer the recipients without a verdict."""
-        verdict = Verdict('deferred', None, f'{self.name}: {reason}')
+        verdict = Verdict('deferred', self.ended_by, f'{self.name}: {reason}')
         mail.set_missing_verdicts(mail.envelope.recipients, verdict)
         mail.todo, mail.asked, mail.accepted = [], [], []
         mail.replies_due, mail.session_failure, mail.stage = 0, None, 'sent'
@@ -230,7 +233,7 @@ class TransferState:
         self.unsent.clear()
         self.at = None
         if self.end is None:
-            self.end = SessionEnd(reason, stale, error)
+            self.end = SessionEnd(reason, stale, error, self.ended_by)
             for mail in self.mails:
                 if mail.ambiguous and not mail.complete:
                     # Some recipients have their replies: these count.
@@ -245,11 +248,24 @@ class TransferState:
             self.has_answered = self.has_answered or mail.answered
             self.outcomes.append(mail.outcome)
 
+    def announce_closing(self, reply: Reply, reason: str) -> None:
+        """The relay has announced by 421 that it closes the connection (RFC 5321, 3.8)."""
+        self.closing = self.closing or reason
+        self.ended_by = self.ended_by or reply
+
     def end_session(
-        self, mail: MailTransaction, reason: str, *, stale: bool, closing: bool = False
+        self,
+        mail: MailTransaction,
+        reply: Reply | None,
+        reason: str,
+        *,
+        stale: bool,
+        closing: bool = False,
     ) -> None:
-        """The relay takes no more mail in this session. ``stale``: in another one it may.
+        """The relay takes no more mail in this session. ``reply``: that by which it refuses more,
+        unless it has had enough of this session alone. ``stale``: in another one it may.
         ``closing``: it closes the connection."""
+        self.ended_by = reply
         self.may_quit = not (closing or self.awaiting)
         if mail.is_untouched(self.has_answered):
             self.stop(reason, stale=stale and self.has_answered)

@@ -293,9 +293,9 @@ class MailTransfer(TransferState):
         elif is_session_failure(reply):
             closing = reply.code == 421
             reason = session_failure_reason(verb, reply, secure=self.secure)
-            self.end_session(mail, reason, stale=closing, closing=closing)
+            self.end_session(mail, reply, reason, stale=closing, closing=closing)
         elif verb == 'MAIL' and self.has_answered and is_session_full(reply):
-            self.end_session(mail, f'MAIL was answered {reply}', stale=True)
+            self.end_session(mail, None, f'MAIL was answered {reply}', stale=True)
         elif reply.code < 400:
             self.connection_lost(f'the relay answered {verb} with {reply}')
         elif self.has_unread():
@@ -340,7 +340,7 @@ class MailTransfer(TransferState):
             self.connection_lost(f'the relay answered the final dot with {reply}')
             return
         if reply.code == 421:
-            self.closing = self.closing or f'the relay answered {reply}'
+            self.announce_closing(reply, f'the relay answered {reply}')
         mail.set_verdict(command.recipients, final_verdict(reply))
         if not (self.awaiting and self.awaiting[0].verb == '.'):
             if closing := self.cut or self.closing:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyramid_sendmail.processor.rate_limiter import RateLimiter
+from pyramid_sendmail.sending.rate_limiter import RateLimiter
 from tests.support.queues import Clock
 
 RATES = st.tuples(st.integers(1, 2000), st.sampled_from([1, 60, 3600, 86400]))

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
-from pyramid_sendmail.processor.circuit_breaker import (
+from pyramid_sendmail.sending.circuit_breaker import (
     CROWDED_PAUSE,
     LONGEST_PAUSE,
     PROBE_PATIENCE,
@@ -147,6 +147,23 @@ def test_an_outage_is_not_forgotten(caplog: pytest.LogCaptureFixture) -> None:
     assert 'mails that wait: 7, the oldest for 7 min; next try' in reminders[1][1]
 
 
+def test_a_new_reason_when_a_reminder_is_due(caplog: pytest.LogCaptureFixture) -> None:
+    """It has a line and a level of its own; the next reminder is about the new reason."""
+    clock = Clock(0.0)
+    breaker = CircuitBreaker(clock)
+    every = EveryMailRefused('relay: 554 denied')
+    for now, error in ((0, RELAY_REFUSED), (61, every), (130, every), (301, RELAY_REFUSED)):
+        clock.now = now
+        breaker.acquire('ann')
+        breaker.record_failure(error, 'ann')
+    clock.now = 901
+    breaker.acquire('ann')
+    breaker.record_failure(RELAY_REFUSED, 'ann')
+    assert levels(caplog) == ['ERROR', 'CRITICAL', 'ERROR', 'ERROR']
+    still = ['still unavailable' in text for text in caplog.messages]
+    assert still == [False, False, False, True]
+
+
 @pytest.mark.parametrize(
     ('seconds', 'text'),
     [(-1, '0 s'), (119, '119 s'), (120, '2 min'), (7199, '120 min'), (7200, '2 h'), (3e5, '3 d')],
@@ -195,6 +212,7 @@ SAME = (
         'smtp://relay.example.org:25: connecting: 192.0.2.1: timed out after 30 s',
         'smtp://relay.example.org:25: connecting: 192.0.2.2: timed out after 30 s',
     ),
+    ('MAIL was answered 450 4.7.1 <a@example.org>', 'MAIL was answered 450 4.7.1 <b@example.org>'),
     (
         '554 5.7.1 no [DB3.example.com 2026-11-23T08:50:06.123Z 08DC]',
         '554 5.7.1 no [AM6.example.com 2026-11-23T08:51:07.001Z 09AB]',

@@ -1,15 +1,15 @@
-"""The circuit breaker of a queue processor: whether a worker may use the relay now."""
+"""The circuit breaker: whether a worker of a queue processor, or direct delivery, may use the relay
+now."""
 
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Callable, Hashable
 from random import random
 
 from ..exceptions import QueueError
-from ..sending.refusals import EveryMailRefused
+from .refusals import VARYING_WORDS, EveryMailRefused, NoMailTaken
 
 __all__ = [
     'CROWDED_PAUSE',
@@ -49,15 +49,6 @@ def span_text(seconds: float) -> str:
     return f'{max(seconds, 0.0):.0f} s'
 
 
-_VARYING_WORDS = re.compile(
-    r"""(?<!\S)
-    (?! (\d{3} | \d\.\d{1,3}\.\d{1,3}) [,:;]? (?!\S) )  # a reply code, and an enhanced one
-    \S*\d\S*""",
-    re.VERBOSE,
-)
-"""Words ignored when two refusals are compared: times and session numbers."""
-
-
 class CircuitBreaker:
     """Whether the relay is available, as far as the workers know. Thread-safe.
 
@@ -69,10 +60,11 @@ class CircuitBreaker:
               take further mail
     ========= ==============================================================================
 
-    After EveryMailRefused a session proves nothing: the breaker stays half-open until a mail has
+    After NoMailTaken a session proves nothing: the breaker stays half-open until a mail has
     another outcome.
 
-    ``relay``: the name of the relay, for the log. ``pause``: see FIRST_PAUSE, in seconds.
+    ``relay``: the name of the relay, and ``consequence``: what an outage means for mail, for the
+    log. ``pause``: see FIRST_PAUSE, in seconds.
     ``chance()``, between 0 and 1, makes each pause up to a fifth shorter or longer, so that
     processors that lost the relay together do not come back together. The log has one line for
     each change and for each new reason, and is reminded of an outage that lasts. ``backlog()``
@@ -87,12 +79,14 @@ class CircuitBreaker:
         *,
         relay: str = '',
         pause: float = FIRST_PAUSE,
+        consequence: str = 'mail stays queued',
         chance: Callable[[], float] = random,
         backlog: Callable[[], tuple[int, float]] = lambda: (0, 0.0),
     ) -> None:
         self._monotonic = monotonic
         self._relay = relay
         self._pause = pause
+        self._consequence = consequence
         self._chance = chance
         self._backlog = backlog
         self._lock = threading.Lock()
@@ -171,18 +165,18 @@ class CircuitBreaker:
         seconds that this worker alone should pause. Otherwise open the breaker and return 0. A
         QueueError always opens it.
         """
-        reason = _VARYING_WORDS.sub('', str(error))
+        reason = VARYING_WORDS.sub('', str(error))
         part = 'queue' if isinstance(error, QueueError) else 'relay'
         with self._lock:
             self._sessions.pop(worker, None)
             self._stop_probing(worker)
-            everything = isinstance(error, EveryMailRefused)
+            everything = isinstance(error, NoMailTaken)
             others = self._times_opened in self._sessions.values()
             crowded = part == 'relay' and others and not everything
             now = self._monotonic()
             # Another worker failed a moment ago, and has logged it.
-            known = bool(self._failures and self._open_until > now)
-            if not (crowded or known):
+            known = crowded or bool(self._failures and self._open_until > now)
+            if not known:
                 pause = min(self._pause * 2.0 ** min(self._failures, 20), LONGEST_PAUSE)
                 self._open_until = now + pause * (0.8 + 0.4 * self._chance())
                 if not self._failures:
@@ -193,14 +187,14 @@ class CircuitBreaker:
                 known = self._reason == reason
                 self._reason, self._part = reason, part
             lasted, next_try = now - self._failing_since, self._open_until - now
-            remind = not crowded and now >= self._remind_at
-            if remind:
+            due = not crowded and now >= self._remind_at
+            if due:
                 later = (self._failing_since + each for each in REMINDERS if each > lasted)
                 self._remind_at = next(later, now + REMINDER_INTERVAL)
         if crowded:
             log.info('no further connection, other workers continue: %s', error)
             return CROWDED_PAUSE
-        if remind:
+        if due and known:
             waiting, oldest = self._backlog()
             log.error(
                 '%s still unavailable, after %d failed attempts in %s; mails that wait: %d, the '
@@ -209,10 +203,16 @@ class CircuitBreaker:
                 *(waiting, span_text(oldest), next_try, error),
             )
         else:
-            level = logging.CRITICAL if everything else logging.ERROR
+            critical = isinstance(error, EveryMailRefused)
+            level = logging.CRITICAL if critical else logging.ERROR
             level = logging.DEBUG if known else level
-            log.log(level, '%s unavailable, mail stays queued: %s', part, error)
+            log.log(level, '%s unavailable, %s: %s', part, self._consequence, error)
         return 0.0
+
+    @property
+    def failures(self) -> int:
+        """How many attempts have failed since the last success."""
+        return self._failures
 
     def retry_in(self) -> float:
         """Return the seconds until the next try; 0 if the breaker is not open."""

@@ -1,0 +1,83 @@
+"""Claims of direct delivery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from zope.interface import implementer
+
+from ..envelope import PendingEvent
+from ..interfaces import IMailClaim
+
+__all__ = ['TICKET_RESOLUTION', 'DirectClaim']
+
+EVENT_RETRY_DELAY = 1.0
+"""Seconds until an event that the dispatcher gave back is tried again."""
+
+TICKET_RESOLUTION = 0.001
+"""Seconds by which due mail may look due later: a ticket's time has milliseconds."""
+
+
+@implementer(IMailClaim)
+class DirectClaim:
+    """A claim that has the queue scanned when one of its events is due again.
+
+    ``scan(at)``: called with the time of the scan, in epoch seconds. ``throttled()``: called when
+    it is released because the mail was throttled. ``clock``: epoch seconds.
+    """
+
+    def __init__(
+        self,
+        claim: IMailClaim,
+        scan: Callable[[float], None],
+        throttled: Callable[[], object],
+        clock: Callable[[], float],
+    ) -> None:
+        self._claim = claim
+        self._scan = scan
+        self._throttled = throttled
+        self._clock = clock
+        self._reporting = False
+        self.envelope = claim.envelope
+        self.todo = claim.todo
+        self.since = claim.since
+        self.interrupted = claim.interrupted
+        self.ambiguous = claim.ambiguous
+
+    @property
+    def attempt(self) -> int:
+        return self._claim.attempt
+
+    @property
+    def pending_events(self) -> Sequence[PendingEvent]:
+        return self._claim.pending_events
+
+    def mark_ambiguous(self, recipients: Sequence[str]) -> None:
+        self._claim.mark_ambiguous(recipients)
+
+    def clear_ambiguous(self) -> None:
+        self._claim.clear_ambiguous()
+
+    def settle(
+        self, events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
+    ) -> None:
+        self._claim.settle(events, retry_at=retry_at, report=report)
+        self._reporting = report
+
+    def acknowledge(self, events: Iterable[PendingEvent]) -> None:
+        self._claim.acknowledge(events)
+
+    def retry_events(self, events: Iterable[PendingEvent], due: float) -> None:
+        self._claim.retry_events(events, due)
+        self._scan(due + TICKET_RESOLUTION)
+
+    def release(self) -> None:
+        self._claim.release()
+        if self._reporting:
+            # The dispatcher's backlog was full, or an acknowledged event could not be written.
+            self._scan(self._clock() + EVENT_RETRY_DELAY)
+
+    def put_back(self) -> None:
+        """Release the claim of a mail that was throttled."""
+        self.release()
+        self._throttled()
