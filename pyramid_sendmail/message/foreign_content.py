@@ -8,7 +8,7 @@ from collections.abc import Callable
 from email.message import Message as AnyMessage
 
 from ..exceptions import MessageError
-from .foreign import content_type, header_line, mended_line
+from .foreign import ascii_line, content_type, header_line
 from .foreign_leaf import leaf_body
 from .foreign_parser import parse_message
 from .headers import check_name
@@ -25,14 +25,16 @@ class ContentWriter:
     """Writes the content of a message in pieces, and counts them.
 
     ``max_size`` limits their bytes; ``lenient``: headers of parts that cannot leave are mended or
-    left out. Raises MessageError.
+    left out, and signed content of 8 bits leaves as it is. Raises MessageError.
     """
 
     def __init__(self, max_size: int, too_large: str, *, lenient: bool = False) -> None:
         self.pieces: list[bytes] = []
+        self.eight_bit = False
+        """Whether signed content was written that is not ASCII."""
         self._room = max_size
         self._too_large = too_large
-        self._line: Callable[[str, object], bytes] = mended_line if lenient else header_line
+        self._line: Callable[[str, object], bytes] = ascii_line if lenient else header_line
         self._lenient = lenient
         self._parts = 0
 
@@ -103,7 +105,10 @@ class ContentWriter:
                 if key not in lines:
                     lines[key] = (name, self._line(name, value))
             elif not root:
-                lines[f'{number}:{key}'] = (name, self._line(name, value))
+                line = self._line(name, value)
+                # Addresses of a mail that is attached: its head is content of 7 bits here.
+                line = line if line.isascii() else ascii_line(name, value)
+                lines[f'{number}:{key}'] = (name, line)
         return lines
 
     def _write_headers(self, lines: dict[str, tuple[str, bytes]], *, blank: bool = True) -> None:
@@ -151,34 +156,52 @@ class ContentWriter:
         encodings: list[str],
         depth: int,
     ) -> None:
+        # The head comes first, and depends on what follows.
+        before, self.eight_bit = self.eight_bit, False
+        at = len(self.pieces)
+        self.pieces.append(b'')
         if kind.startswith('message/'):
-            if encodings[:1] in (['8bit'], ['binary']):
-                _set_encoding(lines, '7bit')
-            self._write_headers(lines)
             for number, child in enumerate(children):
                 # The blocks of message/delivery-status have an empty line between two of them.
                 self.add(b'\r\n' if number else b'')
                 self.write(child, depth=depth + 1, is_block=kind == _STATUS)
-            return
-        if not kind.startswith('multipart/'):
-            kind = source = 'multipart/mixed'
+            is_wrong = encodings[:1] in (['8bit'], ['binary'])
+        else:
+            if not kind.startswith('multipart/'):
+                kind = source = 'multipart/mixed'
+            boundary = parameter(source, 'boundary')
+            if boundary is None or not _BOUNDARY.fullmatch(boundary):
+                boundary = new_boundary()
+                line = self._line('Content-Type', set_parameter(source, 'boundary', boundary))
+                lines['content-type'] = ('Content-Type', line)
+            if kind == 'multipart/signed':
+                self._write_signed(part, boundary, depth)
+            else:
+                self._write_children(part, children, boundary, depth)
+            is_wrong = bool(encodings) and encodings[0] != '7bit'
         # The parts of a multipart are encoded, never the whole (RFC 2045, 6.4).
-        if encodings and encodings[0] != '7bit':
+        if self.eight_bit:
+            _set_encoding(lines, '8bit')
+        elif is_wrong:
             _set_encoding(lines, '7bit')
-        boundary = parameter(source, 'boundary')
-        if boundary is None or not _BOUNDARY.fullmatch(boundary):
-            boundary = new_boundary()
-            line = self._line('Content-Type', set_parameter(source, 'boundary', boundary))
-            lines['content-type'] = ('Content-Type', line)
+        self.eight_bit = self.eight_bit or before
         self._write_headers(lines)
-        if kind == 'multipart/signed':
-            VerbatimWriter(
-                self.add,
-                part.policy,
-                what='message: multipart/signed',
-                remedy='sign parts that are quoted-printable or base64',
-            ).body(part, boundary=boundary, depth=depth)
-            return
+        self.pieces[at] = self.pieces.pop()
+
+    def _write_signed(self, part: AnyMessage, boundary: str, depth: int) -> None:
+        at = len(self.pieces)
+        VerbatimWriter(
+            self.add,
+            part.policy,
+            what='message: multipart/signed',
+            remedy='sign parts that are quoted-printable or base64',
+            eight_bit=self._lenient,
+        ).body(part, boundary=boundary, depth=depth)
+        self.eight_bit = not all(map(bytes.isascii, self.pieces[at:]))
+
+    def _write_children(
+        self, part: AnyMessage, children: list[AnyMessage], boundary: str, depth: int
+    ) -> None:
         if (preamble := _clean(part.preamble)) is not None:
             self.add(preamble + b'\r\n')
         for number, child in enumerate(children):

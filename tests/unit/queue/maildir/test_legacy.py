@@ -27,7 +27,8 @@ __all__ = ['tmp_path']
 OLD = '1700000000.4711.web.12345'
 MAIL = (
     b'Message-ID: <4711@web.example.org>\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\n'
-    b'Date: Tue, 14 Nov 2023 22:13:20 +0000\nFrom: Shop <shop@example.org>\nTo: ann@example.org\n\nHello.\nBye.\n'
+    b'Date: Tue, 14 Nov 2023 22:13:20 +0000\nFrom: Shop <shop@example.org>\nTo: ann@example.org\n'
+    b'\nHello.\nBye.\n'
 )
 ZOPE = b'X-Zope-From: bounces@example.org\nX-Zope-To: ann@example.org, bob@example.org\n' + MAIL
 
