@@ -105,10 +105,7 @@ class ContentWriter:
                 if key not in lines:
                     lines[key] = (name, self._line(name, value))
             elif not root:
-                line = self._line(name, value)
-                # Addresses of a mail that is attached: its head is content of 7 bits here.
-                line = line if line.isascii() else ascii_line(name, value)
-                lines[f'{number}:{key}'] = (name, line)
+                lines[f'{number}:{key}'] = (name, self._line(name, value))
         return lines
 
     def _write_headers(self, lines: dict[str, tuple[str, bytes]], *, blank: bool = True) -> None:

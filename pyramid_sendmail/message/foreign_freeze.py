@@ -67,6 +67,11 @@ class ForeignFreezer:
         message_id = self._message_id(head)
         writer = ContentWriter(self.max_size, self.too_large, lenient=lenient)
         names = ['MIME-Version', *writer.write(self.message, root=True)]
+        if not lenient and not all(map(bytes.isascii, writer.pieces)):
+            raise MessageError(
+                'message: an address in the headers of a part is not ASCII; attach that mail as '
+                'application/octet-stream'
+            )
         frozen = self._frozen(head, message_id, names, [MIME_VERSION, *writer.pieces])
         frozen.eight_bit = writer.eight_bit
         return frozen

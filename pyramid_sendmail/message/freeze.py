@@ -314,5 +314,7 @@ _ARGUMENTS = {
     'subject': 'subject',
     'return-path': 'the option sender of send',
     'mime-version': 'text, html and attachments',
+    'dkim-signature': 'a signed message of the standard library, or let the relay sign',
 }
-"""What to use in place of headers that a Message makes of its arguments."""
+"""What to use in place of headers that a Message makes of its arguments, and of a signature of
+bytes that are not made yet."""

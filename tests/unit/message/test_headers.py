@@ -120,6 +120,30 @@ def test_references_fold_between_ids() -> None:
 
 
 @pytest.mark.parametrize(
+    ('name', 'separator', 'kept'),
+    [
+        ('References', ',', ','),
+        ('References', '', ''),
+        ('In-Reply-To', ',', ','),
+        ('List-Unsubscribe', ',', ','),
+        ('List-Help', ' ,', ' ,'),
+    ],
+)
+def test_lists_without_blanks(name: str, separator: str, kept: str) -> None:
+    """Ids and URLs that were joined without blanks are folded between two of them alone."""
+    items = [f'<https://example.org/{number}?{"a,b" * 10}@x>' for number in range(50)]
+
+    line = structured_line(name, separator.join(items)).decode()
+
+    assert all(len(part) <= 76 for part in line.split('\r\n'))
+    text = line.replace('\r\n', '').removeprefix(f'{name}: ')
+    assert text.replace('> <', '><').replace(', <', ',<') == kept.join(items)
+    for other in ('X-A', 'Precedence'):
+        with pytest.raises(MessageError, match='998'):
+            structured_line(other, ','.join(items))
+
+
+@pytest.mark.parametrize(
     ('write', 'name', 'text', 'named'),
     [
         (structured_line, 'References', '<é@x>', 'References.*not ASCII.*percent'),
