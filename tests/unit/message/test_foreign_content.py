@@ -569,9 +569,7 @@ def test_an_attached_mail_with_an_address_that_is_not_ascii() -> None:
     raw = freeze(message, sender='s@x', recipients='r@x').raw
 
     assert b'\r\n\r\nFrom: =?utf-8?b?w5wgw7xAeA==?=:;\r\nSubject: =?utf-8?b?w7w=?=\r\n' in raw
-    with pytest.raises(
-        MessageError, match=r'an address .* is not ASCII; attach that mail'
-    ):
+    with pytest.raises(MessageError, match=r'an address .* is not ASCII; attach that mail'):
         freeze(message)
 
 
