@@ -136,21 +136,28 @@ def preserved_line(name: str, value: str) -> bytes:
     """Return a header that another program has written, and perhaps folded and encoded.
 
     ASCII stays as it is, folded anew only if a line is too long or ends inside quotes. Other
-    characters are read as text, raw bytes as UTF-8, and encoded.
+    characters are read as text, raw bytes as UTF-8, and encoded; so is text that cannot be folded.
     """
     if value.isascii() and value.isprintable() and len(name) + len(value) + 2 <= LINE_WIDTH:
         return f'{name}: {value}\r\n'.encode('ascii')
     text = unfold(value)
     check_text(text, name)
+    key = name.lower()
+    is_structured = holds_identifiers(name) or key.startswith('content-')
     if not text.isascii():
-        if holds_identifiers(name) or name.lower().startswith('content-'):
+        if is_structured:
             return structured_line(name, text)
         return unstructured_line(name, decode_words(text))
     lines = re.split('\r\n|\r|\n', f'{name}: {value}'.rstrip('\r\n'))
     fits = all(line.strip() and len(line) <= LINE_WIDTH + 2 for line in lines)
     if fits and (len(lines) == 1 or '"' not in value or not _breaks_in_quotes(value)):
         return ''.join(f'{line}\r\n' for line in lines).encode('ascii')
-    return structured_line(name, text)
+    try:
+        return structured_line(name, text)
+    except MessageError:
+        if is_structured or key in ADDRESS_HEADERS:
+            raise
+        return unstructured_line(name, decode_words(text))
 
 
 def fold(name: str, tokens: Iterable[str]) -> bytes:

@@ -350,6 +350,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'password_file': sys.executable}), f'= {sys.executable} is not UTF-8', 'first line'),
     (Start({'default_sender': 'Ann'}), 'mail.default_sender', 'write name@example.org'),
     (Start({'default_sender': 'a@x, b@x'}), 'mail.default_sender', 'write name@example.org'),
+    (Start({'default_sender': 'smtp://a@x'}), 'mail.default_sender: it is a URL', 'write name@'),
     (Start({'envelope_sender': 'Ann'}), 'mail.envelope_sender', 'write name@example.org'),
     (Start({'hostname': 'my_host'}), 'mail.hostname = my_host', 'letters, digits'),
     (Start({'base_url': 'shop.example.org'}), 'mail.base_url = shop', 'https://shop.example.org'),

@@ -291,6 +291,10 @@ class QueueFiles:
             data += part
         return data
 
+    def size(self, descriptor: int) -> int:
+        """Return the bytes of an open file."""
+        return self._open[descriptor]
+
     def read_at(self, descriptor: int, size: int, at: int) -> bytes:
         """Read ``size`` bytes from a place on, or fewer at the end of the file."""
         if descriptor not in self._open:

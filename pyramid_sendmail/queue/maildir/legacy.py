@@ -23,7 +23,11 @@ from .filename import FOLDER_OF, file_name, ticket_of
 from .files import QueueFiles
 from .format import STATE_AT, encode
 
-__all__ = ['InUse', 'adopt', 'is_theirs']
+__all__ = ['ADOPTED_SIZE', 'InUse', 'adopt', 'is_theirs']
+
+ADOPTED_SIZE = 150 * 1024 * 1024
+"""Bytes of a mail of theirs at most: its conversion needs memory for three of it, and no relay
+takes more."""
 
 _ENVELOPE = re.compile(rb'(?im)^X-(Zope|Actually)-(From|To):(.*\r\n(?:[ \t].*\r\n)*)')
 _TO = re.compile(rb'(?im)^X-(?:Zope|Actually)-To:')

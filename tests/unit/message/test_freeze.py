@@ -135,6 +135,8 @@ def test_bad_message(given_: dict[str, Any], named: str) -> None:
         ({'default_sender': 'x'}, "mail.default_sender: 'x' has no @"),
         ({'default_sender': 'a@x, b@x'}, 'mail.default_sender: .*exactly one'),
         ({'envelope_sender': 'x'}, "mail.envelope_sender: 'x'"),
+        ({'default_sender': 'smtp://u:secret@x'}, 'mail.default_sender: it is a URL; write'),
+        ({'envelope_sender': 'smtps://u:secret@x'}, 'mail.envelope_sender: it is a URL; write'),
         (
             {'envelope_sender': '<>'},
             "mail.envelope_sender: .*null sender; give the option sender=''",

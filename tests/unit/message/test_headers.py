@@ -184,6 +184,20 @@ def test_preserved_line_is_folded() -> None:
     assert preserved_line('X-A', 'a\r\n \r\n b') == b'X-A: a  b\r\n'
 
 
+@pytest.mark.parametrize(
+    'text', ['x' * 2_000, 'a ' + 'x' * 2_000, '=?utf-8?q?=C3=A9?= ' + 'x' * 999]
+)
+def test_preserved_line_of_a_long_word(text: str) -> None:
+    """Free text without blanks is encoded, as that of a Message is; an id is not."""
+    line = preserved_line('Subject', text)
+
+    assert max(map(len, line.split(b'\r\n'))) <= 76
+    assert decode_words(unfold(line.decode())) == f'Subject: {decode_words(text)}'
+    for name in ('Received', 'Content-Language', 'Errors-To'):
+        with pytest.raises(MessageError, match='998'):
+            preserved_line(name, text)
+
+
 def test_preserved_line_of_raw_bytes() -> None:
     """Bytes that a parser could not decode are read as UTF-8, and encoded."""
     raw = 'Grüße =?utf-8?q?=C3=A9?='.encode().decode('ascii', 'surrogateescape')

@@ -17,7 +17,7 @@ import pytest
 
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir.legacy import _envelope
+from pyramid_sendmail.queue.maildir.legacy import ADOPTED_SIZE, _envelope
 from tests.support.folders import folder as tmp_path
 from tests.support.growth import grows_linearly
 from tests.support.queues import NOW, Clock, claimed, crashes, files, sent
@@ -499,3 +499,13 @@ def test_mail_that_the_relay_of_an_ancestor_has_refused(
     assert queue.path in record.getMessage()
     assert 'rename .rejected-* without .rejected-' in record.getMessage()
     assert len(files(queue)) == 3
+
+
+def test_an_old_mail_of_any_size(queue: MaildirQueue) -> None:
+    """What no relay takes is moved to failed/, without being read whole."""
+    _lay(queue, ZOPE)
+    os.truncate(Path(queue.path, 'new', OLD), ADOPTED_SIZE + 1)
+    with pytest.raises(DamagedMail, match='more than those of an old mail that is sent') as caught:
+        claimed(queue)
+    assert len(caught.value.raw) == 1024 * 1024
+    assert files(queue) == [f'failed/{OLD}']
