@@ -8,6 +8,7 @@ from collections.abc import Callable
 from email.message import Message as AnyMessage
 
 from ..exceptions import MessageError
+from .encoded_words import looks_encoded
 from .foreign import ascii_line, content_type, header_line
 from .foreign_leaf import leaf_body
 from .foreign_parser import parse_message
@@ -166,9 +167,9 @@ class ContentWriter:
         else:
             if not kind.startswith('multipart/'):
                 kind = source = 'multipart/mixed'
-            boundary = parameter(source, 'boundary')
-            if boundary is None or not _BOUNDARY.fullmatch(boundary):
-                boundary = new_boundary()
+            given = parameter(source, 'boundary')
+            boundary = _usable_boundary(given, is_signed=kind == 'multipart/signed')
+            if boundary != given or not _is_well_written(source, boundary):
                 line = self._line('Content-Type', set_parameter(source, 'boundary', boundary))
                 lines['content-type'] = ('Content-Type', line)
             if kind == 'multipart/signed':
@@ -209,6 +210,23 @@ class ContentWriter:
             self.add(epilogue)
 
 
+def _usable_boundary(given: str | None, *, is_signed: bool) -> str:
+    """Return the boundary that a multipart has, or another one if readers could not use it."""
+    if given is None:
+        return new_boundary()
+    # Some readers decode what looks encoded, and take off single quotes.
+    is_usable = _BOUNDARY.fullmatch(given) and not looks_encoded(given) and given[0] != "'"
+    return given if is_usable or is_signed else new_boundary()
+
+
+def _is_well_written(source: str, boundary: str) -> bool:
+    """Whether a boundary is a token or in quotes in its header (RFC 2045, 5.1)."""
+    if _TOKEN.fullmatch(boundary) or f'"{boundary}"' in source:
+        return True
+    # What cannot be written better stays.
+    return not _BOUNDARY.fullmatch(boundary)
+
+
 def _set_encoding(lines: dict[str, tuple[str, bytes]], encoding: str) -> None:
     name = 'Content-Transfer-Encoding'
     lines[name.lower()] = (name, f'{name}: {encoding}\r\n'.encode('ascii'))
@@ -227,6 +245,8 @@ MAX_DEPTH = 50
 MAX_PARTS = 20_000
 
 _STATUS = 'message/delivery-status'
+
+_TOKEN = re.compile("[!#$%&'*+.0-9A-Z^_`a-z{|}~-]+")
 
 _BOUNDARY = re.compile("[0-9A-Za-z'()+_,./:=? -]{0,199}[0-9A-Za-z'()+_,./:=?-]")
 """A boundary as it is written (RFC 2046, 5.1.1), of more than 70 characters, too."""

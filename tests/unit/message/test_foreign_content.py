@@ -580,3 +580,37 @@ def test_addresses_of_those_who_need_smtputf8() -> None:
         message = parsed(text, email.policy.compat32)
         raw = freeze(message, sender='s@x', recipients=recipients).raw
         assert (text.partition(b'\n')[0] in raw) is keeps
+
+
+@pytest.mark.parametrize('kind', ['mixed', 'signed'])
+@pytest.mark.parametrize(
+    ('written', 'boundary'),
+    [
+        ('a b', 'a b'),
+        ('a=b', 'a=b'),
+        ("'a'", "'a'"),
+        ('"=?utf-8?q?a?="', '=?utf-8?q?a?='),
+        ('"a:b"', 'a:b'),
+        ('"a\\"b"', 'a"b'),
+    ],
+)
+def test_boundaries_that_some_readers_do_not_find(kind: str, written: str, boundary: str) -> None:
+    """One that is not in quotes gets some, and one that readers change is replaced; what is signed
+    keeps its own."""
+    text = (
+        f'From: a@x\nTo: b@x\nContent-Type: multipart/{kind}; boundary={written}; x=y\n\n'
+        f'--{boundary}\n\none\n--{boundary}\n\ntwo\n--{boundary}--\n'
+    )
+    message = parsed(text.encode(), email.policy.compat32)
+
+    raw = freeze(message).raw
+
+    again = email.message_from_bytes(raw, policy=email.policy.compat32)
+    assert [part.get_payload() for part in again.get_payload()] == ['one', 'two']
+    if kind == 'signed':
+        assert f'\r\n--{boundary}--\r\n'.encode() in raw
+    else:
+        modern: Any = email.message_from_bytes(raw, policy=email.policy.default)
+        assert [part.get_payload() for part in modern.iter_parts()] == ['one', 'two']
+        assert not modern.defects
+        assert modern['Content-Type'].params['x'] == 'y'
