@@ -7,6 +7,8 @@ both ``except SendmailError`` and ``except OSError`` work. Settings raise Pyrami
 
 from __future__ import annotations
 
+from typing import Any
+
 from .envelope import Reply, Report
 
 __all__ = [
@@ -56,6 +58,9 @@ class DamagedMail(SendmailError, ValueError):
         self.reason = reason
         self.raw = raw
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.reason, self.raw)
+
 
 class MailerUnavailable(SendmailError, ConnectionError):
     """There is no session with the relay. The state of every mail is unchanged.
@@ -76,6 +81,10 @@ class MailRefused(SendmailError, OSError):
     def __init__(self, message: str, report: Report) -> None:
         super().__init__(message)
         self.report = report
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An error is made anew from its text alone, when a task queue or a pool sends it on.
+        return type(self), (*self.args, self.report)
 
 
 class MailAmbiguous(MailRefused):

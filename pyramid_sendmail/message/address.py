@@ -118,6 +118,13 @@ def parse_address(value: object, where: str) -> str:
 
 def check_senders(default_sender: str | None = None, envelope_sender: str | None = None) -> None:
     """Raise MessageError for values of the settings of these names that are not one address."""
+    for name, value in (
+        ('mail.default_sender', default_sender),
+        ('mail.envelope_sender', envelope_sender),
+    ):
+        if value and '://' in value:
+            # It may have a password in it, which the text of an error would show.
+            raise MessageError(f'{name}: it is a URL; {_REMEDY}')
     if default_sender:
         parse_address(default_sender, 'mail.default_sender')
     if envelope_sender and envelope_sender.strip() == '<>':

@@ -8,6 +8,8 @@ standard library, which needs more than linear time for some headers and never e
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from email import errors
 from email.header import Header
 from email.headerregistry import BaseHeader, ContentDispositionHeader, ContentTypeHeader
@@ -33,11 +35,13 @@ from .parameters import content_line, with_parameters
 from .text import plain_text
 
 __all__ = [
+    'ascii_line',
     'content_type',
     'header_entries',
     'header_line',
     'header_source',
     'header_text',
+    'mended_entries',
     'mended_line',
     'mended_text',
 ]
@@ -102,15 +106,17 @@ def header_line(name: str, value: object) -> bytes:
 def mended_text(name: str, value: object) -> str:
     """Return the text of a header that :func:`header_text` refuses, without what cannot leave:
     bytes that are not UTF-8 are read as Windows-1252, control characters become blanks."""
-    source = str(value) if isinstance(value, BaseHeader) else header_source(name, value)
-    text = re.sub('[\r\n]+[ \t]*', ' ', source)
-    if not text.isascii():
-        data = text.encode('utf-8', 'surrogateescape')
-        try:
-            text = data.decode('utf-8')
-        except UnicodeError:
-            text = data.decode('cp1252', 'replace')
-    return _CONTROL.sub(' ', decode_words(text)).strip()
+    return _CONTROL.sub(' ', decode_words(_readable(name, value))).strip()
+
+
+def mended_entries(name: str, value: object) -> tuple[Mailbox | Group, ...]:
+    """Return what :func:`header_entries` does, of a header with the faults that
+    :func:`mended_text` mends as well. Raises MessageError."""
+    try:
+        return header_entries(name, value)
+    except MessageError:
+        # Encoded words stay: a comma in one is no end of an address.
+        return parse_list(_CONTROL.sub(' ', _readable(name, value)).strip(), name)
 
 
 def mended_line(name: str, value: object) -> bytes:
@@ -122,6 +128,9 @@ def mended_line(name: str, value: object) -> bytes:
         return header_line(name, value)
     except MessageError:
         text = mended_text(name, value)
+    if name.lower() in ADDRESS_HEADERS:
+        with suppress(MessageError):
+            return address_line(name, mended_entries(name, value))
     try:
         if name.lower() in _MIME:
             return content_line(name, text)
@@ -130,6 +139,46 @@ def mended_line(name: str, value: object) -> bytes:
         return unstructured_line(name, text)
     except MessageError:
         return b''
+
+
+def ascii_line(name: str, value: object) -> bytes:
+    """Return what :func:`mended_line` does, in ASCII.
+
+    A relay without SMTPUTF8 takes no other header. An address whose local part is not ASCII becomes
+    an empty group of its text (RFC 6857, 3.1.8).
+    """
+    line = mended_line(name, value)
+    if line.isascii():
+        return line
+    try:
+        entries = [each for found in mended_entries(name, value) for each in _downgraded(found)]
+        return address_line(name, entries)
+    except MessageError:
+        return unstructured_line(name, mended_text(name, value))
+
+
+def _downgraded(entry: Mailbox | Group) -> Iterator[Mailbox | Group]:
+    if isinstance(entry, Group):
+        kept = tuple(each for each in entry.members if each.address.isascii())
+        yield entry._replace(members=kept)
+        others = [each for each in entry.members if each not in kept]
+    else:
+        others = [entry]
+    for each in others:
+        ascii_only = each.address.isascii()
+        yield each if ascii_only else Group(f'{each.name} {each.address}'.lstrip())
+
+
+def _readable(name: str, value: object) -> str:
+    source = str(value) if isinstance(value, BaseHeader) else header_source(name, value)
+    text = re.sub('[\r\n]+[ \t]*', ' ', source)
+    if not text.isascii():
+        data = text.encode('utf-8', 'surrogateescape')
+        try:
+            text = data.decode('utf-8')
+        except UnicodeError:
+            text = data.decode('cp1252', 'replace')
+    return text
 
 
 def content_type(part: AnyMessage) -> tuple[str, str]:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from email.message import Message as AnyMessage
 
 from ..exceptions import MessageError
-from .foreign import content_type, header_line, mended_line
+from .encoded_words import looks_encoded
+from .foreign import ascii_line, content_type, header_line
 from .foreign_leaf import leaf_body
 from .foreign_parser import parse_message
 from .headers import check_name
@@ -25,14 +26,16 @@ class ContentWriter:
     """Writes the content of a message in pieces, and counts them.
 
     ``max_size`` limits their bytes; ``lenient``: headers of parts that cannot leave are mended or
-    left out. Raises MessageError.
+    left out, and signed content of 8 bits leaves as it is. Raises MessageError.
     """
 
     def __init__(self, max_size: int, too_large: str, *, lenient: bool = False) -> None:
         self.pieces: list[bytes] = []
+        self.eight_bit = False
+        """Whether signed content was written that is not ASCII."""
         self._room = max_size
         self._too_large = too_large
-        self._line: Callable[[str, object], bytes] = mended_line if lenient else header_line
+        self._line: Callable[[str, object], bytes] = ascii_line if lenient else header_line
         self._lenient = lenient
         self._parts = 0
 
@@ -151,34 +154,52 @@ class ContentWriter:
         encodings: list[str],
         depth: int,
     ) -> None:
+        # The head comes first, and depends on what follows.
+        before, self.eight_bit = self.eight_bit, False
+        at = len(self.pieces)
+        self.pieces.append(b'')
         if kind.startswith('message/'):
-            if encodings[:1] in (['8bit'], ['binary']):
-                _set_encoding(lines, '7bit')
-            self._write_headers(lines)
             for number, child in enumerate(children):
                 # The blocks of message/delivery-status have an empty line between two of them.
                 self.add(b'\r\n' if number else b'')
                 self.write(child, depth=depth + 1, is_block=kind == _STATUS)
-            return
-        if not kind.startswith('multipart/'):
-            kind = source = 'multipart/mixed'
+            is_wrong = encodings[:1] in (['8bit'], ['binary'])
+        else:
+            if not kind.startswith('multipart/'):
+                kind = source = 'multipart/mixed'
+            given = parameter(source, 'boundary')
+            boundary = _usable_boundary(given, is_signed=kind == 'multipart/signed')
+            if boundary != given or not _is_well_written(source, boundary):
+                line = self._line('Content-Type', set_parameter(source, 'boundary', boundary))
+                lines['content-type'] = ('Content-Type', line)
+            if kind == 'multipart/signed':
+                self._write_signed(part, boundary, depth)
+            else:
+                self._write_children(part, children, boundary, depth)
+            is_wrong = bool(encodings) and encodings[0] != '7bit'
         # The parts of a multipart are encoded, never the whole (RFC 2045, 6.4).
-        if encodings and encodings[0] != '7bit':
+        if self.eight_bit:
+            _set_encoding(lines, '8bit')
+        elif is_wrong:
             _set_encoding(lines, '7bit')
-        boundary = parameter(source, 'boundary')
-        if boundary is None or not _BOUNDARY.fullmatch(boundary):
-            boundary = new_boundary()
-            line = self._line('Content-Type', set_parameter(source, 'boundary', boundary))
-            lines['content-type'] = ('Content-Type', line)
+        self.eight_bit = self.eight_bit or before
         self._write_headers(lines)
-        if kind == 'multipart/signed':
-            VerbatimWriter(
-                self.add,
-                part.policy,
-                what='message: multipart/signed',
-                remedy='sign parts that are quoted-printable or base64',
-            ).body(part, boundary=boundary, depth=depth)
-            return
+        self.pieces[at] = self.pieces.pop()
+
+    def _write_signed(self, part: AnyMessage, boundary: str, depth: int) -> None:
+        at = len(self.pieces)
+        VerbatimWriter(
+            self.add,
+            part.policy,
+            what='message: multipart/signed',
+            remedy='sign parts that are quoted-printable or base64',
+            eight_bit=self._lenient,
+        ).body(part, boundary=boundary, depth=depth)
+        self.eight_bit = not all(map(bytes.isascii, self.pieces[at:]))
+
+    def _write_children(
+        self, part: AnyMessage, children: list[AnyMessage], boundary: str, depth: int
+    ) -> None:
         if (preamble := _clean(part.preamble)) is not None:
             self.add(preamble + b'\r\n')
         for number, child in enumerate(children):
@@ -187,6 +208,23 @@ class ContentWriter:
         self.add(f'\r\n--{boundary}--\r\n'.encode('ascii'))
         if (epilogue := _clean(part.epilogue)) is not None:
             self.add(epilogue)
+
+
+def _usable_boundary(given: str | None, *, is_signed: bool) -> str:
+    """Return the boundary that a multipart has, or another one if readers could not use it."""
+    if given is None:
+        return new_boundary()
+    # Some readers decode what looks encoded, and take off single quotes.
+    is_usable = _BOUNDARY.fullmatch(given) and not looks_encoded(given) and given[0] != "'"
+    return given if is_usable or is_signed else new_boundary()
+
+
+def _is_well_written(source: str, boundary: str) -> bool:
+    """Whether a boundary is a token or in quotes in its header (RFC 2045, 5.1)."""
+    if _TOKEN.fullmatch(boundary) or f'"{boundary}"' in source:
+        return True
+    # What cannot be written better stays.
+    return not _BOUNDARY.fullmatch(boundary)
 
 
 def _set_encoding(lines: dict[str, tuple[str, bytes]], encoding: str) -> None:
@@ -207,6 +245,8 @@ MAX_DEPTH = 50
 MAX_PARTS = 20_000
 
 _STATUS = 'message/delivery-status'
+
+_TOKEN = re.compile("[!#$%&'*+.0-9A-Z^_`a-z{|}~-]+")
 
 _BOUNDARY = re.compile("[0-9A-Za-z'()+_,./:=? -]{0,199}[0-9A-Za-z'()+_,./:=?-]")
 """A boundary as it is written (RFC 2046, 5.1.1), of more than 70 characters, too."""

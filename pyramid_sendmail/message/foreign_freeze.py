@@ -34,10 +34,10 @@ class ForeignFreezer:
     max_size: int
     too_large: str
     """Text of the error if there are more bytes than ``max_size``."""
-    sent_on: str | None
-    """The sender of an envelope of its own, with which a message is sent on; None if the envelope
-    is that of the message. What is wrong with a message that is sent on, and does not hurt its
-    delivery, is mended or left."""
+    sent_on: tuple[str, ...] | None
+    """Sender and recipients of an envelope of its own, with which a message is sent on; None if the
+    envelope is that of the message. What is wrong with a message that is sent on, and does not hurt
+    its delivery, is mended or left."""
     senders: Callable[[Addresses | None, str], list[Mailbox]]
     reverse_path: Callable[[Iterable[Mailbox], str | None], str]
 
@@ -52,7 +52,12 @@ class ForeignFreezer:
                 if self.sent_on is None:
                     raise
         lenient = self.sent_on is not None
-        head = read_head(self.message, lenient=lenient)
+        head = read_head(
+            self.message,
+            lenient=lenient,
+            # Addresses in headers do not make a relay necessary that has SMTPUTF8.
+            ascii_only=''.join(self.sent_on or ()).isascii(),
+        )
         if not head.addresses.get('from') or not _has_line(head, 'from'):
             self._add_sender(head)
         if 'date' not in head.texts:
@@ -62,7 +67,14 @@ class ForeignFreezer:
         message_id = self._message_id(head)
         writer = ContentWriter(self.max_size, self.too_large, lenient=lenient)
         names = ['MIME-Version', *writer.write(self.message, root=True)]
-        return self._frozen(head, message_id, names, [MIME_VERSION, *writer.pieces])
+        if not lenient and not all(map(bytes.isascii, writer.pieces)):
+            raise MessageError(
+                'message: an address in the headers of a part is not ASCII; attach that mail as '
+                'application/octet-stream'
+            )
+        frozen = self._frozen(head, message_id, names, [MIME_VERSION, *writer.pieces])
+        frozen.eight_bit = writer.eight_bit
+        return frozen
 
     def _freeze_signed(self, signed: frozenset[str]) -> Frozen:
         """Freeze a message that the application has signed by DKIM, byte for byte.
@@ -110,9 +122,9 @@ class ForeignFreezer:
         try:
             found = found or self.senders(None, 'From')
         except MessageError:
-            if not self.sent_on:
+            if not self.sent_on or not self.sent_on[0]:
                 raise
-            found = [Mailbox('', self.sent_on)]
+            found = [Mailbox('', self.sent_on[0])]
         head.addresses['from'] = found
         head.lines.insert(0, ('From', address_line('From', found)))
 
@@ -134,8 +146,9 @@ class ForeignFreezer:
         raw = b''.join([*(line for _, line in head.lines), *content])
         if not raw.endswith(b'\r\n'):
             raw += b'\r\n'
-        sender = self.sent_on
-        if sender is None:
+        if self.sent_on is not None:
+            sender = self.sent_on[0]
+        else:
             given = head.addresses.get('sender', ())
             if len(given) > 1:
                 raise MessageError('Sender: it holds several addresses; give one (RFC 5322, 3.6.2)')

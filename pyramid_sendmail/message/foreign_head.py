@@ -8,7 +8,14 @@ from email.message import Message as AnyMessage
 
 from ..exceptions import MessageError
 from .address import Mailbox, mailboxes
-from .foreign import header_entries, header_line, header_text, mended_line, mended_text
+from .foreign import (
+    ascii_line,
+    header_entries,
+    header_line,
+    header_text,
+    mended_line,
+    mended_text,
+)
 from .headers import ADDRESS_HEADERS, check_name
 from .verbatim import VerbatimWriter, signed_headers
 
@@ -28,16 +35,22 @@ class Head:
 
 
 def read_head(
-    message: AnyMessage, *, lenient: bool = False, verbatim: VerbatimWriter | None = None
+    message: AnyMessage,
+    *,
+    lenient: bool = False,
+    ascii_only: bool = False,
+    verbatim: VerbatimWriter | None = None,
 ) -> Head:
     """Return the head of a message. Raises MessageError.
 
     ``lenient``: for a message that is sent on, with an envelope of its own. A header that cannot
     leave is mended or left out, and of several that may be there once, the first is taken.
+    ``ascii_only``: no header of such a message makes a relay with SMTPUTF8 necessary.
     ``verbatim``: writes each header as it is.
     """
     head = Head()
     signed = signed_headers(message) or frozenset()
+    mended = ascii_line if ascii_only else mended_line
     for name, value in message.raw_items():
         if lenient and not re.fullmatch('[!-9;-~]+', name):
             continue
@@ -60,7 +73,7 @@ def read_head(
             else:
                 head.lines.append((name, verbatim.line(name, value)))
         elif says_something and key not in _DROPPED:
-            line = mended_line(name, value) if lenient else header_line(name, value)
+            line = mended(name, value) if lenient else header_line(name, value)
             if line:
                 head.lines.append((name, line))
     return head

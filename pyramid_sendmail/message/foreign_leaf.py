@@ -95,13 +95,18 @@ def _is_base64(payload: str) -> bool:
 
 
 def _is_quoted_printable(payload: str) -> bool:
-    """Return whether a payload is quoted-printable: it has a valid escape, or no equals sign."""
-    return '=' not in payload or _ESCAPE.search(payload) is not None
+    """Return whether a payload is quoted-printable: at least half of its equals signs are escapes,
+    as those of a URL or of HTML are not, or it has none."""
+    begin = payload[:_LOOKED_AT]
+    return 2 * sum(1 for _ in _ESCAPE.finditer(begin)) >= begin.count('=')
 
 
 def _crlf(text: str) -> bytes:
     return '\r\n'.join(split_lines(text)).encode('ascii')
 
+
+_LOOKED_AT = 100_000
+"""Characters of a payload by which its encoding is found out."""
 
 _ESCAPE = re.compile('=(?:[0-9A-Fa-f]{2}|[ \t]*(?:[\r\n]|\\Z))')
 

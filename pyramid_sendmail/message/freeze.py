@@ -92,12 +92,16 @@ class EnvelopeFactory:
         reverse_path = None
         if sender is not None:
             reverse_path = parse_address(sender, 'option sender') if sender != '' else ''
-        sent_on = None if recipients is None else reverse_path
-        frozen = self._freeze(message, message_id, now, sent_on)
-        forward_paths = frozen.recipients
+        forward_paths: tuple[str, ...] = ()
+        sent_on: tuple[str, ...] | None = None
         if recipients is not None:
             given = parse_addresses(recipients, 'option recipients')
             forward_paths = unique_addresses(mailboxes(given))
+            if reverse_path is not None:
+                sent_on = (reverse_path, *forward_paths)
+        frozen = self._freeze(message, message_id, now, sent_on)
+        if recipients is None:
+            forward_paths = frozen.recipients
         if not forward_paths:
             raise MessageError(
                 'to: the message has no recipient; give to, cc, bcc or the option recipients (which'
@@ -126,10 +130,12 @@ class EnvelopeFactory:
             depth=depth,
         )
 
-    def _freeze(self, message: object, message_id: str, now: float, sent_on: str | None) -> Frozen:
+    def _freeze(
+        self, message: object, message_id: str, now: float, sent_on: tuple[str, ...] | None
+    ) -> Frozen:
         """Return a message of any kind as bytes; ``message_id`` is used if it has none.
 
-        ``sent_on``: the sender of an envelope that is given apart from the message.
+        ``sent_on``: sender and recipients of an envelope that is given apart from the message.
         """
         if isinstance(message, Message):
             return self._freeze_own(message, message_id, now)
@@ -199,7 +205,12 @@ class EnvelopeFactory:
         return Frozen(raw, message_id, sender, recipients, subject, tag, unverified, names)
 
     def _freeze_foreign(
-        self, message: AnyMessage, send_to: Any, message_id: str, now: float, sent_on: str | None
+        self,
+        message: AnyMessage,
+        send_to: Any,
+        message_id: str,
+        now: float,
+        sent_on: tuple[str, ...] | None,
     ) -> Frozen:
         """Return a message of another library as bytes. See ForeignFreezer."""
         # Most applications send no such message, and each start would take 4 ms more.
@@ -251,7 +262,7 @@ class EnvelopeFactory:
                 f'message: its {size} bytes are more than mail.max_size = '
                 f'{size_text(self.max_size)}; send less, or raise the setting'
             )
-        verify(frozen.unverified, frozen.names)
+        verify(frozen.unverified, frozen.names, eight_bit=frozen.eight_bit)
 
 
 def _checked_headers(headers: object) -> dict[str, tuple[str, Any]]:
@@ -303,5 +314,7 @@ _ARGUMENTS = {
     'subject': 'subject',
     'return-path': 'the option sender of send',
     'mime-version': 'text, html and attachments',
+    'dkim-signature': 'a signed message of the standard library, or let the relay sign',
 }
-"""What to use in place of headers that a Message makes of its arguments."""
+"""What to use in place of headers that a Message makes of its arguments, and of a signature of
+bytes that are not made yet."""

@@ -24,6 +24,8 @@ class Frozen:
     """The headers and parts that contain application data: ``verify`` reads them."""
     names: list[str]
     """The names of the headers in ``unverified``."""
+    eight_bit: bool = False
+    """Whether the body holds signed content that is not ASCII, and has to leave as it is."""
 
 
 def unique_addresses(found: Sequence[Mailbox]) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ _DATE = re.compile(
     r'[0-9]{2}:[0-9]{2}(?::[0-9]{2})? (?:[+-][0-9]{4}|UT|GMT|[ECMP][SD]T)(?: *\([ -~]*\))?'
 )
 
-_BREAKS = re.compile(r'\\.|"|[ \t]+|[\r\n]+|,')
+_BREAKS = re.compile(r'\\.|"|[ \t]+|[\r\n]+|,|>(?=<)')
 
 _IDENTIFIERS = frozenset(
     {
@@ -114,7 +114,7 @@ def unstructured_line(name: str, text: str) -> bytes:
 
 def structured_line(name: str, text: str) -> bytes:
     """Return a header of identifiers or tokens: never encoded, folded at blanks outside of quotes,
-    and behind the commas of addresses.
+    behind the commas of addresses, and between two that are in angle brackets.
 
     Raises MessageError for text that is not ASCII, and for more bytes without a blank than a line
     can hold.
@@ -129,28 +129,35 @@ def structured_line(name: str, text: str) -> bytes:
         )
     if len(name) + len(text) + 2 <= LINE_WIDTH:
         return f'{name}: {text}\r\n'.encode('ascii')
-    return fold(name, _tokens(text, name.lower() in ADDRESS_HEADERS))
+    return fold(name, _tokens(text, name.lower()))
 
 
 def preserved_line(name: str, value: str) -> bytes:
     """Return a header that another program has written, and perhaps folded and encoded.
 
     ASCII stays as it is, folded anew only if a line is too long or ends inside quotes. Other
-    characters are read as text, raw bytes as UTF-8, and encoded.
+    characters are read as text, raw bytes as UTF-8, and encoded; so is text that cannot be folded.
     """
     if value.isascii() and value.isprintable() and len(name) + len(value) + 2 <= LINE_WIDTH:
         return f'{name}: {value}\r\n'.encode('ascii')
     text = unfold(value)
     check_text(text, name)
+    key = name.lower()
+    is_structured = holds_identifiers(name) or key.startswith('content-')
     if not text.isascii():
-        if holds_identifiers(name) or name.lower().startswith('content-'):
+        if is_structured:
             return structured_line(name, text)
         return unstructured_line(name, decode_words(text))
     lines = re.split('\r\n|\r|\n', f'{name}: {value}'.rstrip('\r\n'))
     fits = all(line.strip() and len(line) <= LINE_WIDTH + 2 for line in lines)
     if fits and (len(lines) == 1 or '"' not in value or not _breaks_in_quotes(value)):
         return ''.join(f'{line}\r\n' for line in lines).encode('ascii')
-    return structured_line(name, text)
+    try:
+        return structured_line(name, text)
+    except MessageError:
+        if is_structured or key in ADDRESS_HEADERS:
+            raise
+        return unstructured_line(name, decode_words(text))
 
 
 def fold(name: str, tokens: Iterable[str]) -> bytes:
@@ -283,20 +290,25 @@ def excerpt(value: object, limit: int = 60) -> str:
     return text
 
 
-def _tokens(text: str, commas: bool) -> list[str]:
+def _tokens(text: str, key: str) -> list[str]:
     """Return the tokens of a header between which it may be folded, each with its leading blanks.
 
     A quoted string is never split: many readers do not find a boundary or a file name again that
-    was folded. ``commas``: a token ends behind a comma, too.
+    was folded. ``key``: the header's name in lower case; a token of an address header ends behind
+    a comma, too, and one of a list of identifiers or URLs in angle brackets behind its bracket.
     """
+    is_list = key in ('references', 'in-reply-to') or key.startswith('list-')
+    before = '<' if is_list else ''
     tokens: list[str] = []
     start = 0
     for found in _outside_quotes(text):
         at = found.start()
-        if found[0] == ',':
+        if found[0] in (',', '>'):
             at = found.end()
             # A blank behind a comma begins the next token by itself.
-            if not commas or text[at : at + 1] in ('', ' ', '\t'):
+            if text[at : at + 1] in ('', ' ', '\t'):
+                continue
+            if key not in ADDRESS_HEADERS and text[at] != before:
                 continue
         if at > start:
             tokens.append(text[start:at])

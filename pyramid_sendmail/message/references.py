@@ -57,18 +57,28 @@ def _references(html: str) -> Iterator[tuple[bool, str]]:
             closing = _WITHOUT_TAGS[name].search(html, position)
             end = closing.start() if closing else len(html)
             if name == 'style':
-                yield from ((False, found) for found in _URL.findall(html[position:end]))
+                yield from _in_style(html[position:end])
             position = end
 
 
 def _in_attribute(tag: str, name: str, value: str) -> Iterator[tuple[bool, str]]:
     value = value.strip()
     if name == 'style':
-        yield from ((False, found) for found in _URL.findall(value))
+        yield from _in_style(value)
     elif name == 'srcset':
         yield from ((False, found) for found in _CANDIDATE.findall(value))
     elif name in _REFERRING and value[:4].lower() == 'cid:':
         yield name == 'href' and tag in _LINKS, value[4:]
+
+
+def _in_style(css: str) -> Iterator[tuple[bool, str]]:
+    position = 0
+    while position < len(css):
+        start = css.find('/*', position)
+        end = start if start >= 0 else len(css)
+        yield from ((False, found) for found in _URL.findall(css[position:end]))
+        close = css.find('*/', end + 2)
+        position = close + 2 if close >= 0 else len(css)
 
 
 _TAG = re.compile('[A-Za-z][^\\s/>]*')

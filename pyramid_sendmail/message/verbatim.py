@@ -26,13 +26,21 @@ class VerbatimWriter:
     used: without a line folded, encoded or mended.
 
     ``add``: gets each piece. ``policy``: of the message. ``remedy``: the end of an error's text.
+    ``eight_bit``: bytes that a parser has kept leave as they are, although they are not ASCII.
     Raises MessageError for what cannot leave as it is.
     """
 
     def __init__(
-        self, add: Callable[[bytes], None], policy: Any, *, what: str, remedy: str
+        self,
+        add: Callable[[bytes], None],
+        policy: Any,
+        *,
+        what: str,
+        remedy: str,
+        eight_bit: bool = False,
     ) -> None:
         self._add = add
+        self._eight_bit = eight_bit
         self._folds = not isinstance(policy, EmailPolicy)
         self._policy = policy if isinstance(policy, EmailPolicy) else EmailPolicy()
         self._what = what
@@ -125,11 +133,14 @@ class VerbatimWriter:
             raise self._refused(f'a header {name} that cannot be folded ({error})') from error
 
     def _encoded(self, text: str) -> bytes:
-        if not text.isascii() or '\0' in text:
+        if '\0' in text or not (text.isascii() or self._eight_bit):
             raise self._refused('bytes that are not ASCII')
         if max(map(len, text.split(_CRLF))) > LINE_LIMIT:
             raise self._refused(f'lines of more than {LINE_LIMIT} bytes')
-        return text.encode('ascii')
+        try:
+            return text.encode('ascii', 'surrogateescape')
+        except UnicodeEncodeError as error:
+            raise self._refused('text that was not encoded before it was signed') from error
 
     def _refused(self, found: str) -> MessageError:
         return MessageError(

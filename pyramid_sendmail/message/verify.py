@@ -11,16 +11,17 @@ from .headers import LINE_LIMIT
 __all__ = ['is_sendable', 'split_lines', 'verify']
 
 
-def verify(raw: bytes, names: list[str]) -> None:
+def verify(raw: bytes, names: list[str], *, eight_bit: bool = False) -> None:
     """Raise MessageError unless ``raw`` has exactly the headers ``names``, in this order, and its
-    body is ASCII in lines of at most LINE_LIMIT bytes, each ended by CRLF."""
+    body is ASCII in lines of at most LINE_LIMIT bytes, each ended by CRLF. ``eight_bit``: the body
+    may hold other bytes."""
     head, _, body = raw.partition(b'\r\n\r\n')
     found = _HEADER_STARTS.findall('\r\n' + head.decode('latin-1'))
     if found != names or head.startswith((b' ', b'\t')):
         raise MessageError(
             'headers: the headers to be sent are not those that were given; nothing is sent'
         )
-    ascii_body = raw.isascii() or body.isascii()
+    ascii_body = eight_bit or raw.isascii() or body.isascii()
     if b'\0' in raw or not is_crlf(raw) or not ascii_body or not _has_short_lines(raw):
         raise MessageError('message: its content cannot be sent in short lines of 7 bits')
 

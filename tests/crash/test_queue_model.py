@@ -444,7 +444,9 @@ class StuckFiles(QueueFiles):
             meanwhile()
         return super()._locked(descriptor, directory, name)
 
-    def rename(self, folder: str, name: str, to: str, new_name: str) -> bool:
+    def rename(
+        self, folder: str | Directory, name: str, to: str | Directory, new_name: str
+    ) -> bool:
         if self.stuck:
             raise OSError(5, 'Input/output error')
         return super().rename(folder, name, to, new_name)

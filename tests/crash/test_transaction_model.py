@@ -44,6 +44,7 @@ from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.envelope import Envelope, PendingEvent
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from pyramid_sendmail.queue.maildir.directory import Directory
 from pyramid_sendmail.queue.maildir.files import QueueFiles
 from pyramid_sendmail.queue.maildir.recognition import FOLDERS
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER
@@ -111,8 +112,11 @@ class StuckFiles(QueueFiles):
 
     stuck = False
 
-    def rename(self, folder: str, name: str, to: str, new_name: str) -> bool:
-        if self.stuck and folder == 'tmp':
+    def rename(
+        self, folder: str | Directory, name: str, to: str | Directory, new_name: str
+    ) -> bool:
+        source = folder if isinstance(folder, str) else folder.path()
+        if self.stuck and source.endswith('tmp'):
             raise OSError(5, 'Input/output error')
         return super().rename(folder, name, to, new_name)
 

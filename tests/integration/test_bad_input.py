@@ -350,6 +350,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Start({'password_file': sys.executable}), f'= {sys.executable} is not UTF-8', 'first line'),
     (Start({'default_sender': 'Ann'}), 'mail.default_sender', 'write name@example.org'),
     (Start({'default_sender': 'a@x, b@x'}), 'mail.default_sender', 'write name@example.org'),
+    (Start({'default_sender': 'smtp://a@x'}), 'mail.default_sender: it is a URL', 'write name@'),
     (Start({'envelope_sender': 'Ann'}), 'mail.envelope_sender', 'write name@example.org'),
     (Start({'hostname': 'my_host'}), 'mail.hostname = my_host', 'letters, digits'),
     (Start({'base_url': 'shop.example.org'}), 'mail.base_url = shop', 'https://shop.example.org'),
@@ -637,6 +638,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Send({'headers': {'X-A': 'b', 'x-a': 'c'}}), 'headers: x-a is given twice', 'leave one'),
     (Send({'headers': {'To': 'a@x'}}), 'headers: To', 'use to'),
     (Send({'headers': {'Content-Type': 'a/b'}}), 'headers: Content-Type', 'use attachments'),
+    (Send({'headers': {'DKIM-Signature': 'v=1'}}), 'headers: DKIM-Signature', 'let the relay sign'),
     (Send({'headers': {'Message-ID': 'x'}}), "Message-ID: 'x'", 'write <unique@'),
     (Send({'headers': {'Date': 'today'}}), "Date: 'today'", 'format_datetime'),
     (Send({'headers': {'Sender': 'x'}}), "Sender: 'x'", 'write name@example.org'),
@@ -745,6 +747,19 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
         Send(raw(('Content-Type', 'multipart/signed'), payload=[raw(payload=SECRET * 200)])),
         'multipart/signed has lines',
         'quoted-printable or base64',
+    ),
+    (
+        Send(
+            raw(('Content-Type', 'multipart/signed; boundary=b'), payload=[raw(payload='ä')]),
+            {'sender': 'a@x', 'recipients': 'b@x'},
+        ),
+        'multipart/signed has text that was not encoded before it was signed',
+        'quoted-printable or base64',
+    ),
+    (
+        Send(raw(('Content-Type', 'message/rfc822'), payload=[raw(('Cc', 'ä@x'))])),
+        'an address in the headers of a part is not ASCII',
+        'application/octet-stream',
     ),
     (
         Send(raw(('Content-Type', 'multipart/signed'), payload=[raw(payload=3)])),

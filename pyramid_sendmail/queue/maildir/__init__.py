@@ -8,6 +8,7 @@
 ``common_path``   the same for most mail: new, due, one recipient; straight code
 ``recovery``      finish what dead processes left in ``tmp/``; damaged files
 ``legacy``        adopt mail of zope.sendmail and repoze.sendmail
+``legacy_head``   its headers, written as any relay takes them
 ``browser``       list, read, retry, hold, release and drop mails, for people
 ``dead_letters``  remove old dead letters from ``failed/``
 ``history``       the attempts of a mail, as text for people, in ``reasons/``

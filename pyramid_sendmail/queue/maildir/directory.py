@@ -41,6 +41,16 @@ class Directory:
             with suppress(OSError):
                 os.close(self._descriptor)
 
+    def is_same(self, other: Directory) -> bool:
+        return os.path.samestat(self.found, other.found)
+
+    def path(self) -> str:
+        """Return where the folder is now, for texts; '' if that cannot be found out."""
+        try:
+            return os.readlink(f'/proc/self/fd/{self._descriptor}')
+        except OSError:
+            return ''
+
     def chmod(self, mode: int) -> None:
         os.fchmod(self._descriptor, mode)
         self.found = os.fstat(self._descriptor)

@@ -46,7 +46,8 @@ class QueueFiles:
     open file, which a forked child shares: so the child closes what it inherited, and the parent
     unlocks a file before it closes it.
 
-    Files are reached through open folders: see Directory.
+    Files are reached through open folders: see Directory. A method that takes a folder takes its
+    name, or one that is open, which may be another one by now than that of the name.
     """
 
     def __init__(
@@ -73,21 +74,28 @@ class QueueFiles:
         """Return the path of a file, for texts."""
         return f'{self.root}/{folder}/{name}'
 
-    def rename(self, folder: str, name: str, to: str, new_name: str) -> bool:
+    def rename(
+        self, folder: str | Directory, name: str, to: str | Directory, new_name: str
+    ) -> bool:
         """Move a file; return False if it is gone. Make the folder if it was removed."""
-        source, target = self.folders.directory(folder), self.folders.directory(to)
+        source, target = self._directory(folder), self._directory(to)
         try:
             source.rename(name, target, new_name)
         except FileNotFoundError:
             if not source.holds(name):
                 return False
+            if not isinstance(to, str):
+                raise
             self.folders.prepare()
-            source, target = self.folders.directory(folder), self.folders.directory(to)
+            source, target = self._directory(folder), self._directory(to)
             source.rename(name, target, new_name)
         return True
 
-    def unlink(self, folder: str, name: str) -> None:
-        directory = self.folders.directory(folder)
+    def _directory(self, folder: str | Directory) -> Directory:
+        return self.folders.directory(folder) if isinstance(folder, str) else folder
+
+    def unlink(self, folder: str | Directory, name: str) -> None:
+        directory = self._directory(folder)
         directory.unlink(name)
 
     def lstat(self, folder: str, name: str) -> os.stat_result:
@@ -114,12 +122,12 @@ class QueueFiles:
         directory = self.folders.directory(folder)
         return directory.names()
 
-    def create(self, folder: str, name: str) -> int | None:
+    def create(self, folder: str | Directory, name: str) -> int | None:
         """Create a file and lock it; return None if another process locked it first.
 
         Raises FileExistsError and other OSErrors.
         """
-        directory = self.folders.directory(folder)
+        directory = self._directory(folder)
         if self.permissions.group:
             descriptor = self._create_shared(directory, name)
         else:
@@ -283,6 +291,10 @@ class QueueFiles:
             data += part
         return data
 
+    def size(self, descriptor: int) -> int:
+        """Return the bytes of an open file."""
+        return self._open[descriptor]
+
     def read_at(self, descriptor: int, size: int, at: int) -> bytes:
         """Read ``size`` bytes from a place on, or fewer at the end of the file."""
         if descriptor not in self._open:
@@ -325,10 +337,10 @@ class QueueFiles:
         if self.sync:
             os.fsync(descriptor)
 
-    def sync_folder(self, folder: str) -> None:
+    def sync_folder(self, folder: str | Directory) -> None:
         """Make the folder's entries survive a power cut."""
         if self.sync:
-            directory = self.folders.directory(folder)
+            directory = self._directory(folder)
             directory.sync()
 
     def error(self, what: str, error: OSError) -> QueueError:

@@ -165,6 +165,10 @@ class QueueFolders:
         self._owner = os.geteuid()
         self._checked_at = self._parents_checked_at = self._clock()
 
+    def is_there(self, folder: str, directory: Directory) -> bool:
+        """Whether an open folder is the one that has its path now. One system call."""
+        return _identity(f'{self._path}/{folder}') == _key(directory)
+
     def make_reasons(self) -> Directory:
         """Make ``reasons/``, which was missing or was removed. Raises OSError."""
         top = self.directory('')

@@ -4,7 +4,8 @@ Their files are the message with two more header lines: ``X-Zope-From:`` and ``X
 beginning, or ``X-Actually-From:`` and ``X-Actually-To:`` at the end of the headers, which may be
 encoded by RFC 2047. The recipients are separated by commas.
 
-Whatever the headers hold, they are read in linear time, and no mail stops the others.
+Whatever the headers hold, they are read in linear time, and no mail stops the others. The head is
+written anew where a relay could refuse it (see ``legacy_head``); the body stays as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ from .filename import FOLDER_OF, file_name, ticket_of
 from .files import QueueFiles
 from .format import STATE_AT, encode
 
-__all__ = ['InUse', 'adopt', 'is_theirs']
+__all__ = ['ADOPTED_SIZE', 'InUse', 'adopt', 'is_theirs']
+
+ADOPTED_SIZE = 150 * 1024 * 1024
+"""Bytes of a mail of theirs at most: its conversion needs memory for three of it, and no relay
+takes more."""
 
 _ENVELOPE = re.compile(rb'(?im)^X-(Zope|Actually)-(From|To):(.*\r\n(?:[ \t].*\r\n)*)')
 _TO = re.compile(rb'(?im)^X-(?:Zope|Actually)-To:')
@@ -104,6 +109,9 @@ def _envelope(data: bytes, now: float) -> Envelope | None:
     # same names elsewhere are the message's own.
     lines = list(_ENVELOPE.finditer(head))
     if lines and lines[0].start() == 0 and lines[0][1].lower() == b'zope':
+        if lines[-1].end() == len(head) and lines[-1][1].lower() == b'actually':
+            # Either may be the message's own: a person has to say which.
+            return None
         lines = [line for line in lines[:2] if line[1].lower() == b'zope']
     else:
         lines = [line for line in lines if line[1].lower() == b'actually'][-2:]
@@ -112,15 +120,23 @@ def _envelope(data: bytes, now: float) -> Envelope | None:
         return None
     for line in reversed(lines):
         head = head[: line.start()] + head[line.end() :]
-    sender = next(iter(_addresses(found[b'from'])), '')
-    recipients = tuple(dict.fromkeys(_addresses(found[b'to'])))
+    # Only old mail needs what reads and writes foreign headers.
+    from .legacy_head import ascii_address, mended_head
+
+    sender = next(iter(map(ascii_address, _addresses(found[b'from']))), '')
+    recipients = tuple(dict.fromkeys(map(ascii_address, _addresses(found[b'to']))))
     if not recipients or not all(to.isprintable() for to in (sender, *recipients)):
         return None
+    keep_unicode = not ''.join((sender, *recipients)).isascii()
+    head, rest = mended_head(head, now=now, keep_unicode=keep_unicode)
     headers = {name.lower(): value for name, value in reversed(_HEADERS.findall(head))}
     given = _MESSAGE_ID.search(headers.get(b'message-id', b'').decode('ascii', 'replace'))
     message_id = given[0] if given else make_msgid(domain='localhost')
     if b'message-id' not in headers:
         head = f'Message-ID: {message_id}\r\n'.encode() + head
+    if rest:
+        body = rest + blank[2:] + body
+        blank = b'\r\n\r\n'
     return Envelope(
         id=secrets.token_hex(16),
         message_id=message_id,

@@ -28,7 +28,7 @@ from .files import QueueFiles
 from .format import STATE_AT, EnvelopeBlock
 from .large_text import LARGE_FILE, load
 from .late_sync import LateSync
-from .legacy import InUse, adopt, is_theirs
+from .legacy import ADOPTED_SIZE, InUse, adopt, is_theirs
 from .options import NewerFormat, Unreadable
 from .probes import prove_locks, prove_writable, sweep
 from .recovery import recover, set_aside
@@ -165,16 +165,19 @@ class MaildirQueue:
             return None
         except Unreadable as error:
             # The head decides: a foreign file may be of any size.
-            if is_theirs(data):
+            reason, size = str(error), self._files.size(descriptor)
+            if is_theirs(data) and size > ADOPTED_SIZE:
+                reason = f'its {size} bytes are more than those of an old mail that is sent'
+            elif is_theirs(data):
                 try:
                     adopted = adopt(self._files, ticket, self._files.read(descriptor), now)
-                except InUse as reason:
+                except InUse as used:
                     if self._files.first_time(name):
-                        log.warning('%s stays in %s/ for now: %s', printable(name), folder, reason)
+                        log.warning('%s stays in %s/ for now: %s', printable(name), folder, used)
                     return None
                 if adopted is not None:
                     return self.claim(adopted, settled=settled)
-            self._set_aside(ticket, str(error), self._files.read(descriptor, _DAMAGED_SIZE))
+            self._set_aside(ticket, reason, self._files.read(descriptor, _DAMAGED_SIZE))
             return None
         schedule, renamed = parse(name), len(name) != NAME_LENGTH
         if schedule is None:

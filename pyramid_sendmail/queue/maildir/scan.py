@@ -10,6 +10,7 @@ and waiting for the disk once a mail costs more than sending the mail.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -28,11 +29,16 @@ from .large_text import LARGE_FILE, read_mail
 
 __all__ = ['FolderScan', 'ReadAhead', 'ScanLimits', 'Scanner']
 
+log = logging.getLogger(__name__)
+
 _PAUSE_INTERVAL = 1_000
 """Files read between two calls of ``pause``."""
 
 _LEFT_NAMES = 50_000
 """Files that are left out of scans, at most."""
+
+_REJECTED = '.rejected-'
+"""How zope.sendmail and repoze.sendmail name mail that their relay has refused for good."""
 
 _LAST = '\U0010ffff'
 """Sorts after every file name."""
@@ -78,6 +84,7 @@ class Scanner:
         self._recover = recover
         self._verified: set[int] = set()
         self._left: set[str] = set()
+        self._rejected_logged = False
         self._rest: Iterator[Ticket] = iter(())
         self._lock = threading.Lock()
         self.read_ahead = ReadAhead(files)
@@ -119,6 +126,7 @@ class Scanner:
         new.read(now, latest_retry=latest_retry, pause=pause, is_suspect=is_suspect)
         if not fresh:
             cur.read(now, latest_retry=latest_retry, pause=pause)
+            self._log_rejected(new.rejected + cur.rejected)
         self._verify(suspects, new, pause)
         order = chain(done, alternate(new, cur))
         tickets = list(islice(order, limit))
@@ -143,6 +151,19 @@ class Scanner:
         if len(self._left) < _LEFT_NAMES:
             self._left.add(name)
         return True
+
+    def _log_rejected(self, count: int) -> None:
+        if count and not self._rejected_logged:
+            self._rejected_logged = True
+            log.warning(
+                'queue %s: %d mails that the relay of zope.sendmail or repoze.sendmail has refused '
+                'for good stay in new/ and cur/ and are not sent: rename %s* without %s to send '
+                'one again, or remove it',
+                self._files.root,
+                count,
+                _REJECTED,
+                _REJECTED,
+            )
 
     def _is_suspect(self, suspects: dict[str, int], here: str, entry: os.DirEntry[str]) -> bool:
         """Whether a new mail's time in the future may come from a wrong clock.
@@ -191,6 +212,8 @@ class FolderScan:
         self._names: list[str] = []
         self._bound = _LAST
         self._next = _LAST
+        self.rejected = 0
+        """How many mails the relay of an ancestor has refused. See _REJECTED."""
 
     def __bool__(self) -> bool:
         """True if anything is due."""
@@ -245,7 +268,9 @@ class FolderScan:
 
     def add_due(self, name: str) -> None:
         """Add a name that is due."""
-        if not name.startswith('.') and name not in self._left:
+        if name.startswith('.'):
+            self.rejected += name.startswith(_REJECTED)
+        elif name not in self._left:
             self._names.append(name)
             # Seldom enough to be cheap, and often enough to bound the memory.
             if len(self._names) > self._limit + self._limit // 4:

@@ -11,6 +11,9 @@ letter written      means, while the record is locked     found unlocked by reco
        last fsync
 ``C``  in publish   the transaction has committed         all are published
 ====== ============ ===================================== ============================
+
+The queue may be replaced between the two phases, and another thread may have opened the new one
+already. The files are in the folders that were there at the vote, which are kept for that.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from ...envelope import Envelope
 from ...exceptions import QueueError
 from ...interfaces import IStagedMail
 from ..ticket import Ticket
+from .directory import Directory
 from .filename import name_of_new, ticket_of
 from .files import QueueFiles
 from .format import STATE_AT, new_block
@@ -49,6 +53,10 @@ class StagedMail:
     """See IStagedMail. ``write`` is the first phase. ``late_sync``: syncs what was published, in
     place of ``publish``."""
 
+    _tmp: Directory
+    _new: Directory
+    _is_rewritten = False
+
     def __init__(
         self,
         files: QueueFiles,
@@ -62,6 +70,7 @@ class StagedMail:
         self._envelopes = envelopes
         self._record: int | None = None
         self._outcome = ''
+        self._gone: list[str] = []
         names = [name_of_new(envelope) for envelope in envelopes]
         # The record comes last in this list: it is the first file to be made and the last to move.
         self._moves = [(f'{name}.{names[0]}', name) for name in names[1:]] + [(names[0], names[0])]
@@ -85,16 +94,18 @@ class StagedMail:
 
     def _write(self) -> None:
         first, *others = self._envelopes
+        self._keep_folders()
         try:
             record = self._create(self._moves[-1][0])
         except FileNotFoundError:
             self._files.folders.prepare()
+            self._keep_folders()
             record = self._create(self._moves[-1][0])
         self._record = record
         for _, name in self._moves:
             # A rename would silently replace a mail of the same name.
             try:
-                self._files.lstat('new', name)
+                self._new.lstat(name)
             except FileNotFoundError:
                 continue
             raise FileExistsError(errno.EEXIST, 'a mail of the same name is queued', name)
@@ -103,6 +114,10 @@ class StagedMail:
             self._write_others(others)
         self._files.write(record, b'V', STATE_AT)
         self._files.sync_file(record)
+
+    def _keep_folders(self) -> None:
+        folders = self._files.folders
+        self._tmp, self._new = folders.directory('tmp'), folders.directory('new')
 
     def _write_others(self, envelopes: Sequence[Envelope]) -> None:
         """Write all files, then sync all, when the system has begun to write them to the disk."""
@@ -140,7 +155,7 @@ class StagedMail:
         """
         for _ in range(1000):
             try:
-                descriptor = self._files.create('tmp', name)
+                descriptor = self._files.create(self._tmp, name)
             except FileExistsError:
                 time.sleep(0.001)
             else:
@@ -160,19 +175,21 @@ class StagedMail:
     def _end(self, outcome: str) -> None:
         """The first call decides the outcome. A later one completes it, if an interrupt has cut the
         first one short."""
+        resumed = bool(self._outcome)
         self._outcome = self._outcome or outcome
         record = self._record
         if record is None:
             return
         if self._outcome == 'published':
-            self._publish(record)
+            self._publish(record, resumed)
         elif self._outcome == 'discarded':
             self._discard(record)
         else:
             log.critical(
                 'in doubt: another resource failed to finish its commit, so it is unknown whether '
-                'the transaction of %s committed; the mail is kept, see mail.in_doubt',
+                'the transaction of %s committed; the mail is kept%s, see mail.in_doubt',
                 ', '.join(f'{envelope.message_id} ({envelope.id})' for envelope in self._envelopes),
+                self._elsewhere(),
             )
         # The record is forgotten when it is unlocked: until then a call after an interrupt
         # unlocks it. A file that stayed locked could not be claimed while this process lives.
@@ -182,37 +199,115 @@ class StagedMail:
         self._record = None
         self._files.close(record, locked=False)
 
-    def _publish(self, record: int) -> None:
+    def _elsewhere(self) -> str:
+        if self._files.folders.is_there('tmp', self._tmp):
+            return ''
+        return f' in {self._tmp.path()}, as the queue was replaced'
+
+    def _publish(self, record: int, resumed: bool) -> None:
+        """``resumed``: an interrupt has cut a call short."""
         try:
             with suppress(OSError):
                 # If this fails, the moves may still succeed.
                 self._files.write(record, b'C', STATE_AT)
+            new = self._destination()
             while self._moves:
                 temporary, name = self._moves[0]
-                # A missing file was moved before an interrupt.
-                self._files.rename('tmp', temporary, 'new', name)
+                if not self._move(temporary, new, name) and not resumed:
+                    self._gone.append(name)
+                # The interrupted call may have moved a file, but no more than this one.
+                resumed = False
                 del self._moves[0]
-            self._sync()
+            self._sync(new)
+            if self._gone:
+                self._write_again()
         except Exception:
             log.critical(
                 'committed mail could not be moved from tmp/ to new/ in %s; '
                 'a queue processor tries again: %s',
                 self._files.root,
-                ', '.join(envelope.message_id for envelope in self._envelopes),
+                self._ids(),
                 exc_info=True,
             )
 
-    def _sync(self) -> None:
+    def _move(self, temporary: str, new: Directory, name: str) -> bool:
+        """Move a file; return False if it is gone."""
+        try:
+            return self._files.rename(self._tmp, temporary, new, name)
+        except FileNotFoundError:
+            # The folder has been removed a moment ago.
+            return self._files.rename(self._tmp, temporary, self._destination(), name)
+
+    def _destination(self) -> Directory:
+        """Return the folder for the committed mail: new/ of the queue, even if that was replaced
+        since the vote, unless the mail could be lost or sent twice on its way."""
+        folders, new = self._files.folders, self._new
+        if folders.is_there('new', new):
+            return new
+        try:
+            folders.ready()
+            there, tmp = folders.directory('new'), folders.directory('tmp')
+        except OSError as error:
+            reason = f'cannot be used: {error}'
+        else:
+            if there.found.st_dev != self._tmp.found.st_dev:
+                reason = 'is on another file system'
+            elif not tmp.is_same(self._tmp) and tmp.holds(self._moves[-1][0]):
+                reason = 'has a copy of it in tmp/'
+            else:
+                log.warning(
+                    'queue %s was replaced while a transaction was committed; its mail goes '
+                    'into the new one: %s',
+                    self._files.root,
+                    self._ids(),
+                )
+                return there
+        log.critical(
+            'queue %s was replaced while a transaction was committed, and the new one %s; the mail '
+            'of the transaction is in %s, move it into new/ of the new one: %s',
+            self._files.root,
+            reason,
+            new.path(),
+            self._ids(),
+        )
+        return new
+
+    def _write_again(self) -> None:
+        """Write mail whose file was removed from tmp/ by something else, once, and publish it."""
+        gone = [each for each in self._envelopes if name_of_new(each) in self._gone]
+        again = StagedMail(self._files, self._wake_up, gone, self._late_sync)
+        again._is_rewritten = True
+        outcome, reason = 'was written again', ''
+        try:
+            if self._is_rewritten:
+                raise OSError(errno.ENOENT, 'it was removed a second time')
+            again.write()
+        except OSError as error:
+            outcome, reason = 'is lost', f' ({error})'
+        log.critical(
+            'queue %s: committed mail was removed from tmp/ before it could be moved to new/, and '
+            '%s%s: %s',
+            self._files.root,
+            outcome,
+            reason,
+            again._ids(),
+        )
+        again.publish()
+
+    def _ids(self) -> str:
+        return ', '.join(envelope.message_id for envelope in self._envelopes)
+
+    def _sync(self, new: Directory) -> None:
         if self._late_sync is not None:
             self._late_sync.request()
             return
         try:
-            self._files.sync_folder('new')
+            self._files.sync_folder(new)
         except OSError:
             log.critical(
                 'committed mail is in new/ of %s, but might not survive a power cut: %s',
                 self._files.root,
-                ', '.join(envelope.message_id for envelope in self._envelopes),
+                self._ids(),
                 exc_info=True,
             )
 
@@ -223,7 +318,7 @@ class StagedMail:
                 self._files.write(record, b'W', STATE_AT)
             for temporary, _ in self._moves:
                 with suppress(FileNotFoundError):
-                    self._files.unlink('tmp', temporary)
+                    self._files.unlink(self._tmp, temporary)
         except Exception:
             log.exception(
                 'aborted mail is left in tmp/ of %s; the next queue processor removes it',

@@ -7,6 +7,7 @@ import base64
 import email
 import email.policy
 import random
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from email import encoders
@@ -80,6 +81,10 @@ def file_without_its_encoding() -> LegacyMessage:
         (parsed(f'To: a@x\n{BASE64}\n\nplain words, é'), 'plain words, é'.encode()),
         (parsed(f'To: a@x\n{PRINTABLE}\n\na=b costs 5 = 5'), b'a=b costs 5 = 5'),
         (parsed(f'To: a@x\n{PRINTABLE}\n\nüa=b costs'), 'üa=b costs'.encode()),
+        (
+            parsed(f'To: a@x\n{PRINTABLE}\n\nhttps://x/?a=1&b=22&c=x <p class="y">'),
+            b'https://x/?a=1&b=22&c=x <p class="y">',
+        ),
         # What says the truth stays, even if it is not exact.
         (parsed(f'To: a@x\n{BASE64}\n\nSGVsbG8=\n'), b'Hello'),
         (parsed(f'To: a@x\n{BASE64}\n\n'), b''),
@@ -343,6 +348,10 @@ def test_signed_content_of_a_program() -> None:
         (b'From: a@x\nContent-Type: text/plain; name="\xfc.txt"', b"name*=utf-8''%C3%BC.txt"),
         (b'From: a@x\nContent-Type: multipart/mixed\n\n\xff', b'text/plain'),
         (b'To: x', b'From: '),
+        (b'From: J\xfcrgen <a@x>', b'From: =?utf-8?q?J=C3=BCrgen?= <a@x>\r\n'),
+        ('From: ü@x\nCc: Ü <ü@x>, b@x'.encode(), b'Cc: =?utf-8?b?w5wgw7xAeA==?=:;, b@x\r\n'),
+        ('From: a@x\nCc: Us: ü@x, b@x;'.encode(), b'Cc: Us: b@x;, =?utf-8?b?w7xAeA==?=:;\r\n'),
+        ('From: a@x\nCc: ü@'.encode(), b'Cc: =?utf-8?b?w7xA?=\r\n'),
     ],
 )
 @pytest.mark.parametrize('policy', [email.policy.compat32, email.policy.default])
@@ -419,7 +428,8 @@ def check_mutated(seed: int) -> None:
         (plain(attachments=[attachment]), {}),
     ):
         with suppress(MessageError):
-            assert_wire(factory.envelope(given, **options).raw)
+            raw = factory.envelope(given, **options).raw
+            assert_wire(raw, sent_on='sender' in options)
 
 
 @pytest.mark.timeout(300)
@@ -473,3 +483,134 @@ def test_a_name_that_is_none_in_a_part() -> None:
     raw = freeze(outer, sender='s@x', recipients='r@x').raw
 
     assert b'--b\r\nTo: a@x\r\nX-B: z\r\n\r\nx\r\n--b--' in raw
+
+
+SIGNED = b"""Content-Type: multipart/signed; boundary=q; micalg=pgp-sha256;
+ protocol="application/pgp-signature"
+
+preamble
+--q
+Content-Type: text/plain; charset=utf-8
+Content-Transfer-Encoding: 8bit
+X-Raw: \xfc \xc3\xbc
+
+Gr\xc3\xbc\xc3\x9fe, \xff
+--q
+Content-Type: application/pgp-signature
+
+signature
+--q--
+"""
+
+
+@pytest.mark.parametrize('policy', [email.policy.compat32, email.policy.default])
+@pytest.mark.parametrize('place', ['alone', 'in a multipart', 'attached', 'not parsed', 'declared'])
+def test_signed_content_of_8_bits_that_is_sent_on(place: str, policy: Any) -> None:
+    """It leaves byte for byte, and each part around it says so (RFC 1847, 2.1; RFC 2045, 6.4);
+    parts beside it are encoded."""
+    head = b'From: a@x\nTo: b@x\n'
+    if place == 'in a multipart':
+        head += b'Content-Type: multipart/mixed; boundary=z\n\n--z\n'
+        text = head + SIGNED + b'\n--z\nContent-Type: text/plain; charset=latin1\n\n\xe4\n--z--\n'
+    elif place == 'attached':
+        text = head + b'Content-Type: message/rfc822\n\n' + head + SIGNED
+    elif place == 'declared':
+        text = head + b'Content-Transfer-Encoding: 8bit\n' + SIGNED
+    else:
+        text = head + SIGNED
+    message = parsed(text, policy)
+    if place == 'not parsed':
+        message.set_payload(SIGNED.partition(b'\n\n')[2].decode('ascii', 'surrogateescape'))
+
+    envelope = freeze(message, sender='s@x', recipients='r@x')
+
+    assert SIGNED.replace(b'\n', b'\r\n').partition(b'\r\n\r\n')[2].rstrip() in envelope.raw
+    assert envelope.has_ascii_head
+    around = 1 + (place in ('in a multipart', 'attached'))
+    said = re.findall('(?m)^Content-Transfer-Encoding: (.*?)\r$', envelope.raw.decode('latin-1'))
+    assert said[: around + 1] == ['8bit'] * (around + 1)
+    again = email.message_from_bytes(envelope.raw, policy=policy)
+    assert not [defect for part in again.walk() for defect in part.defects]
+    if place == 'in a multipart':
+        *_, beside = again.walk()
+        assert (said[-1], beside.get_payload(decode=True)) == ('base64', b'\xe4')
+    for other in ({}, {'sender': 's@x'}, {'recipients': 'r@x'}):
+        with pytest.raises(MessageError, match='sign parts that are quoted-printable or base64'):
+            factory.envelope(message, **other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ('content', 'what'),
+    [(b'\0', 'not ASCII'), (b'\xfc' * 999, 'lines of more than 998 bytes')],
+)
+def test_signed_content_that_no_relay_takes(content: bytes, what: str) -> None:
+    """It is refused although it is sent on."""
+    message = parsed(b'From: a@x\n' + SIGNED.replace(b'\xff', content), email.policy.compat32)
+
+    with pytest.raises(MessageError, match=f'multipart/signed has .*{what}.*; sign parts'):
+        freeze(message, sender='s@x', recipients='r@x')
+
+
+def test_signed_text_of_a_program_that_is_sent_on() -> None:
+    """Characters that were never bytes cannot have been signed."""
+    message = parsed(b'From: a@x\n' + SIGNED, email.policy.compat32)
+    message.get_payload()[0]._payload = 'ü'
+
+    with pytest.raises(MessageError, match='text that was not encoded before it was signed'):
+        freeze(message, sender='s@x', recipients='r@x')
+
+
+def test_an_attached_mail_with_an_address_that_is_not_ascii() -> None:
+    """Its head is content of 7 bits, whatever the relay takes: the address leaves as the name of an
+    empty group (RFC 6857, 3.1.8) if the message is sent on, and is refused otherwise."""
+    text = 'From: a@x\nTo: b@x\nContent-Type: message/rfc822\n\nFrom: Ü <ü@x>\nSubject: ü\n\nx\n'
+    message = parsed(text.encode(), email.policy.compat32)
+
+    raw = freeze(message, sender='s@x', recipients='r@x').raw
+
+    assert b'\r\n\r\nFrom: =?utf-8?b?w5wgw7xAeA==?=:;\r\nSubject: =?utf-8?b?w7w=?=\r\n' in raw
+    with pytest.raises(MessageError, match=r'an address .* is not ASCII; attach that mail'):
+        freeze(message)
+
+
+def test_addresses_of_those_who_need_smtputf8() -> None:
+    """They stay in the headers where the envelope needs it as well."""
+    text = 'From: ü@x\nTo: ä@x\n\nx\n'.encode()
+    for recipients, keeps in [(['ä@x', 'b@x'], True), (['b@x'], False)]:
+        message = parsed(text, email.policy.compat32)
+        raw = freeze(message, sender='s@x', recipients=recipients).raw
+        assert (text.partition(b'\n')[0] in raw) is keeps
+
+
+@pytest.mark.parametrize('kind', ['mixed', 'signed'])
+@pytest.mark.parametrize(
+    ('written', 'boundary'),
+    [
+        ('a b', 'a b'),
+        ('a=b', 'a=b'),
+        ("'a'", "'a'"),
+        ('"=?utf-8?q?a?="', '=?utf-8?q?a?='),
+        ('"a:b"', 'a:b'),
+        ('"a\\"b"', 'a"b'),
+    ],
+)
+def test_boundaries_that_some_readers_do_not_find(kind: str, written: str, boundary: str) -> None:
+    """One that is not in quotes gets some, and one that readers change is replaced; what is signed
+    keeps its own."""
+    text = (
+        f'From: a@x\nTo: b@x\nContent-Type: multipart/{kind}; boundary={written}; x=y\n\n'
+        f'--{boundary}\n\none\n--{boundary}\n\ntwo\n--{boundary}--\n'
+    )
+    message = parsed(text.encode(), email.policy.compat32)
+
+    raw = freeze(message).raw
+
+    again = email.message_from_bytes(raw, policy=email.policy.compat32)
+    assert [part.get_payload() for part in again.get_payload()] == ['one', 'two']
+    if kind == 'signed':
+        assert f'\r\n--{boundary}--\r\n'.encode() in raw
+    else:
+        modern: Any = email.message_from_bytes(raw, policy=email.policy.default)
+        assert [part.get_payload() for part in modern.iter_parts()] == ['one', 'two']
+        assert not modern.defects
+        assert modern['Content-Type'].params['x'] == 'y'

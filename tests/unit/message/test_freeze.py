@@ -98,6 +98,7 @@ BAD_MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({'headers': {'Return-Path': '<a@x>'}}, 'Return-Path .*use the option sender of send'),
     ({'headers': {'MIME-Version': '1.0'}}, 'use text, html and attachments'),
     ({'headers': {'Content-Type': 'text/html'}}, 'Content-Type .*use attachments, text and html'),
+    ({'headers': {'dkim-signature': 'v=1'}}, 'use a signed message of the standard library'),
     ({'headers': {'Sender': 'x'}}, "Sender: 'x' has no @"),
     ({'headers': {'Errors-To': 'x'}}, "Errors-To: 'x' has no @"),
     ({'headers': {'Message-ID': 'x'}}, "Message-ID: 'x' is not a message id; .*leave the header"),
@@ -134,6 +135,8 @@ def test_bad_message(given_: dict[str, Any], named: str) -> None:
         ({'default_sender': 'x'}, "mail.default_sender: 'x' has no @"),
         ({'default_sender': 'a@x, b@x'}, 'mail.default_sender: .*exactly one'),
         ({'envelope_sender': 'x'}, "mail.envelope_sender: 'x'"),
+        ({'default_sender': 'smtp://u:secret@x'}, 'mail.default_sender: it is a URL; write'),
+        ({'envelope_sender': 'smtps://u:secret@x'}, 'mail.envelope_sender: it is a URL; write'),
         (
             {'envelope_sender': '<>'},
             "mail.envelope_sender: .*null sender; give the option sender=''",

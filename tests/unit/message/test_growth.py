@@ -159,6 +159,7 @@ def test_arguments_of_a_message(kind: str) -> None:
     'unit',
     [
         *('<', '<a ', '<a href="', '<a href=\'x" ', '<!--', '<!--[if', '<style>', '<textarea>'),
+        *('<style>/*', '<style>*/', '<p style="/*', '/*', '/**/'),
         *('<img src=cid:', '<img src="cid:a" ', '<p style="url(cid:', 'url(', '&', '=', ' ', '/'),
         *('<a b=', '<img srcset="cid:a,', '</', '<a\n', 'cid:'),
     ],

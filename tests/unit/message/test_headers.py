@@ -120,6 +120,30 @@ def test_references_fold_between_ids() -> None:
 
 
 @pytest.mark.parametrize(
+    ('name', 'separator', 'kept'),
+    [
+        ('References', ',', ','),
+        ('References', '', ''),
+        ('In-Reply-To', ',', ','),
+        ('List-Unsubscribe', ',', ','),
+        ('List-Help', ' ,', ' ,'),
+    ],
+)
+def test_lists_without_blanks(name: str, separator: str, kept: str) -> None:
+    """Ids and URLs that were joined without blanks are folded between two of them alone."""
+    items = [f'<https://example.org/{number}?{"a,b" * 10}@x>' for number in range(50)]
+
+    line = structured_line(name, separator.join(items)).decode()
+
+    assert all(len(part) <= 76 for part in line.split('\r\n'))
+    text = line.replace('\r\n', '').removeprefix(f'{name}: ')
+    assert text.replace('> <', '><').replace(', <', ',<') == kept.join(items)
+    for other in ('X-A', 'Precedence'):
+        with pytest.raises(MessageError, match='998'):
+            structured_line(other, ','.join(items))
+
+
+@pytest.mark.parametrize(
     ('write', 'name', 'text', 'named'),
     [
         (structured_line, 'References', '<é@x>', 'References.*not ASCII.*percent'),
@@ -158,6 +182,20 @@ def test_preserved_line_is_folded() -> None:
 
     assert max(map(len, long.split(b'\r\n'))) <= 76
     assert preserved_line('X-A', 'a\r\n \r\n b') == b'X-A: a  b\r\n'
+
+
+@pytest.mark.parametrize(
+    'text', ['x' * 2_000, 'a ' + 'x' * 2_000, '=?utf-8?q?=C3=A9?= ' + 'x' * 999]
+)
+def test_preserved_line_of_a_long_word(text: str) -> None:
+    """Free text without blanks is encoded, as that of a Message is; an id is not."""
+    line = preserved_line('Subject', text)
+
+    assert max(map(len, line.split(b'\r\n'))) <= 76
+    assert decode_words(unfold(line.decode())) == f'Subject: {decode_words(text)}'
+    for name in ('Received', 'Content-Language', 'Errors-To'):
+        with pytest.raises(MessageError, match='998'):
+            preserved_line(name, text)
 
 
 def test_preserved_line_of_raw_bytes() -> None:

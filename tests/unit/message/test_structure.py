@@ -130,6 +130,8 @@ def test_structures(given_: dict[str, Any], expected: Any) -> None:
         '1 < 2 <3 src=cid:logo',
         '<img src="cid:">',
         '<img alt="cid:logo" title=cid:logo>',
+        '<style>/* url(cid:logo) */ p { color: red } /* url(cid:logo)</style>',
+        '<p style="/**/ color: red /* url(cid:logo) */">x</p>',
     ],
 )
 def test_what_refers_to_no_picture(html: str) -> None:
@@ -153,6 +155,7 @@ def test_what_refers_to_no_picture(html: str) -> None:
         '<img srcset="x.png 1x, cid:a 2x">',
         '<style>p { background: url( "cid:a" ) }</style>',
         '<p style="background-image:URL(cid:a)">x</p>',
+        '<style>/* x */ p { background: url(cid:a) /* y</style>',
         '<!--[if gte mso 9]><v:fill src="cid:a" /><![endif]-->',
         '<a href="cid:a">the plan</a>',
         '<textarea>x</textarea><img src="cid:a">',

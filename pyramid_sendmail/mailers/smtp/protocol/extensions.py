@@ -68,7 +68,11 @@ class Extensions:
                 f'and the relay takes {self._max_size} (SIZE)'
             )
         elif not self._eight_bit and not envelope.is_ascii:
-            reason = 'the message is not ASCII, and the relay takes nothing else (8BITMIME)'
+            reason = (
+                'the message is not ASCII, and the relay takes nothing else (8BITMIME); it is not '
+                'encoded anew, which would break a signature: use a relay that takes it, or sign '
+                'content that is quoted-printable or base64'
+            )
         elif not self._unicode:
             if not envelope.sender.isascii():
                 reason = unicode_path

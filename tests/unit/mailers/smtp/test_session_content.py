@@ -240,6 +240,7 @@ def test_no_parameter_that_was_not_offered(
     assert statuses(plain) == {A: 'delivered'}
     assert statuses(eight_bit) == {A: 'failed'}
     assert '8BITMIME' in str(eight_bit[A])
+    assert 'sign content that is quoted-printable or base64' in str(eight_bit[A])
     assert server.raw(1).isascii()
     assert [message.mail_arguments for message in server.messages] == ['']
     assert not server.violations

@@ -17,7 +17,7 @@ import pytest
 
 from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue
-from pyramid_sendmail.queue.maildir.legacy import _envelope
+from pyramid_sendmail.queue.maildir.legacy import ADOPTED_SIZE, _envelope
 from tests.support.folders import folder as tmp_path
 from tests.support.growth import grows_linearly
 from tests.support.queues import NOW, Clock, claimed, crashes, files, sent
@@ -27,7 +27,8 @@ __all__ = ['tmp_path']
 OLD = '1700000000.4711.web.12345'
 MAIL = (
     b'Message-ID: <4711@web.example.org>\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\n'
-    b'From: Shop <shop@example.org>\nTo: ann@example.org\n\nHello.\nBye.\n'
+    b'Date: Tue, 14 Nov 2023 22:13:20 +0000\nFrom: Shop <shop@example.org>\nTo: ann@example.org\n'
+    b'\nHello.\nBye.\n'
 )
 ZOPE = b'X-Zope-From: bounces@example.org\nX-Zope-To: ann@example.org, bob@example.org\n' + MAIL
 
@@ -125,11 +126,9 @@ def test_a_mail_without_an_id_gets_one(queue: MaildirQueue) -> None:
         b'Message-ID: nonsense\n',
         b'Message-ID: <\n',
         b'Message-ID: <a b@c>\n',
-        b'Message-ID: \xff<\xfe@x>\n',
         b'Subject: =?utf-8?b?x?=\n',
         b'Subject: =?no-such-charset?q?x?=\n',
-        b'Subject: \xff\xfe\n',
-        b'\xff\xfe\n',
+        b'no header\n',
         b'',
     ],
 )
@@ -143,6 +142,121 @@ def test_bad_headers_stop_no_other_mail(queue: MaildirQueue, head: bytes) -> Non
     assert head.replace(b'\n', b'\r\n') + b'\r\nHello.\r\n' in claim.envelope.raw
     claim.release()
     claimed(queue).release()
+
+
+@pytest.mark.parametrize(
+    ('given', 'sent_as'),
+    [
+        ('Subject: Grüße', 'Subject: =?utf-8?b?R3LDvMOfZQ==?='),
+        (b'Subject: Gr\xfc\xdfe', 'Subject: =?utf-8?b?R3LDvMOfZQ==?='),
+        ('To: Jürgen <j@bücher.example>', 'To: =?utf-8?q?J=C3=BCrgen?= <j@xn--bcher-kva.example>'),
+        (b'From: J\xfcrgen <j@x.example>', 'From: =?utf-8?q?J=C3=BCrgen?= <j@x.example>'),
+        (b'From: =?utf-8?q?a=2C?= J\xfc <j@x.example>', '<j@x.example>'),
+        ('Cc: a@faß.de,\n\tb@x.example', 'Cc: a@xn--fa-hia.de, b@x.example'),
+        ('Cc: A <ü@x.example>', 'Cc: =?utf-8?b?QSDDvEB4LmV4YW1wbGU=?=:;'),
+        ('Cc: Us: ü@x.example, b@x.example;', 'Cc: Us: b@x.example;,'),
+        ('Reply-To: Jürgen, Shop <j@x.example>', 'Reply-To: =?utf-8?b?SsO8cmdlbiw=?= Shop <'),
+        ('Cc: ü@', 'Cc: =?utf-8?b?w7xA?='),
+        ('X-Tag: ü\n über', 'X-Tag: =?utf-8?b?w7wgw7xiZXI=?='),
+        ('X-Tag : ü', 'X-Tag: =?utf-8?b?w7w=?='),
+        ('List-Id: Käse <k.x.example>', 'List-Id: =?utf-8?b?S8Okc2U=?= <k.x.example>'),
+        ('Received: from ü by x', 'Received: from =?utf-8?b?w7w=?= by x'),
+        ('Content-Type: text/plain; name="ü.txt"', "name*=utf-8''%C3%BC.txt"),
+    ],
+)
+def test_a_head_that_is_not_ascii(queue: MaildirQueue, given: str | bytes, sent_as: str) -> None:
+    """Raw bytes would fail for good at a relay without SMTPUTF8: they leave encoded, the headers
+    beside them as they are, and the body byte for byte."""
+    line = given if isinstance(given, bytes) else given.encode()
+    others, body = b'Mime-version:1.0\nX-Folded: a,\n  b\n', b'8 bits: \xc3\xa4 \xff\r\n'
+    _lay(queue, ZOPE.partition(b'Mess')[0] + line + b'\n' + others + b'\n' + body)
+    claim = claimed(queue)
+    head, _, found = claim.envelope.raw.partition(b'\r\n\r\n')
+    assert claim.envelope.has_ascii_head
+    assert sent_as.encode() in head
+    assert others.replace(b'\n', b'\r\n').rstrip() in head
+    assert found == body
+    claim.release()
+
+
+@pytest.mark.parametrize('kind', ['zope', 'repoze', 'repoze, encoded'])
+def test_domains_of_the_envelope(queue: MaildirQueue, kind: str) -> None:
+    """Domains that are not ASCII become A-labels, each recipient once; a label without a certain
+    one stays, and is refused alone."""
+    sender, recipients = 'shop@straße.example', ['ann@Bücher.example', 'ann@xn--bcher-kva.example']
+    recipients += ['bob@\uff11.example']
+    if kind == 'zope':
+        begin = f'X-Zope-From: {sender}\nX-Zope-To: {", ".join(recipients)}\n'
+        _lay(queue, begin.encode() + MAIL)
+    elif kind == 'repoze':
+        end = f'X-Actually-From: {sender}\nX-Actually-To: {",".join(recipients)}\n\n'
+        _lay(queue, MAIL.replace(b'\n\n', b'\n' + end.encode(), 1))
+    else:
+        _lay(queue, _repoze(sender, recipients, encoded=True))
+    claim = claimed(queue)
+    assert claim.envelope.sender == 'shop@xn--strae-oqa.example'
+    assert claim.todo == ('ann@xn--bcher-kva.example', 'bob@\uff11.example')
+    claim.release()
+
+
+def test_a_local_part_that_is_not_ascii(queue: MaildirQueue) -> None:
+    """A recipient who needs SMTPUTF8 gets the address in the headers as it is."""
+    head = 'X-Zope-From: a@x.example\nX-Zope-To: jürgen@x.example\nTo: jürgen@x.example\n'
+    _lay(queue, head.encode() + b'\nx\n')
+    claim = claimed(queue)
+    assert claim.todo == ('jürgen@x.example',)
+    assert 'To: jürgen@x.example\r\n'.encode() in claim.envelope.raw
+    claim.release()
+
+
+@pytest.mark.parametrize(
+    'line', [b'Message-ID: \xff<\xfe@x>\n', b'Date: \xff\n', b'Bcc: c@x\n', b'resent-bcc: c@x\n']
+)
+def test_headers_that_are_left_out(queue: MaildirQueue, line: bytes) -> None:
+    """An id or a date that cannot be encoded is made anew; blind copies do not leave."""
+    _lay(queue, b'X-Zope-From: a@example.org\nX-Zope-To: b@example.org\n' + line + b'\nHello.\n')
+    claim = claimed(queue)
+    assert line.rstrip() not in claim.envelope.raw
+    message = message_from_bytes(claim.envelope.raw, policy=SMTP)
+    assert message.keys() == ['Message-ID', 'Date']
+    assert message['Message-ID'] == claim.envelope.message_id
+    claim.release()
+
+
+@pytest.mark.parametrize('line', [b'\xff\xfe\n', b' \xff\n', b'X \xff: a\n'])
+@pytest.mark.parametrize('blank', [b'\n', b''])
+def test_a_line_that_is_no_header(queue: MaildirQueue, line: bytes, blank: bytes) -> None:
+    """It ends the head where it is not ASCII, as relays have it, and nothing of it is lost."""
+    begin = b'X-Zope-From: a@example.org\nX-Zope-To: b@example.org\n'
+    if line[:1] == b' ':
+        begin += b'X-A b: c\n' if blank else b'Subject\n'
+    _lay(queue, begin + line + b'X-B: c\n' + blank + (blank and b'Hello.\n'))
+    claim = claimed(queue)
+    head, _, body = claim.envelope.raw.partition(b'\r\n\r\n')
+    assert head.isascii()
+    assert body.count(b'\xff') == 1
+    assert body.endswith(b'X-B: c\r\n\r\n' + (b'Hello.\r\n' if blank else b''))
+    claim.release()
+
+
+@pytest.mark.parametrize('given', [b'', b'date: Tue, 14 Nov 2023 22:13:20 +0000\n', b'DATE : x\n'])
+def test_a_date(queue: MaildirQueue, given: bytes) -> None:
+    """A mail without a Date gets the time when it was adopted; a Date that it has stays."""
+    _lay(queue, b'X-Zope-From: a@example.org\nX-Zope-To: b@example.org\n' + given + b'\nHello.\n')
+    claim = claimed(queue)
+    dates = re.findall(rb'(?im)^date *:.*\n', claim.envelope.raw)
+    ours = b'Date: Tue, 14 Nov 2023 22:13:20 +0000\n'
+    assert [each.replace(b'\r', b'') for each in dates] == [given or ours]
+    claim.release()
+
+
+def test_a_header_that_is_too_long_to_be_encoded(queue: MaildirQueue) -> None:
+    """It stays as it is, and stops no other mail."""
+    line = b'X-Long: ' + b'\xc3\xa4' * 100_001
+    _lay(queue, ZOPE.partition(b'Mess')[0] + line + b'\n\nx\n')
+    claim = claimed(queue)
+    assert line in claim.envelope.raw
+    claim.release()
 
 
 @pytest.mark.parametrize(
@@ -353,3 +467,45 @@ def test_lines_of_the_message_name_no_recipient(queue: MaildirQueue, kind: str) 
     assert (claim.envelope.sender, claim.todo) == ('shop@example.org', ('ann@example.org',))
     assert claim.envelope.raw == (own + MAIL).replace(b'\n', b'\r\n')
     claim.release()
+
+
+def test_two_envelopes(queue: MaildirQueue) -> None:
+    """Where the lines of both ancestors stand in their places, one pair is the message's own: no
+    recipient is guessed."""
+    begin = b'X-Zope-From: shop@example.org\nX-Zope-To: ann@example.org\n'
+    end = b'X-Actually-From: shop@example.org\nX-Actually-To: evil@example.net\n\n'
+    data = begin + MAIL.replace(b'\n\n', b'\n' + end, 1)
+    _lay(queue, data)
+    with pytest.raises(DamagedMail):
+        claimed(queue)
+    assert files(queue) == [f'failed/{OLD}']
+
+
+def test_mail_that_the_relay_of_an_ancestor_has_refused(
+    queue: MaildirQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line says how much mail stays, and how it is sent; it is not repeated."""
+    queue.prepare()
+    assert queue.scan(NOW) == ([], None)
+    assert not caplog.records
+    for folder, number in [('new', 1), ('new', 2), ('cur', 3)]:
+        Path(queue.path, folder, f'.rejected-{number}').write_bytes(ZOPE)
+    queue.scan(NOW, fresh=True)
+    for _ in range(3):
+        assert queue.scan(NOW) == ([], None)
+    [record] = caplog.records
+    assert record.levelname == 'WARNING'
+    assert '3 mails' in record.getMessage()
+    assert queue.path in record.getMessage()
+    assert 'rename .rejected-* without .rejected-' in record.getMessage()
+    assert len(files(queue)) == 3
+
+
+def test_an_old_mail_of_any_size(queue: MaildirQueue) -> None:
+    """What no relay takes is moved to failed/, without being read whole."""
+    _lay(queue, ZOPE)
+    os.truncate(Path(queue.path, 'new', OLD), ADOPTED_SIZE + 1)
+    with pytest.raises(DamagedMail, match='more than those of an old mail that is sent') as caught:
+        claimed(queue)
+    assert len(caught.value.raw) == 1024 * 1024
+    assert files(queue) == [f'failed/{OLD}']
