@@ -13,7 +13,6 @@ from pyramid_sendmail.processor.circuit_breaker import (
     LONGEST_PAUSE,
     PROBE_PATIENCE,
     CircuitBreaker,
-    span_text,
 )
 from pyramid_sendmail.sending.refusals import EveryMailRefused
 from tests.support.processors import RELAY_REFUSED
@@ -145,14 +144,6 @@ def test_an_outage_is_not_forgotten(caplog: pytest.LogCaptureFixture) -> None:
         'relay still unavailable, after 11 failed attempts in 5 min; '
     )
     assert 'mails that wait: 7, the oldest for 7 min; next try' in reminders[1][1]
-
-
-@pytest.mark.parametrize(
-    ('seconds', 'text'),
-    [(-1, '0 s'), (119, '119 s'), (120, '2 min'), (7199, '120 min'), (7200, '2 h'), (3e5, '3 d')],
-)
-def test_lengths_of_time(seconds: float, text: str) -> None:
-    assert span_text(seconds) == text
 
 
 def test_a_new_reason_is_logged(caplog: pytest.LogCaptureFixture) -> None:
