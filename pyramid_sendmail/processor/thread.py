@@ -40,7 +40,8 @@ class ProcessorThread:
     The first request starts it; after a fork, the first request or ``send`` in the child starts
     another. A server's process, such as a worker in place of one that was recycled, starts it at
     once if mail waits. When the process ends, what is due leaves first, within DRAIN_TIME. Scripts
-    and pshell serve no request, so they never start it. ``make`` returns the processor. ``queue_retry_delay``, ``restart_delay``: see QUEUE_RETRY_DELAY and RESTART_DELAY.
+    and pshell serve no request, so they never start it. ``make`` returns the processor.
+    ``queue_retry_delay``, ``restart_delay``: see QUEUE_RETRY_DELAY and RESTART_DELAY.
     """
 
     def __init__(
