@@ -90,17 +90,9 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     """It names the options, and every setting with its default."""
     assert qp.run(['--help']) == 0
     text = capsys.readouterr().out
-    for word in (
-        '--once',
-        '--workers',
-        '--batch',
-        '--processes',
-        '--reload',
-        '--quiet',
-        'USR1',
-        'key=value',
-        '4',
-    ):
+    for word in ('--once', '--workers', '--batch', '--processes', '--reload', '--quiet'):
+        assert word in text
+    for word in ('key=value', '4', 'USR1'):
         assert word in text
     assert 'mail.queue_path' in text
     assert '--child' not in text
