@@ -147,8 +147,12 @@ class CircuitBreaker:
         if part == 'queue':
             log.warning('queue can be written again after %d failed attempts', failures)
         else:
-            text = 'relay %s answers again after %d failed attempts in %s'
-            log.warning(text, self._relay, failures, lasted)
+            waiting, oldest = self._backlog()
+            log.warning(
+                'relay available again, after %d failed attempts in %s; mails that wait: %d, the '
+                'oldest for %s: %s',
+                *(failures, lasted, waiting, span_text(oldest), self._relay),
+            )
 
     def release(self, worker: Hashable) -> None:
         """Record that this worker has no session and does not try to open one."""

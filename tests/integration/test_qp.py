@@ -218,7 +218,7 @@ def test_the_relay_goes_and_comes(place: Place) -> None:
     place.server.start()
     place.server.wait_for(10, 20)
     place.drained()
-    child.says('answers again after')
+    child.says('relay available again, after')
     assert child.stop() == 0
     assert child.text.count('relay unavailable') == 1
     assert once_each(place.server, message_ids)

@@ -88,7 +88,11 @@ def test_the_pause_grows(caplog: pytest.LogCaptureFixture) -> None:
     breaker.record_success('ann')
     breaker.record_success('ann')
     assert levels(caplog) == ['ERROR', 'ERROR', 'WARNING']
-    assert 'relay smtp://relay.example.org:25 answers again after 8 failed attempts' in caplog.text
+    again = caplog.messages[-1]
+    assert again.startswith('relay available again, after 8 failed attempts in ')
+    assert again.endswith(
+        ' min; mails that wait: 0, the oldest for 0 s: smtp://relay.example.org:25'
+    )
     breaker.record_failure(RELAY_REFUSED, 'ann')
     assert breaker.retry_in() <= 1.2, 'it starts over'
     assert levels(caplog) == ['ERROR', 'ERROR', 'WARNING', 'ERROR']
@@ -144,6 +148,31 @@ def test_an_outage_is_not_forgotten(caplog: pytest.LogCaptureFixture) -> None:
         'relay still unavailable, after 11 failed attempts in 5 min; '
     )
     assert 'mails that wait: 7, the oldest for 7 min; next try' in reminders[1][1]
+
+
+def test_the_pause_ends_when_it_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    """A worker may try at once; if that fails the log has a line, although the reason is known, and
+    the reminders go on as before. A breaker that is not open stays as it is."""
+    clock = Clock(0.0)
+    breaker = CircuitBreaker(clock, chance=lambda: 0.5)
+    breaker.retry_now()
+    breaker.acquire('ann')
+    breaker.session_opened('ann')
+    assert breaker.allows('ann')
+    for number in range(3):
+        breaker.record_failure(RELAY_REFUSED, 'ann')
+        assert breaker.acquire('ann') == 2.0**number
+        breaker.retry_now()
+        assert breaker.retry_in() == 0
+        assert breaker.acquire('ann') == 0
+    assert [text.partition(' failed')[0] for text in caplog.messages] == [
+        f'relay unavailable, mail stays queued: {RELAY_REFUSED}',
+        'relay still unavailable, after 2',
+        'relay still unavailable, after 3',
+    ]
+    clock.now = 61.0
+    breaker.record_failure(RELAY_REFUSED, 'ann')
+    assert len(caplog.messages) == 3 + 1
 
 
 def test_a_new_reason_is_logged(caplog: pytest.LogCaptureFixture) -> None:
