@@ -75,7 +75,7 @@ class Day(MaildirQueue):
         self.setup.mailer.unavailable = WHY if is_down else None
         while self.put_so_far < MAILS and self.mail_at(self.put_so_far) <= now:
             number, self.put_so_far = self.put_so_far, self.put_so_far + 1
-            name = f'nobody{number}' if number % 12 == 5 and number < 480 else f'ann{number}'
+            name = f'unknown{number}' if number % 12 == 5 and number < 480 else f'ann{number}'
             self.setup.put(f'{name}@example.org')
         if now >= EVENING.timestamp():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -145,10 +145,10 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def refuse(setup: ProcessorSetup) -> None:
-    """Have the relay refuse each ``nobody``, in words of its own."""
+    """Have the relay refuse each ``unknown``, in words of its own."""
     for number in range(5, 480, 12):
-        reply = Reply(550, f'5.1.1 no such user nobody{number}')
-        setup.mailer.always(f'nobody{number}@example.org', Verdict('failed', reply))
+        reply = Reply(550, f'5.1.1 no such user unknown{number}')
+        setup.mailer.always(f'unknown{number}@example.org', Verdict('failed', reply))
 
 
 def test_the_outage(day: Any) -> None:
@@ -192,8 +192,8 @@ def test_each_refusal(day: Any) -> None:
     assert len(refused) == REFUSED
     assert {level for _, level, _ in refused} == {'ERROR'}
     for number in range(5, 480, 12):
-        [(_, _, text)] = [line for line in refused if f'nobody{number}@' in line[2]]
-        assert f'550 5.1.1 no such user nobody{number} ' in text
+        [(_, _, text)] = [line for line in refused if f'unknown{number}@' in line[2]]
+        assert f'550 5.1.1 no such user unknown{number} ' in text
         assert 'failed/' in text
     assert len(list((Path(day.queue.path) / 'failed').iterdir())) == REFUSED
 

@@ -34,6 +34,7 @@ from pyramid_sendmail.processor.processor import QueueProcessor
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.scripts import qp
 from pyramid_sendmail.settings.overrides import current_overrides
+from tests.support import applications
 from tests.support.applications import write_ini
 from tests.support.configuration import parse
 from tests.support.queues import NOW, make_envelope
@@ -626,6 +627,48 @@ def test_mail_is_sent(tmp_path: Path, settings: dict[str, object]) -> None:
     with redirect_stderr(stderr):
         assert qp.run([str(ini), '--once']) == 0
     assert '1 delivered, 0 deferred' in stderr.getvalue()
+
+
+LOGGING_OF_ROOT = applications.LOGGING.replace('keys = root, mail', 'keys = root')
+
+
+def without_own_logging(global_config: Any, **settings: str) -> Any:
+    """Return an application that leaves logging as it is."""
+    return applications.quiet(global_config, **settings)
+
+
+def with_own_logging(global_config: Any, **settings: str) -> Any:
+    """Return an application that sets up logging itself."""
+    logging.root.addHandler(logging.NullHandler())
+    return applications.quiet(global_config, **settings)
+
+
+@pytest.mark.parametrize(
+    ('application', 'sections', 'level'),
+    [
+        ('without_own_logging', '', logging.INFO),
+        ('with_own_logging', '', logging.NOTSET),
+        ('without_own_logging', LOGGING_OF_ROOT, logging.NOTSET),
+    ],
+)
+def test_logging_that_is_not_set_up(
+    application: str,
+    sections: str,
+    level: int,
+    tmp_path: Path,
+    settings: dict[str, object],
+) -> None:
+    """Our lines of level INFO are logged where neither the file nor the application sets up
+    logging, and only there."""
+    own = logging.getLogger('pyramid_sendmail')
+    own.setLevel(logging.NOTSET)
+    logging.root.setLevel(logging.WARNING)
+    ini = write_ini(tmp_path / 'x.ini', settings, use=f'call:{__name__}:{application}')
+    ini.write_text(ini.read_text().replace(applications.LOGGING, sections))
+    processor = Processor(run=lambda self, stop: None)
+    with redirect_stderr(io.StringIO()):
+        assert qp.run([str(ini)], make=lambda *_, **__: processor) == 0
+    assert own.level == level
 
 
 def test_variables(tmp_path: Path) -> None:
