@@ -280,6 +280,7 @@ class QueueProcessor:
                 on_first_page=lambda tickets: run.active_queue.add(tickets, fresh=True),
             )
         except QueueError as error:
+            run.scans_answered = requested
             run.breaker.record_failure(error, None)
             run.next_scan_at = start + max(run.breaker.retry_in(), ERROR_PAUSE)
             return

@@ -13,6 +13,8 @@ from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from tests.support.processors import (
     DEFERRED,
     NEVER,
+    READ_ONLY,
+    FailingQueue,
     ProcessorSetup,
     is_empty,
     log_levels,
@@ -50,6 +52,23 @@ def test_a_scan_finds_what_none_has_announced(
         processor.scan_now()
         setup.mailer.wait_for(1)
     assert log_levels(caplog, REQUESTED) == ['INFO']
+
+
+def test_a_queue_that_cannot_be_scanned(tmp_path: Path) -> None:
+    """A request that fails is not repeated without a pause; nothing counts as drained."""
+    setup = ProcessorSetup(make_maildir(tmp_path / 'mail', cls=FailingQueue))
+    queue = setup.queue
+    with setup.running(pause=NEVER) as processor:
+        until(lambda: queue.calls['scan'])
+        queue.errors['scan'] = READ_ONLY
+        processor.scan_now()
+        until(lambda: processor.current and processor.current.breaker.retry_in())
+        scans = queue.calls['scan']
+        assert not processor.drain(NEVER)
+        for _ in range(10):
+            processor.wake()
+        until(lambda: not processor.current or not processor.current.full_scan_requested)
+        assert queue.calls['scan'] - scans < 10
 
 
 def test_before_a_run(setup: ProcessorSetup) -> None:
