@@ -8,7 +8,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from zope.interface.verify import verifyObject
 
+from pyramid_sendmail.interfaces import IMonitoredQueue
 from pyramid_sendmail.queue import MaildirQueue
 from tests.support.queues import NOW, Clock, make_envelope
 
@@ -25,6 +27,11 @@ def queue(tmp_path: Path, clock: Clock) -> MaildirQueue:
     queue = MaildirQueue(str(tmp_path / 'mail'), sync=False, clock=clock)
     queue.prepare()
     return queue
+
+
+def test_the_interface_is_kept(queue: MaildirQueue) -> None:
+    """The queue on disk is one that can be monitored."""
+    assert verifyObject(IMonitoredQueue, queue)
 
 
 def renewed(queue: MaildirQueue) -> Path:
