@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from zope.interface.verify import verifyObject
 
 from pyramid_sendmail.interfaces import IMonitoredQueue
 from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue.maildir.heartbeat import _version
 from tests.support.queues import NOW, Clock, make_envelope
 
 DAY = 86_400.0
@@ -58,6 +60,18 @@ def test_it_names_the_process(queue: MaildirQueue, clock: Clock) -> None:
     assert sorted(os.listdir(queue.path)) == sorted(
         ['tmp', 'new', 'cur', 'done', 'failed', 'trigger', 'processor']
     )
+
+
+def test_a_release_without_a_number(queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree that is not installed has none; the heartbeat does not depend on it."""
+
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr('importlib.metadata.version', version)
+    _version.cache_clear()
+    assert 'version: unknown\n' in renewed(queue).read_text()
+    _version.cache_clear()
 
 
 @pytest.mark.parametrize(('group', 'mode'), [(False, 0o600), (True, 0o660)])
