@@ -36,6 +36,7 @@ __all__ = [
     'IMailSentEvent',
     'IMailSession',
     'IMailer',
+    'IMonitoredQueue',
     'IQueuedMailDelivery',
     'ISMTPMailer',
     'IScannableQueue',
@@ -194,6 +195,20 @@ class IScannableQueue(IMailQueue):
 
     def wake() -> None:
         """End a ``wait`` of this process: the current one, or the next."""
+
+
+class IMonitoredQueue(Interface):
+    """A queue that shows whether a queue processor serves it."""
+
+    def renew_heartbeat(since: float) -> None:
+        """Record that a queue processor of this process runs now, and since when, in epoch seconds.
+
+        Never raises an Exception.
+        """
+
+    def last_heartbeat() -> float | None:
+        """Return when a queue processor, of whatever process, did so last, in epoch seconds; None
+        if that was never, or cannot be seen. Never raises an Exception."""
 
 
 class IBrowsableQueue(Interface):

@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 
 from pyramid.config import Configurator
 from pyramid.exceptions import ConfigurationError
-from pyramid.interfaces import IIntrospectable, INewRequest
+from pyramid.interfaces import IApplicationCreated, IIntrospectable, INewRequest
 from pyramid.registry import Registry
 from zope.interface import Interface
 
@@ -303,9 +303,14 @@ def _delivery_of_settings(config: Configurator) -> object:
 
 
 def _register_processor_thread(registry: Registry) -> None:
-    """Have the first request start the processor thread."""
+    """Have the first request start the processor thread; a server that loads the application does
+    so at once if mail waits."""
     require_queue(registry.queryUtility(IMailQueue), 'mail.processor = thread')
     if registry.queryUtility(IProcessorThread) is None:
         thread = default_processor_thread(registry)
         registry.registerUtility(thread, IProcessorThread)
+        queue = registry.getUtility(IMailQueue)
         registry.registerHandler(lambda event: thread.serve(), (INewRequest,))
+        registry.registerHandler(
+            lambda event: thread.application_created(queue), (IApplicationCreated,)
+        )

@@ -9,6 +9,7 @@ from pyramid.registry import Registry
 from zope.interface import Interface, providedBy
 
 from ..delivery.direct import DirectMailDelivery
+from ..delivery.processor_watch import ProcessorWatch
 from ..delivery.queued import QueuedMailDelivery, no_notice
 from ..events.dispatcher import EventDispatcher
 from ..interfaces import (
@@ -17,9 +18,11 @@ from ..interfaces import (
     IMailEventDispatcher,
     IMailQueue,
     IMailQueueProcessor,
+    IMonitoredQueue,
     IScannableQueue,
 )
 from ..mailers.factory import mailer_from_url
+from ..mailers.null import NullMailer
 from ..message import EnvelopeFactory
 from ..processor.options import ProcessorOptions
 from ..processor.processor import QueueProcessor
@@ -118,8 +121,7 @@ def default_delivery(registry: Registry) -> IMailDelivery:
     mailer = registry.getUtility(IMailer)
     queue = registry.queryUtility(IMailQueue)
     envelope_factory = _envelope_factory(settings)
-    thread = registry.queryUtility(IProcessorThread)
-    sent = no_notice if thread is None else thread.sent
+    sent = _on_send(registry, mailer, queue)
     if settings.delivery == 'queue':
         require_queue(queue, 'mail.delivery = queue')
     if queue is not None and settings.delivery != 'direct':
@@ -138,6 +140,29 @@ def default_delivery(registry: Registry) -> IMailDelivery:
         timeout=settings.direct_timeout,
         sent=sent,
     )
+
+
+def _on_send(registry: Registry, mailer: object, queue: object) -> Callable[[], None]:
+    """Return what each ``send`` calls: it starts the processor's thread after a fork, and warns
+    where no processor serves the queue. Mail for ``null:`` may wait there."""
+    thread = registry.queryUtility(IProcessorThread)
+    if isinstance(mailer, NullMailer) or not IMonitoredQueue.providedBy(queue):
+        return no_notice if thread is None else thread.sent
+    remedy = (
+        'start "psendmail-qp production.ini", or set mail.processor = thread'
+        if thread is None
+        else 'start the web process, whose first request starts it, or "psendmail-qp '
+        'production.ini"'
+    )
+    watch = ProcessorWatch(queue, getattr(queue, 'path', repr(queue)), remedy)
+    if thread is None:
+        return watch.check
+
+    def on_send() -> None:
+        thread.sent()
+        watch.check()
+
+    return on_send
 
 
 def require_queue(queue: IMailQueue | None, setting: str) -> None:

@@ -145,6 +145,13 @@ class BoundMailDelivery:
             )
         else:
             join(transaction, self._delivery, envelope)
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug(
+                    '%s: leaves when the transaction commits; for %s, subject %r',
+                    envelope.message_id,
+                    ', '.join(envelope.recipients),
+                    envelope.subject,
+                )
         return envelope.message_id
 
     def send_now(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -33,9 +34,10 @@ from ..sending.throttling import Throttle
 from ..threads import BackgroundThread
 from .active_queue import ActiveQueue
 from .claims import Claimer
+from .heartbeat import Heartbeat
 from .loop import DeliveryLoop
 from .options import ProcessorOptions
-from .run import EVENT_RETRY_DELAY, Run, Senders
+from .run import DRAIN_PAUSE, EVENT_RETRY_DELAY, Run, Senders
 from .single_pass import SinglePassScan
 from .worker_pool import WorkerPool
 
@@ -86,8 +88,30 @@ class QueueProcessor:
         )
         self._purge_at = float('-inf')
 
+    @property
+    def tally(self) -> Tally:
+        """The counts of the current or the last run so far."""
+        return self.current.tally if self.current is not None else Tally()
+
     def wake(self) -> None:
         self._queue.wake()
+
+    def scan_now(self) -> None:
+        """Have ``run`` scan the whole queue now, and try an unavailable relay without the rest of
+        its pause. Deferred mail keeps its time. Any thread or signal handler may call it."""
+        if self.current is not None:
+            self.current.request_full_scan(retry=True)
+
+    def drain(self, timeout: float, *, give_up: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until ``run``, in another thread, has sent what is due; return whether it has.
+
+        False after ``timeout`` seconds, while the relay is unavailable, or if ``give_up()``.
+        """
+        end = self._monotonic() + timeout
+        while self.current is None and self._monotonic() < end and not give_up():
+            time.sleep(DRAIN_PAUSE)  # it starts
+        run = self.current
+        return run is not None and run.drain(end, give_up)
 
     def run(self, stop: threading.Event) -> None:
         self._queue.prepare()
@@ -96,6 +120,7 @@ class QueueProcessor:
         try:
             while not run.stop.is_set():
                 try:
+                    self._heartbeat.beat()
                     # At the start, events that the last process left are due at once.
                     self._scan(run, all_events=starting)
                     starting = False
@@ -122,6 +147,7 @@ class QueueProcessor:
             self._purge_failed()
         finally:
             self._shut_down(run)
+            self._heartbeat.beat(last=True)
             if progress is not None:
                 progress(run.tally, self.mails_left)
         if run.error is not None:
@@ -154,6 +180,8 @@ class QueueProcessor:
             monotonic=monotonic,
         )
         self.current = run
+        self._heartbeat = Heartbeat(self._queue, clock=clock, monotonic=monotonic)
+        self._heartbeat.beat()
         self._claimer = Claimer(run, self._queue, self._dispatcher, self._recorder.clock)
         parts = (self._claimer, self._queue, self._recorder)
         self._senders: Senders
@@ -214,6 +242,10 @@ class QueueProcessor:
         woken = False
         while not run.stop.is_set():
             now = self._monotonic()
+            self._heartbeat.beat()
+            if run.full_scan_requested:
+                run.request_scan(now)
+                return
             moments = [max(run.next_scan_at, run.scan_allowed_at[False])]
             if moments[0] <= now:
                 break
@@ -221,6 +253,7 @@ class QueueProcessor:
                 moments.append(run.scan_allowed_at[True])
             if run.busy:
                 moments.append(now + SYNC_INTERVAL)
+            moments.append(self._heartbeat.due_at)
             woken = self._queue.wait(max(min(moments) - now, 0.0)) or woken
             run.sync()
             if run.active_queue.exhausted:
@@ -234,7 +267,7 @@ class QueueProcessor:
     def _scan(self, run: Run, *, fresh: bool = False, all_events: bool = False) -> None:
         """Fill the active queue, dispatch the events of finished mail, and plan the next scan."""
         now, start = self._recorder.clock(), self._monotonic()
-        limit = self._scan_limit(run)
+        limit, requested = self._scan_limit(run), run.take_scan_request()
         if not fresh and start < run.next_scan_at and run.active_queue.running_low:
             page = self._queue.next_page(limit)
             if page:
@@ -252,10 +285,13 @@ class QueueProcessor:
                 on_first_page=lambda tickets: run.active_queue.add(tickets, fresh=True),
             )
         except QueueError as error:
+            run.scans_answered = requested
             run.breaker.record_failure(error, None)
             run.next_scan_at = start + max(run.breaker.retry_in(), ERROR_PAUSE)
             return
         run.active_queue.add(_unfinished(tickets), more=len(tickets) >= limit, fresh=fresh)
+        if not fresh:
+            run.scans_answered = requested
         end = self._monotonic()
         run.scan_allowed_at[fresh] = end + min(SCAN_PAUSE_FACTOR * (end - start), self.options.poll)
         if next_due is not None:
@@ -284,6 +320,7 @@ class QueueProcessor:
             run.active_queue.add(_unfinished(tickets), more=single_pass.more)
             while not (run.active_queue.join(0.1) or run.active_queue.running_low):
                 progress(run.tally, self.mails_left)
+                self._heartbeat.beat()
                 single_pass.check_clock()
                 if run.stop.is_set():
                     run.active_queue.close()

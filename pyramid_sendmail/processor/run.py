@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Protocol
@@ -17,12 +18,15 @@ from ..sending.refusals import Refusals
 from ..sending.throttling import Throttle
 from .active_queue import ActiveQueue
 
-__all__ = ['EVENT_RETRY_DELAY', 'Run', 'Senders']
+__all__ = ['DRAIN_PAUSE', 'EVENT_RETRY_DELAY', 'Run', 'Senders']
 
 log = logging.getLogger(__name__)
 
 EVENT_RETRY_DELAY = 1.0
 """Seconds until an event that the full backlog rejected is tried again."""
+
+DRAIN_PAUSE = 0.02
+"""Seconds that ``drain`` waits before it looks again."""
 
 _total: Callable[[Tally], int] = attrgetter('total')
 
@@ -75,6 +79,9 @@ class Run:
         self.scan_allowed_at = {True: float('-inf'), False: float('-inf')}
         """Earliest start of the next scan: [True] of new mail, [False] full. By the monotonic
         clock."""
+        self.scans_requested = self.scans_answered = 0
+        """How many full scans were requested, and which of these requests a scan has served."""
+        self._retry_requested = False
         self._queue = queue
         self._clock = clock
         self._monotonic = monotonic
@@ -125,6 +132,42 @@ class Run:
             if sooner:
                 self.next_scan_at = at
             return sooner
+
+    @property
+    def full_scan_requested(self) -> bool:
+        """Whether ``request_full_scan`` was called since the last full scan began."""
+        return self.scans_requested != self.scans_answered
+
+    def request_full_scan(self, *, retry: bool = False) -> None:
+        """Have the whole queue scanned now; ``retry``: and the relay tried at once if it is
+        unavailable. A signal handler may call it: it takes no lock."""
+        self._retry_requested = self._retry_requested or retry
+        self.scans_requested += 1
+        self.wake()
+
+    def take_scan_request(self) -> int:
+        """A scan begins: return the number of the last request, and end the pause of the breaker if
+        that was requested."""
+        if self._retry_requested:
+            self._retry_requested = False
+            log.info('the queue is scanned now, as requested')
+            self.breaker.retry_now()
+            self.active_queue.notify_waiters()
+        return self.scans_requested
+
+    def drain(self, end: float, give_up: Callable[[], bool]) -> bool:
+        """See QueueProcessor.drain. ``end``: by the monotonic clock."""
+        self.request_full_scan()
+        wanted = self.scans_requested
+        while self._monotonic() < end and not give_up():
+            idle = self.active_queue.join(DRAIN_PAUSE)
+            if self.active_queue.closed or self.breaker.retry_in():
+                return False
+            if idle and self.scans_answered >= wanted:
+                return True
+            if idle:
+                time.sleep(DRAIN_PAUSE)
+        return False
 
     def due_again(self, due: float) -> None:
         """Have a full scan run no later than ``due``, in epoch seconds."""

@@ -2,10 +2,12 @@
 
 The child sends reports, each a JSON list on a line::
 
-    ["begin", queue, is_new, processes]                   the application is loaded
+    ["begin", queue, is_new, processes, waiting]          the application is loaded
     ["progress", delivered, deferred, failed, left]       of --once
-    ["end", delivered, deferred, failed, failures]        --once has ended
+    ["end", delivered, deferred, failed, failures]        the run has ended
     ["error", text]                                       why the process ends with its exit status
+
+``waiting`` is null or ``[mails, since]``.
 
 The supervisor sends numbers of signals, each on a line. It never closes the socket while the child
 runs: an end of file tells the child that the supervisor has died.
@@ -27,8 +29,8 @@ from typing import Any, NamedTuple
 
 from ..envelope import Tally
 from ..threads import BackgroundThread
-from .signals import EXIT_SIGNAL, Signals, blocked_signals, unblock_signals
-from .terminal import Progress
+from .signals import EXIT_SIGNAL, SCAN_SIGNAL, Signals, blocked_signals, unblock_signals
+from .terminal import Progress, Waiting
 
 __all__ = ['ChildProcess', 'Command', 'SupervisorLink', 'command_line']
 
@@ -116,6 +118,13 @@ class ChildProcess:
 
     def stop(self, number: int) -> None:
         """Have the child stop as if this signal had come to it."""
+        self._send(number)
+
+    def scan_now(self) -> None:
+        """Have the child scan the queue now, and try an unavailable relay."""
+        self._send(SCAN_SIGNAL)
+
+    def _send(self, number: int) -> None:
         with suppress(OSError):
             self._link.sendall(b'%d\n' % number)
 
@@ -170,8 +179,13 @@ class SupervisorLink:
         number = 0
         with suppress(OSError):
             while data := self._link.recv(1024):
-                number = int(data.split()[-1])
-                signals.request(number)
+                numbers = [int(word) for word in data.split()]
+                if SCAN_SIGNAL in numbers:
+                    signals.request_scan()
+                stops = [each for each in numbers if each != SCAN_SIGNAL]
+                if stops:
+                    number = stops[-1]
+                    signals.request(number)
         if self._ended:
             return
         if number:
@@ -184,14 +198,21 @@ class SupervisorLink:
         with suppress(OSError):
             self._link.sendall(json.dumps(report).encode() + b'\n')
 
-    def begin(self, queue: str, *, is_new: bool, once: bool) -> None:
-        self._send('begin', queue, is_new, self.processes)
+    @property
+    def wants_waiting(self) -> bool:
+        """The supervisor shows what the first child reports."""
+        return self.number == 1
+
+    def begin(
+        self, queue: str, *, is_new: bool, once: bool, waiting: Waiting | None = None
+    ) -> None:
+        self._send('begin', queue, is_new, self.processes, waiting)
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
         yield lambda tally, left: self._send('progress', *_counts(tally), left)
 
-    def end(self, tally: Tally, failures: int) -> None:
+    def end(self, tally: Tally, failures: int, seconds: float) -> None:
         self._send('end', *_counts(tally), failures)
 
     def stopped(self, number: int) -> None:

@@ -3,46 +3,50 @@
 from __future__ import annotations
 
 import argparse
-import configparser
 import gc
-import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
-from typing import NoReturn
 
 from pyramid.config import global_registries
-from pyramid.config.actions import ConfigurationExecutionError
 from pyramid.exceptions import ConfigurationError
-from pyramid.paster import get_app, setup_logging
 from pyramid.registry import Registry
 
 from ..config.factories import has_settings, processor_of, register_settings, settings_of
 from ..envelope import Tally
 from ..exceptions import MailerUnavailable, QueueError
-from ..interfaces import IMailEventDispatcher, IMailQueue, IMailQueueProcessor
+from ..interfaces import (
+    IBrowsableQueue,
+    IMailEventDispatcher,
+    IMailQueue,
+    IMailQueueProcessor,
+)
 from ..settings import converters
 from ..settings.overrides import overriding
 from ..settings.shares import share, share_of_settings, useful_processes
 from ..settings.table import table_rows
+from . import reloading
+from .application import UsageError, file_of, registry_of
+from .application import load as load_application
 from .children import SupervisorLink, command_line
 from .signals import Signals, blocked_signals
 from .supervisor import supervise
-from .terminal import Output, Terminal, print_only_errors, standard_streams
+from .terminal import Output, Terminal, Waiting, standard_streams
 
 __all__ = ['main', 'run']
-
-log = logging.getLogger(__name__)
 
 EXIT_DONE, EXIT_RELAY_UNAVAILABLE, EXIT_USAGE, EXIT_QUEUE_UNUSABLE = 0, 1, 2, 3
 
 
-class UsageError(Exception):
-    """The command line or the settings are wrong; the text says what to write instead."""
+_SIGNALS = """\
+signals:
+  TERM, INT, HUP         finish what is in flight, then end; a second one ends it at once
+  USR1                   scan the queue and try an unavailable relay now"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,8 +82,15 @@ def run(
         if not argv:
             parser.error('name the .ini file of the application: psendmail-qp development.ini')
         arguments = parser.parse_intermixed_args(argv)
+        if arguments.reload:
+            _check_reload(parser, arguments)
     except SystemExit as end:
         return int(end.code or 0)
+    if arguments.reload:
+        if not reloading.is_reloaded():
+            return reloading.run(argv, quiet=arguments.quiet)
+        reloading.watch(file_of(arguments.config_uri))
+        arguments.processes = 1
     supervisor: SupervisorLink | None = arguments.child
     output: Output = supervisor or Terminal(quiet=arguments.quiet)
     if isinstance(output, Terminal) and (arguments.processes or 1) > 1:
@@ -92,10 +103,10 @@ def run(
                 supervisor.follow(signals)
             before = list(global_registries)
             # Keep the application until the end: its registry may not outlive it.
-            load = load or partial(_load, quiet=arguments.quiet)
+            load = load or partial(load_application, quiet=arguments.quiet)
             with overriding(_overrides(arguments.set)):
                 app = load(arguments.config_uri, _variables(arguments.options))
-            registry = _registry(app, before, arguments.config_uri)
+            registry = registry_of(app, before, arguments.config_uri)
             if supervisor is None and arguments.processes is None:
                 processes = _processes(registry)
                 if processes > 1:
@@ -107,6 +118,8 @@ def run(
             processor = make(registry, workers=workers, batch=arguments.batch)
             signals.wake = processor.wake
         except (UsageError, ConfigurationError) as error:
+            if arguments.reload:
+                reloading.watch_failed(error)
             return output.fail(str(error), EXIT_USAGE)
         except KeyboardInterrupt:
             return signals.status if arguments.once else EXIT_DONE
@@ -115,9 +128,7 @@ def run(
             if arguments.once:
                 _once(processor, registry, signals.stop, output)
                 return signals.status
-            processor.run(signals.stop)
-            if signals.number:
-                output.stopped(signals.number)
+            _run(processor, registry, signals, output)
         except QueueError as error:
             return output.fail(str(error), EXIT_QUEUE_UNUSABLE)
         except MailerUnavailable as error:
@@ -134,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='psendmail-qp',
         description='Send the queued mail of a Pyramid application.',
-        epilog=f'settings in the .ini file:\n{rows}',
+        epilog=f'{_SIGNALS}\n\nsettings in the .ini file:\n{rows}',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -163,12 +174,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar='N',
         help='processes, instead of mail.processes; auto: one for each core',
     )
+    parser.add_argument(
+        '--reload',
+        action='store_true',
+        help='for development: start again when the code or the .ini file changes',
+    )
     parser.add_argument('--child', type=_child_option, help=argparse.SUPPRESS)
     parser.add_argument('--quiet', action='store_true', help='print errors only')
     parser.add_argument(
         '--version', action='version', version=f'psendmail-qp {version("pyramid_sendmail")}'
     )
     return parser
+
+
+def _check_reload(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if arguments.once:
+        parser.error('--reload: it is for a processor that goes on; leave out --once')
+    if (arguments.processes or 1) > 1:
+        parser.error('--reload: it is for one process; leave out --processes')
 
 
 def _count(text: str) -> int:
@@ -223,94 +246,6 @@ def _overrides(pairs: Sequence[str]) -> dict[str, str]:
     return settings
 
 
-def _load(config_uri: str, options: dict[str, str], *, quiet: bool) -> object:
-    """Set up logging as the file says, ``quiet`` or not, and return its application."""
-    file = config_uri.partition('#')[0]
-    if os.path.isdir(file):
-        raise UsageError(f'{config_uri}: it is a folder; write the .ini file of the application')
-    try:
-        setup_logging(config_uri, global_conf=options or None)
-    except OSError as error:
-        raise UsageError(f'{config_uri}: {error.strerror or error}') from error
-    except (ValueError, configparser.Error) as error:
-        raise _unreadable(config_uri, error) from None
-    except Exception as error:
-        raise UsageError(f'{config_uri}: its logging sections are wrong: {error!r}') from error
-    if quiet:
-        print_only_errors()
-    try:
-        return get_app(config_uri, options=options or None)
-    except ConfigurationExecutionError as error:
-        if not isinstance(error.evalue, ConfigurationError):
-            _unloadable(config_uri, error)
-        raise UsageError(f'{config_uri}: {error.evalue}') from error
-    except configparser.Error as error:
-        raise _unreadable(config_uri, error) from None
-    except ConfigurationError as error:
-        raise UsageError(f'{config_uri}: {error}') from error
-    except Exception as error:
-        # PasteDeploy raises plain LookupError for a missing section, an application its subclasses.
-        if type(error) is LookupError:
-            raise UsageError(f'{config_uri}: {error}{_applications(file)}') from error
-        _unloadable(config_uri, error)
-
-
-def _applications(path: str) -> str:
-    """Return which applications a file has, for an error about one that it has not."""
-    parser = configparser.RawConfigParser(strict=False)
-    with suppress(OSError, ValueError, configparser.Error):
-        parser.read(path, encoding='utf-8')
-    kinds = ('app', 'application', 'composite', 'composit', 'pipeline', 'filter-app')
-    found = [
-        name.strip()
-        for kind, _, name in (section.partition(':') for section in parser.sections())
-        if kind in kinds
-    ]
-    return f'; it has {", ".join(found)}: write {path}#{found[0]}' if found else ''
-
-
-def _unreadable(config_uri: str, error: Exception) -> UsageError:
-    """Return what is wrong with the file. It names no value: that may be a password."""
-    if isinstance(error, configparser.InterpolationSyntaxError):
-        return UsageError(
-            f'{config_uri}: {error.option} in [{error.section}] has a single %: '
-            'write %% in an .ini file'
-        )
-    return UsageError(f'{config_uri}: {error}')
-
-
-def _unloadable(config_uri: str, error: Exception) -> NoReturn:
-    log.error('%s: the application could not be loaded', config_uri, exc_info=error)
-    raise UsageError(f'{config_uri}: the application could not be loaded: {error!r}') from error
-
-
-def _registry(app: object, before: list[Registry], config_uri: str) -> Registry:
-    """Return the registry of the Pyramid application that has a mail queue: this application, or
-    one inside it, behind filters."""
-    own: Registry | None = getattr(app, 'registry', None)
-    inside = [each for each in global_registries if not any(each is old for old in before)]
-    registries = [own] if own is not None else inside
-    queued = [each for each in registries if each.queryUtility(IMailQueue) is not None]
-    if len(queued) > 1:
-        raise UsageError(
-            f'{config_uri} has {len(queued)} applications with a mail queue: '
-            f'name one, {config_uri.partition("#")[0]}#NAME'
-        )
-    if queued:
-        return queued[0]
-    if not registries:
-        raise UsageError(f'{config_uri} has no Pyramid application')
-    if any(map(has_settings, registries)):
-        raise UsageError(
-            f'{config_uri}: the application has no mail queue: '
-            'write mail.queue_path = %(here)s/mail'
-        )
-    raise UsageError(
-        f'{config_uri}: the application does not include pyramid_sendmail: '
-        "call config.include('pyramid_sendmail')"
-    )
-
-
 def _processes(registry: Registry) -> int:
     """Return how many processes the settings ask for, as far as they are of use."""
     if not has_settings(registry):
@@ -337,17 +272,49 @@ def _take_share(
 
 
 def _begin(registry: Registry, output: Output, *, once: bool) -> None:
-    """Say that the run begins, and whether its queue is new: the path may be mistyped."""
+    """Say that the run begins, what waits, and whether the queue is new: its path may be
+    mistyped."""
     queue = registry.queryUtility(IMailQueue)
     path = getattr(queue, 'path', None)
     is_new = path is not None and not os.path.lexists(path)
-    output.begin(str(queue if path is None else path), is_new=is_new, once=once)
+    waiting = None if is_new or not output.wants_waiting else _waiting(queue)
+    output.begin(str(queue if path is None else path), is_new=is_new, once=once, waiting=waiting)
+
+
+def _waiting(queue: object) -> Waiting | None:
+    """Return how much mail waits; None if that cannot be seen."""
+    if not IBrowsableQueue.providedBy(queue):
+        return None
+    try:
+        stats = queue.stats()
+    except QueueError:
+        return None  # the run says why
+    return Waiting(stats.counts['new'] + stats.counts['deferred'], stats.oldest_due)
+
+
+def _run(
+    processor: IMailQueueProcessor, registry: Registry, signals: Signals, output: Output
+) -> None:
+    began = time.monotonic()
+    signals.scan_now = getattr(processor, 'scan_now', processor.wake)
+    processor.run(signals.stop)
+    if signals.number:
+        output.stopped(signals.number)
+    # A processor of the application's own may not count.
+    tally: Tally | None = getattr(processor, 'tally', None)
+    if tally is not None:
+        output.end(tally, _failures(registry), time.monotonic() - began)
+
+
+def _failures(registry: Registry) -> int:
+    dispatcher = registry.queryUtility(IMailEventDispatcher)
+    return dispatcher.failures if dispatcher is not None else 0
 
 
 def _once(
     processor: IMailQueueProcessor, registry: Registry, stop: threading.Event, output: Output
 ) -> None:
-    last = Tally()
+    last, began = Tally(), time.monotonic()
 
     def show_and_keep(tally: Tally, left: int) -> None:
         nonlocal last
@@ -358,8 +325,7 @@ def _once(
         with output.progress() as show:
             processor.run_once(show_and_keep, stop)
     finally:
-        dispatcher = registry.queryUtility(IMailEventDispatcher)
-        output.end(last, dispatcher.failures if dispatcher is not None else 0)
+        output.end(last, _failures(registry), time.monotonic() - began)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Signals that stop ``psendmail-qp``."""
+"""Signals to ``psendmail-qp``: those that stop it, and the one that has it scan the queue."""
 
 from __future__ import annotations
 
@@ -8,21 +8,28 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ['EXIT_SIGNAL', 'Signals', 'blocked_signals', 'unblock_signals']
+__all__ = ['EXIT_SIGNAL', 'SCAN_SIGNAL', 'Signals', 'blocked_signals', 'unblock_signals']
 
 EXIT_SIGNAL = 128
 """The exit status of a run that a signal ended early is this plus the number of the signal."""
 
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SCAN_SIGNAL = signal.SIGUSR1
+"""Has a processor scan its queue, and try an unavailable relay, now."""
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+HANDLED = (*STOPPING, SCAN_SIGNAL)
 
 
 class Signals:
-    """Handles SIGTERM, SIGINT (Ctrl-C) and SIGHUP (the terminal was closed).
+    """Handles SIGTERM, SIGINT (Ctrl-C), SIGHUP (the terminal was closed) and SCAN_SIGNAL.
 
     The first of each sets ``stop`` and calls ``wake``; before there is a ``wake``, it raises
     KeyboardInterrupt. A second one of the same kind ends the process at once. Under nohup SIGHUP
     stays ignored. Only a repeated signal of the same kind is a second one: a process manager that
     gets Ctrl-C sends SIGTERM to its children, which had the SIGINT of the terminal already.
+
+    SCAN_SIGNAL calls ``scan_now``, once there is one: whatever starts later scans anyway.
     """
 
     def __init__(self, wake: Callable[[], None] | None = None) -> None:
@@ -30,6 +37,9 @@ class Signals:
         self.number = 0
         """The number of the last signal, or 0."""
         self.wake = wake
+        self.scan_now: Callable[[], None] | None = None
+        self.scans = 0
+        """How often a scan was requested."""
         self._requested = 0
 
     @property
@@ -48,12 +58,21 @@ class Signals:
         if self.wake is not None:
             self.wake()
 
+    def request_scan(self) -> None:
+        """Do as if SCAN_SIGNAL had come. Any thread may call it."""
+        self.scans += 1
+        if self.scan_now is not None:
+            self.scan_now()
+
     def __enter__(self) -> Signals:
         self._before = {
             number: signal.signal(number, self._handle)
-            for number in HANDLED
+            for number in STOPPING
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
         }
+        self._before[SCAN_SIGNAL] = signal.signal(
+            SCAN_SIGNAL, lambda number, frame: self.request_scan()
+        )
         return self
 
     def _handle(self, number: int, frame: object) -> None:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from ..envelope import Tally
 from .children import ChildProcess, Command
 from .signals import EXIT_SIGNAL, Signals, unblock_signals
-from .terminal import Terminal, no_progress, print_line
+from .terminal import Terminal, Waiting, no_progress, print_line
 
 __all__ = ['FIRST_PAUSE', 'HEALTHY_AFTER', 'LONGEST_PAUSE', 'Supervisor', 'supervise']
 
@@ -48,6 +48,7 @@ class Child(Protocol):
     def reports(self) -> list[list[Any]]: ...
     def poll(self) -> int | None: ...
     def stop(self, number: int) -> None: ...
+    def scan_now(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -100,7 +101,7 @@ class Supervisor:
         self._monotonic = monotonic
         self._places = [_Place(1)]
         self._begun = False
-        self._stopped_by = 0
+        self._stopped_by = self._scans = 0
         self._known = 0
         self._fatal = self._worst = 0
         """Exit statuses: one of FATAL, and with ``once`` the highest."""
@@ -112,11 +113,13 @@ class Supervisor:
         It is 2 or 3 if all children would end with that. Else it is 0 after a signal, and with
         ``once`` the highest of the children's.
         """
+        began = self._monotonic()
         try:
             with self._terminal.progress() if self._once else nullcontext(no_progress) as show:
                 while self._start_children() or self._running:
                     self._wait(self._running, self._seconds_to_next_start)
                     self._pass_on(signals.number)
+                    self._pass_on_scans(signals.scans)
                     for place in self._places[:]:
                         self._follow(place)
                     show(*self._count())
@@ -125,10 +128,11 @@ class Supervisor:
             for child in self._running:
                 child.close()
         status = self._fatal or self._worst
-        if self._once and self._begun:
-            self._terminal.end(self._count()[0], sum(place.failures for place in self._places))
         if not (self._once or status):
             self._terminal.stopped(signals.number)
+        if self._begun and (self._once or not status):
+            failures = sum(place.failures for place in self._places)
+            self._terminal.end(self._count()[0], failures, self._monotonic() - began)
         for text in dict.fromkeys(self._errors):
             self._terminal.fail(text, status)
         return status or (signals.status if self._once else 0)
@@ -165,6 +169,16 @@ class Supervisor:
                 if place.child is not None:
                     place.child.stop(number)
 
+    def _pass_on_scans(self, scans: int) -> None:
+        """Have the children scan the queue now; start those that wait for their next start."""
+        if scans != self._scans:
+            self._scans = scans
+            for place in self._places:
+                if place.child is not None:
+                    place.child.scan_now()
+                elif place.start_at is not None:
+                    place.start_at = self._monotonic()
+
     def _follow(self, place: _Place) -> None:
         """Read the reports of a child, and notice its end."""
         child = place.child
@@ -185,16 +199,22 @@ class Supervisor:
 
     def _take(self, place: _Place, report: list[Any]) -> None:
         match report:
-            case ['begin', queue, is_new, processes] if not self._begun:
-                self._begin(queue, is_new, processes)
+            case ['begin', queue, is_new, processes, *waiting] if not self._begun:
+                self._begin(queue, is_new, processes, *waiting)
             case ['progress', delivered, deferred, failed, left]:
                 place.tally, place.left = Tally(delivered, deferred, failed), left
             case ['end', delivered, deferred, failed, failures]:
-                place.tally, place.failures = Tally(delivered, deferred, failed), failures
+                if self._once:
+                    place.tally = Tally()
+                # Else it may be one of several that ran here, one after the other.
+                place.tally.add(Tally(delivered, deferred, failed))
+                place.failures += failures
             case ['error', text]:
                 place.error = text
 
-    def _begin(self, queue: str, is_new: bool, processes: int) -> None:
+    def _begin(
+        self, queue: str, is_new: bool, processes: int, waiting: list[Any] | None = None
+    ) -> None:
         self._begun = True
         if processes < self._processes and not self._terminal.quiet:
             self._terminal.say(
@@ -202,7 +222,13 @@ class Supervisor:
                 'mail.rate is less than one mail a second for each of them'
             )
         self._processes = processes
-        self._terminal.begin(queue, is_new=is_new, once=self._once, processes=processes)
+        self._terminal.begin(
+            queue,
+            is_new=is_new,
+            once=self._once,
+            waiting=None if waiting is None else Waiting(*waiting),
+            processes=processes,
+        )
 
     def _start_the_others(self) -> None:
         if len(self._places) == 1 and not self._stopped_by:

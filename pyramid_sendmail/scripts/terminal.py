@@ -10,37 +10,55 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from ..durations import span_text
 from ..envelope import Tally
 
 __all__ = [
     'Output',
     'Progress',
     'Terminal',
+    'Waiting',
     'no_progress',
     'print_line',
-    'print_only_errors',
     'standard_streams',
 ]
 
 Progress = Callable[[Tally, int], None]
 
 
+class Waiting(NamedTuple):
+    """How many mails wait, and when the most overdue of them was due, in epoch seconds; None if
+    none is due yet."""
+
+    mails: int
+    since: float | None
+
+
 class Output(Protocol):
     """Takes what is to be known about a run: a Terminal prints it, and a process that has a
     supervisor reports it to the supervisor."""
 
-    def begin(self, queue: str, *, is_new: bool, once: bool) -> None:
-        """The application is loaded. ``is_new``: the queue does not exist yet."""
+    @property
+    def wants_waiting(self) -> bool:
+        """Whether ``begin`` shows what waits: to count a million mails takes seconds."""
+
+    def begin(
+        self, queue: str, *, is_new: bool, once: bool, waiting: Waiting | None = None
+    ) -> None:
+        """The application is loaded. ``is_new``: the queue does not exist yet. ``waiting``: None
+        if it is not known."""
 
     def progress(self) -> AbstractContextManager[Progress]:
         """Return a context whose value, ``show(tally, left)``, shows how far ``--once`` is."""
 
-    def end(self, tally: Tally, failures: int) -> None:
-        """``--once`` has ended. ``failures``: events that subscribers failed to handle."""
+    def end(self, tally: Tally, failures: int, seconds: float) -> None:
+        """The run has ended, after so many seconds. ``failures``: events that subscribers failed
+        to handle."""
 
     def stopped(self, number: int) -> None:
         """A signal ended a run without ``--once``."""
@@ -63,21 +81,43 @@ class Terminal:
     def say(self, text: str) -> None:
         print_line(f'psendmail-qp: {text}')
 
-    def begin(self, queue: str, *, is_new: bool, once: bool, processes: int = 1) -> None:
+    @property
+    def wants_waiting(self) -> bool:
+        return not self.quiet
+
+    def begin(
+        self,
+        queue: str,
+        *,
+        is_new: bool,
+        once: bool,
+        waiting: Waiting | None = None,
+        processes: int = 1,
+    ) -> None:
         if self.quiet:
             return
         if is_new:
             self.say(f'{queue} does not exist yet: creating a new queue')
+        parts = []
         if not once:
-            self.say(f'watching {queue}' + f' with {processes} processes' * (processes > 1))
+            parts.append(f'watching {queue}' + f' with {processes} processes' * (processes > 1))
+        elif waiting is not None:
+            parts.append(queue)
+        if waiting is not None:
+            parts.append(_waiting_text(waiting))
+        if parts:
+            self.say(': '.join(parts))
 
     def progress(self) -> AbstractContextManager[Progress]:
         return _progress_bar() if self.has_bar else nullcontext(no_progress)
 
-    def end(self, tally: Tally, failures: int) -> None:
+    def end(self, tally: Tally, failures: int, seconds: float) -> None:
         if self.quiet:
             return
-        self.say(f'{tally.delivered} delivered, {tally.deferred} deferred, {tally.failed} failed')
+        self.say(
+            f'{tally.delivered} delivered, {tally.deferred} deferred, {tally.failed} failed in '
+            f'{span_text(seconds)}'
+        )
         if failures:
             self.say(
                 f'events that subscribers failed to handle: {failures} (see the log); '
@@ -91,6 +131,18 @@ class Terminal:
     def fail(self, text: str, status: int) -> int:
         self.say(text)
         return status
+
+
+def _waiting_text(waiting: Waiting) -> str:
+    """Return what waits, in words. The time is local, as in the log."""
+    mails, since = waiting
+    if not mails:
+        return 'no mail waits'
+    text = '1 mail waits' if mails == 1 else f'{mails} mails wait'
+    if since is None:
+        return f'{text}, none is due yet'
+    when = time.strftime('%Y-%m-%d %H:%M', time.localtime(since))
+    return f'{text}, the oldest since {when} ({span_text(time.time() - since)})'
 
 
 @contextmanager
@@ -118,16 +170,6 @@ def print_line(text: str) -> None:
     """Print a line on stderr, if that is possible."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
-
-
-def print_only_errors() -> None:
-    """Have the log print errors only; what it writes into files stays as it is."""
-    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
-    handlers = [each for logger in loggers for each in getattr(logger, 'handlers', ())]
-    for handler in (*handlers, logging.lastResort):
-        stream = getattr(handler, 'stream', None)
-        if stream in (sys.stdout, sys.stderr) and handler.level < logging.ERROR:
-            handler.setLevel(logging.ERROR)
 
 
 def no_progress(tally: Tally, left: int) -> None:

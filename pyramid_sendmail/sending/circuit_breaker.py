@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Hashable
 from random import random
 
+from ..durations import span_text
 from ..exceptions import QueueError
 from .refusals import VARYING_WORDS, EveryMailRefused, NoMailTaken
 
@@ -17,7 +18,6 @@ __all__ = [
     'LONGEST_PAUSE',
     'PROBE_PATIENCE',
     'CircuitBreaker',
-    'span_text',
 ]
 
 log = logging.getLogger(__name__)
@@ -39,14 +39,6 @@ PROBE_PATIENCE = 5.0
 """Seconds after which another worker may try to connect too, where one that tries stalls: a relay
 whose list of new connections is full loses one of them without a word (listen(2), backlog), and
 RFC 5321, 4.5.3.2.1, waits five minutes for a greeting."""
-
-
-def span_text(seconds: float) -> str:
-    """Return a length of time in words, as '12 min'."""
-    for unit, size in (('d', 86_400), ('h', 3_600), ('min', 60)):
-        if seconds >= 2 * size:
-            return f'{seconds / size:.0f} {unit}'
-    return f'{max(seconds, 0.0):.0f} s'
 
 
 class CircuitBreaker:
@@ -149,8 +141,12 @@ class CircuitBreaker:
         if part == 'queue':
             log.warning('queue can be written again after %d failed attempts', failures)
         else:
-            text = 'relay %s answers again after %d failed attempts in %s'
-            log.warning(text, self._relay, failures, lasted)
+            waiting, oldest = self._backlog()
+            log.warning(
+                'relay available again, after %d failed attempts in %s; mails that wait: %d, the '
+                'oldest for %s: %s',
+                *(failures, lasted, waiting, span_text(oldest), self._relay),
+            )
 
     def release(self, worker: Hashable) -> None:
         """Record that this worker has no session and does not try to open one."""
@@ -218,6 +214,12 @@ class CircuitBreaker:
         """Return the seconds until the next try; 0 if the breaker is not open."""
         with self._lock:
             return max(self._open_until - self._monotonic(), 0.0) if self._failures else 0.0
+
+    def retry_now(self) -> None:
+        """End the pause: a worker may try at once, and the log has a line if that fails."""
+        with self._lock:
+            if self._failures:
+                self._open_until = self._remind_at = self._monotonic()
 
     def _stop_probing(self, worker: Hashable) -> None:
         if self._probing == worker:

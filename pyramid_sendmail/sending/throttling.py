@@ -16,8 +16,9 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 
+from ..durations import span_text
 from ..envelope import Outcome, Reply
-from .circuit_breaker import FIRST_PAUSE, LONGEST_PAUSE, span_text
+from .circuit_breaker import FIRST_PAUSE, LONGEST_PAUSE
 from .refusals import NoMailTaken
 
 __all__ = ['Throttle', 'Throttled', 'is_throttling']

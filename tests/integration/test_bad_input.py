@@ -923,6 +923,8 @@ PROCESSOR: list[tuple[list[str], str | None, str, str, int]] = [
     (['{ini}', '--child=1'], INI, '--child', 'only psendmail-qp itself', 2),
     (['{ini}', '--child=1/2:999'], INI, '--child', 'only psendmail-qp itself', 2),
     (['{ini}', '--all'], INI, '--all', 'usage:', 2),
+    (['{ini}', '--reload', '--once'], INI, '--reload', 'leave out --once', 2),
+    (['{ini}', '--reload', '--processes=2'], INI, '--reload', 'leave out --processes', 2),
     (['{ini}', 'verbose'], INI, "'verbose'", 'key=value', 2),
     (['{ini}', f'mail.password={SECRET}'], INI, 'mail.password=:', '--set mail.password=', 2),
     (['{ini}', '--set', 'mail.url'], INI, '--set mail.url', 'mail.NAME=VALUE', 2),

@@ -13,6 +13,7 @@ from pathlib import Path
 from pyramid_sendmail.queue import MaildirQueue
 from tests.support.applications import ROOT, write_ini
 from tests.support.queues import files, make_envelope, until
+from tests.support.scripts import without_time
 from tests.support.smtp.server import ScriptedSMTPServer
 
 __all__ = ['MODULE', 'PROMPT', 'QUIET', 'SCRIPT', 'Child', 'Place', 'once_each']
@@ -51,6 +52,11 @@ class Child:
     @property
     def text(self) -> str:
         return self.output.read_text()
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines, the last one without how long the run took."""
+        return without_time(self.text).splitlines()
 
     def says(self, text: str, seconds: float = 20.0) -> None:
         """Wait until it has printed this."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import threading
 from contextlib import redirect_stderr
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from pyramid_sendmail.interfaces import (
 from pyramid_sendmail.queue import MemoryQueue
 from pyramid_sendmail.scripts import qp
 
-__all__ = ['Processor', 'PseudoTerminal', 'application', 'run']
+__all__ = ['Processor', 'PseudoTerminal', 'application', 'run', 'without_time']
 
 
 @implementer(IMailQueueProcessor)
@@ -56,6 +57,11 @@ def run(*argv: str, processor: Any = None, app: Any = None) -> int:
 
     app = app or application()
     return qp.run(argv, load=lambda uri, options: app, make=make)
+
+
+def without_time(text: str) -> str:
+    """Return what was printed, without how long a run took."""
+    return re.sub(r'(?m)( failed) in \d+ (?:s|min|h|d)\b', r'\1', text)
 
 
 class PseudoTerminal:

@@ -15,7 +15,7 @@ from zope.interface import implementer
 
 from ...envelope import Envelope
 from ...exceptions import DamagedMail
-from ...interfaces import IBrowsableQueue, IScannableQueue
+from ...interfaces import IBrowsableQueue, IMonitoredQueue, IScannableQueue
 from ..browsing import MailDetails, MailInfo, MailState, QueueStats
 from ..history import printable
 from ..ticket import Ticket
@@ -26,6 +26,7 @@ from .dead_letters import DeadLetters
 from .filename import FOLDER_OF, NAME_LENGTH, FileName, file_name, parse
 from .files import QueueFiles
 from .format import STATE_AT, EnvelopeBlock
+from .heartbeat import HeartbeatFile
 from .large_text import LARGE_FILE, load
 from .late_sync import LateSync
 from .legacy import ADOPTED_SIZE, InUse, adopt, is_theirs
@@ -44,7 +45,7 @@ _DAMAGED_SIZE = 1024 * 1024
 """Bytes of a damaged or foreign file that its error event has, at most."""
 
 
-@implementer(IScannableQueue, IBrowsableQueue)
+@implementer(IScannableQueue, IBrowsableQueue, IMonitoredQueue)
 class MaildirQueue:
     """See IScannableQueue.
 
@@ -77,6 +78,7 @@ class MaildirQueue:
         if sync and late_sync:
             self._late_sync = LateSync(partial(self._files.sync_folder, 'new'), path)
         self._wake_up = WakeUp(self._files)
+        self._heartbeat = HeartbeatFile(self._files, clock)
         self._dead_letters = DeadLetters(self._files)
         self._scanner = Scanner(
             self._files,
@@ -287,6 +289,12 @@ class MaildirQueue:
     def close(self) -> None:
         self._wake_up.close()
         self._files.folders.close()
+
+    def renew_heartbeat(self, since: float) -> None:
+        self._heartbeat.renew(since)
+
+    def last_heartbeat(self) -> float | None:
+        return self._heartbeat.last()
 
     def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
         return self._browser.mails(state)

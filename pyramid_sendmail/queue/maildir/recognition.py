@@ -20,11 +20,14 @@ from ..history import printable
 from .directory import Directory
 from .filename import record_of
 
-__all__ = ['FOLDERS', 'is_probe', 'require_queue']
+__all__ = ['FOLDERS', 'PROCESSOR_FILE', 'is_probe', 'require_queue']
 
 FOLDERS = ('tmp', 'new', 'cur', 'done', 'failed')
 
-_BESIDE = ('reasons', 'trigger', 'lost+found')
+PROCESSOR_FILE = 'processor'
+"""The file that queue processors renew: see ``heartbeat``."""
+
+_BESIDE = ('reasons', 'trigger', PROCESSOR_FILE, 'lost+found')
 """What else may lie in the queue's folder."""
 
 is_probe = re.compile(r'(?:lock-)?probe-[0-9]+-[0-9]+|making-[0-9a-f.-]+').fullmatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -49,6 +50,26 @@ def test_a_bound_delivery_can_be_bound_again(maildir: MaildirQueue) -> None:
     with second:
         queued.bind(first).bind(second).send(message())
     assert len(files(maildir)) == 1
+
+
+def test_send_is_logged_for_those_who_look(
+    maildir: MaildirQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At level DEBUG a line says that a mail was taken and waits for the commit; nothing of its
+    text. A refused one is not logged."""
+    manager = TransactionManager(explicit=True)
+    bound = QueuedMailDelivery(maildir, RecordingMailer(), EnvelopeFactory()).bind(manager)
+    with manager:
+        bound.send(message())
+        assert caplog.messages == []
+        caplog.set_level(logging.DEBUG, 'pyramid_sendmail')
+        message_id = bound.send(message(to=['ann@example.org', 'bob@example.org']))
+        with pytest.raises(MessageError):
+            bound.send(message(to='ann'))
+    assert caplog.messages == [
+        f'{message_id}: leaves when the transaction commits; for ann@example.org, '
+        "bob@example.org, subject 'Hello'"
+    ]
 
 
 def test_each_message_that_was_taken_is_noticed(maildir: MaildirQueue) -> None:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -16,10 +17,11 @@ from zope.interface.verify import verifyObject
 
 from pyramid_sendmail import QueueError
 from pyramid_sendmail.interfaces import IMailQueueProcessor
-from pyramid_sendmail.processor.thread import ProcessorThread
+from pyramid_sendmail.processor.thread import DRAIN_TIME, ProcessorThread
+from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from tests.support.processes import PROCESSOR_THREAD
-from tests.support.queues import until
-from tests.support.smtp.server import ScriptedSMTPServer
+from tests.support.queues import NOW, make_envelope, until
+from tests.support.smtp.server import ScriptedSMTPServer, reply
 
 WAIT = 10.0
 
@@ -142,6 +144,113 @@ def test_finish_waits_for_mail_in_flight() -> None:
     assert processor.ended == 1
 
 
+def test_finish_lets_queued_mail_leave_first() -> None:
+    """At exit the processor sends what is due before it is stopped, and is not waited for where it
+    does not run."""
+    made = Made()
+    thread = ProcessorThread(made)
+    thread.serve()
+    (processor,) = made.processors
+    until(lambda: processor.runs == 1)
+    drained: list[tuple[float, bool, bool]] = []
+
+    def drain(timeout: float, *, give_up: Callable[[], bool]) -> bool:
+        drained.append((timeout, give_up(), processor.woken.is_set()))
+        return True
+
+    processor.drain = drain  # type: ignore[attr-defined]
+    thread.finish(WAIT)
+    assert drained == [(DRAIN_TIME, False, False)]
+    assert processor.ended == 1
+    thread.finish(1.0)
+    assert drained[1:] == [(1.0, True, True)]
+
+
+def test_finish_of_a_processor_that_cannot_run() -> None:
+    """Nothing is waited for while the queue cannot be used."""
+    made = Made(QueueError(errno.EROFS, 'read-only'))
+    thread = ProcessorThread(made)
+    thread.serve()
+    (processor,) = made.processors
+    gave_up: list[bool] = []
+
+    def drain(timeout: float, *, give_up: Callable[[], bool]) -> bool:
+        until(give_up)
+        gave_up.append(True)
+        return False
+
+    processor.drain = drain  # type: ignore[attr-defined]
+    thread.finish(WAIT)
+    assert gave_up == [True]
+
+
+# A server's start
+
+
+def call(load: Callable[[], object]) -> None:
+    load()
+
+
+def created(queue: Any, loader: str) -> list[Processor]:
+    """Load an application whose queue this is from a module, and return the processors that
+    started."""
+    made = Made()
+    thread = ProcessorThread(made)
+    # A function of that module: its globals have the module's name.
+    loads = FunctionType(call.__code__, {'__name__': loader})
+    loads(lambda: thread.application_created(queue))
+    for processor in made.processors:
+        until(lambda processor=processor: processor.runs == 1)  # type: ignore[misc]
+    thread.finish(WAIT)
+    return made.processors
+
+
+def queue_with(*dues: float, path: Any) -> MaildirQueue:
+    queue = MaildirQueue(str(path), sync=False)
+    for due in dues:
+        queue.put([make_envelope(due=due)]).publish()
+    return queue
+
+
+@pytest.mark.parametrize(
+    ('loader', 'starts'),
+    [
+        ('gunicorn.workers.base', True),
+        ('pyramid.scripts.pserve', True),
+        ('waitress.runner', True),
+        ('gunicorn.arbiter', False),
+        ('gunicorn.workersx', False),
+        ('pyramid.scripts.pshell', False),
+        ('shop.scripts', False),
+    ],
+)
+def test_a_server_starts_it_at_once(loader: str, starts: bool, tmp_path: Any) -> None:
+    """Mail that waits does not need a request. Scripts load applications too, and a master that
+    forks its workers later must not run subscribers."""
+    queue = queue_with(NOW, path=tmp_path / 'mail')
+    assert len(created(queue, loader)) == starts
+
+
+def test_a_server_with_nothing_to_send(tmp_path: Any) -> None:
+    """An empty queue, one that is not there yet, one that cannot be read or listed: the first
+    request starts the processor."""
+
+    class Unreadable(MemoryQueue):
+        def mails(self, state: Any = None) -> Any:
+            raise QueueError(errno.EACCES, 'unreadable')
+
+    queues: list[Any] = [
+        queue_with(path=tmp_path / 'none'),
+        MemoryQueue(),
+        Unreadable(),
+        object(),
+    ]
+    queues[1].prepare()
+    for queue in queues:
+        assert created(queue, 'gunicorn.workers.base') == []
+    assert not (tmp_path / 'none').exists()
+
+
 def test_it_is_not_started_again_at_the_end() -> None:
     """A request that arrives while the process ends starts no processor."""
     made = Made()
@@ -227,6 +336,41 @@ def test_mail_of_the_last_request_leaves_before_the_exit(
     assert (done.returncode, done.stderr) == (0, '')
     assert smtp_server.accepted('ann@example.org') == 1
     assert smtp_server.verbs()[-1] == 'QUIT'
+
+
+def test_queued_mail_leaves_before_the_exit(smtp_server: ScriptedSMTPServer, tmp_path: Any) -> None:
+    """A worker that is recycled after its first request sends the mail of that request, and what
+    waited before."""
+    done = script(
+        """
+        for subject in ('one', 'two', 'three'):
+            send_outside(subject)
+        app.get('/')
+        """,
+        smtp_server,
+        tmp_path / 'queue',
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    assert smtp_server.accepted('ann@example.org') == 4
+    assert smtp_server.verbs()[-1] == 'QUIT'
+
+
+def test_an_unavailable_relay_does_not_keep_the_process(
+    smtp_server: ScriptedSMTPServer, tmp_path: Any
+) -> None:
+    """Mail that cannot leave waits in the queue for another process."""
+    smtp_server.always('connect', reply(421, '4.3.2 not now'))
+    done = script(
+        """
+        app.get('/')
+        """,
+        smtp_server,
+        tmp_path / 'queue',
+    )
+    assert done.returncode == 0
+    assert 'did not stop within' not in done.stderr
+    assert smtp_server.accepted('ann@example.org') == 0
+    assert len(list((tmp_path / 'queue' / 'new').iterdir())) == 1
 
 
 def test_a_script_never_starts_it(smtp_server: ScriptedSMTPServer, tmp_path: Any) -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -30,13 +31,14 @@ from pyramid_sendmail.interfaces import (
     IMailQueueProcessor,
 )
 from pyramid_sendmail.processor.processor import QueueProcessor
-from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.scripts import qp
 from pyramid_sendmail.settings.overrides import current_overrides
+from tests.support import applications
 from tests.support.applications import write_ini
 from tests.support.configuration import parse
-from tests.support.queues import make_envelope
-from tests.support.scripts import Processor, PseudoTerminal, application, run
+from tests.support.queues import NOW, make_envelope
+from tests.support.scripts import Processor, PseudoTerminal, application, run, without_time
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +91,9 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     """It names the options, and every setting with its default."""
     assert qp.run(['--help']) == 0
     text = capsys.readouterr().out
-    for word in ('--once', '--workers', '--batch', '--processes', '--quiet', 'key=value', '4'):
+    for word in ('--once', '--workers', '--batch', '--processes', '--reload', '--quiet'):
+        assert word in text
+    for word in ('key=value', '4', 'USR1'):
         assert word in text
     assert 'mail.queue_path' in text
     assert '--child' not in text
@@ -111,6 +115,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ['x.ini', '--batch', '²'],
         ['x.ini', '--processes', '0'],
         ['x.ini', '--processes', 'all'],
+        ['x.ini', '--reload', '--once'],
+        ['x.ini', '--reload', '--processes', '2'],
         ['x.ini', '--child', '1/2'],
         ['x.ini', '--child', '1/2:9999'],
         ['x.ini', '--nonsense'],
@@ -256,7 +262,7 @@ def test_the_first_child_knows_how_many_are_of_use(
     assert run('x.ini', child('1/8'), processor=processor, app=app) == 0
     assert settings_of(app.registry).rate == (1, 1)
     [begin] = reports_of(ours)
-    assert begin[-1] == 2
+    assert begin[3] == 2
 
 
 def test_a_child_that_fails(link: tuple[socket.socket, Callable[[str], str]]) -> None:
@@ -265,6 +271,26 @@ def test_a_child_that_fails(link: tuple[socket.socket, Callable[[str], str]]) ->
     processor = Processor(run_once=raises(MailerUnavailable('refused')))
     assert run('x.ini', '--once', child('2/2'), processor=processor) == 1
     assert reports_of(ours)[-1] == ['error', 'relay unavailable, mail stays queued: refused']
+
+
+def test_a_child_scans(link: tuple[socket.socket, Callable[[str], str]]) -> None:
+    """It scans when the supervisor says so, and goes on; a signal that comes with it still
+    counts."""
+    ours, child = link
+    scanned = threading.Event()
+
+    def work(processor: Processor, stop: threading.Event) -> None:
+        ours.sendall(b'%d\n' % signal.SIGUSR1)
+        assert scanned.wait(10)
+        assert not stop.is_set()
+        scanned.clear()
+        ours.sendall(b'%d\n%d\n' % (signal.SIGTERM, signal.SIGUSR1))
+        assert stop.wait(10)
+        assert scanned.wait(10)
+
+    processor: Any = Processor(run=work)
+    processor.scan_now = scanned.set
+    assert run('x.ini', child('2/2'), processor=processor) == 0
 
 
 @pytest.mark.parametrize('dies', [False, True])
@@ -294,7 +320,9 @@ def test_done(capsys: pytest.CaptureFixture[str]) -> None:
     processor = Processor(run_once=once(Tally(delivered=3, deferred=2, failed=1), total=6))
     assert run('x.ini', '--once', processor=processor) == 0
     captured = capsys.readouterr()
-    assert captured.err == 'psendmail-qp: 3 delivered, 2 deferred, 1 failed\n'
+    first, last = without_time(captured.err).splitlines()
+    assert first.endswith(': no mail waits')
+    assert last == 'psendmail-qp: 3 delivered, 2 deferred, 1 failed'
     assert captured.out == ''
 
 
@@ -323,25 +351,76 @@ def test_errors(
     """1: no relay could be used; 3: the queue cannot be used. The counts so far are printed."""
     processor = Processor(run_once=raises(error))
     assert run('x.ini', '--once', processor=processor) == status
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == 'psendmail-qp: 2 delivered, 0 deferred, 0 failed'
-    assert text in lines[1]
-    assert lines[1].startswith('psendmail-qp: ')
+    lines = without_time(capsys.readouterr().err).splitlines()
+    assert lines[1] == 'psendmail-qp: 2 delivered, 0 deferred, 0 failed'
+    assert text in lines[2]
+    assert lines[2].startswith('psendmail-qp: ')
 
 
 def test_watch(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Without --once it runs until it is stopped, and says what it watches, and whether the queue
-    is a new one: its path may be mistyped."""
+    """Without --once it runs until it is stopped, and says what it watches, what waits there, and
+    whether the queue is a new one: its path may be mistyped."""
     (tmp_path / 'mail').mkdir()
     for name, lines in (
-        ('mail', []),
-        ('mial', [f'{tmp_path}/mial does not exist yet: creating a new queue']),
+        ('mail', ['watching {}: no mail waits']),
+        ('mial', ['{} does not exist yet: creating a new queue', 'watching {}']),
     ):
         app = application(MaildirQueue(str(tmp_path / name)))
         processor = Processor(run=lambda self, stop: None)
         assert run('x.ini', processor=processor, app=app) == 0
-        expected = [*lines, f'watching {tmp_path}/{name}']
-        assert capsys.readouterr().err == ''.join(f'psendmail-qp: {line}\n' for line in expected)
+        expected = [f'psendmail-qp: {line}\n'.format(tmp_path / name) for line in lines]
+        assert capsys.readouterr().err == ''.join(expected)
+
+
+@pytest.mark.parametrize('options', [[], ['--once']])
+def test_what_waits(options: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The first line says how much mail waits, and since when; scheduled mail is not late."""
+    queue = MaildirQueue(str(tmp_path))
+    app = application(queue)
+
+    def first_line() -> str:
+        processor = Processor(run=lambda self, stop: None, run_once=once(Tally()))
+        assert run('x.ini', *options, processor=processor, app=app) == 0
+        return capsys.readouterr().err.splitlines()[0]
+
+    before = f'psendmail-qp: {"" if options else "watching "}{tmp_path}: '
+    queue.put([make_envelope(due=4e9)]).publish()
+    assert first_line() == f'{before}1 mail waits, none is due yet'
+    queue.put([make_envelope(due=NOW)]).publish()
+    when = time.strftime('%Y-%m-%d %H:%M', time.localtime(NOW))
+    line = first_line()
+    assert line.startswith(f'{before}2 mails wait, the oldest since {when} (')
+    assert line.endswith(' d)')
+
+
+def test_a_queue_that_cannot_be_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """The run itself says what is wrong with it; nothing is counted for --quiet."""
+
+    class Queue(MemoryQueue):
+        def stats(self) -> Any:
+            raise QueueError(5, 'unreadable')
+
+        def __str__(self) -> str:
+            return 'memory'
+
+    for options, text in (([], 'psendmail-qp: watching memory\n'), (['--quiet'], '')):
+        processor = Processor(run=lambda self, stop: None)
+        assert run('x.ini', *options, processor=processor, app=application(Queue())) == 0
+        assert capsys.readouterr().err == text
+
+
+def test_what_left(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last line says what a processor that was stopped had sent, and for how long it ran."""
+
+    def work(processor: Any, stop: threading.Event) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        processor.tally = Tally(delivered=5, deferred=2, failed=1)
+
+    assert run('x.ini', processor=Processor(run=work)) == 0
+    stopped, last = capsys.readouterr().err.splitlines()[-2:]
+    assert stopped == 'psendmail-qp: stopped by SIGTERM; unsent mail stays queued'
+    assert last.startswith('psendmail-qp: 5 delivered, 2 deferred, 1 failed in ')
+    assert last.endswith(' s')
 
 
 def test_events_that_subscribers_failed_to_handle(capsys: pytest.CaptureFixture[str]) -> None:
@@ -353,7 +432,8 @@ def test_events_that_subscribers_failed_to_handle(capsys: pytest.CaptureFixture[
     dispatcher.failures = 2
     processor = Processor(run_once=once(Tally(delivered=2)))
     assert run('x.ini', '--once', processor=processor, app=app) == 0
-    assert capsys.readouterr().err == (
+    text = without_time(capsys.readouterr().err)
+    assert text.partition('\n')[2] == (
         'psendmail-qp: 2 delivered, 0 deferred, 0 failed\n'
         'psendmail-qp: events that subscribers failed to handle: 2 (see the log); '
         'they are dispatched again later\n'
@@ -381,6 +461,43 @@ def test_signals(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert run('x.ini', '--quiet', processor=Processor(run=work)) == 0
     assert capsys.readouterr().err == ''
     signal.signal(number, started_with)
+
+
+@pytest.mark.parametrize('does', ['scan_now', 'wake'])
+def test_a_signal_to_scan(does: str) -> None:
+    """SIGUSR1 has the processor scan now, or wakes one of the application's own that has no such
+    method; it stops nothing. After the run its handler is the one from before."""
+    before = signal.getsignal(signal.SIGUSR1)
+    scans: list[int] = []
+
+    def work(processor: Any, stop: threading.Event) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert len(scans) + processor.woken.is_set() == 1
+        assert not stop.is_set()
+
+    processor: Any = Processor(run=work)
+    if does == 'scan_now':
+        processor.scan_now = lambda: scans.append(1)
+    assert run('x.ini', processor=processor) == 0
+    assert len(scans) == (does == 'scan_now')
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+def test_a_signal_to_scan_with_nothing_to_do() -> None:
+    """While the application is loaded, and with --once, SIGUSR1 is ignored: everything is scanned
+    anyway."""
+
+    def load(uri: str, options: dict[str, str]) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return application()
+
+    def run_once(progress: Any, stop: threading.Event) -> Tally:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert not stop.is_set()
+        return Tally()
+
+    processor = Processor(run_once=run_once)
+    assert qp.run(['x.ini', '--once'], load=load, make=lambda *_, **__: processor) == 0
 
 
 def test_nohup() -> None:
@@ -449,7 +566,9 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert '3/3' in terminal.text
     assert '\x1b[' in terminal.text
     assert 'a line of the log' in terminal.text
-    assert terminal.text.endswith('psendmail-qp: 3 delivered, 0 deferred, 0 failed\r\n')
+    assert without_time(terminal.text).endswith(
+        'psendmail-qp: 3 delivered, 0 deferred, 0 failed\r\n'
+    )
 
 
 def test_no_bar_when_quiet() -> None:
@@ -508,6 +627,48 @@ def test_mail_is_sent(tmp_path: Path, settings: dict[str, object]) -> None:
     with redirect_stderr(stderr):
         assert qp.run([str(ini), '--once']) == 0
     assert '1 delivered, 0 deferred' in stderr.getvalue()
+
+
+LOGGING_OF_ROOT = applications.LOGGING.replace('keys = root, mail', 'keys = root')
+
+
+def without_own_logging(global_config: Any, **settings: str) -> Any:
+    """Return an application that leaves logging as it is."""
+    return applications.quiet(global_config, **settings)
+
+
+def with_own_logging(global_config: Any, **settings: str) -> Any:
+    """Return an application that sets up logging itself."""
+    logging.root.addHandler(logging.NullHandler())
+    return applications.quiet(global_config, **settings)
+
+
+@pytest.mark.parametrize(
+    ('application', 'sections', 'level'),
+    [
+        ('without_own_logging', '', logging.INFO),
+        ('with_own_logging', '', logging.NOTSET),
+        ('without_own_logging', LOGGING_OF_ROOT, logging.NOTSET),
+    ],
+)
+def test_logging_that_is_not_set_up(
+    application: str,
+    sections: str,
+    level: int,
+    tmp_path: Path,
+    settings: dict[str, object],
+) -> None:
+    """Our lines of level INFO are logged where neither the file nor the application sets up
+    logging, and only there."""
+    own = logging.getLogger('pyramid_sendmail')
+    own.setLevel(logging.NOTSET)
+    logging.root.setLevel(logging.WARNING)
+    ini = write_ini(tmp_path / 'x.ini', settings, use=f'call:{__name__}:{application}')
+    ini.write_text(ini.read_text().replace(applications.LOGGING, sections))
+    processor = Processor(run=lambda self, stop: None)
+    with redirect_stderr(io.StringIO()):
+        assert qp.run([str(ini)], make=lambda *_, **__: processor) == 0
+    assert own.level == level
 
 
 def test_variables(tmp_path: Path) -> None:

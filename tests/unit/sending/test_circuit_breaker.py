@@ -13,7 +13,6 @@ from pyramid_sendmail.sending.circuit_breaker import (
     LONGEST_PAUSE,
     PROBE_PATIENCE,
     CircuitBreaker,
-    span_text,
 )
 from pyramid_sendmail.sending.refusals import EveryMailRefused
 from tests.support.processors import RELAY_REFUSED
@@ -89,7 +88,11 @@ def test_the_pause_grows(caplog: pytest.LogCaptureFixture) -> None:
     breaker.record_success('ann')
     breaker.record_success('ann')
     assert levels(caplog) == ['ERROR', 'ERROR', 'WARNING']
-    assert 'relay smtp://relay.example.org:25 answers again after 8 failed attempts' in caplog.text
+    again = caplog.messages[-1]
+    assert again.startswith('relay available again, after 8 failed attempts in ')
+    assert again.endswith(
+        ' min; mails that wait: 0, the oldest for 0 s: smtp://relay.example.org:25'
+    )
     breaker.record_failure(RELAY_REFUSED, 'ann')
     assert breaker.retry_in() <= 1.2, 'it starts over'
     assert levels(caplog) == ['ERROR', 'ERROR', 'WARNING', 'ERROR']
@@ -164,12 +167,29 @@ def test_a_new_reason_when_a_reminder_is_due(caplog: pytest.LogCaptureFixture) -
     assert still == [False, False, False, True]
 
 
-@pytest.mark.parametrize(
-    ('seconds', 'text'),
-    [(-1, '0 s'), (119, '119 s'), (120, '2 min'), (7199, '120 min'), (7200, '2 h'), (3e5, '3 d')],
-)
-def test_lengths_of_time(seconds: float, text: str) -> None:
-    assert span_text(seconds) == text
+def test_the_pause_ends_when_it_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    """A worker may try at once; if that fails the log has a line, although the reason is known, and
+    the reminders go on as before. A breaker that is not open stays as it is."""
+    clock = Clock(0.0)
+    breaker = CircuitBreaker(clock, chance=lambda: 0.5)
+    breaker.retry_now()
+    breaker.acquire('ann')
+    breaker.session_opened('ann')
+    assert breaker.allows('ann')
+    for number in range(3):
+        breaker.record_failure(RELAY_REFUSED, 'ann')
+        assert breaker.acquire('ann') == 2.0**number
+        breaker.retry_now()
+        assert breaker.retry_in() == 0
+        assert breaker.acquire('ann') == 0
+    assert [text.partition(' failed')[0] for text in caplog.messages] == [
+        f'relay unavailable, mail stays queued: {RELAY_REFUSED}',
+        'relay still unavailable, after 2',
+        'relay still unavailable, after 3',
+    ]
+    clock.now = 61.0
+    breaker.record_failure(RELAY_REFUSED, 'ann')
+    assert len(caplog.messages) == 3 + 1
 
 
 def test_a_new_reason_is_logged(caplog: pytest.LogCaptureFixture) -> None:

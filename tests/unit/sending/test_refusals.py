@@ -173,4 +173,4 @@ def test_what_waits_stays_until_the_relay_accepts(
         assert count(setup, 'deferred') < 20
     assert count(setup, 'error') == IN_A_ROW - 1
     assert log_levels(caplog, 'mail stays queued').count('CRITICAL') == 1
-    assert log_levels(caplog, 'answers again') == ['WARNING']
+    assert log_levels(caplog, 'available again') == ['WARNING']

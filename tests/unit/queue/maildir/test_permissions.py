@@ -232,6 +232,28 @@ def test_two_users_share_a_queue(shared: Path, umask: int) -> None:
 
 
 @as_root
+def test_both_users_renew_the_heartbeat(shared: Path) -> None:
+    """A processor of either user shows that it runs, and both see it; a user outside the group
+    does not."""
+    path = shared / 'processor'
+
+    def renew() -> None:
+        queue = open_queue(shared)
+        queue.prepare()
+        queue.renew_heartbeat(NOW)
+        assert queue.last_heartbeat() == NOW
+
+    for user in (WEB, PROCESSOR, WEB):
+        assert output_as(user, renew) == ''
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+
+    def outside() -> None:
+        assert open_queue(shared).last_heartbeat() is None
+
+    become(STRANGER, outside, member=False)
+
+
+@as_root
 def test_a_user_outside_the_group_is_refused(shared: Path) -> None:
     """The error names the group, the user and the command that helps."""
     open_queue(shared).prepare()
