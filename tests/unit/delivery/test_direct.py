@@ -629,8 +629,11 @@ def test_an_event_is_found_beside_mail_that_waits(durable: Direct, mailer: Recor
     assert tries == [0, 1]
 
 
-def test_an_event_beyond_the_backlog_is_dispatched_later(either: Direct) -> None:
+def test_an_event_beyond_the_backlog_is_dispatched_later(
+    either: Direct, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the dispatcher's backlog is full, it releases the claim, and the event is not lost."""
+    monkeypatch.setattr('pyramid_sendmail.delivery.direct_sender.EVENT_RETRY_DELAY', 0.02)
     refused: list[Any] = []
 
     def handle(claim: Any, events: Sequence[PendingEvent]) -> bool:
