@@ -6,9 +6,12 @@ makes.
 
 from __future__ import annotations
 
+import gc
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +26,29 @@ settings.register_profile('untimed', deadline=None)
 settings.load_profile('untimed')
 
 pytest_plugins = ['tests.support.smtp.fixtures', 'tests.support.databases', 'tests.crash.counts']
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A hook of pytest. Where several processes share the tests, begin with the files that take
+    longest, lest one process has such a file left when the others have nothing: a slow test counts
+    with the seconds that it may take, the others count alike."""
+    if not hasattr(config, 'workerinput'):
+        return
+    usual = float(config.getini('timeout'))
+    weights: defaultdict[Path, float] = defaultdict(float)
+    for item in items:
+        timeout = item.get_closest_marker('timeout')
+        slow = item.get_closest_marker('slow')
+        weights[item.path] += (timeout.args[0] if timeout else usual) if slow else 1
+    items.sort(key=lambda item: -weights[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """A hook of pytest. Spare each garbage collection, and each forked child, the walk through the
+    tests themselves: they are more objects than most tests make."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope='session', autouse=True)

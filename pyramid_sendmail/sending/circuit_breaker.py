@@ -174,7 +174,8 @@ class CircuitBreaker:
             known = crowded or bool(self._failures and self._open_until > now)
             if not known:
                 pause = min(self._pause * 2.0 ** min(self._failures, 20), LONGEST_PAUSE)
-                self._open_until = now + pause * (0.8 + 0.4 * self._chance())
+                pause = min(pause * (0.8 + 0.4 * self._chance()), LONGEST_PAUSE)
+                self._open_until = now + pause
                 if not self._failures:
                     self._failing_since, self._remind_at = now, now + REMINDERS[0]
                 self._failures += 1

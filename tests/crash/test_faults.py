@@ -176,6 +176,12 @@ REQUIRED = {
 """Calls that are tried, or have a reason in NEVER."""
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is taken for ever is tried a thousand times, without the pauses between."""
+    monkeypatch.setattr('pyramid_sendmail.queue.maildir.staging.time.sleep', lambda seconds: None)
+
+
 class Fault:
     """A policy: the call of that number fails; ``lasting``: and so do all of its name after it.
 

@@ -14,7 +14,17 @@ from pyramid_sendmail.exceptions import DamagedMail, QueueError
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.format import decode
 from tests.crash.syscalls import STOPPED, Call, Watch
-from tests.support.queues import NOW, Clock, claimed, files, forked, make_envelope, reap, the_file
+from tests.support.queues import (
+    NOW,
+    Clock,
+    claimed,
+    files,
+    forked,
+    make_envelope,
+    open_files,
+    reap,
+    the_file,
+)
 
 
 @pytest.fixture
@@ -128,10 +138,10 @@ def test_a_file_that_cannot_be_looked_at_is_closed(queue: MaildirQueue) -> None:
     """Each scan left a descriptor open, until none was left for the mail."""
     queue.put([make_envelope()]).publish()
     (ticket,), _ = queue.scan(NOW)
-    before = os.listdir('/proc/self/fd')
+    before = open_files()
     with Watch(queue.path, failing('fstat new', errno.EIO)), pytest.raises(QueueError):
         queue.claim(ticket)
-    assert os.listdir('/proc/self/fd') == before
+    assert open_files() - before == set()
 
 
 def test_a_mark_that_cannot_be_synced_is_taken_back(queue: MaildirQueue) -> None:

@@ -445,31 +445,29 @@ def test_nothing_from_outside(demo: Demo) -> None:
         assert b'://' not in content or asset == 'logo.png'
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_everything(tmp_path: Path, number: int) -> None:
+def test_a_signal_stops_everything(tmp_path: Path) -> None:
     """Ctrl-C and SIGTERM end all processes, with exit status 0, and the next start goes on: a part
     that was stopped runs again, and mail that waited leaves."""
-    var = tmp_path / 'var'
-    first = Demo(var, free_pair())
-    try:
-        first.ready()
-        family = first.family()
-        assert len(family) == 3
-        first.switch('processor', 'stop', 'stopped')
-        first.post('/signup', name='Ann', email='ann@example.org')
-        first.process.send_signal(number)
-        assert first.wait() == 0, first.output
-        assert psutil.wait_procs(family, timeout=0)[1] == []
-    finally:
-        first.end()
-    second = Demo(var, free_pair())
-    try:
-        second.ready()
-        assert second.status()['signups']['count'] == 1
-        second.runs('processor')
-        second.logged('sent', 'ann@example.org')
-    finally:
-        second.end()
+    var, signals = tmp_path / 'var', [signal.SIGINT, signal.SIGTERM]
+    for before in range(len(signals) + 1):
+        demo = Demo(var, free_pair())
+        try:
+            demo.ready()
+            assert demo.status()['signups']['count'] == before
+            demo.runs('processor')
+            for number in range(before):
+                demo.logged('sent', f'ann{number}@example.org')
+            if before == len(signals):
+                break
+            family = demo.family()
+            assert len(family) == 3
+            demo.switch('processor', 'stop', 'stopped')
+            demo.post('/signup', name='Ann', email=f'ann{before}@example.org')
+            demo.process.send_signal(signals[before])
+            assert demo.wait() == 0, demo.output
+            assert psutil.wait_procs(family, timeout=0)[1] == []
+        finally:
+            demo.end()
 
 
 def test_a_killed_part_starts_again(demo: Demo) -> None:

@@ -137,8 +137,18 @@ def test_stopped_while_connecting(place: Place, verb: str, number: int) -> None:
     assert files(place.queue) == before
 
 
-@pytest.mark.parametrize('verb', ['MAIL', 'RCPT', 'DATA', 'dot'])
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ('number', 'verb'),
+    [
+        *((signal.SIGTERM, verb) for verb in ('MAIL', 'RCPT', 'DATA', 'dot')),
+        (signal.SIGINT, 'dot'),
+        # The same handler again: each starts two processes.
+        *(
+            pytest.param(signal.SIGINT, verb, marks=pytest.mark.slow)
+            for verb in ('MAIL', 'RCPT', 'DATA')
+        ),
+    ],
+)
 def test_stopped_in_the_middle_of_a_mail(place: Place, verb: str, number: int) -> None:
     """Mail in flight is finished, later mail stays; nothing is sent twice."""
     go_on = threading.Event()

@@ -302,7 +302,7 @@ def test_no_attempt_is_counted(world: World, caplog: pytest.LogCaptureFixture) -
     caplog.set_level(logging.DEBUG, 'pyramid_sendmail')
     setup = world.setup
     before = world.file_contents()
-    with setup.running():
+    with setup.running(pause=0.004):
         until(lambda: len(log_levels(caplog, SENDING_STOPPED)) >= 3)
         setup.put()
         meanwhile = world.file_contents()

@@ -32,7 +32,7 @@ __all__ = [
     'loop_thread',
 ]
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds for which a test waits for what must happen."""
 
 
@@ -92,7 +92,7 @@ class SteppedPoller:
         end = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < end, 'the condition did not become true'
-            self.step(0.01)
+            self.step(0.002)
 
     def close(self) -> None:
         for connection in self.connections:

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ __all__ = [
     'files',
     'forked',
     'make_envelope',
+    'open_files',
     'open_to_others',
     'reap',
     'sent',
@@ -134,6 +135,18 @@ def files(queue: MaildirQueue) -> list[str]:
 def the_file(queue: MaildirQueue, folder: str) -> Path:
     (path,) = (Path(queue.path) / folder).iterdir()
     return path
+
+
+def open_files() -> set[tuple[str, str]]:
+    """Return what this process has open: descriptors, each with what it stands for.
+
+    Compare by ``open_files() - before``: what an earlier test has dropped may be closed meanwhile.
+    """
+    found = set()
+    for descriptor in os.listdir('/proc/self/fd'):
+        with suppress(FileNotFoundError):  # that of the listing
+            found.add((descriptor, os.readlink(f'/proc/self/fd/{descriptor}')))
+    return found
 
 
 def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:

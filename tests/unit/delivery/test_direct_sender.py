@@ -138,7 +138,7 @@ def test_without_a_queue_mail_waits_for_the_next_try(
     assert direct.sender.flush(WAIT)
     assert direct.dispatcher.kinds == [('a', 'error'), ('b', 'error'), ('c', 'sent'), ('d', 'sent')]
     assert mailer.connections == 3
-    assert log_levels(caplog, 'answers again') == ['WARNING']
+    assert log_levels(caplog, 'available again') == ['WARNING']
     direct.commit(message('e'))
     assert direct.dispatcher.kinds[-1] == ('e', 'sent')
     direct.finish()
@@ -161,7 +161,7 @@ def test_with_a_queue_mail_stays_there(
     assert direct.sender.flush(WAIT)
     assert direct.dispatcher.kinds == [('afterwards', 'sent')]
     assert log_levels(caplog, 'relay unavailable, mail stays queued') == ['ERROR']
-    assert log_levels(caplog, 'answers again') == ['WARNING']
+    assert log_levels(caplog, 'available again') == ['WARNING']
     direct.finish()
 
 
@@ -180,7 +180,7 @@ def test_with_a_queue_a_relay_that_refuses_everything(
     assert set(kinds[IN_A_ROW:]) == {'deferred'}, 'one mail is tried at a time'
     assert len(mailer.sent) == len(kinds) < IN_A_ROW + 5
     assert log_levels(caplog, 'relay unavailable') == ['CRITICAL']
-    assert log_levels(caplog, 'answers again') == []
+    assert log_levels(caplog, 'available again') == []
     direct.finish()
 
 

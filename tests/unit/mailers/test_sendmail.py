@@ -20,6 +20,7 @@ from pyramid_sendmail.envelope import Reply, Verdict
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.mailers.path_syntax import is_valid_path
 from pyramid_sendmail.mailers.sendmail import SendmailMailer
+from tests.support.queues import open_files
 from tests.support.sessions import RAW, A, B, C, envelope, send, statuses
 
 Program = Callable[[str], SendmailMailer]
@@ -442,7 +443,7 @@ def test_program_that_vanishes(program: Program, tmp_path: Path) -> None:
 def test_nothing_is_left(program: Program) -> None:
     """No descriptor and no zombie is left, and the program inherits no descriptor of ours."""
     children = psutil.Process().children()
-    descriptors = os.listdir('/proc/self/fd')
+    before = open_files()
     inherited = os.open('/dev/null', os.O_RDONLY)
     mailer = program(
         'sys.stdin.buffer.read()\nprint(sorted(os.listdir("/proc/self/fd"), key=int))\nsys.exit(75)'
@@ -451,7 +452,7 @@ def test_nothing_is_left(program: Program) -> None:
     os.close(inherited)
     # The fourth is that of the listing.
     assert "['0', '1', '2', '3']" in outcome[A].reason
-    assert os.listdir('/proc/self/fd') == descriptors
+    assert open_files() - before == set()
     assert psutil.Process().children() == children
 
 

@@ -274,18 +274,27 @@ def test_run_once_sends_mail_that_arrives_meanwhile(setup: ProcessorSetup) -> No
     assert set(setup.sent_ids().values()) == {1}
 
 
-def test_the_folder_is_synced(failing: ProcessorSetup) -> None:
+def test_the_folder_is_synced(failing: ProcessorSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue is synced after a hundred deliveries or a second; an error changes nothing."""
-    failing.put_many(250)
+    interval = 'pyramid_sendmail.processor.processor.SYNC_INTERVAL'
+    monkeypatch.setattr(interval, 3600.0)
     with failing.running(workers=1):
-        failing.mailer.wait_for(250)
-        assert failing.queue.calls['sync'] >= 2
-        before = failing.queue.calls['sync']
-        until(lambda: failing.queue.calls['sync'] > before)
+        for times in (1, 2):
+            failing.put_many(125)
+            failing.mailer.wait_for(125 * times)
+            until(lambda times=times: failing.queue.calls['sync'] >= times)  # type: ignore[misc]
+        until(lambda: is_empty(failing))
+    monkeypatch.setattr(interval, 0.05)
+    synced: list[int] = []
+    failing.mailer.before = lambda envelope: synced.append(failing.queue.calls['sync'])
+    failing.put_many(50)
+    with failing.running(workers=1):
+        failing.mailer.wait_for(300)
+        until(lambda: failing.queue.calls['sync'] > synced[-1])
         until(lambda: is_empty(failing))
         failing.queue.errors['sync'] = OSError(errno.EIO, 'Input/output error')
         failing.put()
-        failing.mailer.wait_for(251)
+        failing.mailer.wait_for(301)
     assert is_empty(failing)
 
 

@@ -45,8 +45,11 @@ def test_events_of_deferred_mail_need_no_relay(setup: ProcessorSetup) -> None:
     assert len(setup.mailer.sent) == 1
 
 
-def test_an_events_thread_that_cannot_start(setup: ProcessorSetup) -> None:
+def test_an_events_thread_that_cannot_start(
+    setup: ProcessorSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the event dispatcher raises, the loop continues and mail is sent."""
+    monkeypatch.setattr('pyramid_sendmail.processor.processor.ERROR_PAUSE', 0.02)
     put_pending_event(setup)
 
     def dispatch(claim: Any, events: Any) -> None:

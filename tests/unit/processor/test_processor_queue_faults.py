@@ -38,9 +38,14 @@ from tests.support.queues import files, make_envelope, until
 @pytest.mark.parametrize('call', ['check_writable', 'scan', 'claim'])
 @pytest.mark.parametrize('error', [READ_ONLY, ZeroDivisionError('a bug')])
 def test_a_queue_that_fails(
-    failing: ProcessorSetup, call: str, error: Exception, caplog: pytest.LogCaptureFixture
+    failing: ProcessorSetup,
+    call: str,
+    error: Exception,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing is sent while the queue fails, and everything once it works again."""
+    monkeypatch.setattr('pyramid_sendmail.processor.processor.ERROR_PAUSE', 0.02)
     failing.queue.errors[call] = error
     with failing.running(poll=0.02):
         failing.put_many(3)

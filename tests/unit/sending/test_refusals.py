@@ -166,7 +166,7 @@ def test_what_waits_stays_until_the_relay_accepts(
     setup, refuse = relay
     refuse(True)
     setup.put_many(40)
-    with setup.running(workers=4):
+    with setup.running(workers=4, pause=0.002):
         until(lambda: count(setup, 'deferred') >= 7)
         refuse(False)
         until(lambda: count(setup, 'sent') + count(setup, 'deferred') == 41 - IN_A_ROW)

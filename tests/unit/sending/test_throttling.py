@@ -454,7 +454,7 @@ def test_a_quota_that_is_used_up(
             assert setup.dispatcher.pending_events == []
             relay.mails = 9
             until(lambda: is_empty(setup))
-    assert log_levels(caplog, 'answers again') == ['WARNING']
+    assert log_levels(caplog, 'available again') == ['WARNING']
     assert {event.attempt for event in setup.dispatcher.pending_events} == {1}
 
 

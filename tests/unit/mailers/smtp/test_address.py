@@ -26,18 +26,18 @@ from pyramid_sendmail.mailers.smtp.connect_race import (
     AddressMemory,
     ConnectRace,
 )
-from tests.support.queues import forked, reap, until
+from tests.support.queues import forked, open_files, reap, until
 
-SLACK = 1.0
-"""Seconds for which a busy machine may be late."""
+SLACK = 4.0
+"""Seconds for which a busy machine may be late. What waits for a time-out takes longer still."""
 
 
 @pytest.fixture(autouse=True)
 def no_leak() -> Iterator[None]:
     """Each test closes every socket that was opened."""
-    before = os.listdir('/proc/self/fd')
+    before = open_files()
     yield
-    assert os.listdir('/proc/self/fd') == before
+    assert open_files() - before == set()
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_none_answers(silent: Callable[..., Any]) -> None:
     """The time-outs run side by side, and the error names each address."""
     text, seconds = failure(silent('127.0.0.2'), silent('127.0.0.3'), timeout=1.5)
     assert text == '127.0.0.2: timed out after 1.5 s; 127.0.0.3: timed out after 1.5 s'
-    assert 1.75 <= seconds < 1.75 + SLACK
+    assert 1.75 <= seconds < 3, 'not one after the other'
 
 
 def test_a_time_out_shorter_than_the_delay(

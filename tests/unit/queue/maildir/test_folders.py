@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from tests.support.queues import (
     failed,
     files,
     make_envelope,
+    open_files,
     reap,
     sent,
 )
@@ -293,19 +293,18 @@ def test_a_child_opens_its_own_folders(queue: MaildirQueue) -> None:
 
 def test_a_queue_that_is_gone_keeps_nothing_open(tmp_path: Path) -> None:
     """A thousand queues, each used once, leave no descriptor."""
-    gc.collect()  # what earlier tests have left
-    before = len(os.listdir('/proc/self/fd'))
+    before = open_files()
     for n in range(3):
         _publish(MaildirQueue(str(tmp_path / str(n))))
-    assert len(os.listdir('/proc/self/fd')) == before
+    assert open_files() - before == set()
 
 
 def test_listings_without_proc(queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no /proc a folder is listed by its descriptor."""
     _publish(queue)
     monkeypatch.setattr(os, 'scandir', _scandir_without_proc)
-    before = len(os.listdir('/proc/self/fd'))
+    before = open_files()
     directory = Directory(f'{queue.path}/new')
     assert directory.names() == directory.names() != []
     del directory
-    assert len(os.listdir('/proc/self/fd')) == before
+    assert open_files() - before == set()

@@ -27,6 +27,7 @@ from tests.support.queues import (
     failed,
     files,
     make_envelope,
+    open_files,
     sent,
     the_file,
 )
@@ -322,7 +323,7 @@ def test_a_full_disk_is_no_error_of_the_mail(
     envelope = _put(queue)
     queue._files.folders.make_reasons()
     claim = claimed(queue)
-    before = set(os.listdir('/proc/self/fd'))
+    before = open_files()
     write = os.write
     asked = []
 
@@ -338,7 +339,7 @@ def test_a_full_disk_is_no_error_of_the_mail(
     assert len(asked) == 1
     assert _path(queue, envelope).read_bytes() == b''
     assert the_file(queue, 'cur').exists()
-    assert set(os.listdir('/proc/self/fd')) < before, 'the mail has been released, no more is open'
+    assert open_files() < before, 'the mail has been released, no more is open'
     os.close(full)
 
 

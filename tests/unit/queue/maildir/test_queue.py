@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def test_many_may_make_it_at_once(tmp_path: Path) -> None:
 
     def work() -> None:
         while not go.exists():
-            pass
+            time.sleep(0.001)
         queue = MaildirQueue(path, clock=Clock())
         queue.prepare()
         queue.put([make_envelope()]).publish()

@@ -16,7 +16,7 @@ import pytest
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.files import QueueFiles
 from pyramid_sendmail.queue.maildir.wakeup import WakeUp
-from tests.support.queues import NOW, Clock, forked, make_envelope, reap, until
+from tests.support.queues import NOW, Clock, forked, make_envelope, open_files, reap, until
 
 
 @pytest.fixture
@@ -158,26 +158,26 @@ def test_close_gives_up_everything(path: Path) -> None:
     """close leaves no descriptor, and the wake_up can be used again."""
     wake_up = WakeUp(QueueFiles(str(path.parent)))
     wake_up.notify()  # opens the folder, which is not the FIFO's
-    before = len(os.listdir('/proc/self/fd'))
+    before = open_files()
     for _ in range(2):
         wake_up.listen()
         wake_up.listen()
-        assert len(os.listdir('/proc/self/fd')) == before + 3
+        assert len(open_files() - before) == 3
         wake_up.close()
-        assert len(os.listdir('/proc/self/fd')) == before
+        assert open_files() - before == set()
 
 
 def test_a_queue_that_is_dropped_leaves_nothing_open(path: Path) -> None:
     """An application that makes many queues, as tests do, does not run out of descriptors."""
-    before = len(os.listdir('/proc/self/fd'))
+    before = open_files()
     for _ in range(3):
         queue = MaildirQueue(str(path.parent), sync=False)
         queue.prepare()
         queue.wait(0)
         queue.put([make_envelope()]).publish()
-        assert len(os.listdir('/proc/self/fd')) > before
+        assert open_files() - before
         del queue
-    assert len(os.listdir('/proc/self/fd')) == before
+    assert open_files() - before == set()
 
 
 def test_a_child_listens_for_itself(path: Path) -> None:
