@@ -64,8 +64,8 @@ LATER = 1e11
 
 BEFORE = ('a:1', 'sqlalchemy.twophase:1')
 """ZODB's and two-phase SQLAlchemy's keys: they finish before the mail does."""
-AFTER = ('~sqlalchemy:1', '~zzz')
-"""zope.sqlalchemy's one-phase key and a later one: they vote after the mail."""
+AFTER = ('~sqlalchemy:1', '~zzz', '\U0010ffff')
+"""zope.sqlalchemy's one-phase key and later ones: they vote after the mail, and may commit then."""
 STEPS = ('begin', 'commit', 'vote', 'finish', 'abort', 'tpc_abort', 'savepoint')
 
 
@@ -93,14 +93,36 @@ class Tx:
 
     def outcome(self, full: int) -> str:
         """What a commit comes to; ``full``: which put of this commit fails, 0 for none."""
-        if any(not {'begin', 'commit', 'vote'}.isdisjoint(each.fails) for each in self.others):
+        if any(not {'begin', 'commit'}.isdisjoint(each.fails) for each in self.others):
+            return 'failed'
+        if any(each.key in BEFORE and 'vote' in each.fails for each in self.others):
             return 'failed'
         if 0 < full <= len({which for which, _ in self.mails}):
             return 'failed'
+        after = sorted(
+            (each for each in self.others if each.key in AFTER), key=OtherManager.sortKey
+        )
+        for number, other in enumerate(after):
+            if 'vote' in other.fails:
+                tells = issubclass(other.error, Exception) and not self._is_cut_short(
+                    after[number:]
+                )
+                return 'failed' if tells and not number else 'in doubt'
         finishing = sorted(each.key for each in self.others if 'finish' in each.fails)
         if not finishing:
             return 'committed'
         return 'in doubt' if finishing[0] in BEFORE else 'committed, another failed'
+
+    def _is_cut_short(self, without_vote: Sequence[OtherManager]) -> bool:
+        """Whether an interrupt comes between a failed vote and our tpc_abort."""
+        return any(
+            issubclass(Stopped, each.error)
+            and (
+                (each in without_vote and 'abort' in each.fails)
+                or (each.key in BEFORE and 'tpc_abort' in each.fails)
+            )
+            for each in self.others
+        )
 
 
 # What takes part
