@@ -36,7 +36,7 @@ EVENT_RETRY_DELAY = 1.0
 """Seconds until an event that the dispatcher gave back is tried again."""
 
 TICKET_RESOLUTION = 0.001
-"""Seconds by which due mail may look due later: a ticket's time has milliseconds."""
+"""Seconds by which due events may look due later: a ticket's time has milliseconds."""
 
 
 class DirectSender:
@@ -44,10 +44,20 @@ class DirectSender:
 
     It runs no application code: events are dispatched by the event dispatcher's thread. It scans
     the queue for events to dispatch again, since no queue processor may run.
+
+    Waits are measured by ``monotonic``: the clock of the queue may be set back meanwhile.
     """
 
-    def __init__(self, queue: IScannableQueue, mailer: IMailer, recorder: OutcomeRecorder) -> None:
+    def __init__(
+        self,
+        queue: IScannableQueue,
+        mailer: IMailer,
+        recorder: OutcomeRecorder,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._queue = queue
+        self._monotonic = monotonic
         self._mailer = mailer
         self._recorder = recorder
         self._threads = BackgroundThreads(self._forked, self.finish)
@@ -62,7 +72,10 @@ class DirectSender:
     def _reset(self) -> None:
         self._jobs: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
-        self._scan_at = 0.0 if self._recorder.durable else inf
+        self._scan_at = -inf if self._recorder.durable else inf
+        """When to scan the queue, by the monotonic clock."""
+        self._latest_event = 0.0
+        """When the last of the events is due that are to be dispatched again, in epoch seconds."""
         self._busy = False
         self._unanswered = 0
         """Mails handed over for which there is no outcome yet."""
@@ -85,7 +98,12 @@ class DirectSender:
     def scan(self, at: float = 0.0) -> None:
         """Have the queue scanned for events to dispatch, at a time in epoch seconds."""
         with self._changed:
-            self._scan_at = min(self._scan_at, at)
+            self._latest_event = max(self._latest_event, at)
+        self._scan_in(at - self._recorder.clock())
+
+    def _scan_in(self, seconds: float) -> None:
+        with self._changed:
+            self._scan_at = min(self._scan_at, self._monotonic() + seconds)
             self._changed.notify_all()
 
     def flush(self, timeout: float) -> bool:
@@ -139,7 +157,7 @@ class DirectSender:
             self._busy = False
             self._changed.notify_all()
             while not self._jobs:
-                pause = self._scan_at - self._recorder.clock()
+                pause = self._scan_at - self._monotonic()
                 if pause <= 0:
                     self._scan_at = inf
                     self._jobs.append(self._scan)
@@ -164,10 +182,9 @@ class DirectSender:
             answered.set()
 
     def _attempt(self, tickets: tuple[Ticket, ...]) -> None:
-        now = self._recorder.clock()
-        left = deque(ticket for ticket in tickets if ticket.due < now + TICKET_RESOLUTION)
-        if left:
-            time.sleep(max(0.0, *(ticket.due - now for ticket in left)))
+        # Mail for later too: the claim knows what the user asked for. Otherwise its time
+        # is that of ``send``, by a clock that may have been set back since.
+        left = deque(tickets)
 
         def claims() -> Iterator[IMailClaim]:
             while left:
@@ -192,7 +209,7 @@ class DirectSender:
             part = 'queue' if isinstance(error, QueueError) else 'relay'
             log.warning('%s unavailable, mail stays queued: %s', part, error)
             if self._recorder.unrecorded:
-                self.scan(self._recorder.clock() + QUEUE_RETRY_DELAY)
+                self._scan_in(QUEUE_RETRY_DELAY)
             return
         # Without a queue mail cannot be tried again: what was not sent has failed.
         for ticket in tickets:
@@ -209,21 +226,27 @@ class DirectSender:
     def _scan(self) -> None:
         """Write outcomes that could not be written, dispatch events again, and recover what
         stopped processes have left in ``tmp/``."""
+        with self._changed:
+            latest, self._latest_event = self._latest_event, 0.0
+        now = self._recorder.clock()
+        if latest > now:
+            # Another event, or the clock was set back while this one waited.
+            self.scan(latest)
         try:
             self._recorder.write_unrecorded()
-            tickets, _ = self._queue.scan(self._recorder.clock())
+            tickets, _ = self._queue.scan(now)
             for ticket in tickets:
                 if ticket.state == 'done' and (claim := self._claim(ticket)):
                     report_settled(claim, self._recorder.dispatcher)
             if self._recorder.durable:
-                self.scan(self._recorder.clock() + RECOVERY_INTERVAL)
+                self._scan_in(RECOVERY_INTERVAL)
         except QueueError as error:
             log.error(
                 'the queue could not be scanned for events, next try in %g s: %s',
                 QUEUE_RETRY_DELAY,
                 error,
             )
-            self.scan(self._recorder.clock() + QUEUE_RETRY_DELAY)
+            self._scan_in(QUEUE_RETRY_DELAY)
 
 
 @implementer(IMailClaim)
