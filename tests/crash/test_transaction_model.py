@@ -169,7 +169,7 @@ class World:
         self.in_doubt = in_doubt
         self.now = NOW
         self.jumps: Iterator[float] = iter(())
-        """By how much each look at the clock moves it, forwards or back."""
+        """By how much each call of the clock moves it, forwards or back."""
         self.is_clock_wrong = False
         inner: Any = MemoryQueue(clock=self.clock)
         if self.maildir:
@@ -713,7 +713,7 @@ class TransactionMachine(RuleBasedStateMachine):
 
     @rule(jumps=st.lists(st.sampled_from(JUMPS), max_size=4))
     def set_the_clock(self, jumps: list[float]) -> None:
-        """From now on each look at the clock moves it: between ``send``, vote, finish, claim and
+        """From now on each call of the clock moves it: between ``send``, vote, finish, claim and
         scan. Without jumps it stands where it is."""
         RULES['set_the_clock'] += 1
         self.world.jumps = cycle(jumps) if jumps else iter(())

@@ -46,7 +46,7 @@ class Clock:
     def __init__(self, now: float = NOW) -> None:
         self.now = now
         self.step = 0.0
-        """By how much each look at it moves it on, or back."""
+        """By how much each call moves it on, or back."""
 
     def __call__(self) -> float:
         self.now = max(self.now + self.step, 1e6)

@@ -300,7 +300,7 @@ def test_a_mail_of_this_very_moment_is_due(maildir: MaildirQueue, mailer: Record
 
 
 @pytest.mark.parametrize('back', [0.0005, 60, 3600, 365 * 86400.0])
-@pytest.mark.parametrize('at', ['send', 'vote', 'finish', 'every look'])
+@pytest.mark.parametrize('at', ['send', 'vote', 'finish', 'every call'])
 @pytest.mark.parametrize('kind', ['direct', 'durable'])
 def test_the_clock_is_set_back(
     kind: str, at: str, back: float, mailer: RecordingMailer, maildir: MaildirQueue
@@ -325,7 +325,7 @@ def test_the_clock_is_set_back(
         direct.bound.send(message())
         if at == 'send':
             set_back()
-        elif at == 'every look':
+        elif at == 'every call':
             clock.step = -back
     direct.finish()
     assert [envelope.subject for envelope in mailer.sent] == ['Hello']
