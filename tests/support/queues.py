@@ -49,7 +49,8 @@ class Clock:
         """By how much each call moves it on, or back."""
 
     def __call__(self) -> float:
-        self.now = max(self.now + self.step, 1e6)
+        if self.step:
+            self.now = max(self.now + self.step, 1e6)
         return self.now
 
 
