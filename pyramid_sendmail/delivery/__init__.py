@@ -8,6 +8,7 @@ queued         ``QueuedMailDelivery`` puts mail into the queue at commit; ``Boun
 direct         ``DirectMailDelivery`` hands mail to the relay at commit
 direct_sender  the sending thread of direct delivery
 data_manager   the mail of one transaction: two-phase commit, savepoints
+failed_commit  whether a commit that raised may have been done all the same
 send_now       sending at once, without a transaction
 ============== ==================================================================================
 """
