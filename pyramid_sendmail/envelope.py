@@ -134,8 +134,9 @@ class Envelope(_Traits):
     tag: str | None = None
     metadata: Mapping[str, str] = field(default_factory=ReadOnlyDict, repr=False, hash=False)
     depth: int = 0
-    """Double-bounce depth (RFC 5321, 6.3): 1 for a failure notice, which a subscriber of an error
-    or deferred event sends; 2 for mail caused by the failure of a failure notice."""
+    """How many events led to this mail: the units count failures (1 for a failure notice, which a
+    subscriber of an error or deferred event sends; RFC 5321, 6.3), the tens mails that were sent.
+    See events/loop_guard.py."""
 
     @property
     def not_before(self) -> float:

@@ -56,6 +56,7 @@ class IMailDelivery(Interface):
         expires: datetime | timedelta | None = None,
         priority: Priority | None = None,
         metadata: Mapping[str, str] | None = None,
+        cause: IMailEvent | str | None = None,
     ) -> str:
         """Take a message into the current transaction and return its ``Message-ID``.
 
@@ -66,6 +67,10 @@ class IMailDelivery(Interface):
         ``due``, ``expires``: an aware datetime, or a timedelta from now; the mail is sent not
         before the one, and never after the other. ``priority``: 'high', 'normal' or 'low'.
         ``metadata``: a small dict of strings, which the events carry.
+        ``cause``: the event that this mail answers, or its id, where a subscriber has another
+        thread or process send it. Mail that a subscriber sends itself, or by
+        ``event.request.mailer``, needs none. A mail that reports the failure of a failure notice,
+        and the sixth of mails that each follow the one before, is logged and not sent.
 
         Raises MessageError (a ValueError) if anything is wrong with the message, and
         NoActiveTransaction if no commit could send it. Afterwards the message is frozen, nothing

@@ -196,7 +196,9 @@ def test_send_options_are_keywords() -> None:
     kinds = {name: each.kind for name, each in parameters.items() if name != 'self'}
     assert kinds.pop('message') is inspect.Parameter.POSITIONAL_OR_KEYWORD
     assert set(kinds.values()) == {inspect.Parameter.KEYWORD_ONLY}
-    assert set(kinds) == {'sender', 'recipients', 'due', 'expires', 'priority', 'metadata'}
+    assert set(kinds) == {
+        *('sender', 'recipients', 'due', 'expires', 'priority', 'metadata', 'cause'),
+    }
 
 
 def test_typed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from pyramid.exceptions import ConfigurationError
@@ -34,6 +35,7 @@ from ..settings import MailSettings
 
 __all__ = [
     'IProcessorThread',
+    'clock_of',
     'default_delivery',
     'default_dispatcher',
     'default_mailer',
@@ -47,6 +49,7 @@ __all__ = [
     'register_settings',
     'relay_mailer',
     'require_queue',
+    'set_clock',
     'settings_of',
 ]
 
@@ -57,6 +60,10 @@ class IProcessorThread(Interface):
 
 class _IParsedSettings(Interface):
     """The utility that holds the MailSettings: a registry need not be a mapping."""
+
+
+class _IClock(Interface):
+    """The utility that is the clock of the application's mail, if it is not ``time.time``."""
 
 
 def register_settings(registry: Registry, settings: MailSettings) -> None:
@@ -72,6 +79,18 @@ def settings_of(registry: Registry) -> MailSettings:
     """Return the parsed settings. Raises LookupError if there are none yet."""
     settings: MailSettings = registry.getUtility(_IParsedSettings)
     return settings
+
+
+def set_clock(registry: Registry, clock: Callable[[], float]) -> None:
+    """Give the mail of an application another clock than ``time.time``, before its configuration
+    is committed: one for ``send``, the queue, the attempts and the events."""
+    registry.registerUtility(clock, _IClock)
+
+
+def clock_of(registry: Registry) -> Callable[[], float]:
+    """Return the clock of the application's mail, which gives epoch seconds."""
+    clock: Callable[[], float] = registry.queryUtility(_IClock, default=time.time)
+    return clock
 
 
 def default_mailer(registry: Registry) -> IMailer:
@@ -112,6 +131,7 @@ def default_queue(registry: Registry) -> MaildirQueue:
         in_doubt=settings.in_doubt,
         hold_ambiguous=settings.ambiguous == 'hold',
         longest=settings.retry_policy.longest,
+        clock=clock_of(registry),
     )
 
 
@@ -120,7 +140,8 @@ def default_delivery(registry: Registry) -> IMailDelivery:
     settings = settings_of(registry)
     mailer = registry.getUtility(IMailer)
     queue = registry.queryUtility(IMailQueue)
-    envelope_factory = _envelope_factory(settings)
+    clock = clock_of(registry)
+    envelope_factory = _envelope_factory(settings, clock)
     sent = _on_send(registry, mailer, queue)
     if settings.delivery == 'queue':
         require_queue(queue, 'mail.delivery = queue')
@@ -132,7 +153,7 @@ def default_delivery(registry: Registry) -> IMailDelivery:
             f'deferred: set a queue that provides IScannableQueue, or mail.delivery = queue'
         )
     return DirectMailDelivery(
-        MemoryQueue(keep_failed=False) if queue is None else queue,
+        MemoryQueue(keep_failed=False, clock=clock) if queue is None else queue,
         mailer,
         envelope_factory,
         _recorder(registry, durable=queue is not None),
@@ -171,19 +192,25 @@ def require_queue(queue: IMailQueue | None, setting: str) -> None:
         raise ConfigurationError(f'{setting} needs a queue: write mail.queue_path = %(here)s/mail')
 
 
-def _envelope_factory(settings: MailSettings) -> EnvelopeFactory:
+def _envelope_factory(settings: MailSettings, clock: Callable[[], float]) -> EnvelopeFactory:
     return EnvelopeFactory(
         default_sender=settings.default_sender,
         envelope_sender=settings.envelope_sender,
         hostname=settings.hostname,
         max_size=settings.max_size,
+        clock=clock,
     )
 
 
 def default_dispatcher(registry: Registry) -> IMailEventDispatcher:
     """Return the dispatcher that runs the subscribers of the registry in a thread."""
     settings = settings_of(registry)
-    return EventDispatcher(registry, batch=settings.event_batch, base_url=settings.base_url or '')
+    return EventDispatcher(
+        registry,
+        batch=settings.event_batch,
+        base_url=settings.base_url or '',
+        clock=clock_of(registry),
+    )
 
 
 def default_processor_thread(registry: Registry) -> ProcessorThread:
@@ -260,4 +287,6 @@ def _recorder(registry: Registry, *, durable: bool) -> OutcomeRecorder:
     settings = settings_of(registry)
     policy = settings.retry_policy if durable else AT_ONCE_OR_NEVER
     dispatcher = registry.getUtility(IMailEventDispatcher)
-    return OutcomeRecorder(policy, dispatcher, settings.ambiguous, durable=durable)
+    return OutcomeRecorder(
+        policy, dispatcher, settings.ambiguous, durable=durable, clock=clock_of(registry)
+    )

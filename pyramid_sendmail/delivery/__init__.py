@@ -9,6 +9,7 @@ direct         ``DirectMailDelivery`` hands mail to the relay at commit
 direct_sender  the sending thread of direct delivery
 direct_claim   its claims, which report when an event is due again
 data_manager   the mail of one transaction: two-phase commit, savepoints
+failed_commit  whether a commit that raised may have been done all the same
 send_now       sending at once, without a transaction
 ============== ==================================================================================
 """

@@ -8,6 +8,9 @@ call                                what happens
 ``tpc_finish``                      they are published
 ``abort``, ``tpc_abort`` before     what was stored is removed
 every data manager has voted
+the same where a one-phase          in doubt, as below: see failed_commit
+database may have committed in
+its vote, behind ours
 the same after every data manager   in doubt: the mail is kept, because nothing tells whether the
 has voted, before our finish        other resources committed
 the same after our finish has begun publishing is completed
@@ -21,7 +24,9 @@ hook was added.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import count
 from typing import Any, Protocol
 
@@ -31,6 +36,7 @@ from zope.interface import implementer
 from ..envelope import Envelope
 from ..exceptions import NoActiveTransaction
 from ..interfaces import IMailQueue, IStagedMail
+from .failed_commit import has_voted, is_outcome_unknown, may_have_committed, not_voted
 
 __all__ = [
     'MailDataManager',
@@ -139,6 +145,8 @@ class MailDataManager:
 
     It sorts after ZODB and two-phase databases, whose finish must come before ours, and before
     zope.sqlalchemy's one-phase manager (``~sqlalchemy:``), which commits in its vote.
+
+    A manager without a key, or whose key is no string, sorts before it.
     """
 
     transaction_manager = None
@@ -149,8 +157,11 @@ class MailDataManager:
         self._staged: IStagedMail | None = None
         self._joined = False
         self._finishing = False
-        self._key = f'~pyramid_sendmail:{next(_counter):012d}'
+        self._key = _Key(f'~pyramid_sendmail:{next(_counter):012d}')
         self._last = LastVoter()
+        self._in_doubt: bool | None = None
+        self._behind: tuple[object, ...] | None = None
+        """Those that had not voted when this manager has; None if that is not known."""
 
     def add(self, transaction: Transaction, envelope: Envelope) -> None:
         # A rollback to a savepoint before the first mail removes both data managers; join again.
@@ -177,6 +188,7 @@ class MailDataManager:
         # once.
         if self._envelopes and self._staged is None:
             self._delivery.on_vote()
+            self._behind = not_voted(transaction)
             self._staged = self._delivery.queue.put(tuple(self._envelopes))
 
     def tpc_finish(self, transaction: Transaction) -> None:
@@ -184,14 +196,21 @@ class MailDataManager:
         self._finish(transaction)
 
     def abort(self, transaction: Transaction) -> None:
+        # After the vote: another manager's abort was interrupted, and what had failed before is
+        # not known any more.
+        self._abort(transaction, None)
+
+    def tpc_abort(self, transaction: Transaction) -> None:
+        # ``transaction`` calls this while it handles what was raised.
+        self._abort(transaction, sys.exc_info()[1])
+
+    def _abort(self, transaction: Transaction, error: BaseException | None) -> None:
         if self._finishing:
             self._finish(transaction)
             return
         self._joined = False
         self._envelopes.clear()
-        self._drop()
-
-    tpc_abort = abort
+        self._drop(transaction, error)
 
     # Clear ``_staged`` last: a call after an interrupt completes the rest.
 
@@ -206,11 +225,13 @@ class MailDataManager:
             log.exception('the mail is queued, but sending it could not be started')
         self._staged = None
 
-    def _drop(self) -> None:
+    def _drop(self, transaction: Transaction, error: BaseException | None) -> None:
         staged = self._staged
         if staged is None:
             return
-        if self._last.voted:
+        if self._in_doubt is None:
+            self._in_doubt = self._may_be_committed(transaction, error)
+        if self._in_doubt:
             staged.keep_in_doubt()
             try:
                 self._delivery.on_in_doubt()
@@ -220,18 +241,38 @@ class MailDataManager:
                 )
         else:
             staged.discard()
+            log.info(
+                'mail is not sent, since the commit of its transaction was refused (%s)',
+                type(error).__name__ if error is not None else 'aborted',
+            )
         self._staged = None
+
+    def _may_be_committed(self, transaction: Transaction, error: BaseException | None) -> bool:
+        """Whether another resource may have committed, though the transaction failed."""
+        if self._behind is None:
+            return self._last.voted or (error is not None and is_outcome_unknown(error))
+        voted = partial(has_voted, transaction)
+        others = [each for each in self._behind if not isinstance(each, _OURS)]
+        if self._last.voted and all(map(voted, others)):
+            return True
+        if any(may_have_committed(each, voted=voted(each)) for each in others):
+            return True
+        ours = [each for each in self._behind if isinstance(each, MailDataManager)]
+        if all(map(voted, others)) or not all(map(voted, ours)):
+            # A manager of ours has failed, or was interrupted; they vote in a row.
+            return False
+        return is_outcome_unknown(error)
 
 
 @implementer(ISavepointDataManager)
 class LastVoter:
-    """Sorts last: its vote means that every data manager has voted."""
+    """Sorts last, whatever the keys of others are: its vote means that the votes are over."""
 
     transaction_manager = None
     voted = False
 
     def sortKey(self) -> str:
-        return f'{"~" * 16}pyramid_sendmail'
+        return _LAST_KEY
 
     def savepoint(self) -> Savepoint:
         return Savepoint([])
@@ -243,6 +284,37 @@ class LastVoter:
         """Do nothing."""
 
     abort = commit = tpc_finish = tpc_abort = tpc_begin
+
+
+class _Key(str):
+    """A key that is greater than whatever is no string.
+
+    A data manager may have a number as its key, or none: ``transaction`` sorts it by None.
+    """
+
+    __slots__ = ()
+
+    def __lt__(self, other: object) -> bool:
+        return isinstance(other, _LastKey) or (isinstance(other, str) and str.__lt__(self, other))
+
+    def __gt__(self, other: object) -> bool:
+        return not isinstance(other, str) or str.__gt__(self, other)
+
+
+class _LastKey(_Key):
+    """A key that is greater than every other."""
+
+    __slots__ = ()
+
+    def __lt__(self, other: object) -> bool:
+        return False
+
+    def __gt__(self, other: object) -> bool:
+        return not isinstance(other, _LastKey)
+
+
+_LAST_KEY = _LastKey('~~pyramid_sendmail')
+_OURS = (MailDataManager, LastVoter)
 
 
 @implementer(IDataManagerSavepoint)

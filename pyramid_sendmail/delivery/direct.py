@@ -18,7 +18,7 @@ from ..sending.outcome import OutcomeRecorder
 from ..threads import in_background_thread
 from .data_manager import Transaction
 from .direct_sender import DirectSender
-from .queued import QueuedMailDelivery, SendOptions
+from .queued import EnvelopeOptions, QueuedMailDelivery
 
 __all__ = ['DirectMailDelivery']
 
@@ -56,7 +56,7 @@ class DirectMailDelivery(QueuedMailDelivery):
         return self._sender.flush(timeout)
 
     def freeze(
-        self, message: object, *, depth: int = 0, **options: Unpack[SendOptions]
+        self, message: object, *, depth: int = 0, **options: Unpack[EnvelopeOptions]
     ) -> Envelope:
         envelope = super().freeze(message, depth=depth, **options)
         if not self._recorder.durable and envelope.due > envelope.queued_at:

@@ -15,7 +15,7 @@ EVENT_RETRY_DELAY = 1.0
 """Seconds until an event that the dispatcher gave back is tried again."""
 
 TICKET_RESOLUTION = 0.001
-"""Seconds by which due mail may look due later: a ticket's time has milliseconds."""
+"""Seconds by which due events may look due later: a ticket's time has milliseconds."""
 
 
 @implementer(IMailClaim)

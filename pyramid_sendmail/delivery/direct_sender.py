@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from math import inf
-from typing import NamedTuple
 
 from ..envelope import Tally, Verdict
 from ..exceptions import DamagedMail, MailerUnavailable, QueueError
@@ -23,7 +22,8 @@ from ..sending.refusals import NoMailTaken, Refusals
 from ..sending.relay_connection import RelayConnection
 from ..sending.throttling import Throttle
 from ..threads import BackgroundThreads, in_background_thread
-from .direct_claim import TICKET_RESOLUTION, DirectClaim
+from .direct_claim import DirectClaim
+from .handed_over import HandedOver
 
 __all__ = ['DirectSender']
 
@@ -46,16 +46,6 @@ first transaction may be larger."""
 THREAD = 'pyramid_sendmail direct'
 
 
-class HandedOver(NamedTuple):
-    """The mail of one transaction. ``size``: its bytes that are nowhere but in memory. ``since``:
-    by the monotonic clock."""
-
-    tickets: tuple[Ticket, ...]
-    answered: threading.Event
-    size: int
-    since: float
-
-
 class DirectSender:
     """The sending thread of direct delivery, and the connection that it keeps.
 
@@ -66,7 +56,7 @@ class DirectSender:
     While the relay is unavailable the circuit breaker decides when it is tried again. Mail waits
     for that, and for the pauses of a relay that throttles. What has waited for a try that fails is
     lost, each mail with its error event, or stays in the queue where there is one. So is, or does,
-    what does not fit into memory.
+    what does not fit into memory. Waits are measured by ``monotonic``: a clock may be set back.
     """
 
     def __init__(
@@ -76,8 +66,10 @@ class DirectSender:
         recorder: OutcomeRecorder,
         *,
         pause: float = FIRST_PAUSE,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue = queue
+        self._monotonic = monotonic
         self._mailer = mailer
         self._recorder = recorder
         self._pause = pause
@@ -95,8 +87,10 @@ class DirectSender:
         self._jobs: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._scan_at = self._recover_at = inf
-        """When to scan for events that are due, and for what stopped processes have left, in epoch
-        seconds."""
+        """When to scan for events that are due, and for what stopped processes have left, by the
+        monotonic clock."""
+        self._latest_event = 0.0
+        """When the last of the events is due that are to be dispatched again, in epoch seconds."""
         self._recovered = not self._recorder.durable
         """Whether no mail was handed over since the last scan."""
         self._busy = False
@@ -111,7 +105,7 @@ class DirectSender:
         """Whether this process may have a connection of its own, not one inherited by a fork."""
         name, durable = self._mailer.name, self._recorder.durable
         self._breaker = CircuitBreaker(
-            time.monotonic,
+            self._monotonic,
             relay=name,
             pause=self._pause,
             consequence='mail stays queued' if durable else 'mail is lost (no mail.queue_path)',
@@ -119,7 +113,7 @@ class DirectSender:
         )
         # Without a queue there is no mail to be saved from it.
         self._refusals = Refusals(name) if durable else None
-        self._throttle = Throttle(name, pause=self._pause)
+        self._throttle = Throttle(name, pause=self._pause, monotonic=self._monotonic)
 
     def start(self) -> None:
         """Start the thread. Raises RuntimeError if the system cannot start another one."""
@@ -135,7 +129,7 @@ class DirectSender:
             if fits:
                 self._unanswered += len(tickets)
                 self._unanswered_bytes += size
-                self._mails.append(HandedOver(tickets, answered, size, time.monotonic()))
+                self._mails.append(HandedOver(tickets, answered, size, self._monotonic()))
                 self._recovered = not self._recorder.durable
                 self._changed.notify_all()
         if fits:
@@ -149,7 +143,12 @@ class DirectSender:
     def scan(self, at: float = 0.0) -> None:
         """Have the queue scanned for events to dispatch, at a time in epoch seconds."""
         with self._changed:
-            self._scan_at = min(self._scan_at, at)
+            self._latest_event = max(self._latest_event, at)
+        self._scan_in(at - self._recorder.clock())
+
+    def _scan_in(self, seconds: float) -> None:
+        with self._changed:
+            self._scan_at = min(self._scan_at, self._monotonic() + seconds)
             self._changed.notify_all()
         self.start()
 
@@ -163,7 +162,7 @@ class DirectSender:
         """Return how many mails wait, and for how many seconds the first of them."""
         with self._changed:
             since = [mails.since for mails in self._mails]
-            return self._unanswered, time.monotonic() - min(since) if since else 0.0
+            return self._unanswered, self._monotonic() - min(since) if since else 0.0
 
     def _leave_out(self, tickets: tuple[Ticket, ...]) -> None:
         """Settle mail that does not fit into memory. Runs in a thread that commits."""
@@ -218,8 +217,8 @@ class DirectSender:
     def _run(self) -> None:
         with self._changed:
             # What was left while no thread ran.
-            self._recover_at = 0.0 if self._recorder.durable else inf
-            self._used_at = time.monotonic()
+            self._recover_at = -inf if self._recorder.durable else inf
+            self._used_at = self._monotonic()
         while (job := self._next_job()) is not None:
             try:
                 job()
@@ -233,7 +232,7 @@ class DirectSender:
             self._changed.notify_all()
             while True:
                 job, wait = self._due_job()
-                idle = time.monotonic() - self._used_at
+                idle = self._monotonic() - self._used_at
                 if job is None and not self._mails:
                     job = self._idle_job(idle)
                     if job is None and idle >= IDLE_TIME and self._scan_at == inf:
@@ -256,7 +255,7 @@ class DirectSender:
             wait = max(self._throttle.retry_in(), self._breaker.retry_in())
             if wait <= 0:
                 return partial(self._send, self._mails.popleft()), 0.0
-        pause = min(self._scan_at, self._recover_at) - self._recorder.clock()
+        pause = min(self._scan_at, self._recover_at) - self._monotonic()
         if pause <= 0:
             self._scan_at = self._recover_at = inf
             return self._scan, 0.0
@@ -287,7 +286,7 @@ class DirectSender:
     def _answered(self, mails: HandedOver, left: Collection[Ticket] = ()) -> None:
         """Count mail that was answered; ``left``: what was throttled, and waits again."""
         with self._changed:
-            self._used_at = time.monotonic()
+            self._used_at = self._monotonic()
             self._unanswered -= len(mails.tickets) - len(left)
             if left:
                 self._mails.appendleft(mails._replace(tickets=tuple(left)))
@@ -312,11 +311,9 @@ class DirectSender:
                 self._answered(each)
 
     def _attempt(self, tickets: tuple[Ticket, ...]) -> None:
-        now = self._recorder.clock()
-        left = deque(ticket for ticket in tickets if ticket.due < now + TICKET_RESOLUTION)
-        if not left:
-            return
-        time.sleep(max(0.0, *(ticket.due - now for ticket in left)))
+        # Mail for later too: the claim knows what the user asked for. Otherwise its time
+        # is that of ``send``, by a clock that may have been set back since.
+        left = deque(tickets)
 
         def claims() -> Iterator[IMailClaim]:
             while left and self._throttle.acquire():
@@ -357,7 +354,7 @@ class DirectSender:
             if isinstance(error, QueueError):
                 log.warning('queue unavailable, mail stays queued: %s', error)
             if self._recorder.unrecorded:
-                self.scan(self._recorder.clock() + QUEUE_RETRY_DELAY)
+                self._scan_in(QUEUE_RETRY_DELAY)
             return
         # Without a queue mail cannot be tried again: what was not sent has failed.
         for ticket in tickets:
@@ -374,20 +371,22 @@ class DirectSender:
     def _scan(self) -> None:
         """Write outcomes that could not be written, dispatch events again, and recover what
         stopped processes have left in ``tmp/``."""
+        with self._changed:
+            latest, self._latest_event = self._latest_event, 0.0
+            self._recovered = True
+        now = self._recorder.clock()
+        if latest > now:
+            # Another event, or the clock was set back while this one waited.
+            self.scan(latest)
         try:
-            with self._changed:
-                self._recovered = True
             self._recorder.write_unrecorded()
-            tickets, _ = self._queue.scan(self._recorder.clock())
+            tickets, _ = self._queue.scan(now)
             for ticket in tickets:
                 if ticket.state == 'done' and (claim := self._claim(ticket)):
                     report_settled(claim, self._recorder.dispatcher)
             if self._recorder.durable:
-                self._recover_at = self._recorder.clock() + RECOVERY_INTERVAL
+                self._recover_at = self._monotonic() + RECOVERY_INTERVAL
         except QueueError as error:
-            log.error(
-                'the queue could not be scanned for events, next try in %g s: %s',
-                QUEUE_RETRY_DELAY,
-                error,
-            )
-            self.scan(self._recorder.clock() + QUEUE_RETRY_DELAY)
+            text = 'the queue could not be scanned for events, next try in %g s: %s'
+            log.error(text, QUEUE_RETRY_DELAY, error)
+            self._scan_in(QUEUE_RETRY_DELAY)

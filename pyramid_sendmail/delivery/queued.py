@@ -6,26 +6,40 @@ import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from email.headerregistry import Address
-from typing import TypedDict, Unpack
+from typing import TypedDict, Unpack, cast
 
 import transaction
 from zope.interface import implementer
 
 from ..envelope import Envelope, Priority, Report
-from ..events.loop_guard import MAX_NOTIFICATION_DEPTH, notification_depth
-from ..interfaces import IMailDelivery, IMailer, IMailQueue, IQueuedMailDelivery, IStagedMail
+from ..events.loop_guard import ENVIRON_KEY, depth_by_cause, why_too_deep
+from ..events.loop_guard import depth as current_depth
+from ..interfaces import (
+    IMailDelivery,
+    IMailer,
+    IMailEvent,
+    IMailQueue,
+    IQueuedMailDelivery,
+    IStagedMail,
+)
 from ..message import EnvelopeFactory
 from ..message.address import Addresses
 from .data_manager import Transaction, TransactionManager, active_transaction, join
 from .send_now import send_now
 
-__all__ = ['BoundMailDelivery', 'QueuedMailDelivery', 'SendOptions', 'no_notice']
+__all__ = [
+    'BoundMailDelivery',
+    'EnvelopeOptions',
+    'QueuedMailDelivery',
+    'SendOptions',
+    'no_notice',
+]
 
 log = logging.getLogger(__name__)
 
 
-class SendOptions(TypedDict, total=False):
-    """The options of IMailDelivery.send."""
+class EnvelopeOptions(TypedDict, total=False):
+    """The options of IMailDelivery.send that the envelope has."""
 
     sender: str | Address | None
     recipients: Addresses | None
@@ -33,6 +47,12 @@ class SendOptions(TypedDict, total=False):
     expires: datetime | timedelta | None
     priority: Priority | None
     metadata: Mapping[str, str] | None
+
+
+class SendOptions(EnvelopeOptions, total=False):
+    """The options of IMailDelivery.send."""
+
+    cause: IMailEvent | str | None
 
 
 def no_notice() -> None:
@@ -75,7 +95,7 @@ class QueuedMailDelivery:
         return BoundMailDelivery(self, tm, environ)
 
     def freeze(
-        self, message: object, *, depth: int = 0, **options: Unpack[SendOptions]
+        self, message: object, *, depth: int = 0, **options: Unpack[EnvelopeOptions]
     ) -> Envelope:
         """Return the envelope of a message. Raises MessageError."""
         return self._envelope_factory.envelope(message, depth=depth, **options)
@@ -101,17 +121,23 @@ class QueuedMailDelivery:
 
 @implementer(IMailDelivery)
 class BoundMailDelivery:
-    """``request.mailer``: a delivery bound to a transaction manager."""
+    """``request.mailer``: a delivery bound to a transaction manager.
+
+    ``origin``: the environment of an event's request, if this is its mailer bound to another
+    manager.
+    """
 
     def __init__(
         self,
         delivery: QueuedMailDelivery,
         tm: TransactionManager,
         environ: Mapping[str, object] | None,
+        origin: Mapping[str, object] | None = None,
     ) -> None:
         self._delivery = delivery
         self._tm = tm
         self._environ = environ
+        self._origin = origin or environ
 
     def send(
         self,
@@ -123,6 +149,7 @@ class BoundMailDelivery:
         expires: datetime | timedelta | None = None,
         priority: Priority | None = None,
         metadata: Mapping[str, str] | None = None,
+        cause: IMailEvent | str | None = None,
     ) -> str:
         transaction = active_transaction(self._tm, self._environ)
         envelope = self._delivery.freeze(
@@ -133,13 +160,14 @@ class BoundMailDelivery:
             expires=expires,
             priority=priority,
             metadata=metadata,
-            depth=notification_depth(),
+            depth=self._depth() if cause is None else depth_by_cause(cause),
         )
-        if envelope.depth > MAX_NOTIFICATION_DEPTH:
+        reason = why_too_deep(envelope.depth)
+        if reason:
             log.error(
-                '%s: not sent: your error handler keeps mailing about its own failed mail; '
-                'stopped here (double bounce); for %s, subject %r',
+                '%s: not sent: %s; for %s, subject %r',
                 envelope.message_id,
+                reason,
                 ', '.join(envelope.recipients),
                 envelope.subject,
             )
@@ -154,6 +182,14 @@ class BoundMailDelivery:
                 )
         return envelope.message_id
 
+    def _depth(self) -> int:
+        """Return the depth of what is sent here: see loop_guard."""
+        depth = current_depth.get()
+        if depth is None and self._origin is not None:
+            # Another thread than the subscriber's, with the mailer of the event's request.
+            depth = cast('int | None', self._origin.get(ENVIRON_KEY))
+        return depth or 0
+
     def send_now(
         self,
         message: object,
@@ -166,4 +202,4 @@ class BoundMailDelivery:
     def bind(
         self, tm: TransactionManager, environ: Mapping[str, object] | None = None
     ) -> BoundMailDelivery:
-        return self._delivery.bind(tm, environ)
+        return BoundMailDelivery(self._delivery, tm, environ, self._origin)

@@ -28,6 +28,7 @@ from ..interfaces import IMailClaim, IMailEventDispatcher
 from ..retry import EVENT_RETRY, RetryPolicy
 from ..threads import BackgroundThread, BackgroundThreads
 from .failures import FailureLog, StallWatch
+from .loop_guard import ENVIRON_KEY, deepest, depth_after, event_id
 from .loop_guard import depth as _depth
 from .request import EventRequests
 from .types import KINDS, event_of
@@ -256,9 +257,11 @@ class EventDispatcher:
         """Deliver events in one request and one transaction: all of them, or none."""
         committed = False
         # Mail sent by a commit hook counts as caused by every event of the batch.
-        before = _depth.set(max(_depth_of(*delivery) for delivery in batch))
+        depth = deepest(_depth_of(*delivery) for delivery in batch)
+        before = _depth.set(depth)
         try:
             with self._requests.event_request() as request:
+                request.environ[ENVIRON_KEY] = depth
                 self._run_subscribers(batch, request)
                 committed = True
         except BaseException as error:  # noqa: BLE001 - sys.exit() must not end the thread
@@ -278,7 +281,8 @@ class EventDispatcher:
             for event, envelope in batch:
                 depth = _depth.set(_depth_of(event, envelope))
                 self._watch.begin(f'{envelope.message_id}: {event.kind} event {event.id}')
-                self._registry.notify(event_of(event, envelope, request))
+                public = event._replace(id=event_id(event.id, envelope.depth))
+                self._registry.notify(event_of(public, envelope, request))
                 _depth.reset(depth)
                 if os.getpid() != pid:
                     raise RuntimeError('a subscriber has returned in a process that it forked')
@@ -328,7 +332,7 @@ def _end_forked_child(error: BaseException) -> NoReturn:
 
 
 def _depth_of(event: PendingEvent, envelope: Envelope) -> int:
-    return envelope.depth + (event.kind != 'sent')
+    return depth_after(event.kind, envelope.depth)
 
 
 def _note(batch: Sequence[Delivery]) -> str:

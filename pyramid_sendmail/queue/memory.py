@@ -18,7 +18,7 @@ from .history import attempt_lines
 from .in_doubt import in_doubt_event, needs_decision
 from .memory_browser import MemoryBrowser
 from .memory_store import Mail, MemoryStore
-from .ticket import State, Ticket, alternate, ticket_for
+from .ticket import State, Ticket, alternate, at_once, ticket_for
 
 __all__ = ['MemoryQueue']
 
@@ -65,7 +65,7 @@ class MemoryQueue:
         states = ('new',) if fresh else ('done', 'new', 'deferred')
         with self._store.locked() as mails:
             waiting = [
-                (mail.ticket, now if all_events and mail.state == 'done' else mail.due_at)
+                (mail.ticket, now if all_events and mail.state == 'done' else mail.due_at(now))
                 for mail in mails.values()
                 if mail.state in states
             ]
@@ -89,7 +89,7 @@ class MemoryQueue:
             if mail is None or mail.claimed or mail.ticket != ticket:
                 return None
             claim = MemoryClaim(self._store, mail, now, keep_failed=self.keep_failed)
-            if (settled and claim.todo) or (mail.state == 'new' and mail.due_at > now):
+            if (settled and claim.todo) or (mail.state == 'new' and mail.due_at(now) > now):
                 return None
             mail.claimed = True
             # A wrong clock must not make the age of a mail negative.
@@ -185,7 +185,7 @@ class MemoryStagedMail:
         self._outcome = outcome
         mails = []
         for envelope in self._envelopes:
-            due = envelope.due if state == 'new' else envelope.queued_at
+            due = envelope.due if state == 'new' else 0.0
             mail = Mail(envelope, state, due, envelope.queued_at)
             mail.letters = dict.fromkeys(envelope.recipients, 'T' if state == 'new' else 'f')
             if state == 'done':
@@ -283,12 +283,13 @@ class MemoryClaim:
 
     def _save(self) -> None:
         mail = self._mail
+        now = at_once(mail.envelope.queued_at, self._now)
         letters = mail.letters.values()
         if 'T' in letters:
             mail.state = 'deferred'
-            mail.due = mail.envelope.queued_at if mail.pending_events else mail.retry_at
+            mail.due = now if mail.pending_events else mail.retry_at
         elif mail.pending_events:
-            mail.state, mail.due = 'done', mail.envelope.queued_at
+            mail.state, mail.due = 'done', now
         elif 'f' in letters and self._keep_failed:
             mail.state, mail.due, mail.failed_at = 'failed', mail.since, self._store.now()
         else:

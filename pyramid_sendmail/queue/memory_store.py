@@ -12,7 +12,7 @@ from math import inf
 
 from ..envelope import Envelope, PendingEvent
 from .history import HISTORY_SIZE
-from .ticket import State, Ticket, ticket_for
+from .ticket import LATEST_EVENT, State, Ticket, ticket_for
 
 __all__ = ['Mail', 'MemoryStore']
 
@@ -39,11 +39,15 @@ class Mail:
     letters: dict[str, str] = field(default_factory=dict)
     pending_events: list[PendingEvent] = field(default_factory=list)
 
-    @property
-    def due_at(self) -> float:
+    def due_at(self, now: float) -> float:
         """When the mail is due. New mail is due at once unless the user asked for a later time,
-        and no person has made it due since."""
-        return min(self.envelope.not_before, self.due) if self.state == 'new' else self.due
+        and no person has made it due since; events are, if a wrong clock has written their
+        time."""
+        if self.state == 'new':
+            return min(self.envelope.not_before, self.due)
+        if self.state == 'done' and self.due > now + LATEST_EVENT:
+            return now
+        return self.due
 
     @property
     def ticket(self) -> Ticket:

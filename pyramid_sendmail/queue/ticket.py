@@ -9,10 +9,12 @@ from typing import Literal, NamedTuple
 from ..envelope import Envelope, Priority
 
 __all__ = [
+    'LATEST_EVENT',
     'PRIORITY_DIGITS',
     'State',
     'Ticket',
     'alternate',
+    'at_once',
     'milliseconds',
     'order_text',
     'ticket_for',
@@ -28,6 +30,11 @@ State = Literal['new', 'deferred', 'done', 'failed']
 
 PRIORITY_DIGITS: dict[Priority, str] = {'high': '1', 'normal': '5', 'low': '9'}
 """What an ``order`` begins with."""
+
+
+LATEST_EVENT = 601.0
+"""Seconds from now after which no event of finished mail is due: a later time was written by a
+wrong clock, and means now. More than the longest delay of an event that is dispatched again."""
 
 
 class Ticket(NamedTuple):
@@ -63,6 +70,12 @@ def order_text(priority: str, due: float, attempt: int, id: str) -> str:
     """Return ``<priority>-<due>-<attempt>-<id>``, each of fixed width, so that sorting such texts
     gives the order of delivery. ``priority``: one of PRIORITY_DIGITS."""
     return f'{priority}-{time_text(due)}-{min(attempt, 9999):04d}-{id}'
+
+
+def at_once(queued_at: float, now: float) -> float:
+    """Return the time of an order for what is due now: that of ``send``, unless it is still to
+    come, by a clock that was set back."""
+    return queued_at if queued_at <= now else 0.0
 
 
 def milliseconds(seconds: float) -> int:

@@ -41,7 +41,7 @@ from pyramid_sendmail.queue.maildir.filename import FOLDER_OF, ticket_of
 from pyramid_sendmail.queue.maildir.files import QueueFiles
 from pyramid_sendmail.queue.maildir.format import decode
 from pyramid_sendmail.queue.maildir.recognition import FOLDERS
-from pyramid_sendmail.queue.ticket import Ticket
+from pyramid_sendmail.queue.ticket import LATEST_EVENT, Ticket
 from tests.crash.counts import Tell
 from tests.support.folders import folder as tmp_path
 from tests.support.queues import NOW, Clock, forked, make_envelope, reap
@@ -78,6 +78,11 @@ def name_of(envelope: Envelope, due: float, attempt: int) -> str:
 # The model
 
 
+def _at_once(envelope: Envelope, now: float) -> float:
+    """What is due now has the time of ``send``, or 0 if that is still to come."""
+    return envelope.queued_at if envelope.queued_at <= now else 0.0
+
+
 @dataclass(slots=True)
 class Content:
     """What changes in a file."""
@@ -99,14 +104,15 @@ class Content:
     def pending(self) -> dict[str, str]:
         return {to: self.ids[to] for to, letter in self.letters.items() if letter in 'df'}
 
-    def place(self, envelope: Envelope) -> tuple[str, float]:
+    def place(self, envelope: Envelope, claimed_at: float) -> tuple[str, float]:
         """The folder and the time for these letters; see docs/explanation/queue-format.rst."""
+        at_once = _at_once(envelope, claimed_at)
         letters = set(self.letters.values())
         pending = not letters.isdisjoint('df')
         if not letters.isdisjoint('T?'):
-            return 'cur', envelope.queued_at if pending else self.retry_at
+            return 'cur', at_once if pending else self.retry_at
         if pending:
-            return 'done', envelope.queued_at
+            return 'done', at_once
         return ('failed', self.since) if 'F' in letters else ('', 0.0)
 
 
@@ -138,12 +144,16 @@ class Hold:
     interrupted: str = ''
     before: str = ''
     settled: bool = False
+    claimed_at: float = 0.0
     real: Any = None
 
     @property
     def envelope(self) -> Envelope:
         assert self.file.envelope is not None
         return self.file.envelope
+
+    def place(self) -> tuple[str, float]:
+        return self.block.place(self.envelope, self.claimed_at)
 
 
 @dataclass(eq=False, slots=True)
@@ -211,7 +221,7 @@ class Model:
                 self.published[envelope.id] = envelope
             if not self.maildir and outcome == 'keep_in_doubt':
                 self._doubt(file)
-                self.paths['done', name_of(envelope, envelope.queued_at, 0)] = file
+                self.paths['done', name_of(envelope, 0, 0)] = file
             elif not self.maildir and outcome == 'publish':
                 self.paths['new', name_of(envelope, envelope.due, 0)] = file
         if outcome == 'discard':
@@ -252,7 +262,7 @@ class Model:
                     self.move(('tmp', name), ('new', name.partition('.')[0]))
                 else:
                     self._doubt(file)
-                    own = name_of(file.envelope, file.envelope.queued_at, 1)
+                    own = name_of(file.envelope, 0, 1)
                     self.move(('tmp', name), ('done', own))
 
     # Scan and claim
@@ -270,6 +280,8 @@ class Model:
             match = OURS.fullmatch(name)
             at = int(match[2]) / 1000 if match else -inf
             wrong = self.maildir and match and int(match[3]) > 0 and at > now + LONGEST + 1
+            if folder == 'done':
+                wrong = at > now + LATEST_EVENT
             envelope = self.paths[folder, name].envelope
             if folder == 'new' and match and not int(match[3]) and envelope is not None:
                 wrong = not envelope.not_before
@@ -324,7 +336,7 @@ class Model:
             if block.retry_at > now + LONGEST + 1:
                 SEEN['clock was wrong'] += 1
                 block.retry_at = now
-        hold = Hold(file, block, path, attempt)
+        hold = Hold(file, block, path, attempt, claimed_at=now)
         if folder in ('new', 'cur') and block.retry_at <= now:
             hold.todo = tuple(to for to, letter in block.letters.items() if letter in 'T?')
         if '?' in block.letters.values():
@@ -401,13 +413,13 @@ class Model:
                 block.letters[to] = block.letters[to].upper()
 
     def retry_events(self, hold: Hold, due: float) -> None:
-        folder, _ = hold.block.place(hold.envelope)
+        folder, _ = hold.place()
         at = min(due, hold.block.retry_at) if folder == 'cur' else due
         self._record(hold, folder, at)
         hold.file.lock = None
 
     def rest(self, hold: Hold, *, stuck: bool = False) -> None:
-        self._record(hold, *hold.block.place(hold.envelope), stuck=stuck)
+        self._record(hold, *hold.place(), stuck=stuck)
         if not stuck and not hold.block.pending():
             hold.file.lock = None
 
@@ -507,6 +519,7 @@ VERDICTS = st.lists(
     st.sampled_from(['sent', 'deferred', 'error', 'ambiguous']), min_size=3, max_size=3
 )
 DELAY = st.sampled_from([1, 60, HOUR, LONGEST])
+EVENT_DELAY = st.sampled_from([1, 30, 300])
 SHIFTS = [1, -1, 60, HOUR, -HOUR, DAY, 4 * DAY, -4 * DAY, YEAR, -YEAR, 10 * YEAR, -10 * YEAR]
 
 
@@ -872,7 +885,7 @@ class QueueMachine(RuleBasedStateMachine):
                 to: letter.upper() if letter in 'df' else letter
                 for to, letter in twin.letters.items()
             }
-        return twin.place(hold.envelope)
+        return twin.place(hold.envelope, hold.claimed_at)
 
     def _forget_released(self) -> None:
         self.holds = [hold for hold in self.holds if hold.file.lock is hold]
@@ -890,7 +903,7 @@ class QueueMachine(RuleBasedStateMachine):
         self._forget_released()
 
     @precondition(lambda self: self.holds)
-    @rule(pick=PICK, delay=DELAY)
+    @rule(pick=PICK, delay=EVENT_DELAY)
     def retry_events(self, pick: int, delay: int) -> None:
         hold = self._pick(pick, settled=True)
         if hold is None or not hold.block.pending():

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ LATER = 1e11
 
 BEFORE = ('a:1', 'sqlalchemy.twophase:1')
 """ZODB's and two-phase SQLAlchemy's keys: they finish before the mail does."""
-AFTER = ('~sqlalchemy:1', '~zzz')
-"""zope.sqlalchemy's one-phase key and a later one: they vote after the mail."""
+AFTER = ('~sqlalchemy:1', '~zzz', '\U0010ffff')
+"""zope.sqlalchemy's one-phase key and later ones: they vote after the mail, and may commit then."""
 STEPS = ('begin', 'commit', 'vote', 'finish', 'abort', 'tpc_abort', 'savepoint')
 
 
@@ -94,14 +95,36 @@ class Tx:
 
     def outcome(self, full: int) -> str:
         """What a commit comes to; ``full``: which put of this commit fails, 0 for none."""
-        if any(not {'begin', 'commit', 'vote'}.isdisjoint(each.fails) for each in self.others):
+        if any(not {'begin', 'commit'}.isdisjoint(each.fails) for each in self.others):
+            return 'failed'
+        if any(each.key in BEFORE and 'vote' in each.fails for each in self.others):
             return 'failed'
         if 0 < full <= len({which for which, _ in self.mails}):
             return 'failed'
+        after = sorted(
+            (each for each in self.others if each.key in AFTER), key=OtherManager.sortKey
+        )
+        for number, other in enumerate(after):
+            if 'vote' in other.fails:
+                tells = issubclass(other.error, Exception) and not self._is_cut_short(
+                    after[number:]
+                )
+                return 'failed' if tells and not number else 'in doubt'
         finishing = sorted(each.key for each in self.others if 'finish' in each.fails)
         if not finishing:
             return 'committed'
         return 'in doubt' if finishing[0] in BEFORE else 'committed, another failed'
+
+    def _is_cut_short(self, without_vote: Sequence[OtherManager]) -> bool:
+        """Whether an interrupt comes between a failed vote and our tpc_abort."""
+        return any(
+            issubclass(Stopped, each.error)
+            and (
+                (each in without_vote and 'abort' in each.fails)
+                or (each.key in BEFORE and 'tpc_abort' in each.fails)
+            )
+            for each in self.others
+        )
 
 
 # What takes part
@@ -149,9 +172,12 @@ class World:
         self.direct = direct
         self.in_doubt = in_doubt
         self.now = NOW
-        inner: Any = MemoryQueue()
+        self.jumps: Iterator[float] = iter(())
+        """By how much each call of the clock moves it, forwards or back."""
+        self.is_clock_wrong = False
+        inner: Any = MemoryQueue(clock=self.clock)
         if self.maildir:
-            inner = MaildirQueue(str(path), sync=False, in_doubt=in_doubt)
+            inner = MaildirQueue(str(path), sync=False, in_doubt=in_doubt, clock=self.clock)
             inner._files = StuckFiles(str(path), sync=False)
             inner.prepare()
         self.inner = inner
@@ -166,13 +192,20 @@ class World:
         make: Any = QueuedMailDelivery
         if direct:
             dispatcher: Any = self
-            recorder = OutcomeRecorder(AT_ONCE_OR_NEVER, dispatcher, durable=self.maildir)
+            recorder = OutcomeRecorder(
+                AT_ONCE_OR_NEVER, dispatcher, durable=self.maildir, clock=self.clock
+            )
             make = partial(DirectMailDelivery, recorder=recorder)
         self.deliveries = [make(self.queue, self.mailer, composer) for _ in range(2)]
 
+    def clock(self) -> float:
+        """The one clock of ``send``, the queue, its claims, its scans and the attempts."""
+        self.now = min(max(self.now + next(self.jumps, 0.0), 5e8), 5e9)
+        return self.now
+
     def tick(self) -> float:
         self.now += 1
-        return self.now
+        return self.clock()
 
     # The dispatcher, see IMailEventDispatcher
 
@@ -224,6 +257,7 @@ class World:
         if self.direct:
             for delivery in self.deliveries:
                 assert delivery.flush(30)
+        self.now, self.jumps, self.is_clock_wrong = NOW, iter(()), False
         self.delivered.clear()
         self.doubted.clear()
         self.records.clear()
@@ -241,6 +275,8 @@ class World:
 # The machine
 
 SEND = st.sampled_from([0, 0, 1])
+HOUR, YEAR = 3600.0, 365 * 86400.0
+JUMPS = [0.0, 0.001, 1.0, -0.001, -1.0, -60.0, HOUR, -HOUR, YEAR, -YEAR]
 RULES: Counter[str] = Counter()
 OUTCOMES: Counter[str] = Counter()
 
@@ -248,13 +284,13 @@ OUTCOMES: Counter[str] = Counter()
 COMMON = (
     *('send', 'send', 'send_many', 'savepoint', 'savepoint', 'rollback', 'rollback', 'join'),
     *('join_failing', 'join_failing_in_finish', 'before_commit', 'after_commit', 'around_abort'),
-    *('send_elsewhere', 'fill_the_disk', 'stick', 'doom', 'commit'),
+    *('send_elsewhere', 'fill_the_disk', 'stick', 'doom', 'commit', 'set_the_clock'),
 )
 """The rules that make up a transaction, by weight."""
 
 GENTLE = (
     *('send', 'send', 'savepoint', 'savepoint', 'rollback', 'rollback', 'before_commit'),
-    *('after_commit', 'join', 'join_failing_in_finish'),
+    *('after_commit', 'join', 'join_failing_in_finish', 'set_the_clock'),
 )
 """Those that seldom keep it from being committed."""
 
@@ -677,6 +713,16 @@ class TransactionMachine(RuleBasedStateMachine):
         RULES['stick'] += 1
         self.world.inner._files.stuck = True
 
+    # The clock
+
+    @rule(jumps=st.lists(st.sampled_from(JUMPS), max_size=4))
+    def set_the_clock(self, jumps: list[float]) -> None:
+        """From now on each call of the clock moves it: between ``send``, vote, finish, claim and
+        scan. Without jumps it stands where it is."""
+        RULES['set_the_clock'] += 1
+        self.world.jumps = cycle(jumps) if jumps else iter(())
+        self.world.is_clock_wrong |= bool(jumps)
+
     # Hooks
 
     @precondition(lambda self: self.tx is not None and self.tx.takes)
@@ -787,7 +833,11 @@ class TransactionMachine(RuleBasedStateMachine):
                     [subject for subject in subjects if subject.endswith(which)]
                     for subjects in (found[0], expected[0])
                 )
-                assert own == right[: len(own)], (found, expected)
+                if world.is_clock_wrong:
+                    # The names of the files have the order of the clock.
+                    assert Counter(own) <= Counter(right), (found, expected)
+                else:
+                    assert own == right[: len(own)], (found, expected)
             assert set(found[1]) <= set(expected[1])
             return [len(seen) for seen in found] == [len(wanted) for wanted in expected]
 

@@ -802,6 +802,7 @@ TABLE: list[tuple[Callable[[], Any], str, str]] = [
     (Send({}, {'metadata': {'a': 1}}), "metadata: 'a'", 'use str()'),
     (Send({}, {'metadata': {'a': '\ud800'}}), 'metadata:', 'take it out'),
     (Send({}, {'metadata': {'a': 'x' * 5000}}), 'metadata: 50', 'keep an id'),
+    (Send({}, {'cause': 'order 7'}), 'cause:', 'give the event'),
 ]
 
 TRANSACTIONS: list[tuple[Callable[[Any], Any], str, str]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,15 +57,23 @@ class Dispatcher:
 class Direct:
     """A direct delivery and everything around it."""
 
-    def __init__(self, queue: Any, mailer: Any, *, durable: bool, **options: Any) -> None:
+    def __init__(
+        self,
+        queue: Any,
+        mailer: Any,
+        *,
+        durable: bool,
+        clock: Callable[[], float] = time.time,
+        **options: Any,
+    ) -> None:
         self.queue = queue
         self.mailer = mailer
         self.dispatcher = Dispatcher()
         policy = RetryPolicy() if durable else AT_ONCE_OR_NEVER
-        self.recorder = OutcomeRecorder(policy, self.dispatcher, durable=durable)
+        self.recorder = OutcomeRecorder(policy, self.dispatcher, durable=durable, clock=clock)
         self.manager = TransactionManager(explicit=True)
         self.delivery = DirectMailDelivery(
-            queue, mailer, EnvelopeFactory(), self.recorder, **options
+            queue, mailer, EnvelopeFactory(clock=clock), self.recorder, **options
         )
         self.sender = self.delivery._sender
         self.bound = self.delivery.bind(self.manager)

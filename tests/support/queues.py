@@ -42,12 +42,16 @@ NOW = 1_700_000_000.0
 
 
 class Clock:
-    """Epoch seconds that only a test moves on."""
+    """Epoch seconds that only a test moves on, or back."""
 
     def __init__(self, now: float = NOW) -> None:
         self.now = now
+        self.step = 0.0
+        """By how much each call moves it on, or back."""
 
     def __call__(self) -> float:
+        if self.step:
+            self.now = max(self.now + self.step, 1e6)
         return self.now
 
 

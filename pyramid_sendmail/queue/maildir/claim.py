@@ -14,6 +14,7 @@ from ...envelope import Envelope, PendingEvent
 from ...exceptions import QueueError
 from ...interfaces import IMailClaim
 from ..history import attempt_lines
+from ..ticket import at_once
 from .filename import file_name
 from .files import QueueFiles
 from .format import LETTERS, STATE_AT, EnvelopeBlock
@@ -181,9 +182,11 @@ class MaildirClaim:
         pending = not letters.isdisjoint('df')
         if not letters.isdisjoint('T?'):
             # If this process dies, a scan finds the pending events before the retry is due.
-            return 'cur', block.envelope.queued_at if pending else block.retry_at
+            return 'cur', at_once(self._queued_at, self._now) if pending else block.retry_at
         if pending:
-            return 'done', block.envelope.queued_at
+            # Mail in doubt comes from tmp/ within a scan, whose time may be a little earlier.
+            is_in_doubt = self._folder == 'tmp'
+            return 'done', 0.0 if is_in_doubt else at_once(self._queued_at, self._now)
         if 'F' in letters:
             return 'failed', block.since
         return '', 0.0

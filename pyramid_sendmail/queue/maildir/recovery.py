@@ -112,14 +112,14 @@ def _hold(files: QueueFiles, name: str, descriptor: int | None, clock: Callable[
         block, text = load(files, own)
         envelope = block.envelope
         log.critical(
-            'in doubt: %s (%s): the process died between vote and finish of its transaction; '
+            'in doubt: %s (%s): its commit was cut short between vote and finish; '
             'held in failed/; if the transaction committed, move the file from failed/ to new/',
             envelope.message_id,
             id,
         )
         claimed = ClaimedFile(own, 'tmp', name, block, text)
         claim = MaildirClaim(files, claimed, attempt=0, now=clock())
-        claim.settle([in_doubt_event(envelope, 'the process died between vote and finish')])
+        claim.settle([in_doubt_event(envelope, 'its commit was cut short between vote and finish')])
     except NewerFormat as error:
         _leave(files, name, str(error))
     except Unreadable as error:

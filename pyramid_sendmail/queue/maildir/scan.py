@@ -21,7 +21,7 @@ from itertools import chain, islice
 from math import inf
 from typing import NamedTuple
 
-from ..ticket import Ticket, alternate, time_text
+from ..ticket import LATEST_EVENT, Ticket, alternate, time_text
 from .filename import FOLDER_OF, match_name, ticket_of
 from .files import QueueFiles
 from .format import decode
@@ -121,7 +121,7 @@ class Scanner:
                 self._rest = iter(())
             self.read_ahead.begin(())
             self._recover()
-            done.read(inf if all_events else now, latest_retry=latest_retry, pause=pause)
+            done.read(inf if all_events else now, latest_retry=here + LATEST_EVENT, pause=pause)
         is_suspect = partial(self._is_suspect, suspects, time_text(here))
         new.read(now, latest_retry=latest_retry, pause=pause, is_suspect=is_suspect)
         if not fresh:
@@ -244,7 +244,7 @@ class FolderScan:
     ) -> None:
         """Read the folder. Raises OSError.
 
-        A retry later than ``latest_retry`` is due: a wrong clock has written it.
+        A retry, or an event, later than ``latest_retry`` is due: a wrong clock has written it.
         ``is_suspect(entry)``: True if the time of a new mail has to be looked up in its file; the
         caller then calls ``add_due`` or ``add_later``. ``pause`` is called now and then.
         """
@@ -255,7 +255,7 @@ class FolderScan:
                     name = entry.name
                     # Foreign names are due as well: a claim adopts them, or moves them to failed/.
                     if (time := name[2:17]) > latest and match_name(name):
-                        if name[18:22] == '0000':
+                        if name[18:22] == '0000' and self.folder != 'done':
                             if not is_suspect(entry):
                                 self.add_later(name)
                             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from pyramid_sendmail import Message
 from pyramid_sendmail.config import factories
 from pyramid_sendmail.config.factories import (
     IProcessorThread,
+    clock_of,
     has_settings,
     processor_of,
+    set_clock,
     settings_of,
 )
 from pyramid_sendmail.delivery.direct import DirectMailDelivery
@@ -47,6 +50,7 @@ from tests.support.configuration import (
     sends_by,
 )
 from tests.support.doubles import RecordingMailer
+from tests.support.queues import Clock
 
 pytestmark = pytest.mark.usefixtures('no_mail_environment')
 
@@ -120,6 +124,7 @@ def test_with_a_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             'in_doubt': 'send',
             'hold_ambiguous': True,
             'longest': 4320.0,
+            'clock': time.time,
         },
         {
             'path': str(tmp_path),
@@ -129,8 +134,27 @@ def test_with_a_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             'in_doubt': 'hold',
             'hold_ambiguous': False,
             'longest': 8640.0,
+            'clock': time.time,
         },
     ]
+
+
+@pytest.mark.parametrize('options', [{}, {'queue_path': 'mail'}, {'delivery': 'direct'}])
+def test_one_clock(tmp_path: Path, options: dict[str, Any]) -> None:
+    """``send``, the queue, the attempts and the events have one clock."""
+    clock = Clock()
+    if 'queue_path' in options:
+        options = {**options, 'queue_path': tmp_path}
+    registry = committed(lambda config: set_clock(config.registry, clock), **options)
+    delivery, _, queue = parts(registry)
+    dispatcher: Any = registry.getUtility(IMailEventDispatcher)
+    clocks = [clock_of(registry), delivery._envelope_factory.clock, dispatcher._clock]
+    if queue is None:
+        clocks += [delivery.queue._store.now, delivery._recorder.clock]
+    else:
+        processor: Any = processor_of(registry)
+        clocks += [queue._clock, processor._recorder.clock]
+    assert clocks == [clock] * 5
 
 
 def test_direct_delivery_with_a_queue(tmp_path: Path) -> None:

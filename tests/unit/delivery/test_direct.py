@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from pyramid_sendmail.threads import BackgroundThread
 from tests.support.direct import WAIT, Direct, message
 from tests.support.doubles import RecordingMailer
-from tests.support.queues import files, make_envelope, until
+from tests.support.queues import Clock, files, make_envelope, until
 from tests.support.smtp.server import ScriptedSMTPServer, drop, reply
+from tests.support.transactions import OtherManager
 
 REFUSED = Verdict('failed', Reply(550, '5.1.1 no such user'))
 LATER = Verdict('deferred', Reply(450, '4.2.0 greylisted'))
@@ -226,21 +228,56 @@ def test_a_mail_of_this_very_moment_is_due(maildir: MaildirQueue, mailer: Record
     assert len(mailer.sent) == 40
 
 
-def test_a_ticket_that_looks_due_a_moment_later_is_awaited(
-    direct: Direct, mailer: RecordingMailer
+@pytest.mark.parametrize('back', [0.0005, 60, 3600, 365 * 86400.0])
+@pytest.mark.parametrize('at', ['send', 'vote', 'finish', 'every call'])
+@pytest.mark.parametrize('kind', ['direct', 'durable'])
+def test_the_clock_is_set_back(
+    kind: str, at: str, back: float, mailer: RecordingMailer, maildir: MaildirQueue
 ) -> None:
-    """A mail is sent though the clock stands half a millisecond before the time in its name."""
-    composed: list[float] = []
+    """A mail for now is sent by its commit, whenever the clock is set back. It was taken for one
+    that the user wanted later: never sent without a queue, left in ``new/`` with one."""
+    clock = Clock()
+    queue: Any = MemoryQueue(clock=clock)
+    if kind == 'durable':
+        queue = maildir
+        maildir._clock = maildir._scanner._clock = clock
+    direct = Direct(queue, mailer, durable=kind == 'durable', clock=clock)
+    steps: dict[str, Any] = {}
 
-    def clock() -> float:
-        composed.append(1_700_000_000.0006)
-        return composed[-1]
+    def set_back() -> None:
+        clock.now -= back
 
-    direct.recorder.clock = clock
-    object.__setattr__(direct.delivery._envelope_factory, 'clock', clock)
-    direct.queue._store.now = clock
-    direct.commit()
-    assert len(mailer.sent) == 1
+    if at in ('vote', 'finish'):
+        steps[at] = set_back
+    with direct.manager as current:
+        current.join(OtherManager('a database', **steps))
+        direct.bound.send(message())
+        if at == 'send':
+            set_back()
+        elif at == 'every call':
+            clock.step = -back
+    direct.finish()
+    assert [envelope.subject for envelope in mailer.sent] == ['Hello']
+    assert direct.dispatcher.kinds == [('Hello', 'sent')]
+    assert direct.queue.scan(1e11) == ([], None)
+
+
+def test_what_the_user_wants_later_stays_later(
+    mailer: RecordingMailer, maildir: MaildirQueue
+) -> None:
+    """A mail with ``due`` is left to a queue processor, whether the clock is set back or not."""
+    clock = Clock()
+    maildir._clock = maildir._scanner._clock = clock
+    direct = Direct(maildir, mailer, durable=True, clock=clock)
+    direct.commit(due=timedelta(seconds=1))
+    with direct.manager:
+        direct.bound.send(message('set back'), due=timedelta(seconds=1))
+        clock.now -= 3600
+    direct.finish()
+    assert mailer.sent == []
+    assert maildir.scan(clock.now)[0] == []
+    clock.now += 3602
+    assert len(maildir.scan(clock.now)[0]) == 2
 
 
 def test_a_refused_mail_is_an_error(either: Direct, mailer: RecordingMailer) -> None:
@@ -518,6 +555,72 @@ def test_an_event_that_failed_is_dispatched_again(either: Direct) -> None:
     until(lambda: either.queue.scan(1e11) == ([], None))
 
 
+class Monotonic:
+    """A monotonic clock that only a test moves on."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize('back', [0, 2, 60, 3600, 86400 * 365])
+def test_an_event_is_not_later_because_the_clock_is_set_back(
+    back: int, mailer: RecordingMailer, direct: Direct
+) -> None:
+    """An event is tried again after its pause; if the clock was set back meanwhile, after at most
+    as much more as another pause takes."""
+    clock, monotonic, tries = Clock(), Monotonic(), list[int]()
+    direct.recorder.clock = direct.queue._store.now = clock
+    direct.sender._monotonic = monotonic
+
+    def handle(claim: Any, events: Sequence[PendingEvent]) -> bool:
+        tries.append(events[0].tries)
+        if len(tries) == 1:
+            claim.retry_events(events, clock() + 5)
+        return len(tries) > 1
+
+    direct.dispatcher.handle = handle
+    direct.commit()
+    until(direct.sender._is_idle)
+    clock.now -= back
+    for seconds in [6, *[30] * 20]:
+        clock.now += seconds
+        monotonic.now += seconds
+        direct.sender._scan_in(inf)
+        until(lambda: direct.sender._scan_at > monotonic() and direct.sender._is_idle())
+        if len(tries) > 1:
+            break
+    assert tries == [0, 1]
+    assert monotonic.now < 6 + min(back, 600) + 30
+
+
+def test_the_event_that_is_due_last_is_not_forgotten(
+    mailer: RecordingMailer, direct: Direct
+) -> None:
+    """Two events wait, one for longer: the scan for the first one left nothing that would scan
+    for the second."""
+    clock, monotonic, handled = Clock(), Monotonic(), list[str]()
+    direct.recorder.clock = direct.queue._store.now = clock
+    direct.sender._monotonic = monotonic
+
+    def handle(claim: Any, events: Sequence[PendingEvent]) -> bool:
+        subject = claim.envelope.subject
+        if not events[0].tries:
+            claim.retry_events(events, clock() + {'soon': 5, 'later': 300}[subject])
+            return False
+        handled.append(subject)
+        return True
+
+    direct.dispatcher.handle = handle
+    direct.commit(message('later'), message('soon'))
+    for seconds, expected in [(6, ['soon']), (295, ['soon', 'later'])]:
+        clock.now += seconds
+        monotonic.now += seconds
+        direct.sender._scan_in(inf)
+        until(lambda expected=expected: handled == expected)  # type: ignore[misc]
+
+
 def test_an_event_that_is_being_handled_is_left_alone(either: Direct) -> None:
     """A scan for events takes no claim that the dispatcher still holds."""
     held: list[Any] = []
@@ -570,7 +673,7 @@ def test_an_event_beyond_the_backlog_is_dispatched_later(
     either: Direct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the dispatcher's backlog is full, it releases the claim, and the event is not lost."""
-    monkeypatch.setattr('pyramid_sendmail.delivery.direct_sender.EVENT_RETRY_DELAY', 0.02)
+    monkeypatch.setattr('pyramid_sendmail.delivery.direct_claim.EVENT_RETRY_DELAY', 0.02)
     refused: list[Any] = []
 
     def handle(claim: Any, events: Sequence[PendingEvent]) -> bool:

@@ -37,7 +37,7 @@ from pyramid_sendmail import Message, NoActiveTransaction, QueueError
 from pyramid_sendmail.config.factories import processor_of
 from pyramid_sendmail.envelope import Envelope, PendingEvent, Reply, Verdict
 from pyramid_sendmail.events.dispatcher import EventDispatcher
-from pyramid_sendmail.events.loop_guard import notification_depth
+from pyramid_sendmail.events.loop_guard import depth as current_depth
 from pyramid_sendmail.events.request import EventRequests
 from pyramid_sendmail.events.types import MailDeferredEvent, MailErrorEvent, MailSentEvent
 from pyramid_sendmail.interfaces import (
@@ -950,18 +950,20 @@ def test_without_a_subscriber_no_batch_is_made(application: Application) -> None
 def test_the_depth_in_a_batch_is_each_events_own(application: Application) -> None:
     """A failure notice has the depth of its own event, whatever the batch holds. Mail that a hook
     of the commit sends has the depth of the deepest event."""
-    depths: list[int] = []
+    depths: list[Any] = []
 
     def subscriber(event: Any) -> None:
-        depths.append(notification_depth())
+        depths.append(current_depth.get())
         if len(depths) == 1:
-            event.request.tm.get().addBeforeCommitHook(lambda: depths.append(-notification_depth()))
+            event.request.tm.get().addBeforeCommitHook(
+                lambda: depths.append(-(current_depth.get() or 0))
+            )
 
     application.subscribe(subscriber)
     envelope = make_envelope()
     Together(application).dispatch([sent(envelope)], [failed(envelope)], [sent(envelope, group=1)])
-    assert depths == [0, 1, 0, -1]
-    assert notification_depth() == 0
+    assert depths == [10, 1, 10, -11]
+    assert current_depth.get() is None
 
 
 def test_mail_of_subscribers_in_a_batch_leaves_once(application: Application) -> None:
@@ -1174,12 +1176,12 @@ def test_a_double_bounce_is_logged(
     assert 'your error handler keeps mailing about its own failed mail' in caplog.text
 
 
-def test_mail_about_a_sent_mail_has_no_depth(application: Application) -> None:
-    """Sent events add no depth, and keep that of the failures before."""
-    depths: list[int] = []
+def test_sent_mail_and_failures_are_counted_apart(application: Application) -> None:
+    """Sent events add ten to the depth, failures one; both keep what was there before."""
+    depths: list[Any] = []
 
     def subscriber(event: Any) -> None:
-        depths.append(notification_depth())
+        depths.append(current_depth.get())
 
     application.subscribe(subscriber)
     for depth in (0, 1):
@@ -1187,8 +1189,8 @@ def test_mail_about_a_sent_mail_has_no_depth(application: Application) -> None:
         application.dispatch(
             sent(envelope), deferred(envelope), failed(envelope), envelope=envelope
         )
-    assert depths == [0, 1, 1, 1, 2, 2]
-    assert notification_depth() == 0
+    assert depths == [10, 1, 1, 11, 2, 2]
+    assert current_depth.get() is None
 
 
 def test_a_subscriber_that_raises_sends_no_mail_twice(application: Application) -> None:
