@@ -244,7 +244,8 @@ class IBrowsableQueue(Interface):
         Failed or held: the recipients that wait, failed or are ambiguous are tried again, with a
         new retry period. An error event of theirs that no subscriber has handled yet is dropped.
         The attempts count from 0, or go on from the last outcome that the queue still keeps, that
-        of a pending event: no two events of a mail have the same id. Deferred: the recipients that
+        of a pending event; the ids of events name the time from which they count, so that no two
+        events of a mail have the same id. Deferred: the recipients that
         wait or are ambiguous are tried again; attempts, events and retry period stay. Delivered
         recipients are never tried again.
 

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from ..envelope import Envelope, Outcome, PendingEvent, Tally, Verdict
 from ..exceptions import QueueError
 from ..interfaces import IMailClaim, IMailEventDispatcher
+from ..queue.ticket import milliseconds
 from ..retry import RetryPolicy
 
 __all__ = ['OutcomeRecorder', 'report_settled']
@@ -28,6 +29,9 @@ _LEVELS: dict[Kind, int] = {
 THROTTLED_DELAY = 1.0
 """Seconds until recipients are due again that the relay throttled. The pause of the mailer may be
 longer."""
+
+PERIOD_RESOLUTION = 0.002
+"""Seconds: a queue keeps milliseconds."""
 
 _NO_VERDICT = Verdict('deferred', None, 'the mailer gave no answer for this recipient')
 
@@ -104,11 +108,12 @@ class OutcomeRecorder:
         mail is due again."""
         envelope = claim.envelope
         number = claim.attempt + 1
+        first_part = _event_prefix(claim, envelope, number)
         groups = _by_verdict(claim.todo, outcome)
         first, recipients = groups[0]
         if first.status == 'delivered' and len(groups) == 1:
             # Almost every mail.
-            id = f'{envelope.id}-{number}-sent-0'
+            id = f'{first_part}-sent-0'
             event = PendingEvent(
                 id, 'sent', recipients, number, mailer, first.reply, permanent=False
             )
@@ -128,7 +133,7 @@ class OutcomeRecorder:
             elif kind == 'deferred':
                 retry_at = retry_at or next_try
             event = PendingEvent(
-                id=f'{envelope.id}-{number}-{kind}-{len(events)}',
+                id=f'{first_part}-{kind}-{len(events)}',
                 kind=kind,
                 recipients=recipients,
                 attempt=number,
@@ -216,6 +221,15 @@ def report_settled(claim: IMailClaim, dispatcher: IMailEventDispatcher) -> None:
     except QueueError:
         claim.release()
         raise
+
+
+def _event_prefix(claim: IMailClaim, envelope: Envelope, number: int) -> str:
+    """Return how the ids of an attempt's events begin. Where the attempts have begun anew, since a
+    person had a dead letter tried again, they name that time: no two events have the same id."""
+    since: float = claim.since
+    if since - envelope.queued_at > PERIOD_RESOLUTION:
+        return f'{envelope.id}-{number}.{milliseconds(since):x}'
+    return f'{envelope.id}-{number}'
 
 
 def _by_verdict(todo: Sequence[str], outcome: Outcome) -> list[tuple[Verdict, tuple[str, ...]]]:

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 from zope.interface.verify import verifyClass, verifyObject
 
-from pyramid_sendmail.envelope import Envelope, PendingEvent
+from pyramid_sendmail.envelope import Envelope, PendingEvent, Reply, Verdict
 from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.interfaces import IBrowsableQueue
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.queue.browsing import STATES, MailInfo
+from pyramid_sendmail.retry import RetryPolicy
+from pyramid_sendmail.sending.outcome import OutcomeRecorder
+from tests.support.processors import RecordingDispatcher
 from tests.support.queues import NOW, Clock, deferred, failed, make_envelope, sent
 
 ANN, BOB = 'ann@example.org', 'bob@example.org'
@@ -349,6 +352,36 @@ def test_a_retry_replaces_an_error_that_is_not_handled_yet(case: Case) -> None:
     assert claim.todo == (BOB, 'cid@example.org')
     assert claim.pending_events == [events[0]]
     claim.release()
+
+
+def test_no_two_events_have_the_same_id(case: Case) -> None:
+    """A dead letter that is tried again, and fails again, has another event: a subscriber that
+    recognizes what it has handled by the id takes it for a new one. Found again, each keeps its
+    id."""
+    envelope = case.put(ANN)
+    seen = []
+    for _ in range(3):
+        dispatcher = RecordingDispatcher('error', takes=False)
+        recorder = OutcomeRecorder(RetryPolicy(), dispatcher, clock=case.clock)
+        refused = Verdict('failed', Reply(550, '5.1.1 no such user'))
+        recorder.record_outcome(case.claim(envelope), {ANN: refused}, 'smtp://relay')
+        (event,) = dispatcher.pending_events
+        seen.append(event.id)
+        dispatcher.claims[0].release()
+        claim = case.claim(envelope)
+        assert [each.id for each in claim.pending_events] == seen[-1:]
+        case.clock.now += 1
+        claim.retry_events(claim.pending_events, case.clock.now)
+        claim = case.claim(envelope)
+        (again,) = claim.pending_events
+        assert (again.id, again.tries) == (seen[-1], 1)
+        claim.acknowledge(claim.pending_events)
+        claim.release()
+        case.clock.now += 60
+        assert case.queue.retry(case.info(envelope))
+    assert seen[0] == f'{envelope.id}-1-error-0'
+    assert len(set(seen)) == 3
+    assert {event_id.rpartition('-')[0].rpartition('-')[2] for event_id in seen} == {'error'}
 
 
 def test_attempts_go_on_from_a_pending_event(case: Case) -> None:

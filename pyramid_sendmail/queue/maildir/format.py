@@ -177,6 +177,7 @@ class EnvelopeBlock:
                     None if same else event.reason,
                     event.permanent,
                     event.tries,
+                    _period(event.id),
                 )
             )
 
@@ -198,10 +199,14 @@ class EnvelopeBlock:
 
     def retry_events(self, events: Iterable[PendingEvent]) -> None:
         """Count one more failure of subscribers to handle these events."""
-        tries = {(event.attempt, int(event.id.rpartition('-')[2])): event.tries for event in events}
+        tries = {
+            (event.attempt, _period(event.id), int(event.id.rpartition('-')[2])): event.tries
+            for event in events
+        }
         for entry in self.entries:
-            if (entry.attempt, entry.group) in tries:
-                entry.tries = tries[entry.attempt, entry.group] + 1
+            key = (entry.attempt, entry.period, entry.group)
+            if key in tries:
+                entry.tries = tries[key] + 1
 
     def pending_events(self) -> list[PendingEvent]:
         """Return the events that subscribers have not handled yet, in the order of the replies."""
@@ -219,7 +224,7 @@ class EnvelopeBlock:
             kind: Literal['sent', 'error'] = 'sent' if letter == 'd' else 'error'
             events.append(
                 PendingEvent(
-                    id=f'{self.envelope.id}-{entry.attempt}-{kind}-{entry.group}',
+                    id=f'{self.envelope.id}-{entry.attempt}{entry.period}-{kind}-{entry.group}',
                     kind=kind,
                     recipients=tuple(recipients),
                     attempt=entry.attempt,
@@ -231,6 +236,12 @@ class EnvelopeBlock:
                 )
             )
         return events
+
+
+def _period(event_id: str) -> str:
+    """Return what stands behind the attempt in the id of an event: a dot and a time, or ''."""
+    attempt = event_id.rsplit('-', 3)[1]
+    return attempt[attempt.index('.') :] if '.' in attempt else ''
 
 
 def encode(envelope: Envelope, state: str) -> bytes:

@@ -39,6 +39,8 @@ class ReplyEntry:
     reason: str | None
     permanent: bool
     tries: int = 0
+    period: str = ''
+    """What the id of the event has behind the attempt, if the attempts have begun anew."""
 
 
 def lost_reply(group: int) -> ReplyEntry:
@@ -110,6 +112,7 @@ def _json(entries: Sequence[ReplyEntry], width: int) -> bytes:
             entry.reason if entry.reason is None else entry.reason[:width],
             int(entry.permanent),
             entry.tries,
+            *([entry.period] if entry.period else []),
         ]
         for entry in entries
     ]
@@ -118,7 +121,7 @@ def _json(entries: Sequence[ReplyEntry], width: int) -> bytes:
 
 def _entry(mailers: list[str], row: Sequence[Any]) -> ReplyEntry:
     """Convert a row of the JSON; of a damaged file it may hold anything."""
-    attempt, group, mailer, code, text, reason, permanent, tries = row
+    attempt, group, mailer, code, text, reason, permanent, tries, *period = row
     return ReplyEntry(
         int(attempt),
         int(group),
@@ -127,4 +130,5 @@ def _entry(mailers: list[str], row: Sequence[Any]) -> ReplyEntry:
         reason if reason is None else str(reason),
         bool(permanent),
         int(tries),
+        *map(str, period),
     )
