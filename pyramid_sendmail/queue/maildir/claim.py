@@ -147,7 +147,9 @@ class MaildirClaim:
         self._save()
 
     def acknowledge(self, events: Iterable[PendingEvent]) -> None:
-        self._block.state = 'C'
+        if self._block.state != 'S':
+            # Of an attempt that was interrupted it still has to be known.
+            self._block.state = 'C'
         for event in events:
             if event.kind != 'deferred':
                 self._block.mark(event.recipients, LETTERS[event.kind].upper())

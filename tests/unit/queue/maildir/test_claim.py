@@ -445,6 +445,33 @@ def test_a_mail_in_done_without_its_letters_is_tried_again(queue: MaildirQueue) 
     claim.release()
 
 
+def test_an_event_that_is_handled_leaves_an_interruption_known(tmp_path: Path) -> None:
+    """A process died while it tried the rest of a mail, and the clock was set back: the events of
+    the mail are dispatched before the next attempt, and the one that was interrupted counts."""
+    clock = Clock()
+    queue = MaildirQueue(str(tmp_path / 'queue'), clock=clock)
+    envelope = make_envelope('ann@example.org', 'bob@example.org')
+    queue.put([envelope]).publish()
+    claim = claimed(queue, clock.now)
+    events = [sent(envelope, 'ann@example.org'), deferred(envelope, 'bob@example.org', group=1)]
+    claim.settle(events, retry_at=clock.now + 60)
+    claim.release()
+    clock.now += 60
+    claim = claimed(queue, clock.now)
+    path = the_file(queue, 'cur')
+    data = path.read_bytes()
+    assert data[STATE_AT : STATE_AT + 1] == b'S'
+    claim.release()
+    path.write_bytes(data)
+    clock.now -= 30
+    claim = claimed(queue, clock.now)
+    assert (claim.todo, claim.interrupted) == ((), 'sending')
+    claim.acknowledge(claim.pending_events)
+    claim.release()
+    clock.now += 30
+    assert claimed(queue, clock.now).interrupted == 'sending'
+
+
 def test_a_state_in_place_needs_no_parsing(queue: MaildirQueue) -> None:
     """S is one byte at a fixed place: a claim writes nothing else before the attempt."""
     queue.put([ENVELOPE]).publish()
