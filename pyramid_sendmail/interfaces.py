@@ -37,6 +37,7 @@ __all__ = [
     'IMailSession',
     'IMailer',
     'IMonitoredQueue',
+    'INamingQueue',
     'IQueuedMailDelivery',
     'ISMTPMailer',
     'IScannableQueue',
@@ -200,6 +201,14 @@ class IScannableQueue(IMailQueue):
 
     def wake() -> None:
         """End a ``wait`` of this process: the current one, or the next."""
+
+
+class INamingQueue(IScannableQueue):
+    """A queue that knows what has ended a ``wait``, so that it need not be scanned for it."""
+
+    def take_new() -> list[Ticket] | None:
+        """Return, once, the tickets of the mail that has ended the last wait; None if more than
+        these may be new, or some of it is for later. Some of the mails may be gone."""
 
 
 class IMonitoredQueue(Interface):

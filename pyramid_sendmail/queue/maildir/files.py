@@ -60,6 +60,8 @@ class QueueFiles:
     ) -> None:
         self.root = root
         self.sync = sync
+        self.has_failed = False
+        """Whether something went wrong since this was set to False."""
         self.permissions = Permissions(group)
         self.folders = QueueFolders(root, self.permissions, clock)
         self._open: dict[int, int] = {}
@@ -345,6 +347,7 @@ class QueueFiles:
 
     def error(self, what: str, error: OSError) -> QueueError:
         """See QueueFolders.error."""
+        self.has_failed = True
         return self.folders.error(what, error)
 
     def close_inherited(self) -> None:

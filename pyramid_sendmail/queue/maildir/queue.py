@@ -10,12 +10,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from math import inf
 
 from zope.interface import implementer
 
 from ...envelope import Envelope
 from ...exceptions import DamagedMail
-from ...interfaces import IBrowsableQueue, IMonitoredQueue, IScannableQueue
+from ...interfaces import IBrowsableQueue, IMonitoredQueue, INamingQueue
 from ..browsing import MailDetails, MailInfo, MailState, QueueStats
 from ..history import printable
 from ..ticket import Ticket
@@ -23,7 +24,7 @@ from .browser import MaildirBrowser
 from .claim import ClaimedFile, MaildirClaim
 from .common_path import CommonClaim, CommonMail, is_due_and_untried, read_common
 from .dead_letters import DeadLetters
-from .filename import FOLDER_OF, NAME_LENGTH, FileName, file_name, parse
+from .filename import FOLDER_OF, NAME_LENGTH, FileName, file_name, parse, ticket_of
 from .files import QueueFiles
 from .format import STATE_AT, EnvelopeBlock
 from .heartbeat import HeartbeatFile
@@ -41,11 +42,15 @@ __all__ = ['MaildirQueue']
 
 log = logging.getLogger(__name__)
 
+PROOF_INTERVAL = 30.0
+"""Seconds for which a proof counts that outcomes can be recorded, as long as nothing fails. To
+prove it takes 0.14 ms, a tenth of the time from a commit to the relay's reply."""
+
 _DAMAGED_SIZE = 1024 * 1024
 """Bytes of a damaged or foreign file that its error event has, at most."""
 
 
-@implementer(IScannableQueue, IBrowsableQueue, IMonitoredQueue)
+@implementer(INamingQueue, IBrowsableQueue, IMonitoredQueue)
 class MaildirQueue:
     """See IScannableQueue.
 
@@ -88,6 +93,8 @@ class MaildirQueue:
             # Not a method: a queue that refers to itself keeps its folders open for longer.
             recover=partial(recover, self._files, send_in_doubt=in_doubt == 'send', clock=clock),
         )
+        self._proved_at = -inf
+        """When it was proved that outcomes can be recorded, by the monotonic clock."""
         self._browser = MaildirBrowser(self._files, self._wake_up, clock)
 
     def __repr__(self) -> str:
@@ -255,7 +262,10 @@ class MaildirQueue:
             raise DamagedMail(name, reason, raw)
 
     def check_writable(self) -> None:
-        prove_writable(self._files)
+        now = time.monotonic()
+        if self._files.has_failed or now - self._proved_at >= PROOF_INTERVAL:
+            prove_writable(self._files)
+            self._proved_at, self._files.has_failed = now, False
 
     def prepare(self) -> None:
         try:
@@ -282,6 +292,13 @@ class MaildirQueue:
 
     def wait(self, timeout: float) -> bool:
         return self._wake_up.wait(timeout)
+
+    def take_new(self) -> list[Ticket] | None:
+        names = self._wake_up.take_names()
+        now = self._clock()
+        if names is None or not all(is_due_and_untried(name, now) for name in names):
+            return None
+        return [ticket_of('new', name) for name in names]
 
     def wake(self) -> None:
         self._wake_up.wake()

@@ -195,7 +195,7 @@ class StagedMail:
         # unlocks it. A file that stayed locked could not be claimed while this process lives.
         self._files.unlock(record)
         if self._outcome == 'published':
-            self._wake_up.notify()
+            self._wake_up.notify([name_of_new(envelope) for envelope in self._envelopes])
         self._record = None
         self._files.close(record, locked=False)
 

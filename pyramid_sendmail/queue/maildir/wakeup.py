@@ -1,11 +1,17 @@
-"""The FIFO that wakes a sleeping processor (as qmail's and nullmailer's do)."""
+"""The FIFO that wakes a sleeping processor (as qmail's and nullmailer's do).
+
+What is written into it is a line with the name of each new file, so that the processor need not
+look for them; or a zero byte, for whatever else it should look at.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import select
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 
 from .files import QueueFiles
@@ -15,6 +21,15 @@ __all__ = ['WakeUp']
 log = logging.getLogger(__name__)
 
 _NAME = 'trigger'
+
+_LOOK = b'\0'
+
+_MOST_BYTES = 4096
+"""So many bytes are written in one piece, or not at all (POSIX, PIPE_BUF)."""
+
+_READ_BYTES = 65536
+
+_HAS_SIZE = hasattr(fcntl, 'F_GETPIPE_SZ')
 
 _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -30,13 +45,21 @@ class WakeUp:
         self._mode = files.permissions.file
         self._pid = 0
         self._woken = False
+        self._names: list[str] | None = None
+        self._room = 0
+        """Bytes in the FIFO below which every write has found room: each may begin a new page,
+        because it is in one piece, so half of the pages may be empty."""
 
     def __del__(self) -> None:
         # A queue that is dropped, as by each test of an application, leaves no pipe open.
         self.close()
 
-    def notify(self) -> None:
-        """Wake a processor, if one waits, in whatever process. Never raises, never blocks."""
+    def notify(self, names: Sequence[str] = ()) -> None:
+        """Wake a processor, if one waits, in whatever process. Never raises, never blocks.
+
+        ``names``: those of new files, if nothing else has changed.
+        """
+        lines = ''.join([f'{name}\n' for name in names]).encode()
         try:
             root = self._folders.directory('')
             descriptor = root.open(_NAME, os.O_WRONLY | _FLAGS)
@@ -44,7 +67,7 @@ class WakeUp:
             return
         try:
             if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-                os.write(descriptor, b'\0')
+                os.write(descriptor, lines if 0 < len(lines) <= _MOST_BYTES else _LOOK)
         except OSError:
             pass
         finally:
@@ -64,11 +87,21 @@ class WakeUp:
         for descriptor in descriptors:
             poll.register(descriptor, select.POLLIN)
         ready = poll.poll(0 if self._woken else max(timeout, 0.0) * 1000)
+        named, data = not self._woken, b''
         woken, self._woken = self._woken or bool(ready), False
         for descriptor, _ in ready:
             with suppress(BlockingIOError):
-                os.read(descriptor, 65536)
+                data += os.read(descriptor, _READ_BYTES)
+        self._names = None
+        if named and data.endswith(b'\n') and _LOOK not in data and len(data) < self._room:
+            self._names = data.decode('ascii', 'replace').splitlines()
         return woken
+
+    def take_names(self) -> list[str] | None:
+        """Return, once, the names of the new files that have ended the last wait; None if more than
+        they may be new."""
+        names, self._names = self._names, None
+        return names
 
     def wake(self) -> None:
         """End the wait of this process, now or next. Safe in a signal handler."""
@@ -101,6 +134,7 @@ class WakeUp:
             mode = os.fstat(fifo).st_mode
             if stat.S_ISFIFO(mode):
                 self._fifo = fifo
+                self._room = fcntl.fcntl(fifo, fcntl.F_GETPIPE_SZ) // 2 if _HAS_SIZE else 0
                 if stat.S_IMODE(mode) != self._mode:
                     os.fchmod(fifo, self._mode)  # only its owner succeeds
             else:

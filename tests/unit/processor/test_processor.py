@@ -127,11 +127,12 @@ def test_fresh_mail_is_not_starved_by_deferred_mail(on_disk: ProcessorSetup) -> 
             assert go_on.wait(10)
 
     on_disk.mailer.before = before
-    with on_disk.running(workers=1):
+    with on_disk.running(workers=1) as processor:
         assert reached.wait(10)
-        scans = record_scans(on_disk.queue)
         fresh = on_disk.put('bob@example.org')
-        until(lambda: scans)
+        tickets, _ = on_disk.queue.scan(time.time(), fresh=True)
+        (ticket,) = (ticket for ticket in tickets if ticket.key == fresh.id)
+        until(lambda: processor.current.active_queue.knows(ticket))
         go_on.set()
         on_disk.mailer.wait_for(400)
     place = [envelope.message_id for envelope in on_disk.mailer.sent].index(fresh.message_id)

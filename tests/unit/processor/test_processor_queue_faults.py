@@ -20,7 +20,10 @@ from zope.interface.verify import verifyObject
 from pyramid_sendmail.envelope import Envelope, Tally
 from pyramid_sendmail.exceptions import MailerUnavailable, QueueError
 from pyramid_sendmail.interfaces import IMailClaim
+from pyramid_sendmail.retry import RetryPolicy
+from tests.support.attempts import REFUSED
 from tests.support.processors import (
+    DEFERRED,
     READ_ONLY,
     SENDING_RESUMED,
     SENDING_STOPPED,
@@ -47,8 +50,9 @@ def test_a_queue_that_fails(
     """Nothing is sent while the queue fails, and everything once it works again."""
     monkeypatch.setattr('pyramid_sendmail.processor.processor.ERROR_PAUSE', 0.02)
     failing.queue.errors[call] = error
+    failing.put_many(3)
+    failing.queue.wait(0)  # a scan alone finds the mail now
     with failing.running(poll=0.02):
-        failing.put_many(3)
         until(lambda: failing.queue.calls[call] >= 3)
         until(lambda: caplog.records)
         assert failing.mailer.sent == []
@@ -210,8 +214,11 @@ def fill(path: Path) -> None:
             file.write(bytes(4096))
 
 
-def test_a_full_file_system(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_file_system(
+    small_disk: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is sent until there is room to record an outcome."""
+    monkeypatch.setattr('pyramid_sendmail.queue.maildir.queue.PROOF_INTERVAL', 0.0)
     setup = ProcessorSetup(make_maildir(small_disk / 'mail'))
     setup.put_many(3)
     filler = small_disk / 'filler'
@@ -351,3 +358,34 @@ def test_old_queues_of_one_host(on_disk: ProcessorSetup) -> None:
     on_disk.mailer.before = lambda envelope: write(left.pop()) if left else None
     write(0)
     assert on_disk.processor().run_once() == Tally(delivered=3)
+
+
+def test_a_file_system_that_fills_between_two_proofs(
+    small_disk: Path,
+) -> None:
+    """What is sent then has its outcome, as soon as there is room again: nothing is lost, and
+    nothing is sent twice."""
+    setup = ProcessorSetup(make_maildir(small_disk / 'mail'))
+    setup.mailer.script('bob@example.org', DEFERRED)
+    setup.mailer.script('eve@example.org', REFUSED)
+    filler = small_disk / 'filler'
+    with setup.running(poll=0.02, pause=0.05, policy=RetryPolicy(delays=(0.05,), jitter=0.0)):
+        setup.put()
+        setup.mailer.wait_for(1)
+        until(lambda: is_empty(setup))
+        put = setup.queue.put(
+            [
+                make_envelope(f'{word}@example.org', queued_at=setup.clock())
+                for word in ('ann', 'bob', 'eve')
+            ]
+        )
+        for _ in range(10):
+            fill(filler)
+            time.sleep(0.02)
+        put.publish()
+        setup.mailer.wait_for(3)
+        filler.unlink()
+        setup.mailer.wait_for(5)
+        until(lambda: [name.split('/')[0] for name in files(setup.queue)] == ['failed'])
+    assert sorted(setup.sent_ids().values()) == [1, 1, 1, 2]
+    setup.queue.close()

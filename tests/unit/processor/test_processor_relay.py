@@ -172,6 +172,7 @@ def test_mail_released_during_a_scan_for_new_mail(on_disk: ProcessorSetup) -> No
         assert retrying.wait(10)
         coming.set()
         on_disk.put('bob@example.org')
+        on_disk.queue.wake()  # which does not say what is new
         on_disk.mailer.wait_for(3, 5)
     assert on_disk.mailer.accepted('ann@example.org') == 1
 

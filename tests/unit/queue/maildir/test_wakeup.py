@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import select
 import stat
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -72,6 +74,77 @@ def test_the_wait_costs_no_processor_time(path: Path) -> None:
     after = resource.getrusage(resource.RUSAGE_THREAD)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.1
     wake_up.close()
+
+
+def test_the_names_of_new_files(path: Path) -> None:
+    """Each is known once, from all writers; whatever else wakes means that a scan has to look."""
+    wake_up = WakeUp(QueueFiles(str(path.parent)))
+    wake_up.listen()
+    other = WakeUp(QueueFiles(str(path.parent)))
+    other.notify(['a', 'b'])
+    other.notify(['c'])
+    assert wake_up.wait(30)
+    assert wake_up.take_names() == ['a', 'b', 'c']
+    assert wake_up.take_names() is None
+    other.notify(['a'])
+    other.notify()
+    assert wake_up.wait(30)
+    assert wake_up.take_names() is None
+    other.notify(['a'])
+    wake_up.wake()
+    assert wake_up.wait(30)
+    assert wake_up.take_names() is None
+    other.notify(['a'])
+    assert wake_up.wait(30)
+    assert not wake_up.wait(0)
+    assert wake_up.take_names() is None
+    wake_up.close()
+
+
+@pytest.mark.parametrize('pages', [1, 16])
+@pytest.mark.parametrize('length', [56, 2100, 4096, 5000])
+def test_no_name_is_missed(path: Path, pages: int, length: int) -> None:
+    """Where the FIFO was so full that a name may have found no room, a scan has to look: whatever
+    the size of the FIFO, and of what was written."""
+    wake_up = WakeUp(QueueFiles(str(path.parent)))
+    wake_up.listen()
+    assert wake_up._fifo is not None
+    fcntl.fcntl(wake_up._fifo, fcntl.F_SETPIPE_SZ, pages * 4096)
+    wake_up._room = fcntl.fcntl(wake_up._fifo, fcntl.F_GETPIPE_SZ) // 2
+    other = WakeUp(QueueFiles(str(path.parent)))
+    seen = Counter({True: 0, False: 0})
+    most = 2 * pages * 4096 // length + 3
+    for count in range(1, most, -(-most // 20)):
+        for _ in range(count):
+            other.notify(['x' * (length - 1)])
+        assert wake_up.wait(30)
+        names = wake_up.take_names()
+        assert names is None or len(names) == count
+        seen[names is None] += 1
+    assert seen[True]
+    assert seen[False] or length > min(pages * 2048, 4096)
+    wake_up.close()
+
+
+def test_a_queue_knows_what_is_new(tmp_path: Path) -> None:
+    """The tickets of what was published, for a processor that need not scan for them; mail for
+    later is found by a scan."""
+    clock = Clock()
+    queue = MaildirQueue(str(tmp_path / 'queue'), clock=clock)
+    queue.prepare()
+    assert queue.take_new() is None
+    envelopes = [make_envelope(), make_envelope(priority='high')]
+    queue.put(envelopes).publish()
+    assert queue.wait(30)
+    tickets = queue.take_new()
+    assert tickets is not None
+    assert sorted(tickets, key=lambda ticket: ticket.order) == queue.scan(clock())[0]
+    queue.put([make_envelope(), make_envelope(due=NOW + 60)]).publish()
+    assert queue.wait(30)
+    assert queue.take_new() is None
+    queue.put([make_envelope()]).discard()
+    assert not queue.wait(0)
+    queue.close()
 
 
 def test_it_is_private(path: Path) -> None:
