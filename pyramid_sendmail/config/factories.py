@@ -1,15 +1,20 @@
-"""The mailer, queue, delivery and queue processor that the settings of an application describe."""
+"""The mailer, queue, delivery and queue processor that the settings of an application describe.
+
+What sends mail is imported where it is made: an application whose mail leaves by ``psendmail-qp``
+starts 8 ms sooner without it. Nothing is imported later than the configuration's commit, except in
+``psendmail-qp`` itself: after an upgrade on disk, an import may fail.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pyramid.exceptions import ConfigurationError
 from pyramid.registry import Registry
 from zope.interface import Interface, providedBy
 
-from ..delivery.direct import DirectMailDelivery
 from ..delivery.processor_watch import ProcessorWatch
 from ..delivery.queued import QueuedMailDelivery, no_notice
 from ..events.dispatcher import EventDispatcher
@@ -25,13 +30,14 @@ from ..interfaces import (
 from ..mailers.factory import mailer_from_url
 from ..mailers.null import NullMailer
 from ..message import EnvelopeFactory
-from ..processor.options import ProcessorOptions
-from ..processor.processor import QueueProcessor
 from ..processor.thread import ProcessorThread
 from ..queue import MaildirQueue, MemoryQueue
 from ..retry import AT_ONCE_OR_NEVER
-from ..sending.outcome import OutcomeRecorder
 from ..settings import MailSettings
+
+if TYPE_CHECKING:
+    from ..processor.processor import QueueProcessor
+    from ..sending.outcome import OutcomeRecorder
 
 __all__ = [
     'IProcessorThread',
@@ -152,6 +158,8 @@ def default_delivery(registry: Registry) -> IMailDelivery:
             f'mail.delivery = direct: a {type(queue).__name__} cannot be scanned for mail that was '
             f'deferred: set a queue that provides IScannableQueue, or mail.delivery = queue'
         )
+    from ..delivery.direct import DirectMailDelivery
+
     return DirectMailDelivery(
         MemoryQueue(keep_failed=False, clock=clock) if queue is None else queue,
         mailer,
@@ -175,7 +183,9 @@ def _on_send(registry: Registry, mailer: object, queue: object) -> Callable[[], 
         else 'start the web process, whose first request starts it, or "psendmail-qp '
         'production.ini"'
     )
-    watch = ProcessorWatch(queue, getattr(queue, 'path', repr(queue)), remedy)
+    name = getattr(queue, 'path', repr(queue))
+    # The queue dates a heartbeat by this clock.
+    watch = ProcessorWatch(queue, name, remedy, clock=clock_of(registry))
     if thread is None:
         return watch.check
 
@@ -215,6 +225,8 @@ def default_dispatcher(registry: Registry) -> IMailEventDispatcher:
 
 def default_processor_thread(registry: Registry) -> ProcessorThread:
     """Return the thread of ``mail.processor = thread``, not yet started."""
+    from ..processor import processor  # noqa: F401 - the first request would import it
+
     return ProcessorThread(lambda: processor_of(registry))
 
 
@@ -266,6 +278,9 @@ def default_processor(
     batch: int | None = None,
 ) -> QueueProcessor:
     """Return the processor of a queue that can be scanned, as the settings say."""
+    from ..processor.options import ProcessorOptions
+    from ..processor.processor import QueueProcessor
+
     settings = settings_of(registry)
     options = ProcessorOptions(
         workers=workers or settings.workers,
@@ -284,6 +299,8 @@ def default_processor(
 
 def _recorder(registry: Registry, *, durable: bool) -> OutcomeRecorder:
     """Return what records outcomes; ``durable``: the queue keeps mail for a later attempt."""
+    from ..sending.outcome import OutcomeRecorder
+
     settings = settings_of(registry)
     policy = settings.retry_policy if durable else AT_ONCE_OR_NEVER
     dispatcher = registry.getUtility(IMailEventDispatcher)
