@@ -156,19 +156,21 @@ class Throttle:
         reply: Reply | None = None
         taken = False
         for recipient, verdict in outcome.items():
-            if verdict.status == 'deferred' and is_throttling(verdict.reply):
+            if verdict.status == 'delivered':
+                taken = True
+            elif verdict.status == 'deferred' and is_throttling(verdict.reply):
                 throttled.append(recipient)
                 reply = verdict.reply
-            else:
-                taken = taken or verdict.status == 'delivered' or verdict.reply is not None
+            elif verdict.reply is not None:
+                taken = True
         if taken:
             self._total += 1
             self._taken.append(self._monotonic())
-        if reply is None:
-            if self._suspects:
-                self._suspects.pop(id, None)
-            return ()
-        return tuple(throttled) if self.slows(id, reply) else ()
+        if reply is not None:
+            return tuple(throttled) if self.slows(id, reply) else ()
+        if self._suspects:
+            self._suspects.pop(id, None)
+        return ()
 
     def slows(self, id: str, reply: Reply) -> bool:
         """Slow down if this reply to a mail throttles. Return False if it does not, or if it is the
