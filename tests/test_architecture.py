@@ -363,6 +363,25 @@ def test_one_version() -> None:
     assert not hasattr(pyramid_sendmail, '__version__')
 
 
+def test_every_map_is_complete() -> None:
+    """A package whose docstring is a map of its modules names each of them."""
+    packages = {name: tree for name, tree in modules().items() if name.endswith('.')}
+    maps = 0
+    for package, tree in packages.items():
+        inside = {
+            name.removeprefix(package).rstrip('.')
+            for name in modules()
+            if re.fullmatch(re.escape(package) + r'\w+\.?', name)
+        }
+        text = ast.get_docstring(tree) or ''
+        # Two columns: the module, and what it is for.
+        if len(inside & set(re.findall(r'^(?:``)?(\w+)(?:``)?  ', text, re.MULTILINE))) > 1:
+            maps += 1
+            missing = {name for name in inside if not re.search(rf'\b{name}\b', text)}
+            assert not missing, package
+    assert maps > 5
+
+
 def test_every_module_says_what_it_is_for() -> None:
     """Each module has a docstring."""
     for name, tree in modules().items():

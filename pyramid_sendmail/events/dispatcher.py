@@ -33,7 +33,7 @@ from .loop_guard import depth as _depth
 from .request import EventRequests
 from .types import KINDS, event_of
 
-__all__ = ['EventDispatcher']
+__all__ = ['EVENT_RETRY_DELAY', 'EventDispatcher']
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,10 @@ IDLE_TIME = 60.0
 
 MAX_BACKLOG = 1_000
 """Claims that may wait for the thread, at most."""
+
+EVENT_RETRY_DELAY = 1.0
+"""Seconds until an event that the full backlog rejected is tried again, by the sender that claimed
+it."""
 
 
 class Work(NamedTuple):
