@@ -41,7 +41,7 @@ BURST_TIME = 0.1
 MEASURED_MAILS = 1_000
 """Mails of the last second that are counted, at most."""
 
-LASTING = 5
+LASTING_PAUSES = 5
 """Pauses in a row, 31 seconds in all, between which no mail was taken: after these the relay counts
 as unavailable."""
 
@@ -192,8 +192,8 @@ class Throttle:
 
     @property
     def error(self) -> Throttled | None:
-        """The error if the relay has taken no mail through LASTING pauses, or None."""
-        if self._in_a_row <= LASTING or self._total != self._total_then:
+        """The error if the relay has taken no mail through LASTING_PAUSES pauses, or None."""
+        if self._in_a_row <= LASTING_PAUSES or self._total != self._total_then:
             return None
         return Throttled(f'{self._relay}: it takes no mail, too much was sent: {self._reply}')
 

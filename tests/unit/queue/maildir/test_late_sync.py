@@ -81,7 +81,7 @@ def test_commits_share_a_sync() -> None:
 
 def test_the_thread_ends_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the next commit starts another one."""
-    monkeypatch.setattr(module, 'IDLE_TIMEOUT', 0.01)
+    monkeypatch.setattr(module, 'IDLE_TIME', 0.01)
     syncs = Syncs()
     late = LateSync(syncs, '/queue')
     for count in (1, 2):
