@@ -87,7 +87,6 @@ def test_the_thread_ends_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     for count in (1, 2):
         late.request()
         until(lambda count=count: syncs.count == count)
-        until(lambda: not late._running)
         until(lambda: not any('late sync' in each.name for each in threading.enumerate()))
 
 
