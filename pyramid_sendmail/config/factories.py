@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from pyramid.exceptions import ConfigurationError
 from pyramid.registry import Registry
@@ -33,11 +32,8 @@ from ..message import EnvelopeFactory
 from ..processor.thread import ProcessorThread
 from ..queue import MaildirQueue, MemoryQueue
 from ..retry import AT_ONCE_OR_NEVER
+from ..sending.outcome import OutcomeRecorder
 from ..settings import MailSettings
-
-if TYPE_CHECKING:
-    from ..processor.processor import QueueProcessor
-    from ..sending.outcome import OutcomeRecorder
 
 __all__ = [
     'IProcessorThread',
@@ -276,7 +272,7 @@ def default_processor(
     *,
     workers: int | None = None,
     batch: int | None = None,
-) -> QueueProcessor:
+) -> IMailQueueProcessor:
     """Return the processor of a queue that can be scanned, as the settings say."""
     from ..processor.options import ProcessorOptions
     from ..processor.processor import QueueProcessor
@@ -299,8 +295,6 @@ def default_processor(
 
 def _recorder(registry: Registry, *, durable: bool) -> OutcomeRecorder:
     """Return what records outcomes; ``durable``: the queue keeps mail for a later attempt."""
-    from ..sending.outcome import OutcomeRecorder
-
     settings = settings_of(registry)
     policy = settings.retry_policy if durable else AT_ONCE_OR_NEVER
     dispatcher = registry.getUtility(IMailEventDispatcher)

@@ -10,7 +10,7 @@ from ..envelope import PendingEvent
 from ..events.dispatcher import EVENT_RETRY_DELAY
 from ..interfaces import IMailClaim
 
-__all__ = ['TICKET_RESOLUTION', 'DirectClaim']
+__all__ = ['DirectClaim']
 
 TICKET_RESOLUTION = 0.001
 """Seconds by which due events may look due later: a ticket's time has milliseconds."""

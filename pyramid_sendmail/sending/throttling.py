@@ -197,7 +197,7 @@ class Throttle:
             return None
         return Throttled(f'{self._relay}: it takes no mail, too much was sent: {self._reply}')
 
-    # What may leave. RateLimiter asks
+    # What may leave: the rate limiter and direct delivery ask
 
     def acquire(self) -> bool:
         """Return whether a mail may leave now, and count it."""

@@ -40,7 +40,6 @@ from pyramid_sendmail.interfaces import (
 from pyramid_sendmail.mailers.null import NullMailer
 from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.message import EnvelopeFactory
-from pyramid_sendmail.sending import outcome
 from tests.support.configuration import (
     HELLO,
     SECRET,
@@ -198,7 +197,7 @@ def test_direct_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_processor_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queue processor gets its settings; the command line's workers and batch win."""
-    recorders = Calls(monkeypatch, outcome, 'OutcomeRecorder')
+    recorders = Calls(monkeypatch, factories, 'OutcomeRecorder')
     settings = {'workers': 7, 'batch': 8, 'give_up_after': '1h', 'keep_failed': '30d'}
     registry = committed(queue_path=tmp_path, rate='600/m', **settings)
     processors: list[Any] = [
