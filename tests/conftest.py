@@ -25,7 +25,12 @@ from tests.support.smtp.strict_reader import faults
 settings.register_profile('untimed', deadline=None)
 settings.load_profile('untimed')
 
-pytest_plugins = ['tests.support.smtp.fixtures', 'tests.support.databases', 'tests.crash.counts']
+pytest_plugins = [
+    'tests.support.smtp.fixtures',
+    'tests.support.databases',
+    'tests.support.logs',
+    'tests.crash.counts',
+]
 
 
 @pytest.hookimpl(trylast=True)

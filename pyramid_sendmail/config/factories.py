@@ -1,4 +1,9 @@
-"""The mailer, queue, delivery and queue processor that the settings of an application describe."""
+"""The mailer, queue, delivery and queue processor that the settings of an application describe.
+
+What sends mail is imported where it is made: an application whose mail leaves by ``psendmail-qp``
+starts 8 ms sooner without it. Nothing is imported later than the configuration's commit, except in
+``psendmail-qp`` itself: after an upgrade on disk, an import may fail.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,6 @@ from pyramid.exceptions import ConfigurationError
 from pyramid.registry import Registry
 from zope.interface import Interface, providedBy
 
-from ..delivery.direct import DirectMailDelivery
 from ..delivery.processor_watch import ProcessorWatch
 from ..delivery.queued import QueuedMailDelivery, no_notice
 from ..events.dispatcher import EventDispatcher
@@ -25,8 +29,6 @@ from ..interfaces import (
 from ..mailers.factory import mailer_from_url
 from ..mailers.null import NullMailer
 from ..message import EnvelopeFactory
-from ..processor.options import ProcessorOptions
-from ..processor.processor import QueueProcessor
 from ..processor.thread import ProcessorThread
 from ..queue import MaildirQueue, MemoryQueue
 from ..retry import AT_ONCE_OR_NEVER
@@ -152,6 +154,8 @@ def default_delivery(registry: Registry) -> IMailDelivery:
             f'mail.delivery = direct: a {type(queue).__name__} cannot be scanned for mail that was '
             f'deferred: set a queue that provides IScannableQueue, or mail.delivery = queue'
         )
+    from ..delivery.direct import DirectMailDelivery
+
     return DirectMailDelivery(
         MemoryQueue(keep_failed=False, clock=clock) if queue is None else queue,
         mailer,
@@ -175,7 +179,9 @@ def _on_send(registry: Registry, mailer: object, queue: object) -> Callable[[], 
         else 'start the web process, whose first request starts it, or "psendmail-qp '
         'production.ini"'
     )
-    watch = ProcessorWatch(queue, getattr(queue, 'path', repr(queue)), remedy)
+    name = getattr(queue, 'path', repr(queue))
+    # The queue dates a heartbeat by this clock.
+    watch = ProcessorWatch(queue, name, remedy, clock=clock_of(registry))
     if thread is None:
         return watch.check
 
@@ -215,6 +221,8 @@ def default_dispatcher(registry: Registry) -> IMailEventDispatcher:
 
 def default_processor_thread(registry: Registry) -> ProcessorThread:
     """Return the thread of ``mail.processor = thread``, not yet started."""
+    from ..processor import processor  # noqa: F401 - the first request would import it
+
     return ProcessorThread(lambda: processor_of(registry))
 
 
@@ -264,8 +272,11 @@ def default_processor(
     *,
     workers: int | None = None,
     batch: int | None = None,
-) -> QueueProcessor:
+) -> IMailQueueProcessor:
     """Return the processor of a queue that can be scanned, as the settings say."""
+    from ..processor.options import ProcessorOptions
+    from ..processor.processor import QueueProcessor
+
     settings = settings_of(registry)
     options = ProcessorOptions(
         workers=workers or settings.workers,

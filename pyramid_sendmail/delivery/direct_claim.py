@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from zope.interface import implementer
 
 from ..envelope import PendingEvent
+from ..events.dispatcher import EVENT_RETRY_DELAY
 from ..interfaces import IMailClaim
 
-__all__ = ['TICKET_RESOLUTION', 'DirectClaim']
-
-EVENT_RETRY_DELAY = 1.0
-"""Seconds until an event that the dispatcher gave back is tried again."""
+__all__ = ['DirectClaim']
 
 TICKET_RESOLUTION = 0.001
 """Seconds by which due events may look due later: a ticket's time has milliseconds."""

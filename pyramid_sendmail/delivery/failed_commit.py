@@ -43,15 +43,20 @@ def not_voted(transaction: object) -> tuple[object, ...] | None:
     ``_resources`` and ``_voted`` are private names, as of transaction 5.1 (a test holds them).
     """
     resources: Iterable[object] | None = getattr(transaction, '_resources', None)
-    if resources is None or getattr(transaction, '_voted', None) is None:
+    voted = _votes(transaction)
+    if resources is None or voted is None:
         return None
-    return tuple(each for each in resources if not has_voted(transaction, each))
+    return tuple([each for each in resources if id(each) not in voted])
 
 
 def has_voted(transaction: object, manager: object) -> bool:
     """Return whether a data manager has voted yes."""
-    voted: dict[int, bool] = getattr(transaction, '_voted', None) or {}
-    return id(manager) in voted
+    return id(manager) in (_votes(transaction) or {})
+
+
+def _votes(transaction: object) -> dict[int, bool] | None:
+    votes: dict[int, bool] | None = getattr(transaction, '_voted', None)
+    return votes
 
 
 def may_have_committed(manager: object, *, voted: bool) -> bool:

@@ -12,8 +12,7 @@ import transaction
 from zope.interface import implementer
 
 from ..envelope import Envelope, Priority, Report
-from ..events.loop_guard import ENVIRON_KEY, depth_by_cause, why_too_deep
-from ..events.loop_guard import depth as current_depth
+from ..events.loop_guard import ENVIRON_KEY, current_depth, depth_by_cause, why_too_deep
 from ..interfaces import (
     IMailDelivery,
     IMailer,

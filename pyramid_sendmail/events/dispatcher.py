@@ -28,12 +28,11 @@ from ..interfaces import IMailClaim, IMailEventDispatcher
 from ..retry import EVENT_RETRY, RetryPolicy
 from ..threads import BackgroundThread, BackgroundThreads
 from .failures import FailureLog, StallWatch
-from .loop_guard import ENVIRON_KEY, deepest, depth_after, event_id
-from .loop_guard import depth as _depth
+from .loop_guard import ENVIRON_KEY, current_depth, deepest, depth_after, event_id
 from .request import EventRequests
 from .types import KINDS, event_of
 
-__all__ = ['EventDispatcher']
+__all__ = ['EVENT_RETRY_DELAY', 'EventDispatcher']
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +48,10 @@ IDLE_TIME = 60.0
 
 MAX_BACKLOG = 1_000
 """Claims that may wait for the thread, at most."""
+
+EVENT_RETRY_DELAY = 1.0
+"""Seconds until an event that the full backlog rejected is tried again, by the sender that claimed
+it."""
 
 
 class Work(NamedTuple):
@@ -258,7 +261,7 @@ class EventDispatcher:
         committed = False
         # Mail sent by a commit hook counts as caused by every event of the batch.
         depth = deepest(_depth_of(*delivery) for delivery in batch)
-        before = _depth.set(depth)
+        before = current_depth.set(depth)
         try:
             with self._requests.event_request() as request:
                 request.environ[ENVIRON_KEY] = depth
@@ -268,7 +271,7 @@ class EventDispatcher:
             what = self._failure(batch, committed=committed)
             self._failures.add(f'{batch[0].envelope.message_id}: {what}', error)
         finally:
-            _depth.reset(before)
+            current_depth.reset(before)
         return committed
 
     def _run_subscribers(self, batch: Sequence[Delivery], request: Request) -> None:
@@ -279,11 +282,11 @@ class EventDispatcher:
         try:
             transaction.note(_note(batch))
             for event, envelope in batch:
-                depth = _depth.set(_depth_of(event, envelope))
+                depth = current_depth.set(_depth_of(event, envelope))
                 self._watch.begin(f'{envelope.message_id}: {event.kind} event {event.id}')
                 public = event._replace(id=event_id(event.id, envelope.depth))
                 self._registry.notify(event_of(public, envelope, request))
-                _depth.reset(depth)
+                current_depth.reset(depth)
                 if os.getpid() != pid:
                     raise RuntimeError('a subscriber has returned in a process that it forked')
                 if len(batch) > 1 and manager.get() is not transaction:

@@ -32,8 +32,8 @@ __all__ = [
     'ENVIRON_KEY',
     'MAX_FOLLOW_UPS',
     'MAX_NOTIFICATION_DEPTH',
+    'current_depth',
     'deepest',
-    'depth',
     'depth_after',
     'depth_by_cause',
     'event_id',
@@ -53,7 +53,7 @@ _FOLLOW_UP = 10
 
 _EVENT_ID = re.compile(r'.+-[0-9]+-(sent|deferred|error)-[0-9]+(?:-([0-9]{1,4}))?', re.DOTALL)
 
-depth: ContextVar[int | None] = ContextVar('pyramid_sendmail_depth', default=None)
+current_depth: ContextVar[int | None] = ContextVar('pyramid_sendmail_depth', default=None)
 """The depth of mail that subscribers send, set while they run."""
 
 

@@ -9,6 +9,7 @@
 ``file``             a Maildir of ``.eml`` files
 ``null``             nothing: accepts every mail and drops it
 ``failover``         several mailers, in order of preference
+``attempts``         which of them to connect with, for a driver that does not block
 ``session``          what the sessions of all mailers share
 ``path_syntax``      whether an address may stand in an SMTP command
 ===================  =========================================================================

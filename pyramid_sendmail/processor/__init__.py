@@ -17,6 +17,7 @@ relay may be used, the circuit breaker and the rate limiter, is in ``sending``.
 ``active_queue``     the tickets that the workers share, in memory
 ``tracked_claim``    claims that report when they are due again
 ``single_pass``      the scan of ``psendmail-qp --once``
+``heartbeat``        shows in the queue that a run is alive
 ``thread``           ``mail.processor = thread``
 ==================== ============================================================
 """

@@ -16,6 +16,7 @@ from contextlib import suppress
 from zope.interface import implementer
 
 from ..envelope import Tally
+from ..events.dispatcher import EVENT_RETRY_DELAY
 from ..exceptions import QueueError
 from ..interfaces import (
     IMailer,
@@ -38,7 +39,7 @@ from .claims import Claimer
 from .heartbeat import Heartbeat
 from .loop import DeliveryLoop
 from .options import ProcessorOptions
-from .run import DRAIN_PAUSE, EVENT_RETRY_DELAY, Run, Senders
+from .run import DRAIN_PAUSE, Run, Senders
 from .single_pass import SinglePassScan
 from .worker_pool import WorkerPool
 

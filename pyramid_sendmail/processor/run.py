@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Protocol
 
 from ..envelope import Tally
+from ..events.dispatcher import EVENT_RETRY_DELAY
 from ..exceptions import MailerUnavailable, QueueError
 from ..interfaces import IScannableQueue
 from ..queue.ticket import Ticket
@@ -18,12 +19,9 @@ from ..sending.refusals import Refusals
 from ..sending.throttling import Throttle
 from .active_queue import ActiveQueue
 
-__all__ = ['DRAIN_PAUSE', 'EVENT_RETRY_DELAY', 'Run', 'Senders']
+__all__ = ['DRAIN_PAUSE', 'Run', 'Senders']
 
 log = logging.getLogger(__name__)
-
-EVENT_RETRY_DELAY = 1.0
-"""Seconds until an event that the full backlog rejected is tried again."""
 
 DRAIN_PAUSE = 0.02
 """Seconds that ``drain`` waits before it looks again."""

@@ -24,7 +24,6 @@ QUEUE_RETRY_DELAY = 60.0
 RESTART_DELAY = 10.0
 """Seconds until the processor starts again after any other error."""
 
-
 DRAIN_TIME = 5.0
 """Seconds, of those that a process has at its exit, in which mail that is still queued may leave.
 The rest is for the mail in flight."""

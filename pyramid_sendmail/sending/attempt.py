@@ -171,11 +171,11 @@ class Batch:
         throttled: tuple[str, ...] = ()
         if self._throttle is not None:
             throttled = self._throttle.judge(self._pulled[0].envelope.id, outcome)
-            if len(throttled) < len(outcome) and not self._recorder.durable:
-                throttled = ()  # a part of a mail cannot wait: no queue keeps it
-            if throttled:
-                self.error = self.error or self._throttle.error
-        if self._refusals is not None and not throttled:
+        if throttled and len(throttled) < len(outcome) and not self._recorder.durable:
+            throttled = ()  # a part of a mail cannot wait: no queue keeps it
+        if throttled and self._throttle is not None:
+            self.error = self.error or self._throttle.error
+        elif self._refusals is not None:
             outcome, error = self._refusals.judge(outcome)
             self.error = self.error or error
         self._record_first(outcome, throttled)

@@ -88,7 +88,9 @@ class OutcomeRecorder:
         be written; the claim is kept in ``unrecorded`` then.
         """
         events, retry_at = self._classify(claim, outcome, mailer, throttled)
-        silent = {event.id for event in events if event.recipients[0] in throttled}
+        silent: Set[str] = frozenset()
+        if throttled:
+            silent = {event.id for event in events if event.recipients[0] in throttled}
         if tally is not None:
             tally.count(events)
         try:
@@ -160,7 +162,7 @@ class OutcomeRecorder:
         claim: IMailClaim,
         events: list[PendingEvent],
         retry_at: float | None,
-        silent: Set[str] = frozenset(),
+        silent: Set[str],
     ) -> None:
         # Events of earlier attempts are dispatched again, and not settled again.
         pending = events

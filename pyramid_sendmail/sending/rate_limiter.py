@@ -54,7 +54,7 @@ class RateLimiter:
 
     def refund(self, permit: float) -> bool:
         """Take back an unused permit. Return True if that frees capacity now: False if the permit
-        has expired, or if there is no rate."""
+        has expired, or if there is no rate, unless the relay throttles the mailer."""
         freed = self._throttle.refund()
         if permit not in self._permits:
             return freed

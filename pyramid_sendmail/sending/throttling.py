@@ -41,7 +41,7 @@ BURST_TIME = 0.1
 MEASURED_MAILS = 1_000
 """Mails of the last second that are counted, at most."""
 
-LASTING = 5
+LASTING_PAUSES = 5
 """Pauses in a row, 31 seconds in all, between which no mail was taken: after these the relay counts
 as unavailable."""
 
@@ -156,19 +156,21 @@ class Throttle:
         reply: Reply | None = None
         taken = False
         for recipient, verdict in outcome.items():
-            if verdict.status == 'deferred' and is_throttling(verdict.reply):
+            if verdict.status == 'delivered':
+                taken = True
+            elif verdict.status == 'deferred' and is_throttling(verdict.reply):
                 throttled.append(recipient)
                 reply = verdict.reply
-            else:
-                taken = taken or verdict.status == 'delivered' or verdict.reply is not None
+            elif verdict.reply is not None:
+                taken = True
         if taken:
             self._total += 1
             self._taken.append(self._monotonic())
-        if reply is None:
-            if self._suspects:
-                self._suspects.pop(id, None)
-            return ()
-        return tuple(throttled) if self.slows(id, reply) else ()
+        if reply is not None:
+            return tuple(throttled) if self.slows(id, reply) else ()
+        if self._suspects:
+            self._suspects.pop(id, None)
+        return ()
 
     def slows(self, id: str, reply: Reply) -> bool:
         """Slow down if this reply to a mail throttles. Return False if it does not, or if it is the
@@ -190,12 +192,12 @@ class Throttle:
 
     @property
     def error(self) -> Throttled | None:
-        """The error if the relay has taken no mail through LASTING pauses, or None."""
-        if self._in_a_row <= LASTING or self._total != self._total_then:
+        """The error if the relay has taken no mail through LASTING_PAUSES pauses, or None."""
+        if self._in_a_row <= LASTING_PAUSES or self._total != self._total_then:
             return None
         return Throttled(f'{self._relay}: it takes no mail, too much was sent: {self._reply}')
 
-    # What may leave. RateLimiter asks
+    # What may leave: the rate limiter and direct delivery ask
 
     def acquire(self) -> bool:
         """Return whether a mail may leave now, and count it."""

@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,6 @@ __all__ = [
     'contender',
     'cpu_time',
     'finish',
-    'free_port',
     'memory',
     'ours',
     'peer',
@@ -231,14 +229,6 @@ def _environment() -> Mapping[str, str]:
     # Without compiled modules a start would take longer than it does where it is installed.
     own = {name: value for name, value in os.environ.items() if name != 'PYTHONDONTWRITEBYTECODE'}
     return {**own, 'PYTHONWARNINGS': 'ignore'}
-
-
-def free_port() -> int:
-    """Return a free port of the loopback address."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def until(condition: Callable[[], object], *, seconds: float) -> float:

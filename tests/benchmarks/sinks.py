@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from tests.benchmarks.processes import Absent, finish, free_port, postfix, start, until
+from tests.benchmarks.processes import Absent, finish, postfix, start, until
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from tests.peers.postfix import Postfix

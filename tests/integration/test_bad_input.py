@@ -1034,6 +1034,7 @@ def test_bad_moment(case: Callable[[Any], Any], names: str, remedy: str) -> None
 
 
 @pytest.mark.parametrize(('argv', 'ini', 'names', 'remedy', 'status'), PROCESSOR)
+@pytest.mark.usefixtures('logging_as_before')
 def test_bad_processor(
     argv: list[str],
     ini: str | None,
@@ -1097,6 +1098,7 @@ MODULES = sorted(
 )
 
 
+@pytest.mark.usefixtures('logging_as_before')
 def test_the_table_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each place in the package that refuses input has a row that reaches it."""
     assert {path.relative_to(PACKAGE).parts[0] for path in MODULES} == CHECKED

@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.applications import ROOT
 from tests.support.children import Place
+from tests.support.ports import free_port
 from tests.support.queues import until
 from tests.support.smtp.server import reply
 
@@ -76,15 +77,6 @@ def gunicorn(place: Place, *options: str) -> Iterator[str]:
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(40)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(('127.0.0.1', 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def get(url: str) -> None:

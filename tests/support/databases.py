@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,8 @@ import sqlalchemy
 from sqlalchemy.pool import NullPool
 from ZODB import DB
 from ZODB.FileStorage import FileStorage
+
+from tests.support.ports import free_port
 
 __all__ = ['make_notes', 'notes', 'postgresql', 'postgresql_url', 'sqlite', 'zodb']
 
@@ -87,7 +88,7 @@ def postgresql_url() -> Iterator[str]:
             command = [programs / 'initdb', '-D', root / 'data', '-A', 'trust', '-U', 'postgres']
             command += ['-E', 'UTF8', '--locale=C.UTF-8', '--no-sync']
             subprocess.run(command, cwd=root, stdout=log, stderr=log, check=True, **user)
-        port = _free_port()
+        port = free_port()
         with open(root / 'server.log', 'wb') as log:
             command = [programs / 'postgres', '-D', root / 'data', '-p', str(port), '-k', root]
             command += ['-h', '127.0.0.1', '-c', 'fsync=off', '-c', 'max_prepared_transactions=20']
@@ -122,13 +123,6 @@ def _server_user(root: Path) -> dict[str, Any]:
         pytest.skip(INSTALL)
     os.chown(root, entry.pw_uid, entry.pw_gid)
     return {'user': entry.pw_uid, 'group': entry.pw_gid, 'extra_groups': []}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

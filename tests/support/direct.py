@@ -16,14 +16,11 @@ from pyramid_sendmail.interfaces import IMailEventDispatcher
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.retry import AT_ONCE_OR_NEVER, RetryPolicy
 from pyramid_sendmail.sending.outcome import OutcomeRecorder
+from tests.support.transactions import message
 
-__all__ = ['WAIT', 'Direct', 'Dispatcher', 'message']
+__all__ = ['WAIT', 'Direct', 'Dispatcher']
 
 WAIT = 10.0
-
-
-def message(subject: str = 'Hello', to: Any = 'ann@example.org') -> Message:
-    return Message(subject=subject, to=to, text='Hi', sender='shop@example.org')
 
 
 @implementer(IMailEventDispatcher)

@@ -11,9 +11,9 @@ import pytest
 __all__ = ['logging_as_before']
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def logging_as_before() -> Iterator[None]:
-    """Undo the logging set-up of an .ini file after each test."""
+    """Undo the logging set-up of an .ini file, which ``psendmail-qp`` reads in this process."""
     root = logging.root
     handlers, level = root.handlers[:], root.level
     own = logging.getLogger('pyramid_sendmail')

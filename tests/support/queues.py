@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pyramid_sendmail.envelope import Envelope, PendingEvent, Reply
 from pyramid_sendmail.queue import MaildirQueue
 
@@ -29,6 +31,7 @@ __all__ = [
     'failed',
     'files',
     'forked',
+    'interrupted_rename',
     'make_envelope',
     'open_files',
     'open_to_others',
@@ -173,6 +176,24 @@ def forked(work: Callable[[], object]) -> int:
         finally:
             os._exit(status)
     return pid
+
+
+@contextmanager
+def interrupted_rename(nth: int) -> Iterator[None]:
+    """Interrupt what is called here, behind its ``nth`` rename."""
+    rename, calls = os.rename, 0
+
+    def interrupted(*args: Any, **folders: Any) -> None:
+        nonlocal calls
+        calls += 1
+        rename(*args, **folders)
+        if calls == nth:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, 'rename', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def reap(pid: int) -> int:

@@ -13,9 +13,9 @@ BEFORE, AFTER = 'a database', '~sqlalchemy:1'
 """Keys that sort before and after the key of our data manager."""
 
 
-def message(subject: str = 'Hello') -> Message:
+def message(subject: str = 'Hello', to: Any = 'ann@example.org') -> Message:
     """Return a small valid message."""
-    return Message(subject=subject, to='ann@example.org', text='Hi', sender='shop@example.org')
+    return Message(subject=subject, to=to, text='Hi', sender='shop@example.org')
 
 
 class OtherManager:

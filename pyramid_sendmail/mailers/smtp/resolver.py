@@ -11,11 +11,11 @@ from ..session import describe_error
 from .address import Address
 from .connect_race import AddressInfo
 
-__all__ = ['IDLE_SECONDS', 'Deliver', 'Resolved', 'Resolver']
+__all__ = ['IDLE_TIME', 'Deliver', 'Resolved', 'Resolver']
 
 log = logging.getLogger(__name__)
 
-IDLE_SECONDS = 60.0
+IDLE_TIME = 60.0
 """Seconds without a name to resolve after which the helper thread ends."""
 
 Resolved = Sequence[AddressInfo] | OSError
@@ -32,7 +32,7 @@ class Resolver:
     of the child's. ``idle``: seconds after which the thread ends.
     """
 
-    def __init__(self, *, idle: float = IDLE_SECONDS) -> None:
+    def __init__(self, *, idle: float = IDLE_TIME) -> None:
         self._idle = idle
         self._closed = False
         self._is_fork_watched = False

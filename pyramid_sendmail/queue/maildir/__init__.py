@@ -3,6 +3,7 @@
 ================  ==================================================================
 ``queue``         MaildirQueue: put, scan, claim and the rest of IScannableQueue
 ``staging``       the two-phase put: ``tmp/``, then ``new/``
+``late_sync``     the sync of ``new/`` that no commit waits for
 ``scan``          what is due, in order, without opening files; reading ahead
 ``claim``         a claimed mail: letters in place, moves between folders
 ``common_path``   the same for most mail: new, due, one recipient; straight code
@@ -14,10 +15,12 @@
 ``history``       the attempts of a mail, as text for people, in ``reasons/``
 ``large_text``    load a mail; a large message stays in its file
 ``format``        the file: envelope block and message
+``first_line``    its first line: version, lengths, checksums, what the text is like
 ``options``       the fixed lines of the block: id, sender, options
 ``reply_slot``    the part of the block with replies of pending events
 ``filename``      the name of a file: priority, due time, attempt, id
 ``wakeup``        the FIFO that wakes a sleeping processor
+``heartbeat``     the file by which a queue processor shows that it runs
 ``probes``        prove that locks work and that an outcome can be recorded
 ``files``         open, lock, write, sync, rename: the operations on the file system
 ``folders``       the folders: opened, checked, and checked again while they are in use

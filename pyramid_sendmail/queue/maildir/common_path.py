@@ -1,8 +1,8 @@
 """The common path: a new mail for one recipient, with nothing unusual about it.
 
 Almost every mail is one: it is due, was never tried, and nothing about it waits to be reported. It
-is claimed, delivered and removed by the straight code of this module: 240,000 instructions for a
-mail of 2 KB instead of the general code's 330,000. In both 67,000 of them are for the SHA-256.
+is claimed, delivered and removed by the straight code of this module, with 90,000 instructions less
+than by the general code.
 
 The straight code does what the general code does, with the same system calls in the same order. It
 handles nothing else: ``read_common`` returns None for a file that is unusual or damaged, and a

@@ -13,9 +13,9 @@ traits                 see TextTraits: they need not be found out again when the
 The line is filled up with blanks, to the length that it had in version 1.
 
 A CRC-32 finds what happens to files: one cut short, zeros in place of a block, changed bits. A
-person who may write to the queue can change a mail under any checksum without a key. Version 1 had
-a SHA-256 here, of which 67,000 instructions of the 487,000 for sending a mail of 2 KB were. Its
-files are read as before.
+person who may write to the queue can change a mail under any checksum without a key. Version 1,
+whose files are still read, has a SHA-256 in this place: 67,000 of the 487,000 instructions for
+sending a mail of 2 KB.
 """
 
 from __future__ import annotations

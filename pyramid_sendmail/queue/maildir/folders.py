@@ -110,7 +110,7 @@ class QueueFolders:
                 above = state_of(parents_of(self._path))
         if state == self._state and above == self._above:
             reasons = self._open.get(_REASONS)
-            if reasons is not None and _identity(f'{self._path}/{_REASONS}') != _key(reasons):
+            if reasons is not None and not self.is_there(_REASONS, reasons):
                 self._open.pop(_REASONS, None)  # another thread may have been here
         elif [each[:2] for each in state] == [each[:2] for each in self._state]:
             self.prepare()
@@ -211,7 +211,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _key(directory: Directory) -> tuple[int, int]:
-    return _state_of(directory.found)[:2]
+    return directory.found.st_dev, directory.found.st_ino
 
 
 def _state_of(found: os.stat_result) -> _State:

@@ -16,14 +16,12 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 
-from .files import QueueFiles
+from .files import FLAGS, QueueFiles
 from .recognition import PROCESSOR_FILE
 
 __all__ = ['HeartbeatFile']
 
 log = logging.getLogger(__name__)
-
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class HeartbeatFile:
@@ -66,7 +64,7 @@ class HeartbeatFile:
         place is not followed. ``sweep`` removes what a dead process leaves."""
         permissions = self._files.permissions
         root, making = self._files.folders.directory(''), f'making-{secrets.token_hex(8)}'
-        descriptor = root.open(making, _FLAGS, permissions.file)
+        descriptor = root.open(making, FLAGS | os.O_CREAT | os.O_EXCL, permissions.file)
         try:
             try:
                 permissions.opened(descriptor)

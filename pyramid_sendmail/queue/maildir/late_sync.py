@@ -24,10 +24,10 @@ LATE_SYNC = 0.05
 _GATHER_TIME = 0.4 * LATE_SYNC
 """Seconds for which a commit waits for others, to be synced with them."""
 
-IDLE_TIMEOUT = 5.0
-"""Seconds without a commit after which the thread ends."""
+IDLE_TIME = 5.0
+"""Seconds without a commit after which the thread ends; the next commit starts another one."""
 
-_NAME = 'pyramid_sendmail late sync'
+THREAD = 'pyramid_sendmail late sync'
 
 
 class LateSync:
@@ -45,29 +45,23 @@ class LateSync:
         """After a fork: the parent syncs what it published."""
         self._changed = threading.Condition()
         self._wanted = False
-        self._running = False
 
     def request(self) -> None:
         """Have the folder synced within LATE_SYNC seconds. Never raises an OSError."""
         with self._changed:
             self._wanted = True
-            if self._running:
-                self._changed.notify()
-                return
-            self._running = True
+            self._changed.notify()
         try:
-            self._threads.start(_NAME, self._run)
+            self._threads.start(THREAD, self._run)
         except RuntimeError:
-            with self._changed:
-                self._running = False
             self._sync_now()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                if not self._changed.wait_for(lambda: self._wanted, IDLE_TIMEOUT):
-                    self._threads.forget(_NAME)
-                    self._running = False
+                if not self._changed.wait_for(lambda: self._wanted, IDLE_TIME):
+                    # Within the lock: the next commit must not count on this thread.
+                    self._threads.forget(THREAD)
                     return
             # One sync for all commits of this time.
             time.sleep(_GATHER_TIME)

@@ -37,7 +37,7 @@ from pyramid_sendmail.delivery.data_manager import (
 )
 from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.message import EnvelopeFactory
-from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
+from pyramid_sendmail.queue import MaildirQueue
 from tests.support.databases import NOTES, notes
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import files, make_envelope
@@ -82,16 +82,6 @@ class Post:
         if isinstance(self.queue, MaildirQueue):
             return not os.path.exists(self.queue.path) or not files(self.queue)
         return self.queue.scan(LATER) == ([], None)
-
-
-@pytest.fixture(params=['maildir', 'memory'])
-def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    if request.param == 'memory':
-        yield MemoryQueue()
-    else:
-        queue = MaildirQueue(str(tmp_path / 'queue'))
-        yield queue
-        queue.close()
 
 
 @pytest.fixture(params=['explicit', 'implicit', 'thread-local', 'global'])

@@ -35,20 +35,15 @@ from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.sending.outcome import OutcomeRecorder
 from pyramid_sendmail.threads import BackgroundThread
-from tests.support.direct import WAIT, Direct, message
+from tests.support.direct import WAIT, Direct
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import Clock, files, make_envelope, until
 from tests.support.smtp.server import ScriptedSMTPServer, drop, reply
-from tests.support.transactions import OtherManager
+from tests.support.transactions import OtherManager, message
 
 REFUSED = Verdict('failed', Reply(550, '5.1.1 no such user'))
 LATER = Verdict('deferred', Reply(450, '4.2.0 greylisted'))
 NO_ANSWER = Verdict('ambiguous', None, 'no answer to the whole message')
-
-
-@pytest.fixture
-def mailer() -> RecordingMailer:
-    return RecordingMailer()
 
 
 @pytest.fixture
@@ -57,13 +52,6 @@ def direct(mailer: RecordingMailer) -> Iterator[Direct]:
     direct = Direct(MemoryQueue(), mailer, durable=False)
     yield direct
     direct.finish()
-
-
-@pytest.fixture
-def maildir(tmp_path: Path) -> Iterator[MaildirQueue]:
-    queue = MaildirQueue(str(tmp_path / 'queue'))
-    yield queue
-    queue.close()
 
 
 @pytest.fixture

@@ -26,11 +26,12 @@ from pyramid_sendmail.queue import MaildirQueue, MemoryQueue
 from pyramid_sendmail.sending import throttling
 from pyramid_sendmail.sending.refusals import IN_A_ROW
 from pyramid_sendmail.threads import BackgroundThread
-from tests.support.direct import WAIT, Direct, message
+from tests.support.direct import WAIT, Direct
 from tests.support.doubles import RecordingMailer
 from tests.support.processors import log_levels
 from tests.support.queues import files, until
 from tests.support.smtp.server import ScriptedSMTPServer, reply, reply_then_drop
+from tests.support.transactions import message
 
 SES = Verdict('deferred', Reply(454, 'Throttling failure: Maximum sending rate exceeded.'))
 
@@ -56,11 +57,6 @@ class MuteMailer(RecordingMailer):
 def no_slow_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a mail or two were throttled, the next one does not wait for a second."""
     monkeypatch.setattr(throttling, 'SLOWEST_PACE', 50.0)
-
-
-@pytest.fixture
-def mailer() -> RecordingMailer:
-    return RecordingMailer()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,16 +58,6 @@ class Post:
             self.manager.commit()
         self.manager.abort()
         return self.outcome
-
-
-@pytest.fixture(params=['maildir', 'memory'])
-def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    if request.param == 'memory':
-        yield MemoryQueue()
-    else:
-        queue = MaildirQueue(str(tmp_path / 'queue'))
-        yield queue
-        queue.close()
 
 
 @pytest.fixture

@@ -4,36 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import transaction
 from transaction import TransactionManager
 from zope.interface.verify import verifyObject
 
-from pyramid_sendmail import Message, MessageError, NoActiveTransaction
+from pyramid_sendmail import MessageError, NoActiveTransaction
 from pyramid_sendmail.delivery.queued import QueuedMailDelivery
 from pyramid_sendmail.interfaces import IMailDelivery, IQueuedMailDelivery
 from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MaildirQueue
 from tests.support.doubles import RecordingMailer
 from tests.support.queues import files
+from tests.support.transactions import message
 
 WAIT = 10.0
-
-
-def message(subject: str = 'Hello', to: Any = 'ann@example.org') -> Message:
-    return Message(subject=subject, to=to, text='Hi', sender='shop@example.org')
-
-
-@pytest.fixture
-def maildir(tmp_path: Path) -> Iterator[MaildirQueue]:
-    queue = MaildirQueue(str(tmp_path / 'queue'))
-    yield queue
-    queue.close()
 
 
 def test_the_interfaces_are_kept(maildir: MaildirQueue) -> None:

@@ -12,7 +12,6 @@ from pyramid_sendmail import (
     MailAmbiguous,
     MailerUnavailable,
     MailRefused,
-    Message,
     MessageError,
 )
 from pyramid_sendmail.delivery.queued import QueuedMailDelivery
@@ -22,14 +21,11 @@ from pyramid_sendmail.message import EnvelopeFactory
 from pyramid_sendmail.queue import MemoryQueue
 from tests.support.doubles import RecordingMailer
 from tests.support.smtp.server import ScriptedSMTPServer, reply
+from tests.support.transactions import message
 
 REFUSED = Verdict('failed', Reply(550, '5.1.1 no such user'))
 LATER = Verdict('deferred', Reply(450, '4.2.0 greylisted'))
 NO_ANSWER = Verdict('ambiguous', None, 'no answer to the whole message')
-
-
-def message(subject: str = 'Hello', to: Any = 'ann@example.org') -> Message:
-    return Message(subject=subject, to=to, text='Hi', sender='shop@example.org')
 
 
 class Post:
@@ -39,11 +35,6 @@ class Post:
         self.manager = TransactionManager(explicit=True)
         self.delivery = QueuedMailDelivery(MemoryQueue(), mailer, EnvelopeFactory())
         self.bound = self.delivery.bind(self.manager)
-
-
-@pytest.fixture
-def mailer() -> RecordingMailer:
-    return RecordingMailer()
 
 
 @pytest.fixture

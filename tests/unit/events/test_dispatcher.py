@@ -37,7 +37,7 @@ from pyramid_sendmail import Message, NoActiveTransaction, QueueError
 from pyramid_sendmail.config.factories import processor_of
 from pyramid_sendmail.envelope import Envelope, PendingEvent, Reply, Verdict
 from pyramid_sendmail.events.dispatcher import EventDispatcher
-from pyramid_sendmail.events.loop_guard import depth as current_depth
+from pyramid_sendmail.events.loop_guard import current_depth
 from pyramid_sendmail.events.request import EventRequests
 from pyramid_sendmail.events.types import MailDeferredEvent, MailErrorEvent, MailSentEvent
 from pyramid_sendmail.interfaces import (

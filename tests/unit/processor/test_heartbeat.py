@@ -21,8 +21,8 @@ class CountingQueue(MaildirQueue):
         self.renewals: list[float] = []
 
     def renew_heartbeat(self, since: float) -> None:
-        self.renewals.append(since)
         super().renew_heartbeat(since)
+        self.renewals.append(since)
 
 
 def test_the_interval(tmp_path: Path) -> None:

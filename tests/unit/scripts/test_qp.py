@@ -40,6 +40,8 @@ from tests.support.configuration import parse
 from tests.support.queues import NOW, make_envelope, until
 from tests.support.scripts import Processor, PseudoTerminal, application, run, without_time
 
+pytestmark = pytest.mark.usefixtures('logging_as_before')
+
 
 def once(tally: Tally, *, total: int = 0) -> Callable[..., Tally]:
     def run_once(progress: Any, stop: Any) -> Tally:

@@ -14,6 +14,8 @@ from pyramid_sendmail.processor.options import SHUTDOWN_GRACE
 from pyramid_sendmail.scripts import qp, reloading
 from tests.support.scripts import Processor, run
 
+pytestmark = pytest.mark.usefixtures('logging_as_before')
+
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -18,7 +18,7 @@ from pyramid_sendmail.sending.rate_limiter import RateLimiter
 from pyramid_sendmail.sending.throttling import (
     BLAMED_AFTER,
     FULL_PACE_TIME,
-    LASTING,
+    LASTING_PAUSES,
     MAX_SUSPECTS,
     MEASURED_MAILS,
     RECOVERY_TIME,
@@ -213,10 +213,10 @@ def test_pauses_grow_while_nothing_is_taken(sending: Sending) -> None:
     """1, 2, 4 ... seconds, at most a minute; after five the relay counts as unavailable, until it
     takes a mail."""
     sending.take(20)
-    for step in range(LASTING + 4):
+    for step in range(LASTING_PAUSES + 4):
         assert sending.throttled()
         assert sending.throttle.retry_in() == min(2.0**step, 60)
-        assert (sending.throttle.error is not None) == (step >= LASTING)
+        assert (sending.throttle.error is not None) == (step >= LASTING_PAUSES)
         sending.clock.now += sending.throttle.retry_in()
     error = sending.throttle.error
     assert error is not None

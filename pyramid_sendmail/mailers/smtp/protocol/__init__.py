@@ -8,6 +8,7 @@ docs/explanation/protocol.rst says how to drive it, and what a driver promises.
 ``client``           SMTPClient: what a driver talks to
 ``opening``          from the greeting to the first mail: EHLO, STARTTLS, AUTH
 ``transfer``         mail after mail: which command may leave, what a reply means
+``common_exchange``  the same for nearly all mail: one recipient, and each is accepted
 ``state``            what the mail transactions of a session share
 ``flight``           several mails in flight, by CHUNKING
 ``transaction``      one mail on its way, and what is known of its recipients
@@ -42,9 +43,9 @@ lost after the final dot       ambiguous for the accepted recipients
 =============================  =============================================================
 
 Only the first digit of other codes counts (RFC 5321, 4.2.1); ``sending.throttling`` reads the words
-of deferred ones. A time-out, a line that is no reply,
-a reply that makes no sense in its place and one without a command count as a lost connection. By
-LMTP each accepted recipient has a reply of its own to the final dot.
+of deferred ones. A time-out, a line that is no reply, a reply that makes no sense in its place and
+one without a command count as a lost connection. By LMTP each accepted recipient has a reply of its
+own to the final dot.
 
 Which command may leave is a matter of three policies; what a reply means is not:
 

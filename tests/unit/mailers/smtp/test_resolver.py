@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pyramid_sendmail.mailers.smtp.address import TCPAddress, UnixAddress
-from pyramid_sendmail.mailers.smtp.resolver import IDLE_SECONDS, Resolver
+from pyramid_sendmail.mailers.smtp.resolver import IDLE_TIME, Resolver
 from pyramid_sendmail.threads import BackgroundThread
 from tests.support.queues import forked, reap, until
 
@@ -117,7 +117,7 @@ def test_the_thread_ends(resolver: Resolver, name_server: NameServer) -> None:
     assert not first.is_alive()
     _, second = resolve(resolver)
     assert second is not first
-    assert IDLE_SECONDS == 60
+    assert IDLE_TIME == 60
     hasty = Resolver(idle=0)
     for _ in range(200):
         assert resolve(hasty)[0] == ADDRESS

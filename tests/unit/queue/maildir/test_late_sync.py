@@ -81,13 +81,12 @@ def test_commits_share_a_sync() -> None:
 
 def test_the_thread_ends_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the next commit starts another one."""
-    monkeypatch.setattr(module, 'IDLE_TIMEOUT', 0.01)
+    monkeypatch.setattr(module, 'IDLE_TIME', 0.01)
     syncs = Syncs()
     late = LateSync(syncs, '/queue')
     for count in (1, 2):
         late.request()
         until(lambda count=count: syncs.count == count)
-        until(lambda: not late._running)
         until(lambda: not any('late sync' in each.name for each in threading.enumerate()))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from pyramid_sendmail.queue import MaildirQueue
 from tests.support.folders import folder as tmp_path
-from tests.support.queues import NOW, Clock, files, make_envelope, sent
+from tests.support.queues import NOW, Clock, files, interrupted_rename, make_envelope, sent
 
 __all__ = ['tmp_path']
 
@@ -228,26 +228,13 @@ def test_mail_that_cannot_be_written_again(
 
 
 @pytest.mark.parametrize('nth', [1, 2, 3])
-def test_an_interrupt_makes_no_double(
-    queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch, nth: int
-) -> None:
+def test_an_interrupt_makes_no_double(queue: MaildirQueue, nth: int) -> None:
     """A file that the interrupted call has moved is not taken for removed, even if it was delivered
     meanwhile; one that was removed behind it is."""
     envelopes = [make_envelope(to) for to in RECIPIENTS]
     put = queue.put(envelopes)
-    rename, calls = os.rename, 0
-
-    def interrupted(*args: Any, **folders: Any) -> None:
-        nonlocal calls
-        calls += 1
-        rename(*args, **folders)
-        if calls == nth:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, 'rename', interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            put.publish()
+    with interrupted_rename(nth):
+        put.publish()
     found = _delivered(queue)
     for path in Path(queue.path, 'tmp').glob(f'*{envelopes[2].id}.*'):
         path.unlink()

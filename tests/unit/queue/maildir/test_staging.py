@@ -27,6 +27,7 @@ from tests.support.queues import (
     crashes,
     files,
     forked,
+    interrupted_rename,
     make_envelope,
     open_files,
     reap,
@@ -343,23 +344,12 @@ def test_publish_makes_a_missing_folder(queue: MaildirQueue) -> None:
 @pytest.mark.parametrize('second', ['publish', 'discard', 'keep_in_doubt'])
 @pytest.mark.parametrize('nth', [1, 2, 3])
 def test_an_interrupted_publish_is_completed_by_any_call(
-    queue: MaildirQueue, monkeypatch: pytest.MonkeyPatch, second: str, nth: int
+    queue: MaildirQueue, second: str, nth: int
 ) -> None:
     """A KeyboardInterrupt in finish: whatever is called next completes the publishing."""
     put = queue.put(_three())
-    rename, calls = os.rename, 0
-
-    def interrupted(*args: Any, **folders: int) -> None:
-        nonlocal calls
-        calls += 1
-        rename(*args, **folders)
-        if calls == nth:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, 'rename', interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            put.publish()
+    with interrupted_rename(nth):
+        put.publish()
     getattr(put, second)()
     assert len(queue.scan(NOW)[0]) == 3
     assert all(path.startswith('new/') for path in files(queue))
