@@ -84,11 +84,11 @@ def test_a_folder_that_others_may_write_to(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_shared_on_purpose(tmp_path: Path) -> None:
-    """No chmod is proposed for a sticky folder, as /tmp is: the machine needs it as it is."""
+    """A chmod of a sticky folder, as /tmp is, is for queues only: the machine needs it as it is."""
     tmp_path.chmod(0o1777)
     text = failure(configured(queue_path=str(tmp_path)))
     assert f'may write to {tmp_path}, and so send mail; set mail.queue_path to a folder' in text
-    assert 'chmod' not in text
+    assert f'if it is a queue already, chmod o-w {tmp_path}' in text
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:
