@@ -6,7 +6,9 @@ import errno
 import os
 
 from ..exceptions import QueueError
+from ..queue.maildir.directory import Directory
 from ..queue.maildir.permissions import check_owner, check_safe
+from ..queue.maildir.recognition import require_queue
 from ..queue.maildir.users import user_name
 
 __all__ = ['check_queue_folder']
@@ -28,13 +30,14 @@ def check_queue_folder(path: str, *, group: bool) -> None:
     except NotADirectoryError:
         raise _error(errno.ENOTDIR, path, f'{_existing(path)} is not a folder') from None
     except OSError as error:
-        raise _error(error.errno or errno.EACCES, path, f'{error.strerror}') from error
+        raise _unreachable(path, error) from error
     try:
         check_safe(path, path, found)
     except NotADirectoryError:
         raise _error(errno.ENOTDIR, path, f'{path} is not a folder') from None
     if os.geteuid() != 0:
         _check_owner(path, found, group)
+    _check_contents(path)
 
 
 def _check_owner(path: str, found: os.stat_result, group: bool) -> None:
@@ -46,6 +49,16 @@ def _check_owner(path: str, found: os.stat_result, group: bool) -> None:
         raise QueueError(
             errno.EACCES, f'user {own} may not write to the queue {path}; {remedy}', path
         )
+
+
+def _check_contents(path: str) -> None:
+    """Check that the folder is not that of something else: of the application, for example."""
+    try:
+        require_queue(path, Directory(path))
+    except QueueError:
+        raise
+    except OSError:
+        pass  # the first use says why
 
 
 def _check_can_be_made(path: str) -> None:
@@ -67,6 +80,15 @@ def _existing(path: str) -> str:
 def _is_usable(path: str) -> bool:
     effective = os.access in os.supports_effective_ids
     return os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=effective)
+
+
+def _unreachable(path: str, error: OSError) -> QueueError:
+    return QueueError(
+        error.errno or errno.EACCES,
+        f'queue {path} cannot be reached: {error.strerror}; give user {user_name(os.geteuid())} '
+        f'the right to enter the folders above it, or set mail.queue_path to another',
+        path,
+    )
 
 
 def _error(number: int, path: str, why: str) -> QueueError:

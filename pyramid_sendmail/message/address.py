@@ -93,8 +93,8 @@ def _parse_item(item: object, where: str) -> tuple[Mailbox | Group, ...]:
         entries = parse_list(item, where)
         if len(entries) > 1 or (isinstance(entries[0], Group) and entries[0].members):
             raise MessageError(
-                f'{where}: {excerpt(item)} is not one address; a string is one: give a list, and '
-                'each address a place in the list'
+                f'{where}: {excerpt(item)} is not one address; for several, give a list with a '
+                'string for each'
             )
         return entries
     if isinstance(item, Address):

@@ -276,9 +276,20 @@ def _begin(registry: Registry, output: Output, *, once: bool) -> None:
     mistyped."""
     queue = registry.queryUtility(IMailQueue)
     path = getattr(queue, 'path', None)
-    is_new = path is not None and not os.path.lexists(path)
+    is_new = path is not None and _is_missing(path)
     waiting = None if is_new or not output.wants_waiting else _waiting(queue)
     output.begin(str(queue if path is None else path), is_new=is_new, once=once, waiting=waiting)
+
+
+def _is_missing(path: str) -> bool:
+    """Whether nothing has this path. What cannot be seen may be there: the run says why not."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _waiting(queue: object) -> Waiting | None:

@@ -57,8 +57,8 @@ class Output(Protocol):
         """Return a context whose value, ``show(tally, left)``, shows how far ``--once`` is."""
 
     def end(self, tally: Tally, failures: int, seconds: float) -> None:
-        """The run has ended, after so many seconds. ``failures``: events that subscribers failed
-        to handle."""
+        """The run has ended, after so many seconds. ``failures``: how often subscribers failed
+        to handle an event."""
 
     def stopped(self, number: int) -> None:
         """A signal ended a run without ``--once``."""
@@ -119,9 +119,10 @@ class Terminal:
             f'{span_text(seconds)}'
         )
         if failures:
+            times = 'once' if failures == 1 else f'{failures} times'
             self.say(
-                f'events that subscribers failed to handle: {failures} (see the log); '
-                'they are dispatched again later'
+                f'subscribers failed {times} to handle an event (see the log); what was not '
+                'handled is dispatched again later'
             )
 
     def stopped(self, number: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from ..durations import span_text
 from ..envelope import Envelope, Outcome, PendingEvent, Tally, Verdict
 from ..exceptions import QueueError
 from ..interfaces import IMailClaim, IMailEventDispatcher
@@ -25,6 +26,9 @@ _LEVELS: dict[Kind, int] = {
     'deferred': logging.WARNING,
     'error': logging.ERROR,
 }
+
+_AMBIGUOUS = 'ambiguous: '
+"""How the reason of an ambiguous mail begins."""
 
 THROTTLED_DELAY = 1.0
 """Seconds until recipients are due again that the relay throttled. The pause of the mailer may be
@@ -183,6 +187,10 @@ class OutcomeRecorder:
         ambiguous = verdict.status == 'ambiguous'
         word: str = 'ambiguous' if ambiguous else event.kind
         text = event.reason or event.reply or ''
+        if ambiguous:
+            text = str(text).removeprefix(_AMBIGUOUS)
+        if event.retry_at is not None:
+            text = f'{text} ({self._next_try(event.retry_at, twice=ambiguous)})'
         if event.kind == 'error':
             if not ambiguous:
                 word = 'refused' if event.permanent and event.reply else 'failed'
@@ -207,6 +215,10 @@ class OutcomeRecorder:
                 'attempt': event.attempt,
             },
         )
+
+    def _next_try(self, at: float, *, twice: bool) -> str:
+        after = span_text(at - self.clock())
+        return f'sent again in {after}: it may arrive twice' if twice else f'next try in {after}'
 
 
 def report_settled(claim: IMailClaim, dispatcher: IMailEventDispatcher) -> None:
@@ -250,7 +262,7 @@ def _reason(verdict: Verdict, kind: Kind, *, given_up: bool) -> str:
         return ''
     reason = str(verdict)
     if verdict.status == 'ambiguous':
-        reason = f'ambiguous: {reason}'
+        reason = f'{_AMBIGUOUS}{reason}'
     if given_up and verdict.status != 'failed':
         reason = f'given up: {reason}'
     return reason

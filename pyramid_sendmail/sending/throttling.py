@@ -184,8 +184,8 @@ class Throttle:
         if first is not None:
             pause, pace = first
             log.warning(
-                '%s throttles; all mail waits for %.0f s, then %.3g mails leave in a second, and '
-                'slowly more: %s',
+                '%s throttles; all mail waits for %.0f s, then leaves at %.3g a second, and slowly '
+                'faster: %s',
                 *(self._relay, pause, pace, reply),
             )
         return True

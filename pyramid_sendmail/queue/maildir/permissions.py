@@ -218,12 +218,15 @@ def check_safe(root: str, path: str, found: os.stat_result) -> None:
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, f'{path} is not a folder')
     if found.st_mode & stat.S_IWOTH:
-        raise QueueError(
-            errno.EPERM,
-            f'every user may write to {path}, and so send mail; chmod o-w {path}, or set '
-            f'mail.queue_path to a folder below it',
-            root,
-        )
+        remedy = f'chmod o-w {path}, or set mail.queue_path to a folder below it'
+        if found.st_mode & stat.S_ISVTX:
+            # /tmp, for example, is shared on purpose: chmod would break the machine.
+            remedy = (
+                f'set mail.queue_path to a folder below it or, if it is a queue already, '
+                f'chmod o-w {path}'
+            )
+        text = f'every user may write to {path}, and so send mail; {remedy}'
+        raise QueueError(errno.EPERM, text, root)
 
 
 def _check_member(root: str, found: os.stat_result) -> None:

@@ -61,9 +61,9 @@ def require_queue(root: str, top: Directory) -> None:
     if foreign:
         raise QueueError(
             errno.ENOTEMPTY,
-            f'{root} is no mail queue: {printable(foreign[0])} was not put there by this package, '
-            f'which would move it; set mail.queue_path to a new folder. If it is the queue, make '
-            f'the folders that are missing: {", ".join(missing)}',
+            f'{root} is no mail queue: it holds {printable(foreign[0])}; set mail.queue_path '
+            f'to a folder of its own, such as {root}/mail. If it is the queue, make the folders '
+            f'that are missing: {", ".join(missing)}',
             root,
         )
 

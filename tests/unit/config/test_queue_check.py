@@ -83,6 +83,24 @@ def test_a_folder_that_others_may_write_to(tmp_path: Path) -> None:
     assert 'chmod o-w' in failure(configured(queue_path=str(tmp_path)))
 
 
+def test_a_folder_that_is_shared_on_purpose(tmp_path: Path) -> None:
+    """A chmod of a sticky folder, as /tmp is, is for queues only: the machine needs it as it is."""
+    tmp_path.chmod(0o1777)
+    text = failure(configured(queue_path=str(tmp_path)))
+    assert f'may write to {tmp_path}, and so send mail; set mail.queue_path to a folder' in text
+    assert f'if it is a queue already, chmod o-w {tmp_path}' in text
+
+
+def test_a_folder_of_something_else(tmp_path: Path) -> None:
+    """The folder of the application is refused by the start, not by the first mail."""
+    tmp_path.chmod(0o755)
+    (tmp_path / 'production.ini').touch()
+    text = failure(configured(queue_path=str(tmp_path)))
+    assert f'{tmp_path} is no mail queue: it holds production.ini; ' in text
+    assert f'set mail.queue_path to a folder of its own, such as {tmp_path}/mail' in text
+    assert [each.name for each in tmp_path.iterdir()] == ['production.ini']
+
+
 def test_another_user(place: Path) -> None:
     """The error names both users, and what to set; a shared queue is its group's."""
     queue = place / 'mail'
@@ -116,7 +134,9 @@ def test_a_folder_that_cannot_be_reached(place: Path) -> None:
     closed = place / 'closed'
     closed.mkdir(mode=0o700)
     with as_user(OTHER_USER):
-        assert 'Permission denied' in refusal(closed / 'mail')
+        text = refusal(closed / 'mail')
+    assert 'cannot be reached: Permission denied; give user ' in text
+    assert 'the right to enter the folders above it' in text
 
 
 def test_a_queue_of_the_application(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import json
@@ -354,6 +355,20 @@ def test_watch(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert capsys.readouterr().err == ''.join(expected)
 
 
+def test_a_queue_that_cannot_be_seen(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue below a folder that this user may not enter is not called a new one."""
+
+    def denied(path: str) -> os.stat_result:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    app = application(MaildirQueue(str(tmp_path / 'mail')))
+    monkeypatch.setattr(os, 'lstat', denied)
+    assert run('x.ini', processor=Processor(run=lambda self, stop: None), app=app) == 0
+    assert 'does not exist' not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('options', [[], ['--once']])
 def test_what_waits(options: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The first line says how much mail waits, and since when; scheduled mail is not late."""
@@ -405,20 +420,23 @@ def test_what_left(capsys: pytest.CaptureFixture[str]) -> None:
     assert last.endswith(' s')
 
 
-def test_events_that_subscribers_failed_to_handle(capsys: pytest.CaptureFixture[str]) -> None:
-    """--once says how many events subscribers failed to handle, so that it does not look like a
-    success."""
+@pytest.mark.parametrize(('failures', 'times'), [(1, 'once'), (2, '2 times')])
+def test_events_that_subscribers_failed_to_handle(
+    failures: int, times: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--once says how often subscribers failed to handle an event, so that it does not look like a
+    success. It is a number of times: --once dispatches an event that failed once more."""
     app = application()
     dispatcher = EventDispatcher(app.registry)
     app.registry.registerUtility(dispatcher, IMailEventDispatcher)
-    dispatcher.failures = 2
+    dispatcher.failures = failures
     processor = Processor(run_once=once(Tally(delivered=2)))
     assert run('x.ini', '--once', processor=processor, app=app) == 0
     text = without_time(capsys.readouterr().err)
     assert text.partition('\n')[2] == (
         'psendmail-qp: 2 delivered, 0 deferred, 0 failed\n'
-        'psendmail-qp: events that subscribers failed to handle: 2 (see the log); '
-        'they are dispatched again later\n'
+        f'psendmail-qp: subscribers failed {times} to handle an event (see the log); what was not '
+        'handled is dispatched again later\n'
     )
 
 

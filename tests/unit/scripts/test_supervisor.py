@@ -291,8 +291,8 @@ def test_sums(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0
     assert err(capsys) == [
         '7 delivered, 1 deferred, 2 failed',
-        'events that subscribers failed to handle: 3 (see the log); '
-        'they are dispatched again later',
+        'subscribers failed 3 times to handle an event (see the log); what was not handled is '
+        'dispatched again later',
     ]
 
 
@@ -316,7 +316,7 @@ def test_what_waits_and_what_left(capsys: pytest.CaptureFixture[str]) -> None:
     first, *_, stopped, summary, last = capsys.readouterr().err.splitlines()
     assert 'watching /srv/mail with 2 processes: 3 mails wait, the oldest since 19' in first
     assert stopped == 'psendmail-qp: stopped by SIGTERM; unsent mail stays queued'
-    assert last.startswith('psendmail-qp: events that subscribers failed to handle: 1')
+    assert last.startswith('psendmail-qp: subscribers failed once to handle an event')
     assert summary == 'psendmail-qp: 35 delivered, 2 deferred, 3 failed in 2 h'
 
 

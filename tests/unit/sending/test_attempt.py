@@ -348,7 +348,8 @@ def test_interrupted_after_the_dot(on_disk: World, caplog: pytest.LogCaptureFixt
     assert on_disk.attempt(answers()).sent == []
     assert lines(caplog) == [
         f'WARNING {mail.message_id}: ambiguous for ann@example.org (attempt 1, '
-        'smtp://relay.example.org:25): ambiguous: a process stopped while it was sending this mail'
+        'smtp://relay.example.org:25): a process stopped while it was sending this mail '
+        '(sent again in 60 s: it may arrive twice)'
     ]
     on_disk.clock.now += 60
     assert on_disk.attempt(answers()).sent == [(mail.message_id, mail.recipients)]

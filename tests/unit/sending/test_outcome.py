@@ -147,6 +147,17 @@ def test_an_older_event_is_settled_once(world: World) -> None:
     ]
 
 
+def test_the_log_says_when_it_is_tried_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line of a deferred mail has the time until the next try, the event its moment."""
+    world.dispatcher.kinds = ('deferred',)
+    world.put(make_envelope())
+    world.attempt(answers(LATER))
+    assert lines(caplog)[-1].endswith(': 450 4.2.0 greylisted (next try in 60 s)')
+    assert world.dispatcher.pending_events[0].retry_at == world.clock.now + 60
+
+
 def test_given_up_by_age(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """A temporary failure is final once the mail is too old; the reason and the log say so."""
     world.dispatcher.kinds = ('error',)
@@ -195,6 +206,9 @@ def test_ambiguous_is_sent_again(world: World, caplog: pytest.LogCaptureFixture)
     world.attempt(answers(NO_ANSWER))
     [line] = lines(caplog)
     assert line.startswith(f'WARNING {mail.message_id}: ambiguous for ann@example.org')
+    assert line.endswith(
+        ': no answer to the whole message (sent again in 60 s: it may arrive twice)'
+    )
     [event] = world.dispatcher.pending_events
     assert (event.kind, event.reason) == ('deferred', 'ambiguous: no answer to the whole message')
     world.clock.now += 60

@@ -172,7 +172,9 @@ def test_half_the_pace_and_slowly_more(sending: Sending, caplog: pytest.LogCaptu
     sending.clock.now += RECOVERY_TIME - 1
     assert sending.pace() == pytest.approx(40, abs=5)
     assert len(caplog.records) == 1
-    assert 'throttles; all mail waits for 1 s, then 20 mails leave in a second' in caplog.text
+    assert (
+        'throttles; all mail waits for 1 s, then leaves at 20 a second, and slowly' in caplog.text
+    )
     assert str(SES) in caplog.text
     sending.clock.now += FULL_PACE_TIME
     assert sending.throttle.retry_in(9999) == 0
