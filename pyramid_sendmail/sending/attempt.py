@@ -199,7 +199,7 @@ class Batch:
         self._clear_ambiguous()
         self._send_again()
         while self._resend:
-            _put_back(self._resend.pop())  # the first one last: it is put back in front
+            _put_back(self._resend.popleft())
         return True
 
     def _send_again(self) -> None:

@@ -458,6 +458,32 @@ def test_a_quota_that_is_used_up(
     assert {event.attempt for event in setup.dispatcher.pending_events} == {1}
 
 
+@pytest.mark.parametrize('verb', ['RCPT', '421'])
+def test_a_mail_that_is_always_throttled_holds_up_no_other(
+    verb: str, smtp_server: ScriptedSMTPServer
+) -> None:
+    """Its sender or its recipient has a limit: mail that came later is sent in the meantime, even
+    if the relay closes the connection each time."""
+    clock = Clock(1000.0)
+    setup = ProcessorSetup(MemoryQueue())
+    setup.mailer = make_mailer(  # type: ignore[assignment]
+        smtp_server.host, smtp_server.port, timeouts=Timeouts(*[1e6] * 7)
+    )
+    refusal = reply(450, '4.7.1 rate limit') if verb == 'RCPT' else reply_then_drop(421, 'slow down')
+    smtp_server.always('RCPT', refusal, match='eve@')
+    setup.put('eve@example.org')
+    with setup.running(workers=2, monotonic=clock, pause=1.0, idle=1e9) as processor:
+        until(lambda: processor.current)
+        active_queue = processor.current.active_queue  # type: ignore[union-attr]
+        with passing(clock, active_queue.notify_waiters):
+            until(lambda: processor._throttle.retry_in())
+            for _ in range(4):
+                setup.put('ann@example.org')
+            setup.queue.wake()
+            until(lambda: smtp_server.accepted('ann@example.org') == 4)
+    assert smtp_server.accepted('eve@example.org') == 0
+
+
 @pytest.mark.parametrize('code', [250, 550])
 def test_some_recipients_are_throttled(
     code: int, smtp_server: ScriptedSMTPServer, tmp_path: object
