@@ -296,6 +296,9 @@ class MaildirQueue:
     def last_heartbeat(self) -> float | None:
         return self._heartbeat.last()
 
+    def count_waiting(self, limit: int | None = None) -> tuple[int, float | None] | None:
+        return self._browser.count_waiting(limit)
+
     def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
         return self._browser.mails(state)
 

@@ -469,14 +469,16 @@ def test_a_mail_that_is_always_throttled_holds_up_no_other(
     setup.mailer = make_mailer(  # type: ignore[assignment]
         smtp_server.host, smtp_server.port, timeouts=Timeouts(*[1e6] * 7)
     )
-    refusal = reply(450, '4.7.1 rate limit') if verb == 'RCPT' else reply_then_drop(421, 'slow down')
+    refusal = (
+        reply(450, '4.7.1 rate limit') if verb == 'RCPT' else reply_then_drop(421, 'slow down')
+    )
     smtp_server.always('RCPT', refusal, match='eve@')
     setup.put('eve@example.org')
     with setup.running(workers=2, monotonic=clock, pause=1.0, idle=1e9) as processor:
         until(lambda: processor.current)
         active_queue = processor.current.active_queue  # type: ignore[union-attr]
         with passing(clock, active_queue.notify_waiters):
-            until(lambda: processor._throttle.retry_in())
+            until(processor._throttle.retry_in)
             for _ in range(4):
                 setup.put('ann@example.org')
             setup.queue.wake()
