@@ -76,7 +76,7 @@ class MaildirQueue:
         self._files = QueueFiles(path, sync=sync, group=group, clock=clock)
         self._late_sync = None
         if sync and late_sync:
-            self._late_sync = LateSync(partial(self._files.sync_folder, 'new'), path)
+            self._late_sync = LateSync(self._files.sync_folder, path)
         self._wake_up = WakeUp(self._files)
         self._heartbeat = HeartbeatFile(self._files, clock)
         self._dead_letters = DeadLetters(self._files)
