@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,7 +134,8 @@ def test_a_process_that_exits_syncs_first() -> None:
         'from pyramid_sendmail.queue.maildir import late_sync as module\n'
         'from pyramid_sendmail.queue.maildir.directory import Directory\n'
         'module._GATHER_TIME = 60.0\n'
-        'late = module.LateSync(lambda folder: print("synced", os.getpid(), flush=True), "/queue")\n'
+        'say = lambda folder: print("synced", os.getpid(), flush=True)\n'
+        'late = module.LateSync(say, "/queue")\n'
         'late.request(Directory("/"))\n'
         'if not os.fork():\n'
         '    late.request(Directory("/"))\n'
@@ -154,7 +156,7 @@ def test_a_fork_while_the_disk_is_busy() -> None:
     late = LateSync(syncs, '/queue')
     syncs.go.clear()
     late.request(FOLDER)
-    until(lambda: late._syncing.locked())
+    until(late._syncing.locked)
 
     def work() -> None:
         signal.alarm(20)  # ends a child that waits for ever
@@ -174,7 +176,7 @@ def test_a_queue_that_was_replaced(
     moment: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is synced is the folder that the mail is in: that of the vote, where the new queue must
-    not have it, or where the queue is replaced before the sync."""
+    not have a second one, or where the queue is replaced before the sync."""
     path = tmp_path / 'queue'
     queue = MaildirQueue(str(path), late_sync=True, clock=Clock())
     synced = Syncs()
@@ -183,8 +185,10 @@ def test_a_queue_that_was_replaced(
     put = queue.put([make_envelope()])
     if moment == 'after':
         put.publish()
+    shutil.copytree(path, tmp_path / 'copy', ignore=shutil.ignore_patterns('trigger'))
     path.rename(tmp_path / 'old')
-    path.write_text('no folder')
+    (tmp_path / 'copy').rename(path)
+    queue.check_writable()
     if moment == 'before':
         put.publish()
     until(lambda: synced.count == 1)
