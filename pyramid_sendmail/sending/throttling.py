@@ -58,6 +58,15 @@ _RECIPIENT = re.compile(r'\b(?:receiving|recipient|mailbox|inbox)\b', re.IGNOREC
 """'The user you are trying to contact is receiving mail at a rate ...' (Gmail), 'recipient thread
 limit exceeded' (Exchange): the others may be sent to meanwhile."""
 
+_TOO_SLOW = re.compile(
+    r'\b(?:data|transfer)\srate\b|\btoo\s(?:slow|low)\b|\bbelow\b|\bminimum\b', re.IGNORECASE
+)
+"""'Data rate too slow', 'below the minimum rate': what is too slow is our line."""
+
+_NOT_THE_RATE = (('3', '1'), ('3', '4'), ('3', '5'))
+"""X.3.1 a full disk ('no space on volume'), X.3.4 the size ('message line limit'), X.3.5 a wrong
+configuration (RFC 3463, 3.4)."""
+
 _SESSION = re.compile(r'\b(?:this|one|per|each|a)\s(?:connection|session)\b', re.IGNORECASE)
 """'Too many messages in this connection' (Exim): another connection will do."""
 
@@ -85,16 +94,17 @@ def is_throttling(reply: Reply | None) -> bool:
     A temporary one, with 4.7.28 (IANA, enhanced status codes: unsolicited mail rate), with 432
     4.3.2 (Exchange Online), or with words of the rate. A reply about a recipient never is: by its
     enhanced code (RFC 3463, X.1.x and X.2.x), or by its words; nor one about a single session or
-    transaction (X.5.x).
+    transaction (X.5.x), about content (X.6.x), about the relay's disk or configuration, or about a
+    line that is too slow.
     """
     if reply is None or reply.code // 100 != 4:
         return False
     code = _ENHANCED_CODE.match(reply.text)
-    if code is not None and code[1] in '125':
-        return False
-    if _RECIPIENT.search(reply.text) or _SESSION.search(reply.text):
-        return False
     numbers = code.group(1, 2) if code is not None else ()
+    if code is not None and (code[1] in '1256' or numbers in _NOT_THE_RATE):
+        return False
+    if any(words.search(reply.text) for words in (_RECIPIENT, _SESSION, _TOO_SLOW)):
+        return False
     if numbers == ('7', '28') or (reply.code == 432 and numbers == ('3', '2')):
         return True
     return _TOO_FAST.search(reply.text) is not None

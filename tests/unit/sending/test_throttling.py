@@ -76,6 +76,12 @@ OTHER = [
     (452, '4.2.2 Daily message quota exceeded'),
     (451, '5.2.1 mailbox: rate limit'),
     (450, '4.1.1 rate limit'),
+    (452, '4.3.1 Mail system full: no space on volume /var/spool'),
+    (452, '4.3.4 Message line limit exceeded'),
+    (451, '4.3.5 Server configuration error: rate policy lookup failed'),
+    (450, '4.6.0 content: spam rate too high'),
+    (421, '4.4.2 your connection is below the minimum data rate'),
+    (421, 'Transfer rate too slow'),
     (452, '4.5.3 Too many recipients'),
     (452, '4.5.3 too many messages'),
     (421, 'Too many messages in this connection'),  # Exim
