@@ -222,6 +222,11 @@ class ActiveQueue:
             self.refund(ticket)
         self.on_change()
 
+    @property
+    def has_unthrottled(self) -> bool:
+        """Whether there is a ticket that was not put back as throttled."""
+        return bool(len(self._new) or len(self._deferred))
+
     def note_contention(self, ticket: Ticket) -> None:
         """Record that a claim failed; another processor probably holds the mail."""
         with self._changed:

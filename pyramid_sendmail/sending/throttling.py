@@ -50,7 +50,7 @@ BLAMED_AFTER = 5
 its sender or its recipients may be the reason, and it must not slow all mail for ever."""
 
 MAX_SUSPECTS = 1_000
-"""Mails for which that is counted."""
+"""Mails for which that is counted, and senders that are remembered."""
 
 _ENHANCED_CODE = re.compile(r'[245]\.(\d{1,3})\.(\d{1,3})\b')
 
@@ -152,15 +152,17 @@ class Throttle:
         self._slowed_since = 0.0
         self._times_slowed = 0
         self._reply = ''
+        self._senders: set[str] = set()
+        """Whose mail was throttled since a mail was taken."""
         self._suspects: dict[str, tuple[int, int]] = {}
         """By the envelope's id: how often the mail was throttled, and ``_total`` then."""
 
     # What the relay says
 
-    def judge(self, id: str, outcome: Outcome) -> tuple[str, ...]:
+    def judge(self, id: str, outcome: Outcome, sender: str = '') -> tuple[str, ...]:
         """Return the recipients that were throttled, and slow down if there are any.
 
-        ``id``: the envelope's.
+        ``id``, ``sender``: the envelope's.
         """
         throttled: list[str] = []
         reply: Reply | None = None
@@ -178,9 +180,9 @@ class Throttle:
             if self._suspects:
                 self._suspects.pop(id, None)
             return ()
-        return tuple(throttled) if self.slows(id, reply) else ()
+        return tuple(throttled) if self.slows(id, reply, sender) else ()
 
-    def slows(self, id: str, reply: Reply) -> bool:
+    def slows(self, id: str, reply: Reply, sender: str = '') -> bool:
         """Slow down if this reply to a mail throttles. Return False if it does not, or if it is the
         mail's own fault."""
         if not is_throttling(reply):
@@ -189,6 +191,8 @@ class Throttle:
             if self._blames_mail(id):
                 return False
             first = self._slow_down(reply)
+            if len(self._senders) < MAX_SUSPECTS:
+                self._senders.add(sender)
         if first is not None:
             pause, pace = first
             log.warning(
@@ -197,6 +201,11 @@ class Throttle:
                 *(self._relay, pause, pace, reply),
             )
         return True
+
+    def passes(self, sender: str) -> bool:
+        """Return whether mail of this sender may be tried before that of others: not if it was
+        throttled and no mail has been taken since. The limit may be that of the sender."""
+        return self._total != self._total_then or sender not in self._senders
 
     @property
     def error(self) -> Throttled | None:
@@ -253,6 +262,7 @@ class Throttle:
             self._in_a_row += 1
         else:
             self._in_a_row = 1
+            self._senders.clear()
             self._pace = max(min(self._pace_at(now), self._measured(now)) / 2, SLOWEST_PACE)
         self._total_then = self._total
         self._reply = str(reply)

@@ -28,7 +28,7 @@ from pyramid_sendmail.sending.throttling import (
 )
 from tests.support.doubles import RecordingMailer
 from tests.support.processors import ProcessorSetup, RecordingDispatcher, is_empty, log_levels
-from tests.support.queues import Clock, until
+from tests.support.queues import Clock, make_envelope, until
 from tests.support.sessions import make_mailer
 from tests.support.smtp.server import ScriptedSMTPServer, Session, reply, reply_then_drop
 
@@ -266,6 +266,25 @@ def test_a_mail_that_alone_is_throttled(sending: Sending) -> None:
     assert len(sending.throttle._suspects) == MAX_SUSPECTS
 
 
+def test_senders_that_are_throttled(sending: Sending) -> None:
+    """Mail of another one is tried first, until a mail is taken."""
+    assert sending.throttle.passes('eve')
+    for name in ('eve', 'mallory'):
+        sending.throttle.judge(name, outcome(SES), name)
+    assert not sending.throttle.passes('eve')
+    assert not sending.throttle.passes('mallory')
+    assert sending.throttle.passes('ann')
+    sending.take(1)
+    assert sending.throttle.passes('eve')
+    sending.clock.now += 9
+    sending.throttle.judge('3', outcome(SES), 'mallory')
+    assert sending.throttle.passes('eve')
+    assert not sending.throttle.passes('mallory')
+    for number in range(2 * MAX_SUSPECTS):
+        sending.throttle.slows(str(number), SES, str(number))
+    assert len(sending.throttle._senders) == MAX_SUSPECTS
+
+
 def test_no_mail_is_blamed_for_a_relay_that_takes_none(sending: Sending) -> None:
     """However often the same mail is tried."""
     sending.take(3)
@@ -490,6 +509,33 @@ def test_a_mail_that_is_always_throttled_holds_up_no_other(
             setup.queue.wake()
             until(lambda: smtp_server.accepted('ann@example.org') == 4)
     assert smtp_server.accepted('eve@example.org') == 0
+
+
+def test_a_sender_who_is_throttled_holds_up_no_other(smtp_server: ScriptedSMTPServer) -> None:
+    """However much of his mail comes first, and though each try lets the next one wait longer: it
+    is passed over as soon as the relay takes none, and read for that but not tried."""
+    clock = Clock(1000.0)
+    setup = ProcessorSetup(MemoryQueue())
+    setup.mailer = make_mailer(  # type: ignore[assignment]
+        smtp_server.host, smtp_server.port, timeouts=Timeouts(*[1e6] * 7)
+    )
+    tried: list[float] = []
+
+    def refuse(session: Session) -> object:
+        tried.append(clock.now)
+        return reply(450, '4.7.1 rate limit')
+
+    smtp_server.always('MAIL', refuse, match='eve@')  # type: ignore[arg-type]
+    setup.queue.put([make_envelope(sender='eve@example.org') for _ in range(40)]).publish()
+    for _ in range(4):
+        setup.put('ann@example.org')
+    with setup.running(workers=1, monotonic=clock, pause=1.0, idle=1e9) as processor:
+        until(lambda: processor.current)
+        active_queue = processor.current.active_queue  # type: ignore[union-attr]
+        with passing(clock, active_queue.notify_waiters):
+            until(lambda: smtp_server.accepted('ann@example.org') == 4)
+    assert len(tried) < 20
+    assert len(setup.queue) == 40
 
 
 @pytest.mark.parametrize('code', [250, 550])
