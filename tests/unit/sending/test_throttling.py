@@ -512,8 +512,8 @@ def test_a_mail_that_is_always_throttled_holds_up_no_other(
 
 
 def test_a_sender_who_is_throttled_holds_up_no_other(smtp_server: ScriptedSMTPServer) -> None:
-    """However much of his mail comes first, and though each try lets the next one wait longer: it
-    is passed over as soon as the relay takes none, and read for that but not tried."""
+    """However much mail of that sender comes first, and though each try lets the next one wait
+    longer: it is passed over while the relay takes none."""
     clock = Clock(1000.0)
     setup = ProcessorSetup(MemoryQueue())
     setup.mailer = make_mailer(  # type: ignore[assignment]
