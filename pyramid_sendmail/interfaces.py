@@ -224,6 +224,13 @@ class IMonitoredQueue(Interface):
         """Return when a queue processor, of whatever process, did so last, in epoch seconds; None
         if that was never, or cannot be seen. Never raises an Exception."""
 
+    def count_waiting(limit: int | None = None) -> tuple[int, float | None] | None:
+        """Return how many mails are new or deferred, and when the most overdue of them was due, in
+        epoch seconds, None if none is overdue; or None if there are more than ``limit``.
+
+        Reads no mail, and no more of the listing than that. Raises QueueError.
+        """
+
 
 class IBrowsableQueue(Interface):
     """A queue that people can browse and repair: what commands and web pages need.

@@ -289,7 +289,8 @@ class DirectSender:
             self._used_at = self._monotonic()
             self._unanswered -= len(mails.tickets) - len(left)
             if left:
-                self._mails.appendleft(mails._replace(tickets=tuple(left)))
+                # Behind the others: they need not be throttled, and hold up no mail then.
+                self._mails.append(mails._replace(tickets=tuple(left)))
                 return
             self._unanswered_bytes -= mails.size
         mails.answered.set()
@@ -346,7 +347,7 @@ class DirectSender:
             return None
         if claim is None:
             return None
-        wait = partial((deque() if left is None else left).appendleft, ticket)
+        wait = partial((deque() if left is None else left).append, ticket)
         return DirectClaim(claim, self.scan, wait, self._recorder.clock)
 
     def _not_sent(self, tickets: tuple[Ticket, ...], error: Exception) -> None:

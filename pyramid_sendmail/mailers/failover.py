@@ -13,6 +13,7 @@ from zope.interface import implementer
 
 from ..exceptions import MailerUnavailable
 from ..interfaces import IMailer, IMailSession
+from ..threads import after_fork
 
 __all__ = ['RETRY_INTERVAL', 'FailoverMailer']
 
@@ -60,8 +61,12 @@ class FailoverMailer:
         self._candidates = [_Candidate(rank, mailer) for rank, mailer in enumerate(mailers)]
         self._retry_interval = retry_interval
         self._monotonic = monotonic
-        self._lock = threading.Lock()
         self._current = self._candidates[0]
+        after_fork(self._reset)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
 
     @property
     def name(self) -> str:

@@ -38,6 +38,7 @@ class _Lane:
         self._block: list[Ticket] = []
         self._block_start: tuple[str, Ticket] | None = None
         self._contested = False
+        self._added_last = 0
 
     def __len__(self) -> int:
         return len(self._heap) + len(self._block)
@@ -50,6 +51,11 @@ class _Lane:
 
     def note_contention(self) -> None:
         self._contested = True
+
+    def add_last(self, ticket: Ticket) -> None:
+        """Add a ticket behind those that were added so before. A lane has all or none so."""
+        self._added_last += 1
+        heappush(self._heap, (f'{self._added_last:012d}', ticket))
 
     def pop(self) -> Ticket:
         if self._contested and not self._block:
@@ -73,8 +79,10 @@ class _Lane:
 class ActiveQueue:
     """The tickets that are due and not yet taken. Thread-safe.
 
-    New and deferred mail is taken in turn, each kind in the order of its tickets, and no faster
-    than the rate limiter permits. ``idle_timeout``: see IDLE_TIMEOUT, in seconds. A worker is one
+    New mail, deferred mail and mail that was throttled is taken in turn, and no faster than the
+    rate limiter permits: new and deferred mail in the order of its tickets, throttled mail in the
+    order in which it was put back. So a mail that alone is throttled, again and again, holds up no
+    other mail. ``idle_timeout``: see IDLE_TIMEOUT, in seconds. A worker is one
     connection: ``worker`` identifies it. ``monotonic``: the clock of that time-out.
 
     ``on_change``: called when there is more to take, or nothing more ever, without a lock.
@@ -93,9 +101,10 @@ class ActiveQueue:
         self._monotonic = monotonic
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._lanes = {True: _Lane(), False: _Lane()}
+        self._new, self._deferred, self._throttled = _Lane(), _Lane(), _Lane()
+        self._lanes = [self._new, self._deferred, self._throttled]
+        """Those that come first when the next ticket is taken first."""
         self._count = 0
-        self._new_next = True
         self._known: set[Ticket] = set()
         """Tickets that are here or being worked on."""
         self._examined: set[Ticket] = set()
@@ -181,8 +190,9 @@ class ActiveQueue:
             permit = self._rate_limiter.acquire()
             if permit is None:
                 return None
-            lane = self._lanes[self._new_next] or self._lanes[not self._new_next]
-            self._new_next = not self._new_next
+            lane = next(filter(len, self._lanes))
+            self._lanes.remove(lane)
+            self._lanes.append(lane)
             ticket = lane.pop()
             self._count -= 1
             self._taken.setdefault(worker, []).append(ticket)
@@ -196,17 +206,26 @@ class ActiveQueue:
             if permit is not None and self._rate_limiter.refund(permit):
                 self._changed.notify_all()
 
-    def put_back(self, ticket: Ticket) -> None:
+    def put_back(self, ticket: Ticket, *, throttled: bool = False) -> None:
         """Let another worker take a ticket that was taken and for which no mail was sent."""
         with self._changed:
             for taken in self._taken.values():
                 if ticket in taken:
                     taken.remove(ticket)
             if not self._closed:
-                self._add(ticket)
+                if throttled:
+                    self._throttled.add_last(ticket)
+                    self._count += 1
+                else:
+                    self._add(ticket)
                 self._changed.notify_all()
             self.refund(ticket)
         self.on_change()
+
+    @property
+    def has_unthrottled(self) -> bool:
+        """Whether there is a ticket that was not put back as throttled."""
+        return bool(len(self._new) or len(self._deferred))
 
     def note_contention(self, ticket: Ticket) -> None:
         """Record that a claim failed; another processor probably holds the mail."""
@@ -217,13 +236,13 @@ class ActiveQueue:
         """Return how many tickets are here, and for how many seconds the oldest has been due.
         ``now``: in epoch seconds."""
         with self._lock:
-            dues = [ticket.due for lane in self._lanes.values() for ticket in lane]
+            dues = [ticket.due for lane in self._lanes for ticket in lane]
         return len(dues), max(now - min(dues), 0.0) if dues else 0.0
 
     def not_yet_examined(self) -> list[Ticket]:
         """Return the tickets that are here and that no earlier call returned, in order."""
         with self._changed:
-            present = {ticket for lane in self._lanes.values() for ticket in lane}
+            present = {ticket for lane in self._lanes for ticket in lane}
             found = present - self._examined
             self._examined = present
             return sorted(found, key=lambda ticket: ticket.order)
@@ -344,7 +363,7 @@ class ActiveQueue:
         self._count += 1
 
     def _lane(self, ticket: Ticket) -> _Lane:
-        return self._lanes[ticket.state == 'new']
+        return self._new if ticket.state == 'new' else self._deferred
 
 
 def _nothing() -> None:

@@ -40,7 +40,7 @@ class Claimer:
         self._queue = queue
         self._dispatcher = dispatcher
 
-    def claim(self, ticket: Ticket, *, settled: bool = False) -> IMailClaim | None:
+    def claim(self, ticket: Ticket, *, settled: bool = False) -> TrackedClaim | None:
         """Return a claim, or None. A damaged file becomes an error event; a file that cannot be
         read stays where it is, and the other mail is sent."""
         try:
@@ -69,6 +69,10 @@ class Claimer:
                 report_settled(claim, self._dispatcher)
 
 
+PASSED_OVER = 1_000
+"""Mails that are put back, for each one that is sent, to find one of another sender."""
+
+
 class DueClaims(Iterator[IMailClaim]):
     """Claims due mail one by one for a worker. Never waits.
 
@@ -82,7 +86,7 @@ class DueClaims(Iterator[IMailClaim]):
         self._worker = worker
 
     def __next__(self) -> IMailClaim:
-        run, queue = self._run, self._run.active_queue
+        run, queue, passed_over = self._run, self._run.active_queue, 0
         while run.breaker.allows(self._worker):
             ticket = queue.pop(self._worker)
             if ticket is None:
@@ -97,10 +101,23 @@ class DueClaims(Iterator[IMailClaim]):
             finally:
                 if not _will_be_sent(claim, self._claimer.clock()):
                     queue.refund(ticket)
-            if claim is not None:
+            if claim is None:
+                queue.note_contention(ticket)
+            elif passed_over < PASSED_OVER and self._comes_later(claim):
+                passed_over += 1
+                claim.put_back()
+            else:
                 return claim
-            queue.note_contention(ticket)
         raise StopIteration
+
+    def _comes_later(self, claim: IMailClaim) -> bool:
+        """Whether mail of another sender is to be tried before: all that was tried of this one was
+        throttled."""
+        return (
+            not self._run.throttle.passes(claim.envelope.sender)
+            and self._run.active_queue.has_unthrottled
+            and _will_be_sent(claim, self._claimer.clock())
+        )
 
 
 def _will_be_sent(claim: IMailClaim | None, now: float) -> bool:

@@ -179,7 +179,7 @@ class Run:
     def put_back(self, ticket: Ticket) -> None:
         """Record that a claim was released because the mail was throttled: it is among the first
         after the pause."""
-        self.active_queue.put_back(ticket)
+        self.active_queue.put_back(ticket, throttled=True)
 
     def claim_released(self, ticket: Ticket) -> None:
         """Record that a claim was released without an attempt.

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import cast
 
 from ..exceptions import QueueError
-from ..interfaces import IBrowsableQueue, IMailQueue, IMailQueueProcessor
+from ..interfaces import IBrowsableQueue, IMailQueue, IMailQueueProcessor, IMonitoredQueue
 from ..threads import BackgroundThread, BackgroundThreads
 
 __all__ = ['ProcessorThread']
@@ -147,9 +147,12 @@ def _is_loaded_by_server() -> bool:
 
 def _has_mail(queue: IMailQueue) -> bool:
     """Return whether mail waits in a queue, as far as that can be seen."""
-    if not IBrowsableQueue.providedBy(queue):
-        return False
     with suppress(QueueError):
+        if IMonitoredQueue.providedBy(queue):
+            # Without reading the listing of a long queue.
+            return cast(IMonitoredQueue, queue).count_waiting(0) != (0, None)
+        if not IBrowsableQueue.providedBy(queue):
+            return False
         return any(
             True for state in ('new', 'deferred') for _ in cast(IBrowsableQueue, queue).mails(state)
         )

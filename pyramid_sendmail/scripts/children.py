@@ -208,6 +208,9 @@ class SupervisorLink:
     ) -> None:
         self._send('begin', queue, is_new, self.processes, waiting)
 
+    def counted(self, queue: str, waiting: Waiting) -> None:
+        self._send('counted', queue, waiting)
+
     @contextmanager
     def progress(self) -> Iterator[Progress]:
         yield lambda tally, left: self._send('progress', *_counts(tally), left)

@@ -8,8 +8,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.metadata import version
 
@@ -25,11 +25,13 @@ from ..interfaces import (
     IMailEventDispatcher,
     IMailQueue,
     IMailQueueProcessor,
+    IMonitoredQueue,
 )
 from ..settings import converters
 from ..settings.overrides import overriding
 from ..settings.shares import share, share_of_settings, useful_processes
 from ..settings.table import table_rows
+from ..threads import BackgroundThread
 from . import reloading
 from .application import UsageError, file_of, registry_of
 from .application import load as load_application
@@ -39,6 +41,16 @@ from .supervisor import supervise
 from .terminal import Output, Terminal, Waiting, standard_streams
 
 __all__ = ['main', 'run']
+
+COUNTED_AT_ONCE = 5_000
+"""Mails that are counted before the first one leaves, at most: more would hold it up, by half a
+second for 200,000."""
+
+COUNT_DELAY = 2.0
+"""Seconds until more than that are counted."""
+
+COUNTING = 'pyramid_sendmail count'
+"""The name of the thread that does it."""
 
 EXIT_DONE, EXIT_RELAY_UNAVAILABLE, EXIT_USAGE, EXIT_QUEUE_UNUSABLE = 0, 1, 2, 3
 
@@ -124,11 +136,11 @@ def run(
         except KeyboardInterrupt:
             return signals.status if arguments.once else EXIT_DONE
         try:
-            _begin(registry, output, once=arguments.once)
-            if arguments.once:
-                _once(processor, registry, signals.stop, output)
-                return signals.status
-            _run(processor, registry, signals, output)
+            with _begun(registry, output, once=arguments.once):
+                if arguments.once:
+                    _once(processor, registry, signals.stop, output)
+                    return signals.status
+                _run(processor, registry, signals, output)
         except QueueError as error:
             return output.fail(str(error), EXIT_QUEUE_UNUSABLE)
         except MailerUnavailable as error:
@@ -271,14 +283,27 @@ def _take_share(
     return workers and max(share(workers, number, of), 1)
 
 
-def _begin(registry: Registry, output: Output, *, once: bool) -> None:
+@contextmanager
+def _begun(registry: Registry, output: Output, *, once: bool) -> Iterator[None]:
     """Say that the run begins, what waits, and whether the queue is new: its path may be
     mistyped."""
     queue = registry.queryUtility(IMailQueue)
     path = getattr(queue, 'path', None)
+    name = str(queue if path is None else path)
     is_new = path is not None and _is_missing(path)
-    waiting = None if is_new or not output.wants_waiting else _waiting(queue)
-    output.begin(str(queue if path is None else path), is_new=is_new, once=once, waiting=waiting)
+    waiting = None
+    if output.wants_waiting and not is_new:
+        waiting = _waiting(queue, COUNTED_AT_ONCE)
+    output.begin(name, is_new=is_new, once=once, waiting=waiting)
+    over = threading.Event()
+    if waiting is not None and waiting.more:
+        BackgroundThread(
+            target=_count_later, args=(queue, name, output, over), name=COUNTING, daemon=True
+        ).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _is_missing(path: str) -> bool:
@@ -292,15 +317,27 @@ def _is_missing(path: str) -> bool:
     return False
 
 
-def _waiting(queue: object) -> Waiting | None:
-    """Return how much mail waits; None if that cannot be seen."""
-    if not IBrowsableQueue.providedBy(queue):
-        return None
+def _waiting(queue: object, limit: int | None = None) -> Waiting | None:
+    """Return how much mail waits; None if that cannot be seen. ``limit``: count no further."""
     try:
-        stats = queue.stats()
+        if IMonitoredQueue.providedBy(queue):
+            counted = queue.count_waiting(limit)
+            return Waiting(limit or 0, None, more=True) if counted is None else Waiting(*counted)
+        if IBrowsableQueue.providedBy(queue):
+            stats = queue.stats()
+            return Waiting(stats.counts['new'] + stats.counts['deferred'], stats.oldest_due)
     except QueueError:
-        return None  # the run says why
-    return Waiting(stats.counts['new'] + stats.counts['deferred'], stats.oldest_due)
+        pass  # the run says why
+    return None
+
+
+def _count_later(queue: object, name: str, output: Output, over: threading.Event) -> None:
+    """Count what waits, when the first mail has left: it takes a second for half a million."""
+    if over.wait(COUNT_DELAY):
+        return
+    waiting = _waiting(queue)
+    if waiting is not None and not over.is_set():
+        output.counted(name, waiting)
 
 
 def _run(

@@ -201,6 +201,8 @@ class Supervisor:
         match report:
             case ['begin', queue, is_new, processes, *waiting] if not self._begun:
                 self._begin(queue, is_new, processes, *waiting)
+            case ['counted', queue, waiting] if (place.number, place.starts) == (1, 1):
+                self._terminal.counted(queue, Waiting(*waiting))
             case ['progress', delivered, deferred, failed, left]:
                 place.tally, place.left = Tally(delivered, deferred, failed), left
             case ['end', delivered, deferred, failed, failures]:

@@ -33,10 +33,11 @@ Progress = Callable[[Tally, int], None]
 
 class Waiting(NamedTuple):
     """How many mails wait, and when the most overdue of them was due, in epoch seconds; None if
-    none is due yet."""
+    none is due yet. ``more``: there are more, and that time is not known."""
 
     mails: int
     since: float | None
+    more: bool = False
 
 
 class Output(Protocol):
@@ -45,13 +46,16 @@ class Output(Protocol):
 
     @property
     def wants_waiting(self) -> bool:
-        """Whether ``begin`` shows what waits: to count a million mails takes seconds."""
+        """Whether ``begin`` and ``counted`` show what waits."""
 
     def begin(
         self, queue: str, *, is_new: bool, once: bool, waiting: Waiting | None = None
     ) -> None:
         """The application is loaded. ``is_new``: the queue does not exist yet. ``waiting``: None
         if it is not known."""
+
+    def counted(self, queue: str, waiting: Waiting) -> None:
+        """So much waits: ``begin`` knew only that it is more than can be counted in a moment."""
 
     def progress(self) -> AbstractContextManager[Progress]:
         """Return a context whose value, ``show(tally, left)``, shows how far ``--once`` is."""
@@ -108,6 +112,10 @@ class Terminal:
         if parts:
             self.say(': '.join(parts))
 
+    def counted(self, queue: str, waiting: Waiting) -> None:
+        if not self.quiet:
+            self.say(f'{queue}: {_waiting_text(waiting)}')
+
     def progress(self) -> AbstractContextManager[Progress]:
         return _progress_bar() if self.has_bar else nullcontext(no_progress)
 
@@ -136,7 +144,9 @@ class Terminal:
 
 def _waiting_text(waiting: Waiting) -> str:
     """Return what waits, in words. The time is local, as in the log."""
-    mails, since = waiting
+    mails, since, more = waiting
+    if more:
+        return f'more than {mails} mails wait'
     if not mails:
         return 'no mail waits'
     text = '1 mail waits' if mails == 1 else f'{mails} mails wait'

@@ -170,7 +170,8 @@ class Batch:
         self._relay.record_answer()
         throttled: tuple[str, ...] = ()
         if self._throttle is not None:
-            throttled = self._throttle.judge(self._pulled[0].envelope.id, outcome)
+            envelope = self._pulled[0].envelope
+            throttled = self._throttle.judge(envelope.id, outcome, envelope.sender)
         if throttled and len(throttled) < len(outcome) and not self._recorder.durable:
             throttled = ()  # a part of a mail cannot wait: no queue keeps it
         if throttled and self._throttle is not None:
@@ -193,13 +194,14 @@ class Batch:
         an answer are released untouched then, to be sent after the pause."""
         if reply is None or self._throttle is None or not self._pulled:
             return False
-        if not self._throttle.slows(self._pulled[0].envelope.id, reply):
+        envelope = self._pulled[0].envelope
+        if not self._throttle.slows(envelope.id, reply, envelope.sender):
             return False
         self.error = self.error or self._throttle.error
         self._clear_ambiguous()
         self._send_again()
         while self._resend:
-            _put_back(self._resend.pop())  # the first one last: it is put back in front
+            _put_back(self._resend.popleft())
         return True
 
     def _send_again(self) -> None:

@@ -50,13 +50,22 @@ BLAMED_AFTER = 5
 its sender or its recipients may be the reason, and it must not slow all mail for ever."""
 
 MAX_SUSPECTS = 1_000
-"""Mails for which that is counted."""
+"""Mails for which that is counted, and senders that are remembered."""
 
 _ENHANCED_CODE = re.compile(r'[245]\.(\d{1,3})\.(\d{1,3})\b')
 
 _RECIPIENT = re.compile(r'\b(?:receiving|recipient|mailbox|inbox)\b', re.IGNORECASE)
 """'The user you are trying to contact is receiving mail at a rate ...' (Gmail), 'recipient thread
 limit exceeded' (Exchange): the others may be sent to meanwhile."""
+
+_TOO_SLOW = re.compile(
+    r'\b(?:data|transfer)\srate\b|\btoo\s(?:slow|low)\b|\bbelow\b|\bminimum\b', re.IGNORECASE
+)
+"""'Data rate too slow', 'below the minimum rate': what is too slow is our line."""
+
+_NOT_THE_RATE = (('3', '1'), ('3', '4'), ('3', '5'))
+"""X.3.1 a full disk ('no space on volume'), X.3.4 the size ('message line limit'), X.3.5 a wrong
+configuration (RFC 3463, 3.4)."""
 
 _SESSION = re.compile(r'\b(?:this|one|per|each|a)\s(?:connection|session)\b', re.IGNORECASE)
 """'Too many messages in this connection' (Exim): another connection will do."""
@@ -85,16 +94,17 @@ def is_throttling(reply: Reply | None) -> bool:
     A temporary one, with 4.7.28 (IANA, enhanced status codes: unsolicited mail rate), with 432
     4.3.2 (Exchange Online), or with words of the rate. A reply about a recipient never is: by its
     enhanced code (RFC 3463, X.1.x and X.2.x), or by its words; nor one about a single session or
-    transaction (X.5.x).
+    transaction (X.5.x), about content (X.6.x), about the relay's disk or configuration, or about a
+    line that is too slow.
     """
     if reply is None or reply.code // 100 != 4:
         return False
     code = _ENHANCED_CODE.match(reply.text)
-    if code is not None and code[1] in '125':
-        return False
-    if _RECIPIENT.search(reply.text) or _SESSION.search(reply.text):
-        return False
     numbers = code.group(1, 2) if code is not None else ()
+    if code is not None and (code[1] in '1256' or numbers in _NOT_THE_RATE):
+        return False
+    if any(words.search(reply.text) for words in (_RECIPIENT, _SESSION, _TOO_SLOW)):
+        return False
     if numbers == ('7', '28') or (reply.code == 432 and numbers == ('3', '2')):
         return True
     return _TOO_FAST.search(reply.text) is not None
@@ -142,15 +152,17 @@ class Throttle:
         self._slowed_since = 0.0
         self._times_slowed = 0
         self._reply = ''
+        self._senders: set[str] = set()
+        """Whose mail was throttled since a mail was taken."""
         self._suspects: dict[str, tuple[int, int]] = {}
         """By the envelope's id: how often the mail was throttled, and ``_total`` then."""
 
     # What the relay says
 
-    def judge(self, id: str, outcome: Outcome) -> tuple[str, ...]:
+    def judge(self, id: str, outcome: Outcome, sender: str = '') -> tuple[str, ...]:
         """Return the recipients that were throttled, and slow down if there are any.
 
-        ``id``: the envelope's.
+        ``id``, ``sender``: the envelope's.
         """
         throttled: list[str] = []
         reply: Reply | None = None
@@ -167,12 +179,12 @@ class Throttle:
             self._total += 1
             self._taken.append(self._monotonic())
         if reply is not None:
-            return tuple(throttled) if self.slows(id, reply) else ()
+            return tuple(throttled) if self.slows(id, reply, sender) else ()
         if self._suspects:
             self._suspects.pop(id, None)
         return ()
 
-    def slows(self, id: str, reply: Reply) -> bool:
+    def slows(self, id: str, reply: Reply, sender: str = '') -> bool:
         """Slow down if this reply to a mail throttles. Return False if it does not, or if it is the
         mail's own fault."""
         if not is_throttling(reply):
@@ -181,6 +193,8 @@ class Throttle:
             if self._blames_mail(id):
                 return False
             first = self._slow_down(reply)
+            if len(self._senders) < MAX_SUSPECTS:
+                self._senders.add(sender)
         if first is not None:
             pause, pace = first
             log.warning(
@@ -189,6 +203,11 @@ class Throttle:
                 *(self._relay, pause, pace, reply),
             )
         return True
+
+    def passes(self, sender: str) -> bool:
+        """Return whether mail of this sender may be tried before that of others: not if it was
+        throttled and no mail has been taken since. The limit may be that of the sender."""
+        return self._total != self._total_then or sender not in self._senders
 
     @property
     def error(self) -> Throttled | None:
@@ -245,6 +264,7 @@ class Throttle:
             self._in_a_row += 1
         else:
             self._in_a_row = 1
+            self._senders.clear()
             self._pace = max(min(self._pace_at(now), self._measured(now)) / 2, SLOWEST_PACE)
         self._total_then = self._total
         self._reply = str(reply)

@@ -12,6 +12,7 @@ import pytest
 
 from pyramid_sendmail.envelope import Envelope
 from pyramid_sendmail.queue import MaildirQueue
+from pyramid_sendmail.queue.maildir.directory import Directory
 from pyramid_sendmail.queue.maildir.format import Unreadable, decode
 from tests.crash.bench import log
 from tests.crash.place import Lines
@@ -35,17 +36,19 @@ def commit(path: Path, mails: tuple[Envelope, ...], sync: Sync, end: str) -> Rec
     recording = Recording()
     queue = MaildirQueue(str(path), late_sync=sync == 'vote', clock=Clock())
     queue.prepare()
-    late, wanted = queue._late_sync, []
+    wanted: list[Directory] = []
+    late = queue._late_sync
     if late is not None:
         # What its thread does comes last here.
-        late.request = lambda: wanted.append(True)  # type: ignore[method-assign]
+        late.request = wanted.append  # type: ignore[method-assign]
     with Watch(path, recording):
         put = queue.put(mails)
         recording.mark('voted')
         recording.mark(f'{end} began')
         getattr(put, end)()
         recording.mark(f'{end} returned')
-        if late is not None and wanted:
+        if late is not None:
+            late._wanted = wanted
             late._sync_now()
         recording.mark('synced')
     queue.close()

@@ -21,6 +21,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Literal
 
 from ...exceptions import QueueError
@@ -185,6 +186,33 @@ class MaildirBrowser:
                 if own and info.state in ('new', 'deferred') and info.due <= now:
                     oldest = info.due if oldest is None else min(oldest, info.due)
         return QueueStats(counts=counts, oldest_due=oldest)
+
+    def count_waiting(self, limit: int | None = None) -> tuple[int, float | None] | None:
+        """See IMonitoredQueue."""
+        count, oldest = 0, inf
+        for folder in ('new', 'cur'):
+            for name in self._streamed(folder):
+                if name.startswith('.'):
+                    continue
+                count += 1
+                if limit is not None and count > limit:
+                    return None
+                schedule = parse(name)
+                if schedule is not None:
+                    oldest = min(oldest, schedule.due)
+        return count, oldest if oldest <= self._clock() else None
+
+    def _streamed(self, folder: str) -> Iterator[str]:
+        """Iterate over the names in a folder without reading it as a whole."""
+        try:
+            self._files.folders.refresh()
+            with self._files.entries(folder) as entries:
+                for entry in entries:
+                    yield entry.name
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._files.error('cannot be read', error) from error
 
     def _listed(self, wanted: tuple[MailState, ...]) -> Iterator[MailInfo]:
         for folder in dict.fromkeys(_FOLDERS[each] for each in wanted):

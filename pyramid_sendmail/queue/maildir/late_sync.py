@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from ...threads import BackgroundThreads
+from .directory import Directory
 
 __all__ = ['LATE_SYNC', 'LateSync']
 
@@ -31,25 +32,27 @@ THREAD = 'pyramid_sendmail late sync'
 
 
 class LateSync:
-    """Syncs a folder soon, in a thread of its own. ``sync`` raises OSError; ``root`` is for the
-    log."""
+    """Syncs folders soon, in a thread of its own. ``sync(folder)`` raises OSError; ``root`` is for
+    the log."""
 
-    def __init__(self, sync: Callable[[], object], root: str) -> None:
+    def __init__(self, sync: Callable[[Directory], object], root: str) -> None:
         self._sync = sync
         self._root = root
-        self._syncing = threading.Lock()
         self._threads = BackgroundThreads(self._reset, self._finish)
         self._reset()
 
     def _reset(self) -> None:
         """After a fork: the parent syncs what it published."""
         self._changed = threading.Condition()
-        self._wanted = False
+        self._syncing = threading.Lock()
+        self._wanted: list[Directory] = []
+        """Several where the queue was replaced: what was published is in the folder of then."""
 
-    def request(self) -> None:
-        """Have the folder synced within LATE_SYNC seconds. Never raises an OSError."""
+    def request(self, folder: Directory) -> None:
+        """Have a folder synced within LATE_SYNC seconds. Never raises an OSError."""
         with self._changed:
-            self._wanted = True
+            if folder not in self._wanted:
+                self._wanted.append(folder)
             self._changed.notify()
         try:
             self._threads.start(THREAD, self._run)
@@ -59,7 +62,7 @@ class LateSync:
     def _run(self) -> None:
         while True:
             with self._changed:
-                if not self._changed.wait_for(lambda: self._wanted, IDLE_TIME):
+                if not self._changed.wait_for(lambda: bool(self._wanted), IDLE_TIME):
                     # Within the lock: the next commit must not count on this thread.
                     self._threads.forget(THREAD)
                     return
@@ -69,16 +72,18 @@ class LateSync:
 
     def _sync_now(self) -> None:
         with self._syncing:
-            self._wanted = False
-            try:
-                self._sync()
-            except OSError as error:
-                log.critical(
-                    '%s: new/ could not be synced: committed mail is there, but after a power cut '
-                    'it may be in doubt: %s',
-                    self._root,
-                    error,
-                )
+            with self._changed:
+                folders, self._wanted = self._wanted, []
+            for folder in folders:
+                try:
+                    self._sync(folder)
+                except OSError as error:
+                    log.critical(
+                        '%s: new/ could not be synced: committed mail is there, but after a power '
+                        'cut it may be in doubt: %s',
+                        self._root,
+                        error,
+                    )
 
     def _finish(self, seconds: float) -> None:
         """The process exits."""

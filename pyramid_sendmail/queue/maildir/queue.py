@@ -81,7 +81,7 @@ class MaildirQueue:
         self._files = QueueFiles(path, sync=sync, group=group, clock=clock)
         self._late_sync = None
         if sync and late_sync:
-            self._late_sync = LateSync(partial(self._files.sync_folder, 'new'), path)
+            self._late_sync = LateSync(self._files.sync_folder, path)
         self._wake_up = WakeUp(self._files)
         self._heartbeat = HeartbeatFile(self._files, clock)
         self._dead_letters = DeadLetters(self._files)
@@ -312,6 +312,9 @@ class MaildirQueue:
 
     def last_heartbeat(self) -> float | None:
         return self._heartbeat.last()
+
+    def count_waiting(self, limit: int | None = None) -> tuple[int, float | None] | None:
+        return self._browser.count_waiting(limit)
 
     def mails(self, state: MailState | None = None) -> Iterator[MailInfo]:
         return self._browser.mails(state)

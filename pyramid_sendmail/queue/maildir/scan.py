@@ -21,6 +21,7 @@ from itertools import chain, islice
 from math import inf
 from typing import NamedTuple
 
+from ...threads import after_fork
 from ..ticket import LATEST_EVENT, Ticket, alternate, time_text
 from .filename import FOLDER_OF, match_name, ticket_of
 from .files import QueueFiles
@@ -86,8 +87,12 @@ class Scanner:
         self._left: set[str] = set()
         self._rejected_logged = False
         self._rest: Iterator[Ticket] = iter(())
-        self._lock = threading.Lock()
         self.read_ahead = ReadAhead(files)
+        after_fork(self._reset)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
 
     def scan(
         self,

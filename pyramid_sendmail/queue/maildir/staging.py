@@ -236,7 +236,11 @@ class StagedMail:
             return self._files.rename(self._tmp, temporary, new, name)
         except FileNotFoundError:
             # The folder has been removed a moment ago.
-            return self._files.rename(self._tmp, temporary, self._destination(), name)
+            new = self._destination()
+            moved = self._files.rename(self._tmp, temporary, new, name)
+            if moved:
+                self._sync(new)
+            return moved
 
     def _destination(self) -> Directory:
         """Return the folder for the committed mail: new/ of the queue, even if that was replaced
@@ -299,7 +303,7 @@ class StagedMail:
 
     def _sync(self, new: Directory) -> None:
         if self._late_sync is not None:
-            self._late_sync.request()
+            self._late_sync.request(new)
             return
         try:
             self._files.sync_folder(new)

@@ -280,6 +280,21 @@ def test_a_relay_that_goes_on_throttling(
         assert 'Throttling failure' in event.reason
 
 
+def test_a_mail_that_is_always_throttled_holds_up_no_other(
+    make: Callable[..., Direct], mailer: RecordingMailer
+) -> None:
+    """Neither of its own transaction nor of those that come later."""
+    direct = make(mailer, wait=False)
+    mailer.always('eve@example.org', SES)
+    direct.commit(message('eve', 'eve@example.org'))
+    mailer.wait_for(1)
+    direct.commit(message('eve', 'eve@example.org'), *map(message, numbered(3)))
+    direct.commit(message('mail 4'))
+    until(lambda: {(subject, 'sent') for subject in numbered(4)} <= set(direct.dispatcher.kinds))
+    assert ('eve', 'sent') not in direct.dispatcher.kinds
+    mailer.always('eve@example.org', OK)
+
+
 def test_without_a_queue_a_mail_throttled_in_part(mailer: RecordingMailer) -> None:
     """Nothing could keep it: the recipients that were throttled are an error event."""
     direct = Direct(MemoryQueue(keep_failed=False), mailer, durable=False)

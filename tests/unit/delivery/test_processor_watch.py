@@ -43,6 +43,9 @@ class Queue:
         self.looks += 1
         return self.seen
 
+    def count_waiting(self, limit: int | None = None) -> tuple[int, float | None] | None:
+        raise NotImplementedError
+
 
 class Site:
     """A web process, a processor, and their clocks."""

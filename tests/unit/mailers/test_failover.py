@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from typing import Any
 
@@ -14,6 +15,7 @@ from pyramid_sendmail.mailers.smtp.mailer import SMTPMailer
 from pyramid_sendmail.mailers.smtp.options import Timeouts
 from pyramid_sendmail.sending.relay_connection import RelayConnection
 from tests.support.doubles import RecordingMailer
+from tests.support.queues import forked, reap
 from tests.support.sessions import A, envelope, idle, make_mailer, send, statuses
 from tests.support.smtp.server import (
     Action,
@@ -317,3 +319,16 @@ def test_an_answer_is_an_answer(verb: str, action: Action, status: str) -> None:
         session.close()
         idle(first)
         assert second.connections == 0
+
+
+@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
+def test_a_fork_while_another_thread_connects(world: World) -> None:
+    """A lock that this thread holds at that moment does not stop the child."""
+
+    def work() -> None:
+        signal.alarm(20)  # ends a child that waits for ever
+        assert world.connect() == 'first:'
+
+    with world.failover._lock:
+        pid = forked(work)
+    assert reap(pid) == 0

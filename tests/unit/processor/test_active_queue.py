@@ -37,6 +37,27 @@ def test_fresh_and_retried_mail_in_turn() -> None:
     assert taken(active) == ['1-f', '5-r0', '5-f1', '5-r1', '5-f2', '5-r2', '5-r3']
 
 
+def test_throttled_mail_in_turn_with_the_rest() -> None:
+    """A mail that is put back each time because it is throttled holds up no other one, whatever its
+    priority, and is not held up itself; the others that were throttled have their turn too."""
+    active = ActiveQueue()
+    active.add([fresh(f'{priority}-f') for priority in range(1, 7)])
+    active.add([retried('5-r')])
+    order = []
+    for _ in range(12):
+        ticket = active.pop('ann')
+        assert ticket is not None
+        order.append(ticket.order)
+        if ticket.order in ('1-f', '2-f'):
+            active.put_back(ticket, throttled=True)
+    first, second = order[0::2], order[1::2]
+    assert first == ['1-f', '1-f', '1-f', '2-f', '1-f', '2-f']
+    assert second == ['5-r', '2-f', '3-f', '4-f', '5-f', '6-f']
+    assert len(active) == 2
+    active.put_back(fresh('3-f'))
+    assert active.backlog(0.0)[0] == 3
+
+
 def test_random_order_after_a_contention() -> None:
     """After a contention the next block is taken in random order, each mail once; the block after
     it has an order again."""

@@ -16,6 +16,7 @@ from pyramid_sendmail.scripts.children import (
     SupervisorLink,
     command_line,
 )
+from pyramid_sendmail.scripts.terminal import Waiting
 from tests.support.queues import until
 
 
@@ -68,6 +69,8 @@ def test_link() -> None:
         link.stopped(signal.SIGTERM)
         assert link.fail('wrong', 2) == 2
         assert ours.recv(100) == b'["error", "wrong"]\n'
+        link.counted('/q', Waiting(7000, 1.5))
+        assert ours.recv(100) == b'["counted", "/q", [7000, 1.5, false]]\n'
 
 
 def test_a_dead_supervisor_is_no_error() -> None:

@@ -390,6 +390,61 @@ def test_what_waits(options: list[str], capsys: pytest.CaptureFixture[str], tmp_
     assert line.endswith(' d)')
 
 
+class Counting(MaildirQueue):
+    """A queue whose mail is not counted to the end before the processor runs."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.running = threading.Event()
+
+    def stats(self) -> Any:
+        raise NotImplementedError
+
+    def count_waiting(self, limit: int | None = None) -> Any:
+        assert limit is not None or self.running.is_set()
+        return super().count_waiting(limit)
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counting:
+    monkeypatch.setattr(qp, 'COUNTED_AT_ONCE', 2)
+    queue = Counting(tmp_path)
+    queue.put([make_envelope(due=NOW + number) for number in range(3)]).publish()
+    return queue
+
+
+def test_more_waits_than_is_counted_at_once(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first line says so. The number is printed while the processor runs."""
+    monkeypatch.setattr(qp, 'COUNT_DELAY', 0.01)
+    printed = ''
+
+    def work(processor: Any, stop: threading.Event) -> None:
+        nonlocal printed
+        counting.running.set()
+        while '3 mails wait' not in printed:
+            printed += capsys.readouterr().err
+            time.sleep(0.005)
+
+    assert run('x.ini', processor=Processor(run=work), app=application(counting)) == 0
+    first, second = printed.splitlines()
+    assert first == f'psendmail-qp: watching {counting.path}: more than 2 mails wait'
+    assert second.startswith(f'psendmail-qp: {counting.path}: 3 mails wait, the oldest since 20')
+
+
+def test_a_run_that_ends_before_what_waits_is_counted(
+    counting: Counting, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No number is printed, and no thread stays."""
+    processor = Processor(run_once=once(Tally()))
+    assert run('x.ini', '--once', processor=processor, app=application(counting)) == 0
+    first, summary = without_time(capsys.readouterr().err).splitlines()
+    assert first == f'psendmail-qp: {counting.path}: more than 2 mails wait'
+    assert summary == 'psendmail-qp: 0 delivered, 0 deferred, 0 failed'
+    until(lambda: qp.COUNTING not in [each.name for each in threading.enumerate()])
+
+
 def test_a_queue_that_cannot_be_counted(capsys: pytest.CaptureFixture[str]) -> None:
     """The run itself says what is wrong with it; nothing is counted for --quiet."""
 

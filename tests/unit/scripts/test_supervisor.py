@@ -308,12 +308,14 @@ def test_what_waits_and_what_left(capsys: pytest.CaptureFixture[str]) -> None:
 
     stage.run(
         lambda: stage.reports(1, [*BEGIN, [3, 0.0]]),
+        lambda: stage.reports(1, ['counted', '/srv/mail', [7000, None, False]]),
         lambda: stage.ends(2, 1, ['end', 5, 0, 0, 0]),
-        lambda: stage.reports(2, [*BEGIN, [9, 0.0]]),
+        lambda: stage.reports(2, [*BEGIN, [9, 0.0]], ['counted', '/srv/mail', [8, None, False]]),
         stage.stop,
         later,
     )
-    first, *_, stopped, summary, last = capsys.readouterr().err.splitlines()
+    first, second, *_, stopped, summary, last = capsys.readouterr().err.splitlines()
+    assert second == 'psendmail-qp: /srv/mail: 7000 mails wait, none is due yet'
     assert 'watching /srv/mail with 2 processes: 3 mails wait, the oldest since 19' in first
     assert stopped == 'psendmail-qp: stopped by SIGTERM; unsent mail stays queued'
     assert last.startswith('psendmail-qp: subscribers failed once to handle an event')

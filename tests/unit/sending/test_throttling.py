@@ -28,7 +28,7 @@ from pyramid_sendmail.sending.throttling import (
 )
 from tests.support.doubles import RecordingMailer
 from tests.support.processors import ProcessorSetup, RecordingDispatcher, is_empty, log_levels
-from tests.support.queues import Clock, until
+from tests.support.queues import Clock, make_envelope, until
 from tests.support.sessions import make_mailer
 from tests.support.smtp.server import ScriptedSMTPServer, Session, reply, reply_then_drop
 
@@ -76,6 +76,12 @@ OTHER = [
     (452, '4.2.2 Daily message quota exceeded'),
     (451, '5.2.1 mailbox: rate limit'),
     (450, '4.1.1 rate limit'),
+    (452, '4.3.1 Mail system full: no space on volume /var/spool'),
+    (452, '4.3.4 Message line limit exceeded'),
+    (451, '4.3.5 Server configuration error: rate policy lookup failed'),
+    (450, '4.6.0 content: spam rate too high'),
+    (421, '4.4.2 your connection is below the minimum data rate'),
+    (421, 'Transfer rate too slow'),
     (452, '4.5.3 Too many recipients'),
     (452, '4.5.3 too many messages'),
     (421, 'Too many messages in this connection'),  # Exim
@@ -260,6 +266,25 @@ def test_a_mail_that_alone_is_throttled(sending: Sending) -> None:
     for number in range(2 * MAX_SUSPECTS):
         sending.throttled(f'other {number}')
     assert len(sending.throttle._suspects) == MAX_SUSPECTS
+
+
+def test_senders_that_are_throttled(sending: Sending) -> None:
+    """Mail of another one is tried first, until a mail is taken."""
+    assert sending.throttle.passes('eve')
+    for name in ('eve', 'mallory'):
+        sending.throttle.judge(name, outcome(SES), name)
+    assert not sending.throttle.passes('eve')
+    assert not sending.throttle.passes('mallory')
+    assert sending.throttle.passes('ann')
+    sending.take(1)
+    assert sending.throttle.passes('eve')
+    sending.clock.now += 9
+    sending.throttle.judge('3', outcome(SES), 'mallory')
+    assert sending.throttle.passes('eve')
+    assert not sending.throttle.passes('mallory')
+    for number in range(2 * MAX_SUSPECTS):
+        sending.throttle.slows(str(number), SES, str(number))
+    assert len(sending.throttle._senders) == MAX_SUSPECTS
 
 
 def test_no_mail_is_blamed_for_a_relay_that_takes_none(sending: Sending) -> None:
@@ -458,6 +483,61 @@ def test_a_quota_that_is_used_up(
             until(lambda: is_empty(setup))
     assert log_levels(caplog, 'available again') == ['WARNING']
     assert {event.attempt for event in setup.dispatcher.pending_events} == {1}
+
+
+@pytest.mark.parametrize('verb', ['RCPT', '421'])
+def test_a_mail_that_is_always_throttled_holds_up_no_other(
+    verb: str, smtp_server: ScriptedSMTPServer
+) -> None:
+    """Its sender or its recipient has a limit: mail that came later is sent in the meantime, even
+    if the relay closes the connection each time."""
+    clock = Clock(1000.0)
+    setup = ProcessorSetup(MemoryQueue())
+    setup.mailer = make_mailer(  # type: ignore[assignment]
+        smtp_server.host, smtp_server.port, timeouts=Timeouts(*[1e6] * 7)
+    )
+    refusal = (
+        reply(450, '4.7.1 rate limit') if verb == 'RCPT' else reply_then_drop(421, 'slow down')
+    )
+    smtp_server.always('RCPT', refusal, match='eve@')
+    setup.put('eve@example.org')
+    with setup.running(workers=2, monotonic=clock, pause=1.0, idle=1e9) as processor:
+        until(lambda: processor.current)
+        active_queue = processor.current.active_queue  # type: ignore[union-attr]
+        with passing(clock, active_queue.notify_waiters):
+            until(processor._throttle.retry_in)
+            for _ in range(4):
+                setup.put('ann@example.org')
+            setup.queue.wake()
+            until(lambda: smtp_server.accepted('ann@example.org') == 4)
+    assert smtp_server.accepted('eve@example.org') == 0
+
+
+def test_a_sender_who_is_throttled_holds_up_no_other(smtp_server: ScriptedSMTPServer) -> None:
+    """However much mail of that sender comes first, and though each try lets the next one wait
+    longer: it is passed over while the relay takes none."""
+    clock = Clock(1000.0)
+    setup = ProcessorSetup(MemoryQueue())
+    setup.mailer = make_mailer(  # type: ignore[assignment]
+        smtp_server.host, smtp_server.port, timeouts=Timeouts(*[1e6] * 7)
+    )
+    tried: list[float] = []
+
+    def refuse(session: Session) -> object:
+        tried.append(clock.now)
+        return reply(450, '4.7.1 rate limit')
+
+    smtp_server.always('MAIL', refuse, match='eve@')  # type: ignore[arg-type]
+    setup.queue.put([make_envelope(sender='eve@example.org') for _ in range(40)]).publish()
+    for _ in range(4):
+        setup.put('ann@example.org')
+    with setup.running(workers=1, monotonic=clock, pause=1.0, idle=1e9) as processor:
+        until(lambda: processor.current)
+        active_queue = processor.current.active_queue  # type: ignore[union-attr]
+        with passing(clock, active_queue.notify_waiters):
+            until(lambda: smtp_server.accepted('ann@example.org') == 4)
+    assert len(tried) < 20
+    assert len(setup.queue) == 40
 
 
 @pytest.mark.parametrize('code', [250, 550])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from zope.interface.verify import verifyObject
 
+from pyramid_sendmail.exceptions import QueueError
 from pyramid_sendmail.interfaces import IMonitoredQueue
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir.heartbeat import _version
@@ -147,3 +149,25 @@ def test_a_queue_with_a_heartbeat_is_a_queue(queue: MaildirQueue) -> None:
     again = MaildirQueue(queue.path, sync=False)
     again.prepare()
     again.put([make_envelope()]).publish()
+
+
+def test_what_waits(queue: MaildirQueue, clock: Clock) -> None:
+    """New and deferred mail is counted, and no hidden file; never further than the limit."""
+    assert queue.count_waiting() == queue.count_waiting(0) == (0, None)
+    queue.put([make_envelope(due=NOW + 60)]).publish()
+    assert queue.count_waiting(1) == (1, None)
+    for folder, name in (
+        ('new', '.hidden'),
+        ('failed', 'old'),
+        ('done', 'old'),
+        ('cur', 'foreign'),
+    ):
+        (Path(queue.path) / folder / name).touch()
+    clock.now = NOW + 90
+    assert queue.count_waiting() == queue.count_waiting(2) == (2, NOW + 60)
+    assert queue.count_waiting(1) is queue.count_waiting(0) is None
+    shutil.rmtree(queue.path)
+    assert queue.count_waiting() == (0, None)
+    Path(queue.path).touch()
+    with pytest.raises(QueueError):
+        queue.count_waiting()

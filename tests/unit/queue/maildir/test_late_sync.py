@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -15,11 +17,14 @@ import pytest
 
 from pyramid_sendmail.queue import MaildirQueue
 from pyramid_sendmail.queue.maildir import late_sync as module
+from pyramid_sendmail.queue.maildir.directory import Directory
 from pyramid_sendmail.queue.maildir.late_sync import LateSync
 from tests.support.folders import folder as tmp_path
-from tests.support.queues import Clock, make_envelope, until
+from tests.support.queues import Clock, forked, make_envelope, reap, until
 
 __all__ = ['tmp_path']
+
+FOLDER = Directory('/')
 
 
 class Syncs:
@@ -27,11 +32,13 @@ class Syncs:
 
     def __init__(self) -> None:
         self.count = 0
+        self.folders: list[Directory] = []
         self.go = threading.Event()
         self.go.set()
         self.error: OSError | None = None
 
-    def __call__(self) -> None:
+    def __call__(self, folder: Directory) -> None:
+        self.folders.append(folder)
         assert self.go.wait(60)
         self.count += 1
         if self.error is not None:
@@ -69,11 +76,11 @@ def test_commits_share_a_sync() -> None:
     late = LateSync(syncs, '/queue')
     syncs.go.clear()
     for _ in range(5):
-        late.request()
+        late.request(FOLDER)
     syncs.go.set()
     until(lambda: syncs.count >= 1)
     for _ in range(20):
-        late.request()
+        late.request(FOLDER)
         time.sleep(0.001)
     until(lambda: not late._wanted)
     assert 2 <= syncs.count <= 7
@@ -85,7 +92,7 @@ def test_the_thread_ends_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     syncs = Syncs()
     late = LateSync(syncs, '/queue')
     for count in (1, 2):
-        late.request()
+        late.request(FOLDER)
         until(lambda count=count: syncs.count == count)
         until(lambda: not any('late sync' in each.name for each in threading.enumerate()))
 
@@ -95,13 +102,13 @@ def test_a_sync_that_fails_is_said(caplog: pytest.LogCaptureFixture) -> None:
     syncs = Syncs()
     syncs.error = OSError(errno.EIO, 'Input/output error')
     late = LateSync(syncs, '/queue')
-    late.request()
+    late.request(FOLDER)
     until(lambda: bool(caplog.records))
     (record,) = caplog.records
     assert record.levelno == logging.CRITICAL
     assert '/queue: new/ could not be synced' in record.getMessage()
     syncs.error = None
-    late.request()
+    late.request(FOLDER)
     until(lambda: syncs.count == 2)
 
 
@@ -114,8 +121,8 @@ def test_without_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     syncs = Syncs()
     late = LateSync(syncs, '/queue')
     monkeypatch.setattr(late._threads, 'start', fail)
-    late.request()
-    late.request()
+    late.request(FOLDER)
+    late.request(FOLDER)
     assert syncs.count == 2
 
 
@@ -124,11 +131,13 @@ def test_a_process_that_exits_syncs_first() -> None:
     code = (
         'import os\n'
         'from pyramid_sendmail.queue.maildir import late_sync as module\n'
+        'from pyramid_sendmail.queue.maildir.directory import Directory\n'
         'module._GATHER_TIME = 60.0\n'
-        'late = module.LateSync(lambda: print("synced", os.getpid(), flush=True), "/queue")\n'
-        'late.request()\n'
+        'say = lambda folder: print("synced", os.getpid(), flush=True)\n'
+        'late = module.LateSync(say, "/queue")\n'
+        'late.request(Directory("/"))\n'
         'if not os.fork():\n'
-        '    late.request()\n'
+        '    late.request(Directory("/"))\n'
         '    raise SystemExit\n'
         'os.wait()\n'
     )
@@ -137,3 +146,52 @@ def test_a_process_that_exits_syncs_first() -> None:
     )
     lines = run.stdout.split('\n')[:-1]
     assert len(set(lines)) == 2, run
+
+
+@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
+def test_a_fork_while_the_disk_is_busy() -> None:
+    """The child syncs what it publishes, and exits, though the parent has begun a sync."""
+    syncs = Syncs()
+    late = LateSync(syncs, '/queue')
+    syncs.go.clear()
+    late.request(FOLDER)
+    until(late._syncing.locked)
+
+    def work() -> None:
+        signal.alarm(20)  # ends a child that waits for ever
+        syncs.go = threading.Event()
+        syncs.go.set()
+        late.request(FOLDER)
+        until(lambda: syncs.count == 1)
+        late._finish(1.0)
+
+    assert reap(forked(work)) == 0
+    syncs.go.set()
+    until(lambda: syncs.count == 1)
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+def test_a_queue_that_was_replaced(
+    moment: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is synced is the folder that the mail is in: that of the vote, where the new queue must
+    not have a second one, or where the queue is replaced before the sync."""
+    path = tmp_path / 'queue'
+    queue = MaildirQueue(str(path), late_sync=True, clock=Clock())
+    synced = Syncs()
+    assert queue._late_sync is not None
+    queue._late_sync._sync = synced
+    put = queue.put([make_envelope()])
+    if moment == 'after':
+        put.publish()
+    shutil.copytree(path, tmp_path / 'copy', ignore=shutil.ignore_patterns('trigger'))
+    path.rename(tmp_path / 'old')
+    (tmp_path / 'copy').rename(path)
+    queue.check_writable()
+    if moment == 'before':
+        put.publish()
+    until(lambda: synced.count == 1)
+    [name] = os.listdir(tmp_path / 'old/new')
+    assert synced.folders[0].path() == str(tmp_path / 'old/new')
+    assert synced.folders[0].holds(name)
+    queue.close()

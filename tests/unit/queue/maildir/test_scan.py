@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pyramid_sendmail.queue.maildir.filename import parse, ticket_of
 from pyramid_sendmail.queue.maildir.files import QueueFiles
 from pyramid_sendmail.queue.maildir.scan import FolderScan, ScanLimits
 from pyramid_sendmail.queue.ticket import Ticket
-from tests.support.queues import NOW, Clock, claimed, deferred, make_envelope
+from tests.support.queues import NOW, Clock, claimed, deferred, forked, make_envelope, reap
 
 LONGEST = 3600.0
 
@@ -197,3 +198,17 @@ def test_a_scan_for_a_time_in_the_past(queue: MaildirQueue) -> None:
     claimed(queue).settle([deferred(envelope)], retry_at=NOW + 99 + LONGEST, report=False)
     queue.put([fresh]).publish()
     assert queue.scan(NOW) == ([], NOW + 50)
+
+
+@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
+def test_a_fork_while_another_thread_scans(queue: MaildirQueue) -> None:
+    """A lock that this thread holds at that moment does not stop the processor of the child."""
+    queue.put([make_envelope()]).publish()
+
+    def work() -> None:
+        signal.alarm(20)  # ends a child that waits for ever
+        assert len(queue.scan(NOW)[0]) == 1
+
+    with queue._scanner._lock:
+        pid = forked(work)
+    assert reap(pid) == 0
