@@ -181,7 +181,7 @@ def _sent_and_stopped(place: Place) -> None:
         claim = _claimed(place)
         outcome = _leave(place, claim)
         recorder = place.recorder()
-        events, retry_at = recorder._classify(claim, outcome, Relay.name)
+        events, retry_at = recorder._classify(claim, outcome, Relay.name, ())
         claim.settle(events, retry_at=retry_at)
 
     assert reap(forked(work)) == 0

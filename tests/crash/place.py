@@ -323,7 +323,12 @@ class Place:
 
     def _tidy(self, after: dict[str, Found], log: Lines) -> None:
         assert {found.folder for found in after.values()} <= {'failed'}, after
-        beside = {path.name for path in self.path.iterdir()} - {*FOLDERS, 'trigger', 'reasons'}
+        beside = {path.name for path in self.path.iterdir()} - {
+            *FOLDERS,
+            'trigger',
+            'reasons',
+            'processor',
+        }
         assert beside == set(), f'left beside the folders: {beside}'
         assert log.about('Traceback') == []
 

@@ -242,7 +242,8 @@ def _dispatched(place: Place, id: str, to: str, kind: str) -> None:
 
 
 def _nothing_left(place: Place) -> None:
-    beside = {path.name for path in place.path.iterdir()} - {*FOLDERS, 'trigger', 'reasons'}
+    known = {*FOLDERS, 'trigger', 'reasons', 'processor'}
+    beside = {path.name for path in place.path.iterdir()} - known
     assert beside == set(), beside
 
 

@@ -33,7 +33,7 @@ _BY_DESCRIPTOR = (
     *('fsync', 'fdatasync', 'fstat', 'ftruncate', 'fchmod', 'lseek', 'dup'),
     *('posix_fadvise', 'posix_fallocate'),
 )
-_ELSEWHERE = ('scandir', 'pipe2', 'pipe', 'flock', 'lockf')
+_ELSEWHERE = ('scandir', 'pipe2', 'pipe', 'flock', 'lockf', 'fcntl')
 
 NAMES = frozenset((*_BY_PATH, *_BY_DESCRIPTOR, *_ELSEWHERE))
 """What is watched, used by the queue today or not."""
@@ -102,7 +102,7 @@ class Watch:
         self._replace(os, 'scandir', self._scandir(os.scandir))
         for name in ('pipe', 'pipe2'):
             self._replace(os, name, self._pipe(name, getattr(os, name)))
-        for name in ('flock', 'lockf'):
+        for name in ('flock', 'lockf', 'fcntl'):
             self._replace(fcntl, name, self._watched(name, getattr(fcntl, name)))
         return self
 

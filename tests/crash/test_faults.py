@@ -321,7 +321,7 @@ class Shim:
             words.append('between')
         place.verify(log, reasons=not lasting)
         operation.check(place)
-        unsafe = call.phase == 'publish' and call.place == 'new/'
+        unsafe = call.phase == 'publish' and call.step == 'fsync new/'
         return Outcome(', '.join(words), critical, staged or unsafe)
 
 

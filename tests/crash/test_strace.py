@@ -24,6 +24,7 @@ KINDS = {
     'openat': 'open',
     'fadvise64': 'posix_fadvise',
     'pread64': 'pread',
+    'utimensat': 'utime',
     'pwrite64': 'pwrite',
     'newfstatat': 'stat',
     'statx': 'stat',
@@ -111,8 +112,21 @@ def test_the_watch_misses_no_call(tmp_path: Path, name: str, count: Count) -> No
     strace = shutil.which('strace')
     if strace is None:
         pytest.skip('needs strace (Debian: apt-get install strace)')
-    output = tmp_path / 'strace'
-    code = f'from tests.crash.test_strace import main; main({str(tmp_path)!r}, {name!r})'
+    for attempt in range(3):
+        # Where a thread is in the middle of a call at the last mark, one of the two counts it.
+        seen, made = _seen_and_made(strace, tmp_path / str(attempt), name)
+        if seen == made:
+            break
+    assert made == seen
+    assert seen.total() > 3
+    count('system calls compared with strace', name, seen.total())
+
+
+def _seen_and_made(strace: str, folder: Path, name: str) -> tuple[Counter[str], Counter[str]]:
+    """Play an operation under strace; return what the watch has seen, and what strace has."""
+    folder.mkdir()
+    output = folder / 'strace'
+    code = f'from tests.crash.test_strace import main; main({str(folder)!r}, {name!r})'
     command = [strace, '-f', '-y', '-qq', '-s', '9', '-e', 'trace=%file,%desc', '-o', str(output)]
     done = subprocess.run(
         [*command, sys.executable, '-W', 'ignore', '-c', code],
@@ -123,8 +137,6 @@ def test_the_watch_misses_no_call(tmp_path: Path, name: str, count: Count) -> No
     if 'ptrace' in done.stderr.lower():
         pytest.skip(f'strace is not allowed here: {done.stderr.strip()}')
     assert done.returncode == 0, done.stderr
-    seen = Counter(json.loads((tmp_path / 'seen').read_text()))
+    seen = Counter(json.loads((folder / 'seen').read_text()))
     lines = output.read_text(errors='replace').splitlines()
-    assert traced(lines, str(tmp_path / 'bench' / 'queue')) == seen
-    assert seen.total() > 3
-    count('system calls compared with strace', name, seen.total())
+    return seen, traced(lines, str(folder / 'bench' / 'queue'))

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Observer:
         self.queue = queue
         self.found: list[list[str]] = []
 
-    def notify(self) -> None:
+    def notify(self, names: Sequence[str]) -> None:
         self.found.append([name.partition('/')[0] for name in files(self.queue)])
 
 

@@ -105,7 +105,7 @@ def test_reload(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     folder.mkdir()
     code = folder / 'shop_of_test_reload.py'
     code.write_text(APPLICATION.replace('import Conf', 'import Nonsense; from x import Conf'))
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(folder), os.environ['PYTHONPATH']]))
+    monkeypatch.setenv('PYTHONPATH', f'{folder}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
     ini = place.ini('call:shop_of_test_reload:main')
     child = place.start(ini, '--reload', group=True)
 

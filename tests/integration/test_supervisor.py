@@ -177,7 +177,7 @@ def test_a_child_is_killed_with_once(place: Place, go_on: threading.Event) -> No
     child.says('process 2 of 2 was killed by SIGKILL', SOON)
     go_on.set()
     assert child.wait(SOON) == 128 + signal.SIGKILL
-    assert 'again' not in child.text
+    assert 'starts again' not in child.text
 
 
 @pytest.mark.slow

@@ -41,11 +41,14 @@ def missing(peer: str) -> str:
 def free_ports(count: int) -> list[int]:
     """Ports of the loopback address that are free.
 
-    They are below those that the system chooses by itself, so that they stay free.
+    They are below those that the system chooses by itself, and each process of pytest-xdist has its
+    own, so that they stay free while a relay is stopped.
     """
+    worker = int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw'))
+    first = 11_000 + worker % 16 * 1_300
     ports: list[int] = []
     while len(ports) < count:
-        port = random.randrange(11_000, 32_000)
+        port = random.randrange(first, first + 1_300)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

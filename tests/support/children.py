@@ -22,7 +22,7 @@ MODULE = [sys.executable, '-m', 'pyramid_sendmail.scripts.qp']
 SCRIPT = [str(Path(sys.executable).with_name('psendmail-qp'))]
 QUIET = 'call:tests.support.applications:quiet'
 
-PROMPT = 5.0
+PROMPT = 15.0
 """Seconds within which a process that is asked to stop has to be gone."""
 
 
