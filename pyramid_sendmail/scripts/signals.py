@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import _thread
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from ..threads import BackgroundThread
 
 __all__ = ['EXIT_SIGNAL', 'SCAN_SIGNAL', 'Signals', 'blocked_signals', 'unblock_signals']
 
@@ -30,6 +33,10 @@ class Signals:
     gets Ctrl-C sends SIGTERM to its children, which had the SIGINT of the terminal already.
 
     SCAN_SIGNAL calls ``scan_now``, once there is one: whatever starts later scans anyway.
+
+    Python calls a handler in the main thread alone, when that has something to do. The system may
+    give a signal to another thread, while the main thread has one already: so a thread waits for
+    all of them, and calls ``wake``.
     """
 
     def __init__(self, wake: Callable[[], None] | None = None) -> None:
@@ -65,6 +72,7 @@ class Signals:
             self.scan_now()
 
     def __enter__(self) -> Signals:
+        self._write_end = None if _has_wakeup_fd() else self._start_listening()
         self._before = {
             number: signal.signal(number, self._handle)
             for number in STOPPING
@@ -74,6 +82,22 @@ class Signals:
             SCAN_SIGNAL, lambda number, frame: self.request_scan()
         )
         return self
+
+    def _start_listening(self) -> int:
+        """Start the thread; return the descriptor whose end ends it."""
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(write_end, False)
+        BackgroundThread(
+            target=self._listen, args=(read_end,), name='pyramid_sendmail signals', daemon=True
+        ).start()
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        return write_end
+
+    def _listen(self, read_end: int) -> None:
+        with open(read_end, 'rb', 0) as signals:
+            while signals.read(64):
+                if self.wake is not None:
+                    self.wake()
 
     def _handle(self, number: int, frame: object) -> None:
         if number == self._requested:
@@ -87,8 +111,19 @@ class Signals:
         self.wake()
 
     def __exit__(self, *exc_info: object) -> None:
+        if self._write_end is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._write_end)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def _has_wakeup_fd() -> bool:
+    """Whether a signal is written to a descriptor already: the supervisor has its own."""
+    before = signal.set_wakeup_fd(-1)
+    if before != -1:
+        signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+    return before != -1
 
 
 @contextmanager

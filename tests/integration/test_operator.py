@@ -87,6 +87,19 @@ def test_a_signal_to_scan(processes: int, place: Place) -> None:
     assert child.stop() == 0
 
 
+@pytest.mark.parametrize('first', [signal.SIGUSR1, signal.SIGINT])
+def test_two_signals_at_once(first: int, place: Place) -> None:
+    """The system may give the second one to another thread than the main thread, which alone
+    handles it: it counts all the same."""
+    child = place.start(place.ini())
+    child.says('watching')
+    until((Path(place.queue.path) / 'processor').exists, 20)
+    child.signal(first)
+    child.signal(signal.SIGTERM)
+    assert child.wait() == 0
+    assert child.text.count('stopped by') == 1
+
+
 def test_a_processor_is_seen(place: Place) -> None:
     """The file beside the queue names the process that runs."""
     child = place.start(place.ini())
