@@ -9,6 +9,7 @@ from zope.interface import implementer
 from ..envelope import PendingEvent
 from ..events.dispatcher import EVENT_RETRY_DELAY
 from ..interfaces import IMailClaim
+from ..sending.wrapped_claim import WrappedClaim
 
 __all__ = ['DirectClaim']
 
@@ -17,7 +18,7 @@ TICKET_RESOLUTION = 0.001
 
 
 @implementer(IMailClaim)
-class DirectClaim:
+class DirectClaim(WrappedClaim):
     """A claim that has the queue scanned when one of its events is due again.
 
     ``scan(at)``: called with the time of the scan, in epoch seconds. ``throttled()``: called when
@@ -31,39 +32,23 @@ class DirectClaim:
         throttled: Callable[[], object],
         clock: Callable[[], float],
     ) -> None:
-        self._claim = claim
+        super().__init__(claim)
         self._scan = scan
         self._throttled = throttled
         self._clock = clock
         self._reporting = False
         self.envelope = claim.envelope
         self.todo = claim.todo
-        self.since = claim.since
         self.interrupted = claim.interrupted
-        self.ambiguous = claim.ambiguous
-
-    @property
-    def attempt(self) -> int:
-        return self._claim.attempt
-
-    @property
-    def pending_events(self) -> Sequence[PendingEvent]:
-        return self._claim.pending_events
 
     def mark_ambiguous(self, recipients: Sequence[str]) -> None:
         self._claim.mark_ambiguous(recipients)
-
-    def clear_ambiguous(self) -> None:
-        self._claim.clear_ambiguous()
 
     def settle(
         self, events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
     ) -> None:
         self._claim.settle(events, retry_at=retry_at, report=report)
         self._reporting = report
-
-    def acknowledge(self, events: Iterable[PendingEvent]) -> None:
-        self._claim.acknowledge(events)
 
     def retry_events(self, events: Iterable[PendingEvent], due: float) -> None:
         self._claim.retry_events(events, due)

@@ -11,23 +11,24 @@ from ..exceptions import DamagedMail
 from ..interfaces import IMailClaim, IMailEventDispatcher
 from ..queue.history import printable
 from ..queue.ticket import Ticket
+from ..sending.wrapped_claim import WrappedClaim
 from .run import Run
 
 __all__ = ['DamagedClaim', 'TrackedClaim', 'dispatch_damaged']
 
 
 @implementer(IMailClaim)
-class TrackedClaim:
+class TrackedClaim(WrappedClaim):
     """A claim that reports to its run when the mail or an event is due again, and when it
     is released without an attempt or with an event that was not dispatched."""
 
     __slots__ = (
-        *('_claim', '_event_pending', '_run', '_settled', '_ticket'),
+        *('_event_pending', '_run', '_settled', '_ticket'),
         *('envelope', 'interrupted', 'mark_ambiguous', 'todo'),
     )
 
     def __init__(self, claim: IMailClaim, run: Run, ticket: Ticket) -> None:
-        self._claim = claim
+        super().__init__(claim)
         self._run = run
         self._ticket = ticket
         self._settled = False
@@ -38,25 +39,6 @@ class TrackedClaim:
         self.interrupted = claim.interrupted
         self.mark_ambiguous = claim.mark_ambiguous
 
-    @property
-    def attempt(self) -> int:
-        return self._claim.attempt
-
-    @property
-    def since(self) -> float:
-        return self._claim.since
-
-    @property
-    def ambiguous(self) -> tuple[str, ...]:
-        return self._claim.ambiguous
-
-    @property
-    def pending_events(self) -> Sequence[PendingEvent]:
-        return self._claim.pending_events
-
-    def clear_ambiguous(self) -> None:
-        self._claim.clear_ambiguous()
-
     def settle(
         self, events: Sequence[PendingEvent], *, retry_at: float | None = None, report: bool = True
     ) -> None:
@@ -65,9 +47,6 @@ class TrackedClaim:
         self._event_pending = report
         if retry_at is not None:
             self._run.due_again(retry_at)
-
-    def acknowledge(self, events: Iterable[PendingEvent]) -> None:
-        self._claim.acknowledge(events)
 
     def retry_events(self, events: Iterable[PendingEvent], due: float) -> None:
         self._claim.retry_events(events, due)

@@ -9,5 +9,6 @@ decides when the relay may be used, for the queue processor and for direct deliv
 ``refusals``          a relay that refuses every mail in the same words
 ``rate_limiter``      ``mail.rate``, and the pace of a relay that throttles
 ``throttling``        a relay that says that mail comes too fast
+``wrapped_claim``     what a claim around another one passes on
 ====================  ==========================================================
 """
